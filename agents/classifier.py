@@ -1,0 +1,155 @@
+"""The supervised agent: one network trained with cross-entropy, a new optimizer at every task."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from plastibench.agents.images import Normalise, crop_and_flip
+from plastibench.network import Network, seeded
+from plastibench.seeds import derive, generator
+
+if TYPE_CHECKING:
+    from plastibench.agents.recipe import Recipe
+    from plastibench.envs.stream import TaskStream
+
+_EVALUATION_BATCH = 1024
+
+
+class Classifier:
+    """A classifier on a task stream.
+
+    Attributes:
+        networks: Its networks by role; here ``classifier`` alone.
+        batch_size: Samples per update.
+        label: Precision of the arithmetic, for the result.
+    """
+
+    def __init__(self, recipe: Recipe, env: TaskStream, seed: int, device: torch.device) -> None:
+        self.recipe = recipe
+        self.batch_size = recipe.batch_size
+        self.label = recipe.precision
+        self._device = device
+        self._pad = env.augment_pad
+        self._augmentation = generator(seed, "augmentation", device)
+        self._normalise = Normalise(env.dataset.mean, env.dataset.std, device)
+        build = functools.partial(recipe.module, env.image_shape, env.classes)
+        with seeded(derive(seed, "init")):
+            module = build().to(device)
+        self._network = Network(
+            module,
+            self._new_optimizer(module),
+            self._loss,
+            fresh=build,
+            role="classifier",
+            generator=generator(seed, "intervention"),
+        )
+        self.networks = {"classifier": self._network}
+        self._forward: Callable[[Tensor], Tensor] = module
+        if recipe.compile != "no":
+            self._forward = torch.compile(module, mode=None if recipe.compile == "default" else recipe.compile)
+        self._update = 0  # of this task
+        self._updates = 1
+        self._sums = torch.zeros(3, device=device)  # loss, gradient norm before clipping, updates
+
+    def begin_task(self, updates: int) -> None:
+        """Start a task of so many updates with a new optimizer and learning-rate schedule."""
+        self._network.optimizer = self._new_optimizer(self._network.module)
+        self._update, self._updates = 0, updates
+
+    def update(self, batch: TensorDictBase) -> None:
+        """One optimizer step on ``image`` uint8 [B, C, H, W] and ``label`` [B]; nothing waits for the device."""
+        network, optimizer = self._network, self._network.optimizer
+        assert optimizer is not None
+        for group in optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        images = batch["image"]
+        if self._pad:
+            images = crop_and_flip(images, self._pad, self._augmentation)
+        with self._autocast():
+            loss = F.cross_entropy(self._forward(self._normalise(images)), batch["label"])
+        total = loss
+        for penalty in network.penalties:
+            if (extra := penalty(network, batch)) is not None:
+                total = total + extra
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        limit = self.recipe.clip or math.inf
+        norm = nn.utils.clip_grad_norm_(network.module.parameters(), limit)
+        optimizer.step()
+        self._sums += torch.stack([loss.detach(), norm, torch.ones_like(norm)])
+        self._update += 1
+
+    def take_averages(self) -> dict[str, float]:
+        """Mean loss and gradient norm of the updates since the last call; waits for the device once."""
+        loss, norm, updates = self._sums.tolist()
+        self._sums.zero_()
+        return {"loss": loss / updates, "gradient-norm": norm / updates} if updates else {}
+
+    @torch.no_grad()
+    def logits(self, images: Tensor, module: nn.Module | None = None) -> Tensor:
+        """Outputs in eval mode: uint8 [N, C, H, W] -> float32 [N, K].
+
+        Args:
+            images: On any device.
+            module: What to evaluate instead of the network itself (a slow copy).
+        """
+        module = module if module is not None else self._network.module
+        training = module.training
+        module.eval()
+        with self._autocast():
+            parts = [module(self._normalise(part.to(self._device))).float() for part in images.split(_EVALUATION_BATCH)]
+        module.train(training)
+        return torch.cat(parts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that an exact resume needs."""
+        assert self._network.optimizer is not None
+        return {
+            "module": self._network.module.state_dict(),
+            "optimizer": self._network.optimizer.state_dict(),
+            "task": [self._update, self._updates],
+            "sums": self._sums,
+            "augmentation": self._augmentation.get_state(),
+            "intervention": self._network.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        self._network.module.load_state_dict(state["module"])
+        self.begin_task(1)
+        assert self._network.optimizer is not None
+        self._network.optimizer.load_state_dict(state["optimizer"])
+        self._update, self._updates = state["task"]
+        self._sums.copy_(state["sums"])
+        self._augmentation.set_state(state["augmentation"].cpu())
+        self._network.generator.set_state(state["intervention"].cpu())
+
+    def _loss(self, module: nn.Module, batch: TensorDictBase) -> Tensor:
+        """The training loss without augmentation: what interventions score with."""
+        return F.cross_entropy(module(self._normalise(batch["image"])), batch["label"])
+
+    def _new_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        recipe = self.recipe
+        return torch.optim.AdamW(module.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+
+    def _learning_rate(self) -> float:
+        """Linear from 0 over the warm-up, then cosine to 0 or constant, within the task (Table 1)."""
+        recipe = self.recipe
+        warmup = recipe.warmup * self._updates
+        if self._update < warmup:
+            return recipe.lr * self._update / warmup
+        if recipe.schedule == "constant":
+            return recipe.lr
+        progress = (self._update - warmup) / max(1.0, self._updates - warmup)
+        return recipe.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")

@@ -1,0 +1,39 @@
+"""From stored uint8 images to network input, on the device: augmentation and normalisation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Normalise:
+    """uint8 [B, C, H, W] to float32 with the data set's channel means and deviations."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:
+        self._scale = torch.tensor([1 / (255 * s) for s in std], device=device)[:, None, None]
+        self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)[:, None, None]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalise a batch."""
+        return torch.addcmul(self._shift, images.float(), self._scale)
+
+
+def crop_and_flip(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
+    """Random crop after zero padding, and random horizontal flip, drawn for each sample (Lee et al. 2024).
+
+    Args:
+        images: [B, C, H, W], any type.
+        pad: Pixels of padding on each side.
+        generator: On the images' device.
+    """
+    count, _, height, width = images.shape
+    device = images.device
+    offset = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator, device=device)
+    flip = torch.rand(count, 1, generator=generator, device=device) < 0.5
+    rows = torch.arange(height, device=device) + offset[0]  # [B, H]
+    columns = torch.arange(width, device=device)
+    columns = torch.where(flip, columns.flip(0), columns) + offset[1]  # [B, W]
+    padded = F.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1)  # [B, H+2p, W+2p, C]
+    sample = torch.arange(count, device=device)[:, None, None]
+    return padded[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -1,0 +1,35 @@
+"""A plain multilayer perceptron: the network in which plasticity loss was first described."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from plastibench.agents.recipe import Recipe
+from plastibench.options import option
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class MLP(Recipe):
+    """Linear and ReLU layers on the flattened image; no weight decay, constant learning rate."""
+
+    weight_decay: float = option(0.0, "decoupled weight decay", low=0)
+    batch_size: int = option(64, "samples per update", low=1)
+    warmup: float = option(0.0, "share of a task's updates over which the learning rate rises from 0", low=0, high=1)
+    schedule: Literal["cosine", "constant"] = option("constant", "learning rate after the warm-up, within each task")
+    width: int = option(128, "units per hidden layer", low=1)
+    hidden: int = option(2, "hidden layers", low=1)
+
+    def module(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
+        """The untrained network for images of ``shape`` (C, H, W)."""
+        from torch import nn
+
+        layers: list[nn.Module] = [nn.Flatten()]
+        inputs = shape[0] * shape[1] * shape[2]
+        for _ in range(self.hidden):
+            layers += [nn.Linear(inputs, self.width), nn.ReLU()]
+            inputs = self.width
+        return nn.Sequential(*layers, nn.Linear(inputs, classes))

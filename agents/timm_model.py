@@ -1,0 +1,33 @@
+"""Any image model of timm, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from plastibench.agents.recipe import Recipe
+from plastibench.errors import UserError, did_you_mean
+from plastibench.options import option
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class TimmModel(Recipe):
+    """A timm model, untrained, for the images of the task stream."""
+
+    model: str = option("resnet18", "a name from timm.list_models()")
+
+    def module(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
+        """The untrained network for images of ``shape`` (C, H, W)."""
+        import timm
+
+        if not timm.is_model(self.model):
+            raise UserError(f"agent timm: no model '{self.model}'{did_you_mean(self.model, timm.list_models())}")
+        options = {"in_chans": shape[0], "num_classes": classes}
+        try:
+            model: nn.Module = timm.create_model(self.model, img_size=shape[1:], **options)
+        except TypeError:  # models that take any image size have no such option
+            model = timm.create_model(self.model, **options)
+        return model

@@ -1,0 +1,68 @@
+"""Vision transformers: timm's, in the sizes of the paper (A.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from plastibench.agents.recipe import Recipe
+from plastibench.errors import UserError
+from plastibench.options import option
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class VisionTransformer(Recipe):
+    """A vision transformer with class token.
+
+    ``variant="hnt"`` follows the code of Lee et al. 2024 (dojeon-ai/Hare-Tortoise) where it differs from timm:
+    LayerNorms around the patch projection, no bias in QKV, PyTorch's default Linear initialisation, position
+    embedding and class token drawn from N(0, 1), LayerNorm eps 1e-5.
+    """
+
+    patch_size: int = option(4, "side of a square patch, in pixels", low=1)
+    dim: int = option(192, "width of the residual stream", low=1)
+    depth: int = option(12, "number of blocks", low=1)
+    heads: int = option(3, "attention heads", low=1)
+    mlp_ratio: float = option(4.0, "hidden width of an MLP block over dim", low=0.01)
+    dropout: float = option(0.1, "dropout of embedding, attention, projections and MLPs", low=0, high=0.99)
+    variant: Literal["timm", "hnt"] = option("timm", "whose architecture and initialisation")
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+
+    def module(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
+        """The untrained network for images of ``shape`` (C, H, W)."""
+        from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
+
+        channels, height, width = shape
+        if height % self.patch_size or width % self.patch_size:
+            raise UserError(f"agent: patch-size {self.patch_size} does not divide images of {height}x{width} pixels")
+        options = {
+            "img_size": (height, width),
+            "patch_size": self.patch_size,
+            "in_chans": channels,
+            "num_classes": classes,
+            "embed_dim": self.dim,
+            "depth": self.depth,
+            "num_heads": self.heads,
+            "mlp_ratio": self.mlp_ratio,
+            "proj_drop_rate": self.dropout,
+            "attn_drop_rate": self.dropout,
+            "pos_drop_rate": self.dropout,
+        }
+        if self.variant == "timm":
+            return TimmVisionTransformer(**options)
+        from torch import nn
+
+        from plastibench.agents.patch_embed import NormalisedPatchEmbed
+
+        model = TimmVisionTransformer(
+            **options, qkv_bias=False, embed_layer=NormalisedPatchEmbed, norm_layer=nn.LayerNorm, weight_init="skip"
+        )
+        nn.init.normal_(model.pos_embed)
+        nn.init.normal_(model.cls_token)
+        return model

@@ -1,0 +1,45 @@
+"""Environments: task streams over image data. Importing this package registers their names, here and in gymnasium."""
+
+from __future__ import annotations
+
+import gymnasium
+
+from plastibench.registry import envs
+
+_GROWING = "plastibench.envs.growing:Growing"
+_TINY = {"epochs": 40, "evaluate_every": 5}  # paper, section 4
+
+envs.add(
+    "cl-digits",
+    _GROWING,
+    "the paper's growing, ever cleaner data in small: 200 8x8 digits; no download, half a minute on a CPU",
+    dataset="digits",
+    train_size=200,
+    epochs=150,
+    evaluate_every=30,
+    augment="none",
+)
+envs.add("cl-mnist", _GROWING, "growing, ever cleaner MNIST", dataset="mnist", augment="none")
+envs.add("cl-fashion-mnist", _GROWING, "growing, ever cleaner Fashion-MNIST", dataset="fashion-mnist", augment="none")
+envs.add("cl-cifar10", _GROWING, "growing, ever cleaner CIFAR-10", dataset="cifar10")
+envs.add("cl-cifar100", _GROWING, "the paper's scenario: growing, ever cleaner CIFAR-100", dataset="cifar100")
+envs.add(
+    "cl-tiny-imagenet",
+    _GROWING,
+    "the paper's second scenario: growing, ever cleaner Tiny-ImageNet",
+    dataset="tiny-imagenet",
+    **_TINY,
+)
+envs.add("cl-imagefolder", _GROWING, "growing, ever cleaner images of your own (--env.path)", dataset="imagefolder")
+envs.add(
+    "relabel-digits",
+    "plastibench.envs.relabel:Relabel",
+    "1,200 digits whose labels are drawn at random anew for each of 20 tasks; seconds on a CPU",
+    dataset="digits",
+    train_size=1200,
+)
+
+for _name in envs.builtin:
+    gymnasium.register(
+        f"plastibench/{_name}-v0", entry_point="plastibench.envs.scenario:make_stream", kwargs={"name": _name}
+    )

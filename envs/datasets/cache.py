@@ -1,0 +1,118 @@
+"""Decoded arrays on disk, so that a data set is decoded once: checked when read, written whole or not at all.
+
+The folder ``.plastibench-cache`` in the data folder may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from plastibench.envs.datasets.base import ImageDataset
+from plastibench.errors import UserError
+
+FORMAT = 1
+_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+class _DamagedCacheError(Exception):
+    """A cache entry that cannot be used; the message names the file."""
+
+
+def cache_entry(data_dir: Path, name: str, fingerprint: str = "") -> Path:
+    """Name the folder of one cache entry.
+
+    Args:
+        data_dir: The data folder.
+        name: The data set's name; enough on its own for sources whose checksums are known.
+        fingerprint: Stands for the present state of any other source.
+    """
+    return data_dir / ".plastibench-cache" / "-".join(filter(None, (name, fingerprint, f"v{FORMAT}")))
+
+
+def load_or_build(entry: Path, build: Callable[[], ImageDataset]) -> ImageDataset:
+    """Read the cache entry; where there is none, or a damaged one, build the data set and store it."""
+    damage = None
+    if entry.is_dir():
+        try:
+            return _read(entry)
+        except _DamagedCacheError as error:
+            damage = error
+    try:
+        dataset = build()
+    except UserError as error:
+        if damage is None:
+            raise
+        raise UserError(f"{damage}; it cannot be rebuilt ({error}): delete {entry} and fetch the data again") from error
+    try:
+        _store(entry, dataset)
+    except OSError as error:  # a read-only or full disk costs the next start some time, not this run
+        warnings.warn(f"{dataset.name} is not cached: cannot write {entry} ({error.strerror or error})", stacklevel=2)
+    return dataset
+
+
+def _read(entry: Path) -> ImageDataset:
+    file = entry / "meta.json"
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+        if meta["format"] != FORMAT:
+            raise ValueError(f"format {meta['format']} instead of {FORMAT}")
+        arrays = {}
+        for array_name in _ARRAYS:
+            file = entry / f"{array_name}.npy"
+            expected = meta["arrays"][array_name]
+            if _sha256(file) != expected["sha256"]:
+                raise ValueError("wrong checksum")
+            arrays[array_name] = np.load(file, allow_pickle=False)
+            if list(arrays[array_name].shape) != expected["shape"]:
+                raise ValueError("wrong shape")
+        classes, mean, std = (tuple(meta[key]) for key in ("classes", "mean", "std"))
+        return ImageDataset(meta["name"], **arrays, classes=classes, mean=mean, std=std)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise _DamagedCacheError(f"{file} is damaged ({reason})") from error
+
+
+def _store(entry: Path, dataset: ImageDataset) -> None:
+    """Write the entry beside its place and rename it there, so that nobody ever sees half of one."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{entry.name}-", dir=entry.parent) as temporary:
+        fresh = Path(temporary, "fresh")
+        fresh.mkdir()
+        checks = {}
+        for array_name in _ARRAYS:
+            array = getattr(dataset, array_name)
+            file = fresh / f"{array_name}.npy"
+            np.save(file, array, allow_pickle=False)
+            checks[array_name] = {"shape": array.shape, "sha256": _sha256(file)}
+        meta = {
+            "format": FORMAT,
+            "name": dataset.name,
+            "classes": dataset.classes,
+            "mean": dataset.mean,
+            "std": dataset.std,
+            "arrays": checks,
+        }
+        (fresh / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        try:
+            if entry.exists():  # damaged: a folder can only be renamed to where there is none
+                os.replace(entry, Path(temporary, "damaged"))
+            os.replace(fresh, entry)
+        except OSError:
+            if not entry.is_dir():  # otherwise another process was first, and its copy is as good
+                raise
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,81 @@
+"""Tiny-ImageNet: 64x64 images of 200 classes (or some of them), from the official folder, archive or address."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+from plastibench.envs.datasets.base import ImageDataset
+from plastibench.envs.datasets.cache import cache_entry, load_or_build
+from plastibench.envs.datasets.decode import dataset_from_files
+from plastibench.envs.datasets.download import Wanted, download_stage
+from plastibench.envs.datasets.source import FileSource, fingerprint, scan_folder
+from plastibench.errors import UserError
+
+_ROOT = "tiny-imagenet-200"
+_URL = f"http://cs231n.stanford.edu/{_ROOT}.zip"
+_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+
+
+def load_tiny_imagenet(data_dir: Path, download: bool) -> ImageDataset:
+    """Load ``data_dir/tiny-imagenet-200/`` or else ``data_dir/tiny-imagenet-200.zip``, downloaded if need be.
+
+    The classes are those of wnids.txt, in its order, whose training images are there; the test set is the official
+    validation set, whose labels are public.
+    """
+    folder, archive = data_dir / _ROOT, data_dir / f"{_ROOT}.zip"
+    if folder.is_dir():
+        source, state = scan_folder(folder, depth=4)
+        return load_or_build(cache_entry(data_dir, "tiny-imagenet", state), lambda: _decode(source))
+    if not archive.is_file():
+        _download(data_dir, archive, download)
+    status = archive.stat()
+    state = fingerprint(archive.resolve(), status.st_size, status.st_mtime_ns)
+    return load_or_build(cache_entry(data_dir, "tiny-imagenet", state), lambda: _decode_archive(archive))
+
+
+def _download(data_dir: Path, archive: Path, allowed: bool) -> None:
+    wanted = Wanted("tiny-imagenet", data_dir, f"{_ROOT}/wnids.txt and {archive.name}", f"{archive.name} from {_URL}")
+    if not allowed:
+        raise wanted.missing("downloading is switched off")
+    from torchvision.datasets.utils import download_url  # here: torch takes seconds
+
+    with download_stage(wanted) as stage:
+        download_url(_URL, str(stage), filename=archive.name, md5=_MD5)
+        os.replace(stage / archive.name, archive)
+
+
+def _decode_archive(archive: Path) -> ImageDataset:
+    """Decode straight from the archive: nothing is unpacked, so no name in it can point outside."""
+    prefix = f"{_ROOT}/"
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            names = sorted(name.removeprefix(prefix) for name in opened.namelist() if name.startswith(prefix))
+            return _decode(FileSource(archive, names, lambda name: opened.read(prefix + name)))
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{archive}: no readable zip file ({error}); delete it and fetch it again") from error
+
+
+def _decode(source: FileSource) -> ImageDataset:
+    train: dict[str, list[str]] = {}
+    test: dict[str, list[str]] = {}
+    for name in source.names:
+        match name.split("/"):
+            case ["train", wnid, "images", file] if file:  # an archive lists folders too, as names that end in "/"
+                train.setdefault(wnid, []).append(name)
+    wnids = [wnid for wnid in _text(source, "wnids.txt").split() if wnid in train]
+    words = dict(line.split("\t", 1) for line in _text(source, "words.txt").splitlines() if "\t" in line)
+    for line in _text(source, "val/val_annotations.txt").splitlines():
+        file, wnid, *_ = [*line.split("\t"), ""]  # the boxes behind them are not always there
+        test.setdefault(wnid, []).append(f"val/images/{file}")
+    classes = [words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids]
+    train_files, test_files = ([split.get(wnid, []) for wnid in wnids] for split in (train, test))
+    return dataset_from_files("tiny-imagenet", source, classes, train_files, test_files, channels=3, size=64)
+
+
+def _text(source: FileSource, name: str) -> str:
+    try:
+        return source.read(name).decode()
+    except (OSError, KeyError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{source.where / name}: missing or unreadable; fetch {_URL} again") from error

@@ -1,0 +1,50 @@
+"""The paper's scenario: data that grows while its labels become cleaner (paper section 4; Lee et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from plastibench.envs.scenario import Scenario
+from plastibench.envs.stream import Integers, Task
+from plastibench.options import option
+
+
+@dataclass(frozen=True)
+class Growing(Scenario):
+    """The training set is cut at random into as many chunks as there are noise ratios; task k holds chunks 1..k.
+
+    In each task a share of all labels so far is wrong: drawn anew for every task over old and new images alike, always
+    a wrong class, and fixed within the task. The ratios are those of the scenario's official code
+    (dojeon-ai/Hare-Tortoise, ``configs/_continual.yaml``); the paper gives only their ends, 0.5 and 0.
+    """
+
+    noise: tuple[float, ...] = option(
+        (0.5, 0.4, 0.4, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1, 0.0), "share of wrong labels in each task", low=0, high=1
+    )
+
+    @property
+    def length(self) -> int:
+        """How many tasks the scenario has."""
+        return len(self.noise)
+
+    def tasks(
+        self, labels: Integers, classes: int, order: np.random.Generator, noise: np.random.Generator
+    ) -> Iterator[Task]:
+        """Generate the tasks."""
+        chunks = np.array_split(order.permutation(len(labels)), self.length)
+        seen = np.empty(0, np.int64)
+        for chunk, ratio in zip(chunks[: self.task_count], self.noise, strict=False):
+            seen = np.concatenate([seen, chunk])
+            yield Task(chunk, with_wrong_labels(labels[seen], ratio, classes, noise), ratio)
+
+
+def with_wrong_labels(labels: Integers, ratio: float, classes: int, generator: np.random.Generator) -> Integers:
+    """The labels with ``floor(ratio·n)`` of them, chosen at random, replaced by a wrong class drawn uniformly."""
+    count = int(len(labels) * ratio + 1e-9)
+    wrong = generator.permutation(len(labels))[:count]
+    labels = labels.copy()
+    labels[wrong] = (labels[wrong] + generator.integers(1, classes, size=count)) % classes
+    return labels

@@ -1,0 +1,74 @@
+"""What every supervised scenario has in common: its data, its budget, and how it becomes a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from plastibench.envs.datasets import load_dataset
+from plastibench.envs.stream import Integers, Task, TaskStream
+from plastibench.options import build, option
+from plastibench.registry import envs
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Options of every task stream; a subclass says what the tasks are."""
+
+    dataset: str = option("digits", "digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet or imagefolder")
+    path: str | None = option(None, "for imagefolder: a folder with train/<class>/* and test/<class>/*")
+    image_size: int | None = option(None, "for imagefolder: side of the images after resizing (32)", low=1)
+    train_size: int | None = option(None, "use only so many training images", low=1)
+    epochs: int = option(100, "passes over the data in each task", low=1)
+    evaluate_every: int = option(10, "epochs between evaluations; the first five are always evaluated", low=1)
+    augment: Literal["none", "crop-flip"] = option("crop-flip", "random crop after padding by 4 pixels, and flip")
+    stop_after: int = option(0, "end after so many tasks; 0: run them all", low=0)
+
+    score_on = "test"
+
+    @property
+    def augment_pad(self) -> int:
+        """Pixels of padding before the random crop; 0 means no augmentation."""
+        return 4 if self.augment == "crop-flip" else 0
+
+    @property
+    def task_count(self) -> int:
+        """How many tasks a run has."""
+        return min(self.stop_after or self.length, self.length)
+
+    @property
+    def length(self) -> int:
+        """How many tasks the scenario has."""
+        raise NotImplementedError
+
+    def tasks(
+        self, labels: Integers, classes: int, order: np.random.Generator, noise: np.random.Generator
+    ) -> Iterator[Task]:
+        """Generate the tasks.
+
+        Args:
+            labels: Right label of every training image. [N]
+            classes: Number of classes.
+            order: Draws what arrives when.
+            noise: Draws which labels are wrong, and how.
+        """
+        raise NotImplementedError
+
+    def make(self, data_dir: str | Path = "data") -> TaskStream:
+        """The stream itself; loads the data."""
+        dataset = load_dataset(
+            self.dataset, data_dir, path=self.path, image_size=self.image_size, train_size=self.train_size
+        )
+        return TaskStream(dataset, self)
+
+
+def make_stream(name: str, data_dir: str | Path = "data", **options: Any) -> TaskStream:
+    """The stream registered as ``name``: the entry point of ``gymnasium.make("plastibench/<name>-v0", …)``."""
+    entry = envs[name]
+    scenario = build(entry.load(), {**entry.defaults, **options}, f"env {name}")
+    assert isinstance(scenario, Scenario)
+    return scenario.make(data_dir)

@@ -1,0 +1,6 @@
+"""``python -m plastibench``."""
+
+from plastibench.cli import main
+
+if __name__ == "__main__":
+    main()

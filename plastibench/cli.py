@@ -1,0 +1,401 @@
+"""The command line. Commands only: what they do lives elsewhere and is imported when it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from plastibench import __version__, registry
+from plastibench.errors import RunError, UserError, did_you_mean
+from plastibench.options import as_dict, describe_type, options_of
+
+KINDS = {"envs": registry.envs, "agents": registry.agents, "interventions": registry.interventions}
+_EXAMPLES = """\
+examples:
+  plastibench run cl-digits --agent vit-nano --intervention none,reset,rnr
+  plastibench run cl-cifar100 --agent vit-tiny --intervention rnr --seed 0..2
+  plastibench run relabel-digits --agent mlp --intervention rnr --intervention.quantile 0.2
+  plastibench run cl-digits --agent vit-nano --intervention rnr --help
+  plastibench leaderboard
+  tensorboard --logdir runs"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Turn argparse's complaint into ours."""
+        found = re.search(r"argument command: invalid choice: '([^']*)'", message)
+        if found:
+            message = f"no command '{found.group(1)}'{did_you_mean(found.group(1), COMMANDS)} ({', '.join(COMMANDS)})"
+        raise UserError(message)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 1 the run failed, 2 the input is wrong, 130 stopped on request."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        sys.exit(_dispatch(arguments))
+    except UserError as error:
+        _complain(error)
+        sys.exit(2)
+    except RunError as error:
+        _complain(error)
+        sys.exit(1)
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        print("plastibench: stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _complain(error: Exception) -> None:
+    print(f"plastibench: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    parser = Parser(
+        prog="plastibench",
+        description="Gym, benchmark and toolbox for plasticity loss.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"plastibench {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    for name, (add, help_line) in COMMANDS.items():
+        add(commands.add_parser(name, help=help_line, description=help_line, add_help=name != "run"))
+    known, rest = parser.parse_known_args(arguments)
+    if rest and known.command != "run":
+        raise UserError(f"unknown argument '{rest[0]}' (plastibench {known.command} --help)")
+    known.rest = rest
+    return int(known.do(known))
+
+
+# run -------------------------------------------------------------------------------------------------------------
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("env", nargs="?", help="task stream (plastibench list envs)")
+    parser.add_argument("--agent", help="agent (plastibench list agents)")
+    parser.add_argument("--intervention", help="intervention, or several: none,reset,rnr (default none)")
+    parser.add_argument("--seed", help="seed, or several: 0,1,2 or 0..4 (default 0)")
+    parser.add_argument("--every", help="intervene every so many updates; 0: at task switches (default)")
+    parser.add_argument("--representative", help="samples that interventions see (default 2048)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU where there is one)")
+    parser.add_argument("--deterministic", action="store_const", const=True, help="only deterministic kernels")
+    parser.add_argument("--spec", type=Path, metavar="FILE", help="read names and options from a TOML file; flags win")
+    parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
+    parser.add_argument("--threads", type=_count, default=0, help="CPU threads (default: 1 for a small network)")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    _add_places(parser)
+    parser.add_argument("-h", "--help", action="store_true", help="show this, and the options of all that is named")
+    parser.set_defaults(do=_run, parser=parser)
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where results go (default runs)")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path(os.environ.get("PLASTIBENCH_DATA", "data")),
+        help="where data sets are (default data, or $PLASTIBENCH_DATA)",
+    )
+
+
+def _run(known: argparse.Namespace) -> int:
+    for plugin in known.plugin:
+        _import_plugin(plugin)
+    tables = _requested(known)
+    if known.help:
+        _help_for(known.parser, tables)
+        return 0
+    for part in ("env", "agent"):
+        if "name" not in tables[part]:
+            names = ", ".join(KINDS[f"{part}s"].all())
+            raise UserError(f"run needs {'an env' if part == 'env' else '--agent'}; there are {names}")
+        KINDS[f"{part}s"][tables[part]["name"]]  # a wrong name is told before torch is imported
+    for name in _listed(tables["intervention"]["name"]):
+        registry.interventions[name]
+    specs = _specs(tables)
+
+    from plastibench import leaderboard
+    from plastibench.runner import Interrupted, run
+
+    found = []
+    for number, spec in enumerate(specs):
+        if len(specs) > 1 and not known.quiet:
+            print(f"run {number + 1} of {len(specs)}: {spec.id}", file=sys.stderr)
+        try:
+            result = run(
+                spec, runs_dir=known.runs_dir, data_dir=known.data_dir, quiet=known.quiet, threads=known.threads
+            )
+        except Interrupted as stopped:
+            print(f"plastibench: {stopped}; the same command continues it", file=sys.stderr)
+            return 130
+        found.append(result)
+    print(f"\n{leaderboard.comparison(found)}\n\n{leaderboard.EXPLANATION}\n")
+    print(f"results:     {known.runs_dir}/<run>/result.json, all runs: plastibench leaderboard{_runs_flag(known)}")
+    print(f"TensorBoard: tensorboard --logdir {known.runs_dir}")
+    return 0
+
+
+def _runs_flag(known: argparse.Namespace) -> str:
+    return "" if known.runs_dir == Path("runs") else f" --runs-dir {known.runs_dir}"
+
+
+def _requested(known: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What a spec file and the flags ask for, as raw tables; flags win."""
+    from plastibench.spec import PARTS, read_file
+
+    tables: dict[str, dict[str, Any]] = {part: {} for part in (*PARTS, "run")}
+    if known.spec is not None:
+        tables.update(read_file(known.spec))
+    for part in PARTS:
+        name = getattr(known, part)
+        if name is not None and name != tables[part].get("name"):
+            tables[part] = {"name": name}
+    tables["intervention"].setdefault("name", "none")
+    for name in ("seed", "every", "representative", "device", "deterministic"):
+        if getattr(known, name) is not None:
+            tables["run"][name] = getattr(known, name)
+    rest = list(known.rest)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        part, dot, option = flag.removeprefix("--").partition(".")
+        if not (flag.startswith("--") and dot and part in PARTS):
+            flags = [action.option_strings[-1] for action in known.parser._actions if action.option_strings]
+            raise UserError(f"unknown argument '{flag}'{did_you_mean(flag, flags)} (plastibench run --help)")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"{flag} needs a value")
+            value = rest.pop(0)
+        tables[part][option] = value
+    return tables
+
+
+def _specs(tables: dict[str, dict[str, Any]]) -> list[Any]:
+    """Every combination of seeds and interventions, as checked specs."""
+    from plastibench.spec import RunSpec
+
+    values = {part: {k: v for k, v in table.items() if k != "name"} for part, table in tables.items()}
+    names = _listed(tables["intervention"]["name"])
+    seeds = _seeds(values["run"].pop("seed", 0))
+    return [
+        RunSpec.make(
+            tables["env"]["name"],
+            tables["agent"]["name"],
+            name,
+            env_options=values["env"],
+            agent_options=values["agent"],
+            intervention_options=_fitting(name, names, values["intervention"]),
+            seed=seed,
+            **values["run"],
+        )
+        for seed in seeds
+        for name in names
+    ]
+
+
+def _fitting(name: str, names: list[str], values: dict[str, Any]) -> dict[str, Any]:
+    """Of several interventions, each takes the options that it has; an option that none has is an error."""
+    if len(names) == 1:
+        return values
+
+    def has(intervention: str, option: str) -> bool:
+        return option.replace("-", "_") in options_of(registry.interventions[intervention].load())
+
+    for option in values:
+        if not any(has(other, option) for other in names):
+            raise UserError(f"none of {', '.join(names)} has an option '{option}'")
+    return {option: value for option, value in values.items() if has(name, option)}
+
+
+def _listed(names: str | list[str]) -> list[str]:
+    listed = names.split(",") if isinstance(names, str) else list(names)
+    return list(dict.fromkeys(name.strip() for name in listed if name.strip()))
+
+
+def _seeds(text: Any) -> list[int]:
+    """``3``, ``0,1,2`` or ``0..4`` as whole numbers."""
+    if isinstance(text, list | int):
+        return list(text) if isinstance(text, list) else [text]
+    seeds: list[int] = []
+    for part in str(text).split(","):
+        found = re.fullmatch(r"\s*(\d+)(?:\.\.(\d+))?\s*", part)
+        if not found or (found.group(2) and int(found.group(2)) < int(found.group(1))):
+            raise UserError(f"--seed {text}: expected a whole number, a list 0,1,2 or a range 0..4")
+        seeds += range(int(found.group(1)), int(found.group(2) or found.group(1)) + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number")
+    return int(text)
+
+
+def _import_plugin(plugin: str) -> None:
+    """Import a user's own module or file, which registers what it brings."""
+    try:
+        if plugin.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(plugin).stem, plugin)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # dataclasses look their module up there
+            spec.loader.exec_module(module)
+        else:
+            importlib.import_module(plugin)
+    except Exception as error:  # whatever is wrong in it is the user's to mend: name it and its kind
+        raise UserError(f"--plugin {plugin} does not load: {type(error).__name__}: {error}") from error
+
+
+def _help_for(parser: argparse.ArgumentParser, tables: dict[str, dict[str, Any]]) -> None:
+    print(parser.format_help())
+    names = {"env": [tables["env"].get("name")], "agent": [tables["agent"].get("name")]}
+    names["intervention"] = _listed(tables["intervention"]["name"])
+    if not any(names["env"] + names["agent"]):
+        print("Name an env, an agent or an intervention before --help to see its options, for example:")
+        print("  plastibench run cl-digits --agent vit-nano --intervention rnr --help")
+        return
+    for part, chosen in names.items():
+        for name in filter(None, chosen):
+            _print_options(part, KINDS[f"{part}s"][name])
+
+
+def _print_options(part: str, entry: registry.Entry) -> None:
+    from plastibench.options import build
+
+    cls = entry.load()
+    defaults = as_dict(build(cls, entry.defaults, f"{part} {entry.name}"))
+    print(f"{part} {entry.name}: {entry.summary}")
+    for name, field in options_of(cls).items():
+        flag = f"--{part}.{name.replace('_', '-')} {describe_type(cls, name)}"
+        value = defaults.get(name, "none")
+        shown = ",".join(map(str, value)) if isinstance(value, list) else value
+        text = f"{field.metadata.get('help', '')} (default {shown if shown != '' else 'empty'})"
+        print(f"  {flag}\n{textwrap.fill(text, 110, initial_indent=' ' * 8, subsequent_indent=' ' * 8)}")
+    print()
+
+
+# The other commands ----------------------------------------------------------------------------------------------
+
+
+def _add_resume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", help="a folder name below --runs-dir")
+    parser.add_argument("--threads", type=_count, default=0, help="CPU threads (default: 1 for a small network)")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
+    _add_places(parser)
+    parser.set_defaults(do=_resume)
+
+
+def _resume(known: argparse.Namespace) -> int:
+    for plugin in known.plugin:
+        _import_plugin(plugin)
+    path = known.runs_dir / known.id / "spec.toml"
+    if not path.is_file():
+        there = [found.parent.name for found in known.runs_dir.glob("*/spec.toml")]
+        raise UserError(f"no run '{known.id}' in {known.runs_dir}{did_you_mean(known.id, there)}")
+    from plastibench import leaderboard
+    from plastibench.runner import Interrupted, run
+    from plastibench.spec import RunSpec
+
+    if (known.runs_dir / known.id / "result.json").exists():
+        print(f"{known.id} is complete already")
+    try:
+        result = run(
+            RunSpec.from_toml(path.read_text(encoding="utf-8")),
+            runs_dir=known.runs_dir,
+            data_dir=known.data_dir,
+            quiet=known.quiet,
+            threads=known.threads,
+        )
+    except Interrupted as stopped:
+        print(f"plastibench: {stopped}; the same command continues it", file=sys.stderr)
+        return 130
+    print(f"\n{leaderboard.comparison([result])}\n")
+    return 0
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kind", nargs="?", choices=[*KINDS, "metrics"], help="what to list (default: everything)")
+    parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
+    parser.set_defaults(do=_list)
+
+
+def _list(known: argparse.Namespace) -> int:
+    for plugin in known.plugin:
+        _import_plugin(plugin)
+    from plastibench.metrics import METRICS
+
+    tables = {kind: {name: entry.summary for name, entry in known.all().items()} for kind, known in KINDS.items()}
+    tables["metrics"] = METRICS
+    for kind, entries in tables.items():
+        if known.kind in (None, kind):
+            print(f"{kind}:")
+            width = max(map(len, entries))
+            for name, summary in entries.items():
+                print(f"  {name:{width}}  {summary}")
+            print()
+    return 0
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    _add_places(parser)
+    parser.set_defaults(do=_info)
+
+
+def _info(known: argparse.Namespace) -> int:
+    import torch
+
+    from plastibench import machine
+
+    print("versions")
+    for name, version in machine.versions().items():
+        print(f"  {name:14}{version}")
+    if machine.commit():
+        print(f"  {'commit':14}{machine.commit()}")
+    print("devices")
+    print(
+        f"  {'cpu':14}{machine.hardware('cpu')['processor']}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    )
+    for index in range(torch.cuda.device_count()):
+        print(f"  {f'cuda:{index}':14}{torch.cuda.get_device_name(index)}")
+    print(f"data in {known.data_dir}")
+    there = sorted(path.name for path in known.data_dir.iterdir()) if known.data_dir.is_dir() else []
+    print(f"  {', '.join(there) or 'nothing yet; digits need nothing'}")
+    runs = len(list(known.runs_dir.glob("**/result.json")))
+    print(f"runs in {known.runs_dir}\n  {runs} finished")
+    return 0
+
+
+def _add_leaderboard(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=["table", "markdown"], default="table", help="default table")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where results are (default runs)")
+    parser.set_defaults(do=_leaderboard)
+
+
+def _leaderboard(known: argparse.Namespace) -> int:
+    from plastibench import leaderboard
+
+    print(leaderboard.leaderboard(leaderboard.load(known.runs_dir), markdown=known.format == "markdown"))
+    return 0
+
+
+COMMANDS = {
+    "run": (_add_run, "run interventions on a task stream, and compare them"),
+    "resume": (_add_resume, "continue an interrupted run"),
+    "list": (_add_list, "list envs, agents, interventions and metrics"),
+    "info": (_add_info, "show versions, devices and data found"),
+    "leaderboard": (_add_leaderboard, "compare all finished runs"),
+}

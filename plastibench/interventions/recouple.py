@@ -1,0 +1,88 @@
+"""Recouple after any surgery: refit the modules that read what it changed (paper 3.4)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tensordict import TensorDictBase
+
+from plastibench.errors import UserError
+from plastibench.interventions.base import Intervention, Report
+from plastibench.layers.recouple import refit_in_one_pass, snapshot
+from plastibench.layers.solvers import Fit, Solver, SolverName
+from plastibench.layers.trace import Traced, trace
+from plastibench.network import Network, as_batch
+from plastibench.options import build, option
+from plastibench.registry import interventions
+
+
+@dataclass
+class Recouple(Intervention):
+    """Let another intervention act, then refit each module to the outputs that the network had before.
+
+    Units that the inner intervention reports as re-drawn keep their new weights; every other row of every module but
+    the first is refitted, in execution order. After an intervention that moves all weights (Shrink & Perturb) that is
+    a layer-wise distillation of the old network; restrict it with ``refit``.
+    """
+
+    inner: str | Intervention = option("redo", "the intervention that acts first: a registered name")
+    inner_options: tuple[str, ...] = option((), "options of the inner intervention: tau=0.2,modules=all")
+    refit: str = option("all", "modules to refit: all, or a regular expression of names")
+    solver: SolverName = option("delta-ridge", "how each linear system is solved; pinv is the paper's formula")
+    ridge: float = option(1e-2, "penalty relative to the mean diagonal of the Gram matrix", low=0)
+    max_growth: float = option(
+        0.0, "raise the penalty until no weight norm grows by more than this factor; 0: never", low=0
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.inner, Intervention):
+            self._inner = self.inner
+            self.inner = type(self._inner).__name__
+            return
+        entry = interventions[self.inner]
+        pairs = [text.partition("=") for text in self.inner_options]
+        values = {**entry.defaults, **{name: value for name, _, value in pairs}}
+        self._inner = build(entry.load(), values, f"intervention {self.inner}, inside recouple")
+
+    def prepare(self, network: Network) -> None:
+        """Prepare the inner intervention."""
+        self._inner.prepare(network)
+
+    def after_update(self, network: Network) -> None:
+        """Forward to the inner intervention."""
+        self._inner.after_update(network)
+
+    def intervene(self, network: Network, batch: TensorDictBase) -> Report:
+        """Act, then refit."""
+        batch = as_batch(batch)
+        units = trace(network, batch)
+        if self.refit != "all" and not any(re.search(self.refit, unit.name) for unit in units):
+            raise UserError(f"refit '{self.refit}' matches no module of this network")
+        before = snapshot(units)
+        report = self._inner.intervene(network, batch)
+        fits = refit_in_one_pass(network, batch, units, before, report.units, self._refits, self._solver())
+        return with_fits(report, units, fits)
+
+    def state_dict(self) -> dict[str, object]:
+        """The inner intervention's state."""
+        return self._inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Restore the inner intervention's state."""
+        self._inner.load_state_dict(state)
+
+    def _refits(self, name: str) -> bool:
+        return self.refit == "all" or re.search(self.refit, name) is not None
+
+    def _solver(self) -> Solver:
+        return Solver(self.solver, self.ridge, self.max_growth)
+
+
+def with_fits(report: Report, units: list[Traced], fits: dict[str, Fit]) -> Report:
+    """The report, with each refitted module's residual and growth."""
+    sizes = {unit.name: sum(p.numel() for p in unit.module.parameters()) for unit in units}
+    for name, fit in fits.items():
+        report.note(name, residual=fit.residual, norm_ratio=fit.norm_ratio)
+        report.parameters += sizes[name]
+    return report

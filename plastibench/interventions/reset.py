@@ -1,0 +1,130 @@
+"""Resets: re-draw the whole network or named parts of it (paper, Fig. 2; Nikishin et al. 2022)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from tensordict import TensorDictBase
+from torch import nn
+
+from plastibench.errors import UserError
+from plastibench.interventions.base import Intervention, Report
+from plastibench.layers.optimizer_state import forget_all
+from plastibench.layers.trace import trace
+from plastibench.layers.units import has_units, unit_count
+from plastibench.network import Network, as_batch
+from plastibench.options import option
+
+Part = Literal["all", "mlp", "mlp-qkv", "linear", "layernorm", "head", "last-k"]
+
+
+@dataclass
+class Reset(Intervention):
+    """Re-draw the selected parameters from the network's own initialisation; their optimizer state starts anew.
+
+    - ``all``: every parameter and buffer, class token, position embedding and BatchNorm statistics included.
+    - ``mlp``: both layers of every MLP block. In a network without blocks: every Linear but the last.
+    - ``mlp-qkv``: these and the joint query-key-value projections.
+    - ``linear``: every Linear, the head included, the convolution of the patch embedding not.
+    - ``layernorm``: every LayerNorm.
+    - ``head``: the last Linear.
+    - ``last-k``: the last ``k`` blocks and all that follows them (final norm, head).
+    - ``match``: parameters whose names match the regular expression, instead of ``select``.
+    """
+
+    select: Part = option("all", "which parameters to re-draw")
+    k: int = option(1, "for last-k: how many blocks", low=1)
+    match: str = option("", "instead of select: a regular expression of parameter names")
+
+    @torch.no_grad()
+    def intervene(self, network: Network, batch: TensorDictBase) -> Report:
+        """Re-draw.
+
+        Raises:
+            UserError: Nothing is selected, or a selected parameter cannot be re-drawn.
+        """
+        module = network.module
+        chosen = self._chosen(network, as_batch(batch))
+        if not chosen:
+            raise UserError(f"reset: '{self.match or self.select}' selects no parameter of this network")
+        if stuck := sorted(set(network.cannot_redraw()) & set(chosen)):
+            raise UserError(f"reset: nothing says how {stuck[0]} was initialised; give Network(…, fresh=…) a builder")
+        fresh = network.fresh()
+        parameters = dict(module.named_parameters())
+        for name in chosen:
+            parameters[name].copy_(fresh.get_parameter(name))
+        if len(chosen) == len(parameters):
+            for name, buffer in module.named_buffers():
+                buffer.copy_(fresh.get_buffer(name))
+        forget_all(network.optimizer, [parameters[name] for name in chosen])
+        report = Report(parameters=sum(parameters[name].numel() for name in chosen))
+        for prefix, child in module.named_modules():
+            if has_units(child) and f"{prefix}.weight" in chosen:
+                mask = torch.ones(unit_count(child), dtype=torch.bool, device=network.device)
+                report.units[prefix] = mask
+                report.note(prefix, revived=float(len(mask)), units=float(len(mask)))
+        return report
+
+    def _chosen(self, network: Network, batch: TensorDictBase) -> list[str]:
+        module = network.module
+        names = [name for name, _ in module.named_parameters()]
+        if self.match:
+            return [name for name in names if re.search(self.match, name)]
+        if self.select == "all":
+            return names
+        if self.select == "last-k":
+            return _last_blocks(module, names, self.k)
+        head = [unit.name for unit in trace(network, batch)][-1]
+        blocks = any(re.search(_MLP, prefix) for prefix, _ in module.named_modules())
+        selected: dict[str, Callable[[str, nn.Module], bool]] = {
+            "mlp": lambda prefix, child: _in_mlp(prefix, child, head, blocks),
+            "mlp-qkv": lambda prefix, child: prefix.endswith("qkv") or _in_mlp(prefix, child, head, blocks),
+            "linear": lambda prefix, child: isinstance(child, nn.Linear),
+            "layernorm": lambda prefix, child: isinstance(child, nn.LayerNorm),
+            "head": lambda prefix, child: prefix == head,
+        }
+        return [
+            f"{prefix}.{name}"
+            for prefix, child in module.named_modules()
+            if selected[self.select](prefix, child)
+            for name, _ in child.named_parameters(recurse=False)
+        ]
+
+
+_MLP = r"\.mlp\.fc[12]$"
+
+
+def _in_mlp(prefix: str, child: nn.Module, head: str, blocks: bool) -> bool:
+    if blocks:
+        return re.search(_MLP, prefix) is not None
+    return isinstance(child, nn.Linear) and prefix != head
+
+
+def _last_blocks(module: nn.Module, names: list[str], k: int) -> list[str]:
+    """Parameters of the last k members of the longest sequence of blocks, and those registered after it."""
+    sequences = {
+        prefix: len(child)
+        for prefix, child in module.named_modules()
+        if isinstance(child, nn.Sequential | nn.ModuleList) and len(child) > 1
+    }
+    if not sequences:
+        return []
+    prefix = max(sequences, key=lambda name: sequences[name])
+    length = sequences[prefix]
+    if k > length:
+        raise UserError(f"reset: k is {k}, but the network has {length} blocks")
+    kept = [index for index, name in enumerate(names) if _block_of(name, prefix) is not None]
+    return [
+        name
+        for index, name in enumerate(names)
+        if ((block := _block_of(name, prefix)) is not None and block >= length - k) or index > kept[-1]
+    ]
+
+
+def _block_of(name: str, prefix: str) -> int | None:
+    found = re.match(re.escape(prefix) + r"\.?(\d+)\." if prefix else r"(\d+)\.", name)
+    return int(found.group(1)) if found else None

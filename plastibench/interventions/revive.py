@@ -1,0 +1,85 @@
+"""Revive: find dormant units and re-draw their incoming weights (paper 3.3). Also ReDo and ReGraMa by themselves."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from plastibench.errors import UserError
+from plastibench.interventions.base import Intervention, Report
+from plastibench.interventions.criteria import Criterion, dormant
+from plastibench.layers.optimizer_state import MomentRule
+from plastibench.layers.probe import measure
+from plastibench.layers.surgery import redraw_units, zero_outgoing
+from plastibench.layers.trace import Traced, trace
+from plastibench.network import Network, as_batch
+from plastibench.options import option
+
+
+@dataclass
+class Revive(Intervention):
+    """Re-draw the incoming weights of dormant units, as their module was initialised.
+
+    The output layer is never revived. With ``outgoing="zero"`` and ``criterion="redo"`` this is ReDo (Sokar et al.
+    2023); with ``criterion="regrama"`` it is ReGraMa (Liu et al. 2025) on pre-activation gradients.
+    """
+
+    criterion: Criterion = option("low-gradient-quantile", "how units are scored; the first four compare with tau")
+    tau: float = option(1.0, "revive units whose score is at most this times the layer's mean", low=0)
+    quantile: float = option(0.4, "share of each layer that is revived, lowest scores first", low=0, high=1)
+    modules: str = option("all", "all, hidden (activated units with known readers), or a regular expression of names")
+    residual_writers: bool = option(True, "revive modules that write into a residual stream, too")
+    split_qkv: bool = option(False, "judge q, k and v of a joint projection apart")
+    outgoing: Literal["keep", "zero"] = option("keep", "what becomes of the weights that read a revived unit")
+    moments: MomentRule = option("mean", "what becomes of the optimizer's moments of re-drawn weights")
+
+    def intervene(self, network: Network, batch: TensorDictBase) -> Report:
+        """Score once over the batch, then re-draw."""
+        batch = as_batch(batch)
+        units = trace(network, batch)
+        masks = self.select(network, batch, units)
+        report = self.revive(network, units, masks, network.fresh())
+        if self.outgoing == "zero":
+            zero_outgoing(network, units, masks, self.moments)
+        return report
+
+    def select(self, network: Network, batch: TensorDictBase, units: list[Traced]) -> dict[str, Tensor]:
+        """Masks of dormant units by module name.
+
+        Raises:
+            UserError: ``modules`` matches nothing.
+        """
+        chosen = [unit for unit in units[:-1] if self._acts_on(unit)]
+        if not chosen:
+            names = ", ".join(unit.name for unit in units[:-1][:6])
+            raise UserError(f"modules '{self.modules}' selects nothing to revive in this network (it has {names}, …)")
+        statistics = measure(network, batch, chosen)
+        return {
+            unit.name: dormant(
+                self.criterion,
+                statistics[unit.name],
+                tau=self.tau,
+                quantile=self.quantile,
+                generator=network.generator,
+                groups=3 if self.split_qkv and unit.name.endswith("qkv") else 1,
+            )
+            for unit in chosen
+        }
+
+    def revive(self, network: Network, units: list[Traced], masks: dict[str, Tensor], fresh: nn.Module) -> Report:
+        """Re-draw the masked units with the weights they have in ``fresh``."""
+        report = Report(units=masks, parameters=redraw_units(network, units, masks, fresh, self.moments))
+        for name, mask in masks.items():
+            report.note(name, revived=float(mask.sum()), units=float(len(mask)))
+        return report
+
+    def _acts_on(self, unit: Traced) -> bool:
+        if unit.residual and not self.residual_writers:
+            return False
+        if self.modules == "hidden":
+            return unit.hidden
+        return self.modules == "all" or re.search(self.modules, unit.name) is not None

@@ -1,0 +1,88 @@
+"""Revive And Recouple (RnR): the paper's method."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+from tensordict import TensorDictBase
+
+from plastibench.interventions.base import Intervention, Report
+from plastibench.interventions.criteria import Criterion
+from plastibench.interventions.recouple import with_fits
+from plastibench.interventions.revive import Revive
+from plastibench.layers.recouple import refit_in_one_pass, refit_pair, snapshot, teacher_of
+from plastibench.layers.solvers import Fit, Solver, SolverName
+from plastibench.layers.trace import Traced, trace
+from plastibench.network import Network, as_batch
+from plastibench.options import option
+
+
+@dataclass
+class RnR(Intervention):
+    """Re-draw dormant units, then refit every reader so that the network still returns what it did (paper, Alg. 1).
+
+    Source: the paper's section 3. Where the paper is silent the options say what was chosen.
+    """
+
+    criterion: Criterion = option("low-gradient-quantile", "how units are scored; the first four compare with tau")
+    tau: float = option(1.0, "revive units whose score is at most this times the layer's mean", low=0)
+    quantile: float = option(0.4, "share of each layer that is revived, lowest scores first", low=0, high=1)
+    modules: str = option("all", "modules to revive: all, hidden, or a regular expression of names")
+    residual_writers: bool = option(True, "revive modules that write into a residual stream, too")
+    split_qkv: bool = option(False, "judge q, k and v of a joint projection apart")
+    targets: Literal["global", "local"] = option(
+        "global", "refit to the outputs of the original network, or to those just before each revive"
+    )
+    scoring: Literal["once", "per-layer"] = option("once", "score all units first, or anew before each layer (Alg. 1)")
+    solver: SolverName = option("delta-ridge", "how each linear system is solved; pinv is the paper's formula")
+    ridge: float = option(1e-2, "penalty relative to the mean diagonal of the Gram matrix; pinv has none", low=0)
+    max_growth: float = option(
+        0.0, "raise the penalty until no weight norm grows by more than this factor; 0: never", low=0
+    )
+
+    def intervene(self, network: Network, batch: TensorDictBase) -> Report:
+        """Revive and recouple all modules but the last, in execution order."""
+        batch = as_batch(batch)
+        units = trace(network, batch)
+        if self.targets == "global" and self.scoring == "once":
+            before = snapshot(units)
+            report = self._reviver().intervene(network, batch)
+            fits = refit_in_one_pass(network, batch, units, before, report.units, lambda _: True, self._solver())
+            return with_fits(report, units, fits)
+        return self._pair_by_pair(network, batch, units)
+
+    def _pair_by_pair(self, network: Network, batch: TensorDictBase, units: list[Traced]) -> Report:
+        """Algorithm 1 to the letter: about one forward pass of the network and its teacher per pair of modules."""
+        reviver, fresh, teacher = self._reviver(), network.fresh(), teacher_of(network)
+        masks = reviver.select(network, batch, units)
+        report, fits = Report(), dict[str, Fit]()
+        for unit, reader in itertools.pairwise(units):
+            if unit.name in masks:
+                if self.scoring == "per-layer":
+                    masks = reviver.select(network, batch, units)
+                if self.targets == "local":
+                    teacher = teacher_of(network)
+                done = reviver.revive(network, units, {unit.name: masks[unit.name]}, fresh)
+                report.units.update(done.units)
+                report.modules.update(done.modules)
+                report.parameters += done.parameters
+            fit = refit_pair(network, batch, teacher, reader, self._solver())
+            if fit is not None:
+                fits[reader.name] = fit
+        return with_fits(report, units, fits)
+
+    def _reviver(self) -> Revive:
+        return Revive(
+            self.criterion,
+            self.tau,
+            self.quantile,
+            self.modules,
+            self.residual_writers,
+            self.split_qkv,
+            outgoing="keep",
+        )
+
+    def _solver(self) -> Solver:
+        return Solver(self.solver, self.ridge, self.max_growth)

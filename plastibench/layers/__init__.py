@@ -1,0 +1,1 @@
+"""All that knows modules from the inside: units, their dataflow, their statistics, and surgery on them."""

@@ -1,0 +1,160 @@
+"""Refit the readers of changed units so that the network returns what it returned before (paper 3.4 and Alg. 1)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from plastibench.layers.optimizer_state import forget_all
+from plastibench.layers.probe import PIECE, pieces
+from plastibench.layers.solvers import Fit, Solver, fit_for
+from plastibench.layers.surgery import broadcast_rows
+from plastibench.layers.trace import Traced
+from plastibench.layers.units import apply_module
+from plastibench.network import Network, as_evaluated
+
+
+def snapshot(units: Iterable[Traced]) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Copies of weight and bias of each module."""
+    return {unit.name: _parameters(unit.module, clone=True) for unit in units}
+
+
+@torch.no_grad()
+def refit_in_one_pass(
+    network: Network,
+    batch: TensorDictBase,
+    units: list[Traced],
+    before: dict[str, tuple[Tensor, Tensor | None]],
+    revived: dict[str, Tensor],
+    refitted: Callable[[str], bool],
+    solver: Solver,
+) -> dict[str, Fit]:
+    """Refit every module but the first, in execution order, in a single forward pass.
+
+    The batch is doubled. Through the first half every module computes with its old parameters, through the second
+    with its new ones; each module is refitted when the pass reaches it, from the inputs that the second half brings to
+    the outputs of the first. So no activation is kept and no module runs twice. The targets are those of the original
+    network throughout (global targets), which lets each reader repair what drifted before it.
+
+    Args:
+        network: The network after surgery; changed in place.
+        batch: Representative batch.
+        units: Its modules with units, in execution order.
+        before: Their parameters before the surgery, from :func:`snapshot`.
+        revived: Module name to mask [H] of units that keep what the surgery gave them.
+        refitted: Which modules to refit, by name.
+        solver: For the linear systems.
+
+    Returns:
+        The fit of each refitted module.
+    """
+    fits: dict[str, Fit] = {}
+    first = units[0].name
+
+    def run(unit: Traced, inputs: Tensor) -> Tensor:
+        old_inputs, new_inputs = inputs.chunk(2)
+        targets = apply_module(unit.module, old_inputs, *before[unit.name])
+        fit = fit_for(unit.module) if unit.name not in fits and unit.name != first and refitted(unit.name) else None
+        if fit is not None:
+            fit.add(new_inputs, targets)
+            fits[unit.name] = fit.solve(solver)
+            write(network, unit, fits[unit.name], keep=revived.get(unit.name))
+        outputs = apply_module(unit.module, new_inputs, *_parameters(unit.module))
+        return torch.cat([targets, outputs])
+
+    doubled = torch.cat([batch, batch])
+    with as_evaluated(network.module), _forwards(units, run):
+        network.loss(network.module, doubled)
+    return fits
+
+
+@torch.no_grad()
+def refit_pair(
+    network: Network, batch: TensorDictBase, teacher: nn.Module, reader: Traced, solver: Solver
+) -> Fit | None:
+    """Refit one module to the outputs that ``teacher`` returns at the same place, streaming the batch in pieces.
+
+    Args:
+        network: The network; ``reader`` is changed in place.
+        batch: Representative batch.
+        teacher: A network of the same architecture whose outputs are the targets.
+        reader: The module to refit.
+        solver: For the linear system.
+    """
+    fit = fit_for(reader.module)
+    if fit is None:
+        return None
+    taught = teacher.get_submodule(reader.name)
+    with as_evaluated(network.module), as_evaluated(teacher):
+        for part in pieces(batch, PIECE):
+            old_inputs = _input_of(teacher, taught, network, part)
+            targets = apply_module(taught, old_inputs, *_parameters(taught))
+            fit.add(_input_of(network.module, reader.module, network, part), targets)
+    solution = fit.solve(solver)
+    write(network, reader, solution, keep=None)
+    return solution
+
+
+def teacher_of(network: Network) -> nn.Module:
+    """A frozen copy of the network as it is now."""
+    return copy.deepcopy(network.module).requires_grad_(False)
+
+
+@torch.no_grad()
+def write(network: Network, unit: Traced, fit: Fit, keep: Tensor | None) -> None:
+    """Write a fit into its module, sparing the units in ``keep``; the module's optimizer state starts anew."""
+    for parameter, new in zip(_parameters(unit.module), (fit.weight, fit.bias), strict=True):
+        if parameter is None or new is None:
+            continue
+        new = new.to(parameter.dtype)
+        parameter.copy_(new if keep is None else torch.where(broadcast_rows(keep, parameter), parameter, new))
+    forget_all(network.optimizer, list(unit.module.parameters(recurse=False)))
+
+
+def _parameters(module: nn.Module, clone: bool = False) -> tuple[Tensor, Tensor | None]:
+    weight, bias = module.weight.detach(), getattr(module, "bias", None)  # type: ignore[operator]
+    assert isinstance(weight, Tensor)
+    bias = bias.detach() if isinstance(bias, Tensor) else None
+    if clone:
+        return weight.clone(), None if bias is None else bias.clone()
+    return weight, bias
+
+
+@contextmanager
+def _forwards(units: list[Traced], run: Callable[[Traced, Tensor], Tensor]) -> Iterator[None]:
+    """Have ``run`` compute the outputs of these modules inside the block."""
+    try:
+        for unit in units:
+            unit.module.forward = lambda inputs, unit=unit: run(unit, inputs)  # type: ignore[method-assign]
+        yield
+    finally:
+        for unit in units:
+            unit.module.__dict__.pop("forward", None)
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the module of interest."""
+
+
+def _input_of(module: nn.Module, place: nn.Module, network: Network, batch: TensorDictBase) -> Tensor:
+    """What ``place`` receives when ``module`` runs on the batch; the pass ends there."""
+    seen: list[Tensor] = []
+
+    def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
+        seen.append(args[0])
+        raise _Reached
+
+    hook = place.register_forward_pre_hook(stop)
+    try:
+        network.loss(module, batch)
+    except _Reached:
+        pass
+    finally:
+        hook.remove()
+    return seen[0]

@@ -1,0 +1,76 @@
+"""In-place surgery on weights.
+
+Every write goes through ``copy_`` or ``masked_fill_`` on the parameter itself: boolean indexing returns a copy, and
+writing into that copy is the silent no-op of several published ReDo ports.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from plastibench.layers.optimizer_state import MomentRule, forget
+from plastibench.layers.trace import Traced
+from plastibench.network import Network
+
+
+def broadcast_rows(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask over rows, shaped to broadcast over a parameter: [H] -> [H, 1, …]."""
+    return mask.reshape(-1, *[1] * (like.ndim - 1))
+
+
+@torch.no_grad()
+def redraw_units(
+    network: Network, units: list[Traced], masks: dict[str, Tensor], fresh: nn.Module, rule: MomentRule
+) -> int:
+    """Give the masked units the incoming weights and biases that they have in ``fresh``; return how many scalars.
+
+    Args:
+        network: The network, changed in place together with its optimizer's state.
+        units: Its modules with units.
+        masks: Module name to boolean [H], True where a unit is re-drawn.
+        fresh: A module of the same architecture, newly initialised.
+        rule: What becomes of the optimizer's moments.
+    """
+    sources = dict(fresh.named_modules())
+    changed = 0
+    for unit in units:
+        mask = masks.get(unit.name)
+        if mask is None or not bool(mask.any()):
+            continue
+        for name, parameter in unit.module.named_parameters(recurse=False):
+            rows = broadcast_rows(mask, parameter)
+            new = sources[unit.name].get_parameter(name)
+            parameter.copy_(torch.where(rows, new, parameter))
+            forget(network.optimizer, parameter, rows, rule)
+            changed += int(mask.sum()) * parameter[0].numel()
+    return changed
+
+
+@torch.no_grad()
+def zero_outgoing(network: Network, units: list[Traced], masks: dict[str, Tensor], rule: MomentRule) -> None:
+    """Zero the weights by which other modules read the masked units (their optimizer moments too)."""
+    by_name = {unit.name: unit for unit in units}
+    for unit in units:
+        mask = masks.get(unit.name)
+        if mask is None or not bool(mask.any()):
+            continue
+        for reader in unit.readers:
+            weight = by_name[reader].module.weight if reader in by_name else None
+            columns = reading_columns(mask, weight)
+            if columns is not None:
+                assert isinstance(weight, nn.Parameter)
+                weight.masked_fill_(columns, 0.0)
+                forget(network.optimizer, weight, columns, rule)
+
+
+def reading_columns(mask: Tensor, weight: Tensor | nn.Module | None) -> Tensor | None:
+    """Mask over the columns of a reader's weight that belong to the masked units, or None where it has no columns.
+
+    A Linear behind a flattened convolution has one column per channel and position, channels first, so each channel's
+    columns lie side by side (``repeat_interleave``, not ``repeat``).
+    """
+    if not isinstance(weight, Tensor) or weight.ndim < 2 or weight.shape[1] % len(mask):
+        return None
+    columns = mask.repeat_interleave(weight.shape[1] // len(mask))
+    return columns.reshape(1, -1, *[1] * (weight.ndim - 2))

@@ -1,0 +1,127 @@
+"""Tables over finished runs: runs that differ in their seed alone stand in one row."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from plastibench import results
+from plastibench.errors import UserError
+from plastibench.tables import markdown_table, mean_std, percent, text_table
+
+Result = dict[str, Any]
+_SHOWN_TASKS = 10
+
+
+def load(runs_dir: Path) -> list[Result]:
+    """All results below a folder; one that cannot be read is named on stderr and left out.
+
+    Raises:
+        UserError: There is no such folder, or no result in it.
+    """
+    if not runs_dir.is_dir():
+        raise UserError(f"no folder {runs_dir}; run something first, or name another with --runs-dir")
+    found = []
+    for path in results.find(runs_dir):
+        try:
+            found.append(results.read(path))
+        except UserError as error:
+            print(f"plastibench: left out: {error}", file=sys.stderr)
+    if not found:
+        raise UserError(f"no finished run in {runs_dir}; run something first, or name another with --runs-dir")
+    return found
+
+
+def leaderboard(found: Iterable[Result], markdown: bool = False) -> str:
+    """One table per env and agent, best final accuracy first; mean ± standard deviation over seeds."""
+    contests: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for result in found:
+        contests[result["env"], result["agent"]].append(result)
+    parts = []
+    for (env, agent), entries in sorted(contests.items()):
+        groups = sorted(by_group(entries), key=lambda runs: -_mean(runs, "final-accuracy"))
+        header = ["intervention", "seeds", "final %", "average %", "auc %", "drop", "recovery", "seconds", "cost %"]
+        rows = [_row(runs) for runs in groups]
+        title = f"### {env}, {agent}" if markdown else f"{env}, {agent}"
+        parts.append(f"{title}\n\n{(markdown_table if markdown else text_table)(header, rows)}")
+    return "\n\n".join(parts)
+
+
+def comparison(found: Sequence[Result]) -> str:
+    """The table at the end of ``run``: accuracy task by task, and what each intervention did and cost."""
+    tasks = len(found[0]["tasks"])
+    shown = sorted(
+        {round(i * (tasks - 1) / (min(tasks, _SHOWN_TASKS) - 1 or 1)) for i in range(min(tasks, _SHOWN_TASKS))}
+    )
+    header = ["accuracy % after task", *(str(task + 1) for task in shown)]
+    header += ["final", "drop", "recovery", "revived %", "cost %"]
+    rows = []
+    for runs in by_group(found):
+        ends = [percent(_average(run["tasks"][task]["end"] for run in runs), 0) for task in shown]
+        summaries = [run["summary"] for run in runs]
+        final = mean_std([s["final-accuracy"] for s in summaries])
+        drop = mean_std([s["mean-drop"] for s in summaries])
+        rows.append([label(runs[0]), *ends, final, drop, _recovery(runs), _revived(runs), _cost(runs)])
+    return text_table(header, rows)
+
+
+EXPLANATION = (
+    "drop: points of accuracy lost right at the intervention, mean over switches; recovery: epochs until the accuracy\n"
+    "before the switch is back (in brackets: share of switches where it is not); revived: share of units re-drawn;\n"
+    "cost: share of the run's time that the intervention took."
+)
+
+
+def by_group(found: Iterable[Result]) -> list[list[Result]]:
+    """Results of the same spec together, in order of first appearance; seeds in order."""
+    groups: dict[str, list[Result]] = {}
+    for result in found:
+        groups.setdefault(result["group"], []).append(result)
+    return [sorted(runs, key=lambda run: run["seed"]) for runs in groups.values()]
+
+
+def label(result: Result) -> str:
+    """The intervention, with the options that differ from what its name stands for."""
+    changed = " ".join(f"{key}={value}" for key, value in result["changed"]["intervention"].items())
+    every = f" every={result['every']}" if result["every"] else ""
+    return f"{result['intervention']}{' ' if changed else ''}{changed}{every}"
+
+
+def _row(runs: list[Result]) -> list[str]:
+    summaries = [run["summary"] for run in runs]
+
+    def column(name: str) -> str:
+        return mean_std([summary[name] for summary in summaries])
+
+    seconds = mean_std([run["cost"]["seconds"] for run in runs], scale=1, digits=0)
+    shown = [column(name) for name in ("final-accuracy", "average-accuracy", "auc", "mean-drop")]
+    return [label(runs[0]), str(len(runs)), *shown, _recovery(runs), seconds, _cost(runs)]
+
+
+def _recovery(runs: list[Result]) -> str:
+    epochs = _average(run["summary"]["mean-recovery-epochs"] for run in runs)
+    never = _average(run["summary"]["unrecovered-share"] for run in runs)
+    if epochs is None:
+        return "never" if never else "–"
+    return f"{epochs:.1f}" + (f" ({percent(never, 0)} %)" if never else "")
+
+
+def _revived(runs: list[Result]) -> str:
+    shares = [report["revived-share"] for run in runs for report in run["interventions"]]
+    return percent(_average(shares), 0)
+
+
+def _cost(runs: list[Result]) -> str:
+    return percent(_average(run["cost"]["intervention-seconds"] / max(run["cost"]["seconds"], 1e-9) for run in runs))
+
+
+def _mean(runs: list[Result], name: str) -> float:
+    return _average(run["summary"][name] for run in runs) or 0.0
+
+
+def _average(values: Iterable[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None

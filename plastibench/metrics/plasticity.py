@@ -1,0 +1,115 @@
+"""Plasticity of a network, from one pass over a probe batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from plastibench.interventions.criteria import below_threshold, normalised
+from plastibench.layers.probe import measure, pieces
+from plastibench.layers.trace import Traced, trace
+from plastibench.network import Network, as_evaluated
+
+DORMANT, GRADIENT_DORMANT, LOW_GRADIENT = 0.1, 0.01, 0.1  # thresholds on scores relative to the layer's mean
+
+
+@dataclass
+class Health:
+    """Plasticity of a network at one moment.
+
+    Attributes:
+        overall: Metric name to value, over all units but the outputs.
+        layers: Module name to metric name to value.
+        layernorm_gradients: LayerNorm name to E[∂L/∂z_i] of each feature (paper, Fig. 3). [H]
+    """
+
+    overall: dict[str, float] = field(default_factory=dict)
+    layers: dict[str, dict[str, float]] = field(default_factory=dict)
+    layernorm_gradients: dict[str, Tensor] = field(default_factory=dict)
+
+
+def health(network: Network, batch: TensorDictBase, initial: Mapping[str, Tensor] | None = None) -> Health:
+    """Measure a network; definitions are in :data:`plastibench.metrics.PLASTICITY`.
+
+    Args:
+        network: The network; left as it was.
+        batch: Probe batch.
+        initial: Parameters at the start, by name, for the distance.
+    """
+    units = trace(network, batch)
+    statistics = measure(network, batch, units[:-1])
+    result = Health()
+    dormant, gradient_dormant, low, total = 0, 0, 0, 0
+    for unit in units[:-1]:
+        values = statistics[unit.name]
+        activation, gradient = normalised(values.activation), normalised(values.pre_gradient)
+        counts = [
+            int(below_threshold(activation, DORMANT).sum()),
+            int(below_threshold(gradient, GRADIENT_DORMANT).sum()),
+            int(below_threshold(gradient, LOW_GRADIENT).sum()),
+        ]
+        size = len(activation)
+        dormant, gradient_dormant, low = dormant + counts[0], gradient_dormant + counts[1], low + counts[2]
+        total += size
+        names = ("dormant-ratio", "gradient-dormant-ratio", "low-gradient-ratio")
+        result.layers[unit.name] = {name: count / size for name, count in zip(names, counts, strict=True)}
+        if isinstance(unit.module, nn.LayerNorm):
+            result.layernorm_gradients[unit.name] = values.signed_gradient
+    result.overall = {
+        "dormant-ratio": dormant / max(total, 1),
+        "gradient-dormant-ratio": gradient_dormant / max(total, 1),
+        "low-gradient-ratio": low / max(total, 1),
+        **rank_metrics(features(network, batch, units[-1])),
+        **_weight_metrics(network.module, initial),
+    }
+    if result.layernorm_gradients:
+        last = list(result.layernorm_gradients.values())[-1]
+        result.overall["layernorm-gradient-spread"] = float(last.std(correction=0))
+    for unit in units:
+        weight = unit.module.weight
+        assert isinstance(weight, Tensor)
+        result.layers.setdefault(unit.name, {})["weight-norm"] = float(weight.detach().double().norm())
+    return result
+
+
+@torch.no_grad()
+def features(network: Network, batch: TensorDictBase, head: Traced) -> Tensor:
+    """What the output layer receives, one row per sample. [N, D]"""
+    rows: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
+        rows.append(args[0].flatten(0, -2) if args[0].ndim > 1 else args[0])
+
+    hook = head.module.register_forward_pre_hook(keep)
+    try:
+        with as_evaluated(network.module):
+            for part in pieces(batch):
+                network.loss(network.module, part)
+    finally:
+        hook.remove()
+    return torch.cat(rows)
+
+
+def rank_metrics(matrix: Tensor) -> dict[str, float]:
+    """Effective rank and srank of a feature matrix [N, D], uncentred."""
+    singular = torch.linalg.svdvals(matrix.double())
+    share = singular / singular.sum().clamp_min(1e-300)
+    entropy = -(share * share.clamp_min(1e-300).log()).sum()
+    held = share.cumsum(0)
+    return {"effective-rank": float(entropy.exp()), "srank": float((held < 0.99 - 1e-12).sum() + 1)}
+
+
+def _weight_metrics(module: nn.Module, initial: Mapping[str, Tensor] | None) -> dict[str, float]:
+    parameters = dict(module.named_parameters())
+    norm = sum(p.detach().double().square().sum() for p in parameters.values())
+    metrics = {"weight-norm": float(torch.as_tensor(norm).sqrt())}
+    if initial:
+        moved = sum((p.detach().double() - initial[n].detach().double()).square().sum() for n, p in parameters.items())
+        start = sum(p.detach().double().square().sum() for p in initial.values())
+        metrics["weight-distance"] = float((torch.as_tensor(moved) / torch.as_tensor(start)).sqrt())
+    return metrics

@@ -1,0 +1,119 @@
+"""A trainable module with all that an intervention may need to know of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+
+Loss = Callable[[nn.Module, TensorDictBase], Tensor]
+
+
+class Network:
+    """One trainable module of an agent: what interventions work on.
+
+    Attributes:
+        module: The module itself, uncompiled; interventions edit its tensors in place.
+        optimizer: Its optimizer, or None where the caller builds a new one after every intervention.
+        loss: ``loss(module, batch)``: the training loss, averaged over the samples of the batch. It must treat
+            samples independently (in eval mode BatchNorm does).
+        role: Its part in the agent: ``classifier``, ``critic``, ``actor``, ``encoder``.
+        generator: Source of all randomness of interventions, so that they never disturb the training's.
+        penalties: Functions of (network, batch) whose scalars the agent adds to the training loss.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        loss: Loss,
+        *,
+        fresh: Callable[[], nn.Module] | None = None,
+        role: str = "network",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Describe a network.
+
+        Args:
+            module: The module to keep trainable.
+            optimizer: Its optimizer, whose state is reset with the weights.
+            loss: Mean training loss of a batch.
+            fresh: Builds the module anew with new random weights. Without it, a copy is re-initialised module by
+                module through ``reset_parameters``, which knows PyTorch's defaults only.
+            role: Its part in the agent.
+            generator: A CPU generator; by default one seeded with 0.
+        """
+        self.module = module
+        self.optimizer = optimizer
+        self.loss = loss
+        self.role = role
+        self.generator = generator if generator is not None else torch.Generator().manual_seed(0)
+        self.penalties: list[Callable[[Network, TensorDictBase], Tensor | None]] = []
+        self._fresh = fresh
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return next(self.module.parameters()).device
+
+    def fresh(self) -> nn.Module:
+        """A newly initialised copy of the module on its device; the global random state is left as it was."""
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        with seeded(seed):
+            module = self._fresh() if self._fresh is not None else _reinitialised(self.module)
+        return module.to(self.device)
+
+    def cannot_redraw(self) -> list[str]:
+        """Parameters that :meth:`fresh` returns unchanged, because nothing says how they were initialised."""
+        if self._fresh is not None:
+            return []
+        return [
+            f"{prefix}.{name}".lstrip(".")
+            for prefix, module in self.module.named_modules()
+            if not hasattr(module, "reset_parameters")
+            for name, _ in module.named_parameters(recurse=False)
+        ]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Global CPU randomness from ``seed`` inside the block, and undisturbed after it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def as_evaluated(module: nn.Module) -> Iterator[None]:
+    """Eval mode, full float32 precision and no autocast; every submodule's own mode comes back afterwards."""
+    training = {child: child.training for child in module.modules()}
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    device = next(module.parameters()).device.type
+    module.eval()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+        for child, mode in training.items():
+            child.training = mode
+
+
+def as_batch(batch: TensorDictBase | Mapping[str, Tensor]) -> TensorDictBase:
+    """A TensorDict whose first dimension counts samples, from one or from a plain dict of tensors."""
+    if isinstance(batch, TensorDictBase):
+        return batch if batch.batch_dims == 1 else batch.reshape(-1)
+    return TensorDict(dict(batch), batch_size=[len(next(iter(batch.values())))])
+
+
+def _reinitialised(module: nn.Module) -> nn.Module:
+    module = copy.deepcopy(module).cpu()
+    for child in module.modules():
+        if hasattr(child, "reset_parameters"):
+            child.reset_parameters()
+    return module

@@ -1,0 +1,118 @@
+"""Where figures go while a run is under way: TensorBoard and ``metrics.csv``."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from plastibench.errors import RunError
+from plastibench.spec import PARTS, RunSpec
+
+COLUMNS = ("update", "task", "epoch", "phase", "metric", "value")
+LEADERBOARD = ("final-accuracy", "average-accuracy", "auc", "mean-drop", "mean-recovery-epochs", "seconds")
+
+
+class Recorder:
+    """Writes the figures of one run; a resumed run continues where its checkpoint was made."""
+
+    def __init__(self, folder: Path, spec: RunSpec, *, update: int = 0, length: int = 0) -> None:
+        """Open the files.
+
+        Args:
+            folder: The run's folder.
+            spec: What is run.
+            update: Updates done so far; later TensorBoard events of an earlier try are hidden.
+            length: Bytes of ``metrics.csv`` that belong to these updates; what follows is cut off.
+        """
+        path = folder / "metrics.csv"
+        try:
+            self._file = open(path, "r+" if length else "w", newline="", encoding="utf-8")  # noqa: SIM115
+            if length:
+                self._file.truncate(length)
+                self._file.seek(length)
+            self._csv = csv.writer(self._file)
+            if not length:
+                self._csv.writerow(COLUMNS)
+            self._writer = SummaryWriter(str(folder), purge_step=update if update else None)
+        except OSError as error:
+            raise RunError(f"cannot write into {folder}: {error.strerror or error}") from error
+        if not update:
+            experiment, session, _ = hparams(
+                _hyperparameters(spec), {f"leaderboard/{name}": 0.0 for name in LEADERBOARD}
+            )
+            self._summary(experiment)
+            self._summary(session)
+            self._writer.add_text("spec", f"```toml\n{spec.to_toml()}\n```")
+
+    def scalars(
+        self, update: int, task: int, epoch: float, phase: str, values: Mapping[str, float | None], prefix: str = ""
+    ) -> None:
+        """Record figures under ``prefix/name``; None is left out.
+
+        Args:
+            update: Updates since the start of the run.
+            task: Number of the task, from 0.
+            epoch: Epochs since its start.
+            phase: ``training``, ``end`` (of a task) or ``after`` (an intervention).
+            values: Metric name to value.
+            prefix: Group of the metrics in TensorBoard.
+        """
+        for name, value in values.items():
+            if value is None:
+                continue
+            tag = f"{prefix}/{name}" if prefix else name
+            self._csv.writerow((update, task, f"{epoch:g}", phase, tag, repr(float(value))))
+            self._writer.add_scalar(f"{tag}/{phase}" if phase != "training" else tag, value, update)
+
+    def histogram(self, update: int, name: str, values: Tensor) -> None:
+        """Record a distribution."""
+        if bool(torch.isfinite(values).all()):
+            self._writer.add_histogram(name, values, update)
+
+    def finish(self, update: int, figures: Mapping[str, float | None]) -> None:
+        """Write the leaderboard's figures and mark the run as done."""
+        for name in LEADERBOARD:
+            value = figures.get(name)
+            self._writer.add_scalar(f"leaderboard/{name}", float("nan") if value is None else value, update)
+        _, _, end = hparams({"env": ""}, {"leaderboard/final-accuracy": 0.0})
+        self._summary(end)
+        self.close()
+
+    def flush(self) -> int:
+        """Push everything to disk; return the length of ``metrics.csv`` in bytes.
+
+        Raises:
+            RunError: The disk is full, or the folder is gone.
+        """
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._writer.flush()
+            return self._file.tell()
+        except OSError as error:
+            raise RunError(f"cannot write {self._file.name}: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        self._writer.close()
+
+    def _summary(self, summary: Any) -> None:
+        # add_hparams() would open a second, time-stamped run and double every chart.
+        assert self._writer.file_writer is not None
+        self._writer.file_writer.add_summary(summary)
+
+
+def _hyperparameters(spec: RunSpec) -> dict[str, str | float]:
+    """The same keys with the same types in every run: TensorBoard hides columns that the first run lacks."""
+    names: dict[str, str | float] = {part: getattr(spec, part)[0] for part in PARTS}
+    changed = ", ".join(f"{key}={value}" for key, value in spec.intervention[1].items())
+    return {**names, "options": changed, "seed": float(spec.run.seed), "every": float(spec.run.every)}

@@ -1,0 +1,89 @@
+"""``result.json``: the source of truth of a finished run, which leaderboard and figures read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from plastibench.checkpoint import write_text
+from plastibench.errors import UserError
+from plastibench.metrics.performance import TaskRecord, area_under_curve, drop, recovery, summary
+from plastibench.spec import PARTS, RunSpec
+
+SCHEMA = 1
+
+
+def compose(
+    spec: RunSpec,
+    records: Sequence[TaskRecord],
+    interventions: Sequence[dict[str, Any]],
+    plasticity: Sequence[dict[str, Any]],
+    cost: dict[str, float],
+    origin: dict[str, Any],
+) -> dict[str, Any]:
+    """The content of a result.
+
+    Args:
+        spec: What was run.
+        records: One record per task.
+        interventions: What each intervention did, module by module.
+        plasticity: Plasticity metrics at each moment they were measured.
+        cost: Seconds and samples; the only figures that differ between two runs of the same spec.
+        origin: Command, commit, versions, hardware, precision.
+    """
+    tasks = [
+        {
+            **dataclasses.asdict(record),
+            "end": record.end,
+            "drop": drop(record),
+            "recovery": recovery(record),
+            "auc": area_under_curve(record.curve),
+        }
+        for record in records
+    ]
+    return {
+        "schema": SCHEMA,
+        "id": spec.id,
+        "group": spec.group(),
+        "env": spec.env[0],
+        "agent": spec.agent[0],
+        "intervention": spec.intervention[0],
+        "seed": spec.run.seed,
+        "options": {"env": spec.env[1], "agent": spec.agent[1], "intervention": spec.intervention[1]},
+        "changed": {part: spec.changed(part) for part in PARTS},
+        "every": spec.run.every,
+        "summary": summary(records),
+        "tasks": tasks,
+        "interventions": list(interventions),
+        "plasticity": list(plasticity),
+        "cost": cost,
+        "origin": origin,
+    }
+
+
+def write(folder: Path, result: dict[str, Any]) -> None:
+    """Write ``result.json`` atomically."""
+    write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a result.
+
+    Raises:
+        UserError: It cannot be read, or is no result of a schema known here.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(result, dict) or result.get("schema") != SCHEMA:
+        raise UserError(f"{path} is not a result of schema {SCHEMA}")
+    return result
+
+
+def find(runs_dir: Path) -> list[Path]:
+    """The results below a folder, in order of their names."""
+    return sorted(runs_dir.glob("**/result.json"))

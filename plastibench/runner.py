@@ -1,0 +1,461 @@
+"""The loop: a stream emits data, the agent learns from replay, an intervention acts, metrics are recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import torch
+from tensordict import TensorDictBase
+
+from plastibench import checkpoint, machine, results
+from plastibench.errors import RunError, UserError
+from plastibench.interventions.base import Intervention, Report, overrides
+from plastibench.metrics.performance import TaskRecord, divergence
+from plastibench.metrics.plasticity import health
+from plastibench.progress import Progress
+from plastibench.recorder import Recorder
+from plastibench.replay import arrive, everything, growing_replay, representative
+from plastibench.seeds import derive, generator
+from plastibench.spec import RunSpec
+
+if TYPE_CHECKING:
+    from plastibench.envs.stream import TaskStream
+
+EARLY_EPOCHS = 5  # epochs after a switch that are all evaluated, to see the recovery
+CHECKPOINT_SECONDS = 60.0
+_PROBE = 512  # samples for the plasticity metrics
+_SMALL = 1_000_000  # networks with fewer parameters train no faster on two threads than on one
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved its state."""
+
+
+def run(
+    spec: RunSpec,
+    *,
+    runs_dir: str | Path = "runs",
+    data_dir: str | Path = "data",
+    quiet: bool = False,
+    threads: int = 0,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> dict[str, Any]:
+    """Run a spec to its end, continuing where an earlier try stopped.
+
+    Args:
+        spec: What to run.
+        runs_dir: The run's folder is made in here.
+        data_dir: Where data sets are.
+        quiet: Show no progress.
+        threads: CPU threads; 0 means one for a small network, and as PyTorch chooses for a large one.
+        checkpoint_seconds: At most this much work is lost in a crash.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        UserError: Something in the spec or the data does not fit.
+        RunError: The run itself failed, through a NaN or a full disk.
+        Interrupted: SIGINT or SIGTERM arrived; the same call continues.
+    """
+    device = resolve_device(spec.run.device)
+    spec = dataclasses.replace(spec, run=dataclasses.replace(spec.run, device=device))
+    folder = Path(runs_dir) / spec.id
+    if (folder / "result.json").exists():
+        return results.read(folder / "result.json")
+    _set_up_torch(spec)
+    env = spec.create("env").make(data_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _only_one(folder), _stop_requests() as stop:
+            if not (folder / "spec.toml").exists():
+                checkpoint.write_text(folder / "spec.toml", spec.to_toml())
+            return _Run(spec, env, folder, stop, quiet, threads, checkpoint_seconds).to_the_end()
+    except OSError as error:
+        raise UserError(
+            f"cannot use {folder}: {error.strerror or error}; choose another place with --runs-dir"
+        ) from error
+
+
+def resolve_device(name: str) -> str:
+    """The device that ``auto`` stands for, or the one named.
+
+    Raises:
+        UserError: It does not exist here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device '{name}' is not available here ({str(error).partition(chr(10))[0]}); try cpu"
+        ) from error
+    return name
+
+
+class _Run:
+    """One run under way; its attributes are what a checkpoint holds."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        env: TaskStream,
+        folder: Path,
+        stop: list[int],
+        quiet: bool,
+        threads: int,
+        checkpoint_seconds: float,
+    ) -> None:
+        self.spec, self.env, self.folder, self.stop = spec, env, folder, stop
+        self.checkpoint_seconds = checkpoint_seconds
+        seed, device = spec.run.seed, torch.device(spec.run.device)
+        self.scenario = env.scenario
+        self.agent = spec.create("agent").build(env, seed, device)
+        self.networks = list(self.agent.networks.values())
+        size = sum(p.numel() for network in self.networks for p in network.module.parameters())
+        if threads or size < _SMALL:
+            torch.set_num_threads(threads or 1)
+        self.interventions: list[Intervention] = [spec.create("intervention") for _ in self.networks]
+        self.order = generator(seed, "order", device)
+        self.draws = generator(seed, "representative")
+        capacity = len(env.dataset.train_images)
+        self.replay = growing_replay(capacity, self.agent.batch_size, device, self.order)
+        self.evaluation_images = torch.from_numpy(env.evaluation_images).to(device)
+        torch.manual_seed(derive(seed, "dropout"))  # dropout draws from the global generator, and nothing else does
+        self.initial = [{k: p.detach().clone() for k, p in n.module.named_parameters()} for n in self.networks]
+        for network, intervention in zip(self.networks, self.interventions, strict=True):
+            intervention.prepare(network)
+            if overrides(intervention, "penalty"):
+                network.penalties.append(intervention.penalty)
+        self.each_update = overrides(self.interventions[0], "after_update")
+
+        self.task = 0
+        self.update = 0  # within the task
+        self.total = 0  # since the start
+        self.samples = 0
+        self.records: list[TaskRecord] = []
+        self.reports: list[dict[str, Any]] = []
+        self.plasticity: list[dict[str, Any]] = []
+        self.cost = {"seconds": 0.0, "intervention-seconds": 0.0, "metric-seconds": 0.0}
+        resumed = self._restore()
+        self.recorder = Recorder(folder, spec, update=self.total, length=resumed)
+        self.clock = time.monotonic()
+        self.saved = self.clock
+        self.progress = Progress(spec.id, self._updates_of_all_tasks(), quiet)
+
+    # The course of a run -----------------------------------------------------------------------------------------
+
+    def to_the_end(self) -> dict[str, Any]:
+        """Learn all tasks; return the result."""
+        try:
+            if not self.records:
+                self._first_task()
+            while True:
+                self._learn_task()
+                if self.task + 1 == self.scenario.task_count:
+                    return self._finish()
+                self._switch()
+        finally:
+            self.progress.close()
+            self.recorder.close()
+
+    def _first_task(self) -> None:
+        observation, info = self.env.reset(seed=derive(self.spec.run.seed, "stream"))
+        arrive(self.replay, observation["images"], observation["labels"])
+        self.records.append(TaskRecord(0, info["samples"], info["noise"]))
+        self.agent.begin_task(self._updates())
+        self._evaluate()
+        self._measure("after")
+
+    def _learn_task(self) -> None:
+        """Train on the current task from wherever it stands to its end."""
+        updates, per_epoch, every = self._updates(), self._updates_per_epoch(), self.spec.run.every
+        while self.update < updates:
+            batch = self.replay.sample()
+            self.agent.update(batch)
+            self.update += 1
+            self.total += 1
+            self.samples += len(batch)
+            if self.each_update:
+                for network, intervention in zip(self.networks, self.interventions, strict=True):
+                    intervention.after_update(network)
+            if every and self.total % every == 0:
+                self._intervene(self._representative())
+            if self.update % per_epoch == 0:
+                self._end_epoch(self.update // per_epoch)
+            if self.stop or time.monotonic() - self.saved > self.checkpoint_seconds:
+                self._save()
+                if self.stop:
+                    raise Interrupted(f"{self.spec.id} stopped in task {self.task + 1} after {self.total} updates")
+        self.records[-1].train_accuracy = self._train_accuracy()
+        self._record("end", {"accuracy": self.records[-1].end, "train-accuracy": self.records[-1].train_accuracy})
+        self._measure("end")
+
+    def _end_epoch(self, epoch: int) -> None:
+        last = self.scenario.epochs
+        if epoch <= EARLY_EPOCHS or epoch % self.scenario.evaluate_every == 0 or epoch == last:
+            self._evaluate()
+        place = f"task {self.task + 1}/{self.scenario.task_count}, epoch {epoch}/{last}"
+        accuracy = self.records[-1].curve[-1][1] if self.records[-1].curve else None
+        self.progress.show(self.total, self.samples, place, accuracy, milestone=epoch == last)
+
+    def _switch(self) -> None:
+        """End a task and begin the next: evaluate, receive data, intervene, renew the optimizer, evaluate."""
+        answers = torch.from_numpy(self.env.evaluation_labels).to(self.evaluation_images.device)
+        before = self._logits()
+        observation, _, _, _, info = self.env.step(before.argmax(1).cpu().numpy())
+        arrive(self.replay, observation["images"], observation["labels"])
+        self.task, self.update = self.task + 1, 0
+        if not self.spec.run.every:
+            self._intervene(self._representative())
+        self.agent.begin_task(self._updates())
+        after = self._logits()
+        old, new = before.argmax(1), after.argmax(1)
+        record = TaskRecord(
+            self.task,
+            info["samples"],
+            info["noise"],
+            before=_share(old == answers),
+            after=_share(new == answers),
+            agreement=_share(old == new),
+            output_kl=divergence(before, after),
+        )
+        self.records.append(record)
+        values = {"accuracy-after": record.after, "agreement": record.agreement, "output-kl": record.output_kl}
+        self._record("after", {**values, "drop": (record.before or 0) - (record.after or 0)})
+        self._evaluate()
+        self._measure("after")
+
+    def _finish(self) -> dict[str, Any]:
+        self.cost["seconds"] += time.monotonic() - self.clock
+        self.clock = time.monotonic()
+        origin = {
+            "command": shlex.join(["plastibench", *sys.argv[1:]]),
+            "commit": machine.commit(),
+            "versions": machine.versions(),
+            "hardware": machine.hardware(self.spec.run.device),
+            "threads": torch.get_num_threads(),
+            "precision": self.agent.label,
+        }
+        cost = {**self.cost, "updates": self.total, "samples": self.samples}
+        result = results.compose(self.spec, self.records, self.reports, self.plasticity, cost, origin)
+        self.recorder.finish(self.total, {**result["summary"], "seconds": self.cost["seconds"]})
+        results.write(self.folder, result)
+        checkpoint.save(self.folder / "final.pt", {"networks": [n.module.state_dict() for n in self.networks]})
+        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+        return result
+
+    # Evaluation and intervention ----------------------------------------------------------------------------------
+
+    def _logits(self) -> torch.Tensor:
+        network, intervention = self.networks[0], self.interventions[0]
+        logits: torch.Tensor = self.agent.logits(self.evaluation_images, intervention.evaluated(network))
+        return logits
+
+    def _evaluate(self) -> None:
+        """Accuracy on the current task's own answers, and the averages of training since the last time."""
+        averages = self.agent.take_averages()
+        if not all(map(math.isfinite, averages.values())):
+            raise RunError(
+                f"{self.spec.id}: the loss became {averages['loss']} in task {self.task + 1}, "
+                f"before update {self.update}; try a smaller --agent.lr"
+            )
+        answers = torch.from_numpy(self.env.evaluation_labels).to(self.evaluation_images.device)
+        accuracy = _share(self._logits().argmax(1) == answers)
+        self.records[-1].curve.append((self.update / self._updates_per_epoch(), accuracy))
+        self._record("training", {"accuracy": accuracy, **averages})
+
+    def _train_accuracy(self) -> float:
+        batch = self._representative()
+        logits = self.agent.logits(batch["image"], self.interventions[0].evaluated(self.networks[0]))
+        return _share(logits.argmax(1) == batch["label"])
+
+    def _measure(self, phase: str) -> None:
+        """Plasticity metrics of every network, on the same images for every method."""
+        start = time.monotonic()
+        probe = everything(self.replay)[:_PROBE]
+        for network, initial in zip(self.networks, self.initial, strict=True):
+            found = health(network, probe, initial)
+            self.plasticity.append(
+                {"task": self.task, "phase": phase, "role": network.role, **found.overall, "layers": found.layers}
+            )
+            self._record(phase, found.overall, prefix=f"plasticity-{network.role}")
+            for layer, values in found.layers.items():
+                self._record(phase, values, prefix=f"layers-{network.role}/{layer}")
+            for layer, gradients in found.layernorm_gradients.items():
+                self.recorder.histogram(self.total, f"layernorm-gradient-{phase}/{layer}", gradients)
+        self.cost["metric-seconds"] += time.monotonic() - start
+
+    def _intervene(self, batch: TensorDictBase) -> None:
+        for network, intervention in zip(self.networks, self.interventions, strict=True):
+            start = time.monotonic()
+            report = intervention.intervene(network, batch)
+            if network.device.type == "cuda":
+                torch.cuda.synchronize(network.device)
+            report.seconds = time.monotonic() - start
+            self.cost["intervention-seconds"] += report.seconds
+            self.reports.append(_plain(report, self.task, self.total, network.role))
+            totals = {"seconds": report.seconds, "revived-share": report.revived_share}
+            self._record(
+                "after", {**totals, "parameters": float(report.parameters)}, prefix=f"intervention-{network.role}"
+            )
+            for module, figures in report.modules.items():
+                self._record("after", figures, prefix=f"intervention-{network.role}/{module}")
+
+    def _representative(self) -> TensorDictBase:
+        return representative(self.replay, self.spec.run.representative, self.draws)
+
+    def _record(self, phase: str, values: dict[str, Any], prefix: str = "") -> None:
+        self.recorder.scalars(self.total, self.task, self.update / self._updates_per_epoch(), phase, values, prefix)
+
+    # Arithmetic of updates ----------------------------------------------------------------------------------------
+
+    def _updates_per_epoch(self) -> int:
+        return max(1, math.ceil(len(self.replay) / self.agent.batch_size))
+
+    def _updates(self) -> int:
+        return self._updates_per_epoch() * self.scenario.epochs
+
+    def _updates_of_all_tasks(self) -> int:
+        """For the time left; knows the sizes of coming tasks from a second stream of the same seed."""
+        stream = type(self.env)(self.env.dataset, self.scenario)
+        _, info = stream.reset(seed=derive(self.spec.run.seed, "stream"))
+        switches = range(self.scenario.task_count - 1)
+        sizes = [info["samples"], *(stream.step(stream.evaluation_labels)[4]["samples"] for _ in switches)]
+        return sum(math.ceil(size / self.agent.batch_size) for size in sizes) * self.scenario.epochs
+
+    # Saving and restoring -----------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        now = time.monotonic()
+        self.cost["seconds"] += now - self.clock
+        self.clock = self.saved = now
+        sampler = self.replay.sampler.state_dict()
+        state = {
+            "spec": self.spec.to_toml(),
+            "position": [self.task, self.update, self.total, self.samples],
+            "records": [dataclasses.asdict(record) for record in self.records],
+            "reports": self.reports,
+            "plasticity": self.plasticity,
+            "cost": self.cost,
+            "csv": self.recorder.flush(),
+            "agent": self.agent.state_dict(),
+            "interventions": [intervention.state_dict() for intervention in self.interventions],
+            "initial": self.initial,
+            "sampler": dict(sampler),
+            "order": self.order.get_state(),
+            "draws": self.draws.get_state(),
+            "dropout": torch.get_rng_state(),
+            "dropout-cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        checkpoint.save(self.folder / "checkpoint.pt", state)
+
+    def _restore(self) -> int:
+        """Continue from a checkpoint, where there is one; return the bytes of ``metrics.csv`` that it covers."""
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return 0
+        state = checkpoint.load(path)
+        self.task, self.update, self.total, self.samples = state["position"]
+        observation, _ = self.env.reset(seed=derive(self.spec.run.seed, "stream"))
+        arrive(self.replay, observation["images"], observation["labels"])
+        for _ in range(self.task):
+            observation = self.env.step(self.env.evaluation_labels)[0]
+            arrive(self.replay, observation["images"], observation["labels"])
+        self.records = [TaskRecord(**record) for record in state["records"]]
+        for record in self.records:
+            record.curve = [(epoch, accuracy) for epoch, accuracy in record.curve]
+        self.reports, self.plasticity, self.cost = state["reports"], state["plasticity"], state["cost"]
+        self.agent.load_state_dict(state["agent"])
+        for intervention, saved in zip(self.interventions, state["interventions"], strict=True):
+            intervention.load_state_dict(saved)
+        device = self.networks[0].device
+        self.initial = [{name: value.to(device) for name, value in initial.items()} for initial in state["initial"]]
+        self.replay.sampler.load_state_dict(state["sampler"])
+        self.order.set_state(state["order"])
+        self.draws.set_state(state["draws"])
+        torch.set_rng_state(state["dropout"])
+        if torch.cuda.is_available() and state["dropout-cuda"]:
+            torch.cuda.set_rng_state_all(state["dropout-cuda"])
+        return int(state["csv"])
+
+
+def _plain(report: Report, task: int, update: int, role: str) -> dict[str, Any]:
+    return {
+        "task": task,
+        "update": update,
+        "role": role,
+        "seconds": report.seconds,
+        "revived-share": report.revived_share,
+        "parameters": report.parameters,
+        "modules": report.modules,
+    }
+
+
+def _share(right: torch.Tensor) -> float:
+    return float(right.double().mean())
+
+
+def _set_up_torch(spec: RunSpec) -> None:
+    machine.keep_freed_memory()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+        spec.agent[1].get("precision", "float32") != "float32"
+    )
+    torch.use_deterministic_algorithms(spec.run.deterministic)
+    if spec.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Refuse to run where another process runs the same spec."""
+    with open(folder / "lock", "w") as file:
+        _lock(file, folder)
+        yield
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: no such protection
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{folder.name} is being run by another process; wait for it or choose another --runs-dir"
+        ) from None
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM are appended to; a second signal ends the process at once."""
+    received: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    try:
+        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: whoever runs us there handles signals
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,148 @@
+"""What a run is: names and options of env, agent and intervention. Frozen, readable as TOML, with an identity."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from plastibench import options, registry
+from plastibench.errors import UserError, did_you_mean
+from plastibench.options import option
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PARTS = ("env", "agent", "intervention")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """Options of the run itself."""
+
+    seed: int = option(0, "seed of every random generator", low=0)
+    every: int = option(0, "intervene every so many updates; 0: at task switches", low=0)
+    representative: int = option(2048, "samples in the batch that interventions see (paper: 2048)", low=1)
+    device: str = option("auto", "cpu, cuda, cuda:1, …; auto: a GPU where there is one")
+    deterministic: bool = option(False, "only deterministic kernels, also on a GPU (slower)")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+    """One run: everything that its result depends on.
+
+    Attributes:
+        env: Name of the task stream, with all its options.
+        agent: Likewise.
+        intervention: Likewise.
+        run: Seed, schedule and device.
+    """
+
+    env: tuple[str, Mapping[str, Any]]
+    agent: tuple[str, Mapping[str, Any]]
+    intervention: tuple[str, Mapping[str, Any]]
+    run: RunOptions
+
+    @classmethod
+    def make(
+        cls,
+        env: str,
+        agent: str,
+        intervention: str = "none",
+        *,
+        env_options: Mapping[str, Any] | None = None,
+        agent_options: Mapping[str, Any] | None = None,
+        intervention_options: Mapping[str, Any] | None = None,
+        **run: Any,
+    ) -> RunSpec:
+        """Check names and options and fill in defaults.
+
+        Raises:
+            UserError: A name or option that does not exist, or a value that does not fit.
+        """
+        return cls(
+            _complete(registry.envs, env, env_options or {}),
+            _complete(registry.agents, agent, agent_options or {}),
+            _complete(registry.interventions, intervention, intervention_options or {}),
+            options.build(RunOptions, run, "run"),
+        )
+
+    @classmethod
+    def from_toml(cls, text: str) -> RunSpec:
+        """Read what :meth:`to_toml` wrote."""
+        tables = read_tables(text, "spec.toml")
+        names = {part: tables[part].pop("name") for part in PARTS}
+        return cls.make(**names, **{f"{part}_options": tables[part] for part in PARTS}, **tables.get("run", {}))
+
+    def to_toml(self) -> str:
+        """The whole spec, with every option."""
+        tables = {part: {"name": getattr(self, part)[0], **getattr(self, part)[1]} for part in PARTS}
+        return tomli_w.dumps({**tables, "run": options.as_dict(self.run)})
+
+    @property
+    def id(self) -> str:
+        """Readable and unique: names, seed, and a digest of all options (the device by kind only)."""
+        run = {**options.as_dict(self.run), "device": self.run.device.partition(":")[0]}
+        content = json.dumps([self.env, self.agent, self.intervention, run], sort_keys=True, default=dict)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:6]
+        intervention = self.intervention[0]
+        return f"{self.env[0]}_{self.agent[0]}_{intervention}_s{self.run.seed}_{digest}"
+
+    def group(self) -> str:
+        """What runs have in common that differ in their seed alone."""
+        return dataclasses.replace(self, run=dataclasses.replace(self.run, seed=0)).id
+
+    def changed(self, part: str) -> dict[str, Any]:
+        """The options of a part that differ from what its name stands for."""
+        name, values = getattr(self, part)
+        _, usual = _complete(getattr(registry, f"{part}s"), name, {})
+        return {key: value for key, value in values.items() if usual.get(key) != value}
+
+    def create(self, part: str) -> Any:
+        """A new scenario, agent recipe or intervention as this spec says."""
+        name, values = getattr(self, part)
+        entry = getattr(registry, f"{part}s")[name]
+        return options.build(entry.load(), values, f"{part} {name}")
+
+
+def read_tables(text: str, where: str) -> dict[str, dict[str, Any]]:
+    """The tables ``env``, ``agent``, ``intervention`` and ``run`` of a TOML spec.
+
+    Raises:
+        UserError: Not TOML, an unknown table, or a missing name.
+    """
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{where} is not valid TOML: {error}") from error
+    for table, content in tables.items():
+        if table not in (*PARTS, "run"):
+            raise UserError(f"{where}: no table [{table}]{did_you_mean(table, (*PARTS, 'run'))}")
+        if not isinstance(content, dict):
+            raise UserError(f"{where}: {table} must be a table, as in [{table}]")
+        if table in PARTS and "name" not in content:
+            raise UserError(f"{where}: [{table}] has no name")
+    return tables
+
+
+def read_file(path: Path) -> dict[str, dict[str, Any]]:
+    """The tables of a spec file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--spec {path}: {getattr(error, 'strerror', None) or error}") from error
+    return read_tables(text, str(path))
+
+
+def _complete(known: registry.Registry, name: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    entry = known[name]
+    built = options.build(entry.load(), {**entry.defaults, **values}, f"{known.kind} {name}")
+    return name, options.as_dict(built)
