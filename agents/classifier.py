@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -57,7 +58,8 @@ class Classifier:
             self._forward = torch.compile(module, mode=None if recipe.compile == "default" else recipe.compile)
         self._update = 0  # of this task
         self._updates = 1
-        self._sums = torch.zeros(3, device=device)  # loss, gradient norm before clipping, updates
+        self._sums = torch.zeros(2, device=device)  # loss and gradient norm before clipping, since the last averages
+        self._summed = 0
 
     def begin_task(self, updates: int) -> None:
         """Start a task of so many updates with a new optimizer and learning-rate schedule."""
@@ -84,14 +86,19 @@ class Classifier:
         limit = self.recipe.clip or math.inf
         norm = nn.utils.clip_grad_norm_(network.module.parameters(), limit)
         optimizer.step()
-        self._sums += torch.stack([loss.detach(), norm, torch.ones_like(norm)])
+        self._sums[0] += loss.detach()
+        self._sums[1] += norm
+        self._summed += 1
         self._update += 1
 
     def take_averages(self) -> dict[str, float]:
         """Mean loss and gradient norm of the updates since the last call; waits for the device once."""
-        loss, norm, updates = self._sums.tolist()
+        if not self._summed:
+            return {}
+        loss, norm = (self._sums / self._summed).tolist()
         self._sums.zero_()
-        return {"loss": loss / updates, "gradient-norm": norm / updates} if updates else {}
+        self._summed = 0
+        return {"loss": loss, "gradient-norm": norm}
 
     @torch.no_grad()
     def logits(self, images: Tensor, module: nn.Module | None = None) -> Tensor:
@@ -115,7 +122,7 @@ class Classifier:
         return {
             "module": self._network.module.state_dict(),
             "optimizer": self._network.optimizer.state_dict(),
-            "task": [self._update, self._updates],
+            "task": [self._update, self._updates, self._summed],
             "sums": self._sums,
             "augmentation": self._augmentation.get_state(),
             "intervention": self._network.generator.get_state(),
@@ -127,7 +134,7 @@ class Classifier:
         self.begin_task(1)
         assert self._network.optimizer is not None
         self._network.optimizer.load_state_dict(state["optimizer"])
-        self._update, self._updates = state["task"]
+        self._update, self._updates, self._summed = state["task"]
         self._sums.copy_(state["sums"])
         self._augmentation.set_state(state["augmentation"].cpu())
         self._network.generator.set_state(state["intervention"].cpu())
@@ -151,5 +158,7 @@ class Classifier:
         progress = (self._update - warmup) / max(1.0, self._updates - warmup)
         return recipe.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.recipe.precision != "bfloat16":
+            return contextlib.nullcontext()
+        return torch.autocast(self._device.type, torch.bfloat16)

@@ -26,4 +26,4 @@ class NormalisedPatchEmbed(nn.Module):
         p = self.patch_size
         patches = images.unfold(2, p, p).unfold(3, p, p)  # [B, C, H/p, W/p, p, p]
         tokens = patches.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)  # [B, N, p·p·C]
-        return self.norm_out(self.proj(self.norm_in(tokens)))  # type: ignore[no-any-return]
+        return self.norm_out(self.proj(self.norm_in(tokens)))

@@ -69,6 +69,6 @@ class Scenario:
 def make_stream(name: str, data_dir: str | Path = "data", **options: Any) -> TaskStream:
     """The stream registered as ``name``: the entry point of ``gymnasium.make("plastibench/<name>-v0", …)``."""
     entry = envs[name]
-    scenario = build(entry.load(), {**entry.defaults, **options}, f"env {name}")
+    scenario: Any = build(entry.load(), {**entry.defaults, **options}, f"env {name}")
     assert isinstance(scenario, Scenario)
     return scenario.make(data_dir)

@@ -56,7 +56,7 @@ class TaskStream(gymnasium.Env[Observation, Integers]):
         self.classes = len(dataset.classes)
         self.image_shape: tuple[int, int, int] = dataset.train_images.shape[1:]
         self.augment_pad = scenario.augment_pad
-        self.observation_space = spaces.Dict(
+        self.observation_space = spaces.Dict(  # type: ignore[assignment]
             images=spaces.Sequence(spaces.Box(0, 255, self.image_shape, np.uint8), stack=True),
             labels=spaces.Sequence(spaces.Discrete(self.classes), stack=True),
         )

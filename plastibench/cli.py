@@ -18,6 +18,13 @@ from plastibench.errors import RunError, UserError, did_you_mean
 from plastibench.options import as_dict, describe_type, options_of
 
 KINDS = {"envs": registry.envs, "agents": registry.agents, "interventions": registry.interventions}
+_RUN_FLAGS = [
+    f"--{name}"
+    for name in (
+        *("agent", "intervention", "seed", "every", "representative", "device", "deterministic", "spec", "plugin"),
+        *("threads", "quiet", "runs-dir", "data-dir", "help"),
+    )
+]
 _EXAMPLES = """\
 examples:
   plastibench run cl-digits --agent vit-nano --intervention none,reset,rnr
@@ -74,7 +81,7 @@ def _dispatch(arguments: list[str]) -> int:
     for name, (add, help_line) in COMMANDS.items():
         add(commands.add_parser(name, help=help_line, description=help_line, add_help=name != "run"))
     known, rest = parser.parse_known_args(arguments)
-    if rest and known.command != "run":
+    if rest and known.command not in ("run", "bench"):
         raise UserError(f"unknown argument '{rest[0]}' (plastibench {known.command} --help)")
     known.rest = rest
     return int(known.do(known))
@@ -168,19 +175,23 @@ def _requested(known: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for name in ("seed", "every", "representative", "device", "deterministic"):
         if getattr(known, name) is not None:
             tables["run"][name] = getattr(known, name)
-    rest = list(known.rest)
+    _read_option_flags(known.rest, tables)
+    return tables
+
+
+def _read_option_flags(arguments: Sequence[str], tables: dict[str, dict[str, Any]]) -> None:
+    """Put ``--env.epochs 5`` and the like into the tables of env, agent and intervention."""
+    rest = list(arguments)
     while rest:
         flag, equals, value = rest.pop(0).partition("=")
         part, dot, option = flag.removeprefix("--").partition(".")
-        if not (flag.startswith("--") and dot and part in PARTS):
-            flags = [action.option_strings[-1] for action in known.parser._actions if action.option_strings]
-            raise UserError(f"unknown argument '{flag}'{did_you_mean(flag, flags)} (plastibench run --help)")
+        if not (flag.startswith("--") and dot and part in tables):
+            raise UserError(f"unknown argument '{flag}'{did_you_mean(flag, _RUN_FLAGS)} (plastibench run --help)")
         if not equals:
             if not rest or rest[0].startswith("--"):
                 raise UserError(f"{flag} needs a value")
             value = rest.pop(0)
         tables[part][option] = value
-    return tables
 
 
 def _specs(tables: dict[str, dict[str, Any]]) -> list[Any]:
@@ -261,14 +272,13 @@ def _import_plugin(plugin: str) -> None:
 
 def _help_for(parser: argparse.ArgumentParser, tables: dict[str, dict[str, Any]]) -> None:
     print(parser.format_help())
-    names = {"env": [tables["env"].get("name")], "agent": [tables["agent"].get("name")]}
-    names["intervention"] = _listed(tables["intervention"]["name"])
-    if not any(names["env"] + names["agent"]):
+    names: dict[str, list[str]] = {part: _listed(tables[part].get("name", "")) for part in tables if part != "run"}
+    if not (names["env"] or names["agent"] or names["intervention"] != ["none"]):
         print("Name an env, an agent or an intervention before --help to see its options, for example:")
         print("  plastibench run cl-digits --agent vit-nano --intervention rnr --help")
         return
     for part, chosen in names.items():
-        for name in filter(None, chosen):
+        for name in chosen:
             _print_options(part, KINDS[f"{part}s"][name])
 
 
@@ -392,10 +402,45 @@ def _leaderboard(known: argparse.Namespace) -> int:
     return 0
 
 
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("env", nargs="?", default="cl-digits", help="task stream (default cl-digits)")
+    parser.add_argument("--agent", default="vit-nano", help="agent (default vit-nano)")
+    parser.add_argument("--intervention", default="rnr", help="intervention whose cost is measured (default rnr)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, … (default: a GPU where there is one)")
+    parser.add_argument("--updates", type=_count, default=20, help="updates per measurement (default 20)")
+    parser.add_argument("--rounds", type=_count, default=7, help="measurements of each loop (default 7)")
+    parser.add_argument("--threads", type=_count, default=0, help="CPU threads (default: 1 for a small network)")
+    _add_places(parser)
+    parser.set_defaults(do=_bench)
+
+
+def _bench(known: argparse.Namespace) -> int:
+    for part in ("env", "agent", "intervention"):
+        KINDS[f"{part}s"][getattr(known, part)]
+    from plastibench.benchmark import benchmark
+    from plastibench.runner import resolve_device
+    from plastibench.spec import RunSpec
+
+    options: dict[str, dict[str, Any]] = {part: {} for part in ("env", "agent", "intervention")}
+    _read_option_flags(known.rest, options)
+    spec = RunSpec.make(
+        known.env,
+        known.agent,
+        known.intervention,
+        env_options=options["env"],
+        agent_options=options["agent"],
+        intervention_options=options["intervention"],
+        device=resolve_device(known.device),
+    )
+    print(benchmark(spec, known.data_dir, max(1, known.updates), max(1, known.rounds), known.threads))
+    return 0
+
+
 COMMANDS = {
     "run": (_add_run, "run interventions on a task stream, and compare them"),
     "resume": (_add_resume, "continue an interrupted run"),
     "list": (_add_list, "list envs, agents, interventions and metrics"),
     "info": (_add_info, "show versions, devices and data found"),
+    "bench": (_add_bench, "time the harness against a plain PyTorch loop, and an intervention"),
     "leaderboard": (_add_leaderboard, "compare all finished runs"),
 }

@@ -114,6 +114,7 @@ def as_batch(batch: TensorDictBase | Mapping[str, Tensor]) -> TensorDictBase:
 def _reinitialised(module: nn.Module) -> nn.Module:
     module = copy.deepcopy(module).cpu()
     for child in module.modules():
-        if hasattr(child, "reset_parameters"):
-            child.reset_parameters()
+        reset = getattr(child, "reset_parameters", None)
+        if callable(reset):
+            reset()
     return module

@@ -80,7 +80,7 @@ def run(
         with _only_one(folder), _stop_requests() as stop:
             if not (folder / "spec.toml").exists():
                 checkpoint.write_text(folder / "spec.toml", spec.to_toml())
-            return _Run(spec, env, folder, stop, quiet, threads, checkpoint_seconds).to_the_end()
+            return Run(spec, env, folder, stop, quiet, threads, checkpoint_seconds).to_the_end()
     except OSError as error:
         raise UserError(
             f"cannot use {folder}: {error.strerror or error}; choose another place with --runs-dir"
@@ -104,7 +104,7 @@ def resolve_device(name: str) -> str:
     return name
 
 
-class _Run:
+class Run:
     """One run under way; its attributes are what a checkpoint holds."""
 
     def __init__(
@@ -152,7 +152,7 @@ class _Run:
         self.recorder = Recorder(folder, spec, update=self.total, length=resumed)
         self.clock = time.monotonic()
         self.saved = self.clock
-        self.progress = Progress(spec.id, self._updates_of_all_tasks(), quiet)
+        self.progress = Progress(spec.id, self.updates_of_all_tasks(), quiet)
 
     # The course of a run -----------------------------------------------------------------------------------------
 
@@ -160,17 +160,22 @@ class _Run:
         """Learn all tasks; return the result."""
         try:
             if not self.records:
-                self._first_task()
+                self.begin()
             while True:
                 self._learn_task()
                 if self.task + 1 == self.scenario.task_count:
                     return self._finish()
                 self._switch()
         finally:
-            self.progress.close()
-            self.recorder.close()
+            self.close()
 
-    def _first_task(self) -> None:
+    def close(self) -> None:
+        """Close files and progress; the state stays as it was last saved."""
+        self.progress.close()
+        self.recorder.close()
+
+    def begin(self) -> None:
+        """Receive the first task."""
         observation, info = self.env.reset(seed=derive(self.spec.run.seed, "stream"))
         arrive(self.replay, observation["images"], observation["labels"])
         self.records.append(TaskRecord(0, info["samples"], info["noise"]))
@@ -180,18 +185,11 @@ class _Run:
 
     def _learn_task(self) -> None:
         """Train on the current task from wherever it stands to its end."""
-        updates, per_epoch, every = self._updates(), self._updates_per_epoch(), self.spec.run.every
+        updates, per_epoch, every = self._updates(), self.updates_per_epoch(), self.spec.run.every
         while self.update < updates:
-            batch = self.replay.sample()
-            self.agent.update(batch)
-            self.update += 1
-            self.total += 1
-            self.samples += len(batch)
-            if self.each_update:
-                for network, intervention in zip(self.networks, self.interventions, strict=True):
-                    intervention.after_update(network)
+            self.learn()
             if every and self.total % every == 0:
-                self._intervene(self._representative())
+                self.intervene()
             if self.update % per_epoch == 0:
                 self._end_epoch(self.update // per_epoch)
             if self.stop or time.monotonic() - self.saved > self.checkpoint_seconds:
@@ -201,6 +199,17 @@ class _Run:
         self.records[-1].train_accuracy = self._train_accuracy()
         self._record("end", {"accuracy": self.records[-1].end, "train-accuracy": self.records[-1].train_accuracy})
         self._measure("end")
+
+    def learn(self) -> None:
+        """One update on the next batch; nothing in here waits for the device."""
+        batch = self.replay.sample()
+        self.agent.update(batch)
+        self.update += 1
+        self.total += 1
+        self.samples += len(batch)
+        if self.each_update:
+            for network, intervention in zip(self.networks, self.interventions, strict=True):
+                intervention.after_update(network)
 
     def _end_epoch(self, epoch: int) -> None:
         last = self.scenario.epochs
@@ -218,7 +227,7 @@ class _Run:
         arrive(self.replay, observation["images"], observation["labels"])
         self.task, self.update = self.task + 1, 0
         if not self.spec.run.every:
-            self._intervene(self._representative())
+            self.intervene()
         self.agent.begin_task(self._updates())
         after = self._logits()
         old, new = before.argmax(1), after.argmax(1)
@@ -273,7 +282,7 @@ class _Run:
             )
         answers = torch.from_numpy(self.env.evaluation_labels).to(self.evaluation_images.device)
         accuracy = _share(self._logits().argmax(1) == answers)
-        self.records[-1].curve.append((self.update / self._updates_per_epoch(), accuracy))
+        self.records[-1].curve.append((self.update / self.updates_per_epoch(), accuracy))
         self._record("training", {"accuracy": accuracy, **averages})
 
     def _train_accuracy(self) -> float:
@@ -297,7 +306,9 @@ class _Run:
                 self.recorder.histogram(self.total, f"layernorm-gradient-{phase}/{layer}", gradients)
         self.cost["metric-seconds"] += time.monotonic() - start
 
-    def _intervene(self, batch: TensorDictBase) -> None:
+    def intervene(self) -> None:
+        """Have the interventions act on every network, on a fresh representative batch."""
+        batch = self._representative()
         for network, intervention in zip(self.networks, self.interventions, strict=True):
             start = time.monotonic()
             report = intervention.intervene(network, batch)
@@ -317,17 +328,18 @@ class _Run:
         return representative(self.replay, self.spec.run.representative, self.draws)
 
     def _record(self, phase: str, values: dict[str, Any], prefix: str = "") -> None:
-        self.recorder.scalars(self.total, self.task, self.update / self._updates_per_epoch(), phase, values, prefix)
+        self.recorder.scalars(self.total, self.task, self.update / self.updates_per_epoch(), phase, values, prefix)
 
     # Arithmetic of updates ----------------------------------------------------------------------------------------
 
-    def _updates_per_epoch(self) -> int:
+    def updates_per_epoch(self) -> int:
+        """Updates in one pass over the data so far; the last batch may be short."""
         return max(1, math.ceil(len(self.replay) / self.agent.batch_size))
 
     def _updates(self) -> int:
-        return self._updates_per_epoch() * self.scenario.epochs
+        return self.updates_per_epoch() * self.scenario.epochs
 
-    def _updates_of_all_tasks(self) -> int:
+    def updates_of_all_tasks(self) -> int:
         """For the time left; knows the sizes of coming tasks from a second stream of the same seed."""
         stream = type(self.env)(self.env.dataset, self.scenario)
         _, info = stream.reset(seed=derive(self.spec.run.seed, "stream"))

@@ -79,8 +79,9 @@ class RunSpec:
     def from_toml(cls, text: str) -> RunSpec:
         """Read what :meth:`to_toml` wrote."""
         tables = read_tables(text, "spec.toml")
-        names = {part: tables[part].pop("name") for part in PARTS}
-        return cls.make(**names, **{f"{part}_options": tables[part] for part in PARTS}, **tables.get("run", {}))
+        env, agent, intervention = (tables[part].pop("name") for part in PARTS)
+        given: dict[str, Any] = {f"{part}_options": tables[part] for part in PARTS}
+        return cls.make(env, agent, intervention, **given, **tables.get("run", {}))
 
     def to_toml(self) -> str:
         """The whole spec, with every option."""
@@ -144,5 +145,5 @@ def read_file(path: Path) -> dict[str, dict[str, Any]]:
 
 def _complete(known: registry.Registry, name: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     entry = known[name]
-    built = options.build(entry.load(), {**entry.defaults, **values}, f"{known.kind} {name}")
+    built: Any = options.build(entry.load(), {**entry.defaults, **values}, f"{known.kind} {name}")
     return name, options.as_dict(built)

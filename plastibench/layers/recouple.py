@@ -131,7 +131,7 @@ def _forwards(units: list[Traced], run: Callable[[Traced, Tensor], Tensor]) -> I
     """Have ``run`` compute the outputs of these modules inside the block."""
     try:
         for unit in units:
-            unit.module.forward = lambda inputs, unit=unit: run(unit, inputs)  # type: ignore[method-assign]
+            unit.module.forward = lambda inputs, unit=unit: run(unit, inputs)
         yield
     finally:
         for unit in units:

@@ -157,7 +157,7 @@ def _apply_inverse(gram: Tensor, penalty: float, right: Tensor) -> Tensor:
             return torch.cholesky_solve(right, factor)
     try:
         eigenvalues, vectors = torch.linalg.eigh(gram)
-    except torch.linalg.LinAlgError:  # many exact repetitions of 0: a nudge far below the tolerance separates them
+    except RuntimeError:  # many exact repetitions of 0: a nudge far below the tolerance separates them
         nudge = 1e-13 * gram.diagonal().mean() * torch.arange(len(gram)).to(gram) / len(gram)
         eigenvalues, vectors = torch.linalg.eigh(gram + nudge.diag())
     kept = eigenvalues > _RANK_TOLERANCE * eigenvalues[-1].clamp_min(1e-300)
@@ -176,5 +176,6 @@ def _linear_rows(module: nn.Linear | nn.Conv2d, inputs: Tensor, targets: Tensor)
     positions = targets.shape[-2] * targets.shape[-1]
     samples = max(1, _CHUNK // positions)
     for images, wanted in zip(inputs.split(samples), targets.split(samples), strict=True):
+        assert isinstance(module.padding, tuple)
         fields = F.unfold(images.double(), module.kernel_size, module.dilation, module.padding, module.stride)
         yield fields.mT.flatten(0, 1), unit_rows(module, wanted).double()  # [n, C·kh·kw], [n, H]

@@ -143,8 +143,8 @@ class Dataflow(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _MERGES:
             merged = args[0] if isinstance(args[0], list | tuple) else args
-            for source in filter(None, map(_mark, merged)):
-                self.traced[source].residual = True
+            for merged_unit in filter(None, map(_mark, merged)):
+                self.traced[merged_unit].residual = True
             _set_mark(output, None)
         elif name in ACTIVATIONS or name in _CHANNELWISE:
             source = _mark(args[0]) if args else None

@@ -1,0 +1,115 @@
+"""How fast the harness is: against the plainest loop that does the same work, and what an intervention costs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from plastibench.agents.images import crop_and_flip
+from plastibench.runner import Run
+from plastibench.spec import RunSpec
+
+
+def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads: int) -> str:
+    """Time updates of the harness and of a plain PyTorch loop in turn, then the intervention once.
+
+    Both do the same work: data on the device, augmentation, normalisation, forward, backward, clipping, fused AdamW
+    with its learning rate set at every update. The plain loop knows no replay buffer, hooks, schedule or metrics.
+
+    Args:
+        spec: What is timed.
+        data_dir: Where data sets are.
+        updates: Updates per measurement.
+        rounds: Measurements of each; the median counts.
+        threads: CPU threads, as for a run.
+    """
+    env = spec.create("env").make(data_dir)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(spec, env, Path(folder), [], quiet=True, threads=threads, checkpoint_seconds=math.inf)
+        run.begin()
+        epoch = run.updates_per_epoch()
+        plain = plain_loop(run)
+        ours, theirs = [], []
+        for round_number in range(rounds + 1):
+            seconds = [_seconds(run, plain, updates), _seconds(run, run.learn, updates)]
+            if round_number:  # the first warms up
+                theirs.append(seconds[0])
+                ours.append(seconds[1])
+        ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+        start = time.perf_counter()
+        run.intervene()
+        _wait(run)
+        intervention = time.perf_counter() - start
+        update = statistics.median(ours) / updates
+        total, switches = run.updates_of_all_tasks(), run.scenario.task_count - 1
+        run.close()
+    scale = epoch / updates
+    share = switches * intervention / (total * update + switches * intervention)
+    rate = run.agent.batch_size / update
+    return "\n".join(
+        [
+            f"{spec.env[0]}, {spec.agent[0]}, {spec.run.device}, {torch.get_num_threads()} threads, {run.agent.label}",
+            f"seconds per epoch of the first task ({epoch} updates), from {updates} updates, in turn, "
+            f"median of {rounds}:",
+            f"  plain PyTorch loop  {statistics.median(theirs) * scale:.3f}",
+            f"  plastibench         {statistics.median(ours) * scale:.3f}   ratio {ratio:.3f}   {rate:,.0f} samples/s",
+            f"{spec.intervention[0]} on {spec.run.representative} samples: {intervention:.2f} s, as long as "
+            f"{intervention / update:.0f} updates; at {switches} switches of a run of {total:,} updates "
+            f"{100 * share:.2f} % of the time",
+        ]
+    )
+
+
+def plain_loop(run: Run) -> Callable[[], None]:
+    """One update as a person would write it who needs nothing else."""
+    recipe, device = run.agent.recipe, run.evaluation_images.device
+    data = run.replay.storage.get(slice(0, len(run.replay)))
+    images, labels = data["image"].clone(), data["label"].clone()
+    model = run.networks[0].fresh()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    mean = torch.tensor(run.env.dataset.mean, device=device)[:, None, None]
+    std = torch.tensor(run.env.dataset.std, device=device)[:, None, None]
+    generator = torch.Generator(device).manual_seed(0)
+    pad, batch_size = run.env.augment_pad, recipe.batch_size
+    batches: list[torch.Tensor] = []
+
+    def update() -> None:
+        if not batches:
+            batches.extend(torch.randperm(len(images), device=device).split(batch_size))
+        index = batches.pop(0)
+        x = images[index]
+        if pad:
+            x = crop_and_flip(x, pad, generator)
+        x = (x.float() / 255 - mean) / std
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            loss = F.cross_entropy(model(x), labels[index])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip or math.inf)
+        optimizer.step()
+
+    return update
+
+
+def _seconds(run: Run, step: Callable[[], None], updates: int) -> float:
+    _wait(run)
+    start = time.perf_counter()
+    for _ in range(updates):
+        step()
+    _wait(run)
+    return time.perf_counter() - start
+
+
+def _wait(run: Run) -> None:
+    if run.evaluation_images.is_cuda:
+        torch.cuda.synchronize()
