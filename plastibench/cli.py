@@ -140,11 +140,14 @@ def _run(known: argparse.Namespace) -> int:
 
     found = []
     for number, spec in enumerate(specs):
-        if len(specs) > 1 and not known.quiet:
-            print(f"run {number + 1} of {len(specs)}: {spec.id}", file=sys.stderr)
         try:
             result = run(
-                spec, runs_dir=known.runs_dir, data_dir=known.data_dir, quiet=known.quiet, threads=known.threads
+                spec,
+                runs_dir=known.runs_dir,
+                data_dir=known.data_dir,
+                quiet=known.quiet,
+                threads=known.threads,
+                announce=f"run {number + 1} of {len(specs)}: " if len(specs) > 1 else "",
             )
         except Interrupted as stopped:
             print(f"plastibench: {stopped}; the same command continues it", file=sys.stderr)
@@ -320,8 +323,6 @@ def _resume(known: argparse.Namespace) -> int:
     from plastibench.runner import Interrupted, run
     from plastibench.spec import RunSpec
 
-    if (known.runs_dir / known.id / "result.json").exists():
-        print(f"{known.id} is complete already")
     try:
         result = run(
             RunSpec.from_toml(path.read_text(encoding="utf-8")),
@@ -402,6 +403,33 @@ def _leaderboard(known: argparse.Namespace) -> int:
     return 0
 
 
+def _add_figure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, help="a .png, .svg or .pdf file")
+    parser.add_argument("--env", help="only runs on this task stream")
+    parser.add_argument("--intervention", help="only these interventions: none,reset,rnr")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where results are (default runs)")
+    parser.set_defaults(do=_figure)
+
+
+def _figure(known: argparse.Namespace) -> int:
+    from plastibench import figures, leaderboard
+
+    found = leaderboard.load(known.runs_dir)
+    for part in ("env", "intervention"):
+        wanted = getattr(known, part)
+        if wanted is not None:
+            names = _listed(wanted)
+            there = sorted({result[part] for result in found})
+            for name in set(names) - set(there):
+                raise UserError(
+                    f"no finished run of {part} '{name}' in {known.runs_dir} (there are {', '.join(there)})"
+                )
+            found = [result for name in names for result in found if result[part] == name]
+    figures.overview(found, known.out)
+    print(known.out)
+    return 0
+
+
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("env", nargs="?", default="cl-digits", help="task stream (default cl-digits)")
     parser.add_argument("--agent", default="vit-nano", help="agent (default vit-nano)")
@@ -441,6 +469,7 @@ COMMANDS = {
     "resume": (_add_resume, "continue an interrupted run"),
     "list": (_add_list, "list envs, agents, interventions and metrics"),
     "info": (_add_info, "show versions, devices and data found"),
+    "figure": (_add_figure, "draw finished runs: accuracy by task, and drop against final accuracy"),
     "bench": (_add_bench, "time the harness against a plain PyTorch loop, and an intervention"),
     "leaderboard": (_add_leaderboard, "compare all finished runs"),
 }

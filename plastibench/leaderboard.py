@@ -51,7 +51,7 @@ def leaderboard(found: Iterable[Result], markdown: bool = False) -> str:
 
 
 def comparison(found: Sequence[Result]) -> str:
-    """The table at the end of ``run``: accuracy task by task, and what each intervention did and cost."""
+    """The tables at the end of ``run``: accuracy task by task, drop by switch, what each intervention did and cost."""
     tasks = len(found[0]["tasks"])
     shown = sorted(
         {round(i * (tasks - 1) / (min(tasks, _SHOWN_TASKS) - 1 or 1)) for i in range(min(tasks, _SHOWN_TASKS))}
@@ -65,7 +65,16 @@ def comparison(found: Sequence[Result]) -> str:
         final = mean_std([s["final-accuracy"] for s in summaries])
         drop = mean_std([s["mean-drop"] for s in summaries])
         rows.append([label(runs[0]), *ends, final, drop, _recovery(runs), _revived(runs), _cost(runs)])
-    return text_table(header, rows)
+    tables = [text_table(header, rows)]
+    switches = [task for task in shown if task]
+    acted = [runs for runs in by_group(found) if any(run["interventions"] for run in runs)]
+    if switches and acted:
+        drops = [
+            [label(runs[0]), *(percent(_average(run["tasks"][task]["drop"] for run in runs)) for task in switches)]
+            for runs in acted
+        ]
+        tables.append(text_table(["drop before task", *(str(task + 1) for task in switches)], drops))
+    return "\n\n".join(tables)
 
 
 EXPLANATION = (

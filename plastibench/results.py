@@ -29,7 +29,7 @@ def compose(
     Args:
         spec: What was run.
         records: One record per task.
-        interventions: What each intervention did, module by module.
+        interventions: What each intervention did, in a few numbers.
         plasticity: Plasticity metrics at each moment they were measured.
         cost: Seconds and samples; the only figures that differ between two runs of the same spec.
         origin: Command, commit, versions, hardware, precision.

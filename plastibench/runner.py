@@ -48,6 +48,7 @@ def run(
     data_dir: str | Path = "data",
     quiet: bool = False,
     threads: int = 0,
+    announce: str = "",
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> dict[str, Any]:
     """Run a spec to its end, continuing where an earlier try stopped.
@@ -58,6 +59,7 @@ def run(
         data_dir: Where data sets are.
         quiet: Show no progress.
         threads: CPU threads; 0 means one for a small network, and as PyTorch chooses for a large one.
+        announce: What the first line of progress begins with.
         checkpoint_seconds: At most this much work is lost in a crash.
 
     Returns:
@@ -71,7 +73,11 @@ def run(
     device = resolve_device(spec.run.device)
     spec = dataclasses.replace(spec, run=dataclasses.replace(spec.run, device=device))
     folder = Path(runs_dir) / spec.id
-    if (folder / "result.json").exists():
+    complete = (folder / "result.json").exists()
+    if not quiet:
+        state = "is complete already" if complete else "continues" if (folder / "checkpoint.pt").exists() else "begins"
+        print(f"{announce}{spec.id} {state}", file=sys.stderr)
+    if complete:
         return results.read(folder / "result.json")
     _set_up_torch(spec)
     env = spec.create("env").make(data_dir)
@@ -296,9 +302,7 @@ class Run:
         probe = everything(self.replay)[:_PROBE]
         for network, initial in zip(self.networks, self.initial, strict=True):
             found = health(network, probe, initial)
-            self.plasticity.append(
-                {"task": self.task, "phase": phase, "role": network.role, **found.overall, "layers": found.layers}
-            )
+            self.plasticity.append({"task": self.task, "phase": phase, "role": network.role, **found.overall})
             self._record(phase, found.overall, prefix=f"plasticity-{network.role}")
             for layer, values in found.layers.items():
                 self._record(phase, values, prefix=f"layers-{network.role}/{layer}")
@@ -404,6 +408,9 @@ class Run:
 
 
 def _plain(report: Report, task: int, update: int, role: str) -> dict[str, Any]:
+    """A report in a few numbers; its figures module by module are in ``metrics.csv`` and TensorBoard."""
+    residuals = [figures["residual"] for figures in report.modules.values() if "residual" in figures]
+    growth = [figures["norm_ratio"] for figures in report.modules.values() if "norm_ratio" in figures]
     return {
         "task": task,
         "update": update,
@@ -411,7 +418,8 @@ def _plain(report: Report, task: int, update: int, role: str) -> dict[str, Any]:
         "seconds": report.seconds,
         "revived-share": report.revived_share,
         "parameters": report.parameters,
-        "modules": report.modules,
+        "mean-residual": sum(residuals) / len(residuals) if residuals else None,
+        "largest-norm-ratio": max(growth) if growth else None,
     }
 
 
