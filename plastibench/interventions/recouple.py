@@ -30,7 +30,9 @@ class Recouple(Intervention):
     inner_options: tuple[str, ...] = option((), "options of the inner intervention: tau=0.2,modules=all")
     refit: str = option("all", "modules to refit: all, or a regular expression of names")
     solver: SolverName = option("delta-ridge", "how each linear system is solved; pinv is the paper's formula")
-    ridge: float = option(1e-2, "penalty relative to the mean diagonal of the Gram matrix", low=0)
+    ridge: float = option(
+        10.0, "penalty over the mean diagonal of the Gram matrix (none for pinv; ridge wants 0.01)", low=0
+    )
     max_growth: float = option(
         0.0, "raise the penalty until no weight norm grows by more than this factor; 0: never", low=0
     )

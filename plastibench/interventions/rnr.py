@@ -37,7 +37,9 @@ class RnR(Intervention):
     )
     scoring: Literal["once", "per-layer"] = option("once", "score all units first, or anew before each layer (Alg. 1)")
     solver: SolverName = option("delta-ridge", "how each linear system is solved; pinv is the paper's formula")
-    ridge: float = option(1e-2, "penalty relative to the mean diagonal of the Gram matrix; pinv has none", low=0)
+    ridge: float = option(
+        10.0, "penalty over the mean diagonal of the Gram matrix (none for pinv; ridge wants 0.01)", low=0
+    )
     max_growth: float = option(
         0.0, "raise the penalty until no weight norm grows by more than this factor; 0: never", low=0
     )
