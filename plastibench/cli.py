@@ -349,7 +349,7 @@ def _list(known: argparse.Namespace) -> int:
         _import_plugin(plugin)
     from plastibench.metrics import METRICS
 
-    tables = {kind: {name: entry.summary for name, entry in known.all().items()} for kind, known in KINDS.items()}
+    tables = {kind: {name: entry.summary for name, entry in names.all().items()} for kind, names in KINDS.items()}
     tables["metrics"] = METRICS
     for kind, entries in tables.items():
         if known.kind in (None, kind):

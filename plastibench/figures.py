@@ -41,10 +41,10 @@ def overview(found: Sequence[Result], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    contests = sorted({(result["env"], result["agent"]) for result in found})
+    contests = sorted({_contest(result) for result in found})
     figure, axes = pyplot.subplots(len(contests), 2, figsize=(10, 3.6 * len(contests)), squeeze=False)
     for (env, agent), (left, right) in zip(contests, axes, strict=True):
-        groups = by_group(result for result in found if (result["env"], result["agent"]) == (env, agent))
+        groups = by_group(result for result in found if _contest(result) == (env, agent))
         for number, runs in enumerate(groups):
             style: dict[str, Any] = {
                 "color": _COLOURS[number % len(_COLOURS)],
@@ -63,6 +63,10 @@ def overview(found: Sequence[Result], path: Path) -> None:
     with atomic(path) as file:
         figure.savefig(file, format=path.suffix[1:], dpi=150)
     pyplot.close(figure)
+
+
+def _contest(result: Result) -> tuple[str, str]:
+    return label(result, "env"), label(result, "agent")
 
 
 def _learning(axis: Axes, runs: list[Result], style: dict[str, Any]) -> None:

@@ -36,10 +36,10 @@ def load(runs_dir: Path) -> list[Result]:
 
 
 def leaderboard(found: Iterable[Result], markdown: bool = False) -> str:
-    """One table per env and agent, best final accuracy first; mean ± standard deviation over seeds."""
+    """One table per env and agent, options included, best final accuracy first; mean ± std over seeds."""
     contests: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in found:
-        contests[result["env"], result["agent"]].append(result)
+        contests[label(result, "env"), label(result, "agent")].append(result)
     parts = []
     for (env, agent), entries in sorted(contests.items()):
         groups = sorted(by_group(entries), key=lambda runs: -_mean(runs, "final-accuracy"))
@@ -92,11 +92,12 @@ def by_group(found: Iterable[Result]) -> list[list[Result]]:
     return [sorted(runs, key=lambda run: run["seed"]) for runs in groups.values()]
 
 
-def label(result: Result) -> str:
-    """The intervention, with the options that differ from what its name stands for."""
-    changed = " ".join(f"{key}={value}" for key, value in result["changed"]["intervention"].items())
-    every = f" every={result['every']}" if result["every"] else ""
-    return f"{result['intervention']}{' ' if changed else ''}{changed}{every}"
+def label(result: Result, part: str = "intervention") -> str:
+    """The name of an env, agent or intervention, with the options that differ from what it stands for."""
+    changed = {**result["changed"][part]}
+    if part == "intervention" and result["every"]:
+        changed["every"] = result["every"]
+    return " ".join([result[part], *(f"{key}={value}" for key, value in changed.items())])
 
 
 def _row(runs: list[Result]) -> list[str]:

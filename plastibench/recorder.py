@@ -69,7 +69,10 @@ class Recorder:
             if value is None:
                 continue
             tag = f"{prefix}/{name}" if prefix else name
-            self._csv.writerow((update, task, f"{epoch:g}", phase, tag, repr(float(value))))
+            try:
+                self._csv.writerow((update, task, f"{epoch:g}", phase, tag, repr(float(value))))
+            except OSError as error:
+                raise RunError(f"cannot write {self._file.name}: {error.strerror or error}") from error
             self._writer.add_scalar(f"{tag}/{phase}" if phase != "training" else tag, value, update)
 
     def histogram(self, update: int, name: str, values: Tensor) -> None:
@@ -114,5 +117,5 @@ class Recorder:
 def _hyperparameters(spec: RunSpec) -> dict[str, str | float]:
     """The same keys with the same types in every run: TensorBoard hides columns that the first run lacks."""
     names: dict[str, str | float] = {part: getattr(spec, part)[0] for part in PARTS}
-    changed = ", ".join(f"{key}={value}" for key, value in spec.intervention[1].items())
+    changed = ", ".join(f"{key}={value}" for key, value in spec.changed("intervention").items())
     return {**names, "options": changed, "seed": float(spec.run.seed), "every": float(spec.run.every)}

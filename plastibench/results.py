@@ -10,7 +10,7 @@ from typing import Any
 
 from plastibench.checkpoint import write_text
 from plastibench.errors import UserError
-from plastibench.metrics.performance import TaskRecord, area_under_curve, drop, recovery, summary
+from plastibench.metrics.performance import TaskRecord, area_under_curve, drop, mean, recovery, summary
 from plastibench.spec import PARTS, RunSpec
 
 SCHEMA = 1
@@ -55,13 +55,26 @@ def compose(
         "options": {"env": spec.env[1], "agent": spec.agent[1], "intervention": spec.intervention[1]},
         "changed": {part: spec.changed(part) for part in PARTS},
         "every": spec.run.every,
-        "summary": summary(records),
+        "summary": _summary(spec, records, interventions),
         "tasks": tasks,
         "interventions": list(interventions),
         "plasticity": list(plasticity),
         "cost": cost,
         "origin": origin,
     }
+
+
+def _summary(
+    spec: RunSpec, records: Sequence[TaskRecord], interventions: Sequence[dict[str, Any]]
+) -> dict[str, float | None]:
+    """The summary of a run; where interventions act in mid-task, drops are counted there and not at the switches."""
+    found = summary(records)
+    if spec.run.every:
+        acted = [report for report in interventions if "before" in report]
+        found["mean-drop"] = mean([report["before"] - report["after"] for report in acted])
+        found["mean-agreement"] = mean([report["agreement"] for report in acted])
+        found["mean-output-kl"] = mean([report["output_kl"] for report in acted])
+    return found
 
 
 def write(folder: Path, result: dict[str, Any]) -> None:

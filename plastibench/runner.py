@@ -20,7 +20,7 @@ from tensordict import TensorDictBase
 from plastibench import checkpoint, machine, results
 from plastibench.errors import RunError, UserError
 from plastibench.interventions.base import Intervention, Report, overrides
-from plastibench.metrics.performance import TaskRecord, divergence
+from plastibench.metrics.performance import TaskRecord, comparison, share
 from plastibench.metrics.plasticity import health
 from plastibench.progress import Progress
 from plastibench.recorder import Recorder
@@ -81,16 +81,10 @@ def run(
         return results.read(folder / "result.json")
     _set_up_torch(spec)
     env = spec.create("env").make(data_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder), _stop_requests() as stop:
-            if not (folder / "spec.toml").exists():
-                checkpoint.write_text(folder / "spec.toml", spec.to_toml())
-            return Run(spec, env, folder, stop, quiet, threads, checkpoint_seconds).to_the_end()
-    except OSError as error:
-        raise UserError(
-            f"cannot use {folder}: {error.strerror or error}; choose another place with --runs-dir"
-        ) from error
+    with _only_one(folder), _stop_requests() as stop:
+        if not (folder / "spec.toml").exists():
+            checkpoint.write_text(folder / "spec.toml", spec.to_toml())
+        return Run(spec, env, folder, stop, quiet, threads, checkpoint_seconds).to_the_end()
 
 
 def resolve_device(name: str) -> str:
@@ -195,7 +189,7 @@ class Run:
         while self.update < updates:
             self.learn()
             if every and self.total % every == 0:
-                self.intervene()
+                self._intervene_in_mid_task()
             if self.update % per_epoch == 0:
                 self._end_epoch(self.update // per_epoch)
             if self.stop or time.monotonic() - self.saved > self.checkpoint_seconds:
@@ -227,8 +221,7 @@ class Run:
 
     def _switch(self) -> None:
         """End a task and begin the next: evaluate, receive data, intervene, renew the optimizer, evaluate."""
-        answers = torch.from_numpy(self.env.evaluation_labels).to(self.evaluation_images.device)
-        before = self._logits()
+        answers, before = self._answers(), self._logits()
         observation, _, _, _, info = self.env.step(before.argmax(1).cpu().numpy())
         arrive(self.replay, observation["images"], observation["labels"])
         self.task, self.update = self.task + 1, 0
@@ -236,21 +229,32 @@ class Run:
             self.intervene()
         self.agent.begin_task(self._updates())
         after = self._logits()
-        old, new = before.argmax(1), after.argmax(1)
-        record = TaskRecord(
-            self.task,
-            info["samples"],
-            info["noise"],
-            before=_share(old == answers),
-            after=_share(new == answers),
-            agreement=_share(old == new),
-            output_kl=divergence(before, after),
+        found = comparison(before, after, answers)
+        self.records.append(
+            TaskRecord(
+                self.task,
+                info["samples"],
+                info["noise"],
+                before=found["before"],
+                after=found["after"],
+                agreement=found["agreement"],
+                output_kl=found["output_kl"],
+            )
         )
-        self.records.append(record)
-        values = {"accuracy-after": record.after, "agreement": record.agreement, "output-kl": record.output_kl}
-        self._record("after", {**values, "drop": (record.before or 0) - (record.after or 0)})
-        self._evaluate()
+        self._record_comparison(found)
+        self._evaluate(after)
         self._measure("after")
+
+    def _intervene_in_mid_task(self) -> None:
+        """Intervene, and see what it cost where two evaluations more are a small part of the interval."""
+        if self.spec.run.every < self.updates_per_epoch():
+            self.intervene()
+            return
+        before = self._logits()
+        self.intervene()
+        found = comparison(before, self._logits(), self._answers())
+        self.reports[-1].update(found)
+        self._record_comparison(found)
 
     def _finish(self) -> dict[str, Any]:
         self.cost["seconds"] += time.monotonic() - self.clock
@@ -266,8 +270,8 @@ class Run:
         cost = {**self.cost, "updates": self.total, "samples": self.samples}
         result = results.compose(self.spec, self.records, self.reports, self.plasticity, cost, origin)
         self.recorder.finish(self.total, {**result["summary"], "seconds": self.cost["seconds"]})
-        results.write(self.folder, result)
         checkpoint.save(self.folder / "final.pt", {"networks": [n.module.state_dict() for n in self.networks]})
+        results.write(self.folder, result)  # last: a folder with a result is a run that is complete
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
         return result
 
@@ -278,7 +282,10 @@ class Run:
         logits: torch.Tensor = self.agent.logits(self.evaluation_images, intervention.evaluated(network))
         return logits
 
-    def _evaluate(self) -> None:
+    def _answers(self) -> torch.Tensor:
+        return torch.from_numpy(self.env.evaluation_labels).to(self.evaluation_images.device)
+
+    def _evaluate(self, logits: torch.Tensor | None = None) -> None:
         """Accuracy on the current task's own answers, and the averages of training since the last time."""
         averages = self.agent.take_averages()
         if not all(map(math.isfinite, averages.values())):
@@ -286,15 +293,14 @@ class Run:
                 f"{self.spec.id}: the loss became {averages['loss']} in task {self.task + 1}, "
                 f"before update {self.update}; try a smaller --agent.lr"
             )
-        answers = torch.from_numpy(self.env.evaluation_labels).to(self.evaluation_images.device)
-        accuracy = _share(self._logits().argmax(1) == answers)
+        accuracy = share((self._logits() if logits is None else logits).argmax(1) == self._answers())
         self.records[-1].curve.append((self.update / self.updates_per_epoch(), accuracy))
         self._record("training", {"accuracy": accuracy, **averages})
 
     def _train_accuracy(self) -> float:
         batch = self._representative()
         logits = self.agent.logits(batch["image"], self.interventions[0].evaluated(self.networks[0]))
-        return _share(logits.argmax(1) == batch["label"])
+        return share(logits.argmax(1) == batch["label"])
 
     def _measure(self, phase: str) -> None:
         """Plasticity metrics of every network, on the same images for every method."""
@@ -330,6 +336,10 @@ class Run:
 
     def _representative(self) -> TensorDictBase:
         return representative(self.replay, self.spec.run.representative, self.draws)
+
+    def _record_comparison(self, found: dict[str, float]) -> None:
+        shown = {"accuracy-after": found["after"], "agreement": found["agreement"], "output-kl": found["output_kl"]}
+        self._record("after", {**shown, "drop": found["before"] - found["after"]})
 
     def _record(self, phase: str, values: dict[str, Any], prefix: str = "") -> None:
         self.recorder.scalars(self.total, self.task, self.update / self.updates_per_epoch(), phase, values, prefix)
@@ -423,10 +433,6 @@ def _plain(report: Report, task: int, update: int, role: str) -> dict[str, Any]:
     }
 
 
-def _share(right: torch.Tensor) -> float:
-    return float(right.double().mean())
-
-
 def _set_up_torch(spec: RunSpec) -> None:
     machine.keep_freed_memory()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
@@ -441,8 +447,14 @@ def _set_up_torch(spec: RunSpec) -> None:
 
 @contextlib.contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-    """Refuse to run where another process runs the same spec."""
-    with open(folder / "lock", "w") as file:
+    """Make the folder, and refuse to run where another process runs the same spec."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / "lock", "w")  # noqa: SIM115 - closed below, and open during the whole run
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot use {folder}: {reason}; choose another place with --runs-dir") from error
+    with file:
         _lock(file, folder)
         yield
 

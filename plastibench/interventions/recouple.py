@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from tensordict import TensorDictBase
+from torch import Tensor, nn
 
 from plastibench.errors import UserError
 from plastibench.interventions.base import Intervention, Report
@@ -54,6 +55,14 @@ class Recouple(Intervention):
     def after_update(self, network: Network) -> None:
         """Forward to the inner intervention."""
         self._inner.after_update(network)
+
+    def penalty(self, network: Network, batch: TensorDictBase) -> Tensor | None:
+        """The inner intervention's penalty."""
+        return self._inner.penalty(network, batch)
+
+    def evaluated(self, network: Network) -> nn.Module:
+        """What the inner intervention evaluates."""
+        return self._inner.evaluated(network)
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
         """Act, then refit."""

@@ -89,6 +89,28 @@ def summary(records: Sequence[TaskRecord]) -> dict[str, float | None]:
     }
 
 
+def comparison(before: Tensor, after: Tensor, answers: Tensor) -> dict[str, float]:
+    """What an intervention did to the outputs.
+
+    Args:
+        before: Logits before it. [N, K]
+        after: Logits right after it. [N, K]
+        answers: Right classes. [N]
+    """
+    old, new = before.argmax(1), after.argmax(1)
+    return {
+        "before": share(old == answers),
+        "after": share(new == answers),
+        "agreement": share(old == new),
+        "output_kl": divergence(before, after),
+    }
+
+
+def share(right: Tensor) -> float:
+    """Share of True in a boolean tensor."""
+    return float(right.double().mean())
+
+
 def divergence(before: Tensor, after: Tensor) -> float:
     """Mean KL(p_before || p_after) of two sets of logits [N, K], in nats."""
     old, new = before.double().log_softmax(1), after.double().log_softmax(1)
