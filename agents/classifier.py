@@ -14,7 +14,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.agents.images import Normalise, crop_and_flip
-from plastibench.network import Network, seeded
+from plastibench.network import Network, eval_mode, seeded
 from plastibench.seeds import derive, generator
 
 if TYPE_CHECKING:
@@ -109,11 +109,8 @@ class Classifier:
             module: What to evaluate instead of the network itself (a slow copy).
         """
         module = module if module is not None else self._network.module
-        training = module.training
-        module.eval()
-        with self._autocast():
+        with eval_mode(module), self._autocast():
             parts = [module(self._normalise(part.to(self._device))).float() for part in images.split(_EVALUATION_BATCH)]
-        module.train(training)
         return torch.cat(parts)
 
     def state_dict(self) -> dict[str, Any]:

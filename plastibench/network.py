@@ -88,20 +88,28 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def as_evaluated(module: nn.Module) -> Iterator[None]:
-    """Eval mode, full float32 precision and no autocast; every submodule's own mode comes back afterwards."""
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; every submodule's own mode comes back afterwards."""
     training = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, mode in training.items():
+            child.training = mode
+
+
+@contextmanager
+def as_evaluated(module: nn.Module) -> Iterator[None]:
+    """Eval mode, full float32 precision and no autocast inside the block."""
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     device = next(module.parameters()).device.type
-    module.eval()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
-        with torch.autocast(device, enabled=False):
+        with eval_mode(module), torch.autocast(device, enabled=False):
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
-        for child, mode in training.items():
-            child.training = mode
 
 
 def as_batch(batch: TensorDictBase | Mapping[str, Tensor]) -> TensorDictBase:

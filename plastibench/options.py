@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -61,6 +62,18 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         return cls(**checked)
     except ValueError as error:  # a dataclass's own __post_init__ may check how options fit together
         raise UserError(f"{where}: {error}") from error
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a regular expression that a user gave is found in a name.
+
+    Raises:
+        UserError: It is no regular expression.
+    """
+    try:
+        return re.search(pattern, name) is not None
+    except re.error as error:
+        raise UserError(f"'{pattern}' is not a regular expression: {error}") from error
 
 
 def as_dict(options: Any) -> dict[str, Any]:

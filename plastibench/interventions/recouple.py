@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from tensordict import TensorDictBase
@@ -10,11 +9,11 @@ from torch import Tensor, nn
 
 from plastibench.errors import UserError
 from plastibench.interventions.base import Intervention, Report
-from plastibench.layers.recouple import refit_in_one_pass, snapshot
+from plastibench.layers.recouple import only_units_differ, refit_in_one_pass, refit_pair, snapshot, teacher_of
 from plastibench.layers.solvers import Fit, Solver, SolverName
 from plastibench.layers.trace import Traced, trace
 from plastibench.network import Network, as_batch
-from plastibench.options import build, option
+from plastibench.options import build, matches, option
 from plastibench.registry import interventions
 
 
@@ -68,11 +67,20 @@ class Recouple(Intervention):
         """Act, then refit."""
         batch = as_batch(batch)
         units = trace(network, batch)
-        if self.refit != "all" and not any(re.search(self.refit, unit.name) for unit in units):
+        if self.refit != "all" and not any(matches(self.refit, unit.name) for unit in units):
             raise UserError(f"refit '{self.refit}' matches no module of this network")
-        before = snapshot(units)
+        before, teacher = snapshot(units), teacher_of(network)
         report = self._inner.intervene(network, batch)
-        fits = refit_in_one_pass(network, batch, units, before, report.units, self._refits, self._solver())
+        if only_units_differ(network, teacher, units):
+            fits = refit_in_one_pass(network, batch, units, before, report.units, self._refits, self._solver())
+            return with_fits(report, units, fits)
+        fits = {}
+        for reader in units[1:]:
+            if self._refits(reader.name):
+                keep = report.units.get(reader.name)
+                fit = refit_pair(network, batch, teacher, reader, self._solver(), keep)
+                if fit is not None:
+                    fits[reader.name] = fit
         return with_fits(report, units, fits)
 
     def state_dict(self) -> dict[str, object]:
@@ -84,7 +92,7 @@ class Recouple(Intervention):
         self._inner.load_state_dict(state)
 
     def _refits(self, name: str) -> bool:
-        return self.refit == "all" or re.search(self.refit, name) is not None
+        return self.refit == "all" or matches(self.refit, name)
 
     def _solver(self) -> Solver:
         return Solver(self.solver, self.ridge, self.max_growth)

@@ -17,7 +17,7 @@ from plastibench.layers.optimizer_state import forget_all
 from plastibench.layers.trace import trace
 from plastibench.layers.units import has_units, unit_count
 from plastibench.network import Network, as_batch
-from plastibench.options import option
+from plastibench.options import matches, option
 
 Part = Literal["all", "mlp", "mlp-qkv", "linear", "layernorm", "head", "last-k"]
 
@@ -73,7 +73,7 @@ class Reset(Intervention):
         module = network.module
         names = [name for name, _ in module.named_parameters()]
         if self.match:
-            return [name for name in names if re.search(self.match, name)]
+            return [name for name in names if matches(self.match, name)]
         if self.select == "all":
             return names
         if self.select == "last-k":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +16,7 @@ from plastibench.layers.probe import measure
 from plastibench.layers.surgery import redraw_units, zero_outgoing
 from plastibench.layers.trace import Traced, trace
 from plastibench.network import Network, as_batch
-from plastibench.options import option
+from plastibench.options import matches, option
 
 
 @dataclass
@@ -82,4 +81,4 @@ class Revive(Intervention):
             return False
         if self.modules == "hidden":
             return unit.hidden
-        return self.modules == "all" or re.search(self.modules, unit.name) is not None
+        return self.modules == "all" or matches(self.modules, unit.name)

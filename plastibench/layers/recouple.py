@@ -40,7 +40,8 @@ def refit_in_one_pass(
     The batch is doubled. Through the first half every module computes with its old parameters, through the second
     with its new ones; each module is refitted when the pass reaches it, from the inputs that the second half brings to
     the outputs of the first. So no activation is kept and no module runs twice. The targets are those of the original
-    network throughout (global targets), which lets each reader repair what drifted before it.
+    network throughout (global targets), which lets each reader repair what drifted before it. What belongs to no unit
+    (position embeddings, BatchNorm) serves both halves, so the surgery must have left it alone.
 
     Args:
         network: The network after surgery; changed in place.
@@ -76,7 +77,12 @@ def refit_in_one_pass(
 
 @torch.no_grad()
 def refit_pair(
-    network: Network, batch: TensorDictBase, teacher: nn.Module, reader: Traced, solver: Solver
+    network: Network,
+    batch: TensorDictBase,
+    teacher: nn.Module,
+    reader: Traced,
+    solver: Solver,
+    keep: Tensor | None = None,
 ) -> Fit | None:
     """Refit one module to the outputs that ``teacher`` returns at the same place, streaming the batch in pieces.
 
@@ -86,6 +92,7 @@ def refit_pair(
         teacher: A network of the same architecture whose outputs are the targets.
         reader: The module to refit.
         solver: For the linear system.
+        keep: Mask [H] of units of the reader that stay as they are.
     """
     fit = fit_for(reader.module)
     if fit is None:
@@ -97,8 +104,17 @@ def refit_pair(
             targets = apply_module(taught, old_inputs, *_parameters(taught))
             fit.add(_input_of(network.module, reader.module, network, part), targets)
     solution = fit.solve(solver)
-    write(network, reader, solution, keep=None)
+    write(network, reader, solution, keep)
     return solution
+
+
+def only_units_differ(network: Network, teacher: nn.Module, units: list[Traced]) -> bool:
+    """Whether network and teacher agree in all parameters and buffers that belong to no module with units."""
+    own = {f"{unit.name}.{name}" for unit in units for name, _ in unit.module.named_parameters(recurse=False)}
+    others = teacher.state_dict()
+    return all(
+        torch.equal(value, others[name]) for name, value in network.module.state_dict().items() if name not in own
+    )
 
 
 def teacher_of(network: Network) -> nn.Module:
