@@ -55,7 +55,7 @@ class Progress:
         rate = samples / elapsed if elapsed else 0.0
         line = f"{self._name}  {place}{percent}  {rate:,.0f} samples/s  {_clock(left)} left"
         if self._live is not None:
-            self._live.update(Text(line), refresh=True)
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
         else:
             self._last = now
             print(line, file=sys.stderr, flush=True)

@@ -152,7 +152,7 @@ class Run:
         self.recorder = Recorder(folder, spec, update=self.total, length=resumed)
         self.clock = time.monotonic()
         self.saved = self.clock
-        self.progress = Progress(spec.id, self.updates_of_all_tasks(), quiet)
+        self.progress = Progress(f"{spec.intervention[0]} seed {seed}", self.updates_of_all_tasks(), quiet)
 
     # The course of a run -----------------------------------------------------------------------------------------
 
