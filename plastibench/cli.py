@@ -406,7 +406,7 @@ def _leaderboard(known: argparse.Namespace) -> int:
 def _add_figure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, help="a .png, .svg or .pdf file")
     parser.add_argument("--env", help="only runs on this task stream")
-    parser.add_argument("--intervention", help="only these interventions: none,reset,rnr")
+    parser.add_argument("--intervention", help="only these rows of the leaderboard: 'none,reset,rnr tau=0.5'")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where results are (default runs)")
     parser.set_defaults(do=_figure)
 
@@ -419,12 +419,12 @@ def _figure(known: argparse.Namespace) -> int:
         wanted = getattr(known, part)
         if wanted is not None:
             names = _listed(wanted)
-            there = sorted({result[part] for result in found})
-            for name in set(names) - set(there):
+            there = sorted({leaderboard.label(result, part) for result in found})
+            for name in sorted(set(names) - set(there)):
                 raise UserError(
                     f"no finished run of {part} '{name}' in {known.runs_dir} (there are {', '.join(there)})"
                 )
-            found = [result for name in names for result in found if result[part] == name]
+            found = [result for name in names for result in found if leaderboard.label(result, part) == name]
     figures.overview(found, known.out)
     print(known.out)
     return 0

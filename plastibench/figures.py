@@ -21,9 +21,9 @@ _MARKERS = "os^Dv<>P"
 
 
 def overview(found: Sequence[Result], path: Path) -> None:
-    """Draw a row per env and agent: accuracy after each task, and drop at the switches against final accuracy.
+    """Draw a row per env and agent: accuracy after each task, its gain over ``none``, and final accuracy against drop.
 
-    Lines and points are means over seeds, bands and bars standard deviations.
+    Lines and points are means over seeds, bands and bars standard deviations; gains are paired by seed.
 
     Args:
         found: Results.
@@ -40,29 +40,45 @@ def overview(found: Sequence[Result], path: Path) -> None:
         raise UserError("figures need matplotlib: pip install 'plastibench[figures]'") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
+    styles = _styles(found)
     contests = sorted({_contest(result) for result in found})
-    figure, axes = pyplot.subplots(len(contests), 2, figsize=(10, 3.6 * len(contests)), squeeze=False)
-    for (env, agent), (left, right) in zip(contests, axes, strict=True):
-        groups = by_group(result for result in found if _contest(result) == (env, agent))
-        for number, runs in enumerate(groups):
-            style: dict[str, Any] = {
-                "color": _COLOURS[number % len(_COLOURS)],
-                "marker": _MARKERS[(number + 3 * (number // len(_COLOURS))) % len(_MARKERS)],
-                "label": f"{label(runs[0])} ({len(runs)})",
-            }
+    figure, axes = pyplot.subplots(len(contests), 3, figsize=(14, 3.6 * len(contests)), squeeze=False)
+    for contest, (left, middle, right) in zip(contests, axes, strict=True):
+        groups = by_group(result for result in found if _contest(result) == contest)
+        base = next((runs for runs in groups if label(runs[0]) == "none"), [])
+        for runs in groups:
+            style = styles[label(runs[0])]
             _learning(left, runs, style)
+            _gain(middle, runs, base, style)
             _trade_off(right, runs, style)
-        left.set(xlabel="task", ylabel="accuracy at its end, %", title=f"{env}, {agent}")
-        right.set(xlabel="drop at the intervention, points", ylabel="final accuracy, %", title="gain against drop")
-        right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5), title="intervention (seeds)")
-        for axis in (left, right):
+        seeds = sorted({len(runs) for runs in groups})
+        left.set(xlabel="task", ylabel="accuracy at its end, %", title=", ".join(contest))
+        middle.set(xlabel="task", ylabel="accuracy above none, points", title="gain, paired by seed")
+        right.set(xlabel="drop at the intervention, points", ylabel="final accuracy, %")
+        right.set_title(f"gain against drop ({'–'.join(map(str, sorted({seeds[0], seeds[-1]})))} seeds)")
+        for axis in (left, middle):
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axis in (left, middle, right):
             axis.grid(alpha=0.3)
             axis.spines[["top", "right"]].set_visible(False)
+    handles = [pyplot.Line2D([], [], linewidth=1.4, label=name, **style) for name, style in styles.items()]
+    legend = figure.legend(handles=handles, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     with atomic(path) as file:
-        figure.savefig(file, format=path.suffix[1:], dpi=150)
+        figure.savefig(file, format=path.suffix[1:], dpi=130, bbox_inches="tight", bbox_extra_artists=[legend])
     pyplot.close(figure)
+
+
+def _styles(found: Sequence[Result]) -> dict[str, dict[str, Any]]:
+    """A colour and a marker for each intervention, the same in every row."""
+    styles: dict[str, dict[str, Any]] = {}
+    for result in found:
+        turn, number = divmod(len(styles), len(_COLOURS))
+        style = {"color": _COLOURS[number], "marker": _MARKERS[(number + 3 * turn) % len(_MARKERS)]}
+        styles.setdefault(label(result), style)
+    return styles
 
 
 def _contest(result: Result) -> tuple[str, str]:
@@ -76,6 +92,14 @@ def _learning(axis: Axes, runs: list[Result], style: dict[str, Any]) -> None:
     if len(runs) > 1:
         spread = ends.std(0, ddof=1)
         axis.fill_between(tasks, ends.mean(0) - spread, ends.mean(0) + spread, color=style["color"], alpha=0.12, lw=0)
+
+
+def _gain(axis: Axes, runs: list[Result], base: list[Result], style: dict[str, Any]) -> None:
+    pairs = [(run, other) for run in runs for other in base if run["seed"] == other["seed"]]
+    if pairs:
+        gains = [[a["end"] - b["end"] for a, b in zip(x["tasks"], y["tasks"], strict=True)] for x, y in pairs]
+        mean = 100 * np.array(gains).mean(0)  # [tasks]
+        axis.plot(np.arange(1, len(mean) + 1), mean, markersize=4, linewidth=1.4, **style)
 
 
 def _trade_off(axis: Axes, runs: list[Result], style: dict[str, Any]) -> None:
