@@ -101,15 +101,18 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def as_evaluated(module: nn.Module) -> Iterator[None]:
-    """Eval mode, full float32 precision and no autocast inside the block."""
+    """Eval mode, full float32 precision, no autocast, and no fused encoder, which would run no submodule."""
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    fused = torch.backends.mha.get_fastpath_enabled()
     device = next(module.parameters()).device.type
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with eval_mode(module), torch.autocast(device, enabled=False):
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def as_batch(batch: TensorDictBase | Mapping[str, Tensor]) -> TensorDictBase:

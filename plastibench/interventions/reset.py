@@ -105,26 +105,31 @@ def _in_mlp(prefix: str, child: nn.Module, head: str, blocks: bool) -> bool:
 
 
 def _last_blocks(module: nn.Module, names: list[str], k: int) -> list[str]:
-    """Parameters of the last k members of the longest sequence of blocks, and those registered after it."""
+    """Parameters of the last k blocks, and those registered after them.
+
+    Blocks are the members of the outermost sequences of composite modules (the blocks of a ViT, of all stages of a
+    ResNet) or, in a network without such, the layers with parameters of its outermost sequence.
+    """
     sequences = {
-        prefix: len(child)
+        prefix: [
+            f"{prefix}.{name}".lstrip(".")
+            for name, member in child.named_children()
+            if next(member.parameters(), None) is not None
+        ]
         for prefix, child in module.named_modules()
-        if isinstance(child, nn.Sequential | nn.ModuleList) and len(child) > 1
+        if isinstance(child, nn.Sequential | nn.ModuleList)
     }
-    if not sequences:
+    composite = {
+        prefix: members
+        for prefix, members in sequences.items()
+        if members and all(next(module.get_submodule(member).children(), None) is not None for member in members)
+    }
+    chosen = composite or sequences
+    outermost = [p for p in chosen if not any(p != q and (not q or p.startswith(f"{q}.")) for q in chosen)]
+    blocks = [member for prefix in outermost for member in chosen[prefix]]
+    if not blocks:
         return []
-    prefix = max(sequences, key=lambda name: sequences[name])
-    length = sequences[prefix]
-    if k > length:
-        raise UserError(f"reset: k is {k}, but the network has {length} blocks")
-    kept = [index for index, name in enumerate(names) if _block_of(name, prefix) is not None]
-    return [
-        name
-        for index, name in enumerate(names)
-        if ((block := _block_of(name, prefix)) is not None and block >= length - k) or index > kept[-1]
-    ]
-
-
-def _block_of(name: str, prefix: str) -> int | None:
-    found = re.match(re.escape(prefix) + r"\.?(\d+)\." if prefix else r"(\d+)\.", name)
-    return int(found.group(1)) if found else None
+    if k > len(blocks):
+        raise UserError(f"reset: k is {k}, but the network has {len(blocks)} blocks")
+    first = next(index for index, name in enumerate(names) if name.startswith(f"{blocks[-k]}."))
+    return names[first:]

@@ -48,7 +48,8 @@ class _Sums:
         self.rows = 0
         zeros = torch.zeros(5, unit_count(module), dtype=torch.float64, device=device)
         self.pre, self.post, self.pre_gradient, self.post_gradient, self.signed = zeros.unbind()
-        self.activated = False
+        self.activated_rows = 0
+        self.awaits_activation = False  # only the first nonlinearity after a run of the module makes h of z
 
     def add(self, into: Tensor, values: Tensor, scale: float = 1.0) -> None:
         into += unit_rows(self.module, values).abs().sum(0, dtype=torch.float64) * scale
@@ -78,15 +79,18 @@ def measure(
     of_weight = {id(total.module.weight): name for name, total in sums.items()}
     weight_gradient = {name: torch.zeros_like(total.module.weight) for name, total in sums.items()}  # type: ignore[arg-type]
 
-    def when_activated(name: str, output: Tensor) -> None:
-        if name in sums:
-            total = sums[name]
-            total.activated = True
-            total.add(total.post, output.detach())
-            _on_gradient(output, lambda grad: total.add(total.post_gradient, grad, size))
+    def when_activated(name: str, output: Tensor, unit: Tensor) -> None:
+        total = sums.get(name)
+        if total is None or not total.awaits_activation:
+            return
+        total.awaits_activation = False
+        total.activated_rows += output.numel() // len(total.post)
+        _add_by_unit(total.post, output.detach().abs(), unit)
+        _on_gradient(output, lambda grad: _add_by_unit(total.post_gradient, grad.abs() * size, unit))
 
     def when_run(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         total = sums[names[module]]
+        total.awaits_activation = True
         total.rows += unit_rows(module, output).shape[0]
         total.add(total.pre, output.detach())
 
@@ -115,19 +119,28 @@ def measure(
     return {name: _means(total, weight_gradient[name]) for name, total in sums.items()}
 
 
+def _add_by_unit(into: Tensor, values: Tensor, unit: Tensor) -> None:
+    """Add to ``into[i]`` all values that belong to unit i."""
+    axes = [axis for axis, stride in enumerate(unit.stride()) if stride and unit.shape[axis] > 1]
+    if len(axes) == 1 and unit.shape[axes[0]] == len(into):  # units still lie along one axis, as they were laid out
+        into += values.movedim(axes[0], -1).flatten(0, -2).sum(0, dtype=torch.float64)
+    else:
+        into.index_add_(0, unit.flatten().long(), values.flatten().double())
+
+
 def _on_gradient(output: Tensor, note: Callable[[Tensor], None]) -> None:
     if output.requires_grad:
         output.register_hook(note)
 
 
 def _means(total: _Sums, weight_gradient: Tensor) -> Statistics:
-    rows = max(total.rows, 1)
+    rows, activated_rows = max(total.rows, 1), total.activated_rows
     weight = total.module.weight
     assert isinstance(weight, Tensor)
     return Statistics(
-        activation=(total.post if total.activated else total.pre) / rows,
+        activation=total.post / activated_rows if activated_rows else total.pre / rows,
         pre_gradient=total.pre_gradient / rows,
-        post_gradient=(total.post_gradient if total.activated else total.pre_gradient) / rows,
+        post_gradient=total.post_gradient / activated_rows if activated_rows else total.pre_gradient / rows,
         signed_gradient=total.signed / rows,
         weight_gradient=weight_gradient.double().flatten(1).abs().mean(1)
         if weight_gradient.ndim > 1

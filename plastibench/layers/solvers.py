@@ -92,7 +92,7 @@ class LinearFit:
         while True:
             solution = reference + _apply_inverse(self.gram, penalty, missing)
             ratio = self._norm(solution) / max(self._norm(current), 1e-30)
-            if not solver.max_growth or ratio <= solver.max_growth or penalty > 1e6 * scale:
+            if not solver.max_growth or ratio <= solver.max_growth or penalty >= 1e6 * scale:
                 break
             penalty = 10 * max(penalty, 1e-9 * scale)
         square = self.target_square - 2 * (solution * self.cross).sum() + (solution * (self.gram @ solution)).sum()
@@ -132,6 +132,8 @@ class LayerNormFit:
         x, y, xx, xy, yy = self.sums / self.rows
         variance = xx - x * x
         old = self.module.weight.detach().double()
+        if self.module.bias is None:  # a line through the origin
+            x, y, variance = torch.zeros_like(x), torch.zeros_like(y), xx
         varies = variance > 1e-12
         weight = torch.where(varies, (xy - x * y) / variance.clamp_min(1e-12), old)
         bias = y - weight * x
@@ -153,7 +155,7 @@ def fit_for(module: nn.Module) -> LinearFit | LayerNormFit | None:
 
 def _apply_inverse(gram: Tensor, penalty: float, right: Tensor) -> Tensor:
     """(G + λI)⁻¹ right, by Cholesky where λ > 0 and through the eigenvectors of G, as a pseudo-inverse, where not."""
-    if penalty > 0:
+    if penalty > _RANK_TOLERANCE * float(gram.trace()):  # a fainter one would not tame rounding in null directions
         factor, failed = torch.linalg.cholesky_ex(gram + penalty * torch.eye(len(gram)).to(gram))
         if not failed:
             return torch.cholesky_solve(right, factor)

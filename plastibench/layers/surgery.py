@@ -57,20 +57,18 @@ def zero_outgoing(network: Network, units: list[Traced], masks: dict[str, Tensor
             continue
         for reader in unit.readers:
             weight = by_name[reader].module.weight if reader in by_name else None
-            columns = reading_columns(mask, weight)
-            if columns is not None:
-                assert isinstance(weight, nn.Parameter)
+            if isinstance(weight, nn.Parameter) and weight.ndim > 1:
+                columns = reading_columns(mask, weight, unit.columns[reader])
                 weight.masked_fill_(columns, 0.0)
                 forget(network.optimizer, weight, columns, rule)
 
 
-def reading_columns(mask: Tensor, weight: Tensor | nn.Module | None) -> Tensor | None:
-    """Mask over the columns of a reader's weight that belong to the masked units, or None where it has no columns.
+def reading_columns(mask: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
+    """Mask over a reader's weight, True where it reads a masked unit; broadcasts to the weight.
 
-    A Linear behind a flattened convolution has one column per channel and position, channels first, so each channel's
-    columns lie side by side (``repeat_interleave``, not ``repeat``).
+    Args:
+        mask: Units of the module that is read. [H]
+        weight: The reader's weight, [out, in, …].
+        columns: Which unit each input column of the reader holds, as :class:`Traced` knows it. [in]
     """
-    if not isinstance(weight, Tensor) or weight.ndim < 2 or weight.shape[1] % len(mask):
-        return None
-    columns = mask.repeat_interleave(weight.shape[1] // len(mask))
-    return columns.reshape(1, -1, *[1] * (weight.ndim - 2))
+    return mask[columns.to(mask.device)].reshape(1, -1, *[1] * (weight.ndim - 2))

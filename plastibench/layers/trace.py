@@ -16,7 +16,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from plastibench.layers.units import has_units
+from plastibench.layers.units import apply_module, has_units
 from plastibench.network import Network, as_evaluated
 
 ACTIVATIONS = frozenset(
@@ -45,31 +45,28 @@ ACTIVATIONS = frozenset(
         "sin",
     ]
 )
-# Functions after which output channel i still is unit i.
-_CHANNELWISE = frozenset(
+# Functions that move units about: what they do to the outputs they do to the units' numbers as well.
+_MOVES = frozenset(
     [
-        "dropout",
-        "dropout_",
-        "feature_dropout",
-        "alpha_dropout",
-        "flatten",
-        "view",
-        "reshape",
-        "transpose",
-        "permute",
-        "contiguous",
-        "squeeze",
-        "unsqueeze",
-        "__getitem__",
-        "max_pool2d",
-        "avg_pool2d",
-        "adaptive_avg_pool2d",
-        "adaptive_max_pool2d",
-        "mean",
-        "batch_norm",
-        "to",
-        "float",
-        "clone",
+        *("flatten", "view", "reshape", "transpose", "permute", "squeeze", "unsqueeze", "__getitem__", "movedim"),
+        *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "amax"),
+    ]
+)
+# Functions after which every element still belongs to the same unit.
+_KEEPS = frozenset(
+    [
+        *(
+            "dropout",
+            "dropout_",
+            "feature_dropout",
+            "alpha_dropout",
+            "batch_norm",
+            "contiguous",
+            "to",
+            "float",
+            "clone",
+        ),
+        *("mul", "mul_", "__mul__", "__rmul__", "div", "div_", "__truediv__"),
     ]
 )
 _MERGES = frozenset(["add", "add_", "__add__", "__iadd__", "__radd__", "sub", "__sub__", "cat", "concat", "stack"])
@@ -84,20 +81,33 @@ class Traced:
         module: The module.
         activated: A nonlinearity acts directly on its output.
         residual: Its output is added to, or concatenated into, a stream that others write to as well.
-        readers: Modules with units whose input is this module's output, directly or through activations, dropout,
-            pooling, normalisation by channel or reshapes.
+        columns: For each module with units whose input is this module's output (directly or through activations,
+            dropout, pooling, scaling or reshapes), which of its units each input column holds. [in]
     """
 
     name: str
     module: nn.Module
     activated: bool = False
     residual: bool = False
-    readers: list[str] = field(default_factory=list)
+    columns: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def readers(self) -> list[str]:
+        """The modules that read its units."""
+        return list(self.columns)
 
     @property
     def hidden(self) -> bool:
         """A neuron in the classical sense: activated, and read by known modules only (fc1 of a ViT's MLP)."""
-        return self.activated and bool(self.readers) and not self.residual
+        return self.activated and bool(self.columns) and not self.residual
+
+
+@dataclass
+class _Mark:
+    """What a tensor holds: the outputs of a module, and the number of the unit that each element comes from."""
+
+    source: str
+    unit: Tensor  # float, so that pooling works on it; of the tensor's own shape
 
 
 class Dataflow(TorchFunctionMode):
@@ -105,10 +115,12 @@ class Dataflow(TorchFunctionMode):
 
     Args:
         units: Name of every module with units.
-        on_activation: Called with the module's name and the activation's output.
+        on_activation: Called with the module's name, the activation's output, and the unit of each of its elements.
     """
 
-    def __init__(self, units: dict[nn.Module, str], on_activation: Callable[[str, Tensor], None] | None = None) -> None:
+    def __init__(
+        self, units: dict[nn.Module, str], on_activation: Callable[[str, Tensor, Tensor], None] | None = None
+    ) -> None:
         super().__init__()
         self.units = units
         self.traced: dict[str, Traced] = {}
@@ -131,39 +143,59 @@ class Dataflow(TorchFunctionMode):
     def _enter_module(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         name = self.units[module]
         self.traced.setdefault(name, Traced(name, module))
-        source = _mark(args[0]) if args else None
-        if source is not None and name not in self.traced[source].readers:
-            self.traced[source].readers.append(name)
+        mark = _mark(args[0]) if args else None
+        if mark is not None:
+            unit = mark.unit.movedim(_unit_axis(module), -1).flatten(0, -2)  # [rows, in]
+            if bool((unit == unit[0]).all()):  # else a column holds other units in other rows
+                self.traced[mark.source].columns[name] = unit[0].long()
 
     def _leave_module(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        output._plastibench_unit = self.units[module]  # type: ignore[attr-defined]
+        axis = _unit_axis(module)
+        shape = [1] * output.ndim
+        shape[axis] = output.shape[axis]
+        numbers = torch.arange(output.shape[axis], dtype=torch.float32, device=output.device)
+        _set_mark(output, _Mark(self.units[module], numbers.reshape(shape).expand(output.shape)))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name in _MERGES:
             merged = args[0] if isinstance(args[0], list | tuple) else args
-            for merged_unit in filter(None, map(_mark, merged)):
-                self.traced[merged_unit].residual = True
+            for part in filter(None, map(_mark, merged)):
+                self.traced[part.source].residual = True
             _set_mark(output, None)
-        elif name in ACTIVATIONS or name in _CHANNELWISE:
-            source = _mark(args[0]) if args else None
-            if source is not None:
-                _set_mark(output, source)
-                if name in ACTIVATIONS:
-                    self.traced[source].activated = True
-                    if self._on_activation is not None:
-                        self._on_activation(source, output)
+        elif name in ACTIVATIONS or name in _KEEPS or name in _MOVES:
+            marks = [mark for mark in map(_mark, args) if mark is not None]
+            mark = marks[0] if len(marks) == 1 else None  # a product of two outputs holds the units of neither
+            if mark is not None and name in _MOVES:
+                unit = func(mark.unit, *args[1:], **kwargs)
+                mark = _Mark(mark.source, unit) if isinstance(unit, Tensor) and _whole(unit) else None
+            fits = mark is not None and isinstance(output, Tensor) and output.shape == mark.unit.shape
+            _set_mark(output, mark if fits else None)
+            if mark is not None and fits and name in ACTIVATIONS:
+                self.traced[mark.source].activated = True
+                if self._on_activation is not None:
+                    self._on_activation(mark.source, output, mark.unit)
         return output
 
 
-def _mark(value: Any) -> str | None:
-    return getattr(value, "_plastibench_unit", None) if isinstance(value, Tensor) else None
+def _unit_axis(module: nn.Module) -> int:
+    return 1 if isinstance(module, nn.Conv2d) else -1
 
 
-def _set_mark(value: Any, source: str | None) -> None:
-    if isinstance(value, Tensor) and (source is not None or _mark(value) is not None):
-        value._plastibench_unit = source  # type: ignore[attr-defined]
+def _whole(unit: Tensor) -> bool:
+    """Whether every element still is the number of one unit: a mean over units is not."""
+    return bool((unit == unit.round()).all())
+
+
+def _mark(value: Any) -> _Mark | None:
+    return getattr(value, "_plastibench_mark", None) if isinstance(value, Tensor) else None
+
+
+def _set_mark(value: Any, mark: _Mark | None) -> None:
+    if isinstance(value, Tensor) and (mark is not None or _mark(value) is not None):
+        value._plastibench_mark = mark  # type: ignore[attr-defined]
 
 
 def unit_names(module: nn.Module) -> dict[nn.Module, str]:
@@ -174,8 +206,8 @@ def unit_names(module: nn.Module) -> dict[nn.Module, str]:
 def trace(network: Network, batch: TensorDictBase) -> list[Traced]:
     """The modules with units in the order in which they run.
 
-    A module is left out where it does not run, or where its input does not have one row per sample (its outputs then
-    belong to no sample, and no statistics over samples exist).
+    Left out are modules that do not run; that do not compute what their class does (weights standardised on the fly,
+    padding of their own); and whose rows are no samples, so that no statistics over samples exist.
 
     Args:
         network: The network.
@@ -183,16 +215,35 @@ def trace(network: Network, batch: TensorDictBase) -> list[Traced]:
     """
     few = batch[: min(3, len(batch))]
     flow = Dataflow(unit_names(network.module))
-    per_sample: dict[str, bool] = {}
+    rows: dict[str, list[int]] = {}
+    plain: dict[str, bool] = {}
 
-    def note_rows(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        per_sample[flow.units[module]] = bool(args) and len(output) % len(few) == 0
+    def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        name = flow.units[module]
+        rows.setdefault(name, []).append(len(output))
+        if name not in plain:
+            plain[name] = bool(args) and _computes_as_its_class(module, args[0], output)
 
-    hooks = [module.register_forward_hook(note_rows) for module in flow.units]
+    hooks = [module.register_forward_hook(note) for module in flow.units]
     try:
-        with as_evaluated(network.module), torch.no_grad(), flow:
-            network.loss(network.module, few)
+        with as_evaluated(network.module), torch.no_grad():
+            with flow:
+                network.loss(network.module, few)
+            once = {name: sum(counts) for name, counts in rows.items()}
+            rows.clear()
+            network.loss(network.module, torch.cat([few, few]))
     finally:
         for hook in hooks:
             hook.remove()
-    return [unit for unit in flow.traced.values() if per_sample[unit.name]]
+    samples = {name for name, count in once.items() if sum(rows.get(name, [])) == 2 * count}
+    return [unit for unit in flow.traced.values() if plain[unit.name] and unit.name in samples]
+
+
+def _computes_as_its_class(module: nn.Module, inputs: Tensor, output: Tensor) -> bool:
+    weight, bias = module.weight, getattr(module, "bias", None)
+    assert isinstance(weight, Tensor)
+    try:
+        again = apply_module(module, inputs, weight, bias)
+    except RuntimeError:
+        return False
+    return again.shape == output.shape and torch.allclose(again, output, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,144 @@
+"""Whatever an intervention does, it leaves the training around it alone."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from plastibench.errors import UserError
+from plastibench.interventions.base import Intervention, Report, overrides
+from plastibench.network import Network, as_batch
+from plastibench.options import build
+from plastibench.registry import interventions
+from tests.helpers import agent_builder, changed, images, loss, network_of, small_resnet, state, train
+
+BUILDERS = {"vit": agent_builder("vit-nano"), "mlp": agent_builder("mlp"), "resnet": small_resnet}
+OPTIONS = {  # thresholds that some units of an almost untrained network meet
+    "redo": {"tau": 1.0},
+    "regrama-post": {"tau": 1.0},
+    "regrama-weight": {"tau": 1.0},
+    "recouple": {"inner_options": ("tau=1",)},
+}
+SELECTS_NOTHING = {("reset-mlp", "resnet"), ("reset-layernorm", "mlp"), ("reset-layernorm", "resnet"),
+                   ("reset-mlp-qkv", "resnet")}  # fmt: skip
+
+
+def registered(name: str) -> Intervention:
+    entry = interventions[name]
+    return build(entry.load(), {**entry.defaults, **OPTIONS.get(name, {})}, name)
+
+
+def trained(name: str) -> tuple[Network, object]:
+    batch = images(16)
+    return train(network_of(BUILDERS[name], lr=1e-2), batch), batch
+
+
+def random_states() -> tuple[object, ...]:
+    return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+@pytest.mark.parametrize("name", interventions.all())
+def test_an_intervention_changes_weights_and_nothing_else(name, builder):
+    network, batch = trained(builder)
+    module, method = network.module, registered(name)
+    method.prepare(network)
+    train(network, batch, 1)
+    for index, child in enumerate(module.modules()):
+        child.training = index % 3 > 0
+    for index, parameter in enumerate(module.parameters()):
+        parameter.grad = torch.full_like(parameter, 0.5) if index % 4 else None
+    modes, needed = [c.training for c in module.modules()], [p.requires_grad for p in module.parameters()]
+    gradients = [p.grad for p in module.parameters()]
+    identities = [(id(p), p.data_ptr(), p.dtype) for p in module.parameters()]
+    buffers = [(id(b), b.data_ptr()) for b in module.buffers()]
+    attributes = {child: set(child.__dict__) for child in module.modules()}
+    before, samples, randomness = state(module), batch.clone(), random_states()
+
+    if (name, builder) in SELECTS_NOTHING:
+        with pytest.raises(UserError):
+            method.intervene(network, batch)
+    else:
+        report = method.intervene(network, batch)
+        assert isinstance(report, Report)
+        assert bool(changed(before, module)) == (name != "none")
+        assert (report.parameters > 0) == (name != "none")
+
+    assert random_states() == randomness
+    assert network.module is module
+    assert [(id(p), p.data_ptr(), p.dtype) for p in module.parameters()] == identities
+    assert [(id(b), b.data_ptr()) for b in module.buffers()] == buffers
+    assert [c.training for c in module.modules()] == modes
+    assert [p.requires_grad for p in module.parameters()] == needed
+    for parameter, gradient in zip(module.parameters(), gradients, strict=True):
+        assert parameter.grad is gradient
+        assert gradient is None or bool((gradient == 0.5).all())
+    assert {child: set(child.__dict__) for child in module.modules()} == attributes
+    assert not any(c._forward_hooks or c._forward_pre_hooks or c._backward_hooks for c in module.modules())
+    assert all(bool((batch[key] == samples[key]).all()) for key in ("image", "label"))
+    assert torch.is_grad_enabled()
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+
+    train(network, batch, 2)  # the optimizer still owns what it trains
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+    assert {name for name, _ in module.named_parameters()} <= changed(before, module)
+
+
+@pytest.mark.parametrize("name", [name for name in interventions.all() if name != "none"])
+def test_an_intervention_follows_the_networks_generator_alone(name):
+    outcomes = []
+    for attempt in range(2):
+        network, batch = trained("vit")
+        method = registered(name)
+        method.prepare(network)
+        train(network, batch, 1)
+        torch.manual_seed(attempt)
+        method.intervene(network, batch)
+        outcomes.append(state(network.module))
+    assert all(torch.equal(outcomes[0][key], outcomes[1][key]) for key in outcomes[0])
+
+
+# --- the network they act on ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_builder", [True, False])
+def test_a_fresh_copy_is_new_and_leaves_the_random_state(with_builder):
+    network = network_of(BUILDERS["mlp"], fresh=with_builder)
+    before, randomness = state(network.module), random_states()
+    first, second = network.fresh(), network.fresh()
+    assert random_states() == randomness
+    assert changed(before, first) == changed(before, second) == changed(state(first), second) == set(before)
+    assert not changed(before, network.module)
+    bound = 1 / 8
+    assert float(first[1].weight.detach().abs().max()) <= bound
+    assert float(first[1].weight.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+def test_what_cannot_be_redrawn_without_a_builder_is_named():
+    module = BUILDERS["vit"]()
+    module.extra = nn.PReLU()
+    assert set(Network(module, None, loss).cannot_redraw()) >= {"cls_token", "pos_embed"}
+    assert Network(module, None, loss, fresh=BUILDERS["vit"]).cannot_redraw() == []
+    assert Network(BUILDERS["mlp"](), None, loss).cannot_redraw() == []
+
+
+@pytest.mark.parametrize(
+    "batch", [images(12), dict(images(12).items()), images(12).reshape(3, 4)], ids=["flat", "dictionary", "nested"]
+)
+def test_batches_count_samples_along_their_first_dimension(batch):
+    flat = as_batch(batch)
+    assert flat.batch_size == torch.Size([12])
+    assert torch.equal(flat["image"], images(12)["image"])
+
+
+def test_a_hook_without_a_body_is_known_as_such():
+    class Penalised(Intervention):
+        def penalty(self, network, batch):
+            return None
+
+    assert overrides(Penalised(), "penalty")
+    assert not overrides(Penalised(), "after_update")

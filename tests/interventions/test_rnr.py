@@ -1,0 +1,366 @@
+from __future__ import annotations
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+from plastibench.errors import UserError
+from plastibench.interventions.revive import Revive
+from plastibench.interventions.rnr import RnR
+from plastibench.network import Network
+from tests.helpers import (
+    agent_builder,
+    array,
+    changed,
+    constant,
+    double,
+    drawn,
+    gradient_scores,
+    images,
+    jiggle,
+    logits,
+    lowest,
+    network_of,
+    redraw,
+    refitted,
+    seen,
+    small_resnet,
+    small_vit,
+    state,
+    train,
+    write,
+)
+
+MLP = agent_builder("mlp", width=12, hidden=3)
+
+
+def grouped() -> nn.Module:
+    middle = nn.Conv2d(4, 4, 3, groups=2)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), middle, nn.ReLU(), nn.Flatten(), nn.Linear(64, 10))
+
+
+class Encoder(nn.Module):
+    """PyTorch's own encoder, whose evaluation without gradients is one fused kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(16, 16)
+        self.encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(self.embed(x.reshape(-1, 4, 16)))[:, 0])
+
+
+NETWORKS = {"vit": small_vit(), "hnt": small_vit(variant="hnt"), "mlp": MLP, "resnet": small_resnet, "grouped": grouped}
+each_network = pytest.mark.parametrize("builder", NETWORKS.values(), ids=NETWORKS.keys())
+
+
+def off_start(builder, **options: object) -> Network:
+    """A network whose LayerNorms are no identity and whose biases are not 0."""
+    network = network_of(builder, **options)
+    jiggle(network.module, 0.1)
+    return network
+
+
+def difference(module: nn.Module, before: torch.Tensor, batch) -> float:
+    return float((logits(module, batch) - before).abs().max())
+
+
+# --- acceptance tests -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ridge", [1e-2, 10.0])
+@each_network
+def test_reviving_nothing_leaves_the_parameters_with_delta_ridge(builder, ridge):
+    network, batch = off_start(builder), images(48)
+    before = state(network.module)
+    report = RnR(quantile=0.0, ridge=ridge).intervene(network, batch)
+    assert report.revived_share == 0
+    assert any("residual" in figures for figures in report.modules.values())  # it did refit
+    for name, tensor in state(network.module).items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=1e-6, msg=lambda text, name=name: name + text)
+
+
+@each_network
+def test_reviving_nothing_leaves_the_outputs_with_pinv(builder):
+    network, batch = off_start(builder), images(48)
+    before, weights = logits(network.module, batch), state(network.module)
+    RnR(quantile=0.0, solver="pinv").intervene(network, batch)
+    assert difference(network.module, before, batch) < 1e-4
+    assert changed(weights, network.module)  # null directions move: it did solve
+
+
+def between(middle) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), middle, nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10)
+    )
+
+
+UNUSUAL = {
+    "standardised convolution": lambda: between(timm.layers.StdConv2d(8, 8, 3)),
+    "convolution padded as it runs": lambda: between(timm.layers.Conv2dSame(8, 8, 3, stride=2)),
+    "layernorm over channels": lambda: between(timm.layers.LayerNorm2d(8)),
+    "fused encoder": Encoder,
+}
+
+
+@pytest.mark.parametrize("builder", [*NETWORKS.values(), *UNUSUAL.values()], ids=[*NETWORKS, *UNUSUAL])
+def test_the_last_layer_repairs_all_damage_where_samples_are_fewer_than_its_inputs(builder):
+    """However much is revived before it: so it was fitted on the very inputs that it gets."""
+    network, batch = off_start(builder), images(6)
+    before = logits(network.module, batch)
+    RnR(quantile=0.5, solver="pinv").intervene(network, batch)
+    assert difference(network.module, before, batch) < 2e-3
+
+
+def test_modules_inside_a_fused_encoder_are_refitted():
+    network, batch = off_start(Encoder), images(48)
+    report = RnR(quantile=0.4).intervene(network, batch)
+    refits = {name for name, figures in report.modules.items() if "residual" in figures}
+    assert refits == {f"encoder.{part}" for part in ("linear1", "linear2", "norm1", "norm2")} | {"head"}
+
+
+@pytest.mark.parametrize("quantile", [0.4, 1.0])
+def test_reviving_norms_is_undone_exactly_by_their_readers(quantile):
+    network, batch = off_start(small_vit()), images(64)
+    before, weights = logits(network.module, batch), state(network.module)
+    report = RnR(modules="norm", quantile=quantile, solver="pinv").intervene(network, batch)
+    assert set(report.units) == {"norm", *(f"blocks.{b}.norm{n}" for b in range(2) for n in (1, 2))}
+    for name, mask in report.units.items():
+        norm = network.module.get_submodule(name)
+        assert int(mask.sum()) == int(quantile * 16)
+        assert (norm.weight[mask] == 1).all()
+        assert (norm.bias[mask] == 0).all()
+        assert not (weights[f"{name}.weight"][mask] == 1).any()
+    assert difference(network.module, before, batch) < 1e-4
+    held_out = images(64, seed=9)
+    assert difference(network.module, logits(off_start(small_vit()).module, held_out), held_out) < 1e-3
+
+
+def test_the_same_norms_without_recoupling_do_change_the_outputs():
+    network, batch = off_start(small_vit()), images(64)
+    before = logits(network.module, batch)
+    Revive(modules="norm", quantile=0.4).intervene(network, batch)
+    assert difference(network.module, before, batch) > 1e-2
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+@pytest.mark.parametrize("options", [{"solver": "pinv"}, {"ridge": 1e-2}, {}], ids=str)
+def test_recoupling_changes_the_outputs_less_than_reviving_alone_or_zeroing(options, held_out):
+    batch, seen_later = images(256), images(256, seed=9 if held_out else 0)
+    methods = {
+        "rnr": RnR(modules="fc1", quantile=0.4, **options),
+        "revive": Revive(modules="fc1", quantile=0.4),
+        "zeroed": Revive(modules="fc1", quantile=0.4, outgoing="zero"),
+    }
+    changes, masks = {}, {}
+    for name, method in methods.items():
+        network = train(off_start(small_vit(), lr=1e-2), batch, 10)
+        before = logits(network.module, seen_later)
+        masks[name] = method.intervene(network, batch).units
+        changes[name] = float((logits(network.module, seen_later) - before).norm())
+    assert set(masks["rnr"]) == {"blocks.0.mlp.fc1", "blocks.1.mlp.fc1"}
+    for name in masks["rnr"]:  # the same units, so that the comparison is fair
+        assert int(masks["rnr"][name].sum()) == 25
+        assert torch.equal(masks["rnr"][name], masks["revive"][name])
+        assert torch.equal(masks["rnr"][name], masks["zeroed"][name])
+    assert changes["rnr"] < 0.9 * changes["revive"]
+    assert changes["rnr"] < 0.9 * changes["zeroed"]
+    assert changes["rnr"] > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("solver", ["delta-ridge", "pinv"])
+def test_cuda_and_cpu_agree(solver):
+    outputs = []
+    for device in ("cpu", "cuda"):
+        network, batch = off_start(small_vit()), images(128)
+        network.module.to(device)
+        RnR(quantile=0.4, ridge=1e-2, solver=solver).intervene(network, batch.to(device))
+        outputs.append(logits(network.module.cpu(), batch))
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=1e-5)
+
+
+# --- Algorithm 1 by hand ----------------------------------------------------------------------------------------------
+
+
+def by_hand(network: Network, fresh: nn.Module, names, batch, *, ridge, local, per_layer):
+    """The paper's algorithm on a copy of the module; returns it and the masks."""
+    student, teacher = copy.deepcopy(network.module), copy.deepcopy(network.module)
+    masks = {name: lowest(gradient_scores(student, name, batch), 0.4) for name in names[:-1]}
+    for name, reader in itertools.pairwise(names):
+        if per_layer:
+            masks[name] = lowest(gradient_scores(student, name, batch), 0.4)
+        if local:
+            teacher = copy.deepcopy(student)
+        redraw(student.get_submodule(name), fresh.get_submodule(name), masks[name])
+        inputs, targets = seen(student, reader, batch)[0], seen(teacher, reader, batch)[1]
+        place = student.get_submodule(reader)
+        write(place, refitted(place, inputs, targets, ridge))
+    return student, masks
+
+
+PARTS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+MODULES = {
+    "mlp": (double(MLP), ["1", "3", "5", "7"]),
+    "vit": (double(small_vit(depth=1)), ["patch_embed.proj", *(f"blocks.0.{part}" for part in PARTS), "norm", "head"]),
+}
+
+
+@pytest.mark.parametrize("targets", ["global", "local"])
+@pytest.mark.parametrize("scoring", ["once", "per-layer"])
+@pytest.mark.parametrize(("builder", "names"), MODULES.values(), ids=MODULES.keys())
+def test_every_reading_of_the_algorithm_does_what_it_says(builder, names, scoring, targets):
+    network, batch = off_start(builder), images(48)
+    batch["image"] = batch["image"].double()
+    source = drawn(builder, 77)
+    network._fresh = lambda: copy.deepcopy(source)
+    expected, masks = by_hand(
+        network, source, names, batch, ridge=0.3, local=targets == "local", per_layer=scoring == "per-layer"
+    )
+    report = RnR(quantile=0.4, ridge=0.3, targets=targets, scoring=scoring).intervene(network, batch)
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(report.units[name].numpy(), mask.numpy(), err_msg=name)
+    for (name, found), wanted in zip(network.module.named_parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def after(**options: object) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    network = off_start(MLP)
+    network._fresh = lambda: drawn(MLP, 77)
+    report = RnR(quantile=0.4, ridge=1e-2, **options).intervene(network, images(64))
+    return state(network.module), report.units
+
+
+def test_readings_agree_on_the_first_pair_and_differ_later():
+    base, masks = after()
+    local, _ = after(targets="local")
+    rescored, new_masks = after(scoring="per-layer")
+    for other in (local, rescored):
+        kept = ~masks["3"]
+        torch.testing.assert_close(other["1.weight"], base["1.weight"], rtol=0, atol=0)
+        if other is local:
+            torch.testing.assert_close(other["3.weight"][kept], base["3.weight"][kept], rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(other["7.weight"], base["7.weight"], atol=1e-3)
+    assert torch.equal(new_masks["1"], masks["1"])
+    assert any(not torch.equal(new_masks[name], masks[name]) for name in masks)
+
+
+def test_global_targets_end_nearer_to_the_original_outputs_than_local_ones():
+    distances = {}
+    for targets in ("global", "local"):
+        network, batch = off_start(MLP), images(256)
+        network._fresh = lambda: drawn(MLP, 77)
+        before = logits(network.module, batch)
+        RnR(quantile=0.4, solver="pinv", targets=targets).intervene(network, batch)
+        distances[targets] = float((logits(network.module, batch) - before).norm())
+    assert distances["global"] < distances["local"]
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reading", [{}, {"targets": "local"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"criterion": "redo", "tau": 0.7},
+        {"criterion": "regrama", "tau": 0.9},
+        {"criterion": "weight-norm", "quantile": 0.2},
+        {"split_qkv": True},
+        {"residual_writers": False},
+        {"modules": "hidden"},
+        {"modules": "norm|qkv", "quantile": 0.7},
+    ],
+    ids=str,
+)
+def test_units_are_chosen_as_revive_chooses_them(options, reading):
+    chosen = Revive(**options).intervene(off_start(small_vit()), images(24)).units
+    found = RnR(**options, **reading).intervene(off_start(small_vit()), images(24)).units
+    assert list(found) == list(chosen)
+    assert all(torch.equal(found[name], chosen[name]) for name in chosen)
+    plain = Revive().intervene(off_start(small_vit()), images(24)).units
+    assert list(plain) != list(chosen) or any(not torch.equal(plain[name], chosen[name]) for name in chosen)
+
+
+@each_network
+def test_revived_units_keep_their_new_weights(builder):
+    network, batch = off_start(builder), images(24)
+    network._fresh = constant(builder, 0.125)
+    before = state(network.module)
+    report = RnR(quantile=0.4, ridge=1e-2).intervene(network, batch)
+    names = list(report.units)
+    for name, mask in report.units.items():
+        for key, parameter in network.module.get_submodule(name).named_parameters(prefix=name):
+            assert (parameter[mask] == 0.125).all()
+            if name == names[0]:
+                assert torch.equal(parameter[~mask], before[key][~mask])  # the first module is not refitted
+
+
+def test_the_report_says_what_was_done():
+    network, batch = off_start(MLP), images(64)
+    report = RnR(quantile=0.5).intervene(network, batch)
+    assert list(report.units) == ["1", "3", "5"]
+    assert report.revived_share == pytest.approx(0.5)
+    assert report.modules["1"] == {"revived": 6, "units": 12}
+    for name in ("3", "5", "7"):
+        assert {"residual", "norm_ratio"} <= set(report.modules[name])
+        assert 0 < report.modules[name]["residual"] < 1
+    revived = 6 * (64 + 1) + 2 * 6 * (12 + 1)
+    refit = 2 * 12 * 13 + 10 * 13
+    assert report.parameters == revived + refit
+
+
+@pytest.mark.parametrize("options", [{}, {"targets": "local"}, {"scoring": "per-layer"}], ids=str)
+def test_max_growth_bounds_the_weights_that_are_not_revived(options):
+    norms = {}
+    for limit in (0.0, 1.2):
+        network = train(off_start(small_vit(depth=1), lr=1e-2), images(32), 5)
+        before = state(network.module)
+        report = RnR(quantile=0.6, solver="pinv", max_growth=limit, **options).intervene(network, images(32))
+        ratios = [f["norm_ratio"] for n, f in report.modules.items() if "norm_ratio" in f and "norm" not in n]
+        norms[limit] = max(ratios)
+        head = network.module.head.weight
+        assert report.modules["head"]["norm_ratio"] == pytest.approx(
+            float(head.detach().double().norm() / before["head.weight"].double().norm()), rel=1e-4
+        )
+    assert norms[0.0] > 1.2
+    assert norms[1.2] <= 1.2 + 1e-9
+
+
+@pytest.mark.parametrize("options", [{}, {"targets": "local"}, {"scoring": "per-layer"}], ids=str)
+def test_optimizer_state_of_refitted_modules_starts_anew_and_of_the_first_follows_the_rule(options):
+    batch = images(64)
+    network = train(network_of(MLP, lr=1e-2), batch)
+    first = network.module[1].weight
+    moments = network.optimizer.state[first]["exp_avg"].clone()
+    mask = RnR(quantile=0.4, **options).intervene(network, batch).units["1"]
+    stateful = {name for name, p in network.module.named_parameters() if network.optimizer.state.get(p)}
+    assert stateful == {"1.weight", "1.bias"}
+    assert torch.equal(network.optimizer.state[first]["exp_avg"][~mask], moments[~mask])
+    assert (network.optimizer.state[first]["exp_avg"][mask] == 0).all()
+    train(network, batch)  # and training goes on
+    assert all(torch.isfinite(p).all() for p in network.module.parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"targets": "local"}], ids=str)
+def test_modules_that_select_nothing_are_an_error(options):
+    with pytest.raises(UserError, match="selects nothing"):
+        RnR(modules="nothing-like-this", **options).intervene(off_start(MLP), images())
+
+
+def test_repeated_interventions_stay_finite_and_bounded():
+    network, batch = off_start(small_vit()), images(64)
+    before = float(sum(p.detach().square().sum() for p in network.module.parameters()).sqrt())
+    for _ in range(5):
+        RnR(quantile=0.4).intervene(network, batch)
+    parameters = list(network.module.parameters())
+    assert all(torch.isfinite(p).all() for p in parameters)
+    assert float(sum(p.detach().square().sum() for p in parameters).sqrt()) < 10 * before
+    assert np.isfinite(array(logits(network.module, batch))).all()

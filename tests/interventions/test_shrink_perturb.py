@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from plastibench.interventions.shrink_perturb import ShrinkPerturb
+from plastibench.options import build
+from plastibench.registry import interventions
+from tests.helpers import (
+    agent_builder,
+    array,
+    changed,
+    constant,
+    images,
+    network_of,
+    small_resnet,
+    small_vit,
+    state,
+    train,
+)
+
+MLP = agent_builder("mlp", width=8)
+NETWORKS = {"vit": small_vit(), "hnt": small_vit(variant="hnt"), "mlp": MLP, "resnet": small_resnet}
+each_network = pytest.mark.parametrize("builder", NETWORKS.values(), ids=NETWORKS.keys())
+
+
+@each_network
+@pytest.mark.parametrize(("keep", "noise"), [(0.8, 0.2), (0.4, 0.1), (1.0, 0.0), (0.0, 1.0)])
+def test_fresh_weights_are_mixed_in_as_the_formula_says(builder, keep, noise):
+    network, batch = network_of(builder), images()
+    network._fresh = constant(builder, 3.0)
+    before = state(network.module)
+    report = ShrinkPerturb(keep, noise).intervene(network, batch)
+    for name, parameter in network.module.named_parameters():
+        np.testing.assert_allclose(array(parameter), keep * array(before[name]) + noise * 3, rtol=1e-6, atol=1e-7)
+    for name, buffer in network.module.named_buffers():
+        assert torch.equal(buffer, before[name])
+    assert report.parameters == sum(p.numel() for p in network.module.parameters())
+    assert report.units == {}
+
+
+@each_network
+def test_initial_weights_are_those_of_prepare(builder):
+    network, batch = network_of(builder, lr=1e-2), images()
+    initial = state(network.module)
+    method = ShrinkPerturb(0.2, 0.8, "initial")
+    method.prepare(network)
+    for _ in range(2):  # the second time goes back to the same point
+        train(network, batch)
+        before = state(network.module)
+        method.intervene(network, batch)
+        for name, parameter in network.module.named_parameters():
+            expected = 0.2 * array(before[name]) + 0.8 * array(initial[name])
+            np.testing.assert_allclose(array(parameter), expected, rtol=1e-5, atol=1e-6)
+        assert {name for name, _ in network.module.named_parameters()} <= changed(before, network.module)
+
+
+def test_fresh_weights_are_drawn_anew_each_time():
+    network, batch = network_of(MLP), images()
+    method = ShrinkPerturb(0.0, 1.0)
+    method.intervene(network, batch)
+    first = state(network.module)
+    method.intervene(network, batch)
+    assert changed(first, network.module) == set(first)
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "noise", "source"),
+    [
+        ("shrink-perturb", 0.8, 0.2, "fresh"),
+        ("shrink-perturb-keep80", 0.8, 0.2, "fresh"),
+        ("shrink-perturb-keep20", 0.2, 0.8, "initial"),
+    ],
+)
+def test_both_readings_of_the_papers_number_are_registered(name, keep, noise, source):
+    entry = interventions[name]
+    method = build(entry.load(), entry.defaults, name)
+    network, batch = network_of(MLP, lr=1e-2), images()
+    network._fresh = constant(MLP, 3.0)
+    initial = state(network.module)
+    method.prepare(network)
+    train(network, batch)
+    before = state(network.module)
+    method.intervene(network, batch)
+    for key, parameter in network.module.named_parameters():
+        other = np.full(parameter.shape, 3.0) if source == "fresh" else array(initial[key])
+        np.testing.assert_allclose(array(parameter), keep * array(before[key]) + noise * other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("source", ["fresh", "initial"])
+def test_the_optimizers_state_starts_anew(source):
+    network, batch = network_of(MLP, lr=1e-2), images()
+    method = ShrinkPerturb(source=source)
+    method.prepare(network)
+    train(network, batch)
+    assert network.optimizer.state
+    method.intervene(network, batch)
+    assert not network.optimizer.state
+
+
+@pytest.mark.parametrize("source", ["fresh", "initial"])
+def test_a_saved_state_goes_on_as_if_nothing_had_happened(source, tmp_path):
+    network, batch = network_of(MLP, lr=1e-2), images()
+    method = ShrinkPerturb(0.5, 0.5, source)
+    method.prepare(network)
+    train(network, batch)
+    torch.save(method.state_dict(), tmp_path / "state.pt")
+    resumed = ShrinkPerturb(0.5, 0.5, source)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    before, random = state(network.module), network.generator.get_state()
+    method.intervene(network, batch)
+    expected = state(network.module)
+    network.module.load_state_dict(before)
+    network.generator.set_state(random)
+    resumed.intervene(network, batch)
+    assert not changed(expected, network.module)
+    assert changed(before, network.module)
+
+
+def test_later_training_does_not_reach_the_stored_weights():
+    network, batch = network_of(MLP, lr=1e-2), images()
+    method = ShrinkPerturb(0.0, 1.0, "initial")
+    initial = state(network.module)
+    method.prepare(network)
+    train(network, batch)
+    method.intervene(network, batch)
+    assert not changed(initial, network.module)
+    train(network, batch)  # in place, on the very tensors that were written
+    method.intervene(network, batch)
+    assert not changed(initial, network.module)
