@@ -25,6 +25,10 @@ class Growing(Scenario):
         (0.5, 0.4, 0.4, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1, 0.0), "share of wrong labels in each task", low=0, high=1
     )
 
+    def __post_init__(self) -> None:
+        if not self.noise:
+            raise ValueError("noise is empty; it needs the share of each task")
+
     @property
     def length(self) -> int:
         """How many tasks the scenario has."""

@@ -30,9 +30,9 @@ _PUBLIC = {
     "RunSpec": "plastibench.spec",
     "run": "plastibench.runner",
     "option": "plastibench.options",
-    "interventions": "plastibench.registry",
-    "agents": "plastibench.registry",
-    "envs": "plastibench.registry",
+    "register_intervention": "plastibench.registry",
+    "register_agent": "plastibench.registry",
+    "register_env": "plastibench.registry",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

@@ -32,8 +32,9 @@ def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads:
         threads: CPU threads, as for a run.
     """
     env = spec.create("env").make(data_dir)
+    agent = spec.create("agent").build(env, spec.run.seed, torch.device(spec.run.device))
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(spec, env, Path(folder), [], quiet=True, threads=threads, checkpoint_seconds=math.inf)
+        run = Run(spec, env, agent, Path(folder), [], quiet=True, threads=threads, checkpoint_seconds=math.inf)
         run.begin()
         epoch = run.updates_per_epoch()
         plain = plain_loop(run)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import os
-import pickle
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +36,13 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             os.unlink(temporary)
 
 
+def clean_up(folder: Path) -> None:
+    """Delete what processes left that were killed while they wrote."""
+    for name in ("checkpoint.pt", "final.pt", "result.json", "spec.toml"):
+        for path in folder.glob(f".{name}.*"):
+            path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic(path) as file:
@@ -46,11 +53,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint atomically."""
     import torch
 
+    content = io.BytesIO()  # torch's zip writer would hide that a disk is full
+    torch.save(state, content)
     with atomic(path) as file:
-        try:
-            torch.save(state, file)
-        except RuntimeError as error:  # torch's zip writer reports a full disk in its own way
-            raise OSError(str(error).partition("\n")[0]) from error
+        file.write(content.getbuffer())
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -63,7 +69,7 @@ def load(path: Path) -> dict[str, Any]:
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # rubbish makes the unpickler fail in many ways
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"checkpoint {path} cannot be read ({reason}); delete its folder to start the run anew"

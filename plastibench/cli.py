@@ -49,6 +49,9 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 done, 1 the run failed, 2 the input is wrong, 130 stopped on request."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):  # a terminal without Greek letters shows question marks
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         sys.exit(_dispatch(arguments))
     except UserError as error:
@@ -80,11 +83,29 @@ def _dispatch(arguments: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     for name, (add, help_line) in COMMANDS.items():
         add(commands.add_parser(name, help=help_line, description=help_line, add_help=name != "run"))
+    arguments, options = _without_options(arguments)
     known, rest = parser.parse_known_args(arguments)
+    rest = options + rest
     if rest and known.command not in ("run", "bench"):
         raise UserError(f"unknown argument '{rest[0]}' (plastibench {known.command} --help)")
     known.rest = rest
     return int(known.do(known))
+
+
+def _without_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments, and apart from them ``--env.epochs 5`` and the like: argparse would take the 5 for the env."""
+    kept: list[str] = []
+    options: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not re.match(r"--[a-z]+\.", word):
+            kept.append(word)
+            continue
+        options.append(word)
+        if "=" not in word and rest and not rest[0].startswith("--"):
+            options.append(rest.pop(0))
+    return kept, options
 
 
 # run -------------------------------------------------------------------------------------------------------------
@@ -131,6 +152,8 @@ def _run(known: argparse.Namespace) -> int:
             names = ", ".join(KINDS[f"{part}s"].all())
             raise UserError(f"run needs {'an env' if part == 'env' else '--agent'}; there are {names}")
         KINDS[f"{part}s"][tables[part]["name"]]  # a wrong name is told before torch is imported
+    if not tables["intervention"]["name"]:
+        raise UserError("--intervention is empty; 'none' is the base of every comparison")
     for name in _listed(tables["intervention"]["name"]):
         registry.interventions[name]
     specs = _specs(tables)
@@ -236,11 +259,16 @@ def _fitting(name: str, names: list[str], values: dict[str, Any]) -> dict[str, A
 
 def _listed(names: str | list[str]) -> list[str]:
     listed = names.split(",") if isinstance(names, str) else list(names)
-    return list(dict.fromkeys(name.strip() for name in listed if name.strip()))
+    found = list(dict.fromkeys(name.strip() for name in listed if name.strip()))
+    if names != "" and not found:
+        raise UserError(f"'{names}' names no intervention")
+    return found
 
 
 def _seeds(text: Any) -> list[int]:
     """``3``, ``0,1,2`` or ``0..4`` as whole numbers."""
+    if text == []:
+        raise UserError("seed is an empty list; name at least one")
     if isinstance(text, list | int):
         return list(text) if isinstance(text, list) else [text]
     seeds: list[int] = []
@@ -269,7 +297,7 @@ def _import_plugin(plugin: str) -> None:
             spec.loader.exec_module(module)
         else:
             importlib.import_module(plugin)
-    except Exception as error:  # whatever is wrong in it is the user's to mend: name it and its kind
+    except (Exception, SystemExit) as error:  # whatever is wrong in it is the user's to mend: name it and its kind
         raise UserError(f"--plugin {plugin} does not load: {type(error).__name__}: {error}") from error
 
 

@@ -30,6 +30,8 @@ def option(default: Any, help: str, *, low: float | None = None, high: float | N
 
 def options_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
     """The fields of the dataclass ``cls`` that a user may set, by name."""
+    if not dataclasses.is_dataclass(cls):  # a plugin without options
+        return {}
     return {field.name: field for field in dataclasses.fields(cls) if field.init}
 
 
@@ -155,7 +157,7 @@ def _scalar(value: Any, kind: Any, where: str) -> Any:
         raise wrong
     try:
         number = kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise wrong from None
     if kind is int and isinstance(value, float) and value != number:
         raise wrong

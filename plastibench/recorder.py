@@ -23,16 +23,18 @@ LEADERBOARD = ("final-accuracy", "average-accuracy", "auc", "mean-drop", "mean-r
 class Recorder:
     """Writes the figures of one run; a resumed run continues where its checkpoint was made."""
 
-    def __init__(self, folder: Path, spec: RunSpec, *, update: int = 0, length: int = 0) -> None:
+    def __init__(self, folder: Path, spec: RunSpec, lengths: Mapping[str, int] | None = None) -> None:
         """Open the files.
 
         Args:
             folder: The run's folder.
             spec: What is run.
-            update: Updates done so far; later TensorBoard events of an earlier try are hidden.
-            length: Bytes of ``metrics.csv`` that belong to these updates; what follows is cut off.
+            lengths: What :meth:`flush` returned when the state was saved from which the run goes on. What earlier
+                tries wrote beyond that is cut off.
         """
-        path = folder / "metrics.csv"
+        self._folder = folder
+        lengths = lengths or {}
+        path, length = folder / "metrics.csv", lengths.get("metrics.csv", 0)
         try:
             self._file = open(path, "r+" if length else "w", newline="", encoding="utf-8")  # noqa: SIM115
             if length:
@@ -41,10 +43,16 @@ class Recorder:
             self._csv = csv.writer(self._file)
             if not length:
                 self._csv.writerow(COLUMNS)
-            self._writer = SummaryWriter(str(folder), purge_step=update if update else None)
+            for events in folder.glob("events.out.tfevents.*"):
+                if events.name in lengths:
+                    os.truncate(events, lengths[events.name])
+                else:
+                    events.unlink()
+            suffix = f".{len(lengths)}"  # two tries within a second would share a file
+            self._writer = SummaryWriter(str(folder), filename_suffix=suffix)
         except OSError as error:
             raise RunError(f"cannot write into {folder}: {error.strerror or error}") from error
-        if not update:
+        if not lengths:
             experiment, session, _ = hparams(
                 _hyperparameters(spec), {f"leaderboard/{name}": 0.0 for name in LEADERBOARD}
             )
@@ -89,8 +97,8 @@ class Recorder:
         self._summary(end)
         self.close()
 
-    def flush(self) -> int:
-        """Push everything to disk; return the length of ``metrics.csv`` in bytes.
+    def flush(self) -> dict[str, int]:
+        """Push everything to disk; return the length of each file in bytes.
 
         Raises:
             RunError: The disk is full, or the folder is gone.
@@ -99,7 +107,8 @@ class Recorder:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._writer.flush()
-            return self._file.tell()
+            events = self._folder.glob("events.out.tfevents.*")
+            return {"metrics.csv": self._file.tell(), **{path.name: path.stat().st_size for path in events}}
         except OSError as error:
             raise RunError(f"cannot write {self._file.name}: {error.strerror or error}") from error
 

@@ -127,3 +127,7 @@ def _first_line(cls: type) -> str:
 interventions = Registry("intervention", "plastibench.interventions")
 agents = Registry("agent", "plastibench.agents")
 envs = Registry("env", "plastibench.envs")
+
+register_intervention = interventions.register
+register_agent = agents.register
+register_env = envs.register

@@ -29,6 +29,7 @@ from plastibench.seeds import derive, generator
 from plastibench.spec import RunSpec
 
 if TYPE_CHECKING:
+    from plastibench.agents.classifier import Classifier
     from plastibench.envs.stream import TaskStream
 
 EARLY_EPOCHS = 5  # epochs after a switch that are all evaluated, to see the recovery
@@ -73,18 +74,26 @@ def run(
     device = resolve_device(spec.run.device)
     spec = dataclasses.replace(spec, run=dataclasses.replace(spec.run, device=device))
     folder = Path(runs_dir) / spec.id
-    complete = (folder / "result.json").exists()
-    if not quiet:
-        state = "is complete already" if complete else "continues" if (folder / "checkpoint.pt").exists() else "begins"
-        print(f"{announce}{spec.id} {state}", file=sys.stderr)
-    if complete:
-        return results.read(folder / "result.json")
+    path = folder / "result.json"
+
+    def tell(state: str) -> None:
+        if not quiet:
+            print(f"{announce}{spec.id} {state}", file=sys.stderr)
+
+    if path.exists():
+        tell("is complete already")
+        return results.read(path)
     _set_up_torch(spec)
     env = spec.create("env").make(data_dir)
+    agent = spec.create("agent").build(env, spec.run.seed, torch.device(device))
     with _only_one(folder), _stop_requests() as stop:
+        if path.exists():  # another process has finished it meanwhile
+            return results.read(path)
+        checkpoint.clean_up(folder)
+        tell("continues" if (folder / "checkpoint.pt").exists() else "begins")
         if not (folder / "spec.toml").exists():
             checkpoint.write_text(folder / "spec.toml", spec.to_toml())
-        return Run(spec, env, folder, stop, quiet, threads, checkpoint_seconds).to_the_end()
+        return Run(spec, env, agent, folder, stop, quiet, threads, checkpoint_seconds).to_the_end()
 
 
 def resolve_device(name: str) -> str:
@@ -97,6 +106,7 @@ def resolve_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
+        torch.Generator(name)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"device '{name}' is not available here ({str(error).partition(chr(10))[0]}); try cpu"
@@ -111,6 +121,7 @@ class Run:
         self,
         spec: RunSpec,
         env: TaskStream,
+        agent: Classifier,
         folder: Path,
         stop: list[int],
         quiet: bool,
@@ -121,7 +132,7 @@ class Run:
         self.checkpoint_seconds = checkpoint_seconds
         seed, device = spec.run.seed, torch.device(spec.run.device)
         self.scenario = env.scenario
-        self.agent = spec.create("agent").build(env, seed, device)
+        self.agent = agent
         self.networks = list(self.agent.networks.values())
         size = sum(p.numel() for network in self.networks for p in network.module.parameters())
         if threads or size < _SMALL:
@@ -148,8 +159,9 @@ class Run:
         self.reports: list[dict[str, Any]] = []
         self.plasticity: list[dict[str, Any]] = []
         self.cost = {"seconds": 0.0, "intervention-seconds": 0.0, "metric-seconds": 0.0}
-        resumed = self._restore()
-        self.recorder = Recorder(folder, spec, update=self.total, length=resumed)
+        lengths = self._restore()
+        self.samples_before = self.samples
+        self.recorder = Recorder(folder, spec, lengths)
         self.clock = time.monotonic()
         self.saved = self.clock
         self.progress = Progress(f"{spec.intervention[0]} seed {seed}", self.updates_of_all_tasks(), quiet)
@@ -217,7 +229,7 @@ class Run:
             self._evaluate()
         place = f"task {self.task + 1}/{self.scenario.task_count}, epoch {epoch}/{last}"
         accuracy = self.records[-1].curve[-1][1] if self.records[-1].curve else None
-        self.progress.show(self.total, self.samples, place, accuracy, milestone=epoch == last)
+        self.progress.show(self.total, self.samples - self.samples_before, place, accuracy, milestone=epoch == last)
 
     def _switch(self) -> None:
         """End a task and begin the next: evaluate, receive data, intervene, renew the optimizer, evaluate."""
@@ -321,7 +333,14 @@ class Run:
         batch = self._representative()
         for network, intervention in zip(self.networks, self.interventions, strict=True):
             start = time.monotonic()
-            report = intervention.intervene(network, batch)
+            try:
+                report = intervention.intervene(network, batch)
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+                loss = self.agent.take_averages().get("loss", math.nan)
+                raise RunError(
+                    f"{self.spec.id}: the loss became {loss} in task {self.task + 1}, and {network.role} cannot be "
+                    f"worked on after update {self.update}; try a smaller --agent.lr"
+                ) from error
             if network.device.type == "cuda":
                 torch.cuda.synchronize(network.device)
             report.seconds = time.monotonic() - start
@@ -375,7 +394,7 @@ class Run:
             "reports": self.reports,
             "plasticity": self.plasticity,
             "cost": self.cost,
-            "csv": self.recorder.flush(),
+            "files": self.recorder.flush(),
             "agent": self.agent.state_dict(),
             "interventions": [intervention.state_dict() for intervention in self.interventions],
             "initial": self.initial,
@@ -387,12 +406,23 @@ class Run:
         }
         checkpoint.save(self.folder / "checkpoint.pt", state)
 
-    def _restore(self) -> int:
-        """Continue from a checkpoint, where there is one; return the bytes of ``metrics.csv`` that it covers."""
+    def _restore(self) -> dict[str, int]:
+        """Continue from a checkpoint, where there is one; return how many bytes of which files it covers."""
         path = self.folder / "checkpoint.pt"
         if not path.exists():
-            return 0
+            return {}
         state = checkpoint.load(path)
+        if state.get("spec") != self.spec.to_toml():
+            raise UserError(f"checkpoint {path} belongs to another run; delete its folder to start the run anew")
+        try:
+            return self._take_back(state)
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise UserError(
+                f"checkpoint {path} does not fit ({type(error).__name__}: {reason}); delete its folder to start anew"
+            ) from error
+
+    def _take_back(self, state: dict[str, Any]) -> dict[str, int]:
         self.task, self.update, self.total, self.samples = state["position"]
         observation, _ = self.env.reset(seed=derive(self.spec.run.seed, "stream"))
         arrive(self.replay, observation["images"], observation["labels"])
@@ -414,7 +444,7 @@ class Run:
         torch.set_rng_state(state["dropout"])
         if torch.cuda.is_available() and state["dropout-cuda"]:
             torch.cuda.set_rng_state_all(state["dropout-cuda"])
-        return int(state["csv"])
+        return dict(state["files"])
 
 
 def _plain(report: Report, task: int, update: int, role: str) -> dict[str, Any]:

@@ -79,6 +79,9 @@ class RunSpec:
     def from_toml(cls, text: str) -> RunSpec:
         """Read what :meth:`to_toml` wrote."""
         tables = read_tables(text, "spec.toml")
+        for part in PARTS:
+            if part not in tables:
+                raise UserError(f"spec.toml has no table [{part}]")
         env, agent, intervention = (tables[part].pop("name") for part in PARTS)
         given: dict[str, Any] = {f"{part}_options": tables[part] for part in PARTS}
         return cls.make(env, agent, intervention, **given, **tables.get("run", {}))
@@ -131,6 +134,10 @@ def read_tables(text: str, where: str) -> dict[str, dict[str, Any]]:
             raise UserError(f"{where}: {table} must be a table, as in [{table}]")
         if table in PARTS and "name" not in content:
             raise UserError(f"{where}: [{table}] has no name")
+        name = content.get("name", "")
+        names = name if isinstance(name, list) and table == "intervention" else [name]
+        if not all(isinstance(each, str) for each in names):
+            raise UserError(f"{where}: [{table}] name is {name!r}; expected text")
     return tables
 
 
@@ -146,4 +153,8 @@ def read_file(path: Path) -> dict[str, dict[str, Any]]:
 def _complete(known: registry.Registry, name: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     entry = known[name]
     built: Any = options.build(entry.load(), {**entry.defaults, **values}, f"{known.kind} {name}")
-    return name, options.as_dict(built)
+    values = options.as_dict(built)
+    for option_name, usual in entry.defaults.items():  # none is left out, unless it would come back as something else
+        if usual is not None and getattr(built, option_name) is None:
+            values[option_name] = "none"
+    return name, values

@@ -60,8 +60,8 @@ def child(arguments: list[str], settings: Settings) -> None:
         path = settings.stdout if descriptor == 1 and settings.stdout else settings.folder / f"{settings.name}.{name}"
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     signal.alarm(60)
     torch.set_num_threads(1)
     from plastibench import checkpoint, cli, runner
@@ -83,6 +83,7 @@ def child(arguments: list[str], settings: Settings) -> None:
 
     Classifier.update = slow  # type: ignore[method-assign]
     checkpoint.os.fsync = deadly  # type: ignore[assignment]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python has it when a command begins
     cli.main(arguments)
 
 

@@ -100,6 +100,8 @@ def rank_metrics(matrix: Tensor) -> dict[str, float]:
     singular = torch.linalg.svdvals(matrix.double())
     share = singular / singular.sum().clamp_min(1e-300)
     entropy = -(share * share.clamp_min(1e-300).log()).sum()
+    if not singular.any():
+        return {"effective-rank": 0.0, "srank": 0.0}
     held = share.cumsum(0)
     return {"effective-rank": float(entropy.exp()), "srank": float((held < 0.99 - 1e-12).sum() + 1)}
 
