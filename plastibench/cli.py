@@ -474,7 +474,7 @@ def _bench(known: argparse.Namespace) -> int:
     for part in ("env", "agent", "intervention"):
         KINDS[f"{part}s"][getattr(known, part)]
     from plastibench.benchmark import benchmark
-    from plastibench.runner import resolve_device
+    from plastibench.process import resolve_device
     from plastibench.spec import RunSpec
 
     options: dict[str, dict[str, Any]] = {part: {} for part in ("env", "agent", "intervention")}

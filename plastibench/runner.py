@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import os
 import shlex
-import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDictBase
@@ -22,6 +18,7 @@ from plastibench.errors import RunError, UserError
 from plastibench.interventions.base import Intervention, Report, overrides
 from plastibench.metrics.performance import TaskRecord, comparison, share
 from plastibench.metrics.plasticity import health
+from plastibench.process import only_one, resolve_device, set_up_torch, stop_requests
 from plastibench.progress import Progress
 from plastibench.recorder import Recorder
 from plastibench.replay import arrive, everything, growing_replay, representative
@@ -83,10 +80,10 @@ def run(
     if path.exists():
         tell("is complete already")
         return results.read(path)
-    _set_up_torch(spec)
+    set_up_torch(spec)
     env = spec.create("env").make(data_dir)
     agent = spec.create("agent").build(env, spec.run.seed, torch.device(device))
-    with _only_one(folder), _stop_requests() as stop:
+    with only_one(folder), stop_requests() as stop:
         if path.exists():  # another process has finished it meanwhile
             return results.read(path)
         checkpoint.clean_up(folder)
@@ -94,24 +91,6 @@ def run(
         if not (folder / "spec.toml").exists():
             checkpoint.write_text(folder / "spec.toml", spec.to_toml())
         return Run(spec, env, agent, folder, stop, quiet, threads, checkpoint_seconds).to_the_end()
-
-
-def resolve_device(name: str) -> str:
-    """The device that ``auto`` stands for, or the one named.
-
-    Raises:
-        UserError: It does not exist here.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-        torch.Generator(name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"device '{name}' is not available here ({str(error).partition(chr(10))[0]}); try cpu"
-        ) from error
-    return name
 
 
 class Run:
@@ -461,63 +440,3 @@ def _plain(report: Report, task: int, update: int, role: str) -> dict[str, Any]:
         "mean-residual": sum(residuals) / len(residuals) if residuals else None,
         "largest-norm-ratio": max(growth) if growth else None,
     }
-
-
-def _set_up_torch(spec: RunSpec) -> None:
-    machine.keep_freed_memory()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
-        spec.agent[1].get("precision", "float32") != "float32"
-    )
-    torch.use_deterministic_algorithms(spec.run.deterministic)
-    if spec.run.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cuda.enable_flash_sdp(False)
-        torch.backends.cuda.enable_mem_efficient_sdp(False)
-
-
-@contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Make the folder, and refuse to run where another process runs the same spec."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / "lock", "w")  # noqa: SIM115 - closed below, and open during the whole run
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot use {folder}: {reason}; choose another place with --runs-dir") from error
-    with file:
-        _lock(file, folder)
-        yield
-
-
-def _lock(file: IO[str], folder: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows: no such protection
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"{folder.name} is being run by another process; wait for it or choose another --runs-dir"
-        ) from None
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM are appended to; a second signal ends the process at once."""
-    received: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        received.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    try:
-        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: whoever runs us there handles signals
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
