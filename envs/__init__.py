@@ -16,7 +16,7 @@ envs.add(
     dataset="digits",
     train_size=200,
     epochs=150,
-    evaluate_every=30,
+    evaluate_every=50,
     augment="none",
 )
 envs.add("cl-mnist", _GROWING, "growing, ever cleaner MNIST", dataset="mnist", augment="none")

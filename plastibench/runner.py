@@ -134,6 +134,7 @@ class Run:
         self.update = 0  # within the task
         self.total = 0  # since the start
         self.samples = 0
+        self.evaluated = -1, self.evaluation_images  # at which update the outputs were last computed, and these
         self.records: list[TaskRecord] = []
         self.reports: list[dict[str, Any]] = []
         self.plasticity: list[dict[str, Any]] = []
@@ -212,7 +213,8 @@ class Run:
 
     def _switch(self) -> None:
         """End a task and begin the next: evaluate, receive data, intervene, renew the optimizer, evaluate."""
-        answers, before = self._answers(), self._logits()
+        evaluated_at, logits = self.evaluated
+        answers, before = self._answers(), logits if evaluated_at == self.total else self._logits()
         observation, _, _, _, info = self.env.step(before.argmax(1).cpu().numpy())
         arrive(self.replay, observation["images"], observation["labels"])
         self.task, self.update = self.task + 1, 0
@@ -284,7 +286,9 @@ class Run:
                 f"{self.spec.id}: the loss became {averages['loss']} in task {self.task + 1}, "
                 f"before update {self.update}; try a smaller --agent.lr"
             )
-        accuracy = share((self._logits() if logits is None else logits).argmax(1) == self._answers())
+        logits = self._logits() if logits is None else logits
+        self.evaluated = self.total, logits
+        accuracy = share(logits.argmax(1) == self._answers())
         self.records[-1].curve.append((self.update / self.updates_per_epoch(), accuracy))
         self._record("training", {"accuracy": accuracy, **averages})
 

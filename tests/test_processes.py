@@ -71,6 +71,7 @@ def child(arguments: list[str], settings: Settings) -> None:
     update, fsync, written = Classifier.update, os.fsync, [0]
 
     def slow(self: Classifier, batch: Any) -> None:
+        (settings.folder / f"{settings.name}.learning").touch()
         time.sleep(settings.pause)
         update(self, batch)
 
@@ -164,7 +165,7 @@ def test_a_run_stopped_by_signals_at_random_moments_ends_bit_identical(
     arguments = [*RUN, "--runs-dir", tmp_path / "runs"]
     for attempt in range(4):
         under_way = Child(arguments, tmp_path, f"try{attempt}", checkpoint_seconds=0.0, pause=0.02)
-        wait_for(folder / "checkpoint.pt", under_way)
+        wait_for(tmp_path / f"try{attempt}.learning", under_way)
         time.sleep(chance.uniform(0.02, 0.15))
         under_way.send(number)
         status = under_way.end()
