@@ -12,7 +12,7 @@ _TINY = {"epochs": 40, "evaluate_every": 5}  # paper, section 4
 envs.add(
     "cl-digits",
     _GROWING,
-    "the paper's growing, ever cleaner data in small: 200 8x8 digits; no download, half a minute on a CPU",
+    "the paper's growing, ever cleaner data in small: 200 8x8 digits; no download, about a minute on a CPU",
     dataset="digits",
     train_size=200,
     epochs=150,
