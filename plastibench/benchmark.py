@@ -28,7 +28,7 @@ def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads:
         spec: What is timed.
         data_dir: Where data sets are.
         updates: Updates per measurement.
-        rounds: Measurements of each; the median counts.
+        rounds: Rounds, in each of which both are measured twice; medians count. At least 2.
         threads: CPU threads, as for a run.
     """
     env = spec.create("env").make(data_dir)
@@ -40,11 +40,11 @@ def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads:
         plain = plain_loop(run)
         ours, theirs = [], []
         for round_number in range(rounds + 1):
-            seconds = [_seconds(run, plain, updates), _seconds(run, run.learn, updates)]
+            pair = [_seconds(run, step, updates) for step in (plain, run.learn, run.learn, plain)]
             if round_number:  # the first warms up
-                theirs.append(seconds[0])
-                ours.append(seconds[1])
-        ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+                theirs.append((pair[0] + pair[3]) / 2)
+                ours.append((pair[1] + pair[2]) / 2)
+        low, ratio, high = statistics.quantiles((a / b for a, b in zip(ours, theirs, strict=True)), n=4)
         start = time.perf_counter()
         run.intervene()
         _wait(run)
@@ -58,10 +58,11 @@ def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads:
     return "\n".join(
         [
             f"{spec.env[0]}, {spec.agent[0]}, {spec.run.device}, {torch.get_num_threads()} threads, {run.agent.label}",
-            f"seconds per epoch of the first task ({epoch} updates), from {updates} updates, in turn, "
-            f"median of {rounds}:",
+            f"seconds per epoch of the first task ({epoch} updates), {rounds} rounds of {updates} updates "
+            "plain, ours, ours, plain; medians:",
             f"  plain PyTorch loop  {statistics.median(theirs) * scale:.3f}",
-            f"  plastibench         {statistics.median(ours) * scale:.3f}   ratio {ratio:.3f}   {rate:,.0f} samples/s",
+            f"  plastibench         {statistics.median(ours) * scale:.3f}   ratio {ratio:.3f} "
+            f"(quartiles {low:.3f} to {high:.3f})   {rate:,.0f} samples/s",
             f"{spec.intervention[0]} on {spec.run.representative} samples: {intervention:.2f} s, as long as "
             f"{intervention / update:.0f} updates; at {switches} switches of a run of {total:,} updates "
             f"{100 * share:.2f} % of the time",

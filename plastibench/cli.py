@@ -463,8 +463,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--agent", default="vit-nano", help="agent (default vit-nano)")
     parser.add_argument("--intervention", default="rnr", help="intervention whose cost is measured (default rnr)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, … (default: a GPU where there is one)")
-    parser.add_argument("--updates", type=_count, default=20, help="updates per measurement (default 20)")
-    parser.add_argument("--rounds", type=_count, default=7, help="measurements of each loop (default 7)")
+    parser.add_argument("--updates", type=_count, default=5, help="updates per measurement (default 5)")
+    parser.add_argument("--rounds", type=_count, default=20, help="rounds of four measurements (default 20)")
     parser.add_argument("--threads", type=_count, default=0, help="CPU threads (default: 1 for a small network)")
     _add_places(parser)
     parser.set_defaults(do=_bench)
@@ -488,7 +488,7 @@ def _bench(known: argparse.Namespace) -> int:
         intervention_options=options["intervention"],
         device=resolve_device(known.device),
     )
-    print(benchmark(spec, known.data_dir, max(1, known.updates), max(1, known.rounds), known.threads))
+    print(benchmark(spec, known.data_dir, max(1, known.updates), max(2, known.rounds), known.threads))
     return 0
 
 
