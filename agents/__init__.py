@@ -22,3 +22,15 @@ agents.add(
 agents.add("mlp", "plastibench.agents.mlp:MLP", "plain ReLU network, two hidden layers of 128")
 agents.add("resnet18", "plastibench.agents.resnet:ResNet18", "ResNet-18 with a 3x3 stem for small images")
 agents.add("timm", "plastibench.agents.timm_model:TimmModel", "any timm model by name (--agent.model)")
+
+_DQN = "plastibench.agents.dqn:DQN"
+_SAC = "plastibench.agents.sac:SAC"
+_IMAGES = {"layers": 1, "width": 128, "lr": 3e-4, "batch_size": 32}
+
+agents.add("dqn-mlp", _DQN, "double DQN, two hidden layers of 256", replay_ratio=0.5, target_every=200)
+agents.add("dqn-cnn", _DQN, "double DQN on images: the network of MinAtar or of Nature", encoder="cnn", **_IMAGES)
+agents.add("dqn-impala", _DQN, "double DQN with the residual network of IMPALA", encoder="impala", **_IMAGES)
+agents.add("dqn-vit", _DQN, "double DQN with a small vision transformer", encoder="vit", **_IMAGES)
+agents.add("sac-mlp", _SAC, "soft actor-critic, two critics with two hidden layers of 256; any actions")
+agents.add("sac-cnn", _SAC, "soft actor-critic on images", encoder="cnn", **_IMAGES)
+agents.add("sac-vit", _SAC, "soft actor-critic with a small vision transformer", encoder="vit", **_IMAGES)

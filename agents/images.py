@@ -37,3 +37,14 @@ def crop_and_flip(images: Tensor, pad: int, generator: torch.Generator) -> Tenso
     padded = F.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1)  # [B, H+2p, W+2p, C]
     sample = torch.arange(count, device=device)[:, None, None]
     return padded[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def random_shift(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
+    """Shift each image by up to ``pad`` pixels, repeating the edge (DrQ, Kostrikov et al. 2021). [B, C, H, W]."""
+    count, _, height, width = images.shape
+    device = images.device
+    offset = torch.randint(-pad, pad + 1, (2, count, 1), generator=generator, device=device)
+    rows = (torch.arange(height, device=device) + offset[0]).clamp(0, height - 1)  # [B, H]
+    columns = (torch.arange(width, device=device) + offset[1]).clamp(0, width - 1)  # [B, W]
+    sample = torch.arange(count, device=device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Environments: task streams over image data. Importing this package registers their names, here and in gymnasium."""
+"""Environments: task streams over image data, and reinforcement learning. Importing this package registers names."""
 
 from __future__ import annotations
 
@@ -43,3 +43,23 @@ for _name in envs.builtin:
     gymnasium.register(
         f"plastibench/{_name}-v0", entry_point="plastibench.envs.scenario:make_stream", kwargs={"name": _name}
     )
+
+_CONTROL = "plastibench.envs.control:Control"
+_MINATAR = "plastibench.envs.minatar:MinAtar"
+
+envs.add("gym", _CONTROL, "any gymnasium environment (--env.id)")
+envs.add("rl-cartpole", _CONTROL, "CartPole-v1; half a minute with dqn-mlp", id="CartPole-v1", steps=50_000)
+envs.add("rl-pendulum", _CONTROL, "Pendulum-v1; two minutes with sac-mlp", id="Pendulum-v1", steps=20_000, envs=4)
+for _game in ("asterix", "breakout", "freeway", "seaquest", "space-invaders"):
+    envs.add(f"rl-minatar-{_game}", _MINATAR, f"MinAtar {_game}: 10x10 cells", id=_game)
+envs.add(
+    "rl-minatar-permuted",
+    "plastibench.envs.minatar:PermutedMinAtar",
+    "MinAtar Breakout whose channels change places at every switch",
+)
+envs.add(
+    "rl-minatar-sequence", "plastibench.envs.minatar:MinAtarSequence", "MinAtar games one after another, six actions"
+)
+envs.add("rl-slippery-ant", "plastibench.envs.mujoco:SlipperyAnt", "MuJoCo ant whose ground changes its friction")
+envs.add_family("rl-atari-", "plastibench.envs.atari:Atari", "any Atari game of the ALE: rl-atari-breakout, …", "id")
+envs.add_family("rl-mujoco-", "plastibench.envs.mujoco:MuJoCo", "a MuJoCo robot: rl-mujoco-half-cheetah, …", "id")

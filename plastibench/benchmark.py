@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from plastibench.agents.images import crop_and_flip
+from plastibench.replay import everything
 from plastibench.runner import Run
 from plastibench.spec import RunSpec
+from plastibench.supervised import Supervised
 
 
 def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads: int) -> str:
@@ -35,34 +37,37 @@ def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads:
     agent = spec.create("agent").build(env, spec.run.seed, torch.device(spec.run.device))
     with tempfile.TemporaryDirectory() as folder:
         run = Run(spec, env, agent, Path(folder), [], quiet=True, threads=threads, checkpoint_seconds=math.inf)
-        run.begin()
-        epoch = run.updates_per_epoch()
-        plain = plain_loop(run)
+        course = run.course
+        assert isinstance(course, Supervised)
+        course.begin()
+        epoch = course.updates_per_epoch()
+        plain = plain_loop(course)
         ours, theirs = [], []
         for round_number in range(rounds + 1):
-            pair = [_seconds(run, step, updates) for step in (plain, run.learn, run.learn, plain)]
+            pair = [_seconds(course, step, updates) for step in (plain, course.learn, course.learn, plain)]
             if round_number:  # the first warms up
                 theirs.append((pair[0] + pair[3]) / 2)
                 ours.append((pair[1] + pair[2]) / 2)
         low, ratio, high = statistics.quantiles((a / b for a, b in zip(ours, theirs, strict=True)), n=4)
         start = time.perf_counter()
         run.intervene()
-        _wait(run)
+        _wait(course)
         intervention = time.perf_counter() - start
         update = statistics.median(ours) / updates
-        total, switches = run.updates_of_all_tasks(), run.scenario.task_count - 1
+        total, switches = course.length, course.scenario.task_count - 1
         run.close()
     scale = epoch / updates
     share = switches * intervention / (total * update + switches * intervention)
-    rate = run.agent.batch_size / update
+    rate = course.agent.batch_size / update
     return "\n".join(
         [
-            f"{spec.env[0]}, {spec.agent[0]}, {spec.run.device}, {torch.get_num_threads()} threads, {run.agent.label}",
+            f"{spec.env[0]}, {spec.agent[0]}, {spec.run.device}, {torch.get_num_threads()} threads, "
+            f"{course.agent.label}",
             f"seconds per epoch of the first task ({epoch} updates), {rounds} rounds of {updates} updates "
-            "plain, ours, ours, plain; medians:",
+            "plain, ours, ours, plain; medians and quartiles:",
             f"  plain PyTorch loop  {statistics.median(theirs) * scale:.3f}",
             f"  plastibench         {statistics.median(ours) * scale:.3f}   ratio {ratio:.3f} "
-            f"(quartiles {low:.3f} to {high:.3f})   {rate:,.0f} samples/s",
+            f"({low:.3f} to {high:.3f})   {rate:,.0f} samples/s",
             f"{spec.intervention[0]} on {spec.run.representative} samples: {intervention:.2f} s, as long as "
             f"{intervention / update:.0f} updates; at {switches} switches of a run of {total:,} updates "
             f"{100 * share:.2f} % of the time",
@@ -70,17 +75,17 @@ def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads:
     )
 
 
-def plain_loop(run: Run) -> Callable[[], None]:
+def plain_loop(course: Supervised) -> Callable[[], None]:
     """One update as a person would write it who needs nothing else."""
-    recipe, device = run.agent.recipe, run.evaluation_images.device
-    data = run.replay.storage.get(slice(0, len(run.replay)))
+    recipe, device = course.agent.recipe, course.evaluation_images.device
+    data = everything(course.replay)
     images, labels = data["image"].clone(), data["label"].clone()
-    model = run.networks[0].fresh()
+    model = course.run.networks[0].fresh()
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
-    mean = torch.tensor(run.env.dataset.mean, device=device)[:, None, None]
-    std = torch.tensor(run.env.dataset.std, device=device)[:, None, None]
+    mean = torch.tensor(course.env.dataset.mean, device=device)[:, None, None]
+    std = torch.tensor(course.env.dataset.std, device=device)[:, None, None]
     generator = torch.Generator(device).manual_seed(0)
-    pad, batch_size = run.env.augment_pad, recipe.batch_size
+    pad, batch_size = course.env.augment_pad, recipe.batch_size
     batches: list[torch.Tensor] = []
 
     def update() -> None:
@@ -103,15 +108,15 @@ def plain_loop(run: Run) -> Callable[[], None]:
     return update
 
 
-def _seconds(run: Run, step: Callable[[], None], updates: int) -> float:
-    _wait(run)
+def _seconds(course: Supervised, step: Callable[[], None], updates: int) -> float:
+    _wait(course)
     start = time.perf_counter()
     for _ in range(updates):
         step()
-    _wait(run)
+    _wait(course)
     return time.perf_counter() - start
 
 
-def _wait(run: Run) -> None:
-    if run.evaluation_images.is_cuda:
+def _wait(course: Supervised) -> None:
+    if course.evaluation_images.is_cuda:
         torch.cuda.synchronize()

@@ -18,10 +18,11 @@ from plastibench.errors import RunError, UserError, did_you_mean
 from plastibench.options import as_dict, describe_type, options_of
 
 KINDS = {"envs": registry.envs, "agents": registry.agents, "interventions": registry.interventions}
+_RUN_OPTIONS = ("seed", "every", "roles", "until", "offline_updates", "representative", "device", "deterministic")
 _RUN_FLAGS = [
-    f"--{name}"
+    f"--{name.replace('_', '-')}"
     for name in (
-        *("agent", "intervention", "seed", "every", "representative", "device", "deterministic", "spec", "plugin"),
+        *("agent", "intervention", "spec", "plugin", *_RUN_OPTIONS),
         *("threads", "quiet", "runs-dir", "data-dir", "help"),
     )
 ]
@@ -118,6 +119,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--intervention", help="intervention, or several: none,reset,rnr (default none)")
     parser.add_argument("--seed", help="seed, or several: 0,1,2 or 0..4 (default 0)")
     parser.add_argument("--every", help="intervene every so many updates; 0: at task switches (default)")
+    parser.add_argument("--roles", help="networks that are intervened on: critic,actor (default all)")
+    parser.add_argument("--until", help="no intervention after so many updates (default: always)")
+    parser.add_argument("--offline-updates", help="rl: extra updates right after an intervention (default 0)")
     parser.add_argument("--representative", help="samples that interventions see (default 2048)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU where there is one)")
     parser.add_argument("--deterministic", action="store_const", const=True, help="only deterministic kernels")
@@ -176,7 +180,7 @@ def _run(known: argparse.Namespace) -> int:
             print(f"plastibench: {stopped}; the same command continues it", file=sys.stderr)
             return 130
         found.append(result)
-    print(f"\n{leaderboard.comparison(found)}\n\n{leaderboard.EXPLANATION}\n")
+    print(f"\n{leaderboard.comparison(found)}\n")
     print(f"results:     {known.runs_dir}/<run>/result.json, all runs: plastibench leaderboard{_runs_flag(known)}")
     print(f"TensorBoard: tensorboard --logdir {known.runs_dir}")
     return 0
@@ -198,7 +202,7 @@ def _requested(known: argparse.Namespace) -> dict[str, dict[str, Any]]:
         if name is not None and name != tables[part].get("name"):
             tables[part] = {"name": name}
     tables["intervention"].setdefault("name", "none")
-    for name in ("seed", "every", "representative", "device", "deterministic"):
+    for name in _RUN_OPTIONS:
         if getattr(known, name) is not None:
             tables["run"][name] = getattr(known, name)
     _read_option_flags(known.rest, tables)
@@ -217,6 +221,8 @@ def _read_option_flags(arguments: Sequence[str], tables: dict[str, dict[str, Any
             if not rest or rest[0].startswith("--"):
                 raise UserError(f"{flag} needs a value")
             value = rest.pop(0)
+        if (part, option) == ("intervention", "roles"):  # of every intervention, so it belongs to the run
+            part = "run"
         tables[part][option] = value
 
 

@@ -14,6 +14,8 @@ from plastibench.tables import markdown_table, mean_std, percent, text_table
 
 Result = dict[str, Any]
 _SHOWN_TASKS = 10
+_ACCURACIES = ("final %", "average %", "auc %", "drop", "recovery")
+_RETURNS = ("final", "average", "drop", "lowest", "Q bias", "recovery")
 
 
 def load(runs_dir: Path) -> list[Result]:
@@ -36,22 +38,50 @@ def load(runs_dir: Path) -> list[Result]:
 
 
 def leaderboard(found: Iterable[Result], markdown: bool = False) -> str:
-    """One table per env and agent, options included, best final accuracy first; mean ± std over seeds."""
+    """One table per env and agent, options included, best final accuracy or return first; mean ± std over seeds."""
     contests: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in found:
         contests[label(result, "env"), label(result, "agent")].append(result)
     parts = []
     for (env, agent), entries in sorted(contests.items()):
-        groups = sorted(by_group(entries), key=lambda runs: -_mean(runs, "final-accuracy"))
-        header = ["intervention", "seeds", "final %", "average %", "auc %", "drop", "recovery", "seconds", "cost %"]
+        acting = acts(entries[0])
+        best = "final-return" if acting else "final-accuracy"
+        groups = sorted(by_group(entries), key=lambda runs: -_mean(runs, best))
+        header = [*("intervention", "seeds"), *(_RETURNS if acting else _ACCURACIES), *("seconds", "cost %")]
         rows = [_row(runs) for runs in groups]
         title = f"### {env}, {agent}" if markdown else f"{env}, {agent}"
         parts.append(f"{title}\n\n{(markdown_table if markdown else text_table)(header, rows)}")
     return "\n\n".join(parts)
 
 
+def acts(result: Result) -> bool:
+    """Whether the agent of a run acted in an environment, so that returns count and not accuracies."""
+    return "returns" in result
+
+
 def comparison(found: Sequence[Result]) -> str:
-    """The tables at the end of ``run``: accuracy task by task, drop by switch, what each intervention did and cost."""
+    """The tables at the end of ``run``, with what they mean."""
+    if acts(found[0]):
+        return f"{_return_comparison(found)}\n\n{_EXPLANATION_OF_RETURNS}"
+    return f"{_accuracy_comparison(found)}\n\n{EXPLANATION}"
+
+
+def _return_comparison(found: Sequence[Result]) -> str:
+    """Return along the way, what followed each intervention, what it did and cost."""
+    points = found[0]["returns"]
+    shown = sorted({round(i * (len(points) - 1) / (_SHOWN_TASKS - 1)) for i in range(_SHOWN_TASKS)})
+    header = ["return after steps", *(f"{points[place]['steps'] / 1000:g}k" for place in shown)]
+    header += ["final", "drop", "lowest", "recovery", "revived %", "cost %"]
+    rows = []
+    for runs in by_group(found):
+        curve = [f"{_average(run['returns'][place]['value'] for run in runs):.4g}" for place in shown]
+        rows.append([label(runs[0]), *curve, *_returns(runs, "final-return", "mean-drop", "mean-lowest")])
+        rows[-1] += [_steps(runs), _revived(runs), _cost(runs)]
+    return text_table(header, rows)
+
+
+def _accuracy_comparison(found: Sequence[Result]) -> str:
+    """Accuracy task by task, drop by switch, what each intervention did and cost."""
     tasks = len(found[0]["tasks"])
     shown = sorted(
         {round(i * (tasks - 1) / (min(tasks, _SHOWN_TASKS) - 1 or 1)) for i in range(min(tasks, _SHOWN_TASKS))}
@@ -84,6 +114,14 @@ EXPLANATION = (
 )
 
 
+_EXPLANATION_OF_RETURNS = (
+    "return: mean of full greedy episodes; final: mean of the last three evaluations; drop: return lost right at the\n"
+    "intervention, mean over them; lowest: smallest return between it and the next; recovery: steps until the return\n"
+    "before it is back (in brackets: share of interventions after which it is not); revived: share of units re-drawn;\n"
+    "cost: share of the run's time that the intervention took."
+)
+
+
 def by_group(found: Iterable[Result]) -> list[list[Result]]:
     """Results of the same spec together, in order of first appearance; seeds in order."""
     groups: dict[str, list[Result]] = {}
@@ -95,9 +133,12 @@ def by_group(found: Iterable[Result]) -> list[list[Result]]:
 def label(result: Result, part: str = "intervention") -> str:
     """The name of an env, agent or intervention, with the options that differ from what it stands for."""
     changed = {**result["changed"][part]}
-    if part == "intervention" and result["every"]:
-        changed["every"] = result["every"]
-    return " ".join([result[part], *(f"{key}={value}" for key, value in changed.items())])
+    if part == "intervention":
+        if result["every"]:
+            changed["every"] = result["every"]
+        changed.update(result.get("schedule", {}))
+    shown = {key: ",".join(map(str, v)) if isinstance(v, list) else v for key, v in changed.items()}
+    return " ".join([result[part], *(f"{key}={value}" for key, value in shown.items())])
 
 
 def _row(runs: list[Result]) -> list[str]:
@@ -107,8 +148,23 @@ def _row(runs: list[Result]) -> list[str]:
         return mean_std([summary[name] for summary in summaries])
 
     seconds = mean_std([run["cost"]["seconds"] for run in runs], scale=1, digits=0)
+    if acts(runs[0]):
+        shown = _returns(runs, "final-return", "average-return", "mean-drop", "mean-lowest", "final-q-bias")
+        return [label(runs[0]), str(len(runs)), *shown, _steps(runs), seconds, _cost(runs)]
     shown = [column(name) for name in ("final-accuracy", "average-accuracy", "auc", "mean-drop")]
     return [label(runs[0]), str(len(runs)), *shown, _recovery(runs), seconds, _cost(runs)]
+
+
+def _returns(runs: list[Result], *names: str) -> list[str]:
+    return [mean_std([run["summary"][name] for run in runs], scale=1, digits=2) for name in names]
+
+
+def _steps(runs: list[Result]) -> str:
+    steps = _average(run["summary"]["mean-recovery-steps"] for run in runs)
+    never = _average(run["summary"]["unrecovered-share"] for run in runs)
+    if steps is None:
+        return "never" if never else "–"
+    return f"{steps:,.0f}" + (f" ({percent(never, 0)} %)" if never else "")
 
 
 def _recovery(runs: list[Result]) -> str:

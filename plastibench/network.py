@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -22,6 +22,7 @@ class Network:
         loss: ``loss(module, batch)``: the training loss, averaged over the samples of the batch. It must treat
             samples independently (in eval mode BatchNorm does).
         role: Its part in the agent: ``classifier``, ``critic``, ``actor``, ``encoder``.
+        outputs: Names of the modules whose outputs are the network's own, where it is not the last one alone.
         generator: Source of all randomness of interventions, so that they never disturb the training's.
         penalties: Functions of (network, batch) whose scalars the agent adds to the training loss.
     """
@@ -34,6 +35,7 @@ class Network:
         *,
         fresh: Callable[[], nn.Module] | None = None,
         role: str = "network",
+        outputs: Sequence[str] = (),
         generator: torch.Generator | None = None,
     ) -> None:
         """Describe a network.
@@ -45,12 +47,15 @@ class Network:
             fresh: Builds the module anew with new random weights. Without it, a copy is re-initialised module by
                 module through ``reset_parameters``, which knows PyTorch's defaults only.
             role: Its part in the agent.
+            outputs: Output modules of a network that has several, as two critics or a value and an advantage;
+                none is ever revived. By default the module with units that runs last.
             generator: A CPU generator; by default one seeded with 0.
         """
         self.module = module
         self.optimizer = optimizer
         self.loss = loss
         self.role = role
+        self.outputs = tuple(outputs)
         self.generator = generator if generator is not None else torch.Generator().manual_seed(0)
         self.penalties: list[Callable[[Network, TensorDictBase], Tensor | None]] = []
         self._fresh = fresh

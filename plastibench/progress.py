@@ -13,17 +13,18 @@ _PLAIN_INTERVAL = 30.0  # seconds between lines where output is not a terminal, 
 
 
 class Progress:
-    """Shows task, epoch, accuracy, rate and time left of one run. Writes to stderr."""
+    """Shows place, result, rate and time left of one run. Writes to stderr."""
 
-    def __init__(self, name: str, updates: int, quiet: bool = False) -> None:
+    def __init__(self, name: str, length: int, quiet: bool = False, unit: str = "samples") -> None:
         """Begin.
 
         Args:
             name: What is running.
-            updates: Updates that the whole run takes.
+            length: Updates, or steps, that the whole run takes.
             quiet: Show nothing.
+            unit: What the rate counts.
         """
-        self._name, self._updates, self._quiet = name, updates, quiet
+        self._name, self._length, self._quiet, self._unit = name, length, quiet, unit
         self._start = self._last = time.monotonic()
         self._done_before: int | None = None
         console = Console(stderr=True)
@@ -33,14 +34,14 @@ class Progress:
         if self._live is not None:
             self._live.start()
 
-    def show(self, done: int, samples: int, place: str, accuracy: float | None, *, milestone: bool = False) -> None:
+    def show(self, done: int, count: int, place: str, figure: str, *, milestone: bool = False) -> None:
         """Report where the run is.
 
         Args:
-            done: Updates done.
-            samples: Samples learned since the last call to the constructor.
+            done: How much of the length is done.
+            count: How many of the unit were done since this object was made.
             place: ``task 3/10, epoch 20/100``.
-            accuracy: Latest accuracy, between 0 and 1.
+            figure: The latest result, ``accuracy  87.1 %``; may be empty.
             milestone: The end of a task; always shown.
         """
         now = time.monotonic()
@@ -50,10 +51,10 @@ class Progress:
             return
         elapsed = now - self._start
         learned = done - self._done_before
-        left = elapsed / learned * (self._updates - done) if learned else 0.0
-        percent = "" if accuracy is None else f"  accuracy {100 * accuracy:5.1f} %"
-        rate = samples / elapsed if elapsed else 0.0
-        line = f"{self._name}  {place}{percent}  {rate:,.0f} samples/s  {_clock(left)} left"
+        left = elapsed / learned * (self._length - done) if learned else 0.0
+        rate = count / elapsed if elapsed else 0.0
+        parts = [self._name, place, figure, f"{rate:,.0f} {self._unit}/s", f"{_clock(left)} left"]
+        line = "  ".join(part for part in parts if part)
         if self._live is not None:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
         else:

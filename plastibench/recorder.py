@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,18 @@ from plastibench.errors import RunError
 from plastibench.spec import PARTS, RunSpec
 
 COLUMNS = ("update", "task", "epoch", "phase", "metric", "value")
-LEADERBOARD = ("final-accuracy", "average-accuracy", "auc", "mean-drop", "mean-recovery-epochs", "seconds")
+LEADERBOARD = (
+    *("final-accuracy", "average-accuracy", "auc", "mean-drop", "mean-recovery-epochs"),
+    *("final-return", "average-return", "seconds"),
+)
 
 
 class Recorder:
     """Writes the figures of one run; a resumed run continues where its checkpoint was made."""
 
-    def __init__(self, folder: Path, spec: RunSpec, lengths: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, folder: Path, spec: RunSpec, lengths: Mapping[str, int] | None = None, axis: str = "epoch"
+    ) -> None:
         """Open the files.
 
         Args:
@@ -31,6 +37,7 @@ class Recorder:
             spec: What is run.
             lengths: What :meth:`flush` returned when the state was saved from which the run goes on. What earlier
                 tries wrote beyond that is cut off.
+            axis: What the third column counts.
         """
         self._folder = folder
         lengths = lengths or {}
@@ -42,14 +49,14 @@ class Recorder:
                 self._file.seek(length)
             self._csv = csv.writer(self._file)
             if not length:
-                self._csv.writerow(COLUMNS)
+                self._csv.writerow([axis if column == "epoch" else column for column in COLUMNS])
             for events in folder.glob("events.out.tfevents.*"):
                 if events.name in lengths:
                     os.truncate(events, lengths[events.name])
                 else:
                     events.unlink()
-            suffix = f".{len(lengths)}"  # two tries within a second would share a file
-            self._writer = SummaryWriter(str(folder), filename_suffix=suffix)
+            _wait_for_the_next_second(folder)
+            self._writer = SummaryWriter(str(folder))
         except OSError as error:
             raise RunError(f"cannot write into {folder}: {error.strerror or error}") from error
         if not lengths:
@@ -61,14 +68,14 @@ class Recorder:
             self._writer.add_text("spec", f"```toml\n{spec.to_toml()}\n```")
 
     def scalars(
-        self, update: int, task: int, epoch: float, phase: str, values: Mapping[str, float | None], prefix: str = ""
+        self, update: int, task: int, place: float, phase: str, values: Mapping[str, float | None], prefix: str = ""
     ) -> None:
         """Record figures under ``prefix/name``; None is left out.
 
         Args:
             update: Updates since the start of the run.
             task: Number of the task, from 0.
-            epoch: Epochs since its start.
+            place: How far the run is, on its own axis.
             phase: ``training``, ``end`` (of a task) or ``after`` (an intervention).
             values: Metric name to value.
             prefix: Group of the metrics in TensorBoard.
@@ -78,7 +85,7 @@ class Recorder:
                 continue
             tag = f"{prefix}/{name}" if prefix else name
             try:
-                self._csv.writerow((update, task, f"{epoch:g}", phase, tag, repr(float(value))))
+                self._csv.writerow((update, task, f"{place:.12g}", phase, tag, repr(float(value))))
             except OSError as error:
                 raise RunError(f"cannot write {self._file.name}: {error.strerror or error}") from error
             self._writer.add_scalar(f"{tag}/{phase}" if phase != "training" else tag, value, update)
@@ -90,8 +97,8 @@ class Recorder:
 
     def finish(self, update: int, figures: Mapping[str, float | None]) -> None:
         """Write the leaderboard's figures and mark the run as done."""
-        for name in LEADERBOARD:
-            value = figures.get(name)
+        for name in (name for name in LEADERBOARD if name in figures):
+            value = figures[name]
             self._writer.add_scalar(f"leaderboard/{name}", float("nan") if value is None else value, update)
         _, _, end = hparams({"env": ""}, {"leaderboard/final-accuracy": 0.0})
         self._summary(end)
@@ -121,6 +128,13 @@ class Recorder:
         # add_hparams() would open a second, time-stamped run and double every chart.
         assert self._writer.file_writer is not None
         self._writer.file_writer.add_summary(summary)
+
+
+def _wait_for_the_next_second(folder: Path) -> None:
+    """TensorBoard reads the files of a run in the order of their names, which know whole seconds."""
+    begun = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
+    while begun and int(time.time()) <= max(begun) <= time.time() + 2:
+        time.sleep(0.01)
 
 
 def _hyperparameters(spec: RunSpec) -> dict[str, str | float]:

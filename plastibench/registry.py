@@ -58,6 +58,7 @@ class Registry:
         self.kind = kind
         self._builtin = builtin
         self._entries: dict[str, Entry] = {}
+        self._families: dict[str, tuple[Entry, str]] = {}
         self._scanned = False
 
     def add(self, name: str, target: type | str, summary: str, **defaults: Any) -> None:
@@ -69,6 +70,10 @@ class Registry:
         if name in self._entries:
             raise ValueError(f"{self.kind} '{name}' is registered already; choose another name")
         self._entries[name] = Entry(name, target, summary, defaults)
+
+    def add_family(self, prefix: str, target: type | str, summary: str, option: str, **defaults: Any) -> None:
+        """Register every name that begins with ``prefix``; what follows it becomes the value of ``option``."""
+        self._families[prefix] = Entry(f"{prefix}*", target, summary, defaults), option
 
     def register(self, name: str, **defaults: Any) -> Callable[[T], T]:
         """Class decorator: register the decorated class as ``name``; its first docstring line is the summary."""
@@ -88,16 +93,21 @@ class Registry:
         importlib.import_module(self._builtin)
         if name not in self._entries:
             self._scan_entry_points()
+        for prefix, (entry, option) in self._families.items():
+            if name not in self._entries and name.startswith(prefix) and name != prefix:
+                defaults = {**entry.defaults, option: name.removeprefix(prefix)}
+                return dataclasses.replace(entry, name=name, defaults=defaults)
         if name not in self._entries:
             hint = did_you_mean(name, self._entries)
             raise UserError(f"no {self.kind} '{name}'{hint} (plastibench list {self.kind}s shows them all)")
         return self._entries[name]
 
     def all(self) -> dict[str, Entry]:
-        """Every entry by name, built-in ones first."""
+        """Every entry by name, built-in ones first; a family under its prefix and an asterisk."""
         importlib.import_module(self._builtin)
         self._scan_entry_points()
-        return dict(self._entries)
+        families = (entry for entry, _ in self._families.values())
+        return {**self._entries, **{entry.name: entry for entry in families}}
 
     @property
     def builtin(self) -> tuple[str, ...]:

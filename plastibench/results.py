@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from plastibench.checkpoint import write_text
 from plastibench.errors import UserError
-from plastibench.metrics.performance import TaskRecord, area_under_curve, drop, mean, recovery, summary
+from plastibench.options import as_dict
 from plastibench.spec import PARTS, RunSpec
 
 SCHEMA = 1
+_SCHEDULE = ("roles", "until", "offline_updates")
 
 
 def compose(
     spec: RunSpec,
-    records: Sequence[TaskRecord],
+    course: Mapping[str, Any],
     interventions: Sequence[dict[str, Any]],
     plasticity: Sequence[dict[str, Any]],
     cost: dict[str, float],
@@ -28,22 +28,12 @@ def compose(
 
     Args:
         spec: What was run.
-        records: One record per task.
+        course: What the course of the run found: its ``summary`` and the figures behind it.
         interventions: What each intervention did, in a few numbers.
         plasticity: Plasticity metrics at each moment they were measured.
         cost: Seconds and samples; the only figures that differ between two runs of the same spec.
         origin: Command, commit, versions, hardware, precision.
     """
-    tasks = [
-        {
-            **dataclasses.asdict(record),
-            "end": record.end,
-            "drop": drop(record),
-            "recovery": recovery(record),
-            "auc": area_under_curve(record.curve),
-        }
-        for record in records
-    ]
     return {
         "schema": SCHEMA,
         "id": spec.id,
@@ -55,26 +45,13 @@ def compose(
         "options": {"env": spec.env[1], "agent": spec.agent[1], "intervention": spec.intervention[1]},
         "changed": {part: spec.changed(part) for part in PARTS},
         "every": spec.run.every,
-        "summary": _summary(spec, records, interventions),
-        "tasks": tasks,
+        "schedule": {name: value for name, value in as_dict(spec.run).items() if name in _SCHEDULE},
+        **course,
         "interventions": list(interventions),
         "plasticity": list(plasticity),
         "cost": cost,
         "origin": origin,
     }
-
-
-def _summary(
-    spec: RunSpec, records: Sequence[TaskRecord], interventions: Sequence[dict[str, Any]]
-) -> dict[str, float | None]:
-    """The summary of a run; where interventions act in mid-task, drops are counted there and not at the switches."""
-    found = summary(records)
-    if spec.run.every:
-        acted = [report for report in interventions if "before" in report]
-        found["mean-drop"] = mean([report["before"] - report["after"] for report in acted])
-        found["mean-agreement"] = mean([report["agreement"] for report in acted])
-        found["mean-output-kl"] = mean([report["output_kl"] for report in acted])
-    return found
 
 
 def write(folder: Path, result: dict[str, Any]) -> None:

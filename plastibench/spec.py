@@ -33,6 +33,12 @@ class RunOptions:
     representative: int = option(2048, "samples in the batch that interventions see (paper: 2048)", low=1)
     device: str = option("auto", "cpu, cuda, cuda:1, …; auto: a GPU where there is one")
     deterministic: bool = option(False, "only deterministic kernels, also on a GPU (slower)")
+    # None leaves the identity of specs that were made before an option existed as it was.
+    roles: tuple[str, ...] | None = option(None, "networks that are intervened on, as critic; none: all")
+    until: int | None = option(None, "no intervention after so many updates; none: always", low=0)
+    offline_updates: int | None = option(
+        None, "rl: extra updates right after an intervention, before the agent acts again", low=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)

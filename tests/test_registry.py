@@ -93,14 +93,21 @@ def test_an_unknown_name_is_told_with_the_closest_one_and_where_to_look() -> Non
 
 
 def test_every_builtin_name_loads_a_class_of_its_kind() -> None:
+    from plastibench.agents.offpolicy import OffPolicyRecipe
     from plastibench.agents.recipe import Recipe
+    from plastibench.envs.control import Control
     from plastibench.envs.scenario import Scenario
     from plastibench.interventions.base import Intervention
 
-    for known, base in ((registry.envs, Scenario), (registry.agents, Recipe), (registry.interventions, Intervention)):
+    kinds: list[tuple[registry.Registry, tuple[type, ...]]] = [
+        (registry.envs, (Scenario, Control)),
+        (registry.agents, (Recipe, OffPolicyRecipe)),
+        (registry.interventions, (Intervention,)),
+    ]
+    for known, bases in kinds:
         assert len(known.all()) >= 8
         for entry in known.all().values():
-            assert issubclass(entry.load(), base)
+            assert issubclass(entry.load(), bases)
 
 
 def test_public_names_are_importable_and_unknown_ones_are_an_attribute_error() -> None:

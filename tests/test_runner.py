@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from plastibench import checkpoint, registry, runner
+from plastibench import checkpoint, registry, runner, supervised
 from plastibench.agents.classifier import Classifier
 from plastibench.envs.scenario import Scenario
 from plastibench.errors import RunError, UserError
@@ -217,13 +217,13 @@ def test_the_order_of_the_data_does_not_depend_on_what_else_is_drawn(
 
 def test_the_stream_is_the_same_for_every_agent(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, list[Any]] = {"vit-nano": [], "mlp": []}
-    original = runner.arrive
+    original = supervised.arrive
 
     def note(replay: Any, images: Any, labels: Any) -> None:
         seen[name].append((images.tobytes(), labels.tolist()))
         original(replay, images, labels)
 
-    monkeypatch.setattr(runner, "arrive", note)
+    monkeypatch.setattr(supervised, "arrive", note)
     for name in seen:
         go(tiny(agent=name), tmp_path)
     assert seen["mlp"] == seen["vit-nano"] and len(seen["mlp"]) == 3

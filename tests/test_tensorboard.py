@@ -84,7 +84,8 @@ def test_hyperparameters_begin_and_end_a_session(finished: tuple[Path, dict[str,
     assert start["env"].string_value == "cl-digits" and start["intervention"].string_value == "rnr"
     assert start["seed"].number_value == 2 and "quantile=0.25" in start["options"].string_value
     metrics = {info.name.tag for info in parsed[metadata.EXPERIMENT_TAG].experiment.metric_infos}
-    assert "leaderboard/final-accuracy" in metrics and metrics <= set(read(folder).Tags()["scalars"])
+    assert "leaderboard/final-accuracy" in metrics and {"leaderboard/final-return"} <= metrics
+    assert {name for name in metrics if "return" not in name} <= set(read(folder).Tags()["scalars"])
     assert parsed[metadata.SESSION_END_INFO_TAG].session_end_info.status == 1  # STATUS_SUCCESS
 
 

@@ -31,7 +31,7 @@ class Reset(Intervention):
     - ``mlp-qkv``: these and the joint query-key-value projections.
     - ``linear``: every Linear, the head included, the convolution of the patch embedding not.
     - ``layernorm``: every LayerNorm.
-    - ``head``: the last Linear.
+    - ``head``: the last Linear, or every output layer of a network that has several.
     - ``last-k``: the last ``k`` blocks and all that follows them (final norm, head).
     - ``match``: parameters whose names match the regular expression, instead of ``select``.
     """
@@ -78,14 +78,14 @@ class Reset(Intervention):
             return names
         if self.select == "last-k":
             return _last_blocks(module, names, self.k)
-        head = [unit.name for unit in trace(network, batch)][-1]
+        heads = [unit.name for unit in trace(network, batch) if unit.output]
         blocks = any(re.search(_MLP, prefix) for prefix, _ in module.named_modules())
         selected: dict[str, Callable[[str, nn.Module], bool]] = {
-            "mlp": lambda prefix, child: _in_mlp(prefix, child, head, blocks),
-            "mlp-qkv": lambda prefix, child: prefix.endswith("qkv") or _in_mlp(prefix, child, head, blocks),
+            "mlp": lambda prefix, child: _in_mlp(prefix, child, heads, blocks),
+            "mlp-qkv": lambda prefix, child: prefix.endswith("qkv") or _in_mlp(prefix, child, heads, blocks),
             "linear": lambda prefix, child: isinstance(child, nn.Linear),
             "layernorm": lambda prefix, child: isinstance(child, nn.LayerNorm),
-            "head": lambda prefix, child: prefix == head,
+            "head": lambda prefix, child: prefix in heads,
         }
         return [
             f"{prefix}.{name}"
@@ -98,10 +98,10 @@ class Reset(Intervention):
 _MLP = r"\.mlp\.fc[12]$"
 
 
-def _in_mlp(prefix: str, child: nn.Module, head: str, blocks: bool) -> bool:
+def _in_mlp(prefix: str, child: nn.Module, heads: list[str], blocks: bool) -> bool:
     if blocks:
         return re.search(_MLP, prefix) is not None
-    return isinstance(child, nn.Linear) and prefix != head
+    return isinstance(child, nn.Linear) and prefix not in heads
 
 
 def _last_blocks(module: nn.Module, names: list[str], k: int) -> list[str]:

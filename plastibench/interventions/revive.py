@@ -52,9 +52,10 @@ class Revive(Intervention):
         Raises:
             UserError: ``modules`` matches nothing.
         """
-        chosen = [unit for unit in units[:-1] if self._acts_on(unit)]
+        inner = [unit for unit in units if not unit.output]
+        chosen = [unit for unit in inner if self._acts_on(unit)]
         if not chosen:
-            names = ", ".join(unit.name for unit in units[:-1][:6])
+            names = ", ".join(unit.name for unit in inner[:6])
             raise UserError(f"modules '{self.modules}' selects nothing to revive in this network (it has {names}, …)")
         statistics = measure(network, batch, chosen)
         return {

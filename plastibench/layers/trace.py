@@ -80,6 +80,7 @@ class Traced:
         name: Its qualified name.
         module: The module.
         activated: A nonlinearity acts directly on its output.
+        output: Its outputs are the network's own.
         residual: Its output is added to, or concatenated into, a stream that others write to as well.
         columns: For each module with units whose input is this module's output (directly or through activations,
             dropout, pooling, scaling or reshapes), which of its units each input column holds. [in]
@@ -89,6 +90,7 @@ class Traced:
     module: nn.Module
     activated: bool = False
     residual: bool = False
+    output: bool = False
     columns: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -236,7 +238,10 @@ def trace(network: Network, batch: TensorDictBase) -> list[Traced]:
         for hook in hooks:
             hook.remove()
     samples = {name for name, count in once.items() if sum(rows.get(name, [])) == 2 * count}
-    return [unit for unit in flow.traced.values() if plain[unit.name] and unit.name in samples]
+    units = [unit for unit in flow.traced.values() if plain[unit.name] and unit.name in samples]
+    for unit in units:
+        unit.output = unit.name in network.outputs if network.outputs else unit is units[-1]
+    return units
 
 
 def _computes_as_its_class(module: nn.Module, inputs: Tensor, output: Tensor) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -34,6 +36,11 @@ class TaskRecord:
     output_kl: float | None = None
     curve: list[tuple[float, float]] = field(default_factory=list)
     train_accuracy: float | None = None
+
+    @classmethod
+    def after_switch(cls, task: int, samples: int, noise: float, found: dict[str, float]) -> TaskRecord:
+        """The record of a task that begins with an intervention; ``found`` is what :func:`comparison` returned."""
+        return cls(task, samples, noise, found["before"], found["after"], found["agreement"], found["output_kl"])
 
     @property
     def end(self) -> float:
@@ -67,6 +74,12 @@ def mean(values: Sequence[float | None]) -> float | None:
     """Mean of the values that are there, or None."""
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present else None
+
+
+def task_figures(record: TaskRecord) -> dict[str, Any]:
+    """All figures of one task, for the result."""
+    derived = {"end": record.end, "drop": drop(record), "recovery": recovery(record)}
+    return {**dataclasses.asdict(record), **derived, "auc": area_under_curve(record.curve)}
 
 
 def summary(records: Sequence[TaskRecord]) -> dict[str, float | None]:

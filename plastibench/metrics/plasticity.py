@@ -42,10 +42,11 @@ def health(network: Network, batch: TensorDictBase, initial: Mapping[str, Tensor
         initial: Parameters at the start, by name, for the distance.
     """
     units = trace(network, batch)
-    statistics = measure(network, batch, units[:-1])
+    inner = [unit for unit in units if not unit.output]
+    statistics = measure(network, batch, inner)
     result = Health()
     dormant, gradient_dormant, low, total = 0, 0, 0, 0
-    for unit in units[:-1]:
+    for unit in inner:
         values = statistics[unit.name]
         activation, gradient = normalised(values.activation), normalised(values.pre_gradient)
         counts = [
@@ -64,7 +65,7 @@ def health(network: Network, batch: TensorDictBase, initial: Mapping[str, Tensor
         "dormant-ratio": dormant / max(total, 1),
         "gradient-dormant-ratio": gradient_dormant / max(total, 1),
         "low-gradient-ratio": low / max(total, 1),
-        **rank_metrics(features(network, batch, units[-1])),
+        **rank_metrics(features(network, batch, next(unit for unit in units if unit.output))),
         **_weight_metrics(network.module, initial),
     }
     if result.layernorm_gradients:

@@ -1,0 +1,296 @@
+"""Soft actor-critic (Haarnoja et al. 2018), with automatic temperature, for continuous and for discrete actions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from plastibench.agents.offpolicy import OffPolicyAgent, OffPolicyRecipe
+from plastibench.options import option
+
+if TYPE_CHECKING:
+    from plastibench.envs.control import ControlStream
+
+_LOG_STD = -5.0, 2.0
+
+
+@dataclass(frozen=True)
+class SAC(OffPolicyRecipe):
+    """SAC; the kind of the actions decides between the continuous and the discrete form (Christodoulou 2019)."""
+
+    batch_size: int = option(256, "transitions per update", low=1)
+    replay_ratio: float = option(1.0, "updates per step of the agent", low=0)
+    tau: float = option(0.005, "share of the network that each target update takes over; 1: copy", low=0, high=1)
+    target_every: int = option(1, "updates between target updates", low=1)
+    clip: float = option(0.0, "largest gradient norm; 0: no clipping", low=0)
+    critics: int = option(2, "critics in the ensemble, of which the smallest value counts", low=1)
+    temperature: float = option(0.0, "weight of the entropy; 0: tuned to the target entropy", low=0)
+    target_entropy: float | None = option(
+        None, "entropy aimed at: minus this per action dimension (1), or this share of the largest if discrete (0.5)"
+    )
+
+    def build(self, env: Any, seed: int, device: torch.device) -> OffPolicyAgent:
+        """The agent for an environment."""
+        stream = self.check(env)
+        kind = DiscreteSAC if stream.actions else ContinuousSAC
+        return kind(self, stream, seed, device)
+
+
+class Critics(nn.Module):
+    """An ensemble of critics on one encoder."""
+
+    def __init__(self, recipe: SAC, shape: tuple[int, ...], bytes_: bool, inputs: int, outputs: int) -> None:
+        """``inputs``: dimensions of actions that are inputs; ``outputs``: actions that are outputs."""
+        super().__init__()
+        self.encoder, features = recipe.encode(shape, bytes_)
+        layers = [recipe.hidden(features + inputs) for _ in range(recipe.critics)]
+        self.heads = nn.ModuleList(nn.Sequential(*hidden, nn.Linear(width, outputs)) for hidden, width in layers)
+        self.output_names = [f"heads.{number}.{len(hidden)}" for number, (hidden, _) in enumerate(layers)]
+
+    def forward(self, observation: Tensor, action: Tensor | None = None) -> Tensor:
+        """Values [critics, B] of actions [B, action], or [critics, B, A] of all."""
+        features = self.encoder(observation)
+        if action is not None:
+            features = torch.cat([features, action], 1)
+        values = torch.stack([head(features) for head in self.heads])
+        return values.squeeze(2) if action is not None else values
+
+
+class Actor(nn.Module):
+    """Observations to the parameters of the policy."""
+
+    def __init__(self, recipe: SAC, shape: tuple[int, ...], bytes_: bool, outputs: int) -> None:
+        super().__init__()
+        self.encoder, features = recipe.encode(shape, bytes_)
+        layers, features = recipe.hidden(features)
+        self.body = nn.Sequential(*layers)
+        self.policy = nn.Linear(features, outputs)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """[B, ...] to [B, outputs]."""
+        outputs: Tensor = self.policy(self.body(self.encoder(observation)))
+        return outputs
+
+
+class _SoftActorCritic(OffPolicyAgent):
+    """What both forms share. The actor has an encoder of its own, so that work on the critic leaves it as it is."""
+
+    recipe: SAC
+
+    def __init__(self, recipe: SAC, stream: ControlStream, seed: int, device: torch.device) -> None:
+        super().__init__(recipe, stream, seed, device)
+        self._set_up(stream)
+        inputs, outputs, policy = self._sizes()
+
+        def critics() -> Critics:
+            return Critics(recipe, self.shape, self.bytes, inputs, outputs)
+
+        def actor() -> Actor:
+            return Actor(recipe, self.shape, self.bytes, policy)
+
+        names = critics().output_names
+        self._critic = self._add("critic", critics, self._critic_loss, names, target=True)
+        self._actor = self._add("actor", actor, self._actor_loss, ["policy"], target=False)
+        self._target = self.targets["critic"].module
+        start = math.log(recipe.temperature) if recipe.temperature else 0.0
+        self._log_temperature = torch.full((), start, device=device, requires_grad=not recipe.temperature)
+        self._temperature_optimizer = torch.optim.Adam([self._log_temperature], lr=recipe.lr, fused=True)
+
+    def update(self, batch: TensorDictBase) -> None:
+        """A step of the critics, of the actor, of the temperature, and of the targets."""
+        batch = self.prepare(self._shifted(batch))
+        with self._autocast():
+            values = self._values(self._critic.module, batch)  # [critics, B]
+        errors = values - batch["target"]
+        losses = errors.square().sum(0)
+        weight = batch.get("weight", None)
+        loss = (losses if weight is None else losses * weight).mean()
+        norm = self._step(self._critic, loss, batch)
+        with self._autocast():
+            policy_loss, entropy = self._policy(self._actor.module, batch)
+        self._step(self._actor, policy_loss, batch)
+        if self._log_temperature.requires_grad:
+            self._temperature_optimizer.zero_grad(set_to_none=True)
+            (self._log_temperature.exp() * (entropy.detach() - self.target_entropy)).backward()
+            self._temperature_optimizer.step()
+        self._follow()
+        batch["td_error"] = errors.detach().abs().mean(0)
+        temperature = self._log_temperature.exp()
+        self._note(**{"loss": loss, "gradient-norm": norm, "entropy": entropy, "temperature": temperature})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Also the temperature."""
+        optimizer = self._temperature_optimizer.state_dict()
+        return {
+            **super().state_dict(),
+            "temperature": self._log_temperature.detach(),
+            "temperature-optimizer": optimizer,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned."""
+        super().load_state_dict(state)
+        self._log_temperature.data.copy_(state["temperature"])
+        self._temperature_optimizer.load_state_dict(state["temperature-optimizer"])
+
+    @property
+    def target_entropy(self) -> float:
+        """What the temperature is tuned to."""
+        raise NotImplementedError
+
+    def _set_up(self, stream: ControlStream) -> None:
+        """Take what is needed from the action space."""
+        raise NotImplementedError
+
+    def _sizes(self) -> tuple[int, int, int]:
+        """Inputs and outputs of a critic that stand for actions, and outputs of the actor."""
+        raise NotImplementedError
+
+    def _values(self, critics: nn.Module, batch: TensorDictBase) -> Tensor:
+        """What critics expect of the batch's own actions. [critics, B]."""
+        raise NotImplementedError
+
+    def _policy(self, actor: nn.Module, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Loss and entropy of the policy, both scalars."""
+        raise NotImplementedError
+
+    def _critic_loss(self, module: nn.Module, batch: TensorDictBase) -> Tensor:
+        return (self._values(module, batch) - batch["target"]).square().sum(0).mean()
+
+    def _actor_loss(self, module: nn.Module, batch: TensorDictBase) -> Tensor:
+        return self._policy(module, batch)[0]
+
+    def _reward(self, batch: TensorDictBase) -> Tensor:
+        return batch["reward"].sign() if self.recipe.clip_rewards else batch["reward"]
+
+
+class ContinuousSAC(_SoftActorCritic):
+    """Actions are tanh of a Gaussian, scaled to the bounds of the action space."""
+
+    def _set_up(self, stream: ControlStream) -> None:
+        low, high = torch.from_numpy(stream.low).to(self.device), torch.from_numpy(stream.high).to(self.device)
+        self._middle, self._half = (high + low) / 2, (high - low) / 2
+
+    def _sizes(self) -> tuple[int, int, int]:
+        count = len(self._middle)
+        return count, 1, 2 * count
+
+    @property
+    def target_entropy(self) -> float:
+        """Minus the option per dimension (Haarnoja et al. 2018: 1)."""
+        scale = self.recipe.target_entropy
+        return -(1.0 if scale is None else scale) * len(self._middle)
+
+    @torch.no_grad()
+    def act(self, observation: Tensor, greedy: bool, modules: dict[str, nn.Module] | None = None) -> Tensor:
+        """Drawn actions, or the middle of the policy. [B, action]."""
+        outputs = (modules or {}).get("actor", self._actor.module)(observation)
+        if greedy:
+            mean = outputs.chunk(2, 1)[0]
+            return (mean.tanh() * self._half + self._middle).cpu()
+        return self._draw(outputs, self._normal(outputs))[0].cpu()
+
+    @torch.no_grad()
+    def prepare(self, batch: TensorDictBase) -> TensorDictBase:
+        """Adds ``target`` [B] and the ``noise`` [B, action] that draws the actor's actions."""
+        following = batch["next_observation"]
+        with self._autocast():
+            outputs = self._actor.module(following).float()
+            action, log_probability = self._draw(outputs, self._normal(outputs))
+            values = self._target(following, action).float().amin(0)
+        soft = values - self._log_temperature.exp() * log_probability
+        batch["target"] = self._reward(batch) + batch["discount"] * soft
+        batch["noise"] = self._normal(outputs)
+        return batch
+
+    @torch.no_grad()
+    def value(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Smallest Q of actions. [B]."""
+        values: Tensor = self._critic.module(observation, action)
+        return values.amin(0)
+
+    def _values(self, critics: nn.Module, batch: TensorDictBase) -> Tensor:
+        values: Tensor = critics(batch["observation"], batch["action"]).float()
+        return values
+
+    def _policy(self, actor: nn.Module, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
+        observation = batch["observation"]
+        action, log_probability = self._draw(actor(observation).float(), batch["noise"])
+        values = self._critic.module(observation, action).float().amin(0)
+        loss = (self._log_temperature.detach().exp() * log_probability - values).mean()
+        return loss, -log_probability.mean()
+
+    def _normal(self, outputs: Tensor) -> Tensor:
+        shape = (len(outputs), outputs.shape[1] // 2)
+        return torch.randn(shape, generator=self._noise, device=self.device)
+
+    def _draw(self, outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Action [B, action] and its log-density [B], from the policy's parameters and standard normal noise."""
+        mean, spread = outputs.chunk(2, 1)
+        low, high = _LOG_STD
+        log_std = low + (high - low) / 2 * (spread.tanh() + 1)
+        before = mean + log_std.exp() * noise
+        normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        squash = 2 * (math.log(2) - before - F.softplus(-2 * before)) + self._half.log()  # log |d action / d before|
+        return before.tanh() * self._half + self._middle, (normal - squash).sum(1)
+
+
+class DiscreteSAC(_SoftActorCritic):
+    """Critics return the values of all actions, so expectations over the policy are exact."""
+
+    def _set_up(self, stream: ControlStream) -> None:
+        self._actions = stream.actions
+
+    def _sizes(self) -> tuple[int, int, int]:
+        return 0, self._actions, self._actions
+
+    @property
+    def target_entropy(self) -> float:
+        """A share of the entropy of the uniform policy."""
+        scale = self.recipe.target_entropy
+        return (0.5 if scale is None else scale) * math.log(self._actions)
+
+    @torch.no_grad()
+    def act(self, observation: Tensor, greedy: bool, modules: dict[str, nn.Module] | None = None) -> Tensor:
+        """Drawn actions, or the likeliest. [B]."""
+        logits = (modules or {}).get("actor", self._actor.module)(observation).float()
+        if greedy:
+            return logits.argmax(1).cpu()
+        uniform = torch.rand(logits.shape, generator=self._noise, device=self.device)
+        return (logits - (-uniform.log()).log()).argmax(1).cpu()  # Gumbel
+
+    @torch.no_grad()
+    def prepare(self, batch: TensorDictBase) -> TensorDictBase:
+        """Adds ``target``. [B]."""
+        following = batch["next_observation"]
+        with self._autocast():
+            log_policy = self._actor.module(following).float().log_softmax(1)
+            values = self._target(following).float().amin(0)
+        soft = (log_policy.exp() * (values - self._log_temperature.exp() * log_policy)).sum(1)
+        batch["target"] = self._reward(batch) + batch["discount"] * soft
+        return batch
+
+    @torch.no_grad()
+    def value(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Smallest Q of actions. [B]."""
+        values = self._critic.module(observation).amin(0)
+        return values.gather(1, action.long()[:, None]).squeeze(1)
+
+    def _values(self, critics: nn.Module, batch: TensorDictBase) -> Tensor:
+        values = critics(batch["observation"]).float()
+        index = batch["action"].long()[None, :, None].expand(len(values), -1, 1)
+        return values.gather(2, index).squeeze(2)
+
+    def _policy(self, actor: nn.Module, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
+        log_policy = actor(batch["observation"]).float().log_softmax(1)
+        with torch.no_grad():
+            values = self._critic.module(batch["observation"]).float().amin(0)
+        policy = log_policy.exp()
+        loss = (policy * (self._log_temperature.detach().exp() * log_policy - values)).sum(1).mean()
+        return loss, -(policy * log_policy).sum(1).mean()

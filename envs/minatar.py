@@ -1,0 +1,86 @@
+"""MinAtar (Young & Tian 2019): five Atari games in 10x10 cells; alone, with permuted channels, or one after another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from plastibench.envs.control import Control, Frames, choose, make_vector, needs
+from plastibench.options import option
+
+GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
+
+
+@dataclass(frozen=True)
+class MinAtar(Control):
+    """One game, its own minimal set of actions, sticky with probability 0.1."""
+
+    id: str = option("breakout", "asterix, breakout, freeway, seaquest or space-invaders")
+    max_episode_steps: int = option(5_000, "cut episodes off after so many steps; 0: never", low=0)
+
+    def vector(self, task: int, count: int) -> VectorEnv[Any, Any, Any]:
+        """Copies of the game."""
+        return _game(self.id, count, self.max_episode_steps, minimal=True)
+
+
+@dataclass(frozen=True)
+class PermutedMinAtar(MinAtar):
+    """One game whose channels are permuted anew for each task; the first task shows them as they are."""
+
+    tasks: int = option(5, "tasks", low=1)
+    permutation_seed: int = option(0, "draws the permutations, which all runs share", low=0)
+
+    @property
+    def task_count(self) -> int:
+        """As many as the option says."""
+        return self.tasks
+
+    def observe(self, task: int, observation: Frames) -> Frames:
+        """Channels first, in the order of the task."""
+        images = np.moveaxis(observation, -1, 1)
+        return images[:, self.permutation(task, images.shape[1])]
+
+    def permutation(self, task: int, channels: int) -> np.ndarray[Any, Any]:
+        """The order of the channels in a task. [channels]."""
+        if not task:
+            return np.arange(channels)
+        return np.random.default_rng([self.permutation_seed, task]).permutation(channels)
+
+
+@dataclass(frozen=True)
+class MinAtarSequence(Control):
+    """Games one after another, with the full set of six actions, channels padded to ten."""
+
+    id: str = option("", "unused; see games")
+    games: tuple[str, ...] = option(("breakout", "asterix", "space-invaders"), "the games of one round")
+    rounds: int = option(1, "how often the games come round", low=1)
+    max_episode_steps: int = option(5_000, "cut episodes off after so many steps; 0: never", low=0)
+
+    @property
+    def task_count(self) -> int:
+        """Games times rounds."""
+        return len(self.games) * self.rounds
+
+    def vector(self, task: int, count: int) -> VectorEnv[Any, Any, Any]:
+        """Copies of the task's game."""
+        return _game(self.games[task % len(self.games)], count, self.max_episode_steps, minimal=False)
+
+    def observe(self, task: int, observation: Frames) -> Frames:
+        """Channels first, padded to the ten of the richest game."""
+        images = np.moveaxis(observation, -1, 1)
+        return np.pad(images, ((0, 0), (0, 10 - images.shape[1]), (0, 0), (0, 0)))
+
+
+def _game(name: str, count: int, max_episode_steps: int, minimal: bool) -> VectorEnv[Any, Any, Any]:
+    needs("minatar.gym", "minatar")
+    import gymnasium
+    from minatar.gym import register_envs
+
+    game = choose(name, list(GAMES), "MinAtar game")
+    full = f"MinAtar/{game}-v{int(minimal)}"
+    if full not in gymnasium.registry:
+        register_envs()
+    return make_vector(full, count, max_episode_steps)

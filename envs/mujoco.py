@@ -1,0 +1,63 @@
+"""MuJoCo's robots, and an ant on ground whose friction changes (Dohare et al. 2024)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from plastibench.envs.control import Control, choose, make_vector, needs
+from plastibench.options import option
+
+ROBOTS = (
+    *("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum", "InvertedPendulum"),
+    *("Pusher", "Reacher", "Swimmer", "Walker2d"),
+)
+
+
+@dataclass(frozen=True)
+class MuJoCo(Control):
+    """One of gymnasium's robots, version 5."""
+
+    id: str = option("half-cheetah", "ant, half-cheetah, hopper, humanoid, walker2d, …")
+    steps: int = option(1_000_000, "steps of the agent in each task", low=1)
+    envs: int = option(1, "copies that are stepped together", low=1)
+
+    def vector(self, task: int, count: int) -> VectorEnv[Any, Any, Any]:
+        """Copies of the robot."""
+        needs("mujoco", "mujoco")
+        return make_vector(f"{choose(self.id, list(ROBOTS), 'robot')}-v5", count, self.max_episode_steps)
+
+
+@dataclass(frozen=True)
+class SlipperyAnt(MuJoCo):
+    """An ant on ground whose friction is drawn anew for each task, log-uniformly; the first task has the usual one."""
+
+    id: str = option("ant", "the robot")
+    steps: int = option(200_000, "steps of the agent in each task", low=1)
+    tasks: int = option(10, "tasks", low=1)
+    low: float = option(0.02, "smallest friction", low=0.0001)
+    high: float = option(2.0, "largest friction", low=0.0001)
+    friction_seed: int = option(0, "draws the frictions, which all runs share", low=0)
+
+    @property
+    def task_count(self) -> int:
+        """As many as the option says."""
+        return self.tasks
+
+    def vector(self, task: int, count: int) -> VectorEnv[Any, Any, Any]:
+        """Copies with the sliding friction of the task between all bodies and the ground."""
+        envs: Any = super().vector(task, count)
+        for env in envs.envs:
+            env.unwrapped.model.geom_friction[:, 0] = self.friction(task)
+        return envs
+
+    def friction(self, task: int) -> float:
+        """Coefficient of sliding friction in a task."""
+        if not task:
+            return 1.0
+        exponent = np.random.default_rng([self.friction_seed, task]).uniform(math.log(self.low), math.log(self.high))
+        return math.exp(exponent)

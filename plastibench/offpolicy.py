@@ -1,0 +1,376 @@
+"""The course of a run in which an agent acts, remembers, and learns from what it remembers."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium.vector import VectorEnv
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from plastibench.errors import UserError
+from plastibench.interventions.base import Intervention
+from plastibench.memory import Layout, Memory
+from plastibench.metrics import returns
+from plastibench.metrics.returns import Evaluation, Event, discounted
+from plastibench.seeds import derive, generator
+
+if TYPE_CHECKING:
+    from plastibench.agents.offpolicy import OffPolicyAgent
+    from plastibench.envs.control import ControlStream
+    from plastibench.runner import Run
+
+Array = npt.NDArray[Any]
+_PROBE = 512  # transitions for the plasticity metrics
+
+
+class OffPolicy:
+    """An agent in vectorised environments, one task after the other.
+
+    Counted apart: steps of the agent, summed over all environments; steps of the environments, which skip frames; and
+    updates. Schedules of interventions count updates.
+    """
+
+    axis = "steps"
+    unit = "steps"
+
+    def __init__(self, run: Run, env: ControlStream, agent: OffPolicyAgent) -> None:
+        self.run, self.env, self.agent, self.scenario = run, env, agent, env.scenario
+        seed, self.device = run.spec.run.seed, agent.device
+        recipe = agent.recipe
+        shape, dtype = env.frame
+        priority = (recipe.priority_alpha, recipe.priority_beta) if recipe.prioritized else None
+        self.order = generator(seed, "order", "cpu" if priority else self.device)
+        self.draws = generator(seed, "representative")
+        self.layout = Layout(
+            capacity=recipe.buffer_size,
+            envs=self.scenario.envs,
+            frame=(shape, torch.from_numpy(np.empty(0, dtype)).dtype),
+            action=torch.int32 if env.actions else torch.float32,
+            stack=self.scenario.stack,
+            n_step=recipe.n_step,
+            gamma=recipe.gamma,
+        )
+        folder = run.folder / "memory" if recipe.storage == "memmap" else None
+        self.memory = Memory(self.layout, agent.batch_size, self.device, self.order, priority=priority, folder=folder)
+        self.target_interventions: dict[str, Intervention] = {}
+        if recipe.target_policy == "same":
+            roles = [role for role in agent.targets if run.works_on(role)]
+            self.target_interventions = {role: run.spec.create("intervention") for role in roles}
+            for role, intervention in self.target_interventions.items():
+                intervention.prepare(agent.targets[role])
+
+        self.task = -1
+        self.steps = 0  # of the agent, since the start
+        self.steps_before = 0
+        self.owed = 0.0  # updates that are due, as a fraction
+        self.actions: list[
+            list[Array]
+        ] = []  # all actions of each task: what the state of the environments follows from
+        self.curve: list[Evaluation] = []
+        self.events: list[Event] = []
+        self.episodes: list[float] = []  # returns of the episodes in training since the last evaluation
+        self.churning: tuple[Tensor, Tensor] | None = None
+        self.envs: VectorEnv[Any, Any, Any]
+
+    # The course --------------------------------------------------------------------------------------------------
+
+    @property
+    def place(self) -> float:
+        """Steps of the agent since the start of the run."""
+        return self.steps
+
+    @property
+    def length(self) -> int:
+        """Steps of the whole run."""
+        return self.steps_per_task * self.scenario.task_count
+
+    @property
+    def steps_per_task(self) -> int:
+        """A multiple of the number of environments."""
+        return -(-self.scenario.steps // self.scenario.envs) * self.scenario.envs
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.steps >= self.length
+
+    def begin(self) -> None:
+        """Enter the first task."""
+        self._enter(0)
+        self._evaluate()
+
+    def advance(self) -> None:
+        """One step of all environments, the updates that it pays for, and what falls due."""
+        if self.steps == self.steps_per_task * (self.task + 1):
+            self._switch()
+        self.agent.explore_less(self.steps / self.length)
+        action = self._choose()
+        self._step(action)
+        before = self.steps
+        self.steps += self.scenario.envs
+        starts = max(self.agent.recipe.learning_starts, self.agent.batch_size)
+        if self.steps > starts and len(self.memory):
+            self.owed += self.agent.recipe.replay_ratio * min(self.scenario.envs, self.steps - starts)
+            while self.owed >= 1:
+                self.owed -= 1
+                self._learn()
+                if self.run.due():
+                    self._intervene()
+        every = self.scenario.evaluate_every
+        if self.steps // every > before // every or self.steps % self.steps_per_task == 0:
+            self._evaluate()
+
+    def representative(self) -> TensorDictBase:
+        """Transitions drawn from the whole memory, with targets."""
+        return self.agent.prepare(self.memory.draw(self.run.spec.run.representative, self.draws))
+
+    def probe(self) -> TensorDictBase:
+        """Transitions drawn from the whole memory, the same for every method while the memory is."""
+        fresh = generator(self.run.spec.run.seed, f"probe-{self.steps}")
+        return self.agent.prepare(self.memory.draw(_PROBE, fresh))
+
+    def counts(self) -> dict[str, int]:
+        """Steps of the agent and of the environments, and the bytes of the memory."""
+        frames = self.steps * self.scenario.frame_skip
+        return {"agent-steps": self.steps, "environment-steps": frames, "memory-bytes": self.memory.bytes}
+
+    def result(self) -> dict[str, Any]:
+        """Returns and what followed each intervention."""
+        return returns.result(self.curve, self.events, self.steps, self.scenario.bounds)
+
+    # Acting and learning -----------------------------------------------------------------------------------------
+
+    def _enter(self, task: int) -> None:
+        """Make and reset the environments of a task."""
+        if self.task >= 0:
+            self.envs.close()
+        self.task = task
+        self.actions.append([])
+        self.envs = self.scenario.vector(task, self.scenario.envs)
+        observation, _ = self.envs.reset(seed=derive(self.run.spec.run.seed, f"env-{task}") % 2**31)
+        self.frames = self.scenario.observe(task, observation)
+        self.stacked = self._first_stack(self.frames)
+        self.sums = np.zeros(self.scenario.envs)
+        self.memory.begin(self.frames)
+        self.envs.action_space.seed(derive(self.run.spec.run.seed, f"random-actions-{task}") % 2**31)
+
+    def _choose(self) -> Array:
+        if self.steps < self.agent.recipe.learning_starts:
+            return np.asarray(self.envs.action_space.sample())
+        return self.agent.act(self._seen(self.stacked), greedy=False).numpy()
+
+    def _step(self, action: Array) -> None:
+        """Act and remember."""
+        self.actions[-1].append(action)
+        observation, reward, terminated, truncated, info = self.envs.step(action)
+        ended = terminated | truncated
+        frames = self.scenario.observe(self.task, observation)
+        final = {}
+        if ended.any():
+            for env in np.flatnonzero(ended):
+                final[env] = self.scenario.observe(self.task, np.asarray(info["final_obs"][env])[None])[0]
+        self.memory.add(action, reward, terminated, truncated, frames, final)
+        self.frames, self.stacked = frames, self._next_stack(self.stacked, frames, ended)
+        self.sums += reward
+        self.episodes += self.sums[ended].tolist()
+        self.sums[ended] = 0
+
+    def _learn(self) -> None:
+        batch = self.memory.sample()
+        self.run.learn(batch)
+        self.memory.update_priority(batch)
+        if self.churning is not None:
+            self._measure_churn(*self.churning)
+            self.churning = None
+
+    def _intervene(self) -> None:
+        """Intervene, and see what it cost where two evaluations more are a small part of the interval."""
+        every = self.run.spec.run.every
+        seen = not every or every >= self.agent.recipe.replay_ratio * self.scenario.evaluate_every
+        before = self._play()[0] if seen else 0.0
+        self.run.intervene()
+        self._lead_targets()
+        for _ in range(self.run.spec.run.offline_updates or 0):
+            self._learn()
+        if seen:
+            event = Event(self.task, self.steps, self.run.total, before, self._play()[0])
+            self.events.append(event)
+            self.run.record("after", {"return-after": event.after, "drop": event.before - event.after})
+
+    def _lead_targets(self) -> None:
+        """What becomes of the targets, as the agent's target policy says."""
+        policy = self.agent.recipe.target_policy
+        for role, target in self.agent.targets.items():
+            if not self.run.works_on(role):
+                continue
+            if policy == "copy":
+                target.module.load_state_dict(self.agent.networks[role].module.state_dict())
+            elif policy == "same":
+                for parameter in target.module.parameters():
+                    parameter.requires_grad_(True)
+                self.target_interventions[role].intervene(target, self.representative())
+                target.module.requires_grad_(False)
+
+    def _switch(self) -> None:
+        """Begin the next task."""
+        self._enter(self.task + 1)
+        if self.scenario.clear_replay:
+            self.memory.clear()
+            self.memory.begin(self.frames)
+        if not self.run.spec.run.every and len(self.memory):
+            self._intervene()
+        self._evaluate()
+
+    # Evaluation --------------------------------------------------------------------------------------------------
+
+    def _evaluate(self) -> None:
+        """Returns of the greedy policy, the averages of training since the last time, and plasticity."""
+        averages = self.run.averages()
+        value, bias = self._play()
+        self.curve.append(Evaluation(self.task, self.steps, value, bias))
+        episodes = {"training-return": float(np.mean(self.episodes))} if self.episodes else {}
+        self.episodes = []
+        counts = {"agent-steps": self.steps, "environment-steps": self.steps * self.scenario.frame_skip}
+        self.run.record("training", {"return": value, "q-bias": bias, **episodes, **averages, **counts})
+        if len(self.memory) and self.run.total:
+            self.run.measure("training")
+            fresh = generator(self.run.spec.run.seed, f"churn-{self.steps}")
+            batch = self.memory.draw(_PROBE, fresh)
+            self.churning = batch["observation"], batch["action"]
+            self._before_churn = self._answers(*self.churning)
+        place = f"task {self.task + 1}/{self.scenario.task_count}, " if self.scenario.task_count > 1 else ""
+        place += f"step {self.steps:,}"
+        done = self.steps - self.steps_before
+        end = self.steps % self.steps_per_task == 0 and self.steps > 0
+        self.run.progress.show(self.steps, done, place, f"return {value:8.2f}", milestone=end)
+
+    def _play(self) -> tuple[float, float]:
+        """Mean return of full greedy episodes in environments of their own, and the bias of the critic there."""
+        count = self.scenario.evaluation_episodes
+        envs = self.scenario.vector(self.task, count)
+        observation, _ = envs.reset(seed=derive(self.run.spec.run.seed, f"evaluation-{self.steps}") % 2**31)
+        stacked = self._first_stack(self.scenario.observe(self.task, observation))
+        modules = self._evaluated()
+        rewards: list[list[float]] = [[] for _ in range(count)]
+        expected: list[list[float]] = [[] for _ in range(count)]
+        tails = np.zeros(count)
+        playing = np.ones(count, bool)
+        while playing.any():
+            seen = self._seen(stacked)
+            action = self.agent.act(seen, greedy=True, modules=modules)
+            values = self.agent.value(seen, action.to(self.device)).cpu().numpy()
+            observation, reward, terminated, truncated, info = envs.step(action.numpy())
+            ended = terminated | truncated
+            frames = self.scenario.observe(self.task, observation)
+            for env in np.flatnonzero(playing):
+                rewards[env].append(float(reward[env]))
+                expected[env].append(float(values[env]))
+                if ended[env] and not terminated[env]:
+                    tails[env] = self._tail(stacked[env], info["final_obs"][env], modules)
+            stacked = self._next_stack(stacked, frames, ended)
+            playing &= ~ended
+        envs.close()
+        gamma = self.agent.recipe.gamma
+        seen_returns = [discounted(rewards[env], gamma, tails[env]) for env in range(count)]
+        bias = np.concatenate([np.asarray(e) - r for e, r in zip(expected, seen_returns, strict=True)])
+        return float(np.mean([sum(episode) for episode in rewards])), float(bias.mean())
+
+    def _tail(self, stacked: Array, final: Array, modules: dict[str, nn.Module]) -> float:
+        """What the critic expects after an episode was cut off."""
+        frame = self.scenario.observe(self.task, np.asarray(final)[None])
+        seen = self._seen(self._next_stack(stacked[None], frame, np.zeros(1, bool)))
+        return float(self.agent.value(seen, self.agent.act(seen, greedy=True, modules=modules).to(self.device)))
+
+    def _evaluated(self) -> dict[str, nn.Module]:
+        pairs = zip(self.run.networks, self.run.interventions, strict=True)
+        return {network.role: intervention.evaluated(network) for network, intervention in pairs}
+
+    def _answers(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        return self.agent.act(observation, greedy=True), self.agent.value(observation, action)
+
+    def _measure_churn(self, observation: Tensor, action: Tensor) -> None:
+        """How much one update changed answers for transitions that were not in its batch, mostly."""
+        (old_action, old_value), (new_action, new_value) = self._before_churn, self._answers(observation, action)
+        changed = (old_action != new_action).flatten(1).any(1) if old_action.ndim > 1 else old_action != new_action
+        figures = {"q-churn": float((new_value - old_value).abs().mean())}
+        if self.env.actions:
+            figures["policy-churn"] = float(changed.float().mean())
+        self.run.record("training", figures)
+
+    # Frames ------------------------------------------------------------------------------------------------------
+
+    def _first_stack(self, frames: Array) -> Array:
+        if not self.scenario.stack:
+            return frames
+        missing = np.zeros((len(frames), self.scenario.stack - 1, *frames.shape[1:]), frames.dtype)
+        return np.concatenate([missing, frames[:, None]], 1)
+
+    def _next_stack(self, stacked: Array, frames: Array, ended: Array) -> Array:
+        if not self.scenario.stack:
+            return frames
+        following = np.concatenate([stacked[:, 1:], frames[:, None]], 1)
+        following[ended, :-1] = 0
+        return following
+
+    def _seen(self, stacked: Array) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(stacked)).to(self.device)
+
+    # Saving and restoring ----------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that an exact resume needs.
+
+        Environments have no state that could be saved in general, but they repeat themselves: from the same seed and
+        the same actions follow the same frames, and the memory with them.
+        """
+        return {
+            "steps": self.steps,
+            "owed": self.owed,
+            "actions": [torch.from_numpy(np.stack(taken)) if taken else torch.empty(0) for taken in self.actions],
+            "curve": [vars(point) for point in self.curve],
+            "events": [vars(event) for event in self.events],
+            "episodes": self.episodes,
+            "churning": [*self.churning, *self._before_churn] if self.churning is not None else [],
+            "order": self.order.get_state(),
+            "draws": self.draws.get_state(),
+            "memory": self.memory.sampler_state(),
+            "targets": {role: each.state_dict() for role, each in self.target_interventions.items()},
+            "seen": zlib.crc32(np.ascontiguousarray(self.stacked).tobytes()),
+            "random-actions": None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned: act it all out again.
+
+        Raises:
+            UserError: The environments did not repeat themselves.
+        """
+        for task, taken in enumerate(state["actions"]):
+            self._enter(task)
+            if task and self.scenario.clear_replay:
+                self.memory.clear()
+                self.memory.begin(self.frames)
+            for action in taken.numpy():
+                self._step(action)
+        if zlib.crc32(np.ascontiguousarray(self.stacked).tobytes()) != state["seen"]:
+            raise UserError(
+                f"{self.run.spec.id} cannot be continued: its environment does not repeat itself; "
+                f"delete {self.run.folder} to start anew"
+            )
+        self.steps = self.steps_before = state["steps"]
+        self.owed, self.episodes = state["owed"], state["episodes"]
+        self.curve = [Evaluation(**point) for point in state["curve"]]
+        self.events = [Event(**event) for event in state["events"]]
+        if state["churning"]:
+            observation, action, *answers = (value.to(self.device) for value in state["churning"])
+            self.churning, self._before_churn = (observation, action), (answers[0].cpu(), answers[1])
+        self.order.set_state(state["order"].cpu())
+        self.draws.set_state(state["draws"])
+        self.memory.load_sampler_state(state["memory"])
+        for role, each in self.target_interventions.items():
+            each.load_state_dict(state["targets"][role])
