@@ -25,9 +25,20 @@ agents.add("timm", "plastibench.agents.timm_model:TimmModel", "any timm model by
 
 _DQN = "plastibench.agents.dqn:DQN"
 _SAC = "plastibench.agents.sac:SAC"
-_IMAGES = {"layers": 1, "width": 128, "lr": 3e-4, "batch_size": 32}
+_IMAGES = {"hidden": (128,), "lr": 3e-4, "batch_size": 32}
 
-agents.add("dqn-mlp", _DQN, "double DQN, two hidden layers of 256", replay_ratio=0.5, target_every=200)
+agents.add(
+    "dqn-mlp",
+    _DQN,
+    "double DQN, hidden layers of 120 and 84, tuned to CartPole as in CleanRL",
+    hidden=(120, 84),
+    lr=2.5e-4,
+    replay_ratio=0.1,
+    target_every=50,
+    exploration=0.5,
+    buffer_size=10_000,
+    learning_starts=10_000,
+)
 agents.add("dqn-cnn", _DQN, "double DQN on images: the network of MinAtar or of Nature", encoder="cnn", **_IMAGES)
 agents.add("dqn-impala", _DQN, "double DQN with the residual network of IMPALA", encoder="impala", **_IMAGES)
 agents.add("dqn-vit", _DQN, "double DQN with a small vision transformer", encoder="vit", **_IMAGES)

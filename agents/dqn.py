@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +31,8 @@ class DQN(OffPolicyRecipe):
     atoms: int = option(1, "atoms of the return's distribution (C51: 51, Bellemare et al. 2017); 1: its mean", low=1)
     v_min: float = option(-10.0, "smallest return, with several atoms")
     v_max: float = option(10.0, "largest return, with several atoms")
-    loss: Literal["huber", "mse"] = option("huber", "of the TD error, with one atom")
+    # Huber's loss regresses to a median, which rare terminal states do not move: on CartPole values grow without bound.
+    loss: Literal["mse", "huber"] = option("mse", "of the TD error, with one atom")
     epsilon: float = option(0.05, "share of random actions after the decline", low=0, high=1)
     exploration: float = option(
         0.1, "share of the run's steps over which random actions decline from all", low=0, high=1
@@ -54,7 +56,7 @@ class QNetwork(nn.Module):
     def __init__(self, recipe: DQN, shape: tuple[int, ...], bytes_: bool, actions: int) -> None:
         super().__init__()
         self.encoder, features = recipe.encode(shape, bytes_)
-        layers, features = recipe.hidden(features)
+        layers, features = recipe.hidden_layers(features)
         self.body = nn.Sequential(*layers)
         self.shape = (actions, recipe.atoms)
         self.advantage = nn.Linear(features, actions * recipe.atoms)
@@ -82,7 +84,6 @@ class DQNAgent(OffPolicyAgent):
         self._share = 0.0
         outputs = ["advantage", "value"] if recipe.dueling else ["advantage"]
         self._critic = self._add("critic", self._build, self._loss, outputs, target=True)
-        self._target = self.targets["critic"].module
 
     def _build(self) -> nn.Module:
         return QNetwork(self.recipe, self.shape, self.bytes, self._actions)
@@ -115,12 +116,13 @@ class DQNAgent(OffPolicyAgent):
         """One step on the TD error."""
         batch = self.prepare(self._shifted(batch))
         with self._autocast():
-            losses, errors = self._losses(self._critic.module, batch)
-        weight = batch.get("weight", None)
-        loss = (losses if weight is None else losses * weight).mean()
+            losses, errors = self._losses(self._forward["critic"], batch)
+        if "weight" in batch:
+            batch["td_error"] = errors.detach()
+            losses = losses * batch["weight"]
+        loss = losses.mean()
         norm = self._step(self._critic, loss, batch)
         self._follow()
-        batch["td_error"] = errors.detach()
         self._note(**{"loss": loss, "gradient-norm": norm})
 
     @torch.no_grad()
@@ -129,12 +131,13 @@ class DQNAgent(OffPolicyAgent):
         following = batch["next_observation"]
         reward = batch["reward"].sign() if self.recipe.clip_rewards else batch["reward"]
         with self._autocast():
-            outputs = self._target(following).float()
-            chooser = self._critic.module(following).float() if self.recipe.double else outputs
-        action = self.expected(chooser).argmax(1)
+            outputs = self._forward["critic-target"](following).float()
+            chooser = self._forward["critic"](following).float() if self.recipe.double else outputs
         if self.recipe.atoms == 1:
-            batch["target"] = reward + batch["discount"] * _at(outputs, action)
+            best = _at(outputs, chooser.argmax(1)) if self.recipe.double else outputs.amax(1)
+            batch["target"] = reward + batch["discount"] * best
         else:
+            action = self.expected(chooser).argmax(1)
             support = reward[:, None] + batch["discount"][:, None] * self._support
             batch["target"] = project(_at(outputs, action).softmax(1), support, self._support)
         return batch
@@ -157,7 +160,7 @@ class DQNAgent(OffPolicyAgent):
     def _loss(self, module: nn.Module, batch: TensorDictBase) -> Tensor:
         return self._losses(module, batch)[0].mean()
 
-    def _losses(self, module: nn.Module, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
+    def _losses(self, module: Callable[..., Tensor], batch: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Loss and size of the TD error of each transition, both [B]."""
         chosen = _at(module(batch["observation"]).float(), batch["action"])
         if self.recipe.atoms > 1:
@@ -183,4 +186,5 @@ def project(probability: Tensor, positions: Tensor, support: Tensor) -> Tensor:
 
 def _at(outputs: Tensor, action: Tensor) -> Tensor:
     """The rows of the actions: [B, A, ...] and [B] to [B, ...]."""
-    return outputs[torch.arange(len(action), device=outputs.device), action.long()]
+    index = action.long().view(-1, 1, *[1] * (outputs.ndim - 2)).expand(-1, 1, *outputs.shape[2:])
+    return outputs.gather(1, index).squeeze(1)

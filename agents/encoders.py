@@ -30,8 +30,7 @@ class Encoder:
     """Options of the network before the heads."""
 
     encoder: Literal["mlp", "cnn", "impala", "vit"] = option("mlp", "network before the heads")
-    width: int = option(256, "units of each hidden layer (of the heads, too)", low=1)
-    layers: int = option(2, "hidden layers: of the whole mlp, or between an image encoder and the outputs", low=0)
+    hidden: tuple[int, ...] = option((256, 256), "units of the hidden layers after the encoder, as 256,256", low=1)
     layer_norm: bool = option(False, "LayerNorm after each hidden layer, before its activation")
     patch_size: int = option(0, "vit: side of a patch; 0: 2 for 10x10 cells, 12 for 84x84 pixels", low=0)
     dim: int = option(64, "vit: width of the residual stream", low=1)
@@ -61,12 +60,12 @@ class Encoder:
             features = body(torch.zeros(1, *shape)).shape[1]
         return body, int(features)
 
-    def hidden(self, inputs: int) -> tuple[list[nn.Module], int]:
-        """Hidden layers, and how many units the last one has."""
+    def hidden_layers(self, inputs: int) -> tuple[list[nn.Module], int]:
+        """The hidden layers, and how many units the last one has."""
         modules: list[nn.Module] = []
-        for _ in range(self.layers):
-            modules += [nn.Linear(inputs, self.width), *([nn.LayerNorm(self.width)] * self.layer_norm), nn.ReLU()]
-            inputs = self.width
+        for width in self.hidden:
+            modules += [nn.Linear(inputs, width), *([nn.LayerNorm(width)] * self.layer_norm), nn.ReLU(True)]
+            inputs = width
         return modules, inputs
 
     def _vit(self, shape: tuple[int, int, int]) -> nn.Module:

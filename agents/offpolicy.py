@@ -47,6 +47,7 @@ class OffPolicyRecipe(Encoder):
     clip_rewards: bool = option(False, "learn from the signs of rewards, as usual on Atari")
     random_shift: int = option(0, "pixels of random shift of images (DrQ, Kostrikov et al. 2021); 0: none", low=0)
     precision: Literal["float32", "tf32", "bfloat16"] = option("float32", "arithmetic of matrix products")
+    compile: Literal["no", "default", "reduce-overhead"] = option("no", "torch.compile mode of the networks")
 
     def check(self, env: Any) -> ControlStream:
         """The env, if it is one to act in.
@@ -82,6 +83,7 @@ class OffPolicyAgent:
         self.shape, self.bytes = stream.observation_shape, stream.frame[1].itemsize == 1 and stream.frame[1].kind == "u"
         self.networks: dict[str, Network] = {}
         self.targets: dict[str, Network] = {}
+        self._forward: dict[str, Callable[..., Tensor]] = {}  # modules, compiled if wanted, by role
         self._seed = seed
         self._noise = generator(seed, "noise", device)
         self._updates = 0
@@ -100,13 +102,19 @@ class OffPolicyAgent:
         own = generator(self._seed, f"intervention-{role}")
         network = Network(module, optimizer, loss, fresh=build, role=role, outputs=outputs, generator=own)
         self.networks[role] = network
+        self._forward[role] = self._compiled(module)
         if target:
             frozen = copy.deepcopy(module).requires_grad_(False)
             own = generator(self._seed, f"intervention-{role}-target")
             self.targets[role] = Network(
                 frozen, None, loss, fresh=build, role=f"{role}-target", outputs=outputs, generator=own
             )
+            self._forward[f"{role}-target"] = self._compiled(frozen)
         return network
+
+    def _compiled(self, module: nn.Module) -> Callable[..., Tensor]:
+        mode = self.recipe.compile
+        return module if mode == "no" else torch.compile(module, mode=None if mode == "default" else mode)
 
     def _step(self, network: Network, loss: Tensor, batch: TensorDictBase) -> Tensor:
         """One optimizer step on a loss and the penalties of interventions; the gradient norm before clipping."""
@@ -114,10 +122,14 @@ class OffPolicyAgent:
             if (extra := penalty(network, batch)) is not None:
                 loss = loss + extra
         assert network.optimizer is not None
-        network.optimizer.zero_grad(set_to_none=True)
-        parameters = list(network.module.parameters())
-        loss.backward(inputs=parameters)  # the actor's loss runs through the critic, whose gradients nobody wants
-        norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip or torch.inf)
+        parameters = network.optimizer.param_groups[0]["params"]
+        trained = [p for group in network.optimizer.param_groups for p in group["params"]]
+        for parameter in trained:
+            parameter.grad = None
+        loss.backward(inputs=trained)  # the actor's loss runs through the critic, whose gradients nobody wants
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+        if self.recipe.clip:
+            nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip, norm, foreach=True)
         network.optimizer.step()
         return norm
 
@@ -167,7 +179,7 @@ class OffPolicyAgent:
         raise NotImplementedError
 
     def update(self, batch: TensorDictBase) -> None:
-        """One update of every network on a sampled batch; writes ``td_error`` [B] into it."""
+        """One update of every network on a sampled batch; writes ``td_error`` [B] into one that has weights."""
         raise NotImplementedError
 
     def prepare(self, batch: TensorDictBase) -> TensorDictBase:

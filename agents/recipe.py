@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from plastibench.errors import UserError
 from plastibench.options import option
 
 if TYPE_CHECKING:
@@ -35,5 +36,8 @@ class Recipe:
     def build(self, env: TaskStream, seed: int, device: torch.device) -> Classifier:
         """The agent for a task stream."""
         from plastibench.agents.classifier import Classifier
+        from plastibench.envs.stream import TaskStream
 
+        if not isinstance(env, TaskStream):
+            raise UserError("agent: a classifier learns from cl-* and relabel-* streams; for rl-* take dqn-* or sac-*")
         return Classifier(self, env, seed, device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ class Critics(nn.Module):
         """``inputs``: dimensions of actions that are inputs; ``outputs``: actions that are outputs."""
         super().__init__()
         self.encoder, features = recipe.encode(shape, bytes_)
-        layers = [recipe.hidden(features + inputs) for _ in range(recipe.critics)]
+        layers = [recipe.hidden_layers(features + inputs) for _ in range(recipe.critics)]
         self.heads = nn.ModuleList(nn.Sequential(*hidden, nn.Linear(width, outputs)) for hidden, width in layers)
         self.output_names = [f"heads.{number}.{len(hidden)}" for number, (hidden, _) in enumerate(layers)]
 
@@ -68,7 +69,7 @@ class Actor(nn.Module):
     def __init__(self, recipe: SAC, shape: tuple[int, ...], bytes_: bool, outputs: int) -> None:
         super().__init__()
         self.encoder, features = recipe.encode(shape, bytes_)
-        layers, features = recipe.hidden(features)
+        layers, features = recipe.hidden_layers(features)
         self.body = nn.Sequential(*layers)
         self.policy = nn.Linear(features, outputs)
 
@@ -97,47 +98,39 @@ class _SoftActorCritic(OffPolicyAgent):
         names = critics().output_names
         self._critic = self._add("critic", critics, self._critic_loss, names, target=True)
         self._actor = self._add("actor", actor, self._actor_loss, ["policy"], target=False)
-        self._target = self.targets["critic"].module
         start = math.log(recipe.temperature) if recipe.temperature else 0.0
         self._log_temperature = torch.full((), start, device=device, requires_grad=not recipe.temperature)
-        self._temperature_optimizer = torch.optim.Adam([self._log_temperature], lr=recipe.lr, fused=True)
+        if not recipe.temperature:
+            assert self._actor.optimizer is not None
+            self._actor.optimizer.add_param_group({"params": [self._log_temperature]})
 
     def update(self, batch: TensorDictBase) -> None:
         """A step of the critics, of the actor, of the temperature, and of the targets."""
         batch = self.prepare(self._shifted(batch))
         with self._autocast():
-            values = self._values(self._critic.module, batch)  # [critics, B]
+            values = self._values(self._forward["critic"], batch)  # [critics, B]
         errors = values - batch["target"]
         losses = errors.square().sum(0)
-        weight = batch.get("weight", None)
-        loss = (losses if weight is None else losses * weight).mean()
+        if "weight" in batch:
+            batch["td_error"] = errors.detach().abs().mean(0)
+            losses = losses * batch["weight"]
+        loss = losses.mean()
         norm = self._step(self._critic, loss, batch)
         with self._autocast():
-            policy_loss, entropy = self._policy(self._actor.module, batch)
-        self._step(self._actor, policy_loss, batch)
-        if self._log_temperature.requires_grad:
-            self._temperature_optimizer.zero_grad(set_to_none=True)
-            (self._log_temperature.exp() * (entropy.detach() - self.target_entropy)).backward()
-            self._temperature_optimizer.step()
-        self._follow()
-        batch["td_error"] = errors.detach().abs().mean(0)
+            policy_loss, entropy = self._policy(self._forward["actor"], batch)
         temperature = self._log_temperature.exp()
+        self._step(self._actor, policy_loss + temperature * (entropy.detach() - self.target_entropy), batch)
+        self._follow()
         self._note(**{"loss": loss, "gradient-norm": norm, "entropy": entropy, "temperature": temperature})
 
     def state_dict(self) -> dict[str, Any]:
         """Also the temperature."""
-        optimizer = self._temperature_optimizer.state_dict()
-        return {
-            **super().state_dict(),
-            "temperature": self._log_temperature.detach(),
-            "temperature-optimizer": optimizer,
-        }
+        return {**super().state_dict(), "temperature": self._log_temperature.detach()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
         super().load_state_dict(state)
         self._log_temperature.data.copy_(state["temperature"])
-        self._temperature_optimizer.load_state_dict(state["temperature-optimizer"])
 
     @property
     def target_entropy(self) -> float:
@@ -152,11 +145,11 @@ class _SoftActorCritic(OffPolicyAgent):
         """Inputs and outputs of a critic that stand for actions, and outputs of the actor."""
         raise NotImplementedError
 
-    def _values(self, critics: nn.Module, batch: TensorDictBase) -> Tensor:
+    def _values(self, critics: Callable[..., Tensor], batch: TensorDictBase) -> Tensor:
         """What critics expect of the batch's own actions. [critics, B]."""
         raise NotImplementedError
 
-    def _policy(self, actor: nn.Module, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
+    def _policy(self, actor: Callable[..., Tensor], batch: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Loss and entropy of the policy, both scalars."""
         raise NotImplementedError
 
@@ -201,9 +194,9 @@ class ContinuousSAC(_SoftActorCritic):
         """Adds ``target`` [B] and the ``noise`` [B, action] that draws the actor's actions."""
         following = batch["next_observation"]
         with self._autocast():
-            outputs = self._actor.module(following).float()
+            outputs = self._forward["actor"](following).float()
             action, log_probability = self._draw(outputs, self._normal(outputs))
-            values = self._target(following, action).float().amin(0)
+            values = self._forward["critic-target"](following, action).float().amin(0)
         soft = values - self._log_temperature.exp() * log_probability
         batch["target"] = self._reward(batch) + batch["discount"] * soft
         batch["noise"] = self._normal(outputs)
@@ -215,14 +208,14 @@ class ContinuousSAC(_SoftActorCritic):
         values: Tensor = self._critic.module(observation, action)
         return values.amin(0)
 
-    def _values(self, critics: nn.Module, batch: TensorDictBase) -> Tensor:
+    def _values(self, critics: Callable[..., Tensor], batch: TensorDictBase) -> Tensor:
         values: Tensor = critics(batch["observation"], batch["action"]).float()
         return values
 
-    def _policy(self, actor: nn.Module, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
+    def _policy(self, actor: Callable[..., Tensor], batch: TensorDictBase) -> tuple[Tensor, Tensor]:
         observation = batch["observation"]
         action, log_probability = self._draw(actor(observation).float(), batch["noise"])
-        values = self._critic.module(observation, action).float().amin(0)
+        values = self._forward["critic"](observation, action).float().amin(0)
         loss = (self._log_temperature.detach().exp() * log_probability - values).mean()
         return loss, -log_probability.mean()
 
@@ -270,8 +263,8 @@ class DiscreteSAC(_SoftActorCritic):
         """Adds ``target``. [B]."""
         following = batch["next_observation"]
         with self._autocast():
-            log_policy = self._actor.module(following).float().log_softmax(1)
-            values = self._target(following).float().amin(0)
+            log_policy = self._forward["actor"](following).float().log_softmax(1)
+            values = self._forward["critic-target"](following).float().amin(0)
         soft = (log_policy.exp() * (values - self._log_temperature.exp() * log_policy)).sum(1)
         batch["target"] = self._reward(batch) + batch["discount"] * soft
         return batch
@@ -282,15 +275,15 @@ class DiscreteSAC(_SoftActorCritic):
         values = self._critic.module(observation).amin(0)
         return values.gather(1, action.long()[:, None]).squeeze(1)
 
-    def _values(self, critics: nn.Module, batch: TensorDictBase) -> Tensor:
+    def _values(self, critics: Callable[..., Tensor], batch: TensorDictBase) -> Tensor:
         values = critics(batch["observation"]).float()
         index = batch["action"].long()[None, :, None].expand(len(values), -1, 1)
         return values.gather(2, index).squeeze(2)
 
-    def _policy(self, actor: nn.Module, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
+    def _policy(self, actor: Callable[..., Tensor], batch: TensorDictBase) -> tuple[Tensor, Tensor]:
         log_policy = actor(batch["observation"]).float().log_softmax(1)
         with torch.no_grad():
-            values = self._critic.module(batch["observation"]).float().amin(0)
+            values = self._forward["critic"](batch["observation"]).float().amin(0)
         policy = log_policy.exp()
         loss = (policy * (self._log_temperature.detach().exp() * log_policy - values)).sum(1).mean()
         return loss, -(policy * log_policy).sum(1).mean()

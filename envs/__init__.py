@@ -48,8 +48,16 @@ _CONTROL = "plastibench.envs.control:Control"
 _MINATAR = "plastibench.envs.minatar:MinAtar"
 
 envs.add("gym", _CONTROL, "any gymnasium environment (--env.id)")
-envs.add("rl-cartpole", _CONTROL, "CartPole-v1; half a minute with dqn-mlp", id="CartPole-v1", steps=50_000)
-envs.add("rl-pendulum", _CONTROL, "Pendulum-v1; two minutes with sac-mlp", id="Pendulum-v1", steps=20_000, envs=4)
+envs.add(
+    "rl-cartpole",
+    _CONTROL,
+    "CartPole-v1; two minutes with dqn-mlp on a CPU",
+    id="CartPole-v1",
+    steps=500_000,
+    envs=32,
+    evaluate_every=25_000,
+)
+envs.add("rl-pendulum", _CONTROL, "Pendulum-v1; four minutes with sac-mlp on a CPU", id="Pendulum-v1", steps=20_000, envs=4)
 for _game in ("asterix", "breakout", "freeway", "seaquest", "space-invaders"):
     envs.add(f"rl-minatar-{_game}", _MINATAR, f"MinAtar {_game}: 10x10 cells", id=_game)
 envs.add(

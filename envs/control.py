@@ -89,7 +89,9 @@ class ControlStream:
         probe = scenario.vector(0, 1)
         observation, _ = probe.reset(seed=0)
         space = probe.single_action_space
-        if not (isinstance(space, spaces.Discrete | spaces.Box) and isinstance(observation, np.ndarray)):
+        if not (
+            isinstance(space, spaces.Discrete | spaces.Box) and isinstance(probe.single_observation_space, spaces.Box)
+        ):
             raise UserError(
                 f"{scenario.id}: observations must be arrays and actions discrete or a box, "
                 f"not {probe.single_observation_space} and {space}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,4 +84,6 @@ def _game(name: str, count: int, max_episode_steps: int, minimal: bool) -> Vecto
     full = f"MinAtar/{game}-v{int(minimal)}"
     if full not in gymnasium.registry:
         register_envs()
-    return make_vector(full, count, max_episode_steps)
+    with warnings.catch_warnings():  # version 0 is no older than version 1: it is the full set of actions
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        return make_vector(full, count, max_episode_steps)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +87,7 @@ class Memory:
             folder: Keep it in memory-mapped files in this folder; ``device`` must be the CPU then.
         """
         self.layout = layout
-        self._device, self._folder = device, folder
+        self._device, self._folder, self._batch_size = device, folder, batch_size
         capacity = layout.rows * layout.envs
         # PyPI's torchrl has no trees for a GPU; they stay on the CPU, and so does what draws from them.
         sampler = PrioritizedSampler(capacity, *priority, device="cpu") if priority else RandomSampler()
@@ -94,12 +96,13 @@ class Memory:
             if folder is None
             else LazyMemmapStorage(capacity, scratch_dir=str(folder / "transitions"))
         )
-        self.buffer = ReplayBuffer(storage=storage, sampler=sampler, batch_size=batch_size, generator=generator)
+        self.buffer = ReplayBuffer(storage=storage, sampler=sampler, generator=generator)
         self.prioritized = priority is not None
         # A transition's frames reach n steps ahead of it and one stack behind it.
         self._rows = layout.rows + layout.n_step + max(layout.stack, 1)
         self._frames = self._allocate(self._rows * layout.envs)
-        self._lane = torch.arange(layout.envs)
+        self._first = np.arange(layout.envs, dtype=np.int32)
+        self._no_place = np.full(layout.envs, -1, np.int32)
         self.clear()
 
     def __len__(self) -> int:
@@ -129,7 +132,7 @@ class Memory:
             frames: What they show now. [envs, ...]
         """
         self._pending.clear()
-        self._age[:] = 0
+        self._age = np.zeros(self.layout.envs, np.uint8)
         self._show(frames)
 
     def add(self, action: Array, reward: Array, terminated: Array, truncated: Array, frames: Array, final: Any) -> None:
@@ -143,36 +146,33 @@ class Memory:
             frames: What is shown now: after the end of an episode the first frame of the next. [envs, ...]
             final: Where an episode was truncated, what it showed last, by index of the environment.
         """
-        place = np.full(self.layout.envs, -1, np.int32)
-        for env in np.flatnonzero(truncated & ~terminated):
-            place[env] = self._keep_final(final[env])
-        at = (self._row % self._rows) * self.layout.envs + np.arange(self.layout.envs, dtype=np.int32)
-        self._pending.append(
-            {
-                "action": action,
-                "reward": np.asarray(reward, np.float32),
-                "terminated": terminated,
-                "ended": terminated | truncated,
-                "place": place,
-                "at": at.astype(np.int32),
-                "age": self._age.copy(),
-            }
-        )
-        self._age = np.where(terminated | truncated, 0, np.minimum(self._age + 1, max(self.layout.stack, 1) - 1))
-        self._age = self._age.astype(np.uint8)
+        ended = terminated | truncated
+        place = self._no_place
+        if truncated.any():
+            place = place.copy()
+            for env in np.flatnonzero(truncated & ~terminated):
+                place[env] = self._keep_final(final[env])
+        at = self._first + (self._row % self._rows) * self.layout.envs
+        step = {"action": action, "reward": np.asarray(reward, np.float64), "terminated": terminated, "ended": ended}
+        self._pending.append({**step, "place": place, "at": at, "age": self._age})
+        if self.layout.stack > 1:
+            self._age = np.where(ended, 0, np.minimum(self._age + 1, self.layout.stack - 1)).astype(np.uint8)
         self._show(frames)
         if len(self._pending) == self.layout.n_step:
             self.buffer.extend(self._transition())
             self._pending.popleft()
 
-    def sample(self) -> TensorDictBase:
-        """A batch, drawn uniformly or by priority."""
-        found, info = self.buffer.sample(return_info=True)
-        batch = self._complete(found)
+    def sample(self, count: int = 1) -> Iterator[TensorDictBase]:
+        """``count`` batches, drawn uniformly, all at once for speed, or by the priorities of the moment, one by one."""
         if self.prioritized:
-            batch["index"] = torch.as_tensor(info["index"])
-            batch["weight"] = torch.as_tensor(info["priority_weight"]).to(self._device)
-        return batch
+            for _ in range(count):
+                found, info = self.buffer.sample(self._batch_size, return_info=True)
+                batch = self._complete(found)
+                batch["index"] = torch.as_tensor(info["index"])
+                batch["weight"] = torch.as_tensor(info["priority_weight"]).to(self._device)
+                yield batch
+        else:
+            yield from self._complete(self.buffer.sample(count * self._batch_size)).split(self._batch_size)
 
     def draw(self, size: int, generator: torch.Generator) -> TensorDictBase:
         """Up to ``size`` transitions drawn uniformly without replacement; the order of samples is not disturbed.
@@ -244,16 +244,15 @@ class Memory:
     def _transition(self) -> TensorDict:
         """The oldest pending step of every environment, with the rewards that followed it in its episode."""
         first = self._pending[0]
-        envs = self.layout.envs
-        reward, span = np.zeros(envs, np.float64), np.zeros(envs, np.uint8)
-        terminated, place = np.zeros(envs, bool), np.full(envs, -1, np.int32)
-        alive = np.ones(envs, bool)
-        for distance, step in enumerate(self._pending):
-            reward += alive * self.layout.gamma**distance * step["reward"]
-            span += alive
-            terminated |= alive & step["terminated"]
+        reward, terminated, place = first["reward"], first["terminated"], first["place"]
+        span = np.ones(self.layout.envs, np.uint8)
+        alive = ~first["ended"]
+        for distance, step in enumerate(itertools.islice(self._pending, 1, None), 1):
+            reward = reward + alive * self.layout.gamma**distance * step["reward"]
+            terminated = terminated | (alive & step["terminated"])
             place = np.where(alive, step["place"], place)
-            alive &= ~step["ended"]
+            span = span + alive
+            alive = alive & ~step["ended"]
         columns: dict[str, Array] = {
             "action": first["action"],
             "reward": reward.astype(np.float32),
@@ -262,12 +261,12 @@ class Memory:
             "at": first["at"],
         }
         if self.layout.n_step > 1:
-            columns["span"] = span
+            columns["span"] = span.astype(np.uint8)
         if self.layout.stack > 1:
             columns["age"] = first["age"]
         tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in columns.items()}
         tensors["action"] = tensors["action"].to(self.layout.action)
-        return TensorDict(tensors, batch_size=[envs], device=self._device)
+        return TensorDict(tensors, batch_size=[self.layout.envs])
 
     def _complete(self, found: TensorDictBase) -> TensorDictBase:
         """From places of frames to observations."""
@@ -294,7 +293,7 @@ class Memory:
             "next_observation": following,
             "discount": gamma * alive,
         }
-        return TensorDict(columns, batch_size=found.batch_size, device=self._device)
+        return TensorDict(columns, batch_size=found.batch_size)
 
     def _stacked(self, at: Tensor, age: Tensor) -> Tensor:
         """The frames at these places and those before them, oldest first. [B, stack, ...]."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 _PROBE = 512  # transitions for the plasticity metrics
+_AT_ONCE = 16  # batches that are drawn together
 
 
 class OffPolicy:
@@ -116,11 +117,13 @@ class OffPolicy:
         starts = max(self.agent.recipe.learning_starts, self.agent.batch_size)
         if self.steps > starts and len(self.memory):
             self.owed += self.agent.recipe.replay_ratio * min(self.scenario.envs, self.steps - starts)
-            while self.owed >= 1:
-                self.owed -= 1
-                self._learn()
-                if self.run.due():
-                    self._intervene()
+            count = int(self.owed)
+            self.owed -= count
+            for first in range(0, count, _AT_ONCE):
+                for batch in self.memory.sample(min(_AT_ONCE, count - first)):
+                    self._learn(batch)
+                    if self.run.due():
+                        self._intervene()
         every = self.scenario.evaluate_every
         if self.steps // every > before // every or self.steps % self.steps_per_task == 0:
             self._evaluate()
@@ -180,8 +183,7 @@ class OffPolicy:
         self.episodes += self.sums[ended].tolist()
         self.sums[ended] = 0
 
-    def _learn(self) -> None:
-        batch = self.memory.sample()
+    def _learn(self, batch: TensorDictBase) -> None:
         self.run.learn(batch)
         self.memory.update_priority(batch)
         if self.churning is not None:
@@ -196,7 +198,8 @@ class OffPolicy:
         self.run.intervene()
         self._lead_targets()
         for _ in range(self.run.spec.run.offline_updates or 0):
-            self._learn()
+            for batch in self.memory.sample():
+                self._learn(batch)
         if seen:
             event = Event(self.task, self.steps, self.run.total, before, self._play()[0])
             self.events.append(event)

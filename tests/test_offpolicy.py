@@ -1,0 +1,376 @@
+"""Runs in which an agent acts: schedules, interventions on networks and targets, exact resume."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from plastibench.agents.offpolicy import OffPolicyAgent
+from plastibench.errors import UserError
+from plastibench.offpolicy import OffPolicy
+from plastibench.runner import Interrupted, Run, run
+from plastibench.spec import RunSpec
+from tests.test_runner import Stopped, assert_same_run, timeless
+
+QUICK = {"steps": 240, "envs": 4, "evaluate_every": 80, "evaluation_episodes": 2, "max_episode_steps": 60}
+SMALL = {"hidden": (8, 8), "batch_size": 8, "learning_starts": 40, "buffer_size": 120}
+
+
+def tiny(
+    intervention: str = "none",
+    env: str = "rl-cartpole",
+    agent: str = "dqn-mlp",
+    *,
+    env_options: dict[str, Any] | None = None,
+    agent_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> RunSpec:
+    return RunSpec.make(
+        env,
+        agent,
+        intervention,
+        env_options={**QUICK, **(env_options or {})},
+        agent_options={**SMALL, **(agent_options or {})},
+        device="cpu",
+        representative=options.pop("representative", 64),
+        **options,
+    )
+
+
+def go(spec: RunSpec, folder: Path, **options: Any) -> dict[str, Any]:
+    return json.loads(json.dumps(run(spec, runs_dir=folder, quiet=True, threads=1, **options)))
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Iterator[Any]:
+    """A function that makes a run and lets it learn for some steps."""
+    runs: list[Run] = []
+
+    def begin(spec: RunSpec, steps: int = 160) -> tuple[Run, OffPolicy, OffPolicyAgent]:
+        env = spec.create("env").make()
+        agent = spec.create("agent").build(env, spec.run.seed, torch.device("cpu"))
+        made = Run(spec, env, agent, tmp_path, [], True, 1, math.inf)
+        runs.append(made)
+        course = made.course
+        assert isinstance(course, OffPolicy)
+        course.begin()
+        while course.steps < steps:
+            course.advance()
+        return made, course, agent
+
+    yield begin
+    for made in runs:
+        made.close()
+
+
+def weights(module: torch.nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+# What a run leaves ------------------------------------------------------------------------------------------------
+
+
+def test_steps_updates_and_frames_are_counted_apart(tmp_path: Path) -> None:
+    result = go(tiny(agent_options={"replay_ratio": 0.5}), tmp_path)
+    cost = result["cost"]
+    assert (cost["agent-steps"], cost["environment-steps"], cost["updates"]) == (240, 240, 100)  # 0.5 · (240 − 40)
+    assert [point["steps"] for point in result["returns"]] == [0, 80, 160, 240]
+    assert cost["memory-bytes"] == 120 * (4 + 4 + 4 + 4 + 1) + (30 + 1 + 1) * 4 * 16 + 16 * 8
+    with open(next(tmp_path.iterdir()) / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {"return", "q-bias", "loss", "training-return", "q-churn", "policy-churn"} <= {row["metric"] for row in rows}
+    assert {row["steps"] for row in rows if row["metric"] == "return"} == {"0", "80", "160", "240"}
+    assert {row["metric"] for row in rows if row["metric"].startswith("plasticity-critic/")} >= {
+        "plasticity-critic/dormant-ratio",
+        "plasticity-critic/effective-rank",
+    }
+
+
+@pytest.mark.parametrize(("ratio", "updates"), [(0.3, 60), (1.0, 200), (2.5, 500), (0.0, 0)])
+def test_the_replay_ratio_is_updates_per_step(tmp_path: Path, ratio: float, updates: int) -> None:
+    assert go(tiny(agent_options={"replay_ratio": ratio}), tmp_path)["cost"]["updates"] == pytest.approx(updates, abs=1)
+
+
+def test_the_same_spec_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
+    one, again, other = (go(tiny(seed=seed), tmp_path / name) for seed, name in ((0, "a"), (0, "b"), (1, "c")))
+    assert timeless(one) == timeless(again) and one["returns"] != other["returns"]
+
+
+def test_evaluations_do_not_change_what_is_learned(tmp_path: Path) -> None:
+    found = []
+    for every in (40, 120):
+        spec = tiny(env_options={"evaluate_every": every}, agent_options={"prioritized": True})
+        go(spec, tmp_path)
+        found.append(torch.load(tmp_path / spec.id / "final.pt", weights_only=True)["networks"][0])
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_two_interventions_see_the_same_environment_until_the_first_acts(tmp_path: Path) -> None:
+    none, reset = (go(tiny(name, every=80), tmp_path) for name in ("none", "reset"))
+    assert none["returns"][:2] == reset["returns"][:2] and none["returns"] != reset["returns"]
+
+
+# Interventions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "intervention",
+    [
+        "reset",
+        "reset-head",
+        "reset-last-k",
+        "shrink-perturb",
+        "redo",
+        "regrama",
+        "low-gradient-quantile",
+        "rnr",
+        "recouple",
+    ],
+)
+@pytest.mark.parametrize(
+    ("env", "agent", "options"),
+    [
+        ("rl-cartpole", "dqn-mlp", {"dueling": True, "layer_norm": True}),
+        ("rl-cartpole", "sac-mlp", {}),
+        ("rl-pendulum", "sac-mlp", {"critics": 3, "layer_norm": True}),
+        ("rl-minatar-breakout", "dqn-cnn", {"atoms": 5}),
+        ("rl-minatar-breakout", "sac-vit", {"dim": 8, "heads": 1, "depth": 1, "patch_size": 5}),
+    ],
+)
+def test_every_intervention_acts_on_every_network_of_every_agent_and_on_no_target(
+    begun: Any, intervention: str, env: str, agent: str, options: dict[str, Any]
+) -> None:
+    made, course, learner = begun(tiny(intervention, env, agent, agent_options=options), 80)
+    before = {role: weights(network.module) for role, network in learner.networks.items()}
+    targets = {role: weights(target.module) for role, target in learner.targets.items()}
+    made.intervene()
+    for role, network in learner.networks.items():
+        assert not same(before[role], weights(network.module)), role
+        assert all(torch.isfinite(p).all() for p in network.module.parameters())
+    assert all(same(targets[role], weights(target.module)) for role, target in learner.targets.items())
+    course.advance()  # and learning goes on
+    assert {report["role"] for report in made.reports} == set(learner.networks)
+
+
+def test_only_the_networks_of_the_roles_are_worked_on(begun: Any) -> None:
+    made, _, learner = begun(tiny("reset", "rl-pendulum", "sac-mlp", roles=("critic",)))
+    actor, critic = (weights(learner.networks[role].module) for role in ("actor", "critic"))
+    made.intervene()
+    assert same(actor, weights(learner.networks["actor"].module))
+    assert not same(critic, weights(learner.networks["critic"].module))
+
+
+@pytest.mark.parametrize("policy", ["keep", "copy", "same"])
+def test_targets_are_kept_copied_or_worked_on_likewise(begun: Any, policy: str) -> None:
+    made, course, learner = begun(tiny("reset", agent_options={"target_policy": policy, "target_every": 10**6}))
+    target, network = learner.targets["critic"].module, learner.networks["critic"].module
+    before = weights(target)
+    made.intervene()
+    course._lead_targets()
+    after, copied = weights(target), weights(network)
+    assert (same(before, after), same(after, copied)) == {
+        "keep": (True, False),
+        "copy": (False, True),
+        "same": (False, False),
+    }[policy]
+    assert not any(p.requires_grad for p in target.parameters())
+
+
+def test_rnr_keeps_the_values_that_a_reset_forgets_and_revives_units(begun: Any) -> None:
+    change = {}
+    for name in ("rnr", "reset"):
+        made, course, learner = begun(
+            tiny(name, agent_options={"hidden": (64, 64), "lr": 3e-3}, representative=200), 240
+        )
+        batch = course.representative()
+        before = learner.value(batch["observation"], batch["action"])
+        made.intervene()
+        after = learner.value(batch["observation"], batch["action"])
+        change[name] = float((after - before).norm() / before.norm())
+    assert change["rnr"] < 0.25 < 0.5 < change["reset"]
+    assert made.reports[-1]["revived-share"] == 1.0
+
+
+def test_schedules_count_updates_end_when_asked_and_offline_updates_come_on_top(tmp_path: Path) -> None:
+    spec = tiny("reset", agent_options={"replay_ratio": 1.0}, every=50, until=100, offline_updates=7)
+    result = go(spec, tmp_path)
+    # Offline updates shift the multiples of 50 that an update lands on, and none of them intervenes by itself.
+    assert [report["update"] for report in result["interventions"]] == [50, 100]
+    assert result["cost"]["updates"] == 200 + 2 * 7
+
+
+def test_interventions_come_at_task_switches_and_are_evaluated(tmp_path: Path) -> None:
+    spec = tiny("reset", "rl-minatar-permuted", "dqn-cnn", env_options={"tasks": 3, "steps": 80})
+    result = go(spec, tmp_path)
+    assert [(event["task"], event["steps"]) for event in result["events"]] == [(1, 80), (2, 160)]
+    assert [report["update"] for report in result["interventions"]] == [event["update"] for event in result["events"]]
+    assert {point["task"] for point in result["returns"]} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("clear", [True, False])
+def test_the_memory_outlives_a_switch_unless_it_is_cleared(begun: Any, clear: bool) -> None:
+    options = {"tasks": 2, "steps": 80, "clear_replay": clear}
+    _, course, _ = begun(tiny(env="rl-minatar-permuted", agent="dqn-cnn", env_options=options), 84)
+    assert course.task == 1 and len(course.memory) == (4 if clear else 84)
+
+
+# Exact resume -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("intervention", "env", "agent", "options"),
+    [
+        ("rnr", "rl-cartpole", "dqn-mlp", {"prioritized": True, "n_step": 3}),
+        ("shrink-perturb", "rl-pendulum", "sac-mlp", {"target_policy": "same"}),
+        ("redo", "rl-minatar-permuted", "dqn-cnn", {"target_policy": "copy", "atoms": 5}),
+        ("reset", "rl-cartpole", "sac-mlp", {}),
+    ],
+)
+@pytest.mark.parametrize("crash", [3, 37, 61])
+def test_a_run_that_crashed_and_went_on_is_the_run_that_did_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, intervention: str, env: str, agent: str, options: Any, crash: int
+) -> None:
+    env_options = {"tasks": 2, "steps": 120} if "permuted" in env else {}
+    every = 0 if "permuted" in env else 25
+    agent_options = {"replay_ratio": 0.4, **options}
+    spec = tiny(intervention, env, agent, env_options=env_options, agent_options=agent_options, every=every)
+    go(spec, tmp_path / "whole")
+    done, original = [0], Run.learn
+
+    def learn(self: Run, batch: Any) -> None:
+        done[0] += 1
+        if done[0] == crash:
+            raise Stopped
+        original(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "learn", learn)
+        with pytest.raises(Stopped):
+            go(spec, tmp_path / "part", checkpoint_seconds=0)
+    go(spec, tmp_path / "part")
+    assert_same_run(tmp_path / "whole" / spec.id, tmp_path / "part" / spec.id)
+
+
+def test_a_stop_request_saves_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, original = tiny(), OffPolicy.advance
+    go(spec, tmp_path / "whole")
+
+    def advance(self: OffPolicy) -> None:
+        original(self)
+        if self.steps == 100:
+            self.run.stop.append(15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OffPolicy, "advance", advance)
+        with pytest.raises(Interrupted):
+            go(spec, tmp_path / "part")
+    go(spec, tmp_path / "part")
+    assert_same_run(tmp_path / "whole" / spec.id, tmp_path / "part" / spec.id)
+
+
+class Counter(gymnasium.Env[Any, Any]):
+    """Shows how many steps it has made since it was made; ends every seventh, by a cut or by a terminal state."""
+
+    def __init__(self, terminal: bool, honest: bool = True) -> None:
+        self.observation_space = gymnasium.spaces.Box(0, np.inf, (1,), np.float32)
+        self.action_space = gymnasium.spaces.Discrete(2)
+        self.terminal, self.count = terminal, 0
+        self.noise = 0.0 if honest else float(np.random.default_rng().random())
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.count += 100 - self.count % 100
+        return self.shown(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.count += 1
+        over = self.count % 100 == 7
+        return self.shown(), 1.0, over and self.terminal, over and not self.terminal, {}
+
+    def shown(self) -> Any:
+        return np.array([self.count + self.noise], np.float32)
+
+
+for _name, _options in (
+    ("Cut", {"terminal": False}),
+    ("End", {"terminal": True}),
+    ("Liar", {"terminal": True, "honest": False}),
+):
+    gymnasium.register(f"{_name}-v0", entry_point=Counter, kwargs=_options)
+
+
+@pytest.mark.parametrize(("name", "discount"), [("Cut-v0", 0.99), ("End-v0", 0.0)])
+def test_values_are_bootstrapped_where_an_episode_was_cut_and_not_where_it_ended(
+    begun: Any, name: str, discount: float
+) -> None:
+    _, course, _ = begun(tiny(env="gym", env_options={"id": name, "max_episode_steps": 0}), 100)
+    batch = course.memory.draw(100, torch.Generator())
+    old, new = batch["observation"].flatten(), batch["next_observation"].flatten()
+    last = old % 100 == 6
+    assert last.sum() > 5 and (batch["discount"][~last] == pytest.approx(0.99)) and (new[~last] == old[~last] + 1).all()
+    assert batch["discount"][last].tolist() == pytest.approx([discount] * int(last.sum()))
+    if discount:
+        assert (new[last] == old[last] + 1).all()  # the final frame, not the first of the next episode
+
+
+def test_an_environment_that_does_not_repeat_itself_is_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny(env="gym", env_options={"id": "Liar-v0", "max_episode_steps": 0})
+
+    def learn(self: Run, batch: Any) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "learn", learn)
+        with pytest.raises(Stopped):
+            go(spec, tmp_path, checkpoint_seconds=0)
+    with pytest.raises(UserError, match="does not repeat itself"):
+        go(spec, tmp_path)
+
+
+# Commands ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_compares_and_the_leaderboard_reads(say: Any, tmp_path: Path) -> None:
+    flags = [f"--env.{name.replace('_', '-')}={value}" for name, value in QUICK.items()]
+    flags += ["--agent.hidden=8,8", "--agent.batch-size=8", "--agent.learning-starts=40", "--runs-dir", str(tmp_path)]
+    done = say("run", "rl-cartpole", "--agent", "dqn-mlp", "--intervention", "none,rnr", "--every", "20",
+               "--intervention.roles", "critic", "--quiet", "--device", "cpu", *flags)  # fmt: skip
+    assert done.status == 0, done.err
+    assert "return after steps" in done.out and "rnr every=20 roles=critic" in done.out
+    board = say("leaderboard", "--runs-dir", str(tmp_path))
+    assert board.status == 0 and "Q bias" in board.out and "rl-cartpole" in board.out
+    figure = say("figure", str(tmp_path / "f.png"), "--runs-dir", str(tmp_path))
+    assert figure.status == 0 and (tmp_path / "f.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rl-cartpole", "--agent", "dqn-mlp", "--roles", "critics"], "no network 'critics'; did you mean 'critic'"),
+        (["rl-cartpole", "--agent", "vit-nano"], "a classifier learns from"),
+        (["cl-digits", "--agent", "dqn-mlp"], "supervised stream"),
+        (["rl-pendulum", "--agent", "dqn-mlp"], "needs discrete actions"),
+        (["rl-cartpole", "--agent", "dqn-vit"], "is for images"),
+        (["gym", "--env.id", "Nothing-v0", "--agent", "dqn-mlp"], "no environment 'Nothing-v0'"),
+        (["rl-minatar-pong", "--agent", "dqn-mlp"], "no env 'rl-minatar-pong'"),
+        (["rl-cartpole", "--agent", "dqn-mlp", "--agent.v-min", "20"], "is not below v-max"),
+    ],
+)
+def test_wrong_requests_get_one_line(say: Any, tmp_path: Path, arguments: list[str], words: str) -> None:
+    done = say("run", *arguments, "--runs-dir", str(tmp_path), "--quiet")
+    assert done.status == 2 and words in done.err and done.err.count("\n") == 1, done.err
