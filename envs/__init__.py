@@ -57,7 +57,9 @@ envs.add(
     envs=32,
     evaluate_every=25_000,
 )
-envs.add("rl-pendulum", _CONTROL, "Pendulum-v1; four minutes with sac-mlp on a CPU", id="Pendulum-v1", steps=20_000, envs=4)
+envs.add(
+    "rl-pendulum", _CONTROL, "Pendulum-v1; four minutes with sac-mlp on a CPU", id="Pendulum-v1", steps=20_000, envs=4
+)
 for _game in ("asterix", "breakout", "freeway", "seaquest", "space-invaders"):
     envs.add(f"rl-minatar-{_game}", _MINATAR, f"MinAtar {_game}: 10x10 cells", id=_game)
 envs.add(

@@ -10,7 +10,7 @@ import numpy as np
 
 from plastibench.checkpoint import atomic
 from plastibench.errors import UserError
-from plastibench.leaderboard import Result, by_group, label
+from plastibench.leaderboard import Result, acts, by_group, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +22,8 @@ _MARKERS = "os^Dv<>P"
 
 def overview(found: Sequence[Result], path: Path) -> None:
     """Draw a row per env and agent: accuracy after each task, its gain over ``none``, and final accuracy against drop.
+
+    Where an agent acts: return over steps, the share of low-gradient units of its critic, final return against drop.
 
     Lines and points are means over seeds, bands and bars standard deviations; gains are paired by seed.
 
@@ -48,21 +50,32 @@ def overview(found: Sequence[Result], path: Path) -> None:
     for contest, (left, middle, right) in zip(contests, axes, strict=True):
         groups = by_group(result for result in found if _contest(result) == contest)
         base = next((runs for runs in groups if label(runs[0]) == "none"), [])
+        acting = acts(groups[0][0])
         for runs in groups:
             style = styles[label(runs[0])]
-            _learning(left, runs, style)
-            _gain(middle, runs, base, style)
-            _trade_off(right, runs, style)
+            if acting:
+                _returns(left, runs, style)
+                _low_gradients(middle, runs, style)
+                _trade_off(right, runs, style, "final-return", 1)
+            else:
+                _learning(left, runs, style)
+                _gain(middle, runs, base, style)
+                _trade_off(right, runs, style, "final-accuracy", 100)
         seeds = sorted({len(runs) for runs in groups})
+        right.set_title(f"gain against drop ({'–'.join(map(str, sorted({seeds[0], seeds[-1]})))} seeds)")
+        if acting:
+            left.set(xlabel="steps", ylabel="return", title=", ".join(contest))
+            middle.set(xlabel="steps", ylabel="% of the critic's units", title="low-gradient units")
+            right.set(xlabel="return lost at the intervention", ylabel="final return")
+            continue
         left.set(xlabel="task", ylabel="accuracy at its end, %", title=", ".join(contest))
         middle.set(xlabel="task", ylabel="accuracy above none, points", title="gain, paired by seed")
         right.set(xlabel="drop at the intervention, points", ylabel="final accuracy, %")
-        right.set_title(f"gain against drop ({'–'.join(map(str, sorted({seeds[0], seeds[-1]})))} seeds)")
         for axis in (left, middle):
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for axis in (left, middle, right):
-            axis.grid(alpha=0.3)
-            axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
     handles = [pyplot.Line2D([], [], linewidth=1.4, label=name, **style) for name, style in styles.items()]
     legend = figure.legend(handles=handles, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
@@ -102,9 +115,31 @@ def _gain(axis: Axes, runs: list[Result], base: list[Result], style: dict[str, A
         axis.plot(np.arange(1, len(mean) + 1), mean, markersize=4, linewidth=1.4, **style)
 
 
-def _trade_off(axis: Axes, runs: list[Result], style: dict[str, Any]) -> None:
-    final = 100 * np.array([run["summary"]["final-accuracy"] for run in runs])
-    drop = 100 * np.array([run["summary"]["mean-drop"] or 0.0 for run in runs])
+def _returns(axis: Axes, runs: list[Result], style: dict[str, Any]) -> None:
+    steps = [point["steps"] for point in runs[0]["returns"]]
+    _band(axis, steps, [[point["value"] for point in run["returns"]] for run in runs], style)
+
+
+def _low_gradients(axis: Axes, runs: list[Result], style: dict[str, Any]) -> None:
+    critics = [[moment for moment in run["plasticity"] if moment["role"] == "critic"] for run in runs]
+    steps = [moment["place"] for moment in critics[0]]
+    _band(axis, steps, [[100 * moment["low-gradient-ratio"] for moment in moments] for moments in critics], style)
+
+
+def _band(axis: Axes, places: list[float], curves: list[list[float]], style: dict[str, Any]) -> None:
+    """Mean over seeds, and a band of one standard error of it."""
+    values = np.array(curves)  # [seeds, places]
+    axis.plot(places, values.mean(0), linewidth=1.4, **{**style, "marker": None})
+    if len(values) > 1:
+        error = values.std(0, ddof=1) / np.sqrt(len(values))
+        axis.fill_between(
+            places, values.mean(0) - error, values.mean(0) + error, color=style["color"], alpha=0.15, lw=0
+        )
+
+
+def _trade_off(axis: Axes, runs: list[Result], style: dict[str, Any], name: str, scale: float) -> None:
+    final = scale * np.array([run["summary"][name] for run in runs])
+    drop = scale * np.array([run["summary"]["mean-drop"] or 0.0 for run in runs])
     several = len(runs) > 1
     axis.errorbar(
         drop.mean(),

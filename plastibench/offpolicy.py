@@ -344,7 +344,6 @@ class OffPolicy:
             "memory": self.memory.sampler_state(),
             "targets": {role: each.state_dict() for role, each in self.target_interventions.items()},
             "seen": zlib.crc32(np.ascontiguousarray(self.stacked).tobytes()),
-            "random-actions": None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -359,7 +358,10 @@ class OffPolicy:
                 self.memory.clear()
                 self.memory.begin(self.frames)
             for action in taken.numpy():
+                if self.steps < self.agent.recipe.learning_starts:
+                    self.envs.action_space.sample()
                 self._step(action)
+                self.steps += self.scenario.envs
         if zlib.crc32(np.ascontiguousarray(self.stacked).tobytes()) != state["seen"]:
             raise UserError(
                 f"{self.run.spec.id} cannot be continued: its environment does not repeat itself; "

@@ -88,7 +88,7 @@ def test_steps_updates_and_frames_are_counted_apart(tmp_path: Path) -> None:
     cost = result["cost"]
     assert (cost["agent-steps"], cost["environment-steps"], cost["updates"]) == (240, 240, 100)  # 0.5 · (240 − 40)
     assert [point["steps"] for point in result["returns"]] == [0, 80, 160, 240]
-    assert cost["memory-bytes"] == 120 * (4 + 4 + 4 + 4 + 1) + (30 + 1 + 1) * 4 * 16 + 16 * 8
+    assert cost["memory-bytes"] == 120 * (4 + 4 + 4 + 4 + 1) + (30 + 1 + 1) * 4 * 16  # transitions, and rows of frames
     with open(next(tmp_path.iterdir()) / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {"return", "q-bias", "loss", "training-return", "q-churn", "policy-churn"} <= {row["metric"] for row in rows}
@@ -258,6 +258,28 @@ def test_a_run_that_crashed_and_went_on_is_the_run_that_did_not(
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "learn", learn)
+        with pytest.raises(Stopped):
+            go(spec, tmp_path / "part", checkpoint_seconds=0)
+    go(spec, tmp_path / "part")
+    assert_same_run(tmp_path / "whole" / spec.id, tmp_path / "part" / spec.id)
+
+
+@pytest.mark.parametrize("moment", [3, 9, 14])
+def test_a_run_that_crashed_while_acting_went_on_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """Also among the random actions before the first update (40 steps of 4 environments), and with an episode cut."""
+    spec, done, original = tiny(env_options={"max_episode_steps": 11}), [0], OffPolicy.advance
+    go(spec, tmp_path / "whole")
+
+    def advance(self: OffPolicy) -> None:
+        done[0] += 1
+        if done[0] == moment:
+            raise Stopped
+        original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OffPolicy, "advance", advance)
         with pytest.raises(Stopped):
             go(spec, tmp_path / "part", checkpoint_seconds=0)
     go(spec, tmp_path / "part")

@@ -99,8 +99,7 @@ def summary(
     """
     tasks = sorted({point.task for point in curve})
     ends = [_end(curve, task) for task in tasks]
-    closing = [event.steps for event in events[1:]] + [steps]
-    after = [aftermath(event, curve, until) for event, until in zip(events, closing, strict=False)]
+    after = [aftermath(event, curve, until) for event, until in zip(events, _closing(events, steps), strict=True)]
     final = ends[-1]
     low, high = bounds or (0.0, 1.0)
     share = None if bounds is None or final is None else (final - low) / (high - low)
@@ -113,7 +112,7 @@ def summary(
         "mean-lowest": mean([found["lowest"] for found in after]),
         "mean-recovery-steps": mean([found["recovery"] for found in after]),
         "unrecovered-share": mean([float(found["recovery"] is None) for found in after]),
-        "final-q-bias": mean([point.bias for point in curve if point.task == tasks[-1]][-FINAL:]),
+        "final-q-bias": mean([point.bias for point in curve][-FINAL:]),
     }
 
 
@@ -121,15 +120,19 @@ def result(
     curve: Sequence[Evaluation], events: Sequence[Event], steps: int, bounds: tuple[float, float] | None = None
 ) -> dict[str, Any]:
     """The summary and what it rests on."""
-    closing = [*(later.steps for _, later in itertools.pairwise(events)), steps]
+    windows = zip(events, _closing(events, steps), strict=True)
     return {
         "summary": summary(curve, events, steps, bounds),
         "returns": [vars(point) for point in curve],
-        "events": [
-            {**vars(event), **aftermath(event, curve, until)} for event, until in zip(events, closing, strict=False)
-        ],
+        "events": [{**vars(event), **aftermath(event, curve, until)} for event, until in windows],
     }
 
 
+def _closing(events: Sequence[Event], steps: int) -> list[int]:
+    """When the window after each event ends: at the next one, or with the run."""
+    return [*(later.steps for _, later in itertools.pairwise(events)), steps][: len(events)]
+
+
 def _end(curve: Sequence[Evaluation], task: int) -> float | None:
-    return mean([point.value for point in curve if point.task == task][-FINAL:])
+    values = [point.value for point in curve if point.task == task]
+    return mean(values[1:][-FINAL:] or values)  # the first is from before the task was learned
