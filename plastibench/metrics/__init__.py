@@ -12,6 +12,19 @@ PERFORMANCE = {
     "loss": "training loss, mean of the updates since the last evaluation",
     "gradient-norm": "norm of the whole gradient before clipping, mean of the updates since the last evaluation",
 }
+RETURNS = {
+    "return": "mean return of full greedy episodes in environments of their own",
+    "training-return": "mean return of the episodes that ended in training since the last evaluation",
+    "return-after": "the return right after an intervention, on the same seeds as right before it",
+    "normalised-return": "final return between those of a random (0) and a perfect policy (1), where both are known",
+    "q-bias": "mean of what the critic expected minus the discounted return that followed (van Hasselt et al. 2016)",
+    "q-churn": "mean change of the critic's values on 512 transitions through one update (Tang & Berseth 2024)",
+    "policy-churn": "share of 512 transitions whose greedy action one update changed (Schaul et al. 2022)",
+    "entropy": "mean entropy of the policy over the batches since the last evaluation (SAC)",
+    "temperature": "mean weight of the entropy over the updates since the last evaluation (SAC)",
+    "agent-steps": "steps of the agent so far, summed over environments",
+    "environment-steps": "frames of the environments so far: steps times frames skipped",
+}
 PLASTICITY = {
     "dormant-ratio": "share of units with E|h_i| <= 0.1 of their layer's mean (ReDo, Sokar et al. 2023)",
     "gradient-dormant-ratio": "share of units with E|∂L/∂z_i| <= 0.01 of their layer's mean (ReGraMa, pre-activation)",
@@ -22,4 +35,4 @@ PLASTICITY = {
     "weight-distance": "||θ - θ0|| / ||θ0|| with the initial parameters θ0",
     "layernorm-gradient-spread": "standard deviation over features of E[∂L/∂z_i], last LayerNorm (paper, Fig. 3)",
 }
-METRICS = PERFORMANCE | PLASTICITY
+METRICS = PERFORMANCE | RETURNS | PLASTICITY
