@@ -126,10 +126,10 @@ class DQNAgent(OffPolicyAgent):
         self._note(**{"loss": loss, "gradient-norm": norm})
 
     @torch.no_grad()
-    def prepare(self, batch: TensorDictBase) -> TensorDictBase:
+    def prepare(self, batch: TensorDictBase, noise: torch.Generator | None = None) -> TensorDictBase:
         """Adds ``target``: values [B], or distributions [B, atoms]."""
         following = batch["next_observation"]
-        reward = batch["reward"].sign() if self.recipe.clip_rewards else batch["reward"]
+        reward = batch["reward"]
         with self._autocast():
             outputs = self._forward["critic-target"](following).float()
             chooser = self._forward["critic"](following).float() if self.recipe.double else outputs

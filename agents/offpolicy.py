@@ -182,8 +182,13 @@ class OffPolicyAgent:
         """One update of every network on a sampled batch; writes ``td_error`` [B] into one that has weights."""
         raise NotImplementedError
 
-    def prepare(self, batch: TensorDictBase) -> TensorDictBase:
-        """The batch with all that the networks' losses need: ``target`` values, and noise of actions."""
+    def prepare(self, batch: TensorDictBase, noise: torch.Generator | None = None) -> TensorDictBase:
+        """The batch with all that the networks' losses need: ``target`` values, and noise of actions.
+
+        Args:
+            batch: Transitions; changed in place.
+            noise: Draws the noise, so that a look at the networks leaves that of training alone.
+        """
         raise NotImplementedError
 
     def value(self, observation: Tensor, action: Tensor) -> Tensor:

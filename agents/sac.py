@@ -159,9 +159,6 @@ class _SoftActorCritic(OffPolicyAgent):
     def _actor_loss(self, module: nn.Module, batch: TensorDictBase) -> Tensor:
         return self._policy(module, batch)[0]
 
-    def _reward(self, batch: TensorDictBase) -> Tensor:
-        return batch["reward"].sign() if self.recipe.clip_rewards else batch["reward"]
-
 
 class ContinuousSAC(_SoftActorCritic):
     """Actions are tanh of a Gaussian, scaled to the bounds of the action space."""
@@ -190,16 +187,16 @@ class ContinuousSAC(_SoftActorCritic):
         return self._draw(outputs, self._normal(outputs))[0].cpu()
 
     @torch.no_grad()
-    def prepare(self, batch: TensorDictBase) -> TensorDictBase:
+    def prepare(self, batch: TensorDictBase, noise: torch.Generator | None = None) -> TensorDictBase:
         """Adds ``target`` [B] and the ``noise`` [B, action] that draws the actor's actions."""
         following = batch["next_observation"]
         with self._autocast():
             outputs = self._forward["actor"](following).float()
-            action, log_probability = self._draw(outputs, self._normal(outputs))
+            action, log_probability = self._draw(outputs, self._normal(outputs, noise))
             values = self._forward["critic-target"](following, action).float().amin(0)
         soft = values - self._log_temperature.exp() * log_probability
-        batch["target"] = self._reward(batch) + batch["discount"] * soft
-        batch["noise"] = self._normal(outputs)
+        batch["target"] = batch["reward"] + batch["discount"] * soft
+        batch["noise"] = self._normal(outputs, noise)
         return batch
 
     @torch.no_grad()
@@ -219,9 +216,9 @@ class ContinuousSAC(_SoftActorCritic):
         loss = (self._log_temperature.detach().exp() * log_probability - values).mean()
         return loss, -log_probability.mean()
 
-    def _normal(self, outputs: Tensor) -> Tensor:
+    def _normal(self, outputs: Tensor, noise: torch.Generator | None = None) -> Tensor:
         shape = (len(outputs), outputs.shape[1] // 2)
-        return torch.randn(shape, generator=self._noise, device=self.device)
+        return torch.randn(shape, generator=noise or self._noise, device=self.device)
 
     def _draw(self, outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Action [B, action] and its log-density [B], from the policy's parameters and standard normal noise."""
@@ -259,14 +256,14 @@ class DiscreteSAC(_SoftActorCritic):
         return (logits - (-uniform.log()).log()).argmax(1).cpu()  # Gumbel
 
     @torch.no_grad()
-    def prepare(self, batch: TensorDictBase) -> TensorDictBase:
+    def prepare(self, batch: TensorDictBase, noise: torch.Generator | None = None) -> TensorDictBase:
         """Adds ``target``. [B]."""
         following = batch["next_observation"]
         with self._autocast():
             log_policy = self._forward["actor"](following).float().log_softmax(1)
             values = self._forward["critic-target"](following).float().amin(0)
         soft = (log_policy.exp() * (values - self._log_temperature.exp() * log_policy)).sum(1)
-        batch["target"] = self._reward(batch) + batch["discount"] * soft
+        batch["target"] = batch["reward"] + batch["discount"] * soft
         return batch
 
     @torch.no_grad()

@@ -70,6 +70,11 @@ envs.add(
 envs.add(
     "rl-minatar-sequence", "plastibench.envs.minatar:MinAtarSequence", "MinAtar games one after another, six actions"
 )
+envs.add(
+    "rl-bandit-digits",
+    "plastibench.envs.bandit:DigitsBandit",
+    "400 digits, each with a paying action that is drawn anew for each of 10 tasks; two minutes on a CPU",
+)
 envs.add("rl-slippery-ant", "plastibench.envs.mujoco:SlipperyAnt", "MuJoCo ant whose ground changes its friction")
 envs.add_family("rl-atari-", "plastibench.envs.atari:Atari", "any Atari game of the ALE: rl-atari-breakout, …", "id")
 envs.add_family("rl-mujoco-", "plastibench.envs.mujoco:MuJoCo", "a MuJoCo robot: rl-mujoco-half-cheetah, …", "id")

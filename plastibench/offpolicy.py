@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -130,12 +131,15 @@ class OffPolicy:
 
     def representative(self) -> TensorDictBase:
         """Transitions drawn from the whole memory, with targets."""
-        return self.agent.prepare(self.memory.draw(self.run.spec.run.representative, self.draws))
+        return self._prepared(self.run.spec.run.representative, self.draws, "representative")
 
     def probe(self) -> TensorDictBase:
         """Transitions drawn from the whole memory, the same for every method while the memory is."""
-        fresh = generator(self.run.spec.run.seed, f"probe-{self.steps}")
-        return self.agent.prepare(self.memory.draw(_PROBE, fresh))
+        return self._prepared(_PROBE, generator(self.run.spec.run.seed, f"probe-{self.steps}"), "probe")
+
+    def _prepared(self, size: int, draws: torch.Generator, purpose: str) -> TensorDictBase:
+        noise = generator(self.run.spec.run.seed, f"{purpose}-noise-{self.run.total}", self.device)
+        return self.agent.prepare(self.memory.draw(size, draws), noise)
 
     def counts(self) -> dict[str, int]:
         """Steps of the agent and of the environments, and the bytes of the memory."""
@@ -173,15 +177,19 @@ class OffPolicy:
         observation, reward, terminated, truncated, info = self.envs.step(action)
         ended = terminated | truncated
         frames = self.scenario.observe(self.task, observation)
-        final = {}
-        if ended.any():
-            for env in np.flatnonzero(ended):
-                final[env] = self.scenario.observe(self.task, np.asarray(info["final_obs"][env])[None])[0]
-        self.memory.add(action, reward, terminated, truncated, frames, final)
+        final = {
+            env: self.scenario.observe(self.task, np.asarray(info["final_obs"][env])[None])[0]
+            for env in np.flatnonzero(truncated & ~terminated)
+        }
+        self.memory.add(action, self._learned(reward), terminated, truncated, frames, final)
         self.frames, self.stacked = frames, self._next_stack(self.stacked, frames, ended)
         self.sums += reward
         self.episodes += self.sums[ended].tolist()
         self.sums[ended] = 0
+
+    def _learned(self, reward: Array) -> Array:
+        """What the agent learns from: rewards, or their signs."""
+        return np.sign(reward) if self.agent.recipe.clip_rewards else reward
 
     def _learn(self, batch: TensorDictBase) -> None:
         self.run.learn(batch)
@@ -220,13 +228,13 @@ class OffPolicy:
                 target.module.requires_grad_(False)
 
     def _switch(self) -> None:
-        """Begin the next task."""
+        """Begin the next task; interventions see what is remembered of those before, for nothing else is there yet."""
         self._enter(self.task + 1)
+        if not self.run.spec.run.every and len(self.memory):
+            self._intervene()
         if self.scenario.clear_replay:
             self.memory.clear()
             self.memory.begin(self.frames)
-        if not self.run.spec.run.every and len(self.memory):
-            self._intervene()
         self._evaluate()
 
     # Evaluation --------------------------------------------------------------------------------------------------
@@ -261,7 +269,7 @@ class OffPolicy:
         modules = self._evaluated()
         rewards: list[list[float]] = [[] for _ in range(count)]
         expected: list[list[float]] = [[] for _ in range(count)]
-        tails = np.zeros(count)
+        totals, tails = np.zeros(count), np.zeros(count)
         playing = np.ones(count, bool)
         while playing.any():
             seen = self._seen(stacked)
@@ -271,7 +279,8 @@ class OffPolicy:
             ended = terminated | truncated
             frames = self.scenario.observe(self.task, observation)
             for env in np.flatnonzero(playing):
-                rewards[env].append(float(reward[env]))
+                totals[env] += reward[env]
+                rewards[env].append(float(self._learned(reward[env])))
                 expected[env].append(float(values[env]))
                 if ended[env] and not terminated[env]:
                     tails[env] = self._tail(stacked[env], info["final_obs"][env], modules)
@@ -281,7 +290,7 @@ class OffPolicy:
         gamma = self.agent.recipe.gamma
         seen_returns = [discounted(rewards[env], gamma, tails[env]) for env in range(count)]
         bias = np.concatenate([np.asarray(e) - r for e, r in zip(expected, seen_returns, strict=True)])
-        return float(np.mean([sum(episode) for episode in rewards])), float(bias.mean())
+        return float(totals.mean()), float(bias.mean())
 
     def _tail(self, stacked: Array, final: Array, modules: dict[str, nn.Module]) -> float:
         """What the critic expects after an episode was cut off."""
@@ -304,6 +313,13 @@ class OffPolicy:
         if self.env.actions:
             figures["policy-churn"] = float(changed.float().mean())
         self.run.record("training", figures)
+
+    def close(self) -> None:
+        """Close the environments, and delete what of the memory is in files; a resumed run acts it out again."""
+        if self.task >= 0:
+            self.envs.close()
+        if self.agent.recipe.storage == "memmap":
+            shutil.rmtree(self.run.folder / "memory", ignore_errors=True)
 
     # Frames ------------------------------------------------------------------------------------------------------
 

@@ -79,6 +79,9 @@ class Course(Protocol):
     def result(self) -> dict[str, Any]:
         """The course's own part of ``result.json``, with its ``summary``."""
 
+    def close(self) -> None:
+        """Let go of what is open."""
+
     def state_dict(self) -> dict[str, Any]:
         """All that an exact resume needs."""
 
@@ -210,6 +213,7 @@ class Run:
         """Close files and progress; the state stays as it was last saved."""
         self.progress.close()
         self.recorder.close()
+        self.course.close()
 
     # What courses call -------------------------------------------------------------------------------------------
 

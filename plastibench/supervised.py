@@ -93,6 +93,9 @@ class Supervised:
             found.update(_drops_in_mid_task(self.run.reports))
         return {"summary": found, "tasks": [task_figures(record) for record in self.records]}
 
+    def close(self) -> None:
+        """Nothing is held open."""
+
     # Epochs and tasks ---------------------------------------------------------------------------------------------
 
     def _end_epoch(self, epoch: int) -> None:

@@ -22,7 +22,7 @@ from plastibench.spec import RunSpec
 from tests.test_runner import Stopped, assert_same_run, timeless
 
 QUICK = {"steps": 240, "envs": 4, "evaluate_every": 80, "evaluation_episodes": 2, "max_episode_steps": 60}
-SMALL = {"hidden": (8, 8), "batch_size": 8, "learning_starts": 40, "buffer_size": 120}
+SMALL = {"hidden": (8, 8), "batch_size": 8, "learning_starts": 40, "buffer_size": 120, "replay_ratio": 0.5}
 
 
 def tiny(
@@ -116,6 +116,24 @@ def test_evaluations_do_not_change_what_is_learned(tmp_path: Path) -> None:
         go(spec, tmp_path)
         found.append(torch.load(tmp_path / spec.id / "final.pt", weights_only=True)["networks"][0])
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_evaluations_leave_the_noise_of_actions_alone(tmp_path: Path) -> None:
+    found = []
+    for every in (40, 120):
+        spec = tiny(env="rl-pendulum", agent="sac-mlp", env_options={"evaluate_every": every})
+        go(spec, tmp_path)
+        found.append(torch.load(tmp_path / spec.id / "final.pt", weights_only=True)["networks"][1])
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_only_signs_of_rewards_are_learned_where_asked_one_by_one_before_they_are_summed(begun: Any) -> None:
+    _, course, _ = begun(
+        tiny(env="rl-pendulum", agent="sac-mlp", agent_options={"clip_rewards": True, "n_step": 3}), 80
+    )
+    batch = course.memory.draw(100, torch.Generator())
+    assert batch["reward"].tolist() == pytest.approx([-(1 + 0.99 + 0.99**2)] * len(batch))  # all rewards are negative
+    assert course.curve[-1].value < -60
 
 
 def test_two_interventions_see_the_same_environment_until_the_first_acts(tmp_path: Path) -> None:
@@ -236,7 +254,7 @@ def test_the_memory_outlives_a_switch_unless_it_is_cleared(begun: Any, clear: bo
         ("rnr", "rl-cartpole", "dqn-mlp", {"prioritized": True, "n_step": 3}),
         ("shrink-perturb", "rl-pendulum", "sac-mlp", {"target_policy": "same"}),
         ("redo", "rl-minatar-permuted", "dqn-cnn", {"target_policy": "copy", "atoms": 5}),
-        ("reset", "rl-cartpole", "sac-mlp", {}),
+        ("reset", "rl-cartpole", "sac-mlp", {"storage": "memmap"}),
     ],
 )
 @pytest.mark.parametrize("crash", [3, 37, 61])
