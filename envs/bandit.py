@@ -28,7 +28,7 @@ class DigitsBandit(Control):
     steps: int = option(8_000, "steps of the agent in each task", low=1)
     envs: int = option(32, "copies that are stepped together", low=1)
     evaluate_every: int = option(4_000, "steps between evaluations", low=1)
-    evaluation_episodes: int = option(400, "episodes per evaluation: one for each image, in order", low=1)
+    evaluation_episodes: int = option(400, "episodes per evaluation: by default one for each image", low=1)
     clear_replay: bool = option(True, "forget all transitions at a task switch")
     tasks: int = option(10, "tasks", low=1)
     images: int = option(400, "how many images", low=1)

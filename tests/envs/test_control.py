@@ -161,3 +161,35 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(UserError, match=r"pip install 'plastibench\[minatar\]'"):
         PermutedMinAtar().vector(0, 1)
+
+
+def test_the_bandit_shows_every_image_once_a_round_and_pays_for_one_action() -> None:
+    one = scenario("rl-bandit-digits", images=60)
+    made = one.make()
+    assert (made.frame[0], made.actions, one.task_count) == ((1, 8, 8), 10, 10)
+    vector = one.vector(0, 20)
+    shown, _ = vector.reset(seed=0)
+    pays: dict[bytes, int] = {}
+    rounds = []
+    for step in range(30):  # ten rounds of 60 images, one action for all in each
+        rounds.append(shown)
+        following, reward, terminated, truncated, info = vector.step(np.full(20, step // 3))
+        assert terminated.all() and not truncated.any() and (info["final_obs"] == shown).all()
+        pays.update({image.tobytes(): step // 3 for image, paid in zip(shown, reward, strict=True) if paid})
+        shown = following
+    for first in range(0, 30, 3):
+        assert len({image.tobytes() for image in np.concatenate(rounds[first : first + 3])}) == 60
+    assert len(pays) == 60 and len(set(pays.values())) == 10
+
+
+def test_what_pays_changes_with_the_task_and_not_with_the_run() -> None:
+    one = scenario("rl-bandit-digits", images=60)
+    one.make()
+
+    def paid(task: int, seed: int) -> float:
+        vector = one.vector(task, 60)
+        vector.reset(seed=seed)
+        best: Any = one.vector(0, 60)
+        return float(np.mean(vector.step(best._paying[vector._shown])[1]))  # type: ignore[attr-defined]
+
+    assert paid(0, seed=1) == paid(0, seed=2) == 1.0 and paid(1, seed=1) < 0.4
