@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
@@ -194,6 +196,10 @@ class OffPolicyAgent:
     def value(self, observation: Tensor, action: Tensor) -> Tensor:
         """What the critic expects of actions. [B]."""
         raise NotImplementedError
+
+    def learned(self, reward: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """What is learned from: the rewards, or their signs."""
+        return np.sign(reward) if self.recipe.clip_rewards else reward
 
     def explore_less(self, share: float) -> None:
         """Be told how much of the run is over, between 0 and 1."""

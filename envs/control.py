@@ -61,6 +61,21 @@ class Control:
             return observation.astype(np.float32)
         return np.moveaxis(observation, -1, 1) if observation.ndim == 4 else observation
 
+    def first_seen(self, frames: Frames) -> Frames:
+        """Observations at the start of episodes: frames stacked, missing ones zero. [n, ...]."""
+        if not self.stack:
+            return frames
+        missing = np.zeros((len(frames), self.stack - 1, *frames.shape[1:]), frames.dtype)
+        return np.concatenate([missing, frames[:, None]], 1)
+
+    def next_seen(self, seen: Frames, frames: Frames, ended: npt.NDArray[np.bool_]) -> Frames:
+        """Observations a step later; where an episode has ended, the first of the next one. [n, ...]."""
+        if not self.stack:
+            return frames
+        following = np.concatenate([seen[:, 1:], frames[:, None]], 1)
+        following[ended, :-1] = 0
+        return following
+
     @property
     def stack(self) -> int:
         """Consecutive frames in an observation; 0: the environment shows all at once."""

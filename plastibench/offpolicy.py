@@ -17,7 +17,8 @@ from plastibench.errors import UserError
 from plastibench.interventions.base import Intervention
 from plastibench.memory import Layout, Memory
 from plastibench.metrics import returns
-from plastibench.metrics.returns import Evaluation, Event, discounted
+from plastibench.metrics.returns import Evaluation, Event
+from plastibench.playing import on_device, play
 from plastibench.seeds import derive, generator
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ class OffPolicy:
         recipe = agent.recipe
         shape, dtype = env.frame
         priority = (recipe.priority_alpha, recipe.priority_beta) if recipe.prioritized else None
-        self.order = generator(seed, "order", "cpu" if priority else self.device)
+        mapped = recipe.storage == "memmap"
+        kept_on = torch.device("cpu") if mapped else self.device
+        self.order = generator(seed, "order", "cpu" if priority else kept_on)
         self.draws = generator(seed, "representative")
         self.layout = Layout(
             capacity=recipe.buffer_size,
@@ -57,8 +60,8 @@ class OffPolicy:
             n_step=recipe.n_step,
             gamma=recipe.gamma,
         )
-        folder = run.folder / "memory" if recipe.storage == "memmap" else None
-        self.memory = Memory(self.layout, agent.batch_size, self.device, self.order, priority=priority, folder=folder)
+        folder = run.folder / "memory" if mapped else None
+        self.memory = Memory(self.layout, agent.batch_size, kept_on, self.order, priority=priority, folder=folder)
         self.target_interventions: dict[str, Intervention] = {}
         if recipe.target_policy == "same":
             roles = [role for role in agent.targets if run.works_on(role)]
@@ -70,9 +73,7 @@ class OffPolicy:
         self.steps = 0  # of the agent, since the start
         self.steps_before = 0
         self.owed = 0.0  # updates that are due, as a fraction
-        self.actions: list[
-            list[Array]
-        ] = []  # all actions of each task: what the state of the environments follows from
+        self.actions: list[list[Array]] = []  # all of each task: the state of the environments follows from them
         self.curve: list[Evaluation] = []
         self.events: list[Event] = []
         self.episodes: list[float] = []  # returns of the episodes in training since the last evaluation
@@ -139,7 +140,7 @@ class OffPolicy:
 
     def _prepared(self, size: int, draws: torch.Generator, purpose: str) -> TensorDictBase:
         noise = generator(self.run.spec.run.seed, f"{purpose}-noise-{self.run.total}", self.device)
-        return self.agent.prepare(self.memory.draw(size, draws), noise)
+        return self.agent.prepare(self.memory.draw(size, draws).to(self.device), noise)
 
     def counts(self) -> dict[str, int]:
         """Steps of the agent and of the environments, and the bytes of the memory."""
@@ -161,7 +162,7 @@ class OffPolicy:
         self.envs = self.scenario.vector(task, self.scenario.envs)
         observation, _ = self.envs.reset(seed=derive(self.run.spec.run.seed, f"env-{task}") % 2**31)
         self.frames = self.scenario.observe(task, observation)
-        self.stacked = self._first_stack(self.frames)
+        self.seen = self.scenario.first_seen(self.frames)
         self.sums = np.zeros(self.scenario.envs)
         self.memory.begin(self.frames)
         self.envs.action_space.seed(derive(self.run.spec.run.seed, f"random-actions-{task}") % 2**31)
@@ -169,7 +170,7 @@ class OffPolicy:
     def _choose(self) -> Array:
         if self.steps < self.agent.recipe.learning_starts:
             return np.asarray(self.envs.action_space.sample())
-        return self.agent.act(self._seen(self.stacked), greedy=False).numpy()
+        return self.agent.act(on_device(self.seen, self.device), greedy=False).numpy()
 
     def _step(self, action: Array) -> None:
         """Act and remember."""
@@ -181,17 +182,14 @@ class OffPolicy:
             env: self.scenario.observe(self.task, np.asarray(info["final_obs"][env])[None])[0]
             for env in np.flatnonzero(truncated & ~terminated)
         }
-        self.memory.add(action, self._learned(reward), terminated, truncated, frames, final)
-        self.frames, self.stacked = frames, self._next_stack(self.stacked, frames, ended)
+        self.memory.add(action, self.agent.learned(reward), terminated, truncated, frames, final)
+        self.frames, self.seen = frames, self.scenario.next_seen(self.seen, frames, ended)
         self.sums += reward
         self.episodes += self.sums[ended].tolist()
         self.sums[ended] = 0
 
-    def _learned(self, reward: Array) -> Array:
-        """What the agent learns from: rewards, or their signs."""
-        return np.sign(reward) if self.agent.recipe.clip_rewards else reward
-
     def _learn(self, batch: TensorDictBase) -> None:
+        batch = batch.to(self.device)
         self.run.learn(batch)
         self.memory.update_priority(batch)
         if self.churning is not None:
@@ -251,7 +249,7 @@ class OffPolicy:
         if len(self.memory) and self.run.total:
             self.run.measure("training")
             fresh = generator(self.run.spec.run.seed, f"churn-{self.steps}")
-            batch = self.memory.draw(_PROBE, fresh)
+            batch = self.memory.draw(_PROBE, fresh).to(self.device)
             self.churning = batch["observation"], batch["action"]
             self._before_churn = self._answers(*self.churning)
         place = f"task {self.task + 1}/{self.scenario.task_count}, " if self.scenario.task_count > 1 else ""
@@ -261,42 +259,8 @@ class OffPolicy:
         self.run.progress.show(self.steps, done, place, f"return {value:8.2f}", milestone=end)
 
     def _play(self) -> tuple[float, float]:
-        """Mean return of full greedy episodes in environments of their own, and the bias of the critic there."""
-        count = self.scenario.evaluation_episodes
-        envs = self.scenario.vector(self.task, count)
-        observation, _ = envs.reset(seed=derive(self.run.spec.run.seed, f"evaluation-{self.steps}") % 2**31)
-        stacked = self._first_stack(self.scenario.observe(self.task, observation))
-        modules = self._evaluated()
-        rewards: list[list[float]] = [[] for _ in range(count)]
-        expected: list[list[float]] = [[] for _ in range(count)]
-        totals, tails = np.zeros(count), np.zeros(count)
-        playing = np.ones(count, bool)
-        while playing.any():
-            seen = self._seen(stacked)
-            action = self.agent.act(seen, greedy=True, modules=modules)
-            values = self.agent.value(seen, action.to(self.device)).cpu().numpy()
-            observation, reward, terminated, truncated, info = envs.step(action.numpy())
-            ended = terminated | truncated
-            frames = self.scenario.observe(self.task, observation)
-            for env in np.flatnonzero(playing):
-                totals[env] += reward[env]
-                rewards[env].append(float(self._learned(reward[env])))
-                expected[env].append(float(values[env]))
-                if ended[env] and not terminated[env]:
-                    tails[env] = self._tail(stacked[env], info["final_obs"][env], modules)
-            stacked = self._next_stack(stacked, frames, ended)
-            playing &= ~ended
-        envs.close()
-        gamma = self.agent.recipe.gamma
-        seen_returns = [discounted(rewards[env], gamma, tails[env]) for env in range(count)]
-        bias = np.concatenate([np.asarray(e) - r for e, r in zip(expected, seen_returns, strict=True)])
-        return float(totals.mean()), float(bias.mean())
-
-    def _tail(self, stacked: Array, final: Array, modules: dict[str, nn.Module]) -> float:
-        """What the critic expects after an episode was cut off."""
-        frame = self.scenario.observe(self.task, np.asarray(final)[None])
-        seen = self._seen(self._next_stack(stacked[None], frame, np.zeros(1, bool)))
-        return float(self.agent.value(seen, self.agent.act(seen, greedy=True, modules=modules).to(self.device)))
+        seed = derive(self.run.spec.run.seed, f"evaluation-{self.steps}") % 2**31
+        return play(self.scenario, self.task, self.agent, self._evaluated(), seed)
 
     def _evaluated(self) -> dict[str, nn.Module]:
         pairs = zip(self.run.networks, self.run.interventions, strict=True)
@@ -321,24 +285,6 @@ class OffPolicy:
         if self.agent.recipe.storage == "memmap":
             shutil.rmtree(self.run.folder / "memory", ignore_errors=True)
 
-    # Frames ------------------------------------------------------------------------------------------------------
-
-    def _first_stack(self, frames: Array) -> Array:
-        if not self.scenario.stack:
-            return frames
-        missing = np.zeros((len(frames), self.scenario.stack - 1, *frames.shape[1:]), frames.dtype)
-        return np.concatenate([missing, frames[:, None]], 1)
-
-    def _next_stack(self, stacked: Array, frames: Array, ended: Array) -> Array:
-        if not self.scenario.stack:
-            return frames
-        following = np.concatenate([stacked[:, 1:], frames[:, None]], 1)
-        following[ended, :-1] = 0
-        return following
-
-    def _seen(self, stacked: Array) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(stacked)).to(self.device)
-
     # Saving and restoring ----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -359,7 +305,7 @@ class OffPolicy:
             "draws": self.draws.get_state(),
             "memory": self.memory.sampler_state(),
             "targets": {role: each.state_dict() for role, each in self.target_interventions.items()},
-            "seen": zlib.crc32(np.ascontiguousarray(self.stacked).tobytes()),
+            "seen": zlib.crc32(np.ascontiguousarray(self.seen).tobytes()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -378,7 +324,7 @@ class OffPolicy:
                     self.envs.action_space.sample()
                 self._step(action)
                 self.steps += self.scenario.envs
-        if zlib.crc32(np.ascontiguousarray(self.stacked).tobytes()) != state["seen"]:
+        if zlib.crc32(np.ascontiguousarray(self.seen).tobytes()) != state["seen"]:
             raise UserError(
                 f"{self.run.spec.id} cannot be continued: its environment does not repeat itself; "
                 f"delete {self.run.folder} to start anew"

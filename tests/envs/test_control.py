@@ -119,20 +119,17 @@ def test_the_ants_ground_changes_in_the_simulation_itself() -> None:
 
 
 def test_a_stack_of_the_library_is_what_an_agent_sees() -> None:
-    """The course stacks frames as gymnasium's wrapper does, and as the memory gives them back."""
-    from plastibench.offpolicy import OffPolicy
-
+    """As gymnasium's wrapper stacks frames; the memory's own test compares with the same rule."""
     env = FrameStackObservation(gymnasium.make("CartPole-v1"), 3, padding_type="zero")
-    course: Any = OffPolicy.__new__(OffPolicy)
-    course.scenario = type("Scenario", (), {"stack": 3})
+    one = scenario("rl-atari-pong", frames=3)
     expected, _ = env.reset(seed=0)
-    found = course._first_stack(expected[-1][None])
+    found = one.first_seen(expected[-1][None])
     for step in range(60):
         assert (found[0] == expected).all()
         expected, _, terminated, _, _ = env.step(step % 2)
         if terminated:
             expected, _ = env.reset()
-        found = course._next_stack(found, expected[-1][None], np.array([terminated]))
+        found = one.next_seen(found, expected[-1][None], np.array([terminated]))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,81 @@
+"""Full greedy episodes in environments of their own: what an agent is worth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from plastibench.metrics.returns import discounted
+
+if TYPE_CHECKING:
+    from plastibench.agents.offpolicy import OffPolicyAgent
+    from plastibench.envs.control import Control
+
+LONGEST = 27_000  # steps after which an episode that does not end by itself is cut off; 108,000 frames of Atari
+
+
+def play(
+    scenario: Control, task: int, agent: OffPolicyAgent, modules: dict[str, nn.Module], seed: int
+) -> tuple[float, float]:
+    """Mean return of full greedy episodes, and the bias of the critic on the way.
+
+    Args:
+        scenario: Makes the environments; says how many episodes.
+        task: Number of the task.
+        agent: Who plays; none of its generators is drawn from.
+        modules: What acts, by role: the networks themselves, or slow copies.
+        seed: Of the environments.
+
+    Returns:
+        The mean return, and the mean of the critic's expectations minus the discounted returns that followed them.
+        Where an episode was cut off, what the critic expects there stands for what would have followed.
+    """
+    count = scenario.evaluation_episodes
+    envs = scenario.vector(task, count)
+    observation, _ = envs.reset(seed=seed)
+    seen = scenario.first_seen(scenario.observe(task, observation))
+    rewards: list[list[float]] = [[] for _ in range(count)]
+    expected: list[list[float]] = [[] for _ in range(count)]
+    totals, tails = np.zeros(count), np.zeros(count)
+    playing = np.ones(count, bool)
+    for step in range(LONGEST):
+        shown = on_device(seen, agent.device)
+        action = agent.act(shown, greedy=True, modules=modules)
+        values = agent.value(shown, action.to(agent.device)).cpu().numpy()
+        observation, reward, terminated, truncated, info = envs.step(action.numpy())
+        ended = terminated | truncated
+        frames = scenario.observe(task, observation)
+        for env in np.flatnonzero(playing):
+            totals[env] += reward[env]
+            rewards[env].append(float(agent.learned(reward[env])))
+            expected[env].append(float(values[env]))
+            if not terminated[env] and (truncated[env] or step + 1 == LONGEST):
+                last = (
+                    scenario.observe(task, np.asarray(info["final_obs"][env])[None])
+                    if truncated[env]
+                    else frames[[env]]
+                )
+                tails[env] = _expected(agent, scenario.next_seen(seen[[env]], last, np.zeros(1, bool)), modules)
+        seen = scenario.next_seen(seen, frames, ended)
+        playing &= ~ended
+        if not playing.any():
+            break
+    envs.close()
+    gamma = agent.recipe.gamma
+    followed = [discounted(rewards[env], gamma, tails[env]) for env in range(count)]
+    bias = np.concatenate([np.asarray(e) - f for e, f in zip(expected, followed, strict=True)])
+    return float(totals.mean()), float(bias.mean())
+
+
+def on_device(seen: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """Observations as a tensor where the networks are."""
+    return torch.from_numpy(np.ascontiguousarray(seen)).to(device)
+
+
+def _expected(agent: OffPolicyAgent, seen: npt.NDArray[Any], modules: dict[str, nn.Module]) -> float:
+    shown = on_device(seen, agent.device)
+    return float(agent.value(shown, agent.act(shown, greedy=True, modules=modules).to(agent.device)))
