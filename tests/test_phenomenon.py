@@ -30,3 +30,28 @@ def test_a_transformer_on_growing_data_ends_below_its_resets(tmp_path):
         for name in ("none", "reset")
     }
     assert sum(final["reset"]) / 3 > sum(final["none"]) / 3 + 0.02
+
+
+def test_a_critic_whose_rewards_change_stops_learning_and_interventions_prevent_it(tmp_path):
+    agent = {"learning_starts": 200, "lr": 1e-3, "hidden": (128, 128), "batch_size": 64, "replay_ratio": 0.5}
+    agent |= {"epsilon": 0.5, "exploration": 0.0, "buffer_size": 8000, "clip": 0.0}
+    found = {}
+    for name in ("none", "reset"):
+        spec = RunSpec.make(
+            "rl-bandit-digits", "dqn-mlp", name, env_options={"tasks": 8}, agent_options=agent, device="cpu"
+        )
+        curve = run(spec, runs_dir=tmp_path, quiet=True)["returns"]
+        ends = {point["task"]: point["value"] for point in curve}
+        found[name] = [ends[task] for task in sorted(ends)]
+    assert found["none"][0] == found["reset"][0] > 0.8
+    assert found["none"][-1] < 0.25  # chance is 0.10
+    assert found["reset"][-1] > 0.75
+
+
+@pytest.mark.parametrize(
+    ("env", "agent", "steps", "least"),
+    [("rl-cartpole", "dqn-mlp", 100_000, 150), ("rl-pendulum", "sac-mlp", 8_000, -300)],
+)
+def test_off_policy_agents_learn(tmp_path, env, agent, steps, least):
+    spec = RunSpec.make(env, agent, env_options={"steps": steps}, device="cpu")
+    assert run(spec, runs_dir=tmp_path, quiet=True)["summary"]["final-return"] > least
