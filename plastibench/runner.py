@@ -28,7 +28,7 @@ from plastibench.spec import RunSpec
 from plastibench.supervised import Supervised
 
 CHECKPOINT_SECONDS = 60.0
-_SMALL = 1_000_000  # networks with fewer parameters train no faster on two threads than on one
+_SMALL = 30_000_000  # parameters times samples per update; below, two threads are no faster than one
 
 
 class Interrupted(Exception):
@@ -161,7 +161,7 @@ class Run:
         self.checkpoint_seconds = checkpoint_seconds
         self.networks: list[Network] = list(agent.networks.values())
         size = sum(p.numel() for network in self.networks for p in network.module.parameters())
-        if threads or size < _SMALL:
+        if threads or size * agent.batch_size < _SMALL:
             torch.set_num_threads(threads or 1)
         self._check_roles()
         self.interventions = [
