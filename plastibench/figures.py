@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,12 +64,15 @@ def overview(found: Sequence[Result], path: Path) -> None:
                 _trade_off(right, runs, style, "final-accuracy", 100)
         seeds = sorted({len(runs) for runs in groups})
         right.set_title(f"gain against drop ({'–'.join(map(str, sorted({seeds[0], seeds[-1]})))} seeds)")
+        title = textwrap.fill(", ".join(contest), 60)
+        left.set_title(title, fontsize=9 if "\n" in title else None)
         if acting:
-            left.set(xlabel="steps", ylabel="return", title=", ".join(contest))
+            left.set(xlabel="steps", ylabel="return, at the end of each task" if _tasks(groups[0][0]) > 1 else "return")
+            right.set_visible(any(run["events"] for runs in groups for run in runs))
             middle.set(xlabel="steps", ylabel="% of the critic's units", title="low-gradient units")
             right.set(xlabel="return lost at the intervention", ylabel="final return")
             continue
-        left.set(xlabel="task", ylabel="accuracy at its end, %", title=", ".join(contest))
+        left.set(xlabel="task", ylabel="accuracy at its end, %")
         middle.set(xlabel="task", ylabel="accuracy above none, points", title="gain, paired by seed")
         right.set(xlabel="drop at the intervention, points", ylabel="final accuracy, %")
         for axis in (left, middle):
@@ -116,8 +120,14 @@ def _gain(axis: Axes, runs: list[Result], base: list[Result], style: dict[str, A
 
 
 def _returns(axis: Axes, runs: list[Result], style: dict[str, Any]) -> None:
-    steps = [point["steps"] for point in runs[0]["returns"]]
-    _band(axis, steps, [[point["value"] for point in run["returns"]] for run in runs], style)
+    points = [run["returns"] for run in runs]
+    if _tasks(runs[0]) > 1:  # each begins where nothing is known: a line through all would be a saw
+        points = [list({point["task"]: point for point in run}.values()) for run in points]
+    _band(axis, [point["steps"] for point in points[0]], [[point["value"] for point in run] for run in points], style)
+
+
+def _tasks(run: Result) -> int:
+    return len({point["task"] for point in run["returns"]})
 
 
 def _low_gradients(axis: Axes, runs: list[Result], style: dict[str, Any]) -> None:

@@ -179,6 +179,7 @@ class Run:
             if overrides(intervention, "after_update")
         ]
 
+        self.commit = machine.commit()  # of the code that runs; by the end there may be another on disk
         self.total = 0  # updates since the start
         self.reports: list[dict[str, Any]] = []
         self.plasticity: list[dict[str, Any]] = []
@@ -308,7 +309,7 @@ class Run:
         self.clock = time.monotonic()
         origin = {
             "command": shlex.join(["plastibench", *sys.argv[1:]]),
-            "commit": machine.commit(),
+            "commit": self.commit,
             "versions": machine.versions(),
             "hardware": machine.hardware(self.spec.run.device),
             "threads": torch.get_num_threads(),
