@@ -49,6 +49,7 @@ class OffPolicy:
         priority = (recipe.priority_alpha, recipe.priority_beta) if recipe.prioritized else None
         mapped = recipe.storage == "memmap"
         kept_on = torch.device("cpu") if mapped else self.device
+        self.elsewhere = kept_on != self.device
         self.order = generator(seed, "order", "cpu" if priority else kept_on)
         self.draws = generator(seed, "representative")
         self.layout = Layout(
@@ -189,7 +190,8 @@ class OffPolicy:
         self.sums[ended] = 0
 
     def _learn(self, batch: TensorDictBase) -> None:
-        batch = batch.to(self.device)
+        if self.elsewhere:
+            batch = batch.to(self.device)
         self.run.learn(batch)
         self.memory.update_priority(batch)
         if self.churning is not None:
