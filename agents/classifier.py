@@ -85,6 +85,8 @@ class Classifier:
         total.backward()
         limit = self.recipe.clip or math.inf
         norm = nn.utils.clip_grad_norm_(network.module.parameters(), limit)
+        for tell in network.before_steps:
+            tell(network)
         optimizer.step()
         self._sums[0] += loss.detach()
         self._sums[1] += norm
@@ -142,7 +144,8 @@ class Classifier:
 
     def _new_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         recipe = self.recipe
-        return torch.optim.AdamW(module.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        trained = [p for p in module.parameters() if p.requires_grad]
+        return torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
     def _learning_rate(self) -> float:
         """Linear from 0 over the warm-up, then cosine to 0 or constant, within the task (Table 1)."""

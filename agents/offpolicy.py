@@ -111,6 +111,7 @@ class OffPolicyAgent:
             self.targets[role] = Network(
                 frozen, None, loss, fresh=build, role=f"{role}-target", outputs=outputs, generator=own
             )
+            network.followers.append(self.targets[role])
             self._forward[f"{role}-target"] = self._compiled(frozen)
         return network
 
@@ -132,6 +133,8 @@ class OffPolicyAgent:
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
         if self.recipe.clip:
             nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip, norm, foreach=True)
+        for tell in network.before_steps:
+            tell(network)
         network.optimizer.step()
         return norm
 

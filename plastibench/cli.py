@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from plastibench import __version__, registry
 from plastibench.errors import RunError, UserError, did_you_mean
-from plastibench.options import as_dict, describe_type, options_of
+from plastibench.options import as_dict, describe_type, field_name, flag_name, options_of
 
 KINDS = {"envs": registry.envs, "agents": registry.agents, "interventions": registry.interventions}
 _RUN_OPTIONS = ("seed", "every", "roles", "until", "offline_updates", "representative", "device", "deterministic")
@@ -255,7 +255,7 @@ def _fitting(name: str, names: list[str], values: dict[str, Any]) -> dict[str, A
         return values
 
     def has(intervention: str, option: str) -> bool:
-        return option.replace("-", "_") in options_of(registry.interventions[intervention].load())
+        return field_name(option) in options_of(registry.interventions[intervention].load())
 
     for option in values:
         if not any(has(other, option) for other in names):
@@ -326,7 +326,7 @@ def _print_options(part: str, entry: registry.Entry) -> None:
     defaults = as_dict(build(cls, entry.defaults, f"{part} {entry.name}"))
     print(f"{part} {entry.name}: {entry.summary}")
     for name, field in options_of(cls).items():
-        flag = f"--{part}.{name.replace('_', '-')} {describe_type(cls, name)}"
+        flag = f"--{part}.{flag_name(name)} {describe_type(cls, name)}"
         value = defaults.get(name, "none")
         shown = ",".join(map(str, value)) if isinstance(value, list) else value
         text = f"{field.metadata.get('help', '')} (default {shown if shown != '' else 'empty'})"

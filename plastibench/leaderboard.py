@@ -137,7 +137,7 @@ def label(result: Result, part: str = "intervention") -> str:
         if result["every"]:
             changed["every"] = result["every"]
         changed.update(result.get("schedule", {}))
-    shown = {key: ",".join(map(str, v)) if isinstance(v, list) else v for key, v in changed.items()}
+    shown = {key.replace("__", "."): ",".join(map(str, v)) if isinstance(v, list) else v for key, v in changed.items()}
     return " ".join([result[part], *(f"{key}={value}" for key, value in shown.items())])
 
 

@@ -25,6 +25,8 @@ class Network:
         outputs: Names of the modules whose outputs are the network's own, where it is not the last one alone.
         generator: Source of all randomness of interventions, so that they never disturb the training's.
         penalties: Functions of (network, batch) whose scalars the agent adds to the training loss.
+        before_steps: Functions of the network that the agent calls between backward pass and optimizer step.
+        followers: Networks of the same architecture, as a target network, that are rebuilt together with this one.
     """
 
     def __init__(
@@ -58,7 +60,10 @@ class Network:
         self.outputs = tuple(outputs)
         self.generator = generator if generator is not None else torch.Generator().manual_seed(0)
         self.penalties: list[Callable[[Network, TensorDictBase], Tensor | None]] = []
+        self.before_steps: list[Callable[[Network], None]] = []
+        self.followers: list[Network] = []
         self._fresh = fresh
+        self._changes: list[Callable[[nn.Module], None]] = []
 
     @property
     def device(self) -> torch.device:
@@ -69,8 +74,32 @@ class Network:
         """A newly initialised copy of the module on its device; the global random state is left as it was."""
         seed = int(torch.randint(2**62, (), generator=self.generator))
         with seeded(seed):
-            module = self._fresh() if self._fresh is not None else _reinitialised(self.module)
+            if self._fresh is None:
+                module = _reinitialised(self.module)
+            else:
+                module = self._fresh()
+                for change in self._changes:
+                    change(module)
         return module.to(self.device)
+
+    def rebuild(self, change: Callable[[nn.Module], None]) -> None:
+        """Change the architecture in place; optimizer, fresh draws and followers change with it.
+
+        Args:
+            change: Replaces children or parameters of a module that it is given; called with this network's module
+                now and with every fresh one later. Parameters that it freezes leave the optimizer.
+        """
+        device, before = self.device, set(self.module.parameters())
+        with seeded(int(torch.randint(2**62, (), generator=self.generator))):
+            change(self.module)
+        self.module.to(device)
+        self._changes.append(change)
+        if self.optimizer is not None:
+            _own(self.optimizer, before, [p for p in self.module.parameters() if p.requires_grad])
+        for follower in self.followers:
+            follower.rebuild(change)
+            follower.module.load_state_dict(self.module.state_dict())
+            follower.module.requires_grad_(False)
 
     def cannot_redraw(self) -> list[str]:
         """Parameters that :meth:`fresh` returns unchanged, because nothing says how they were initialised."""
@@ -125,6 +154,17 @@ def as_batch(batch: TensorDictBase | Mapping[str, Tensor]) -> TensorDictBase:
     if isinstance(batch, TensorDictBase):
         return batch if batch.batch_dims == 1 else batch.reshape(-1)
     return TensorDict(dict(batch), batch_size=[len(next(iter(batch.values())))])
+
+
+def _own(optimizer: torch.optim.Optimizer, before: set[nn.Parameter], after: list[nn.Parameter]) -> None:
+    """Have the optimizer step on ``after`` instead of ``before``; parameters of others stay, new ones join group 0."""
+    alive = set(after)
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if p in alive or p not in before]
+    for gone in before - alive:
+        optimizer.state.pop(gone, None)
+    owned = {p for group in optimizer.param_groups for p in group["params"]}
+    optimizer.param_groups[0]["params"].extend(p for p in after if p not in owned)
 
 
 def _reinitialised(module: nn.Module) -> nn.Module:

@@ -35,6 +35,16 @@ def options_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(cls) if field.init}
 
 
+def field_name(flag: str) -> str:
+    """The field behind ``replay-ratio``, or behind ``l2-init.strength`` of a combination."""
+    return flag.replace(".", "__").replace("-", "_")
+
+
+def flag_name(field: str) -> str:
+    """How a user types a field: the reverse of :func:`field_name`."""
+    return field.replace("__", ".").replace("_", "-")
+
+
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Make ``cls(**values)`` after checking every name, type and range.
 
@@ -52,9 +62,9 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     hints = typing.get_type_hints(cls)
     checked = {}
     for name, value in values.items():
-        key = name.replace("-", "_")
+        key = field_name(name)
         if key not in fields:
-            known = [field.replace("_", "-") for field in fields]
+            known = [flag_name(field) for field in fields]
             raise UserError(
                 f"{where} has no option '{name}'{did_you_mean(name, known)} (it has: {', '.join(known) or 'none'})"
             )

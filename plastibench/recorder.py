@@ -140,5 +140,5 @@ def _wait_for_the_next_second(folder: Path) -> None:
 def _hyperparameters(spec: RunSpec) -> dict[str, str | float]:
     """The same keys with the same types in every run: TensorBoard hides columns that the first run lacks."""
     names: dict[str, str | float] = {part: getattr(spec, part)[0] for part in PARTS}
-    changed = ", ".join(f"{key}={value}" for key, value in spec.changed("intervention").items())
+    changed = ", ".join(f"{key.replace('__', '.')}={value}" for key, value in spec.changed("intervention").items())
     return {**names, "options": changed, "seed": float(spec.run.seed), "every": float(spec.run.every)}

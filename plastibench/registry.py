@@ -21,13 +21,13 @@ class Entry:
 
     Attributes:
         name: What the user types.
-        target: The class, or ``"module:Class"``, which is imported when it is needed and not before.
+        target: The class, or ``"module:Class"``, which is imported when it is needed and not before, or what makes it.
         summary: One line for ``plastibench list``.
         defaults: Options that this name sets differently from the class.
     """
 
     name: str
-    target: type | str
+    target: type | str | Callable[[], type]
     summary: str
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -38,7 +38,7 @@ class Entry:
             loaded = getattr(importlib.import_module(module), attribute)
             assert isinstance(loaded, type)
             return loaded
-        return self.target
+        return self.target if isinstance(self.target, type) else self.target()
 
 
 class Registry:
@@ -48,15 +48,17 @@ class Registry:
     point group ``plastibench.<kind>s``; those are looked up only when a name is unknown or everything is listed.
     """
 
-    def __init__(self, kind: str, builtin: str) -> None:
+    def __init__(self, kind: str, builtin: str, combine: str = "") -> None:
         """Make an empty registry.
 
         Args:
             kind: Singular noun for messages.
             builtin: Module that registers the built-in names when it is imported.
+            combine: ``"module:function"`` that makes one class of several entries, for names like ``a+b``.
         """
         self.kind = kind
         self._builtin = builtin
+        self._combine = combine
         self._entries: dict[str, Entry] = {}
         self._families: dict[str, tuple[Entry, str]] = {}
         self._scanned = False
@@ -91,6 +93,8 @@ class Registry:
             UserError: No such name, with the closest one that exists.
         """
         importlib.import_module(self._builtin)
+        if self._combine and "+" in name and name not in self._entries:
+            return self._combination(name)
         if name not in self._entries:
             self._scan_entry_points()
         for prefix, (entry, option) in self._families.items():
@@ -101,6 +105,19 @@ class Registry:
             hint = did_you_mean(name, self._entries)
             raise UserError(f"no {self.kind} '{name}'{hint} (plastibench list {self.kind}s shows them all)")
         return self._entries[name]
+
+    def _combination(self, name: str) -> Entry:
+        parts = name.split("+")
+        if len(set(parts)) < len(parts):
+            raise UserError(f"{self.kind} '{name}' names one of its parts twice")
+        entries = {part: self[part] for part in parts}
+        module, _, function = self._combine.partition(":")
+
+        def load() -> type:
+            combined: type = getattr(importlib.import_module(module), function)(entries)
+            return combined
+
+        return Entry(name, load, " + ".join(parts), {})
 
     def all(self) -> dict[str, Entry]:
         """Every entry by name, built-in ones first; a family under its prefix and an asterisk."""
@@ -134,7 +151,7 @@ def _first_line(cls: type) -> str:
     return (inspect.getdoc(cls) or "").partition("\n")[0]
 
 
-interventions = Registry("intervention", "plastibench.interventions")
+interventions = Registry("intervention", "plastibench.interventions", "plastibench.interventions.combined:combine")
 agents = Registry("agent", "plastibench.agents")
 envs = Registry("env", "plastibench.envs")
 

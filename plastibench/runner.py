@@ -168,11 +168,13 @@ class Run:
             spec.create("intervention") if self.works_on(role) else Intervention() for role in agent.networks
         ]
         torch.manual_seed(derive(spec.run.seed, "dropout"))  # dropout alone draws from the global generator
-        self.initial = [{k: p.detach().clone() for k, p in n.module.named_parameters()} for n in self.networks]
         for network, intervention in zip(self.networks, self.interventions, strict=True):
             intervention.prepare(network)
             if overrides(intervention, "penalty"):
                 network.penalties.append(intervention.penalty)
+            if overrides(intervention, "before_update"):
+                network.before_steps.append(intervention.before_update)
+        self.initial = [{k: p.detach().clone() for k, p in n.module.named_parameters()} for n in self.networks]
         self._after_update = [
             (network, intervention)
             for network, intervention in zip(self.networks, self.interventions, strict=True)
@@ -362,9 +364,9 @@ class Run:
     def _take_back(self, state: dict[str, Any]) -> dict[str, int]:
         self.total = state["total"]
         self.reports, self.plasticity, self.cost = state["reports"], state["plasticity"], state["cost"]
-        self.agent.load_state_dict(state["agent"])
         for intervention, saved in zip(self.interventions, state["interventions"], strict=True):
-            intervention.load_state_dict(saved)
+            intervention.load_state_dict(saved)  # before the weights: it may have changed the architecture in mid-run
+        self.agent.load_state_dict(state["agent"])
         device = self.networks[0].device
         self.initial = [{name: value.to(device) for name, value in initial.items()} for initial in state["initial"]]
         self.course.load_state_dict(state["course"])

@@ -27,6 +27,14 @@ class Report:
     modules: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
 
+    def add(self, other: Report) -> None:
+        """Take in what another intervention did to the same network."""
+        for name, mask in other.units.items():
+            self.units[name] = self.units[name] | mask if name in self.units else mask
+        self.parameters += other.parameters
+        for module, figures in other.modules.items():
+            self.note(module, **figures)
+
     def note(self, module: str, **figures: float) -> None:
         """Record figures of one module."""
         self.modules.setdefault(module, {}).update(figures)
@@ -47,14 +55,17 @@ class Intervention:
     """
 
     def prepare(self, network: Network) -> None:
-        """Called once before training: keep copies of initial weights, change the architecture."""
+        """Called once before training: keep copies of initial weights, ``network.rebuild`` the architecture."""
 
     def penalty(self, network: Network, batch: TensorDictBase) -> Tensor | None:
         """A scalar added to the network's loss at every update, or None."""
         return None
 
+    def before_update(self, network: Network) -> None:
+        """Called before every optimizer step, when gradients are there (and clipped)."""
+
     def after_update(self, network: Network) -> None:
-        """Called after every optimizer step."""
+        """Called after every optimizer step; the gradients are still there."""
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
         """Act on the network: at task switches or every r updates, as the run's schedule says.

@@ -51,6 +51,10 @@ class Recouple(Intervention):
         """Prepare the inner intervention."""
         self._inner.prepare(network)
 
+    def before_update(self, network: Network) -> None:
+        """Forward to the inner intervention."""
+        self._inner.before_update(network)
+
     def after_update(self, network: Network) -> None:
         """Forward to the inner intervention."""
         self._inner.after_update(network)

@@ -1,0 +1,95 @@
+"""Several interventions as one: ``l2-init+rnr``."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from plastibench.interventions.base import Intervention, Report, overrides
+from plastibench.network import Network
+from plastibench.options import build, field_name, options_of
+from plastibench.registry import Entry
+
+
+class Combined(Intervention):
+    """Parts act in the order of their names; what is evaluated is the slow copy of the last part that has one.
+
+    Each part's options are addressed by its name: ``--intervention.l2-init.strength 0.001``.
+    """
+
+    entries: ClassVar[Mapping[str, Entry]] = {}
+
+    def __post_init__(self) -> None:
+        self.parts = {
+            name: build(entry.load(), self._options(name), f"intervention {name}")
+            for name, entry in self.entries.items()
+        }
+
+    def _options(self, name: str) -> dict[str, Any]:
+        prefix = f"{field_name(name)}__"
+        given = {field: getattr(self, field) for field in options_of(type(self)) if field.startswith(prefix)}
+        return {field.removeprefix(prefix): value for field, value in given.items()}
+
+    def prepare(self, network: Network) -> None:
+        """Prepare every part."""
+        for part in self.parts.values():
+            part.prepare(network)
+
+    def penalty(self, network: Network, batch: TensorDictBase) -> Tensor | None:
+        """The sum of the parts' penalties."""
+        found = [part.penalty(network, batch) for part in self.parts.values()]
+        terms = [term for term in found if term is not None]
+        return sum(terms[1:], terms[0]) if terms else None
+
+    def before_update(self, network: Network) -> None:
+        """Every part's turn."""
+        for part in self.parts.values():
+            part.before_update(network)
+
+    def after_update(self, network: Network) -> None:
+        """Every part's turn."""
+        for part in self.parts.values():
+            part.after_update(network)
+
+    def intervene(self, network: Network, batch: TensorDictBase) -> Report:
+        """Every part acts on what those before it have left."""
+        report = Report()
+        for part in self.parts.values():
+            report.add(part.intervene(network, batch))
+        return report
+
+    def evaluated(self, network: Network) -> nn.Module:
+        """The slow copy of the last part that has one, or the network itself."""
+        slow = [part for part in self.parts.values() if overrides(part, "evaluated")]
+        return slow[-1].evaluated(network) if slow else network.module
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of every part, by its name."""
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore every part."""
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+
+
+def combine(entries: Mapping[str, Entry]) -> type:
+    """A class whose options are those of all parts, each under its part's name.
+
+    Args:
+        entries: The parts by name, in the order in which they act.
+    """
+    fields = []
+    for name, entry in entries.items():
+        cls = entry.load()
+        hints = typing.get_type_hints(cls)
+        for field in options_of(cls).values():
+            default = entry.defaults.get(field.name, field.default)
+            copied = dataclasses.field(default=default, metadata=field.metadata)
+            fields.append((f"{field_name(name)}__{field.name}", hints[field.name], copied))
+    return dataclasses.make_dataclass("Combined", fields, bases=(Combined,), namespace={"entries": entries})
