@@ -25,7 +25,7 @@ class Combined(Intervention):
     entries: ClassVar[Mapping[str, Entry]] = {}
 
     def __post_init__(self) -> None:
-        self.parts = {
+        self.parts: dict[str, Intervention] = {
             name: build(entry.load(), self._options(name), f"intervention {name}")
             for name, entry in self.entries.items()
         }
