@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from plastibench.interventions.base import Intervention
 from plastibench.network import Network
 from plastibench.options import build
 from plastibench.registry import agents
@@ -102,6 +103,18 @@ def train(network: Network, batch: TensorDict, steps: int = 3) -> Network:
     network.optimizer.zero_grad(set_to_none=True)
     network.module.train()
     return network
+
+
+def update(network: Network, method: Intervention, batch: TensorDict) -> None:
+    """One update with every hook of an intervention, as an agent makes it."""
+    assert network.optimizer is not None
+    total = network.loss(network.module, batch)
+    extra = method.penalty(network, batch)
+    network.optimizer.zero_grad(set_to_none=True)
+    (total if extra is None else total + extra).backward()
+    method.before_update(network)
+    network.optimizer.step()
+    method.after_update(network)
 
 
 def jiggle(module: nn.Module, size: float = 0.3, seed: int = 5) -> nn.Module:

@@ -70,3 +70,27 @@ interventions.add(
 interventions.add(
     "recouple", f"{_HERE}.recouple:Recouple", "any other intervention, then refit the readers of what it changed"
 )
+
+_BACKPROP = f"{_HERE}.continual_backprop:ContinualBackprop"
+interventions.add(
+    "continual-backprop", _BACKPROP, "replace units of little use at a constant rate (Dohare et al. 2024, contribution)"
+)
+interventions.add(
+    "continual-backprop-adaptable",
+    _BACKPROP,
+    "the same, with the utility that counts how fast a unit could adapt (Dohare et al. 2021)",
+    utility="adaptable",
+)
+interventions.add(
+    "self-normalized-resets",
+    f"{_HERE}.self_normalized_resets:SelfNormalizedResets",
+    "re-draw units silent for unusually long by their own standards (Farias & Jozefiak 2025)",
+)
+_UPGD = f"{_HERE}.upgd:UPGD"
+interventions.add("upgd", _UPGD, "SGD that spares useful weights and perturbs the others (Elsayed & Mahmood 2024)")
+interventions.add("upgd-adam", _UPGD, "the same gate on the agent's own optimizer, as AdamUPGD", rule="adam")
+interventions.add(
+    "neuroplastic-expansion",
+    f"{_HERE}.neuroplastic_expansion:NeuroplasticExpansion",
+    "begin sparse, grow connections where gradients ask for them, prune the weakest (Liu et al. 2025)",
+)

@@ -1,0 +1,126 @@
+"""Neuroplastic Expansion: a sparse network grows where gradients ask for it (Liu et al. 2025)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plastibench.interventions.base import Intervention
+from plastibench.layers.optimizer_state import forget
+from plastibench.layers.units import has_units
+from plastibench.network import Network
+from plastibench.options import option
+
+
+@dataclass
+class NeuroplasticExpansion(Intervention):
+    """Begin sparse; every ``every`` updates grow the connections that gradients want most, and prune the weakest.
+
+    Per weight matrix, of Linear and Conv modules: ``grow`` times the free places are filled where the summed gradient
+    of the missing connections is largest, with weights of zero; ``prune`` times as many of the smallest weights are
+    taken out. Densities at the start follow Erdős–Rényi, (in + out)/(in·out), so that narrow matrices stay denser.
+    Source: Liu et al. 2025 and torressliu/neuroplastic-expansion; its experience review, which samples older
+    transitions, is left out, for it belongs to the replay and not to the network. Matrices are multiplied whole, so
+    nothing gets faster. Memory: a mask, and a gradient sum, per weight.
+    """
+
+    sparsity: float = option(0.8, "share of connections that are missing at the start", low=0, high=0.99)
+    every: int = option(100, "updates between changes of the connections", low=1)
+    grow: float = option(0.008, "share of the free places that is filled each time", low=0, high=1)
+    prune: float = option(0.4, "connections taken out, over those grown", low=0, high=1)
+
+    def __post_init__(self) -> None:
+        self._updates = 0
+        self._masks: dict[str, Tensor] = {}
+        self._wanted: dict[str, Tensor] = {}  # sums of dense gradients since the last change
+
+    def prepare(self, network: Network) -> None:
+        """Draw the connections and take the others out, here and in every copy of the network."""
+        matrices = _matrices(network.module)
+        densities = erdos_renyi({name: tuple(p.shape) for name, p in matrices.items()}, 1 - self.sparsity)
+        for name, parameter in matrices.items():
+            drawn = torch.rand(parameter.shape, generator=network.generator)
+            count = max(1, round(densities[name] * parameter.numel()))
+            mask = torch.zeros(parameter.numel(), dtype=torch.bool)
+            mask[drawn.flatten().topk(count).indices] = True
+            self._masks[name] = mask.view_as(parameter).to(parameter.device)
+            self._wanted[name] = torch.zeros_like(parameter)
+        network.rebuild(self._thin)
+
+    @torch.no_grad()
+    def before_update(self, network: Network) -> None:
+        """Note what missing connections would do, and keep the optimizer from moving them."""
+        for name, parameter in _matrices(network.module).items():
+            if parameter.grad is not None and name in self._masks:
+                self._wanted[name] += parameter.grad
+                parameter.grad.mul_(self._masks[name])
+
+    @torch.no_grad()
+    def after_update(self, network: Network) -> None:
+        """Keep the network sparse; when it is time, grow and prune."""
+        self._thin(network.module)
+        self._updates += 1
+        if self._updates % self.every == 0:
+            for name, parameter in _matrices(network.module).items():
+                if name in self._masks:
+                    self._change(network, name, parameter)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Connections and gradient sums."""
+        return {"masks": self._masks, "wanted": self._wanted, "updates": self._updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        for name, mask in self._masks.items():
+            mask.copy_(state["masks"][name])
+            self._wanted[name].copy_(state["wanted"][name])
+        self._updates = state["updates"]
+
+    @torch.no_grad()
+    def _thin(self, module: nn.Module) -> None:
+        for name, parameter in _matrices(module).items():
+            if name in self._masks:
+                parameter.mul_(self._masks[name].to(parameter.device))
+
+    def _change(self, network: Network, name: str, parameter: nn.Parameter) -> None:
+        mask, wanted = self._masks[name], self._wanted[name]
+        free = int((~mask).sum())
+        grown = int(self.grow * free)
+        pruned = min(int(self.prune * grown), int(mask.sum()) - 1)
+        changed = torch.zeros_like(mask)
+        if pruned > 0:
+            weakest = parameter.abs().masked_fill(~mask, torch.inf).flatten().topk(pruned, largest=False).indices
+            changed.view(-1)[weakest] = True
+        if grown:
+            strongest = wanted.abs().masked_fill(mask, -1.0).flatten().topk(grown).indices
+            changed.view(-1)[strongest] = True
+        parameter.masked_fill_(changed, 0.0)
+        mask ^= changed
+        forget(network.optimizer, parameter, changed, "zero")
+        wanted.zero_()
+
+
+def erdos_renyi(shapes: dict[str, tuple[int, ...]], density: float) -> dict[str, float]:
+    """Densities proportional to (in + out)/(in·out), at most 1, that together keep ``density`` of all weights."""
+    sizes = {name: int(torch.Size(shape).numel()) for name, shape in shapes.items()}
+    raw = {name: (shape[0] + sizes[name] / shape[0]) / sizes[name] for name, shape in shapes.items()}
+    dense: set[str] = set()
+    while True:
+        left = density * sum(sizes.values()) - sum(sizes[name] for name in dense)
+        scale = max(left, 0.0) / max(sum(raw[name] * sizes[name] for name in shapes if name not in dense), 1e-12)
+        full = {name for name in shapes if name not in dense and scale * raw[name] > 1}
+        if not full:
+            return {name: 1.0 if name in dense else scale * raw[name] for name in shapes}
+        dense |= full
+
+
+def _matrices(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights of every Linear and Conv module."""
+    return {
+        f"{name}.weight".lstrip("."): child.weight
+        for name, child in module.named_modules()
+        if has_units(child) and not isinstance(child, nn.LayerNorm) and isinstance(child.weight, nn.Parameter)
+    }

@@ -1,0 +1,129 @@
+"""Self-Normalized Resets: units silent for unusually long, by their own standards, are re-drawn."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from plastibench.errors import UserError
+from plastibench.interventions.base import Intervention
+from plastibench.layers.optimizer_state import MomentRule
+from plastibench.layers.surgery import redraw_units, zero_outgoing
+from plastibench.layers.trace import Traced
+from plastibench.layers.units import unit_count
+from plastibench.layers.watch import Watch, per_unit, whole_neurons
+from plastibench.network import Network
+from plastibench.options import option
+
+
+@dataclass
+class SelfNormalizedResets(Intervention):
+    """A hidden unit that has been silent for longer than ``percentile`` of its own silences is re-drawn.
+
+    A unit fires in an update when it is positive for any sample or token of the batch. Its silences are taken to be
+    exponentially distributed, so their percentile follows from their mean: τ = -ln(1 - p)·mean. Every ``retune``
+    updates a unit's threshold becomes that τ where it is lower than the present one, and twice the present one
+    elsewhere. Source: Farias & Jozefiak 2025, in the moment version of ajozefiak/CL-transformers, which needs no
+    histogram of silences. The rule needs units that can be silent: behind a GELU every unit is positive for some token,
+    and nothing is ever reset; a warning says so.
+    """
+
+    percentile: float = option(
+        0.99, "share of a unit's own silences that are shorter than its threshold", low=0, high=1
+    )
+    longest: int = option(20_000, "largest threshold, in updates", low=1)
+    retune: int = option(1_000, "updates between new thresholds", low=1)
+    check: int = option(10, "updates between looks for units to reset; each waits for the device once", low=1)
+    moments: MomentRule = option("mean", "what becomes of the optimizer's moments of re-drawn weights")
+
+    def __post_init__(self) -> None:
+        self._watch: Watch | None = None
+        self._updates = 0
+        self._fired: dict[str, Tensor] = {}
+        self._units: dict[str, dict[str, Tensor]] = {}  # silence, threshold, ended silences: their sum and number; [H]
+
+    def prepare(self, network: Network) -> None:
+        """Be ready to watch."""
+        self._watch = Watch(network, self._see)
+
+    def penalty(self, network: Network, batch: TensorDictBase) -> None:
+        """No penalty; the first batch shows which units are hidden."""
+        assert self._watch is not None
+        if not self._watch.units:
+            self._watch.begin(batch)
+            if not self._watch.hidden:
+                raise UserError(
+                    "self-normalized-resets: this network has no hidden units (activated, read by known modules)"
+                )
+            for unit in self._watch.hidden:
+                empty = torch.zeros(unit_count(unit.module), device=network.device)
+                self._units[unit.name] = {name: empty.clone() for name in ("silence", "sum", "number")}
+                self._units[unit.name]["threshold"] = empty + self.longest
+
+    @torch.no_grad()
+    def after_update(self, network: Network) -> None:
+        """Count silences; at times reset, at times renew the thresholds."""
+        assert self._watch is not None
+        if not self._fired:  # the very first pass ran before the units were known
+            return
+        self._updates += 1
+        for name, fired in self._fired.items():
+            state = self._units[name]
+            ended = fired & (state["silence"] > 0)
+            state["sum"] += torch.where(ended, state["silence"], 0.0)
+            state["number"] += ended
+            state["silence"] = torch.where(fired, 0.0, state["silence"] + 1)
+        if self._updates % self.check == 0:
+            self._reset(network)
+        if self._updates % self.retune == 0:
+            for state in self._units.values():
+                self._renew(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Silences and thresholds."""
+        if self._watch is None or not self._watch.units:
+            return {}
+        return {"watch": self._watch.state_dict(), "updates": self._updates, "units": self._units}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        if state:
+            assert self._watch is not None
+            self._watch.load_state_dict(state["watch"])
+            self._updates = state["updates"]
+            device = self._watch.network.device
+            self._units = {name: {k: v.to(device) for k, v in unit.items()} for name, unit in state["units"].items()}
+
+    def _see(self, unit: Traced, rows: Tensor, columns: Tensor) -> None:
+        if not self._fired and not self._updates and bool((rows < 0).any()):  # once, in the first pass
+            print(
+                "plastibench: self-normalized-resets counts silent units, but this network's activation is no ReLU; "
+                "expect few resets or none",
+                file=sys.stderr,
+            )
+        self._fired[unit.name] = per_unit(unit, columns, (rows > 0).any(0).float()) > 0
+
+    def _renew(self, state: dict[str, Tensor]) -> None:
+        typical = -math.log(max(1 - self.percentile, 1e-12)) * state["sum"] / state["number"].clamp_min(1)
+        lower = (state["number"] > 0) & (typical < state["threshold"])
+        threshold = torch.where(lower, typical, 2 * state["threshold"])
+        state["threshold"] = threshold.clamp(1, self.longest)
+        state["sum"].zero_()
+        state["number"].zero_()
+
+    def _reset(self, network: Network) -> None:
+        assert self._watch is not None
+        masks = {name: state["silence"] >= state["threshold"] for name, state in self._units.items()}
+        if not bool(torch.stack([mask.any() for mask in masks.values()]).any()):
+            return
+        for name, mask in masks.items():
+            self._units[name]["silence"].masked_fill_(mask, 0.0)
+        units = self._watch.units
+        zero_outgoing(network, units, masks, self.moments)
+        redraw_units(network, units, whole_neurons(units, masks), network.fresh(), self.moments)

@@ -1,0 +1,105 @@
+"""Utility-based Perturbed Gradient Descent: what is useless learns and is perturbed, what is useful is spared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from plastibench.interventions.base import Intervention
+from plastibench.layers.units import has_units
+from plastibench.network import Network
+from plastibench.options import option
+
+
+@dataclass
+class UPGD(Intervention):
+    """Each weight's step is multiplied by 1 - σ(its utility over the largest), and noise is added to the step.
+
+    The utility of a weight is the running mean of -g·θ, a first-order estimate of how much the loss would rise
+    without it (Elsayed & Mahmood 2024; mohmdelsayed/upgd, global and protecting form). As that ratio is at most 1, even
+    the most useful weight makes 27 % of its step, and one of no utility half of it.
+
+    - ``sgd``: θ ← (1 - lr·decay)θ - lr·(g + noise·ξ)(1 - s). The optimizer's own step is replaced; its learning rate
+      times ``lr_factor`` counts (SGD wants about ten times Adam's).
+    - ``adam``: the step that the agent's optimizer makes, weight decay included, is gated instead: its form of the
+      method's Adam variant.
+
+    Noise spares parameters of norms, class token and position embeddings, which have no fan-in to set its scale.
+    Memory: two copies of the parameters. Its learning-rate schedule is the optimizer's.
+    """
+
+    rule: Literal["sgd", "adam"] = option("sgd", "whose step is gated: the gradient's, or the agent's optimizer's")
+    lr_factor: float = option(10.0, "for sgd: learning rate over the agent's", low=0)
+    noise: float = option(0.001, "standard deviation of the noise on the gradient (adam: on the step over lr)", low=0)
+    decay: float = option(0.0, "for sgd: weight decay", low=0)
+    beta: float = option(0.9, "decay of the running mean of utilities", low=0, high=0.99999)
+
+    def __post_init__(self) -> None:
+        self._utility: dict[str, Tensor] = {}
+        self._before: dict[str, Tensor] = {}
+        self._draws: torch.Generator | None = None
+
+    def prepare(self, network: Network) -> None:
+        """Utilities of zero, and a source of noise on the network's device."""
+        self._draws = torch.Generator(network.device)
+        self._draws.manual_seed(int(torch.randint(2**62, (), generator=network.generator)))
+
+    @torch.no_grad()
+    def before_update(self, network: Network) -> None:
+        """Renew the utilities, and remember the weights as they are."""
+        trained = {n: p for n, p in network.module.named_parameters() if p.grad is not None}
+        for name, parameter in trained.items():
+            assert parameter.grad is not None
+            utility = self._utility.setdefault(name, torch.zeros_like(parameter))
+            utility.mul_(self.beta).addcmul_(parameter.grad, parameter, value=self.beta - 1)
+        self._before = {name: parameter.detach().clone() for name, parameter in trained.items()}
+
+    @torch.no_grad()
+    def after_update(self, network: Network) -> None:
+        """Gate the step that was made, or replace it."""
+        if not self._before:
+            return
+        largest = torch.stack([self._utility[name].max() for name in self._before]).max().clamp_min(1e-30)
+        rates = _learning_rates(network)
+        noisy = {
+            f"{prefix}.{name}".lstrip(".")
+            for prefix, module in network.module.named_modules()
+            if has_units(module) and not isinstance(module, nn.LayerNorm)
+            for name, _ in module.named_parameters(recurse=False)
+        }
+        parameters = dict(network.module.named_parameters())
+        for name, before in self._before.items():
+            parameter = parameters[name]
+            learned = 1 - torch.sigmoid(self._utility[name] / largest)  # the bias correction of both cancels
+            lr = rates.get(parameter, 0.0)
+            if self.rule == "sgd":
+                assert parameter.grad is not None
+                lr *= self.lr_factor
+                step = parameter.grad * -lr
+            else:
+                step = parameter - before
+            if self.noise and name in noisy:
+                drawn = torch.randn(parameter.shape, generator=self._draws, device=parameter.device)
+                step.add_(drawn, alpha=-lr * self.noise)
+            kept = 1 - lr * self.decay if self.rule == "sgd" else 1.0
+            parameter.copy_(before * kept + step * learned)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Utilities, and where the noise stands."""
+        draws = self._draws.get_state() if self._draws is not None else None
+        return {"utility": self._utility, "draws": draws}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        self._utility = state["utility"]
+        if self._draws is not None and state["draws"] is not None:
+            self._draws.set_state(state["draws"].cpu())
+
+
+def _learning_rates(network: Network) -> dict[Tensor, float]:
+    if network.optimizer is None:
+        return {}
+    return {p: float(group["lr"]) for group in network.optimizer.param_groups for p in group["params"]}

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from plastibench.errors import UserError
+from plastibench.interventions.continual_backprop import ContinualBackprop
+from plastibench.network import Network
+from tests.helpers import (
+    agent_builder,
+    array,
+    changed,
+    constant,
+    images,
+    loss,
+    network_of,
+    small_resnet,
+    small_vit,
+    state,
+    update,
+)
+
+MLP = agent_builder("mlp", width=8)
+
+
+def batches(count: int) -> list:
+    return [images(16, seed=seed) for seed in range(count)]
+
+
+class Reference:
+    """Utilities in float64 from the formulas, layer by layer, for the MLP of two hidden layers."""
+
+    def __init__(self, adaptable: bool, decay: float) -> None:
+        self.adaptable, self.decay = adaptable, decay
+        self.age = np.zeros((2, 8))
+        self.mean = np.zeros((2, 8))
+        self.utility = np.zeros((2, 8))
+
+    def before(self, module: nn.Sequential, batch) -> None:
+        first = np.maximum(array(batch["image"]).reshape(16, -1) @ array(module[1].weight).T + array(module[1].bias), 0)
+        second = np.maximum(first @ array(module[3].weight).T + array(module[3].bias), 0)
+        self.hidden = first, second
+
+    def after(self, module: nn.Sequential) -> None:
+        self.centre = self.mean / np.maximum(1 - self.decay**self.age, 1e-12)
+        self.age += 1
+        for layer, (own, reader) in enumerate(((module[1], module[3]), (module[3], module[5]))):
+            hidden = self.hidden[layer]
+            self.mean[layer] = self.decay * self.mean[layer] + (1 - self.decay) * hidden.mean(0)
+            size = np.abs(hidden - self.centre[layer] if self.adaptable else hidden).mean(0)
+            worth = size * np.abs(array(reader.weight)).mean(0)
+            if self.adaptable:
+                worth /= np.abs(array(own.weight)).mean(1)
+            self.utility[layer] = self.decay * self.utility[layer] + (1 - self.decay) * worth
+
+
+@pytest.mark.parametrize("utility", ["contribution", "adaptable"])
+def test_the_least_useful_unit_is_replaced_and_its_mean_goes_into_the_bias(utility):
+    network = network_of(MLP, lr=1e-2)
+    network._fresh = constant(MLP, 3.0)
+    method = ContinualBackprop(rate=0.03, maturity=3, utility=utility, decay=0.9)
+    method.prepare(network)
+    reference = Reference(utility == "adaptable", 0.9)
+    module = network.module
+    for number, batch in enumerate(batches(9)):
+        reference.before(module, batch)
+        twin = copy.deepcopy(network)
+        before = state(module)
+        update(network, method, batch)
+        if number:  # the first pass shows where the hidden units are
+            plain = twin.module  # the same update without the method
+            twin.optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.0)
+            twin.optimizer.load_state_dict(copy.deepcopy(before_optimizer))
+            twin.optimizer.zero_grad()
+            loss(plain, batch).backward()
+            twin.optimizer.step()
+            reference.after(plain)
+            if number < 8:
+                assert not changed(state(plain), module), number
+        before_optimizer = copy.deepcopy(network.optimizer.state_dict())
+    # 8 counted updates; mature from the 4th: 5 * 8 * 0.03 = 1.2 units are due, the first at the 8th
+    gone = [int(np.argmin(utilities)) for utilities in reference.utility]
+    for layer, (own, reader) in enumerate(((1, 3), (3, 5))):
+        worst, lost = gone[layer], reference.mean[layer][gone[layer]] / (1 - 0.9**8)
+        assert (array(module[own].weight)[worst] == 3).all()
+        assert float(module[own].bias.detach()[worst]) == 3
+        expected_bias = array(plain[reader].bias) + array(plain[reader].weight)[:, worst] * lost
+        expected = array(plain[reader].weight)
+        expected[:, worst] = 0
+        rows = [row for row in range(len(expected)) if layer == 1 or row != gone[1]]  # the others are units kept
+        np.testing.assert_array_equal(array(module[reader].weight)[rows], expected[rows])
+        np.testing.assert_allclose(array(module[reader].bias)[rows], expected_bias[rows], rtol=1e-5, atol=1e-6)
+        moments = network.optimizer.state[module[own].weight]["exp_avg"][worst]
+        assert not moments.any()
+
+
+@pytest.mark.parametrize("compensate", [True, False])
+def test_compensation_keeps_the_mean_output(compensate):
+    network, batch = network_of(MLP, lr=0.0), images(64)
+    with torch.no_grad():  # units that are almost constant: only their mean counts
+        network.module[3].weight.mul_(1e-3)
+        network.module[3].bias.copy_(torch.linspace(0.5, 2, 8))
+    method = ContinualBackprop(rate=0.05, maturity=1, decay=0.0, compensate=compensate)
+    method.prepare(network)
+    old = network.module(batch["image"]).detach()
+    for _ in range(6):
+        update(network, method, batch)
+    assert bool((network.module[5].weight == 0).all(0).any())
+    error = (network.module(batch["image"]) - old).abs().max().item()
+    assert error < 0.02 if compensate else error > 0.1
+
+
+@pytest.mark.parametrize(("builder", "layer"), [(small_vit(), "blocks.0.mlp.fc1"), (small_resnet, "layer1.0.conv1")])
+def test_vits_lose_hidden_units_of_mlps_and_resnets_inner_filters(builder, layer):
+    network, batch = network_of(builder, lr=1e-3), images(8)
+    network._fresh = constant(builder, 3.0)
+    method = ContinualBackprop(rate=0.2, maturity=1)
+    method.prepare(network)
+    for _ in range(5):
+        update(network, method, batch)
+    drawn = {name for name, p in network.module.named_parameters() if bool((p > 2.5).any())}
+    own = {name for name, _ in network.module.named_parameters() if ".fc1." in name or name.endswith("conv1.weight")}
+    assert f"{layer}.weight" in drawn
+    assert drawn <= own
+
+
+def test_a_layernorm_before_the_activation_is_drawn_together_with_its_row():
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 10))
+
+    network = network_of(build, lr=1e-2)
+    network._fresh = constant(build, 3.0)
+    method = ContinualBackprop(rate=0.1, maturity=1)
+    method.prepare(network)
+    for _ in range(5):
+        update(network, method, images())
+    rows = (network.module[1].weight > 2.5).all(1)
+    assert bool(rows.any())
+    assert torch.equal(rows, network.module[2].weight > 2.5)
+    assert network.module[4].weight[:, rows].abs().max().item() < 0.05
+
+
+def test_each_fresh_row_serves_once_and_the_random_state_is_left():
+    network, batch = network_of(MLP, lr=1e-2), images()
+    drawn: list[nn.Module] = []
+    fresh = network.fresh
+    network.fresh = lambda: drawn.append(fresh()) or drawn[-1]
+    method = ContinualBackprop(rate=0.1, maturity=4)
+    method.prepare(network)
+    randomness = torch.get_rng_state()
+    taken = []
+    for _ in range(40):
+        before = network.module[1].weight.detach().clone()
+        update(network, method, batch)
+        for source in drawn:
+            rows = (network.module[1].weight == source[1].weight).all(1) & (before != source[1].weight).all(1)
+            taken += [(id(source), int(row)) for row in rows.nonzero()]
+    assert len(drawn) > 2
+    assert len(taken) > 10
+    assert len(set(taken)) == len(taken)
+    assert torch.equal(torch.get_rng_state(), randomness)
+
+
+def test_a_copy_restored_in_mid_run_goes_on_bit_by_bit():
+    network = network_of(MLP, lr=1e-2)
+    method = ContinualBackprop(rate=0.05, maturity=4, utility="adaptable")
+    method.prepare(network)
+    stream = batches(30)
+    for batch in stream[:15]:
+        update(network, method, batch)
+    twin = network_of(MLP, seed=3, lr=1e-2)
+    other = ContinualBackprop(rate=0.05, maturity=4, utility="adaptable")
+    other.prepare(twin)
+    other.load_state_dict(copy.deepcopy(method.state_dict()))
+    twin.module.load_state_dict(network.module.state_dict())
+    twin.optimizer.load_state_dict(copy.deepcopy(network.optimizer.state_dict()))
+    twin.generator.set_state(network.generator.get_state())
+    for batch in stream[15:]:
+        update(network, method, batch)
+        update(twin, other, batch)
+    assert not changed(state(network.module), twin.module)
+    assert int((method._units["1"]["age"] < 15).sum()) > 0  # something was replaced meanwhile
+
+
+def test_a_network_without_hidden_units_is_named():
+    network = Network(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), None, loss)
+    method = ContinualBackprop()
+    method.prepare(network)
+    with pytest.raises(UserError, match="no hidden units"):
+        method.penalty(network, images())

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from plastibench.errors import UserError
+from plastibench.interventions.self_normalized_resets import SelfNormalizedResets
+from plastibench.network import Network
+from tests.helpers import agent_builder, array, changed, constant, images, loss, network_of, small_vit, state, update
+
+MLP = agent_builder("mlp", width=8)
+SIGNALS = 12
+
+
+def one_layer() -> nn.Module:
+    """Unit i fires exactly where the i-th feature of the batch is positive."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        module[1].weight.copy_(torch.eye(8))
+    return module
+
+
+def firing(pattern: list[bool]):
+    """A batch in which unit i fires for some samples, or for none."""
+    batch = images(6, (1, 1, 8), classes=3)
+    batch["image"] = -batch["image"].abs() - 0.1
+    batch["image"][2, 0, 0] = torch.where(torch.tensor(pattern), 1.0, -1.0)
+    return batch
+
+
+def schedule(updates: int) -> np.ndarray:
+    """Units that fire ever more rarely; the sixth stops for good, the seventh never begins. [updates, 8]."""
+    time = np.arange(updates)[:, None]
+    fires = time % np.array([1, 2, 3, 5, 8, 1, 1, 13]) == 0
+    fires[20:, 5] = False
+    fires[:, 6] = False
+    return fires
+
+
+class Reference:
+    """The rule, unit by unit, in plain Python."""
+
+    def __init__(self, percentile: float, longest: int, retune: int, check: int) -> None:
+        self.percentile, self.retune, self.check, self.longest = percentile, retune, check, longest
+        self.silence, self.threshold = [0.0] * 8, [float(longest)] * 8
+        self.gaps: list[list[float]] = [[] for _ in range(8)]
+        self.updates = 0
+
+    def step(self, fires: np.ndarray) -> list[int]:
+        self.updates += 1
+        gone = []
+        for unit in range(8):
+            if fires[unit]:
+                if self.silence[unit]:
+                    self.gaps[unit].append(self.silence[unit])
+                self.silence[unit] = 0
+            else:
+                self.silence[unit] += 1
+        if self.updates % self.check == 0:
+            gone = [unit for unit in range(8) if self.silence[unit] >= self.threshold[unit]]
+            for unit in gone:
+                self.silence[unit] = 0
+        if self.updates % self.retune == 0:
+            for unit in range(8):
+                typical = -math.log(1 - self.percentile) * np.mean(self.gaps[unit]) if self.gaps[unit] else math.inf
+                new = typical if typical < self.threshold[unit] else 2 * self.threshold[unit]
+                self.threshold[unit] = min(max(new, 1), self.longest)
+            self.gaps = [[] for _ in range(8)]
+        return gone
+
+
+@pytest.mark.parametrize("check", [1, 4])
+def test_units_silent_for_unusually_long_are_reset(check):
+    network = network_of(one_layer, lr=0.0)
+    network._fresh = constant(one_layer, 3.0)
+    method = SelfNormalizedResets(percentile=0.9, longest=30, retune=15, check=check)
+    method.prepare(network)
+    reference = Reference(0.9, 30, 15, check)
+    update(network, method, firing([True] * 8))  # the first batch shows where the hidden units are
+    resets = 0
+    for fires in schedule(80):
+        before = state(network.module)
+        update(network, method, firing(list(fires)))
+        gone = reference.step(fires)
+        rows = (network.module[1].weight != before["1.weight"]).any(1).nonzero().flatten().tolist()
+        assert rows == gone
+        for unit in gone:
+            resets += 1
+            assert not network.module[3].weight[:, unit].any()
+            with torch.no_grad():
+                network.module[1].weight.copy_(torch.eye(8))  # so that the schedule goes on to hold
+    assert resets >= 3
+    assert [float(t) for t in method._units["1"]["threshold"]] == pytest.approx(reference.threshold, rel=1e-5)
+
+
+def test_a_reset_gives_fresh_incoming_and_no_outgoing_weights_and_clears_their_moments():
+    network = network_of(one_layer, lr=1e-3)
+    network._fresh = constant(one_layer, 3.0)
+    method = SelfNormalizedResets(longest=3, check=1)
+    method.prepare(network)
+    for _ in range(4):
+        update(network, method, firing([True] * 7 + [False]))
+    weights = network.module[1].weight.detach()
+    assert (weights[7] == 3).all()
+    assert not (weights[:7] == 3).any()
+    assert not network.module[3].weight[:, 7].any()
+    assert not network.optimizer.state[network.module[1].weight]["exp_avg"][7].any()
+    assert network.optimizer.state[network.module[1].weight]["exp_avg"][0].any()
+
+
+def test_a_gelu_network_is_told_that_little_will_happen(capsys):
+    network, batch = network_of(small_vit(), lr=1e-3), images(8)
+    method = SelfNormalizedResets()
+    method.prepare(network)
+    for _ in range(3):
+        update(network, method, batch)
+    assert capsys.readouterr().err.count("is no ReLU") == 1
+    network = network_of(MLP, lr=1e-3)
+    method = SelfNormalizedResets()
+    method.prepare(network)
+    update(network, method, batch)
+    update(network, method, batch)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_copy_restored_in_mid_run_goes_on_bit_by_bit():
+    options = {"longest": 6, "retune": 7, "check": 2, "percentile": 0.5}
+    network = network_of(MLP, lr=3e-2)
+    with torch.no_grad():
+        network.module[1].bias[:3] = -2.0
+    method = SelfNormalizedResets(**options)
+    method.prepare(network)
+    for seed in range(13):
+        update(network, method, images(seed=seed))
+    twin, other = network_of(MLP, seed=3, lr=3e-2), SelfNormalizedResets(**options)
+    other.prepare(twin)
+    other.load_state_dict(copy.deepcopy(method.state_dict()))
+    twin.module.load_state_dict(network.module.state_dict())
+    twin.optimizer.load_state_dict(copy.deepcopy(network.optimizer.state_dict()))
+    twin.generator.set_state(network.generator.get_state())
+    before = network.generator.get_state()
+    randomness = torch.get_rng_state()
+    for seed in range(13, 40):
+        update(network, method, images(seed=seed))
+        update(twin, other, images(seed=seed))
+    assert not changed(state(network.module), twin.module)
+    assert not torch.equal(network.generator.get_state(), before)  # something was reset meanwhile
+    assert torch.equal(torch.get_rng_state(), randomness)
+
+
+def test_a_network_without_hidden_units_is_named():
+    network = Network(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), None, loss)
+    method = SelfNormalizedResets()
+    method.prepare(network)
+    with pytest.raises(UserError, match="no hidden units"):
+        method.penalty(network, images())
+
+
+def test_thresholds_by_moments():
+    method = SelfNormalizedResets(percentile=0.99, longest=1000)
+    unit = {
+        "silence": torch.zeros(3),
+        "threshold": torch.tensor([1000.0, 5.0, 100.0]),
+        "sum": torch.tensor([20.0, 20.0, 0.0]),
+        "number": torch.tensor([10.0, 10.0, 0.0]),
+    }
+    method._renew(unit)
+    assert array(unit["threshold"]).tolist() == pytest.approx([2 * math.log(100), 10.0, 200.0], rel=1e-5)
+    assert not unit["sum"].any()
+    assert not unit["number"].any()
