@@ -23,7 +23,7 @@ _RUN_FLAGS = [
     f"--{name.replace('_', '-')}"
     for name in (
         *("agent", "intervention", "spec", "plugin", *_RUN_OPTIONS),
-        *("threads", "quiet", "runs-dir", "data-dir", "help"),
+        *("jobs", "threads", "quiet", "runs-dir", "data-dir", "help"),
     )
 ]
 _EXAMPLES = """\
@@ -127,6 +127,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--deterministic", action="store_const", const=True, help="only deterministic kernels")
     parser.add_argument("--spec", type=Path, metavar="FILE", help="read names and options from a TOML file; flags win")
     parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
+    parser.add_argument("--jobs", type=_count, default=1, help="processes at a time, where there are several runs")
     parser.add_argument("--threads", type=_count, default=0, help="CPU threads (default: 1 for a small network)")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     _add_places(parser)
@@ -162,6 +163,8 @@ def _run(known: argparse.Namespace) -> int:
         registry.interventions[name]
     specs = _specs(tables)
 
+    if known.jobs > 1 and len(specs) > 1:
+        return _pool(_on_devices(specs), known)
     from plastibench import leaderboard
     from plastibench.runner import Interrupted, run
 
@@ -184,6 +187,76 @@ def _run(known: argparse.Namespace) -> int:
     print(f"results:     {known.runs_dir}/<run>/result.json, all runs: plastibench leaderboard{_runs_flag(known)}")
     print(f"TensorBoard: tensorboard --logdir {known.runs_dir}")
     return 0
+
+
+def _pool(specs: Sequence[Any], known: argparse.Namespace) -> int:
+    """Work through the specs with several processes; compare what is complete."""
+    from plastibench import leaderboard, results
+    from plastibench.process import stop_requests
+    from plastibench.sweep import FAILURE, work_through
+
+    with stop_requests() as stop:
+        pool = work_through(
+            specs,
+            jobs=known.jobs,
+            runs_dir=known.runs_dir,
+            data_dir=known.data_dir,
+            plugins=known.plugin,
+            threads=known.threads,
+            stop=stop,
+            quiet=known.quiet,
+        )
+    paths = [known.runs_dir / job.spec.id / "result.json" for job in pool]
+    found = [results.read(path) for path in paths if path.exists()]
+    if found:
+        print(f"\n{leaderboard.leaderboard(found)}\n")
+    for job in pool:
+        if job.state == "failed":
+            print(f"plastibench: {job.spec.id} failed: {job.line} ({job.spec.id}/{FAILURE})", file=sys.stderr)
+    if stop:
+        print("plastibench: stopped; the same command continues", file=sys.stderr)
+        return 130
+    return 1 if any(job.state == "failed" for job in pool) else 0
+
+
+def _on_devices(specs: Sequence[Any]) -> list[Any]:
+    """The specs with the devices that they will run on: the device is part of what a run is called."""
+    import dataclasses
+
+    from plastibench.process import resolve_device
+
+    return [
+        dataclasses.replace(spec, run=dataclasses.replace(spec.run, device=resolve_device(spec.run.device)))
+        for spec in specs
+    ]
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="a TOML file of tables [env], [agent], [run] and [[grid]]")
+    parser.add_argument("--jobs", type=_count, default=os.cpu_count() or 1, help="processes at a time (default: cores)")
+    parser.add_argument("--list", action="store_true", help="only show the runs and which of them are complete")
+    parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
+    parser.add_argument("--threads", type=_count, default=0, help="CPU threads per process (default: cores / jobs)")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    _add_places(parser)
+    parser.set_defaults(do=_sweep)
+
+
+def _sweep(known: argparse.Namespace) -> int:
+    for plugin in known.plugin:
+        _import_plugin(plugin)
+    from plastibench.sweep import FAILURE, read
+
+    known.jobs = max(1, known.jobs)
+    specs = _on_devices(read(known.file))
+    if known.list:
+        for spec in specs:
+            folder = known.runs_dir / spec.id
+            files = {"result.json": "complete", FAILURE: "failed", "checkpoint.pt": "begun"}
+            state = next((state for file, state in files.items() if (folder / file).exists()), "missing")
+            print(f"{state:8}  {spec.id}")
+        return 0
+    return _pool(specs, known)
 
 
 def _runs_flag(known: argparse.Namespace) -> str:
@@ -228,11 +301,11 @@ def _read_option_flags(arguments: Sequence[str], tables: dict[str, dict[str, Any
 
 def _specs(tables: dict[str, dict[str, Any]]) -> list[Any]:
     """Every combination of seeds and interventions, as checked specs."""
-    from plastibench.spec import RunSpec
+    from plastibench.spec import RunSpec, seeds_of
 
     values = {part: {k: v for k, v in table.items() if k != "name"} for part, table in tables.items()}
     names = _listed(tables["intervention"]["name"])
-    seeds = _seeds(values["run"].pop("seed", 0))
+    seeds = seeds_of(values["run"].pop("seed", 0))
     return [
         RunSpec.make(
             tables["env"]["name"],
@@ -269,21 +342,6 @@ def _listed(names: str | list[str]) -> list[str]:
     if names != "" and not found:
         raise UserError(f"'{names}' names no intervention")
     return found
-
-
-def _seeds(text: Any) -> list[int]:
-    """``3``, ``0,1,2`` or ``0..4`` as whole numbers."""
-    if text == []:
-        raise UserError("seed is an empty list; name at least one")
-    if isinstance(text, list | int):
-        return list(text) if isinstance(text, list) else [text]
-    seeds: list[int] = []
-    for part in str(text).split(","):
-        found = re.fullmatch(r"\s*(\d+)(?:\.\.(\d+))?\s*", part)
-        if not found or (found.group(2) and int(found.group(2)) < int(found.group(1))):
-            raise UserError(f"--seed {text}: expected a whole number, a list 0,1,2 or a range 0..4")
-        seeds += range(int(found.group(1)), int(found.group(2) or found.group(1)) + 1)
-    return list(dict.fromkeys(seeds))
 
 
 def _count(text: str) -> int:
@@ -500,6 +558,7 @@ def _bench(known: argparse.Namespace) -> int:
 
 COMMANDS = {
     "run": (_add_run, "run interventions on a task stream, and compare them"),
+    "sweep": (_add_sweep, "work through a grid of runs with several processes"),
     "resume": (_add_resume, "continue an interrupted run"),
     "list": (_add_list, "list envs, agents, interventions and metrics"),
     "info": (_add_info, "show versions, devices and data found"),

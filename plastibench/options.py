@@ -94,6 +94,11 @@ def as_dict(options: Any) -> dict[str, Any]:
     return {name: _plain(value) for name, value in values.items() if value is not None}
 
 
+def is_list(cls: type, name: str) -> bool:
+    """Whether an option holds several values."""
+    return typing.get_origin(_without_none(typing.get_type_hints(cls)[field_name(name)])) is tuple
+
+
 def describe_type(cls: type, name: str) -> str:
     """How ``--help`` names the values of an option: ``float``, ``{a,b}``, ``int,…``."""
     return describe(_without_none(typing.get_type_hints(cls)[name]))

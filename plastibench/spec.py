@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -129,10 +130,7 @@ def read_tables(text: str, where: str) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: Not TOML, an unknown table, or a missing name.
     """
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{where} is not valid TOML: {error}") from error
+    tables = _parse(text, where)
     for table, content in tables.items():
         if table not in (*PARTS, "run"):
             raise UserError(f"{where}: no table [{table}]{did_you_mean(table, (*PARTS, 'run'))}")
@@ -149,11 +147,45 @@ def read_tables(text: str, where: str) -> dict[str, dict[str, Any]]:
 
 def read_file(path: Path) -> dict[str, dict[str, Any]]:
     """The tables of a spec file."""
+    return read_tables(_text(path), str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Any TOML file.
+
+    Raises:
+        UserError: It cannot be read, or is no TOML.
+    """
+    return _parse(_text(path), str(path))
+
+
+def seeds_of(text: Any) -> list[int]:
+    """``3``, ``0,1,2`` or ``0..4`` as whole numbers, each once."""
+    if text == []:
+        raise UserError("seed is an empty list; name at least one")
+    if isinstance(text, list | int):
+        return list(text) if isinstance(text, list) else [text]
+    seeds: list[int] = []
+    for part in str(text).split(","):
+        found = re.fullmatch(r"\s*(\d+)(?:\.\.(\d+))?\s*", part)
+        if not found or (found.group(2) and int(found.group(2)) < int(found.group(1))):
+            raise UserError(f"--seed {text}: expected a whole number, a list 0,1,2 or a range 0..4")
+        seeds += range(int(found.group(1)), int(found.group(2) or found.group(1)) + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--spec {path}: {getattr(error, 'strerror', None) or error}") from error
-    return read_tables(text, str(path))
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{where} is not valid TOML: {error}") from error
 
 
 def _complete(known: registry.Registry, name: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -241,7 +241,7 @@ MISTAKES = {
     "threads": ([*RUN, "--threads", "-1"], "--threads"),
     "device": ([*RUN, "--device", "gpu"], "device 'gpu' is not available here"),
     "device without data": ([*RUN, "--device", "meta"], "device 'meta'"),
-    "spec file": (["run", "--spec", "nowhere.toml"], "--spec nowhere.toml: No such file"),
+    "spec file": (["run", "--spec", "nowhere.toml"], "nowhere.toml: No such file"),
     "spec folder": (["run", "--spec", "."], "--spec ."),
     "data set": ([*RUN, "--env.dataset", "digist"], "no data set 'digist'"),
     "train size": ([*RUN[:4], "--env.train-size", "9999", "--device", "cpu"], "train_size 9999 is outside 1 to 1796"),
@@ -360,9 +360,9 @@ def test_leaderboard_names_a_damaged_result_and_shows_the_others(say: Say, runs:
 
 
 def test_seeds_are_lists_and_ranges_without_repeats() -> None:
-    from plastibench.cli import _seeds
+    from plastibench.spec import seeds_of
 
-    assert _seeds("0..3") == [0, 1, 2, 3]
-    assert _seeds("4,1,4,0..1") == [4, 1, 0]
-    assert _seeds(" 2 , 5..5 ") == [2, 5]
-    assert _seeds([7, 8]) == [7, 8] and _seeds(3) == [3]
+    assert seeds_of("0..3") == [0, 1, 2, 3]
+    assert seeds_of("4,1,4,0..1") == [4, 1, 0]
+    assert seeds_of(" 2 , 5..5 ") == [2, 5]
+    assert seeds_of([7, 8]) == [7, 8] and seeds_of(3) == [3]

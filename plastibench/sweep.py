@@ -1,0 +1,288 @@
+"""Many runs: a grid of specs from one file, and a bounded pool of processes that works through them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from plastibench import checkpoint, registry
+from plastibench.errors import UserError, did_you_mean
+from plastibench.options import field_name, is_list, options_of
+from plastibench.spec import PARTS, RunOptions, RunSpec, read_toml, seeds_of
+
+_TABLES = (*PARTS, "run")
+_REFRESH = 0.5  # seconds between looks at the processes
+_PLAIN = 60.0  # seconds between lines where output is no terminal
+FAILURE = "failure.txt"
+
+
+def read(path: Path) -> list[RunSpec]:
+    """The specs of a sweep file.
+
+    Tables ``[env]``, ``[agent]``, ``[intervention]`` and ``[run]`` hold what all runs share; each ``[[grid]]`` adds
+    runs, with tables of the same names that win. Every option that is given a list, names and seeds included, is an
+    axis of the grid; the runs are all combinations, each once.
+
+    Raises:
+        UserError: The file cannot be read, or something in it does not fit.
+    """
+    content = read_toml(path)
+    grids = content.pop("grid", [{}])
+    if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
+        raise UserError(f"{path}: grid must be written [[grid]]")
+    found: dict[str, RunSpec] = {}
+    for grid in grids:
+        for spec in _combinations(_merged(content, grid, path), path):
+            found.setdefault(spec.id, spec)
+    if not found:
+        raise UserError(f"{path} describes no runs")
+    return list(found.values())
+
+
+@dataclass
+class Job:
+    """A run and what became of it."""
+
+    spec: RunSpec
+    state: str = "waiting"  # then running, and complete, failed or stopped
+    line: str = ""  # the last that its process said
+    process: subprocess.Popen[str] | None = None
+    started: float = 0.0
+    lines: list[str] = field(default_factory=list)
+
+
+def work_through(
+    specs: Sequence[RunSpec],
+    *,
+    jobs: int,
+    runs_dir: Path,
+    data_dir: Path,
+    plugins: Sequence[str] = (),
+    threads: int = 0,
+    stop: Sequence[int] = (),
+    quiet: bool = False,
+) -> list[Job]:
+    """Run all specs that have no result yet, at most ``jobs`` at a time, each as a resumable process of its own.
+
+    A run that fails leaves its reason in ``<run>/failure.txt`` and does not stop the others.
+
+    Args:
+        specs: What to run.
+        jobs: Processes at a time.
+        runs_dir: Where results go.
+        data_dir: Where data sets are.
+        plugins: What every process imports first.
+        threads: CPU threads of each; 0: the cores shared out.
+        stop: Becomes true when the processes shall save their state and end.
+        quiet: Show nothing.
+    """
+    pool = [Job(spec) for spec in specs]
+    for job in pool:
+        folder = runs_dir / job.spec.id
+        if (folder / "result.json").exists():
+            job.state = "complete"
+        elif not (folder / "spec.toml").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_text(folder / "spec.toml", job.spec.to_toml())
+    shared = threads or max(1, (os.cpu_count() or 1) // jobs)
+    options = ["--runs-dir", str(runs_dir), "--data-dir", str(data_dir), "--threads", str(shared)]
+    options += [word for plugin in plugins for word in ("--plugin", plugin)]
+    show = _Show(pool, quiet)
+    try:
+        while any(job.state in ("waiting", "running") for job in pool):
+            running = [job for job in pool if job.state == "running"]
+            for job in running:
+                _look_after(job, runs_dir)
+            if stop:
+                for job in pool:
+                    if job.state == "waiting":
+                        job.state = "stopped"
+            free = jobs - sum(job.state == "running" for job in pool)
+            waiting = [job for job in pool if job.state == "waiting"]
+            for number, job in enumerate(waiting[:free]):
+                _start(job, options, len(running) + number)
+            if stop:
+                for job in running:
+                    if job.process is not None and job.state == "running":
+                        job.process.terminate()
+            show.update()
+            time.sleep(_REFRESH)
+    finally:
+        for job in pool:
+            if job.process is not None and job.process.poll() is None:
+                job.process.terminate()
+        show.close()
+    return pool
+
+
+def _start(job: Job, options: list[str], number: int) -> None:
+    environment = dict(os.environ)
+    if job.spec.run.device in ("auto", "cuda") and (cards := _cards()) > 1:
+        environment["CUDA_VISIBLE_DEVICES"] = str(number % cards)
+    # A session of its own: Ctrl-C reaches this process alone, which then asks the others to save.
+    job.process = subprocess.Popen(
+        [sys.executable, "-m", "plastibench", "resume", job.spec.id, *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    job.state, job.started = "running", time.monotonic()
+    threading.Thread(target=_listen, args=(job,), daemon=True).start()
+
+
+def _listen(job: Job) -> None:
+    assert job.process is not None and job.process.stderr is not None
+    for line in job.process.stderr:
+        job.line = line.strip() or job.line
+        job.lines = [*job.lines[-20:], line.rstrip()]
+
+
+def _look_after(job: Job, runs_dir: Path) -> None:
+    assert job.process is not None
+    status = job.process.poll()
+    if status is None:
+        return
+    job.state = {0: "complete", 130: "stopped"}.get(status, "failed")
+    note = runs_dir / job.spec.id / FAILURE
+    if job.state == "failed":
+        reason = "\n".join(job.lines) or f"exit status {status}"
+        checkpoint.write_text(note, f"{reason}\n")
+    else:
+        note.unlink(missing_ok=True)
+
+
+def _cards() -> int:
+    """GPUs that a process of ours would see."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return 0  # whoever chose them chose them for every run
+    import torch
+
+    return torch.cuda.device_count()
+
+
+class _Show:
+    """One live table in a terminal, a line a minute elsewhere. Writes to stderr."""
+
+    def __init__(self, pool: list[Job], quiet: bool) -> None:
+        self._pool, self._quiet = pool, quiet
+        self._begun = self._last = time.monotonic()
+        self._at_start = sum(job.state == "complete" for job in pool)
+        console = Console(stderr=True)
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal and not quiet else None
+        if self._live is not None:
+            self._live.start()
+
+    def update(self) -> None:
+        if self._quiet:
+            return
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+        elif time.monotonic() - self._last > _PLAIN:
+            self._last = time.monotonic()
+            print(self.summary(), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+            self._live.stop()
+        elif not self._quiet:
+            print(self.summary(), file=sys.stderr, flush=True)
+
+    def summary(self) -> str:
+        """``12 of 40 complete, 2 running, 1 failed, 0:31:00 left``."""
+        count = {state: sum(job.state == state for job in self._pool) for state in ("complete", "running", "failed")}
+        parts = [f"{count['complete']} of {len(self._pool)} complete"]
+        parts += [f"{count[state]} {state}" for state in ("running", "failed") if count[state]]
+        done = count["complete"] - self._at_start
+        left = sum(job.state in ("waiting", "running") for job in self._pool)
+        if done and left:
+            seconds = round((time.monotonic() - self._begun) / done * left)
+            parts.append(f"about {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left")
+        return ", ".join(parts)
+
+    def _table(self) -> Table:
+        table = Table(title=self.summary(), title_justify="left", box=None, show_header=False)
+        rank = {"running": 0, "failed": 1, "stopped": 2, "waiting": 3, "complete": 4}
+        rows = sorted(self._pool, key=lambda job: rank[job.state])
+        room = max(4, Console(stderr=True).height - 4)
+        for job in rows[:room]:
+            table.add_row(job.state, job.spec.id, job.line if job.state in ("running", "failed") else "")
+        if len(rows) > room:
+            table.add_row("", f"and {len(rows) - room} more", "")
+        return table
+
+
+# The grid --------------------------------------------------------------------------------------------------------
+
+
+def _merged(shared: Mapping[str, Any], grid: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]]:
+    tables: dict[str, dict[str, Any]] = {}
+    for source in (shared, grid):
+        for table, content in source.items():
+            if table not in _TABLES:
+                raise UserError(f"{path}: no table [{table}]{did_you_mean(table, (*_TABLES, 'grid'))}")
+            if not isinstance(content, dict):
+                raise UserError(f"{path}: {table} must be a table, as in [{table}]")
+            if content.get("name", tables.get(table, {}).get("name")) != tables.get(table, {}).get("name"):
+                tables[table] = {}  # options of another env, agent or intervention do not carry over
+            tables[table] = {**tables.get(table, {}), **content}
+    for part in ("env", "agent"):
+        if "name" not in tables.get(part, {}):
+            raise UserError(f"{path}: [{part}] has no name")
+    return tables
+
+
+def _combinations(tables: dict[str, dict[str, Any]], path: Path) -> Iterator[RunSpec]:
+    tables.setdefault("intervention", {}).setdefault("name", "none")
+    run = tables.pop("run", {})
+    seeds = seeds_of(run.pop("seed", 0))
+    axes: list[list[tuple[str, dict[str, Any]]]] = []
+    for part in PARTS:
+        names = tables[part]["name"] if isinstance(tables[part]["name"], list) else [tables[part]["name"]]
+        values = {key: value for key, value in tables[part].items() if key != "name"}
+        choices = []
+        for name in names:
+            if not isinstance(name, str):
+                raise UserError(f"{path}: [{part}] name is {name!r}; expected text")
+            cls = getattr(registry, f"{part}s")[name].load()
+            choices += [(name, options) for options in _expanded(cls, values)]
+        axes.append(choices)
+    runs = list(_expanded(RunOptions, run))
+    for (env, agent, intervention), options, seed in itertools.product(itertools.product(*axes), runs, seeds):
+        yield RunSpec.make(
+            env[0],
+            agent[0],
+            intervention[0],
+            env_options=env[1],
+            agent_options=agent[1],
+            intervention_options=intervention[1],
+            seed=seed,
+            **options,
+        )
+
+
+def _expanded(cls: type, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """All combinations of the options that were given lists; a list is one value where the option itself is a list."""
+
+    def choices(name: str, value: Any) -> list[Any]:
+        several = isinstance(value, list) and not (field_name(name) in options_of(cls) and is_list(cls, name))
+        return value if several else [value]
+
+    axes = [choices(name, value) for name, value in values.items()]
+    for combination in itertools.product(*axes):
+        yield dict(zip(values, combination, strict=True))

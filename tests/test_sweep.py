@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from plastibench.cli import main
+from plastibench.errors import UserError
+from plastibench.sweep import FAILURE, read, work_through
+
+SMALL = """
+[env]
+name = "cl-digits"
+epochs = 1
+stop-after = 2
+[agent]
+name = "mlp"
+width = 16
+[run]
+seed = "0..1"
+device = "cpu"
+"""
+
+
+def file(folder: Path, text: str) -> Path:
+    path = folder / "sweep.toml"
+    path.write_text(text)
+    return path
+
+
+def test_every_list_is_an_axis_and_tables_of_a_grid_win(tmp_path):
+    specs = read(
+        file(
+            tmp_path,
+            SMALL
+            + """
+[[grid]]
+intervention = {name = ["none", "reset"]}
+[[grid]]
+intervention = {name = "rnr", quantile = [0.2, 0.4]}
+run = {every = [0, 10], seed = 3}
+[[grid]]
+agent = {name = "vit-nano", lr = 1e-4}
+[[grid]]
+intervention = {name = "none"}
+""",
+        )
+    )
+    found = [(s.agent[0], s.intervention[0], s.intervention[1].get("quantile"), s.run.every, s.run.seed) for s in specs]
+    assert found == [
+        *(("mlp", name, None, 0, seed) for name in ("none", "reset") for seed in (0, 1)),
+        *(("mlp", "rnr", quantile, every, 3) for quantile in (0.2, 0.4) for every in (0, 10)),
+        ("vit-nano", "none", None, 0, 0),
+        ("vit-nano", "none", None, 0, 1),
+    ]
+    assert all(spec.env[1]["epochs"] == 1 for spec in specs)
+    assert specs[0].agent[1]["width"] == 16  # another agent's options do not carry over, its own do
+    assert specs[-1].agent[1]["lr"] == 1e-4
+
+
+def test_an_option_that_is_a_list_is_no_axis(tmp_path):
+    text = '[env]\nname = "rl-cartpole"\n[agent]\nname = "dqn-mlp"\nhidden = [8, 16]\n[run]\nroles = ["critic"]\n'
+    (spec,) = read(file(tmp_path, text))
+    assert spec.agent[1]["hidden"] == [8, 16]
+    assert spec.run.roles == ("critic",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[env", "is not valid TOML"),
+        ("[envs]\nname='x'", r"no table \[envs\]; did you mean 'env'"),
+        ("[env]\nname='cl-digits'", r"\[agent\] has no name"),
+        ("env = 3", "env must be a table"),
+        (SMALL + "[grid]\nrun = {seed = 1}", r"grid must be written \[\[grid\]\]"),
+        (SMALL + "[intervention]\nname = 'rest'", "no intervention 'rest'; did you mean 'reset'"),
+        (SMALL + "[intervention]\nname = 'rnr'\nquantile = [0.1, 2.0]", "quantile is 2.0; it must be between 0 and 1"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_in_one_line(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        read(file(tmp_path, text))
+
+
+def results(folder: Path) -> dict[str, object]:
+    return {
+        path.parent.name: (json.loads(path.read_text())["summary"], json.loads(path.read_text())["tasks"])
+        for path in folder.glob("*/result.json")
+    }
+
+
+def test_a_failing_run_keeps_its_reason_and_stops_no_other(tmp_path, capsys):
+    path = file(tmp_path, SMALL.replace('seed = "0..1"', "seed = 0") + '[[grid]]\n[[grid]]\nagent = {lr = 1e30}\n')
+    with pytest.raises(SystemExit) as exit_:
+        main(["sweep", str(path), "--runs-dir", str(tmp_path / "r"), "--jobs", "2"])
+    assert exit_.value.code == 1
+    output = capsys.readouterr()
+    assert "the loss became nan" in output.err
+    assert "1 of 2 complete, 1 failed" in output.err
+    (reason,) = (tmp_path / "r").glob(f"*/{FAILURE}")
+    assert "try a smaller --agent.lr" in reason.read_text()
+    assert len(results(tmp_path / "r")) == 1
+    with pytest.raises(SystemExit):
+        main(["sweep", str(path), "--runs-dir", str(tmp_path / "r"), "--list"])
+    assert sorted(line.split()[0] for line in capsys.readouterr().out.splitlines()) == ["complete", "failed"]
+
+
+def test_interrupted_at_random_and_started_again_it_gives_the_same_results(tmp_path):
+    path = file(tmp_path, SMALL.replace("epochs = 1", "epochs = 40") + '[intervention]\nname = "reset"\n')
+    whole = work_through(read(path), jobs=2, runs_dir=tmp_path / "whole", data_dir=tmp_path, threads=1, quiet=True)
+    assert [job.state for job in whole] == ["complete"] * 2
+    command = [sys.executable, "-m", "plastibench", "sweep", str(path), "--runs-dir", str(tmp_path / "parts")]
+    dice, stops = random.Random(0), 0
+    for _ in range(12):
+        process = subprocess.Popen([*command, "--jobs", "2", "--threads", "1"], stderr=subprocess.PIPE, text=True)
+        if stops < 2:
+            time.sleep(dice.uniform(4, 7))
+            process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=120)[1]
+        if process.returncode == 0:
+            break
+        assert process.returncode == 130, error
+        stops += 1
+    assert process.returncode == 0
+    assert results(tmp_path / "parts") == results(tmp_path / "whole")
+
+
+def test_several_processes_give_what_one_gives(tmp_path):
+    arguments = ["cl-digits", "--agent", "mlp", "--agent.width", "8", "--env.epochs", "1", "--env.stop-after", "2"]
+    for jobs, folder in (("1", "one"), ("2", "two")):
+        with pytest.raises(SystemExit) as exit_:
+            main(["run", *arguments, "--seed", "0,1", "--jobs", jobs, "--runs-dir", str(tmp_path / folder), "--quiet"])
+        assert exit_.value.code == 0
+    assert results(tmp_path / "one") == results(tmp_path / "two") != {}
+    assert set(os.listdir(tmp_path / "one")) == set(os.listdir(tmp_path / "two"))
