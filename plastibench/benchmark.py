@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,13 +35,9 @@ def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads:
         rounds: Rounds, in each of which both are measured twice; medians count. At least 2.
         threads: CPU threads, as for a run.
     """
-    env = spec.create("env").make(data_dir)
-    agent = spec.create("agent").build(env, spec.run.seed, torch.device(spec.run.device))
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(spec, env, agent, Path(folder), [], quiet=True, threads=threads, checkpoint_seconds=math.inf)
-        course = run.course
-        assert isinstance(course, Supervised)
-        course.begin()
+        course = _begun(spec, Path(folder), data_dir, threads)
+        run = course.run
         epoch = course.updates_per_epoch()
         plain = plain_loop(course)
         ours, theirs = [], []
@@ -73,6 +71,74 @@ def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads:
             f"{100 * share:.2f} % of the time",
         ]
     )
+
+
+@dataclasses.dataclass
+class Cost:
+    """What an intervention costs.
+
+    Attributes:
+        update: Time of an update with it over that of one without, as quartiles over rounds.
+        updates_each: How many updates without it take as long as one time that it acts.
+        memory: Bytes that it keeps between updates, over those of the parameters.
+    """
+
+    update: tuple[float, float, float]
+    updates_each: float
+    memory: float
+
+
+def cost(spec: RunSpec, data_dir: Path, updates: int = 5, rounds: int = 12, threads: int = 1) -> Cost:
+    """Time updates with and without an intervention in turn, without and with it twice a round.
+
+    Args:
+        spec: A run with the intervention.
+        data_dir: Where data sets are.
+        updates: Updates per measurement.
+        rounds: Rounds that count; at least 2.
+        threads: CPU threads.
+    """
+    base = dataclasses.replace(spec, intervention=RunSpec.make(spec.env[0], spec.agent[0]).intervention)
+    with tempfile.TemporaryDirectory() as folder:
+        courses = [_begun(each, Path(folder) / name, data_dir, threads) for name, each in (("a", base), ("b", spec))]
+        plain, with_it = courses
+        ratios, seconds = [], []
+        for round_number in range(rounds + 2):
+            pair = [_seconds(course, course.learn, updates) for course in (plain, with_it, with_it, plain)]
+            if round_number > 1:  # the first warm up, and find what they work on
+                ratios.append((pair[1] + pair[2]) / (pair[0] + pair[3]))
+                seconds.append((pair[0] + pair[3]) / 2 / updates)
+        start = time.perf_counter()
+        with_it.run.intervene()
+        _wait(with_it)
+        acting = time.perf_counter() - start
+        module = with_it.run.networks[0].module
+        bought = sum(p.numel() * p.element_size() for p in module.parameters())
+        bought -= sum(p.numel() * p.element_size() for p in plain.run.networks[0].module.parameters())
+        parameters = sum(p.numel() * p.element_size() for p in plain.run.networks[0].module.parameters())
+        kept = _bytes([intervention.state_dict() for intervention in with_it.run.interventions])
+        for course in courses:
+            course.run.close()
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return Cost((low, middle, high), acting / statistics.median(seconds), (kept + bought) / parameters)
+
+
+def _begun(spec: RunSpec, folder: Path, data_dir: Path, threads: int) -> Supervised:
+    env = spec.create("env").make(data_dir)
+    agent = spec.create("agent").build(env, spec.run.seed, torch.device(spec.run.device))
+    folder.mkdir(exist_ok=True)
+    run = Run(spec, env, agent, folder, [], quiet=True, threads=threads, checkpoint_seconds=math.inf)
+    assert isinstance(run.course, Supervised)
+    run.course.begin()
+    return run.course
+
+
+def _bytes(state: Any) -> int:
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, Mapping):
+        return sum(map(_bytes, state.values()))
+    return sum(map(_bytes, state)) if isinstance(state, list | tuple) else 0
 
 
 def plain_loop(course: Supervised) -> Callable[[], None]:

@@ -97,7 +97,7 @@ def results(folder: Path) -> dict[str, object]:
 
 
 def test_a_failing_run_keeps_its_reason_and_stops_no_other(tmp_path, capsys):
-    path = file(tmp_path, SMALL.replace('seed = "0..1"', "seed = 0") + '[[grid]]\n[[grid]]\nagent = {lr = 1e30}\n')
+    path = file(tmp_path, SMALL.replace('seed = "0..1"', "seed = 0") + "[[grid]]\n[[grid]]\nagent = {lr = 1e30}\n")
     with pytest.raises(SystemExit) as exit_:
         main(["sweep", str(path), "--runs-dir", str(tmp_path / "r"), "--jobs", "2"])
     assert exit_.value.code == 1
@@ -117,8 +117,8 @@ def test_interrupted_at_random_and_started_again_it_gives_the_same_results(tmp_p
     whole = work_through(read(path), jobs=2, runs_dir=tmp_path / "whole", data_dir=tmp_path, threads=1, quiet=True)
     assert [job.state for job in whole] == ["complete"] * 2
     command = [sys.executable, "-m", "plastibench", "sweep", str(path), "--runs-dir", str(tmp_path / "parts")]
-    dice, stops = random.Random(0), 0
-    for _ in range(12):
+    dice = random.Random(0)
+    for stops in range(12):
         process = subprocess.Popen([*command, "--jobs", "2", "--threads", "1"], stderr=subprocess.PIPE, text=True)
         if stops < 2:
             time.sleep(dice.uniform(4, 7))
@@ -127,7 +127,6 @@ def test_interrupted_at_random_and_started_again_it_gives_the_same_results(tmp_p
         if process.returncode == 0:
             break
         assert process.returncode == 130, error
-        stops += 1
     assert process.returncode == 0
     assert results(tmp_path / "parts") == results(tmp_path / "whole")
 

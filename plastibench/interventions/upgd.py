@@ -39,53 +39,53 @@ class UPGD(Intervention):
 
     def __post_init__(self) -> None:
         self._utility: dict[str, Tensor] = {}
-        self._before: dict[str, Tensor] = {}
+        self._trained: dict[str, Tensor] = {}  # what the update under way moves
+        self._before: list[Tensor] = []
         self._draws: torch.Generator | None = None
 
     def prepare(self, network: Network) -> None:
-        """Utilities of zero, and a source of noise on the network's device."""
+        """A source of noise on the network's device."""
         self._draws = torch.Generator(network.device)
         self._draws.manual_seed(int(torch.randint(2**62, (), generator=network.generator)))
 
     @torch.no_grad()
     def before_update(self, network: Network) -> None:
         """Renew the utilities, and remember the weights as they are."""
-        trained = {n: p for n, p in network.module.named_parameters() if p.grad is not None}
-        for name, parameter in trained.items():
-            assert parameter.grad is not None
-            utility = self._utility.setdefault(name, torch.zeros_like(parameter))
-            utility.mul_(self.beta).addcmul_(parameter.grad, parameter, value=self.beta - 1)
-        self._before = {name: parameter.detach().clone() for name, parameter in trained.items()}
+        self._trained = {name: p for name, p in network.module.named_parameters() if p.grad is not None}
+        for name in self._trained.keys() - self._utility.keys():
+            self._utility[name] = torch.zeros_like(self._trained[name])
+        utilities, weights = self._utilities(), list(self._trained.values())
+        torch._foreach_mul_(utilities, self.beta)
+        torch._foreach_addcmul_(utilities, self._gradients(), weights, value=self.beta - 1)
+        self._before = list(torch._foreach_mul(weights, 1.0))
 
     @torch.no_grad()
     def after_update(self, network: Network) -> None:
         """Gate the step that was made, or replace it."""
-        if not self._before:
+        weights = list(self._trained.values())
+        if not weights:
             return
-        largest = torch.stack([self._utility[name].max() for name in self._before]).max().clamp_min(1e-30)
+        utilities = self._utilities()
+        largest = torch.stack([value.max() for value in utilities]).max().clamp_min(1e-30)
+        gates = torch._foreach_div(utilities, largest)  # the bias correction of both cancels
+        torch._foreach_neg_(gates)
+        torch._foreach_sigmoid_(gates)  # 1 - s = σ(-U)
         rates = _learning_rates(network)
-        noisy = {
-            f"{prefix}.{name}".lstrip(".")
-            for prefix, module in network.module.named_modules()
-            if has_units(module) and not isinstance(module, nn.LayerNorm)
-            for name, _ in module.named_parameters(recurse=False)
-        }
-        parameters = dict(network.module.named_parameters())
-        for name, before in self._before.items():
-            parameter = parameters[name]
-            learned = 1 - torch.sigmoid(self._utility[name] / largest)  # the bias correction of both cancels
-            lr = rates.get(parameter, 0.0)
-            if self.rule == "sgd":
-                assert parameter.grad is not None
-                lr *= self.lr_factor
-                step = parameter.grad * -lr
-            else:
-                step = parameter - before
-            if self.noise and name in noisy:
-                drawn = torch.randn(parameter.shape, generator=self._draws, device=parameter.device)
-                step.add_(drawn, alpha=-lr * self.noise)
-            kept = 1 - lr * self.decay if self.rule == "sgd" else 1.0
-            parameter.copy_(before * kept + step * learned)
+        lrs = [rates.get(parameter, 0.0) * (self.lr_factor if self.rule == "sgd" else 1.0) for parameter in weights]
+        if self.rule == "sgd":
+            steps = list(torch._foreach_mul(self._gradients(), [-lr for lr in lrs]))
+        else:
+            steps = list(torch._foreach_sub(weights, self._before))
+        if self.noise:
+            noisy = _with_fan_in(network.module)
+            for name, step, lr in zip(self._trained, steps, lrs, strict=True):
+                if name in noisy:
+                    drawn = torch.randn(step.shape, generator=self._draws, device=step.device)
+                    step.add_(drawn, alpha=-lr * self.noise)
+        if self.rule == "sgd" and self.decay:
+            torch._foreach_mul_(self._before, [1 - lr * self.decay for lr in lrs])
+        torch._foreach_addcmul_(self._before, steps, gates)
+        torch._foreach_copy_(weights, self._before)
 
     def state_dict(self) -> dict[str, Any]:
         """Utilities, and where the noise stands."""
@@ -97,6 +97,22 @@ class UPGD(Intervention):
         self._utility = state["utility"]
         if self._draws is not None and state["draws"] is not None:
             self._draws.set_state(state["draws"].cpu())
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._trained.values() if p.grad is not None]
+
+    def _utilities(self) -> list[Tensor]:
+        return [self._utility[name] for name in self._trained]
+
+
+def _with_fan_in(module: nn.Module) -> set[str]:
+    """Parameters of Linear and Conv modules."""
+    return {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, child in module.named_modules()
+        if has_units(child) and not isinstance(child, nn.LayerNorm)
+        for name, _ in child.named_parameters(recurse=False)
+    }
 
 
 def _learning_rates(network: Network) -> dict[Tensor, float]:
