@@ -87,7 +87,7 @@ def _dispatch(arguments: list[str]) -> int:
     arguments, options = _without_options(arguments)
     known, rest = parser.parse_known_args(arguments)
     rest = options + rest
-    if rest and known.command not in ("run", "bench"):
+    if rest and known.command not in ("run", "bench", "survey"):
         raise UserError(f"unknown argument '{rest[0]}' (plastibench {known.command} --help)")
     known.rest = rest
     return int(known.do(known))
@@ -217,6 +217,62 @@ def _pool(specs: Sequence[Any], known: argparse.Namespace) -> int:
         print("plastibench: stopped; the same command continues", file=sys.stderr)
         return 130
     return 1 if any(job.state == "failed" for job in pool) else 0
+
+
+def _add_survey(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("env", nargs="?", default="cl-digits", help="task stream (default cl-digits)")
+    parser.add_argument("--agent", default="vit-nano", help="agent (default vit-nano)")
+    parser.add_argument("--intervention", help="only these: none,reset,rnr (default: every one that is registered)")
+    parser.add_argument("--seed", default="0..2", help="seeds (default 0..2)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, … (default: a GPU where there is one)")
+    parser.add_argument("--jobs", type=_count, default=os.cpu_count() or 1, help="processes at a time (default: cores)")
+    parser.add_argument("--out", type=Path, help="write the table into this Markdown file, too")
+    parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
+    parser.add_argument("--threads", type=_count, default=0, help="CPU threads per process (default: cores / jobs)")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    _add_places(parser)
+    parser.set_defaults(do=_survey)
+
+
+def _survey(known: argparse.Namespace) -> int:
+    for plugin in known.plugin:
+        _import_plugin(plugin)
+    from plastibench import checkpoint, results, survey
+
+    known.jobs = max(1, known.jobs)
+    names = _listed(known.intervention) if known.intervention else survey.every_intervention()
+    tables: dict[str, dict[str, Any]] = {part: {} for part in ("env", "agent", "intervention")}
+    _read_option_flags(known.rest, tables)
+    run = {"seed": known.seed, "device": known.device}
+    named = {"env": known.env, "agent": known.agent, "intervention": names}
+    for part, name in named.items():
+        tables[part]["name"] = name
+    specs = _on_devices(_specs({**tables, "run": run}))
+    status = _pool(specs, known)
+    if status == 130:
+        return status
+    first = {spec.intervention[0]: spec for spec in reversed(specs)}
+    paths = {spec.id: known.runs_dir / spec.id / "result.json" for spec in specs}
+    found = [results.read(path) for path in paths.values() if path.exists()]
+    costs = survey.measure_costs([first[name] for name in names], known.data_dir, known.runs_dir / survey.COSTS)
+    table = survey.table(found, costs, _failures(specs, known.runs_dir))
+    print(f"\n{table}\n\n{textwrap.fill(survey.LEGEND, 110)}")
+    if known.out:
+        checkpoint.write_text(known.out, f"{table}\n\n{textwrap.fill(survey.LEGEND, 110)}\n")
+    return 0
+
+
+def _failures(specs: Sequence[Any], runs_dir: Path) -> dict[str, str]:
+    """Names of interventions whose runs failed, with the last line that each said."""
+    from plastibench.sweep import FAILURE
+
+    found = {}
+    for spec in specs:
+        note = runs_dir / spec.id / FAILURE
+        if note.exists():
+            last = note.read_text(encoding="utf-8").strip().splitlines()[-1]
+            found[spec.intervention[0]] = last.removeprefix("plastibench: ")
+    return found
 
 
 def _on_devices(specs: Sequence[Any]) -> list[Any]:
@@ -559,6 +615,7 @@ def _bench(known: argparse.Namespace) -> int:
 COMMANDS = {
     "run": (_add_run, "run interventions on a task stream, and compare them"),
     "sweep": (_add_sweep, "work through a grid of runs with several processes"),
+    "survey": (_add_survey, "every intervention on one scenario: what it brings, and what it costs"),
     "resume": (_add_resume, "continue an interrupted run"),
     "list": (_add_list, "list envs, agents, interventions and metrics"),
     "info": (_add_info, "show versions, devices and data found"),
