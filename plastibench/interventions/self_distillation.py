@@ -44,8 +44,8 @@ class SelfDistillation(Intervention):
     def penalty(self, network: Network, batch: TensorDictBase) -> Tensor:
         """The term of the loss; no gradient reaches the teacher."""
         with torch.no_grad():
-            taught = outputs(network, self._teacher.of(network), batch).float()
-        found = outputs(network, network.module, batch).float()
+            taught = outputs(network, self._teacher.of(network), batch)
+        found = outputs(network, network.module, batch)
         by_role = "mse" if network.role in ("critic", "actor") else "kl"
         if (by_role if self.distance == "auto" else self.distance) == "mse":
             return self.strength * F.mse_loss(found, taught)

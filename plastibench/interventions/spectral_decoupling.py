@@ -26,4 +26,4 @@ class SpectralDecoupling(Intervention):
 
     def penalty(self, network: Network, batch: TensorDictBase) -> Tensor:
         """The term of the loss."""
-        return self.strength * outputs(network, network.module, batch).float().square().mean()
+        return self.strength * outputs(network, network.module, batch).square().mean()

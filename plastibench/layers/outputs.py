@@ -12,7 +12,7 @@ from plastibench.network import Network, eval_mode
 
 
 def outputs(network: Network, module: nn.Module, batch: TensorDictBase) -> Tensor:
-    """The module's outputs while the network's loss of the batch is computed, with their graph.
+    """The module's outputs while the network's loss of the batch is computed, with their graph, at least float32.
 
     Logits [B, K] of a classifier; action values [B, A] or their logits [B, A, atoms] of a DQN, values [critics, B] of
     SAC's critics, policy parameters [B, ...] of its actor. Only the loss knows how a batch becomes the module's input,
@@ -37,4 +37,4 @@ def outputs(network: Network, module: nn.Module, batch: TensorDictBase) -> Tenso
     if len(seen) != 1 or not isinstance(seen[0], Tensor):
         found = type(seen[0]).__name__ if len(seen) == 1 else f"{len(seen)} calls"
         raise UserError(f"the {network.role}'s loss must call its module once and get one tensor (found: {found})")
-    return seen[0]
+    return seen[0].float() if seen[0].itemsize < 4 else seen[0]  # a loss may run under autocast

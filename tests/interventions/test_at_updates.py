@@ -141,9 +141,7 @@ def test_a_saved_state_goes_on_bit_identically(name, kind, tmp_path):
     acting.prepare(network)
     train(network, batch, 3, acting)
     torch.save(acting.state_dict(), tmp_path / "state.pt")
-    saved = copy.deepcopy(
-        (network.module.state_dict(), network.optimizer.state_dict(), network.generator.get_state())
-    )
+    saved = copy.deepcopy((network.module.state_dict(), network.optimizer.state_dict(), network.generator.get_state()))
     train(network, batch, 3, acting)
 
     resumed, _ = network_and_batch(kind, seed=1)
