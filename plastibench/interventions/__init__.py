@@ -72,7 +72,7 @@ interventions.add(
 )
 
 _L2 = f"{_HERE}.l2:L2"
-interventions.add("l2", _L2, "½λ‖θ‖² in the loss")
+interventions.add("l2", _L2, "½λ‖θ‖² in the loss (Krogh & Hertz 1991)")
 interventions.add(
     "l2-decoupled", _L2, "θ ← θ − lr·λ·θ after the step (Loshchilov & Hutter 2019)", form="decoupled", strength=0.05
 )
@@ -127,6 +127,7 @@ interventions.add(
     _NOISE,
     "weight decay and Gaussian noise on the weights at every update (Dohare et al. 2024)",
     on="weights",
+    sigma=1e-5,
     decay=5e-4,
 )
 interventions.add(

@@ -29,7 +29,7 @@ class NoisyUpdates(Intervention):
     the network's device, by a generator of its own that is seeded from the network's.
     """
 
-    sigma: float = option(1e-5, "σ, standard deviation of the noise", low=0)
+    sigma: float = option(1e-3, "σ, standard deviation of the noise", low=0)
     on: Literal["gradients", "weights"] = option("gradients", "what it is added to")
     times_lr: bool = option(False, "multiply noise on the weights by the learning rate")
     decay: float = option(0.0, "weight decay, times the learning rate", low=0)

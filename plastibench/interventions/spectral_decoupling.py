@@ -17,6 +17,8 @@ from plastibench.options import option
 class SpectralDecoupling(Intervention):
     """λ·mean(outputs²) in the loss, the mean over batch and logits, as in dojeon-ai/Hare-Tortoise.
 
+    The paper writes ½λ‖logits‖², so its λ is this one divided by half the number of outputs.
+
     Costs one forward pass more per update, on the batch without augmentation and in eval mode. In reinforcement
     learning the outputs are what the network returns: a critic's values (or its logits over atoms), an actor's policy
     parameters; there the term pulls values to 0, and a Gaussian policy to mean 0 and standard deviation 1.

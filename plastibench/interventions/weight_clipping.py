@@ -38,18 +38,18 @@ class WeightClipping(Intervention):
     )
 
     def __post_init__(self) -> None:
-        self._bounds: dict[str, float] = {}
+        self._largest: dict[str, float] = {}
 
     def prepare(self, network: Network) -> None:
-        """Take the bounds."""
-        self._clipped_layers(network)
+        """Keep the largest initial magnitudes, where they are the bound."""
+        self._bounded(network)
 
     @torch.no_grad()
     def after_update(self, network: Network) -> None:
         """Clamp, in place."""
         pairs: list[tuple[Tensor, float]] = [
-            (parameter, self._bounds[name])
-            for name, layer in self._clipped_layers(network).items()
+            (parameter, bound)
+            for layer, bound in self._bounded(network).values()
             for parameter in layer.parameters(recurse=False)
         ]
         if pairs:
@@ -68,29 +68,26 @@ class WeightClipping(Intervention):
     def clipped(self, network: Network) -> dict[str, Tensor]:
         """Share of each module's entries that lie on their bound, by its name; does not wait for the device."""
         return {
-            name: torch.cat([_on_bound(p, self._bounds[name]) for p in layer.parameters(recurse=False)]).float().mean()
-            for name, layer in self._clipped_layers(network).items()
+            name: torch.cat([_on_bound(p, bound) for p in layer.parameters(recurse=False)]).float().mean()
+            for name, (layer, bound) in self._bounded(network).items()
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The bounds, by module."""
-        return {"bounds": dict(self._bounds)}
+        """The largest initial magnitudes, by module."""
+        return {"largest": dict(self._largest)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the bounds."""
-        self._bounds = dict(state["bounds"])
+        """Restore them."""
+        self._largest = dict(state["largest"])
 
-    def _clipped_layers(self, network: Network) -> dict[str, nn.Linear | nn.Conv2d]:
-        """The modules by name; one that is seen for the first time, as after a rebuild, gets its bound now."""
+    def _bounded(self, network: Network) -> dict[str, tuple[nn.Linear | nn.Conv2d, float]]:
+        """Each clipped module with its bound; one that is seen for the first time, as after a rebuild, is measured."""
         found = layers(network, output=self.output)
-        for name, layer in found.items():
-            if name not in self._bounds:
-                self._bounds[name] = self.kappa * (
-                    layer.weight[0].numel() ** -0.5
-                    if self.bound == "fan-in"
-                    else max(float(p.detach().abs().max()) for p in layer.parameters(recurse=False))
-                )
-        return found
+        if self.bound == "fan-in":
+            return {name: (layer, self.kappa * layer.weight[0].numel() ** -0.5) for name, layer in found.items()}
+        for name in found.keys() - self._largest.keys():
+            self._largest[name] = max(float(p.detach().abs().max()) for p in found[name].parameters(recurse=False))
+        return {name: (layer, self.kappa * self._largest[name]) for name, layer in found.items()}
 
 
 def _on_bound(parameter: Tensor, bound: float) -> Tensor:

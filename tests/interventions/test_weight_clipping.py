@@ -99,9 +99,24 @@ def test_the_output_layer_can_be_spared():
 def test_output_layers_are_those_that_the_network_names():
     critic = rl_agent(dueling=True).networks["critic"]
     assert set(critic.outputs) == {"advantage", "value"}
-    acting = method("weight-clipping", kappa=0.1, output=False)
-    acting.prepare(critic)
-    assert list(acting.state_dict()["bounds"]) == ["body.0", "body.2"]
+    for bound in ("fan-in", "initial"):
+        acting = method("weight-clipping", bound=bound, output=False)
+        acting.prepare(critic)
+        assert list(acting.clipped(critic)) == ["body.0", "body.2"]
+
+
+def test_an_initial_bound_is_kept_in_the_state():
+    network = network_of(MLP)
+    acting = method("weight-clipping", kappa=1.0, bound="initial")
+    acting.prepare(network)
+    largest = {key: abs(array(p)).max() for key, p in network.module.named_parameters()}
+    again = method("weight-clipping", kappa=1.0, bound="initial")
+    again.load_state_dict(acting.state_dict())
+    jiggle(network.module)
+    again.after_update(network)
+    for name in ("1", "3", "5"):
+        bound = max(largest[f"{name}.weight"], largest[f"{name}.bias"])
+        assert abs(array(network.module.get_parameter(f"{name}.weight"))).max() == pytest.approx(bound, rel=1e-6)
 
 
 def test_the_share_of_clipped_entries_is_reported():
