@@ -83,7 +83,7 @@ interventions.add(
     "θ ← θ − lr·λ(θ−θ₀) after the step (Kumar et al. 2023, decoupled)",
     towards="initial",
     form="decoupled",
-    strength=0.05,
+    strength=1.0,
 )
 interventions.add(
     "l2-init-norm",
