@@ -365,6 +365,8 @@ def test_a_run_leaves_signal_handlers_as_they_were_and_works_in_a_thread(tiny: T
         ("shrink-perturb-keep20", {}, {}),
         ("recouple", {"inner": "shrink-perturb-keep20"}, {"every": 3}),
         ("low-gradient-quantile", {}, {"seed": 2}),
+        ("hare-tortoise", {"momentum": 0.5}, {}),
+        ("self-distillation+shrink-perturb-noise", {"self-distillation.momentum": 0.5}, {}),
     ],
 )
 def test_a_run_that_crashed_at_any_update_ends_bit_identical(

@@ -94,3 +94,74 @@ interventions.add(
     f"{_HERE}.neuroplastic_expansion:NeuroplasticExpansion",
     "begin sparse, grow connections where gradients ask for them, prune the weakest (Liu et al. 2025)",
 )
+_L2 = f"{_HERE}.l2:L2"
+interventions.add("l2", _L2, "½λ‖θ‖² in the loss (Krogh & Hertz 1991)")
+interventions.add(
+    "l2-decoupled", _L2, "θ ← θ − lr·λ·θ after the step (Loshchilov & Hutter 2019)", form="decoupled", strength=0.05
+)
+interventions.add("l2-init", _L2, "½λ‖θ−θ₀‖² in the loss (Kumar et al. 2023)", towards="initial")
+interventions.add(
+    "l2-init-decoupled",
+    _L2,
+    "θ ← θ − lr·λ(θ−θ₀) after the step (Kumar et al. 2023, decoupled)",
+    towards="initial",
+    form="decoupled",
+    strength=1.0,
+)
+interventions.add(
+    "l2-init-norm",
+    _L2,
+    "λ‖θ−θ₀‖, not squared, in the loss (Kumar et al. 2023, as some repositories have it)",
+    towards="initial",
+    form="norm",
+    strength=1e-2,
+)
+interventions.add(
+    "wasserstein",
+    f"{_HERE}.wasserstein:Wasserstein",
+    "squared distance of sorted weights from sorted initial weights in the loss (Lewandowski et al. 2024)",
+)
+interventions.add(
+    "weight-clipping",
+    f"{_HERE}.weight_clipping:WeightClipping",
+    "clamp weights to a multiple of their initial bound after every update (Elsayed et al. 2024)",
+)
+interventions.add(
+    "parseval", f"{_HERE}.parseval:Parseval", "λ Σ ‖WWᵀ − s·I‖² over hidden layers in the loss (Chung et al. 2024)"
+)
+interventions.add(
+    "spectral-decoupling",
+    f"{_HERE}.spectral_decoupling:SpectralDecoupling",
+    "λ·mean(logits²) in the loss (Pezeshki et al. 2021)",
+)
+interventions.add(
+    "self-distillation",
+    f"{_HERE}.self_distillation:SelfDistillation",
+    "KL to a moving average of the network in the loss (baseline of Lee et al. 2024)",
+)
+interventions.add(
+    "soft-shrink-perturb",
+    f"{_HERE}.soft_shrink_perturb:SoftShrinkPerturb",
+    "θ ← keep·θ + noise·initial after every update (Juliani & Ash 2024)",
+)
+_NOISE = f"{_HERE}.noisy_updates:NoisyUpdates"
+interventions.add(
+    "shrink-perturb-noise",
+    _NOISE,
+    "weight decay and Gaussian noise on the weights at every update (Dohare et al. 2024)",
+    on="weights",
+    sigma=1e-5,
+    decay=5e-4,
+)
+interventions.add(
+    "noisy-updates",
+    _NOISE,
+    "Gaussian noise on gradients or weights at every update (baseline of Elsayed & Mahmood 2024)",
+)
+_HARE = f"{_HERE}.hare_tortoise"
+interventions.add(
+    "hare-tortoise",
+    f"{_HARE}:HareTortoise",
+    "set the weights back to their moving average at every intervention (Lee et al. 2024)",
+)
+interventions.add("ema", f"{_HARE}:EMA", "evaluate the moving average of the weights (Polyak & Juditsky 1992)")
