@@ -7,7 +7,9 @@ _HERE = "plastibench.interventions"
 interventions.add("none", f"{_HERE}.none:NoIntervention", "train on as before; the base of every comparison")
 
 _RESET = f"{_HERE}.reset:Reset"
-interventions.add("reset", _RESET, "re-draw every parameter (Zhou et al. 2022; D'Oro et al. 2023)")
+interventions.add(
+    "reset", _RESET, "re-draw every parameter (Zhou et al. 2022); with --every SR-SAC (D'Oro et al. 2023)"
+)
 interventions.add("reset-mlp", _RESET, "re-draw the MLP blocks (paper, Fig. 2)", select="mlp")
 interventions.add("reset-mlp-qkv", _RESET, "re-draw MLP blocks and QKV projections (paper, Fig. 2)", select="mlp-qkv")
 interventions.add("reset-linear", _RESET, "re-draw every fully connected layer (paper, Fig. 2)", select="linear")
@@ -15,6 +17,12 @@ interventions.add("reset-layernorm", _RESET, "set every LayerNorm back to γ=1, 
 interventions.add("reset-head", _RESET, "re-draw the output layer (Lee et al. 2024)", select="head")
 interventions.add(
     "reset-last-k", _RESET, "re-draw the last k blocks and the head (Nikishin et al. 2022)", select="last-k"
+)
+interventions.add(
+    "later-layer-forgetting",
+    _RESET,
+    "re-draw the later half of the blocks and the head (Zhou et al. 2022)",
+    select="later",
 )
 
 _SHRINK = f"{_HERE}.shrink_perturb:ShrinkPerturb"
@@ -29,6 +37,23 @@ interventions.add(
     keep=0.2,
     noise=0.8,
     source="initial",
+)
+
+interventions.add(
+    "sr-spr",
+    _SHRINK,
+    "keep 80 %, re-draw the output layers (D'Oro et al. 2023); use with --every and --until",
+    keep=0.8,
+    noise=0.2,
+    heads="redraw",
+)
+interventions.add(
+    "bbf",
+    _SHRINK,
+    "keep 50 %, re-draw the output layers (Schwarzer et al. 2023); use with --every and --until",
+    keep=0.5,
+    noise=0.5,
+    heads="redraw",
 )
 
 _REVIVE = f"{_HERE}.revive:Revive"
