@@ -89,9 +89,50 @@ interventions.add(
     "re-draw the fraction of units with the smallest gradients (paper 3.3), without recoupling",
     criterion="low-gradient-quantile",
 )
-interventions.add(
-    "rnr", f"{_HERE}.rnr:RnR", "Revive And Recouple: re-draw dormant units, refit their readers (the paper)"
-)
+_RNR = f"{_HERE}.rnr:RnR"
+interventions.add("rnr", _RNR, "Revive And Recouple: re-draw dormant units, refit their readers (the paper)")
+interventions.add("rnr-decay", _RNR, "rnr that revives ever fewer: 0.7 times the share after each time", decay=0.7)
+interventions.add("rnr-mlp", _RNR, "rnr that recouples MLP blocks alone", refit="mlp")
+interventions.add("rnr-attention", _RNR, "rnr that recouples attention blocks alone", refit="attention")
+interventions.add("rnr-layernorm", _RNR, "rnr that recouples LayerNorms alone", refit="layernorm")
 interventions.add(
     "recouple", f"{_HERE}.recouple:Recouple", "any other intervention, then refit the readers of what it changed"
+)
+
+interventions.add(
+    "revive-zero",
+    _REVIVE,
+    "low-gradient-quantile that keeps the outputs by zeroing outgoing weights, as ReDo does, instead of recoupling",
+    outgoing="zero",
+)
+_DISTIL, _REHEARSE = f"{_HERE}.distil:Distil", f"{_HERE}.rehearse:Rehearse"
+interventions.add("distil", _DISTIL, "any other intervention, then 20 gradient steps back to the old outputs")
+interventions.add("revive-distil", _DISTIL, "low-gradient-quantile, then distil", inner="low-gradient-quantile")
+interventions.add("shrink-perturb-distil", _DISTIL, "Shrink & Perturb, then distil", inner="shrink-perturb")
+interventions.add("reset-distil", _DISTIL, "a full reset, then distil", inner="reset")
+interventions.add("rehearse", _REHEARSE, "any other intervention, then 20 gradient steps on the new labels")
+interventions.add("revive-rehearse", _REHEARSE, "low-gradient-quantile, then rehearse", inner="low-gradient-quantile")
+interventions.add("reset-rehearse", _REHEARSE, "a full reset, then rehearse", inner="reset")
+
+interventions.add(
+    "knowledge-evolution",
+    f"{_HERE}.knowledge_evolution:KnowledgeEvolution",
+    "re-draw all weights but a fixed 80 % (Taha et al. 2021; Zhou et al. 2022)",
+)
+interventions.add("fire", f"{_HERE}.fire:Fire", "weights become the nearest isometry (isaac7778/FIRE, ICLR 2026)")
+interventions.add("dash", f"{_HERE}.dash:Dash", "shrink weights that point away from new gradients (Shin et al. 2024)")
+interventions.add(
+    "calibrated-partial-resets",
+    f"{_HERE}.calibrated_partial_resets:CalibratedPartialResets",
+    "move units a little towards fresh ones, the more the smaller their gradients (LucMc/continual-learning 2026)",
+)
+_SWR = f"{_HERE}.selective_weight_reinit:SelectiveWeightReinit"
+interventions.add(
+    "selective-weight-reinit", _SWR, "re-draw single weights of small |θ·∂L/∂θ| (Hernandez-Garcia et al. 2025)"
+)
+interventions.add(
+    "selective-weight-reinit-magnitude",
+    _SWR,
+    "re-draw single weights of small |θ| (Hernandez-Garcia et al. 2025)",
+    utility="magnitude",
 )

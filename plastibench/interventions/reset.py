@@ -31,11 +31,12 @@ class Reset(Intervention):
     - ``layernorm``: every LayerNorm.
     - ``head``: the last Linear, or every output layer of a network that has several.
     - ``last-k``: the last ``k`` blocks and all that follows them (final norm, head).
-    - ``later``: likewise the last ``share`` of the blocks (later-layer forgetting; Zhou et al. 2022 name the first layer
-      to go, in a ResNet of four stages the last stage: ``share=0.25``).
+    - ``later``: likewise the last ``share`` of the blocks (later-layer forgetting; Zhou et al. 2022 name the first
+      layer to go, in a ResNet of four stages the last stage: ``share=0.25``).
     - ``match``: parameters whose names match the regular expression, instead of ``select``.
 
-    With ``--every``, ``all`` is SR-SAC (D'Oro et al. 2023); ``--until`` is the ``no_resets_after`` of SR-SPR and BBF. Of several critics in one module each loses its own last layers.
+    With ``--every``, ``all`` is SR-SAC (D'Oro et al. 2023); ``--until`` is the ``no_resets_after`` of SR-SPR and BBF.
+    Of several critics in one module each loses its own last layers.
     """
 
     select: Part = option("all", "which parameters to re-draw")

@@ -24,7 +24,8 @@ OPTIONS = {  # thresholds that some units of an almost untrained network meet
     "recouple": {"inner_options": ("tau=1",)},
 }
 SELECTS_NOTHING = {("reset-mlp", "resnet"), ("reset-layernorm", "mlp"), ("reset-layernorm", "resnet"),
-                   ("reset-mlp-qkv", "resnet")}  # fmt: skip
+                   ("reset-mlp-qkv", "resnet"), ("rnr-mlp", "resnet"), ("rnr-attention", "mlp"), ("rnr-attention", "resnet"),
+                   ("rnr-layernorm", "mlp"), ("rnr-layernorm", "resnet")}  # fmt: skip
 
 
 def registered(name: str) -> Intervention:
@@ -62,6 +63,7 @@ def test_an_intervention_changes_weights_and_nothing_else(name, builder):
     if (name, builder) in SELECTS_NOTHING:
         with pytest.raises(UserError):
             method.intervene(network, batch)
+        assert not changed(before, module)
     else:
         report = method.intervene(network, batch)
         assert isinstance(report, Report)
