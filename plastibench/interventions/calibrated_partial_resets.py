@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from plastibench.errors import UserError
 from plastibench.interventions.base import Intervention, Report
 from plastibench.interventions.criteria import normalised
-from plastibench.layers.gradients import weighted
+from plastibench.layers.gradients import weights_of
 from plastibench.layers.surgery import broadcast_rows
 from plastibench.layers.trace import Traced, trace
 from plastibench.network import Network, as_batch
@@ -54,10 +54,10 @@ class CalibratedPartialResets(Intervention):
         Raises:
             UserError: It is time to act by itself, and ``penalty`` was not called in this update.
         """
-        for name, module in weighted(network.module).items():
-            if module.weight.grad is not None:
-                score = normalised(module.weight.grad.flatten(1).abs().mean(1))
-                self._score(name, module).lerp_(score, 1 - self.decay)
+        for name, weight in weights_of(network.module).items():
+            if weight.grad is not None:
+                score = normalised(weight.grad.flatten(1).abs().mean(1))
+                self._score(name, weight).lerp_(score, 1 - self.decay)
         self._updates += 1
         if self.every and self._updates % self.every == 0:
             if self._batch is None:
@@ -85,15 +85,15 @@ class CalibratedPartialResets(Intervention):
 
     def _act(self, network: Network, units: list[Traced]) -> dict[str, Tensor]:
         """Move every hidden unit, in execution order; how far, by module."""
-        modules, fresh = weighted(network.module), network.fresh()
-        hidden = [unit for unit in units if unit.name in modules and not unit.output]
-        moved = {unit.name: self._shares(self._score(unit.name, modules[unit.name])) for unit in hidden}
+        weights, fresh = weights_of(network.module), network.fresh()
+        hidden = [unit for unit in units if unit.name in weights and not unit.output]
+        moved = {unit.name: self._shares(self._score(unit.name, weights[unit.name])) for unit in hidden}
         for unit in hidden:
-            weight, shares = modules[unit.name].weight, moved[unit.name]
+            weight, shares = weights[unit.name], moved[unit.name]
             weight.lerp_(fresh.get_parameter(f"{unit.name}.weight"), broadcast_rows(shares, weight).expand_as(weight))
             for reader in unit.readers:
-                if reader in modules:
-                    read = modules[reader].weight
+                if reader in weights:
+                    read = weights[reader]
                     columns = shares[unit.columns[reader].to(shares.device)]
                     read.mul_(1 - columns.reshape(1, -1, *[1] * (read.ndim - 2)))
         self._scores.clear()
@@ -102,9 +102,8 @@ class CalibratedPartialResets(Intervention):
     def _shares(self, score: Tensor) -> Tensor:
         return self.rate * (2 * torch.sigmoid(-self.sharpness * (score - self.threshold))).clamp_max(1.0)
 
-    def _score(self, name: str, module: nn.Linear | nn.Conv2d) -> Tensor:
+    def _score(self, name: str, weight: nn.Parameter) -> Tensor:
         """The running score of a module's units. [H]."""
-        weight = module.weight
         if name not in self._scores:
             self._scores[name] = torch.ones(len(weight), dtype=weight.dtype, device=weight.device)
         elif self._scores[name].device != weight.device:  # loaded from elsewhere

@@ -9,7 +9,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.interventions.base import Intervention, Report
-from plastibench.layers.gradients import gradients, weighted
+from plastibench.layers.gradients import gradients, weights_of
 from plastibench.layers.optimizer_state import forget_all
 from plastibench.network import Network, as_batch
 from plastibench.options import option
@@ -33,11 +33,10 @@ class Dash(Intervention):
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
         """Average, then shrink; the optimizer forgets what was shrunk."""
-        modules = weighted(network.module)
         parameters = {
             f"{name}.{key}": parameter
-            for name, module in modules.items()
-            for key, parameter in module.named_parameters(recurse=False)
+            for name in weights_of(network.module)
+            for key, parameter in network.module.get_submodule(name).named_parameters(recurse=False)
             if parameter.requires_grad
         }
         averages = [torch.zeros_like(parameter) for parameter in parameters.values()]

@@ -102,11 +102,12 @@ def projected(weight: Tensor, iterations: int) -> Tensor:
 
 
 def _weights(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights of every Linear and Conv2d, and the joint projections of PyTorch's own attention."""
+    """Trained weights of every Linear and Conv2d, and the joint projections of PyTorch's own attention."""
     owners = dict(module.named_modules())
     found = {}
     for name, parameter in module.named_parameters():
         prefix, _, key = name.rpartition(".")
-        if key == "in_proj_weight" or (key == "weight" and isinstance(owners[prefix], nn.Linear | nn.Conv2d)):
+        weighted = key == "weight" and isinstance(owners[prefix], nn.Linear | nn.Conv2d)
+        if parameter.requires_grad and (weighted or key == "in_proj_weight"):
             found[name] = parameter
     return found

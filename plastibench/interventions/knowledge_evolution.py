@@ -12,8 +12,9 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from plastibench.interventions.base import Intervention, Report
-from plastibench.layers.gradients import weighted
+from plastibench.layers.gradients import weights_of
 from plastibench.layers.optimizer_state import MomentRule, forget
+from plastibench.layers.parts import beginnings
 from plastibench.layers.trace import trace
 from plastibench.network import Network, as_batch
 from plastibench.options import option
@@ -43,12 +44,12 @@ class KnowledgeEvolution(Intervention):
     @torch.no_grad()
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
         """Re-draw what does not stay; the split is drawn at the first call."""
-        modules = weighted(network.module)
+        weights = weights_of(network.module)
         if not self._stays:
             self._stays = self._split(network, as_batch(batch))
         fresh, report = network.fresh(), Report()
         for name, stays in self._stays.items():
-            weight, gone = modules[name].weight, ~stays.to(network.device)
+            weight, gone = weights[name], ~stays.to(network.device)
             weight.copy_(torch.where(gone, fresh.get_parameter(f"{name}.weight"), weight))
             forget(network.optimizer, weight, gone, self.moments)
             report.parameters += int(gone.sum())
@@ -64,22 +65,17 @@ class KnowledgeEvolution(Intervention):
 
     def _split(self, network: Network, batch: TensorDictBase) -> dict[str, Tensor]:
         """Mask over each weight, True where it stays, on the CPU."""
-        modules = weighted(network.module)
+        weights = weights_of(network.module)
         if self.level == "weight":
-            draws = {
-                name: torch.rand(module.weight.shape, generator=network.generator) for name, module in modules.items()
-            }
+            draws = {name: torch.rand(weight.shape, generator=network.generator) for name, weight in weights.items()}
             return {name: draw < self.split for name, draw in draws.items()}
         units = trace(network, batch)
-        outputs = {unit.name for unit in units if unit.output}
-        read = {reader for unit in units for reader in unit.readers}
-        first = next(unit.module.weight for unit in units if unit.name in modules)
+        outputs = [unit.name for unit in units if unit.output]
+        first = beginnings([unit.name for unit in units if unit.name in weights], outputs)
         stays = {}
-        for name, module in modules.items():
-            mask = torch.zeros(module.weight.shape, dtype=torch.bool)
-            # Several critics may each begin with a layer on the network's inputs.
-            begins = module.weight is first or (name not in read and module.weight.shape[1] == first.shape[1])
-            kept = mask.shape[1] if begins else _count(self.split, mask.shape[1])
+        for name, weight in weights.items():
+            mask = torch.zeros(weight.shape, dtype=torch.bool)
+            kept = mask.shape[1] if name in first else _count(self.split, mask.shape[1])
             for part in mask.chunk(3 if name.endswith("qkv") else 1):
                 part[: len(part) if name in outputs else _count(self.split, len(part)), :kept] = True
             stays[name] = mask

@@ -47,7 +47,10 @@ class RnR(Intervention):
     )
     # None leaves the identity of runs that were made before an option existed as it was.
     decay: float | None = option(
-        None, "factor of tau and quantile after each intervention, so that ever fewer are revived; none: 1", low=0
+        None,
+        "factor of tau and quantile after each intervention, so that ever fewer are revived; none: 1",
+        low=0,
+        high=1,
     )
     refit: str | None = option(
         None, "modules to recouple: mlp, attention, layernorm, or a regular expression of names; none: all"

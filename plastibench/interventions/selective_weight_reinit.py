@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plastibench.interventions.base import Intervention, Report
 from plastibench.interventions.criteria import lowest_fraction
-from plastibench.layers.gradients import gradients, weighted
+from plastibench.layers.gradients import gradients, weights_of
 from plastibench.layers.optimizer_state import MomentRule, forget
 from plastibench.network import Network, as_batch
 from plastibench.options import option
@@ -35,11 +35,10 @@ class SelectiveWeightReinit(Intervention):
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
         """Rank, then re-draw."""
-        modules = weighted(network.module)
+        weights = weights_of(network.module)
         utilities = self._utilities(network, as_batch(batch))
         fresh, report = network.fresh(), Report()
-        for (name, module), utility in zip(modules.items(), utilities, strict=True):
-            weight = module.weight
+        for (name, weight), utility in zip(weights.items(), utilities, strict=True):
             mask = lowest_fraction(utility.flatten(), self.share).reshape(weight.shape)
             with torch.no_grad():
                 weight.copy_(torch.where(mask, fresh.get_parameter(f"{name}.weight"), weight))
@@ -48,7 +47,7 @@ class SelectiveWeightReinit(Intervention):
         return report
 
     def _utilities(self, network: Network, batch: TensorDictBase) -> list[Tensor]:
-        weights = [module.weight for module in weighted(network.module).values()]
+        weights = list(weights_of(network.module).values())
         if self.utility == "magnitude":
             return [weight.detach().abs() for weight in weights]
         totals = [torch.zeros_like(weight) for weight in weights]

@@ -55,8 +55,8 @@ def descend(
                 if seconds is not None and network.device.type == "cuda":
                     torch.cuda.synchronize(network.device)  # else the clock measures how fast work is queued
     finally:
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+        for parameter, before in zip(parameters, gradients, strict=True):
+            parameter.grad = before
     forget_all(network.optimizer, parameters)
     return taken
 

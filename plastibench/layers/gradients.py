@@ -12,13 +12,17 @@ from plastibench.layers.probe import PIECE, pieces
 from plastibench.network import Network, as_evaluated
 
 
-def weighted(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-    """Every Linear and Conv2d whose weight is trained, by name, in registration order."""
-    return {
-        name: child
-        for name, child in module.named_modules()
-        if isinstance(child, nn.Linear | nn.Conv2d) and child.weight.requires_grad
-    }
+def weights_of(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Trained weights of every Linear and Conv2d by the module's name, in registration order.
+
+    A weight that is computed from other parameters, as under weight normalisation, is none that could be written.
+    """
+    found = {}
+    for name, child in module.named_modules():
+        weight = child.weight if isinstance(child, nn.Linear | nn.Conv2d) else None
+        if isinstance(weight, nn.Parameter) and weight.requires_grad:
+            found[name] = weight
+    return found
 
 
 def gradients(

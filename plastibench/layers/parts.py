@@ -77,6 +77,19 @@ def from_block(module: nn.Module, outputs: Sequence[str], count: Callable[[int],
     return [name for name in names if name in chosen], shortest
 
 
+def beginnings(executed: Sequence[str], outputs: Sequence[str]) -> set[str]:
+    """The modules on the network's inputs: the one that runs first, or the first of each critic of an ensemble.
+
+    Args:
+        executed: Names of modules in order of execution.
+        outputs: Names of the output layers.
+    """
+    branches = {_fork(output, other)[1] for output in outputs for other in outputs if other != output}
+    if not any(executed[0].startswith(f"{branch}.") for branch in branches):
+        return {executed[0]}
+    return {next(name for name in executed if name.startswith(f"{branch}.")) for branch in branches}
+
+
 def share_of(share: float) -> Callable[[int], int]:
     """A share of the blocks, rounded up."""
     return lambda count: math.ceil(share * count - 1e-9)

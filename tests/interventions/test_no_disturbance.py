@@ -24,7 +24,8 @@ OPTIONS = {  # thresholds that some units of an almost untrained network meet
     "recouple": {"inner_options": ("tau=1",)},
 }
 SELECTS_NOTHING = {("reset-mlp", "resnet"), ("reset-layernorm", "mlp"), ("reset-layernorm", "resnet"),
-                   ("reset-mlp-qkv", "resnet"), ("rnr-mlp", "resnet"), ("rnr-attention", "mlp"), ("rnr-attention", "resnet"),
+                   ("reset-mlp-qkv", "resnet"), ("rnr-mlp", "resnet"), ("rnr-attention", "mlp"),
+                   ("rnr-attention", "resnet"),
                    ("rnr-layernorm", "mlp"), ("rnr-layernorm", "resnet")}  # fmt: skip
 
 
