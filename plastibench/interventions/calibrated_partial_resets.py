@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from plastibench.errors import UserError
 from plastibench.interventions.base import Intervention, Report
-from plastibench.interventions.criteria import normalised
 from plastibench.layers.gradients import weights_of
 from plastibench.layers.surgery import broadcast_rows
 from plastibench.layers.trace import Traced, trace
@@ -56,7 +55,8 @@ class CalibratedPartialResets(Intervention):
         """
         for name, weight in weights_of(network.module).items():
             if weight.grad is not None:
-                score = normalised(weight.grad.flatten(1).abs().mean(1))
+                size = weight.grad.flatten(1).abs().mean(1)
+                score = size / size.mean().clamp_min(torch.finfo(size.dtype).tiny)
                 self._score(name, weight).lerp_(score, 1 - self.decay)
         self._updates += 1
         if self.every and self._updates % self.every == 0:
