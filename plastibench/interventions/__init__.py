@@ -7,7 +7,9 @@ _HERE = "plastibench.interventions"
 interventions.add("none", f"{_HERE}.none:NoIntervention", "train on as before; the base of every comparison")
 
 _RESET = f"{_HERE}.reset:Reset"
-interventions.add("reset", _RESET, "re-draw every parameter (Zhou et al. 2022; D'Oro et al. 2023)")
+interventions.add(
+    "reset", _RESET, "re-draw every parameter (Zhou et al. 2022); with --every SR-SAC (D'Oro et al. 2023)"
+)
 interventions.add("reset-mlp", _RESET, "re-draw the MLP blocks (paper, Fig. 2)", select="mlp")
 interventions.add("reset-mlp-qkv", _RESET, "re-draw MLP blocks and QKV projections (paper, Fig. 2)", select="mlp-qkv")
 interventions.add("reset-linear", _RESET, "re-draw every fully connected layer (paper, Fig. 2)", select="linear")
@@ -15,6 +17,12 @@ interventions.add("reset-layernorm", _RESET, "set every LayerNorm back to γ=1, 
 interventions.add("reset-head", _RESET, "re-draw the output layer (Lee et al. 2024)", select="head")
 interventions.add(
     "reset-last-k", _RESET, "re-draw the last k blocks and the head (Nikishin et al. 2022)", select="last-k"
+)
+interventions.add(
+    "later-layer-forgetting",
+    _RESET,
+    "re-draw the later half of the blocks and the head (Zhou et al. 2022)",
+    select="later",
 )
 
 _SHRINK = f"{_HERE}.shrink_perturb:ShrinkPerturb"
@@ -29,6 +37,23 @@ interventions.add(
     keep=0.2,
     noise=0.8,
     source="initial",
+)
+
+interventions.add(
+    "sr-spr",
+    _SHRINK,
+    "keep 80 %, re-draw the output layers (D'Oro et al. 2023); use with --every and --until",
+    keep=0.8,
+    noise=0.2,
+    heads="redraw",
+)
+interventions.add(
+    "bbf",
+    _SHRINK,
+    "keep 50 %, re-draw the output layers (Schwarzer et al. 2023); use with --every and --until",
+    keep=0.5,
+    noise=0.5,
+    heads="redraw",
 )
 
 _REVIVE = f"{_HERE}.revive:Revive"
@@ -64,9 +89,12 @@ interventions.add(
     "re-draw the fraction of units with the smallest gradients (paper 3.3), without recoupling",
     criterion="low-gradient-quantile",
 )
-interventions.add(
-    "rnr", f"{_HERE}.rnr:RnR", "Revive And Recouple: re-draw dormant units, refit their readers (the paper)"
-)
+_RNR = f"{_HERE}.rnr:RnR"
+interventions.add("rnr", _RNR, "Revive And Recouple: re-draw dormant units, refit their readers (the paper)")
+interventions.add("rnr-decay", _RNR, "rnr that revives ever fewer: 0.7 times the share after each time", decay=0.7)
+interventions.add("rnr-mlp", _RNR, "rnr that recouples MLP blocks alone", refit="mlp")
+interventions.add("rnr-attention", _RNR, "rnr that recouples attention blocks alone", refit="attention")
+interventions.add("rnr-layernorm", _RNR, "rnr that recouples LayerNorms alone", refit="layernorm")
 interventions.add(
     "recouple", f"{_HERE}.recouple:Recouple", "any other intervention, then refit the readers of what it changed"
 )
@@ -165,3 +193,42 @@ interventions.add(
     "set the weights back to their moving average at every intervention (Lee et al. 2024)",
 )
 interventions.add("ema", f"{_HARE}:EMA", "evaluate the moving average of the weights (Polyak & Juditsky 1992)")
+interventions.add(
+    "revive-zero",
+    _REVIVE,
+    "low-gradient-quantile that keeps the outputs by zeroing outgoing weights, as ReDo does, instead of recoupling",
+    outgoing="zero",
+)
+_DISTIL, _REHEARSE = f"{_HERE}.distil:Distil", f"{_HERE}.rehearse:Rehearse"
+interventions.add(
+    "distil", _DISTIL, "low-gradient-quantile, or any other, then 20 gradient steps back to the old outputs (a control)"
+)
+interventions.add("shrink-perturb-distil", _DISTIL, "Shrink & Perturb, then distil", inner="shrink-perturb")
+interventions.add("reset-distil", _DISTIL, "a full reset, then distil", inner="reset")
+interventions.add(
+    "rehearse", _REHEARSE, "low-gradient-quantile, or any other, then 20 gradient steps on the new labels (a control)"
+)
+interventions.add("reset-rehearse", _REHEARSE, "a full reset, then rehearse", inner="reset")
+
+interventions.add(
+    "knowledge-evolution",
+    f"{_HERE}.knowledge_evolution:KnowledgeEvolution",
+    "re-draw all weights but a fixed 80 % (Taha et al. 2021; Zhou et al. 2022)",
+)
+interventions.add("fire", f"{_HERE}.fire:Fire", "weights become the nearest isometry (isaac7778/FIRE, ICLR 2026)")
+interventions.add("dash", f"{_HERE}.dash:Dash", "shrink weights that point away from new gradients (Shin et al. 2024)")
+interventions.add(
+    "calibrated-partial-resets",
+    f"{_HERE}.calibrated_partial_resets:CalibratedPartialResets",
+    "move units a little towards fresh ones, the more the smaller their gradients (LucMc/continual-learning 2026)",
+)
+_SWR = f"{_HERE}.selective_weight_reinit:SelectiveWeightReinit"
+interventions.add(
+    "selective-weight-reinit", _SWR, "re-draw single weights of small |θ·∂L/∂θ| (Hernandez-Garcia et al. 2025)"
+)
+interventions.add(
+    "selective-weight-reinit-magnitude",
+    _SWR,
+    "re-draw single weights of small |θ| (Hernandez-Garcia et al. 2025)",
+    utility="magnitude",
+)

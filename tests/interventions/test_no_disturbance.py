@@ -14,7 +14,7 @@ from plastibench.interventions.base import Intervention, Report, overrides
 from plastibench.network import Network, as_batch
 from plastibench.options import build
 from plastibench.registry import interventions
-from tests.helpers import agent_builder, changed, images, loss, network_of, small_resnet, state, train
+from tests.helpers import agent_builder, changed, images, loss, network_of, small_resnet, small_vit, state, train
 
 BUILDERS = {"vit": agent_builder("vit-nano"), "mlp": agent_builder("mlp"), "resnet": small_resnet}
 OPTIONS = {  # thresholds that some units of an almost untrained network meet
@@ -29,7 +29,9 @@ ACT_AT_UPDATES_ONLY = {"none", "l2", "l2-decoupled", "l2-init", "l2-init-decoupl
                        "continual-backprop-adaptable", "self-normalized-resets", "upgd", "upgd-adam",
                        "neuroplastic-expansion"}  # fmt: skip
 SELECTS_NOTHING = {("reset-mlp", "resnet"), ("reset-layernorm", "mlp"), ("reset-layernorm", "resnet"),
-                   ("reset-mlp-qkv", "resnet")}  # fmt: skip
+                   ("reset-mlp-qkv", "resnet"), ("rnr-mlp", "resnet"), ("rnr-attention", "mlp"),
+                   ("rnr-attention", "resnet"),
+                   ("rnr-layernorm", "mlp"), ("rnr-layernorm", "resnet")}  # fmt: skip
 
 
 def registered(name: str) -> Intervention:
@@ -67,6 +69,7 @@ def test_an_intervention_changes_weights_and_nothing_else(name, builder):
     if (name, builder) in SELECTS_NOTHING:
         with pytest.raises(UserError):
             method.intervene(network, batch)
+        assert not changed(before, module)
     else:
         report = method.intervene(network, batch)
         assert isinstance(report, Report)
@@ -106,6 +109,37 @@ def test_an_intervention_follows_the_networks_generator_alone(name):
         method.intervene(network, batch)
         outcomes.append(state(network.module))
     assert all(torch.equal(outcomes[0][key], outcomes[1][key]) for key in outcomes[0])
+
+
+@pytest.mark.parametrize("name", interventions.all())
+def test_an_intervention_that_was_interrupted_goes_on_to_the_bit(name, tmp_path):
+    network, batch = network_of(small_vit(), lr=1e-2), images(16)
+    method = registered(name)
+    method.prepare(network)
+    train(network, batch)
+    method.intervene(network, batch)
+    train(network, batch, 1)
+    saved = {
+        "method": method.state_dict(),
+        "module": network.module.state_dict(),
+        "optimizer": network.optimizer.state_dict(),
+        "generator": network.generator.get_state(),
+    }
+    torch.save(saved, tmp_path / "state.pt")
+    method.intervene(network, batch)
+    train(network, batch, 1)
+
+    again = network_of(small_vit(), lr=1e-2)
+    resumed = registered(name)
+    resumed.prepare(again)
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed.load_state_dict(saved["method"])
+    again.module.load_state_dict(saved["module"])
+    again.optimizer.load_state_dict(saved["optimizer"])
+    again.generator.set_state(saved["generator"])
+    resumed.intervene(again, batch)
+    train(again, batch, 1)
+    assert not changed(state(network.module), again.module)
 
 
 # --- the network they act on ------------------------------------------------------------------------------------------
