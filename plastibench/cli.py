@@ -18,7 +18,10 @@ from plastibench.errors import RunError, UserError, did_you_mean
 from plastibench.options import as_dict, describe_type, field_name, flag_name, options_of
 
 KINDS = {"envs": registry.envs, "agents": registry.agents, "interventions": registry.interventions}
-_RUN_OPTIONS = ("seed", "every", "roles", "until", "offline_updates", "representative", "device", "deterministic")
+_RUN_OPTIONS = (
+    *("seed", "every", "roles", "until", "offline_updates"),
+    *("representative", "device", "deterministic", "metrics"),
+)
 _RUN_FLAGS = [
     f"--{name.replace('_', '-')}"
     for name in (
@@ -125,6 +128,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--representative", help="samples that interventions see (default 2048)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU where there is one)")
     parser.add_argument("--deterministic", action="store_const", const=True, help="only deterministic kernels")
+    parser.add_argument(
+        "--metrics", help="measure more: activity,gradients,ranks,weights,curvature,probes,all, or names of metrics"
+    )
     parser.add_argument("--spec", type=Path, metavar="FILE", help="read names and options from a TOML file; flags win")
     parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
     parser.add_argument("--threads", type=_count, default=0, help="CPU threads (default: 1 for a small network)")

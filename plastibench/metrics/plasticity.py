@@ -32,6 +32,12 @@ class Health:
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
     layernorm_gradients: dict[str, Tensor] = field(default_factory=dict)
 
+    def add(self, other: Health) -> None:
+        """Take in what was measured beside it."""
+        self.overall.update(other.overall)
+        for layer, values in other.layers.items():
+            self.layers.setdefault(layer, {}).update(values)
+
 
 def health(network: Network, batch: TensorDictBase, initial: Mapping[str, Tensor] | None = None) -> Health:
     """Measure a network; definitions are in :data:`plastibench.metrics.PLASTICITY`.
