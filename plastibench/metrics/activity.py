@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from tensordict import TensorDictBase
@@ -53,7 +53,7 @@ def evenly(rows: Tensor, count: int) -> Tensor:
 
 
 def tallies(network: Network, batch: TensorDictBase, units: Sequence[Traced]) -> dict[str, Tally]:
-    """One pass over the batch; what each module hands on, summed up."""
+    """One pass over the batch; what each module but the outputs hands on, summed up."""
     found: dict[str, Tally] = {}
 
     def visit(unit: Traced, h: Tensor) -> None:
@@ -61,24 +61,21 @@ def tallies(network: Network, batch: TensorDictBase, units: Sequence[Traced]) ->
             found[unit.name] = Tally(unit.module, network.device, min(1.0, 256 / len(batch)))
         found[unit.name].add(h)
 
-    visit_activations(network, batch, units, visit)
+    visit_activations(network, batch, [unit for unit in units if not unit.output], visit)
     return found
 
 
-def activity(network: Network, batch: TensorDictBase, units: Sequence[Traced]) -> Health:
-    """The metrics of :data:`plastibench.metrics.ACTIVITY`, over all units but the outputs.
+def activity(found: Mapping[str, Tally], units: Sequence[Traced]) -> Health:
+    """Shares of units that are active, dead, dormant, or copies of others.
 
     Args:
-        network: The network; left as it was.
-        batch: Probe batch.
+        found: From :func:`tallies`.
         units: From :func:`plastibench.layers.trace.trace`.
     """
-    inner = [unit for unit in units if not unit.output]
     result = Health()
     dormant: list[float] = []
     active, zero, dead, copies = [], [], [], []  # one tensor [H] per layer
-    found = tallies(network, batch, inner)
-    for unit in inner:
+    for unit in units:
         if unit.name not in found:
             continue
         tally = found[unit.name]
@@ -99,13 +96,18 @@ def activity(network: Network, batch: TensorDictBase, units: Sequence[Traced]) -
     for name, values in (("fau", active), ("dead-unit-ratio", dead), ("zero-activation-ratio", zero)):
         if values:
             result.overall[name] = float(torch.cat(values).mean())
-    heads = attention_entropies(network, batch)
+    return result
+
+
+def attention(network: Network, batch: TensorDictBase) -> Health:
+    """How widely attention is spread, and in how many heads it is not."""
+    result, heads = Health(), attention_entropies(network, batch)
     for name, entropies in heads.items():
-        result.layers.setdefault(name, {})["attention-entropy"] = float(entropies.mean())
-        result.layers[name]["collapsed-head-ratio"] = float((entropies < COLLAPSED).double().mean())
+        collapsed = float((entropies < COLLAPSED).double().mean())
+        result.layers[name] = {"attention-entropy": float(entropies.mean()), "collapsed-head-ratio": collapsed}
     if heads:
-        result.overall["attention-entropy"] = sum(float(e.mean()) for e in heads.values()) / len(heads)
         every = torch.cat(list(heads.values()))
+        result.overall["attention-entropy"] = sum(float(e.mean()) for e in heads.values()) / len(heads)
         result.overall["collapsed-head-ratio"] = float((every < COLLAPSED).double().mean())
     return result
 

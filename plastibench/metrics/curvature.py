@@ -24,31 +24,36 @@ _PIECE = 64  # samples whose graph of first derivatives is held at once
 Product = Callable[[list[Tensor]], list[Tensor]]
 
 
-def curvature(network: Network, batch: TensorDictBase, generator: torch.Generator) -> Health:
-    """The metrics of :data:`plastibench.metrics.CURVATURE`.
+def top(network: Network, batch: TensorDictBase, generator: torch.Generator) -> Health:
+    """The largest eigenvalue of the loss's Hessian."""
+    value = top_eigenvalue(_product(network, batch), _trained(network), generator)
+    return Health(overall={"hessian-top-eigenvalue": value})
 
-    Args:
-        network: The network; left as it was.
-        batch: Probe batch; its first 256 samples are used.
-        generator: A CPU generator.
-    """
+
+def trace(network: Network, batch: TensorDictBase, generator: torch.Generator) -> Health:
+    """The trace of the loss's Hessian, and how sure it is."""
+    value, error = hessian_trace(_product(network, batch), _trained(network), generator)
+    return Health(overall={"hessian-trace": value, "hessian-trace-error": error})
+
+
+def rank_proxy(network: Network, batch: TensorDictBase) -> Health:
+    """A stand-in for the rank of the Hessian: that of the samples' gradients."""
+    spectrum = torch.linalg.eigvalsh(loss_gram(network, batch)).clamp_min(0)
+    return Health(overall={"curvature-rank-proxy": float(held_by(spectrum, 0.99))})
+
+
+def sharpness(network: Network, batch: TensorDictBase) -> Health:
+    """How much the loss rises close by."""
+    return Health(overall={"sam-sharpness": sam_sharpness(network, batch[:SAMPLES])})
+
+
+def _product(network: Network, batch: TensorDictBase) -> Product:
     few = batch[:SAMPLES]
+    return lambda vector: hessian_product(network, few, vector)
 
-    def product(vector: list[Tensor]) -> list[Tensor]:
-        return hessian_product(network, few, vector)
 
-    trained = [p for p in network.module.parameters() if p.requires_grad]
-    trace, error = hessian_trace(product, trained, generator)
-    gram = loss_gram(network, few)
-    return Health(
-        overall={
-            "hessian-top-eigenvalue": top_eigenvalue(product, trained, generator),
-            "hessian-trace": trace,
-            "hessian-trace-error": error,
-            "curvature-rank-proxy": float(held_by(torch.linalg.eigvalsh(gram).clamp_min(0), 0.99)),
-            "sam-sharpness": sam_sharpness(network, few),
-        }
-    )
+def _trained(network: Network) -> list[Tensor]:
+    return [p for p in network.module.parameters() if p.requires_grad]
 
 
 def hessian_product(network: Network, batch: TensorDictBase, vector: list[Tensor]) -> list[Tensor]:

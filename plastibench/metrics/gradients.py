@@ -21,45 +21,33 @@ TINY = 1e-8
 _HELD = 2**28  # numbers of gradients in memory at once: 1 GiB of float32
 
 
-def gradients(network: Network, batch: TensorDictBase, units: Sequence[Traced]) -> Health:
-    """The metrics of :data:`plastibench.metrics.GRADIENTS`.
-
-    Args:
-        network: The network; left as it was.
-        batch: Probe batch; per-sample gradients are those of its first samples.
-        units: From :func:`plastibench.layers.trace.trace`.
-    """
-    result = Health()
+def vanishing(network: Network, batch: TensorDictBase, units: Sequence[Traced]) -> Health:
+    """Entries of the mean gradient that are exactly or nearly 0, over all parameters and module by module."""
     mean = mean_gradient(network, batch)
     values = torch.cat([g.flatten() for g in mean.values()])
-    rms = values.double().square().mean().sqrt()
-    result.overall["zero-gradient-ratio"] = float((values == 0).double().mean())
-    result.overall["tiny-gradient-ratio"] = float((values.abs() < TINY * rms).double().mean())
+    tiny = TINY * float(values.double().square().mean().sqrt())
+    result = Health(overall=_shares(values, tiny))
     for unit in units:
-        own = [mean[f"{unit.name}.{name}".lstrip(".")] for name in ("weight", "bias") if _has(mean, unit, name)]
+        names = [f"{unit.name}.{name}".lstrip(".") for name, _ in unit.module.named_parameters(recurse=False)]
+        own = [mean[name].flatten() for name in names if name in mean]
         if own:
-            entries = torch.cat([g.flatten() for g in own])
-            result.layers[unit.name] = {
-                "zero-gradient-ratio": float((entries == 0).double().mean()),
-                "tiny-gradient-ratio": float((entries.abs() < TINY * rms).double().mean()),
-            }
-    gram = loss_gram(network, batch)
-    result.overall.update(agreement(gram))
-    kernel = ntk(network, batch, outputs_of(network, units))
-    spectrum = torch.linalg.eigvalsh(kernel).clamp_min(0)
-    result.overall["ntk-effective-rank"] = effective_rank(spectrum.sqrt())
-    above = spectrum > len(spectrum) * torch.finfo(torch.float32).eps * spectrum.max()
-    result.overall["ntk-numerical-rank"] = float(above.sum())
+            result.layers[unit.name] = _shares(torch.cat(own), tiny)
     return result
 
 
-def _has(mean: dict[str, Tensor], unit: Traced, name: str) -> bool:
-    return f"{unit.name}.{name}".lstrip(".") in mean
+def _shares(values: Tensor, tiny: float) -> dict[str, float]:
+    zero, small = (values == 0).double().mean(), (values.abs() < tiny).double().mean()
+    return {"zero-gradient-ratio": float(zero), "tiny-gradient-ratio": float(small)}
 
 
-def outputs_of(network: Network, units: Sequence[Traced]) -> list[str]:
-    """Names of the modules whose outputs are the network's own."""
-    return [unit.name for unit in units if unit.output]
+def ntk_ranks(network: Network, batch: TensorDictBase, units: Sequence[Traced]) -> Health:
+    """Ranks of the empirical neural tangent kernel."""
+    kernel = ntk(network, batch, [unit.name for unit in units if unit.output])
+    spectrum = torch.linalg.eigvalsh(kernel).clamp_min(0)
+    above = spectrum > len(spectrum) * torch.finfo(torch.float32).eps * spectrum.max()
+    return Health(
+        overall={"ntk-effective-rank": effective_rank(spectrum.sqrt()), "ntk-numerical-rank": float(above.sum())}
+    )
 
 
 def mean_gradient(network: Network, batch: TensorDictBase) -> dict[str, Tensor]:
@@ -76,6 +64,11 @@ def mean_gradient(network: Network, batch: TensorDictBase) -> dict[str, Tensor]:
     return total
 
 
+def agreement(network: Network, batch: TensorDictBase) -> Health:
+    """Whether the gradients of samples agree."""
+    return Health(overall=agreement_of(loss_gram(network, batch)))
+
+
 def loss_gram(network: Network, batch: TensorDictBase, samples: int = SAMPLES) -> Tensor:
     """Inner products of the loss gradients of the first samples. [k, k], float64."""
     return _gram(network, batch[:samples], lambda module, one: network.loss(module, one))
@@ -86,7 +79,7 @@ def ntk(network: Network, batch: TensorDictBase, outputs: Sequence[str], samples
     return _gram(network, batch[:samples], lambda module, one: output_values(network, module, one, outputs).sum())
 
 
-def agreement(gram: Tensor) -> dict[str, float]:
+def agreement_of(gram: Tensor) -> dict[str, float]:
     """How far the gradients of samples agree, from their inner products [k, k]; samples without gradient are left out.
 
     Fewer than two gradients agree with nothing: then there is no figure.

@@ -1,21 +1,19 @@
-"""The metrics that are measured on request, group by group."""
+"""The metrics that are measured on request, each with what else comes of the same computation."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import functools
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from plastibench.layers.trace import trace
-from plastibench.metrics import GROUPS
-from plastibench.metrics.activity import activity
-from plastibench.metrics.curvature import curvature
-from plastibench.metrics.gradients import gradients
+from plastibench.metrics import WEIGHTS, curvature, gradients, probes
+from plastibench.metrics.activity import activity, attention, tallies
 from plastibench.metrics.plasticity import Health
-from plastibench.metrics.probes import probes
-from plastibench.metrics.ranks import ranks
+from plastibench.metrics.ranks import head_ranks, layer_ranks
 from plastibench.metrics.weights import weights
 from plastibench.network import Network
 
@@ -27,7 +25,7 @@ def measure_groups(
     generator: torch.Generator,
     initial: Mapping[str, Tensor] | None = None,
 ) -> Health:
-    """Measure the named metrics (:func:`plastibench.metrics.select`); a group is computed once for all its names.
+    """Measure the named metrics (:func:`plastibench.metrics.select`), and compute nothing for others.
 
     Args:
         network: The network; left as it was, its generator included.
@@ -37,22 +35,50 @@ def measure_groups(
         initial: Parameters at the start, by name.
     """
     units = trace(network, batch)
-    compute = {
-        "activity": lambda: activity(network, batch, units),
-        "gradients": lambda: gradients(network, batch, units),
-        "ranks": lambda: ranks(network, batch, units),
-        "weights": lambda: weights(network, units, initial),
-        "curvature": lambda: curvature(network, batch, generator),
-        "probes": lambda: probes(network, batch, units, generator),
-    }
+    tallied = functools.cache(lambda: tallies(network, batch, units))
+    seeds = torch.randint(2**62, (4,), generator=generator).tolist()  # what is measured beside it changes no figure
+
+    def draws(number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seeds[number])
+
+    parts: list[tuple[Collection[str], Callable[[], Health]]] = [
+        (
+            ("dormant-ratio-layer-mean", "fau", "dead-unit-ratio", "zero-activation-ratio", "duplicate-ratio"),
+            lambda: activity(tallied(), units),
+        ),
+        (("attention-entropy", "collapsed-head-ratio"), lambda: attention(network, batch)),
+        (("zero-gradient-ratio", "tiny-gradient-ratio"), lambda: gradients.vanishing(network, batch, units)),
+        (
+            ("gradient-cosine", "gradient-conflict-ratio", "gradient-effective-rank"),
+            lambda: gradients.agreement(network, batch),
+        ),
+        (("ntk-effective-rank", "ntk-numerical-rank"), lambda: gradients.ntk_ranks(network, batch, units)),
+        (
+            ("stable-rank", "approximate-rank", "feature-rank", "numerical-rank"),
+            lambda: head_ranks(network, batch, units),
+        ),
+        (("layer-rank-share",), lambda: layer_ranks(tallied())),
+        (WEIGHTS, lambda: weights(network, units, initial)),
+        (("hessian-top-eigenvalue",), lambda: curvature.top(network, batch, draws(0))),
+        (("hessian-trace", "hessian-trace-error"), lambda: curvature.trace(network, batch, draws(1))),
+        (("curvature-rank-proxy",), lambda: curvature.rank_proxy(network, batch)),
+        (("sam-sharpness",), lambda: curvature.sharpness(network, batch)),
+        (
+            ("plasticity-probe-loss", "plasticity-probe-gap"),
+            lambda: probes.random_targets(network, batch, units, draws(2)),
+        ),
+        (
+            ("next-task-probe-loss-gap", "next-task-probe-accuracy-gap"),
+            lambda: probes.next_task(network, batch, units, draws(3)),
+        ),
+    ]
     result = Health()
-    for group, members in GROUPS.items():
-        if not any(name in names for name in members):
-            continue
-        found = compute[group]()
-        result.overall.update({name: value for name, value in found.overall.items() if name in names})
-        for layer, values in found.layers.items():
-            wanted = {name: value for name, value in values.items() if name in names}
-            if wanted:
-                result.layers.setdefault(layer, {}).update(wanted)
+    for members, compute in parts:
+        if any(name in names for name in members):
+            found = compute()
+            result.overall.update({name: value for name, value in found.overall.items() if name in names})
+            for layer, values in found.layers.items():
+                wanted = {name: value for name, value in values.items() if name in names}
+                if wanted:
+                    result.layers.setdefault(layer, {}).update(wanted)
     return result

@@ -1,4 +1,8 @@
-"""Plasticity put to the test: copies of the network learn something new for a fixed number of steps."""
+"""Plasticity put to the test: copies of the network learn something new for a fixed number of steps.
+
+Copies keep their outputs as they are; nothing is put in their place. Dropout is off, BatchNorm learns its statistics as
+in training. The copy and the fresh network that it is compared with see the same samples in the same order.
+"""
 
 from __future__ import annotations
 
@@ -21,30 +25,23 @@ TARGETS = 3
 FREQUENCY = 1e5
 
 
-def probes(network: Network, batch: TensorDictBase, units: Sequence[Traced], generator: torch.Generator) -> Health:
-    """The metrics of :data:`plastibench.metrics.PROBES`.
+def random_targets(
+    network: Network, batch: TensorDictBase, units: Sequence[Traced], generator: torch.Generator
+) -> Health:
+    """How well the network fits targets that nothing has prepared it for, beside a fresh one."""
+    found = [plasticity_probe(network, batch, _names(units), generator) for _ in range(TARGETS)]
+    losses, gaps = [own for own, _ in found], [own - fresh for own, fresh in found]
+    means = {"plasticity-probe-loss": sum(losses) / TARGETS, "plasticity-probe-gap": sum(gaps) / TARGETS}
+    return Health(overall=means)
 
-    Copies keep their outputs as they are; nothing is put in their place. Dropout is off, BatchNorm learns its
-    statistics as in training. Compared are networks that see the same samples in the same order.
 
-    Args:
-        network: The network; left as it was.
-        batch: Probe batch: all that is learned from.
-        units: From :func:`plastibench.layers.trace.trace`.
-        generator: A CPU generator; draws fresh networks and the order of samples.
-    """
-    outputs = [unit.name for unit in units if unit.output]
-    losses, gaps = [], []
-    for _ in range(TARGETS):
-        own, fresh = plasticity_probe(network, batch, outputs, generator)
-        losses.append(own)
-        gaps.append(own - fresh)
-    result = {
-        "plasticity-probe-loss": sum(losses) / len(losses),
-        "plasticity-probe-gap": sum(gaps) / len(gaps),
-        **next_task_probe(network, batch, outputs, generator),
-    }
-    return Health(overall=result)
+def next_task(network: Network, batch: TensorDictBase, units: Sequence[Traced], generator: torch.Generator) -> Health:
+    """How well it learns the present data, beside a fresh one."""
+    return Health(overall=next_task_probe(network, batch, _names(units), generator))
+
+
+def _names(units: Sequence[Traced]) -> list[str]:
+    return [unit.name for unit in units if unit.output]
 
 
 def plasticity_probe(

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from plastibench.layers.trace import Traced
-from plastibench.metrics.activity import tallies
+from plastibench.metrics.activity import Tally
 from plastibench.metrics.plasticity import Health, features
 from plastibench.network import Network
 
 EPSILON = 0.01  # of feature-rank
 
 
-def ranks(network: Network, batch: TensorDictBase, units: Sequence[Traced]) -> Health:
-    """The metrics of :data:`plastibench.metrics.RANKS`.
+def head_ranks(network: Network, batch: TensorDictBase, units: Sequence[Traced]) -> Health:
+    """Ranks of what the head receives.
 
     Args:
         network: The network; left as it was.
         batch: Probe batch; at least twice as many samples as the head has inputs, or the ranks count samples.
         units: From :func:`plastibench.layers.trace.trace`.
     """
-    result = Health(overall=feature_ranks(features(network, batch, next(unit for unit in units if unit.output))))
-    shares = []
-    for name, tally in tallies(network, batch, [unit for unit in units if not unit.output]).items():
-        spectrum = torch.linalg.eigvalsh(tally.gram).clamp_min(0)
-        shares.append(effective_rank(spectrum.sqrt()) / min(len(spectrum), tally.thinned_rows))
-        result.layers[name] = {"layer-rank-share": shares[-1]}
-    if shares:
-        result.overall["layer-rank-share"] = sum(shares) / len(shares)
+    return Health(overall=feature_ranks(features(network, batch, next(unit for unit in units if unit.output))))
+
+
+def layer_ranks(found: Mapping[str, Tally]) -> Health:
+    """Ranks of what each module hands on, from :func:`plastibench.metrics.activity.tallies`."""
+    result = Health()
+    for name, tally in found.items():
+        rank = effective_rank(torch.linalg.eigvalsh(tally.gram).clamp_min(0).sqrt())
+        result.layers[name] = {"layer-rank-share": rank / min(len(tally.gram), tally.thinned_rows)}
+    if found:
+        mean = sum(layer["layer-rank-share"] for layer in result.layers.values()) / len(found)
+        result.overall["layer-rank-share"] = mean
     return result
 
 

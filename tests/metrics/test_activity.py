@@ -11,7 +11,7 @@ from torch import nn
 from plastibench.layers.activations import visit_activations
 from plastibench.layers.attention import attention_entropies
 from plastibench.layers.trace import trace
-from plastibench.metrics.activity import activity, duplicates, evenly
+from plastibench.metrics.activity import activity, attention, duplicates, evenly, tallies
 from plastibench.network import Network
 from tests.helpers import array, drawn, images, jiggle, loss, network_of, small_vit
 
@@ -41,7 +41,8 @@ def test_activity_equals_numpys(mlp: Network) -> None:
     w1, b1, w2, b2 = (array(p) for p in list(mlp.module.parameters())[:4])
     h1 = np.maximum(array(batch["image"]).reshape(-1, 6) @ w1.T + b1, 0)
     h2 = np.tanh(h1 @ w2.T + b2)
-    found = activity(mlp, batch, trace(mlp, batch))
+    units = trace(mlp, batch)
+    found = activity(tallies(mlp, batch, units), units)
     assert found.layers["1"]["dead-unit-ratio"] == 2 / 8 and found.layers["3"]["dead-unit-ratio"] == 0
     both = np.concatenate([(h1 > 0).mean(0), (h2 > 0).mean(0)])
     assert found.overall["fau"] == pytest.approx(both.mean())
@@ -120,7 +121,7 @@ def test_heads_that_look_at_one_token_have_collapsed() -> None:
         qkv.weight[:8] *= 2e3  # queries of the first head
         qkv.weight[16:24] *= 2e3  # its keys
         network.module.blocks[1].attn.qkv.weight[:16] = 0.0  # no query asks for anything: attention to all alike
-    found = activity(network, batch, trace(network, batch))
+    found = attention(network, batch)
     assert found.layers["blocks.0.attn"]["collapsed-head-ratio"] == 0.5
     assert found.layers["blocks.1.attn"]["attention-entropy"] == pytest.approx(1.0)
     assert found.overall["collapsed-head-ratio"] == 0.25

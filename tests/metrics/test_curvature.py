@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from plastibench.metrics.curvature import curvature, hessian_product, hessian_trace, sam_sharpness, top_eigenvalue
+from plastibench.metrics import CURVATURE
+from plastibench.metrics.curvature import hessian_product, hessian_trace, sam_sharpness, top_eigenvalue
 from plastibench.metrics.gradients import mean_gradient
+from plastibench.metrics.groups import measure_groups
 from plastibench.network import Network
 from tests.helpers import double, images, jiggle, network_of, small_resnet, small_vit
 
@@ -44,7 +46,7 @@ def test_the_product_is_that_with_the_hessian(logistic: tuple[Network, TensorDic
 
 def test_eigenvalue_and_trace_are_those_of_the_hessian(logistic: tuple[Network, TensorDict, Tensor]) -> None:
     network, batch, hessian = logistic
-    found = curvature(network, batch, seed()).overall
+    found = measure_groups(network, batch, CURVATURE, seed()).overall
     assert found["hessian-top-eigenvalue"] == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-6)
     trace = float(hessian.trace())
     error = found["hessian-trace-error"] * abs(found["hessian-trace"])
@@ -112,7 +114,7 @@ def test_the_rise_one_step_up_the_gradient_of_a_quadratic() -> None:
     step = 0.05 * gradient / np.linalg.norm(gradient)
     expected = gradient @ step + step @ hessian @ step / 2
     assert sam_sharpness(network, batch) == pytest.approx(expected, rel=1e-9)
-    found = curvature(network, batch, seed()).overall
+    found = measure_groups(network, batch, CURVATURE, seed()).overall
     assert found["hessian-top-eigenvalue"] == pytest.approx(np.linalg.eigvalsh(hessian)[-1])
     rows = (x @ weight)[:64, None] * x[:64]
     squares = np.linalg.svd(rows, compute_uv=False) ** 2

@@ -9,8 +9,9 @@ from torch import nn
 from plastibench.layers.activations import output_values
 from plastibench.layers.trace import trace
 from plastibench.metrics import gradients as module
-from plastibench.metrics.gradients import agreement, gradients, loss_gram, mean_gradient, ntk
-from plastibench.metrics.ranks import effective_rank, feature_ranks, held_by, ranks
+from plastibench.metrics.activity import tallies
+from plastibench.metrics.gradients import agreement_of, loss_gram, mean_gradient, ntk, ntk_ranks, vanishing
+from plastibench.metrics.ranks import effective_rank, feature_ranks, held_by, layer_ranks
 from plastibench.metrics.weights import adam_update, spectral_norm, weights
 from plastibench.network import Network
 from tests.helpers import array, double, drawn, images, network_of, small_resnet, small_vit, train
@@ -44,7 +45,7 @@ def test_gradients_of_samples_agree_as_numpy_says(held: int, monkeypatch: pytest
     np.testing.assert_allclose(gram.numpy(), rows @ rows.T, rtol=1e-9, atol=1e-12)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     pairs = (unit @ unit.T)[np.triu_indices(9, 1)]
-    found = agreement(gram)
+    found = agreement_of(gram)
     assert found["gradient-cosine"] == pytest.approx(pairs.mean(), rel=1e-9)
     assert found["gradient-conflict-ratio"] == (pairs < 0).mean()
     assert 0 < found["gradient-conflict-ratio"] < 1
@@ -57,16 +58,16 @@ def test_ranks_of_the_tangent_kernel() -> None:
     network, batch = network_of(double(small_vit())), images(40).double()
     batch["label"] = batch["label"].long()
     batch["image"][20] = batch["image"][10]  # one direction fewer
-    found = gradients(network, batch, trace(network, batch)).overall
+    found = ntk_ranks(network, batch, trace(network, batch)).overall
     kernel = rows_of(network, batch[:32], ntk=True)
     assert found["ntk-effective-rank"] == pytest.approx(entropy_rank(kernel), rel=1e-3)
     assert found["ntk-numerical-rank"] <= 31
 
 
 def test_samples_without_a_gradient_agree_with_nothing() -> None:
-    assert agreement(torch.zeros(3, 3, dtype=torch.float64)) == {}
+    assert agreement_of(torch.zeros(3, 3, dtype=torch.float64)) == {}
     half = torch.tensor([[4.0, 0, 2], [0, 0, 0], [2, 0, 4]], dtype=torch.float64)
-    assert agreement(half)["gradient-cosine"] == 0.5
+    assert agreement_of(half)["gradient-cosine"] == 0.5
 
 
 def test_the_mean_gradient_and_its_zeros() -> None:
@@ -81,7 +82,7 @@ def test_the_mean_gradient_and_its_zeros() -> None:
     for name, parameter in network.module.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-9, atol=1e-12)
     values = np.concatenate([array(g).ravel() for g in found.values()])
-    shown = gradients(network, batch, trace(network, batch))
+    shown = vanishing(network, batch, trace(network, batch))
     total = 6 * 65 + 10 * 7
     assert shown.overall["zero-gradient-ratio"] == (2 * 65 + 2 * 10) / total == (values == 0).mean()
     assert shown.overall["tiny-gradient-ratio"] == pytest.approx((2 * 65 + 2 * 10 + 65) / total)
@@ -136,7 +137,7 @@ def test_the_rank_of_what_a_layer_hands_on() -> None:
         network_of(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.GELU(), nn.Linear(9, 10))),
         images(),
     )
-    found = ranks(network, batch, trace(network, batch))
+    found = layer_ranks(tallies(network, batch, trace(network, batch)))
     with torch.no_grad():
         h = array(network.module[:3](batch["image"]))
     assert found.layers["1"]["layer-rank-share"] == pytest.approx(entropy_rank(h) / 9, rel=1e-5)
