@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from plastibench import __version__, registry
+from plastibench import __version__, diagnose_command, registry
 from plastibench.errors import RunError, UserError, did_you_mean
 from plastibench.options import as_dict, describe_type, field_name, flag_name, options_of
 
@@ -90,7 +90,7 @@ def _dispatch(arguments: list[str]) -> int:
     arguments, options = _without_options(arguments)
     known, rest = parser.parse_known_args(arguments)
     rest = options + rest
-    if rest and known.command not in ("run", "bench"):
+    if rest and known.command not in ("run", "bench", "diagnose"):
         raise UserError(f"unknown argument '{rest[0]}' (plastibench {known.command} --help)")
     known.rest = rest
     return int(known.do(known))
@@ -152,7 +152,7 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
 
 def _run(known: argparse.Namespace) -> int:
     for plugin in known.plugin:
-        _import_plugin(plugin)
+        import_plugin(plugin)
     tables = _requested(known)
     if known.help:
         _help_for(known.parser, tables)
@@ -211,11 +211,11 @@ def _requested(known: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for name in _RUN_OPTIONS:
         if getattr(known, name) is not None:
             tables["run"][name] = getattr(known, name)
-    _read_option_flags(known.rest, tables)
+    read_option_flags(known.rest, tables)
     return tables
 
 
-def _read_option_flags(arguments: Sequence[str], tables: dict[str, dict[str, Any]]) -> None:
+def read_option_flags(arguments: Sequence[str], tables: dict[str, dict[str, Any]]) -> None:
     """Put ``--env.epochs 5`` and the like into the tables of env, agent and intervention."""
     rest = list(arguments)
     while rest:
@@ -298,7 +298,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _import_plugin(plugin: str) -> None:
+def import_plugin(plugin: str) -> None:
     """Import a user's own module or file, which registers what it brings."""
     try:
         if plugin.endswith(".py"):
@@ -354,7 +354,7 @@ def _add_resume(parser: argparse.ArgumentParser) -> None:
 
 def _resume(known: argparse.Namespace) -> int:
     for plugin in known.plugin:
-        _import_plugin(plugin)
+        import_plugin(plugin)
     path = known.runs_dir / known.id / "spec.toml"
     if not path.is_file():
         there = [found.parent.name for found in known.runs_dir.glob("*/spec.toml")]
@@ -386,7 +386,7 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
 
 def _list(known: argparse.Namespace) -> int:
     for plugin in known.plugin:
-        _import_plugin(plugin)
+        import_plugin(plugin)
     from plastibench.metrics import METRICS
 
     tables = {kind: {name: entry.summary for name, entry in names.all().items()} for kind, names in KINDS.items()}
@@ -490,7 +490,7 @@ def _bench(known: argparse.Namespace) -> int:
     from plastibench.spec import RunSpec
 
     options: dict[str, dict[str, Any]] = {part: {} for part in ("env", "agent", "intervention")}
-    _read_option_flags(known.rest, options)
+    read_option_flags(known.rest, options)
     spec = RunSpec.make(
         known.env,
         known.agent,
@@ -512,4 +512,5 @@ COMMANDS = {
     "figure": (_add_figure, "draw finished runs: accuracy by task, and drop against final accuracy"),
     "bench": (_add_bench, "time the harness against a plain PyTorch loop, and an intervention"),
     "leaderboard": (_add_leaderboard, "compare all finished runs"),
+    "diagnose": (diagnose_command.add, "examine the plasticity of a network, layer by layer"),
 }
