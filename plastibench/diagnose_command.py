@@ -30,6 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw layers by metrics (.png, .svg, .pdf)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a stand-alone page")
     parser.add_argument("--device", default="auto", help="cpu, cuda, … (default: a GPU where there is one)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: as PyTorch chooses)")
     parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
     parser.add_argument(
         "--data-dir",
@@ -66,9 +67,13 @@ def _diagnose(known: argparse.Namespace) -> int:
     if known.png is not None and known.png.suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"cannot draw into '{known.png.name}'; use a name that ends in .png, .svg or .pdf")
 
+    import torch
+
     from plastibench.checkpoint import write_text
     from plastibench.diagnosis import diagnose, report
 
+    if known.threads > 0:
+        torch.set_num_threads(known.threads)
     found = [diagnose(subject, metrics) for subject in _subjects(known, options["agent"])]
     print("\n\n".join(report(each) for each in found))
     if known.json is not None:

@@ -160,8 +160,9 @@ def diagnose(subject: Subject, metrics: Sequence[str] | None = None) -> Diagnosi
 
 
 def _examine(network: Network, batch: Any, names: Collection[str], initial: dict[str, torch.Tensor] | None) -> Health:
-    found = health(network, batch, initial)
-    found.add(measure_groups(network, batch, names, torch.Generator().manual_seed(0), initial))
+    units = trace(network, batch)
+    found = health(network, batch, initial, units)
+    found.add(measure_groups(network, batch, names, torch.Generator().manual_seed(0), initial, units))
     return found
 
 
@@ -185,10 +186,16 @@ def _layer(name: str, kind: str, units: int, found: Health, fresh: Health) -> La
             continue
         value, usual = layer.figures[rule.metric], layer.fresh[rule.metric]
         severity = rule.severity(value, usual)
-        if severity >= rule.watched - 1e-9:
+        if severity >= rule.watched - 1e-9 and not (rule.kind == "excess" and by_chance(value, usual, units)):
             layer.verdict = "sick" if severity >= 1 - 1e-9 or layer.verdict == "sick" else "watch"
             layer.reasons.append(f"{rule.symptom} {_shown(rule, value)} (fresh {_shown(rule, usual)})")
     return layer
+
+
+def by_chance(value: float, fresh: float, units: int) -> bool:
+    """Whether two shares of so many units differ by no more than two standard errors, as few units often do."""
+    pooled = (value + fresh) / 2
+    return units > 0 and value - fresh <= 2 * math.sqrt(2 * pooled * (1 - pooled) / units)
 
 
 def _shown(rule: Rule, value: float) -> str:
@@ -236,6 +243,7 @@ def help_text() -> str:
     """The thresholds, for ``--help``."""
     lines = ["A layer is to watch / sick from these thresholds on:"]
     lines += [f"  {rule.describe()}" for rule in RULES]
+    lines.append("Shares must also differ by more than two standard errors of so many units.")
     lines.append(f"The network is sick if {100 * SICK_LAYERS:g} % of its layers are, or if plasticity-probe-gap is at")
     lines.append(f"least {PROBE_GAP[1]:g} (watch: {PROBE_GAP[0]:g}, or any layer). They are rules of thumb, not tests.")
     return "\n".join(lines)

@@ -130,7 +130,7 @@ def _heat_maps(found: Sequence[Diagnosis]) -> Figure:
     figure, axes = pyplot.subplots(
         len(found), 1, figsize=size, squeeze=False, gridspec_kw={"height_ratios": heights}, layout="constrained"
     )
-    colours = pyplot.get_cmap("cividis_r").with_extremes(bad="#ffffff")
+    colours = pyplot.get_cmap("Blues").with_extremes(bad="#ffffff")
     image = None
     for each, axis in zip(found, axes[:, 0], strict=True):
         severity = np.full((max(1, len(each.layers)), max(1, len(rules))), np.nan)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from plastibench.layers.trace import trace
+from plastibench.layers.trace import Traced, trace
 from plastibench.metrics import WEIGHTS, curvature, gradients, probes
 from plastibench.metrics.activity import activity, attention, tallies
 from plastibench.metrics.plasticity import Health
@@ -24,6 +24,7 @@ def measure_groups(
     names: Collection[str],
     generator: torch.Generator,
     initial: Mapping[str, Tensor] | None = None,
+    units: Sequence[Traced] | None = None,
 ) -> Health:
     """Measure the named metrics (:func:`plastibench.metrics.select`), and compute nothing for others.
 
@@ -33,8 +34,9 @@ def measure_groups(
         names: Of metrics, no groups. What does not exist for this network is left out.
         generator: A CPU generator for metrics that draw.
         initial: Parameters at the start, by name.
+        units: What :func:`plastibench.layers.trace.trace` found, where that is known already.
     """
-    units = trace(network, batch)
+    units = trace(network, batch) if units is None else units
     tallied = functools.cache(lambda: tallies(network, batch, units))
     seeds = torch.randint(2**62, (4,), generator=generator).tolist()  # what is measured beside it changes no figure
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,15 +39,21 @@ class Health:
             self.layers.setdefault(layer, {}).update(values)
 
 
-def health(network: Network, batch: TensorDictBase, initial: Mapping[str, Tensor] | None = None) -> Health:
+def health(
+    network: Network,
+    batch: TensorDictBase,
+    initial: Mapping[str, Tensor] | None = None,
+    units: Sequence[Traced] | None = None,
+) -> Health:
     """Measure a network; definitions are in :data:`plastibench.metrics.PLASTICITY`.
 
     Args:
         network: The network; left as it was.
         batch: Probe batch.
         initial: Parameters at the start, by name, for the distance.
+        units: What :func:`plastibench.layers.trace.trace` found, where that is known already.
     """
-    units = trace(network, batch)
+    units = trace(network, batch) if units is None else units
     inner = [unit for unit in units if not unit.output]
     statistics = measure(network, batch, inner)
     result = Health()
