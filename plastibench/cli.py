@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from plastibench import __version__, registry
+from plastibench import __version__, diagnose_command, registry
 from plastibench.errors import RunError, UserError, did_you_mean
 from plastibench.options import as_dict, describe_type, field_name, flag_name, options_of
 
 KINDS = {"envs": registry.envs, "agents": registry.agents, "interventions": registry.interventions}
-_RUN_OPTIONS = ("seed", "every", "roles", "until", "offline_updates", "representative", "device", "deterministic")
+_RUN_OPTIONS = (
+    *("seed", "every", "roles", "until", "offline_updates"),
+    *("representative", "device", "deterministic", "metrics"),
+)
 _RUN_FLAGS = [
     f"--{name.replace('_', '-')}"
     for name in (
@@ -87,7 +90,7 @@ def _dispatch(arguments: list[str]) -> int:
     arguments, options = _without_options(arguments)
     known, rest = parser.parse_known_args(arguments)
     rest = options + rest
-    if rest and known.command not in ("run", "bench", "survey"):
+    if rest and known.command not in ("run", "bench", "survey", "diagnose"):
         raise UserError(f"unknown argument '{rest[0]}' (plastibench {known.command} --help)")
     known.rest = rest
     return int(known.do(known))
@@ -125,6 +128,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--representative", help="samples that interventions see (default 2048)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU where there is one)")
     parser.add_argument("--deterministic", action="store_const", const=True, help="only deterministic kernels")
+    parser.add_argument(
+        "--metrics", help="measure more: activity,gradients,ranks,weights,curvature,probes,all, or names of metrics"
+    )
     parser.add_argument("--spec", type=Path, metavar="FILE", help="read names and options from a TOML file; flags win")
     parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
     parser.add_argument("--jobs", type=_count, default=1, help="processes at a time, where there are several runs")
@@ -147,7 +153,7 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
 
 def _run(known: argparse.Namespace) -> int:
     for plugin in known.plugin:
-        _import_plugin(plugin)
+        import_plugin(plugin)
     tables = _requested(known)
     if known.help:
         _help_for(known.parser, tables)
@@ -236,13 +242,13 @@ def _add_survey(parser: argparse.ArgumentParser) -> None:
 
 def _survey(known: argparse.Namespace) -> int:
     for plugin in known.plugin:
-        _import_plugin(plugin)
+        import_plugin(plugin)
     from plastibench import checkpoint, results, survey
 
     known.jobs = max(1, known.jobs)
     names = _listed(known.intervention) if known.intervention else survey.every_intervention()
     tables: dict[str, dict[str, Any]] = {part: {} for part in ("env", "agent", "intervention")}
-    _read_option_flags(known.rest, tables)
+    read_option_flags(known.rest, tables)
     run = {"seed": known.seed, "device": known.device}
     named = {"env": known.env, "agent": known.agent, "intervention": names}
     for part, name in named.items():
@@ -300,7 +306,7 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
 
 def _sweep(known: argparse.Namespace) -> int:
     for plugin in known.plugin:
-        _import_plugin(plugin)
+        import_plugin(plugin)
     from plastibench.sweep import FAILURE, read
 
     known.jobs = max(1, known.jobs)
@@ -334,11 +340,11 @@ def _requested(known: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for name in _RUN_OPTIONS:
         if getattr(known, name) is not None:
             tables["run"][name] = getattr(known, name)
-    _read_option_flags(known.rest, tables)
+    read_option_flags(known.rest, tables)
     return tables
 
 
-def _read_option_flags(arguments: Sequence[str], tables: dict[str, dict[str, Any]]) -> None:
+def read_option_flags(arguments: Sequence[str], tables: dict[str, dict[str, Any]]) -> None:
     """Put ``--env.epochs 5`` and the like into the tables of env, agent and intervention."""
     rest = list(arguments)
     while rest:
@@ -406,7 +412,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _import_plugin(plugin: str) -> None:
+def import_plugin(plugin: str) -> None:
     """Import a user's own module or file, which registers what it brings."""
     try:
         if plugin.endswith(".py"):
@@ -462,7 +468,7 @@ def _add_resume(parser: argparse.ArgumentParser) -> None:
 
 def _resume(known: argparse.Namespace) -> int:
     for plugin in known.plugin:
-        _import_plugin(plugin)
+        import_plugin(plugin)
     path = known.runs_dir / known.id / "spec.toml"
     if not path.is_file():
         there = [found.parent.name for found in known.runs_dir.glob("*/spec.toml")]
@@ -494,7 +500,7 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
 
 def _list(known: argparse.Namespace) -> int:
     for plugin in known.plugin:
-        _import_plugin(plugin)
+        import_plugin(plugin)
     from plastibench.metrics import METRICS
 
     tables = {kind: {name: entry.summary for name, entry in names.all().items()} for kind, names in KINDS.items()}
@@ -598,7 +604,7 @@ def _bench(known: argparse.Namespace) -> int:
     from plastibench.spec import RunSpec
 
     options: dict[str, dict[str, Any]] = {part: {} for part in ("env", "agent", "intervention")}
-    _read_option_flags(known.rest, options)
+    read_option_flags(known.rest, options)
     spec = RunSpec.make(
         known.env,
         known.agent,
@@ -622,4 +628,5 @@ COMMANDS = {
     "figure": (_add_figure, "draw finished runs: accuracy by task, and drop against final accuracy"),
     "bench": (_add_bench, "time the harness against a plain PyTorch loop, and an intervention"),
     "leaderboard": (_add_leaderboard, "compare all finished runs"),
+    "diagnose": (diagnose_command.add, "examine the plasticity of a network, layer by layer"),
 }

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from plastibench.interventions.base import Intervention, Report
 from plastibench.interventions.wrapper import Wrapper
-from plastibench.layers.descend import Objective, descend, outputs_of
+from plastibench.layers.descend import Objective, descend
+from plastibench.layers.outputs import of_layers
 from plastibench.layers.recouple import teacher_of
 from plastibench.layers.trace import trace
 from plastibench.network import Network, as_batch, as_evaluated
@@ -62,8 +63,8 @@ class Distil(Wrapper):
 
         def error(part: TensorDictBase) -> Tensor:
             with as_evaluated(teacher), torch.no_grad():
-                wanted = outputs_of(teacher, outputs, network, part)
-            found = outputs_of(network.module, outputs, network, part)
+                wanted = of_layers(network, teacher, part, outputs)
+            found = of_layers(network, network.module, part, outputs)
             return torch.stack([F.mse_loss(a, b) for a, b in zip(found, wanted, strict=True)]).sum()
 
         return error

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 
 from plastibench.layers.optimizer_state import forget_all
 from plastibench.network import Network, as_evaluated
@@ -59,22 +58,6 @@ def descend(
             parameter.grad = before
     forget_all(network.optimizer, parameters)
     return taken
-
-
-def outputs_of(module: nn.Module, names: Sequence[str], network: Network, batch: TensorDictBase) -> list[Tensor]:
-    """What the named submodules return when the network's loss runs ``module`` on the batch, in order of execution."""
-    seen: list[Tensor] = []
-
-    def keep(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        seen.append(output)
-
-    hooks = [module.get_submodule(name).register_forward_hook(keep) for name in names]
-    try:
-        network.loss(module, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen
 
 
 def _minibatches(batch: TensorDictBase, size: int, generator: torch.Generator) -> Iterator[TensorDictBase]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
@@ -38,3 +40,32 @@ def outputs(network: Network, module: nn.Module, batch: TensorDictBase) -> Tenso
         found = type(seen[0]).__name__ if len(seen) == 1 else f"{len(seen)} calls"
         raise UserError(f"the {network.role}'s loss must call its module once and get one tensor (found: {found})")
     return seen[0].float() if seen[0].itemsize < 4 else seen[0]  # a loss may run under autocast
+
+
+def of_layers(network: Network, module: nn.Module, batch: TensorDictBase, names: Sequence[str]) -> list[Tensor]:
+    """What the named submodules return while the network's loss of the batch is computed, with their graph.
+
+    Args:
+        network: Knows the loss.
+        module: Its module, or another of the same architecture.
+        batch: With what the loss needs.
+        names: The submodules; of one that runs several times the first run counts.
+    """
+    found: dict[str, Tensor] = {}
+    places = {module.get_submodule(name): name for name in names}
+
+    def keep(place: nn.Module, args: Any, output: Tensor) -> None:
+        found.setdefault(places[place], output)
+
+    hooks = [place.register_forward_hook(keep) for place in places]
+    try:
+        network.loss(module, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [found[name] for name in names]
+
+
+def side_by_side(network: Network, module: nn.Module, batch: TensorDictBase, names: Sequence[str]) -> Tensor:
+    """The same as one matrix, a row per sample: [B, K]."""
+    return torch.cat([output.reshape(len(batch), -1) for output in of_layers(network, module, batch, names)], 1)
