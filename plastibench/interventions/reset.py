@@ -13,6 +13,7 @@ from torch import nn
 
 from plastibench.errors import UserError
 from plastibench.interventions.base import Intervention, Report
+from plastibench.layers.blocks import last_blocks
 from plastibench.layers.optimizer_state import forget_all
 from plastibench.layers.trace import trace
 from plastibench.layers.units import has_units, unit_count
@@ -77,7 +78,7 @@ class Reset(Intervention):
         if self.select == "all":
             return names
         if self.select == "last-k":
-            return _last_blocks(module, names, self.k)
+            return last_blocks(module, self.k)
         heads = [unit.name for unit in trace(network, batch) if unit.output]
         blocks = any(re.search(_MLP, prefix) for prefix, _ in module.named_modules())
         selected: dict[str, Callable[[str, nn.Module], bool]] = {
@@ -102,34 +103,3 @@ def _in_mlp(prefix: str, child: nn.Module, heads: list[str], blocks: bool) -> bo
     if blocks:
         return re.search(_MLP, prefix) is not None
     return isinstance(child, nn.Linear) and prefix not in heads
-
-
-def _last_blocks(module: nn.Module, names: list[str], k: int) -> list[str]:
-    """Parameters of the last k blocks, and those registered after them.
-
-    Blocks are the members of the outermost sequences of composite modules (the blocks of a ViT, of all stages of a
-    ResNet) or, in a network without such, the layers with parameters of its outermost sequence.
-    """
-    sequences = {
-        prefix: [
-            f"{prefix}.{name}".lstrip(".")
-            for name, member in child.named_children()
-            if next(member.parameters(), None) is not None
-        ]
-        for prefix, child in module.named_modules()
-        if isinstance(child, nn.Sequential | nn.ModuleList)
-    }
-    composite = {
-        prefix: members
-        for prefix, members in sequences.items()
-        if members and all(next(module.get_submodule(member).children(), None) is not None for member in members)
-    }
-    chosen = composite or sequences
-    outermost = [p for p in chosen if not any(p != q and (not q or p.startswith(f"{q}.")) for q in chosen)]
-    blocks = [member for prefix in outermost for member in chosen[prefix]]
-    if not blocks:
-        return []
-    if k > len(blocks):
-        raise UserError(f"reset: k is {k}, but the network has {len(blocks)} blocks")
-    first = next(index for index, name in enumerate(names) if name.startswith(f"{blocks[-k]}."))
-    return names[first:]

@@ -204,7 +204,7 @@ def _site(parent: nn.Module, layer: str, norm: str | None, activation: str) -> S
     before, between, after = children.get(layer), children.get(norm or ""), children.get(activation)
     if not isinstance(before, nn.Linear | nn.Conv2d) or after is None or not _is_activation(after):
         return None
-    if norm is not None and not isinstance(between, nn.Identity | _NORMS):  # type: ignore[arg-type]
+    if norm is not None and not isinstance(between, (nn.Identity, *_NORMS)):
         return None
     if norm is not None and isinstance(between, nn.Identity):
         norm = None
@@ -214,7 +214,7 @@ def _site(parent: nn.Module, layer: str, norm: str | None, activation: str) -> S
 
 
 def _is_activation(module: nn.Module) -> bool:
-    return isinstance(module, _ACTIVATIONS + (Paired, Normed)) or type(module).__module__ == "timm.layers.activations"
+    return isinstance(module, (*_ACTIVATIONS, Paired, Normed)) or type(module).__module__ == "timm.layers.activations"
 
 
 @torch.no_grad()
