@@ -196,8 +196,8 @@ def as_batch(batch: TensorDictBase | Mapping[str, Tensor]) -> TensorDictBase:
 def _own(optimizer: torch.optim.Optimizer, before: set[nn.Parameter], after: list[nn.Parameter]) -> None:
     """Have the optimizer step on ``after`` instead of ``before``; what is no one's but the optimizer's stays.
 
-    New parameters join group 0. Each group is put in the module's order, which is that of an optimizer made anew: states
-    are saved by position.
+    New parameters join group 0. Each group is put in the module's order, which is that of an optimizer made anew:
+    states are saved by position.
     """
     groups = optimizer.param_groups
     owner = {p: number for number, group in enumerate(groups) for p in group["params"]}

@@ -17,10 +17,11 @@ from plastibench.options import option
 class LayerNorms(Intervention):
     """Normalise before each nonlinearity that has no norm before it: LayerNorm, or GroupNorm(1) behind a convolution.
 
-    GroupNorm(1) takes mean and variance over channels and positions, and scales each channel. A LayerNorm, GroupNorm or BatchNorm that is there already stays. In a ViT, whose residual stream is
-    normalised anyway, the MLPs' hidden units become normalised too. The norms make the layers before them scale
-    invariant, so that their effective learning rate falls as their weights grow; Lyle et al. 2024 combine them with
-    weight decay for that reason (``--agent.weight-decay``, or ``normalize-and-project``). ``intervene`` does nothing.
+    GroupNorm(1) takes mean and variance over channels and positions, and scales each channel. A LayerNorm, GroupNorm or
+    BatchNorm that is there already stays. In a ViT, whose residual stream is normalised anyway, the hidden units of the
+    MLPs become normalised, too. The norms make the layers before them invariant to scale, so that their effective
+    learning rate falls as their weights grow; Lyle et al. 2024 combine them with weight decay for that reason
+    (``--agent.weight-decay``, or ``normalize-and-project``). ``intervene`` does nothing.
     """
 
     affine: bool = option(True, "the new norms have a scale and an offset")
@@ -35,7 +36,8 @@ class LayerNorms(Intervention):
 
     def _add(self, module: nn.Module) -> None:
         if not normalise_activations(module, self.affine):
-            raise UserError(f"layernorm: each nonlinearity found in {type(module).__name__} has a norm before it already")
+            name = type(module).__name__
+            raise UserError(f"layernorm: each nonlinearity found in {name} has a norm before it already")
 
 
 @dataclass

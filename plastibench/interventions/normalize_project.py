@@ -21,17 +21,17 @@ class NormalizeAndProject(Intervention):
 
     W ← W·‖W₀‖/‖W‖ for the weights of every trained Linear and Conv2d but the output layers; norms, embeddings and
     biases are not projected. Where a norm directly follows the layer, its bias shrinks with the weight, so that the
-    projection changes no output (but for the norm's epsilon; of a BatchNorm, in training mode) and only keeps the effective learning rate from decaying.
-    Elsewhere (in a ViT: patch embedding, query-key-value, projections, fc2) it is a constraint, because no norm of
-    their own follows those layers. Matrices that are zero at the start are left alone.
+    projection changes no output (but for the norm's epsilon; of a BatchNorm, in training mode) and only keeps the
+    effective learning rate from falling. Elsewhere (in a ViT: patch embedding, query-key-value, projections, fc2) it is
+    a constraint, because no norm of their own follows those layers. Matrices that are zero at first are left alone.
 
-    Decoupled weight decay (AdamW) is undone by the projection, up to a learning rate that is larger by 1/(1 - lr·decay);
-    a penalty on weights in the loss acts through the optimizer's moments and should be off. Since weights no longer
-    grow, the learning rate no longer decays by itself: give it a schedule (``--agent.schedule``), as the authors do.
+    Decoupled weight decay (AdamW) is undone by the projection, up to a learning rate larger by 1/(1 - lr·decay); a
+    penalty on weights in the loss acts through the optimizer's moments and should be off. Since weights no longer grow,
+    the learning rate no longer falls by itself: give it a schedule (``--agent.schedule``).
 
-    Followed: the paper's summary of the method, with a projection at every update. Plasticine projects once per rollout, and takes
-    every parameter called "weight", scales of norms in sequences included. The paper's joint normalisation of scale
-    and offset is not offered. ``intervene`` does nothing.
+    Followed: the paper's summary of the method, with a projection at every update. Plasticine projects once per
+    rollout, and takes every parameter called "weight", scales of norms in sequences included. The paper's joint
+    normalisation of scale and offset is not offered. ``intervene`` does nothing.
     """
 
     affine: Literal["remove", "keep"] = option("remove", "scale and offset of all LayerNorms and of the norms added")
@@ -50,7 +50,7 @@ class NormalizeAndProject(Intervention):
         network.rebuild(self._normalise)
         self._normalised = [site.layer for site in find_sites(network.module) if site.norm is not None]
         self._norms = {name: weight.detach().norm() for name, weight in _matrices(network.module).items()}
-        outputs = network.outputs or tuple(name for name, child in network.module.named_modules() if has_units(child))[-1:]
+        outputs = network.outputs or [n for n, child in network.module.named_modules() if has_units(child)][-1:]
         if not self.output:
             for name in outputs:
                 self._norms.pop(f"{name}.weight", None)
@@ -58,21 +58,18 @@ class NormalizeAndProject(Intervention):
     @torch.no_grad()
     def after_update(self, network: Network) -> None:
         """Project; nothing waits for the device."""
-        parameters = dict(network.module.named_parameters())
-        names = [name for name in self._norms if name in parameters and parameters[name].requires_grad]
-        weights = [parameters[name] for name in names]
-        targets = [self._norms[name] for name in names]
+        parameters = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
+        names = [name for name in self._norms if name in parameters]
+        weights: list[Tensor] = [parameters[name] for name in names]
         lengths = torch.stack(torch._foreach_norm(weights))
-        start = torch.stack(targets).to(lengths)
+        start = torch.stack([self._norms[name] for name in names]).to(lengths)
         tiny = torch.finfo(lengths.dtype).tiny
         factors = torch.where(start > 0, start / lengths.clamp_min(tiny), 1.0)
-        scaled = dict(zip(names, factors.unbind(), strict=True))
-        for name in self._normalised:
-            bias = parameters.get(f"{name}.bias")
-            if bias is not None and f"{name}.weight" in scaled:
-                weights.append(bias)
-                scaled[f"{name}.bias"] = scaled[f"{name}.weight"]
-        torch._foreach_mul_(weights, list(scaled.values()))
+        for name, weight, factor in zip(names, weights, factors, strict=True):
+            weight.mul_(factor)
+            bias = parameters.get(f"{name.removesuffix('weight')}bias")
+            if bias is not None and name.removesuffix(".weight") in self._normalised:
+                bias.mul_(factor)
 
     def state_dict(self) -> dict[str, Any]:
         """The lengths at the start."""

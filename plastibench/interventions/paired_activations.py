@@ -1,4 +1,4 @@
-"""Activations with two features per unit: CReLU (Abbas et al. 2023), deep Fourier features (Lewandowski et al. 2024)."""
+"""Two features per unit: CReLU (Abbas et al. 2023) and deep Fourier features (Lewandowski et al. 2024)."""
 
 from __future__ import annotations
 

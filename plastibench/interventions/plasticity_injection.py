@@ -27,8 +27,8 @@ class PlasticityInjection(Intervention):
     not detached; Plasticine detaches g⁰ and leaves h trained). Frozen weights leave the optimizer, so that weight decay
     no longer acts on them. A target network gets the same g and g⁰ beside its own h, which follows the frozen one.
 
-    - ``tail``: in a network with an encoder (all agents that act) the layers after it, as in the source; else the last k
-      blocks, final norm and head of a ViT or ResNet, or the last k hidden layers and the output layer.
+    - ``tail``: in a network with an encoder (all agents that act) the layers after it, as in the source; else the last
+      k blocks, final norm and head of a ViT or ResNet, or the last k hidden layers and the output layer.
     - ``head``: the output layers alone. Where each is one Linear, as in all networks here, their sum is one Linear
       too: a mere re-parameterisation, which only renews the optimizer's state and changes what weight decay pulls on.
 

@@ -169,7 +169,7 @@ def normalise_activations(module: nn.Module, affine: bool) -> list[str]:
 
 
 def remove_affine(module: nn.Module) -> list[str]:
-    """Take scale and offset from every LayerNorm, so that it only normalises; return the names of those that had any."""
+    """Take scale and offset from every LayerNorm; return the names of those that had any."""
     done = []
     for name, child in module.named_modules():
         if isinstance(child, nn.LayerNorm) and child.elementwise_affine:
@@ -238,4 +238,5 @@ def _first_half(module: nn.Module) -> nn.Module:
 def _features(norm: nn.Module) -> int:
     if isinstance(norm, nn.LayerNorm):
         return int(norm.normalized_shape[0])
-    return int(norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features)
+    assert isinstance(norm, nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d)
+    return norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
