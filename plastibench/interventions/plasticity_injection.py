@@ -17,6 +17,8 @@ from plastibench.layers.branches import Stage, branch, branched_outputs, head_st
 from plastibench.network import Network, as_batch, as_evaluated, seeded
 from plastibench.options import option
 
+_TRIAL = 7_919_317  # a seed that is no one's: a branch that happened to equal the tail would hide what mixes them
+
 
 @dataclass
 class PlasticityInjection(Intervention):
@@ -103,12 +105,12 @@ class PlasticityInjection(Intervention):
         with as_evaluated(copied):
             expected = network.loss(copied, batch)
             try:
-                with seeded(0):
+                with seeded(_TRIAL):
                     self._change(network)(copied)
                 found = network.loss(copied.to(network.device).eval(), batch)
             except (RuntimeError, AttributeError, TypeError, ValueError) as error:
                 raise self._unfit(network) from error
-        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-5):
+        if not torch.allclose(found, expected, rtol=1e-4, atol=1e-6):
             raise self._unfit(network)
 
     def _unfit(self, network: Network) -> UserError:
