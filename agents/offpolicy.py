@@ -111,7 +111,7 @@ class OffPolicyAgent:
             self.targets[role] = Network(
                 frozen, None, loss, fresh=build, role=f"{role}-target", outputs=outputs, generator=own
             )
-            network.followers.append(self.targets[role])
+            network.lead(self.targets[role])
             self._forward[f"{role}-target"] = self._compiled(frozen)
         return network
 

@@ -27,6 +27,7 @@ class Network:
         penalties: Functions of (network, batch) whose scalars the agent adds to the training loss.
         before_steps: Functions of the network that the agent calls between backward pass and optimizer step.
         followers: Networks of the same architecture, as a target network, that are rebuilt together with this one.
+        led: Whether this network is such a follower, which is never rebuilt by itself.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class Network:
         self.penalties: list[Callable[[Network, TensorDictBase], Tensor | None]] = []
         self.before_steps: list[Callable[[Network], None]] = []
         self.followers: list[Network] = []
+        self.led = False
         self._fresh = fresh
+        self._before: nn.Module | None = None  # the module as it was before the first change, where nothing builds it
         self._changes: list[Callable[[nn.Module], None]] = []
 
     @property
@@ -72,34 +75,68 @@ class Network:
 
     def fresh(self) -> nn.Module:
         """A newly initialised copy of the module on its device; the global random state is left as it was."""
-        seed = int(torch.randint(2**62, (), generator=self.generator))
-        with seeded(seed):
-            if self._fresh is None:
-                module = _reinitialised(self.module)
-            else:
-                module = self._fresh()
-                for change in self._changes:
-                    change(module)
+        with seeded(self._seed()):
+            module = self.builder()()
         return module.to(self.device)
+
+    def builder(self) -> Callable[[], nn.Module]:
+        """Builds newly initialised modules of the present architecture, on the CPU, from the global random state.
+
+        For changes that need new weights, which draw from a seeded state (see :meth:`rebuild`).
+        """
+        changes = [*self._changes]
+
+        def build() -> nn.Module:
+            if self._fresh is not None:
+                module = self._fresh()
+            else:
+                module = _reinitialised(self.module if self._before is None else self._before)
+            for change in changes:
+                change(module)
+            return module
+
+        return build
+
+    def lead(self, follower: Network) -> None:
+        """Have another network of the same architecture, as a target, rebuilt together with this one."""
+        self.followers.append(follower)
+        follower.led = True
 
     def rebuild(self, change: Callable[[nn.Module], None]) -> None:
         """Change the architecture in place; optimizer, fresh draws and followers change with it.
 
+        What a change draws at random is the same in the followers, and whatever it keeps stays theirs. Called on a
+        follower this does nothing, so that an intervention may be prepared on a target as on any network.
+
         Args:
             change: Replaces children or parameters of a module that it is given; called with this network's module
-                now and with every fresh one later. Parameters that it freezes leave the optimizer.
+                now and with every fresh one later, always inside of :func:`seeded`. Parameters that it freezes leave
+                the optimizer and lose their gradients.
         """
+        if self.led:
+            return
+        seed = self._seed()
+        for network in (self, *self.followers):
+            network._change(change, seed)
+
+    def _change(self, change: Callable[[nn.Module], None], seed: int) -> None:
         device, before = self.device, set(self.module.parameters())
-        with seeded(int(torch.randint(2**62, (), generator=self.generator))):
+        if self._fresh is None and self._before is None:
+            self._before = copy.deepcopy(self.module)
+        with seeded(seed):
             change(self.module)
         self.module.to(device)
         self._changes.append(change)
+        if self.led:
+            self.module.requires_grad_(False)
+        for parameter in self.module.parameters():
+            if not parameter.requires_grad:
+                parameter.grad = None
         if self.optimizer is not None:
             _own(self.optimizer, before, [p for p in self.module.parameters() if p.requires_grad])
-        for follower in self.followers:
-            follower.rebuild(change)
-            follower.module.load_state_dict(self.module.state_dict())
-            follower.module.requires_grad_(False)
+
+    def _seed(self) -> int:
+        return int(torch.randint(2**62, (), generator=self.generator))
 
     def cannot_redraw(self) -> list[str]:
         """Parameters that :meth:`fresh` returns unchanged, because nothing says how they were initialised."""
@@ -157,14 +194,18 @@ def as_batch(batch: TensorDictBase | Mapping[str, Tensor]) -> TensorDictBase:
 
 
 def _own(optimizer: torch.optim.Optimizer, before: set[nn.Parameter], after: list[nn.Parameter]) -> None:
-    """Have the optimizer step on ``after`` instead of ``before``; parameters of others stay, new ones join group 0."""
-    alive = set(after)
-    for group in optimizer.param_groups:
-        group["params"] = [p for p in group["params"] if p in alive or p not in before]
-    for gone in before - alive:
+    """Have the optimizer step on ``after`` instead of ``before``; what is no one's but the optimizer's stays.
+
+    New parameters join group 0. Each group is put in the module's order, which is that of an optimizer made anew:
+    states are saved by position.
+    """
+    groups = optimizer.param_groups
+    owner = {p: number for number, group in enumerate(groups) for p in group["params"]}
+    for number, group in enumerate(groups):
+        others = [p for p in group["params"] if p not in before]
+        group["params"] = [p for p in after if owner.get(p, 0) == number] + others
+    for gone in before - set(after):
         optimizer.state.pop(gone, None)
-    owned = {p for group in optimizer.param_groups for p in group["params"]}
-    optimizer.param_groups[0]["params"].extend(p for p in after if p not in owned)
 
 
 def _reinitialised(module: nn.Module) -> nn.Module:

@@ -229,8 +229,9 @@ class OffPolicy:
             if policy == "copy":
                 target.module.load_state_dict(self.agent.networks[role].module.state_dict())
             elif policy == "same":
-                for parameter in target.module.parameters():
-                    parameter.requires_grad_(True)
+                trained = self.agent.networks[role].module.parameters()
+                for parameter, own in zip(target.module.parameters(), trained, strict=True):
+                    parameter.requires_grad_(own.requires_grad)
                 self.target_interventions[role].intervene(target, self.representative())
                 target.module.requires_grad_(False)
 

@@ -257,7 +257,7 @@ class Run:
     def intervene(self) -> None:
         """Have the interventions act on every network, on a fresh representative batch."""
         batch = self.course.representative()
-        for network, intervention in zip(self.networks, self.interventions, strict=True):
+        for network, intervention, initial in zip(self.networks, self.interventions, self.initial, strict=True):
             if not self.works_on(network.role):
                 continue
             start = time.monotonic()
@@ -272,6 +272,9 @@ class Run:
             if network.device.type == "cuda":
                 torch.cuda.synchronize(network.device)
             report.seconds = time.monotonic() - start
+            for name, parameter in network.module.named_parameters():  # what it has added begins here
+                if name not in initial:
+                    initial[name] = parameter.detach().clone()
             self.cost["intervention-seconds"] += report.seconds
             self.reports.append(_plain(report, self.course.task, self.total, network.role))
             totals = {"seconds": report.seconds, "revived-share": report.revived_share}

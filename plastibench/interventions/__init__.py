@@ -232,3 +232,26 @@ interventions.add(
     "re-draw single weights of small |θ| (Hernandez-Garcia et al. 2025)",
     utility="magnitude",
 )
+_PAIRED = f"{_HERE}.paired_activations:PairedActivations"
+interventions.add("crelu", _PAIRED, "activations [relu(z), relu(-z)] of half as many units (Abbas et al. 2023)")
+interventions.add(
+    "deep-fourier",
+    _PAIRED,
+    "activations [sin(z), cos(z)] of half as many units (Lewandowski et al. 2024)",
+    features="fourier",
+)
+_LAYERNORM = f"{_HERE}.layer_norm"
+interventions.add("layernorm", f"{_LAYERNORM}:LayerNorms", "LayerNorm before every nonlinearity (Lyle et al. 2023)")
+interventions.add(
+    "layernorm-affine-free", f"{_LAYERNORM}:AffineFree", "LayerNorms lose scale and offset, which the paper blames"
+)
+interventions.add(
+    "normalize-and-project",
+    f"{_HERE}.normalize_project:NormalizeAndProject",
+    "norms before nonlinearities, weights projected to their initial lengths (Lyle et al. 2024)",
+)
+interventions.add(
+    "plasticity-injection",
+    f"{_HERE}.plasticity_injection:PlasticityInjection",
+    "freeze the last layers and add a new copy minus itself (Nikishin et al. 2023)",
+)

@@ -52,7 +52,7 @@ class Revive(Intervention):
         Raises:
             UserError: ``modules`` matches nothing.
         """
-        inner = [unit for unit in units if not unit.output]
+        inner = [unit for unit in units if unit.trained and not unit.output]
         chosen = [unit for unit in inner if self._acts_on(unit)]
         if not chosen:
             names = ", ".join(unit.name for unit in inner[:6])

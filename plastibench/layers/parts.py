@@ -46,6 +46,11 @@ def selector(part: str, module: nn.Module, outputs: Collection[str]) -> Callable
     return parts[part]
 
 
+def blocks(module: nn.Module) -> list[str]:
+    """Names of a network's blocks, in registration order, as :func:`from_block` knows them."""
+    return _blocks(module, (), [name for name, _ in module.named_parameters()])
+
+
 def from_block(module: nn.Module, outputs: Sequence[str], count: Callable[[int], int]) -> tuple[list[str], int]:
     """Parameters of the last blocks on the way to each output, and of all that is registered after them.
 

@@ -14,7 +14,7 @@ class SlowCopy:
     """φ ← m·φ + (1−m)·θ over parameters and floating-point buffers; integer buffers keep what they had at the start.
 
     It has storage of its own, never shared with the network's. Where the network's architecture is rebuilt, the copy
-    is rebuilt with it and starts again from the network's weights.
+    is rebuilt with it; what the change draws is the same in both.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class SlowCopy:
         if self._follower is None:
             module = copy.deepcopy(network.module).requires_grad_(False)
             self._follower = Network(module, None, network.loss, role=f"{network.role}-slow", outputs=network.outputs)
-            network.followers.append(self._follower)
+            network.lead(self._follower)
         if self._saved:  # only now: between loading and the first use, the architecture may have been rebuilt
             self._follower.module.load_state_dict(self._saved)
             self._saved = {}

