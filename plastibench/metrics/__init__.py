@@ -38,7 +38,7 @@ PLASTICITY = {
     "effective-rank": "exp of the entropy of the normalised singular values of the head's input (Roy & Vetterli 2007)",
     "srank": "singular values of the head's input that hold 99 % of their sum (Kumar et al. 2021, δ = 0.01)",
     "weight-norm": "Euclidean norm of all parameters",
-    "weight-distance": "||θ - θ0|| / ||θ0|| with the initial parameters θ0",
+    "weight-distance": "||θ - θ0|| / ||θ0|| with the initial parameters θ0, of added ones those they began with",
     "layernorm-gradient-spread": "standard deviation over features of E[∂L/∂z_i], last LayerNorm (paper, Fig. 3)",
 }
 
