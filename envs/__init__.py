@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium
 
 from plastibench.registry import envs
 
 _GROWING = "plastibench.envs.growing:Growing"
+_RELABEL = "plastibench.envs.relabel:Relabel"
+_PERMUTED = "plastibench.envs.permuted:Permuted"
+_WARM = "plastibench.envs.warm:WarmStart"
+_INCREMENTAL = "plastibench.envs.incremental:Incremental"
 _TINY = {"epochs": 40, "evaluate_every": 5}  # paper, section 4
 
 envs.add(
@@ -33,11 +39,35 @@ envs.add(
 envs.add("cl-imagefolder", _GROWING, "growing, ever cleaner images of your own (--env.path)", dataset="imagefolder")
 envs.add(
     "relabel-digits",
-    "plastibench.envs.relabel:Relabel",
+    _RELABEL,
     "1,200 digits whose labels are drawn at random anew for each of 20 tasks; seconds on a CPU",
     dataset="digits",
     train_size=1200,
 )
+
+envs.add("permuted-digits", _PERMUTED, "pixels change places anew: digits", dataset="digits")
+envs.add("warm-digits", _WARM, "half of the data, then all of it: digits", dataset="digits", augment="none")
+envs.add("incremental-digits", _INCREMENTAL, "classes arrive in groups: digits", dataset="digits", augment="none")
+
+_DATA = {
+    "mnist": "MNIST",
+    "fashion-mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "tiny-imagenet": "Tiny-ImageNet",
+    "imagefolder": "images of your own (--env.path)",
+}
+_GROUPS = {"cifar100": 20, "tiny-imagenet": 40}  # of five classes
+for _data, _title in _DATA.items():
+    _options: dict[str, Any] = {"dataset": _data, **(_TINY if _data == "tiny-imagenet" else {})}
+    if "mnist" in _data:
+        _options["augment"] = "none"
+    _few = {} if _data == "imagefolder" else {"train_size": 1200}
+    envs.add(f"relabel-{_data}", _RELABEL, f"random labels, drawn anew for each task: {_title}", dataset=_data, **_few)
+    envs.add(f"permuted-{_data}", _PERMUTED, f"pixels change places anew for each task: {_title}", dataset=_data)
+    envs.add(f"warm-{_data}", _WARM, f"half of the data, then all of it: {_title}", **_options)
+    _groups = _GROUPS.get(_data, 5)
+    envs.add(f"incremental-{_data}", _INCREMENTAL, f"classes arrive in groups: {_title}", groups=_groups, **_options)
 
 for _name in envs.builtin:
     gymnasium.register(
