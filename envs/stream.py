@@ -48,7 +48,8 @@ class TaskStream(gymnasium.Env[Observation, Integers]):
       are to be learned during this task, in order of arrival: of all images so far, or of the new ones alone where
       these replace all before them.
     - Action: the class of every image of :attr:`evaluation_images`, int64 [M]: the learner's answer at the end of
-      the task. Images, and with them the action space, may differ from task to task.
+      the task. Images may differ from task to task; where they are fewer than the action space has room for, the
+      first entries count.
     - Reward: the share of the action that is right, so an episode's return is the number of tasks times the average
       end-of-task accuracy.
     - The episode terminates with the last task; its observation then is empty of new images.
@@ -105,12 +106,13 @@ class TaskStream(gymnasium.Env[Observation, Integers]):
 
     def step(self, action: Integers) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """End the current task with the learner's answers and begin the next."""
-        reward = float(np.mean(np.asarray(action) == self.evaluation_labels))
+        answers = self.evaluation_labels
+        reward = float(np.mean(np.asarray(action)[: len(answers)] == answers))
         task = next(self._tasks, None)
         if task is None:
             assert self._task is not None
             empty = self.dataset.train_images[:0]
-            return {"images": empty, "labels": self._task.labels}, reward, True, False, self._info()
+            return {"images": empty, "labels": self._task.labels.copy()}, reward, True, False, self._info()
         observation, info = self._next(task)
         return observation, reward, False, False, info
 
@@ -120,10 +122,8 @@ class TaskStream(gymnasium.Env[Observation, Integers]):
         replaces = len(task.arrivals) == len(task.labels)
         self._arrived = task.arrivals if replaces else np.concatenate([self._arrived, task.arrivals])
         self.evaluation_images = _permuted(self._asked(self._whole[0], task), task.pixels)
-        if len(self.evaluation_images) != len(self.action_space.nvec):  # otherwise it keeps its random generator
-            self.action_space = spaces.MultiDiscrete([self.classes] * len(self.evaluation_images))
         images = _permuted(self.dataset.train_images[task.arrivals], task.pixels)
-        return {"images": images, "labels": task.labels}, self._info()
+        return {"images": images, "labels": task.labels.copy()}, self._info()
 
     def _asked(self, whole: npt.NDArray[Any], task: Task) -> npt.NDArray[Any]:
         """Of evaluation images or their labels, those of the classes that the task asks for."""
