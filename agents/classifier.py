@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from plastibench.envs.stream import TaskStream
 
 _EVALUATION_BATCH = 1024
+_NEVER = -1e9  # a logit whose class has probability 0 in every precision
 
 
 class Classifier:
@@ -31,12 +32,14 @@ class Classifier:
         networks: Its networks by role; here ``classifier`` alone.
         batch_size: Samples per update.
         label: Precision of the arithmetic, for the result.
+        closed: True for classes that do not exist yet, bool [K], or none; they take no part in the loss.
     """
 
     def __init__(self, recipe: Recipe, env: TaskStream, seed: int, device: torch.device) -> None:
         self.recipe = recipe
         self.batch_size = recipe.batch_size
         self.label = recipe.precision
+        self.closed: Tensor | None = None
         self._device = device
         self._pad = env.augment_pad
         self._augmentation = generator(seed, "augmentation", device)
@@ -76,7 +79,7 @@ class Classifier:
         if self._pad:
             images = crop_and_flip(images, self._pad, self._augmentation)
         with self._autocast():
-            loss = F.cross_entropy(self._forward(self._normalise(images)), batch["label"])
+            loss = F.cross_entropy(without(self._forward(self._normalise(images)), self.closed), batch["label"])
         total = loss
         for penalty in network.penalties:
             if (extra := penalty(network, batch)) is not None:
@@ -140,7 +143,7 @@ class Classifier:
 
     def _loss(self, module: nn.Module, batch: TensorDictBase) -> Tensor:
         """The training loss without augmentation: what interventions score with."""
-        return F.cross_entropy(module(self._normalise(batch["image"])), batch["label"])
+        return F.cross_entropy(without(module(self._normalise(batch["image"])), self.closed), batch["label"])
 
     def _new_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         recipe = self.recipe
@@ -162,3 +165,8 @@ class Classifier:
         if self.recipe.precision != "bfloat16":
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, torch.bfloat16)
+
+
+def without(logits: Tensor, closed: Tensor | None) -> Tensor:
+    """Logits [N, K] in which closed classes, bool [K], have probability 0; finite, so that divergences stay so."""
+    return logits if closed is None else logits.masked_fill(closed, _NEVER)

@@ -39,5 +39,5 @@ class Recipe:
         from plastibench.envs.stream import TaskStream
 
         if not isinstance(env, TaskStream):
-            raise UserError("agent: a classifier learns from cl-* and relabel-* streams; for rl-* take dqn-* or sac-*")
+            raise UserError("agent: a classifier learns from supervised streams, as cl-*; for rl-* take dqn-* or sac-*")
         return Classifier(self, env, seed, device)

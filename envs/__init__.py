@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium
 
 from plastibench.registry import envs
 
 _GROWING = "plastibench.envs.growing:Growing"
+_RELABEL = "plastibench.envs.relabel:Relabel"
+_PERMUTED = "plastibench.envs.permuted:Permuted"
+_WARM = "plastibench.envs.warm:WarmStart"
+_INCREMENTAL = "plastibench.envs.incremental:Incremental"
 _TINY = {"epochs": 40, "evaluate_every": 5}  # paper, section 4
 
 envs.add(
@@ -33,11 +39,59 @@ envs.add(
 envs.add("cl-imagefolder", _GROWING, "growing, ever cleaner images of your own (--env.path)", dataset="imagefolder")
 envs.add(
     "relabel-digits",
-    "plastibench.envs.relabel:Relabel",
+    _RELABEL,
     "1,200 digits whose labels are drawn at random anew for each of 20 tasks; seconds on a CPU",
     dataset="digits",
     train_size=1200,
 )
+
+envs.add(
+    "permuted-digits",
+    _PERMUTED,
+    "200 of 1,200 digits in each of 50 tasks, pixels change places anew; ten seconds with mlp on a CPU",
+    dataset="digits",
+    samples=200,
+)
+envs.add(
+    "warm-digits",
+    _WARM,
+    "40 digits, then 200; seconds with mlp on a CPU",
+    dataset="digits",
+    train_size=200,
+    epochs=400,
+    evaluate_every=100,
+    augment="none",
+    share=0.2,
+)
+envs.add(
+    "incremental-digits",
+    _INCREMENTAL,
+    "200 digits whose classes arrive in five pairs; seconds with mlp on a CPU",
+    dataset="digits",
+    train_size=200,
+    evaluate_every=50,
+    augment="none",
+)
+
+_DATA = {
+    "mnist": "MNIST",
+    "fashion-mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "tiny-imagenet": "Tiny-ImageNet",
+    "imagefolder": "images of your own (--env.path)",
+}
+_GROUPS = {"cifar100": 20, "tiny-imagenet": 40}  # of five classes
+for _data, _title in _DATA.items():
+    _options: dict[str, Any] = {"dataset": _data, **(_TINY if _data == "tiny-imagenet" else {})}
+    if "mnist" in _data:
+        _options["augment"] = "none"
+    _few = {} if _data == "imagefolder" else {"train_size": 1200}
+    envs.add(f"relabel-{_data}", _RELABEL, f"random labels, drawn anew for each task: {_title}", dataset=_data, **_few)
+    envs.add(f"permuted-{_data}", _PERMUTED, f"pixels change places anew for each task: {_title}", dataset=_data)
+    envs.add(f"warm-{_data}", _WARM, f"half of the data, then all of it: {_title}", **_options)
+    _groups = _GROUPS.get(_data, 5)
+    envs.add(f"incremental-{_data}", _INCREMENTAL, f"classes arrive in groups: {_title}", groups=_groups, **_options)
 
 for _name in envs.builtin:
     gymnasium.register(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from plastibench.envs.datasets import ImageDataset
 from plastibench.envs.scenario import Scenario
 from plastibench.envs.stream import Integers, Task
 from plastibench.options import option
@@ -34,10 +35,9 @@ class Growing(Scenario):
         """How many tasks the scenario has."""
         return len(self.noise)
 
-    def tasks(
-        self, labels: Integers, classes: int, order: np.random.Generator, noise: np.random.Generator
-    ) -> Iterator[Task]:
+    def tasks(self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator) -> Iterator[Task]:
         """Generate the tasks."""
+        labels, classes = dataset.train_labels, len(dataset.classes)
         chunks = np.array_split(order.permutation(len(labels)), self.length)
         seen = np.empty(0, np.int64)
         for chunk, ratio in zip(chunks[: self.task_count], self.noise, strict=False):

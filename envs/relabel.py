@@ -8,8 +8,9 @@ from typing import Literal
 
 import numpy as np
 
+from plastibench.envs.datasets import ImageDataset
 from plastibench.envs.scenario import Scenario
-from plastibench.envs.stream import Integers, Task
+from plastibench.envs.stream import Task
 from plastibench.options import option
 
 
@@ -33,10 +34,9 @@ class Relabel(Scenario):
         """How many tasks the scenario has."""
         return self.switches
 
-    def tasks(
-        self, labels: Integers, classes: int, order: np.random.Generator, noise: np.random.Generator
-    ) -> Iterator[Task]:
+    def tasks(self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator) -> Iterator[Task]:
         """Generate the tasks."""
+        labels, classes = dataset.train_labels, len(dataset.classes)
         arrivals = order.permutation(len(labels))
         for number in range(self.task_count):
             drawn = noise.integers(classes, size=len(labels))

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from plastibench.envs.datasets import load_dataset
-from plastibench.envs.stream import Integers, Task, TaskStream
+from plastibench.envs.datasets import ImageDataset, load_dataset
+from plastibench.envs.stream import Task, TaskStream
 from plastibench.options import build, option
 from plastibench.registry import envs
 
@@ -45,14 +45,11 @@ class Scenario:
         """How many tasks the scenario has."""
         raise NotImplementedError
 
-    def tasks(
-        self, labels: Integers, classes: int, order: np.random.Generator, noise: np.random.Generator
-    ) -> Iterator[Task]:
+    def tasks(self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator) -> Iterator[Task]:
         """Generate the tasks.
 
         Args:
-            labels: Right label of every training image. [N]
-            classes: Number of classes.
+            dataset: Where arrivals come from, and the right labels.
             order: Draws what arrives when.
             noise: Draws which labels are wrong, and how.
         """

@@ -143,7 +143,7 @@ def _bytes(state: Any) -> int:
 
 def plain_loop(course: Supervised) -> Callable[[], None]:
     """One update as a person would write it who needs nothing else."""
-    recipe, device = course.agent.recipe, course.evaluation_images.device
+    recipe, device = course.agent.recipe, course.device
     data = everything(course.replay)
     images, labels = data["image"].clone(), data["label"].clone()
     model = course.run.networks[0].fresh()
@@ -184,5 +184,5 @@ def _seconds(course: Supervised, step: Callable[[], None], updates: int) -> floa
 
 
 def _wait(course: Supervised) -> None:
-    if course.evaluation_images.is_cuda:
+    if course.device.type == "cuda":
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""The growing data set as a replay buffer that forgets nothing."""
+"""The data set of a task as a replay buffer: it grows, or is replaced as a whole."""
 
 from __future__ import annotations
 
@@ -33,13 +33,16 @@ def growing_replay(capacity: int, batch_size: int, device: torch.device, generat
 
 
 def arrive(replay: ReplayBuffer, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> None:
-    """Take in new images and the labels of all images so far.
+    """Take in new images and the labels of all images of the task.
 
     Args:
         replay: The buffer.
         images: New images, uint8 [n_new, C, H, W]; may be none.
-        labels: Labels of old and new images in order of arrival, int64 [n_seen].
+        labels: Labels of old and new images in order of arrival, int64 [n_seen]; or as many as there are new images,
+            [n_new], and old ones are forgotten.
     """
+    if len(replay) and len(images) == len(labels):
+        replay.empty()
     if len(images):
         new = TensorDict({"image": images, "label": labels[-len(images) :]}, batch_size=[len(images)])
         replay.extend(new)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from tensordict import TensorDictBase
+from torch import Tensor
 
+from plastibench.agents.classifier import without
 from plastibench.metrics.performance import TaskRecord, comparison, mean, share, summary, task_figures
 from plastibench.replay import arrive, everything, growing_replay, representative
 from plastibench.seeds import derive, generator
@@ -22,6 +27,36 @@ EARLY_EPOCHS = 5  # epochs after a switch that are all evaluated, to see the rec
 PROBE = 512  # samples for the plasticity metrics
 
 
+@dataclass(frozen=True)
+class Questions:
+    """What the network is asked during a task.
+
+    Attributes:
+        shown: The images as the stream has them, uint8 [M, C, H, W].
+        images: The same on the device.
+        answers: Their right classes. [M]
+        closed: True for classes that are not asked for, bool [K], or none.
+    """
+
+    shown: npt.NDArray[np.uint8]
+    images: Tensor
+    answers: Tensor
+    closed: Tensor | None
+
+    @classmethod
+    def of(cls, env: TaskStream, device: torch.device, before: Questions | None) -> Questions:
+        """Those of the current task; images are moved only where they differ from those of the questions before."""
+        shown, classes = env.evaluation_images, env.evaluation_classes
+        kept = before if before is not None and before.shown is shown else None
+        images = kept.images if kept else torch.from_numpy(shown).to(device)
+        closed = None
+        if classes is not None:
+            closed = torch.ones(env.classes, dtype=torch.bool)
+            closed[torch.from_numpy(classes)] = False
+            closed = closed.to(device)
+        return cls(shown, images, torch.from_numpy(env.evaluation_labels).to(device), closed)
+
+
 class Supervised:
     """A classifier learns the tasks of a stream, one after the other."""
 
@@ -30,16 +65,16 @@ class Supervised:
 
     def __init__(self, run: Run, env: TaskStream, agent: Classifier) -> None:
         self.run, self.env, self.agent, self.scenario = run, env, agent, env.scenario
-        seed, device = run.spec.run.seed, torch.device(run.spec.run.device)
-        self.order = generator(seed, "order", device)
+        seed, self.device = run.spec.run.seed, torch.device(run.spec.run.device)
+        self.order = generator(seed, "order", self.device)
         self.draws = generator(seed, "representative")
-        self.replay = growing_replay(len(env.dataset.train_images), agent.batch_size, device, self.order)
-        self.evaluation_images = torch.from_numpy(env.evaluation_images).to(device)
+        self.replay = growing_replay(len(env.dataset.train_images), agent.batch_size, self.device, self.order)
         self.task = 0
         self.update = 0  # within the task
         self.samples = self.samples_before = 0
         self.finished = False
-        self.evaluated = -1, self.evaluation_images  # at which update the outputs were last computed, and these
+        self.questions: Questions
+        self.evaluated = -1, torch.empty(0)  # at which update the outputs were last computed, and these
         self.records: list[TaskRecord] = []
 
     @property
@@ -51,6 +86,7 @@ class Supervised:
         """Receive the first task."""
         observation, info = self.env.reset(seed=derive(self.run.spec.run.seed, "stream"))
         arrive(self.replay, observation["images"], observation["labels"])
+        self._ask_anew(None)
         self.records.append(TaskRecord(0, info["samples"], info["noise"]))
         self.agent.begin_task(self._updates())
         self._evaluate()
@@ -120,19 +156,20 @@ class Supervised:
 
     def _switch(self) -> None:
         """Begin the next task: evaluate, receive data, intervene, renew the optimizer, evaluate."""
-        evaluated_at, logits = self.evaluated
-        answers, before = self._answers(), logits if evaluated_at == self.run.total else self._logits()
+        asked, (evaluated_at, logits) = self.questions, self.evaluated
+        before = logits if evaluated_at == self.run.total else self._logits()
         observation, _, _, _, info = self.env.step(before.argmax(1).cpu().numpy())
         arrive(self.replay, observation["images"], observation["labels"])
+        self._ask_anew(asked)
         self.task, self.update = self.task + 1, 0
         if not self.run.spec.run.every:
             self.run.intervene()
         self.agent.begin_task(self._updates())
-        after = self._logits()
-        found = comparison(before, after, answers)
+        after = self._logits(asked)
+        found = comparison(before, after, asked.answers)
         self.records.append(TaskRecord.after_switch(self.task, info["samples"], info["noise"], found))
         self._record_comparison(found)
-        self._evaluate(after)
+        self._evaluate(after if self.questions.images is asked.images else None)
         self.run.measure("after")
 
     def _intervene_in_mid_task(self) -> None:
@@ -142,31 +179,38 @@ class Supervised:
             return
         before = self._logits()
         self.run.intervene()
-        found = comparison(before, self._logits(), self._answers())
+        found = comparison(before, self._logits(), self.questions.answers)
         self.run.reports[-1].update(found)
         self._record_comparison(found)
 
     # Evaluation ---------------------------------------------------------------------------------------------------
 
-    def _logits(self) -> torch.Tensor:
+    def _ask_anew(self, before: Questions | None) -> None:
+        """Take the current task's questions from the stream."""
+        self.questions = Questions.of(self.env, self.device, before)
+        self.agent.closed = self.questions.closed
+
+    def _logits(self, asked: Questions | None = None) -> Tensor:
+        """Outputs for the questions of the current task, or for others."""
+        asked = asked or self.questions
+        return without(self._outputs(asked.images), asked.closed)
+
+    def _outputs(self, images: Tensor) -> Tensor:
         network, intervention = self.run.networks[0], self.run.interventions[0]
-        return self.agent.logits(self.evaluation_images, intervention.evaluated(network))
+        return self.agent.logits(images, intervention.evaluated(network))
 
-    def _answers(self) -> torch.Tensor:
-        return torch.from_numpy(self.env.evaluation_labels).to(self.evaluation_images.device)
-
-    def _evaluate(self, logits: torch.Tensor | None = None) -> None:
+    def _evaluate(self, logits: Tensor | None = None) -> None:
         """Accuracy on the current task's own answers, and the averages of training since the last time."""
         averages = self.run.averages()
         logits = self._logits() if logits is None else logits
         self.evaluated = self.run.total, logits
-        accuracy = share(logits.argmax(1) == self._answers())
+        accuracy = share(logits.argmax(1) == self.questions.answers)
         self.records[-1].curve.append((self.place, accuracy))
         self.run.record("training", {"accuracy": accuracy, **averages})
 
     def _train_accuracy(self) -> float:
         batch = self.representative()
-        logits = self.agent.logits(batch["image"], self.run.interventions[0].evaluated(self.run.networks[0]))
+        logits = without(self._outputs(batch["image"]), self.questions.closed)
         return share(logits.argmax(1) == batch["label"])
 
     def _record_comparison(self, found: dict[str, float]) -> None:
@@ -212,6 +256,7 @@ class Supervised:
         for _ in range(self.task):
             observation = self.env.step(self.env.evaluation_labels)[0]
             arrive(self.replay, observation["images"], observation["labels"])
+        self._ask_anew(None)
         self.records = [TaskRecord(**record) for record in state["records"]]
         for record in self.records:
             record.curve = [(epoch, accuracy) for epoch, accuracy in record.curve]

@@ -32,6 +32,16 @@ def test_a_transformer_on_growing_data_ends_below_its_resets(tmp_path):
     assert sum(final["reset"]) / 3 > sum(final["none"]) / 3 + 0.02
 
 
+def test_pixels_that_change_places_and_classes_that_arrive_leave_a_network_below_its_resets(tmp_path):
+    for env, lr, gap in (("permuted-digits", 0.01, 0.3), ("incremental-digits", 3e-3, 0.015)):
+        found = {}
+        for name in ("none", "reset"):
+            specs = [RunSpec.make(env, "mlp", name, agent_options={"lr": lr}, seed=s, device="cpu") for s in (0, 1, 2)]
+            runs = [run(spec, runs_dir=tmp_path, quiet=True) for spec in specs]
+            found[name] = sum(result["summary"]["last-three-accuracy"] for result in runs) / 3
+        assert found["none"] < found["reset"] - gap, env
+
+
 def test_a_critic_whose_rewards_change_stops_learning_and_interventions_prevent_it(tmp_path):
     agent = {"learning_starts": 200, "lr": 1e-3, "hidden": (128, 128), "batch_size": 64, "replay_ratio": 0.5}
     agent |= {"epsilon": 0.5, "exploration": 0.0, "buffer_size": 8000, "clip": 0.0}

@@ -115,6 +115,19 @@ def test_labels_can_be_rewritten_without_new_images() -> None:
     assert numbers_in(everything(replay)) == list(range(6))
 
 
+def test_new_images_replace_old_ones_where_labels_are_for_them_alone() -> None:
+    replay = filled(10)
+    replay.sample()  # in the middle of an epoch
+    for first, count in ((10, 7), (40, 13), (60, 2)):
+        arrive(replay, images_of(range(first, first + count)), np.arange(count) + 20)
+        assert numbers_in(everything(replay)) == list(range(first, first + count))
+        assert everything(replay)["label"].tolist() == [n + 20 for n in range(count)]
+        for _ in range(2):
+            assert sorted(n for batch in epoch(replay) for n in batch) == list(range(first, first + count))
+    arrive(replay, images_of(range(90, 93)), np.arange(5))  # and then it may grow again
+    assert numbers_in(everything(replay)) == [60, 61, 90, 91, 92]
+
+
 def test_the_callers_arrays_are_neither_changed_nor_kept() -> None:
     replay = growing_replay(100, 4, torch.device("cpu"), torch.Generator())
     images, labels = images_of(range(5)), np.arange(5)

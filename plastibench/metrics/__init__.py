@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from plastibench.errors import UserError, did_you_mean
 
 PERFORMANCE = {
-    "accuracy": "share of evaluation images (clean test set; relabel-*: training set) that are classified rightly",
+    "accuracy": "share of evaluation images (clean test set; relabel-*: training set) that are classified rightly; "
+    "they may differ from task to task (permuted-*, incremental-*)",
     "accuracy-after": "the same right after the intervention, for the task that has just ended",
     "drop": "accuracy at the end of a task minus accuracy right after the intervention that follows, in points",
     "agreement": "share of evaluation images whose predicted class the intervention left as it was",
     "output-kl": "mean KL divergence from the outputs before the intervention to those after it, in nats",
-    "recovery": "epochs until an evaluation reaches the accuracy before the switch again",
+    "recovery": "epochs until an evaluation, on the new task's images, reaches the accuracy before the switch again",
     "auc": "area under the accuracy curve of a task over its epochs, divided by their number",
     "train-accuracy": "accuracy on the (noisy) training labels, over the representative batch",
     "loss": "training loss, mean of the updates since the last evaluation",

@@ -1,0 +1,55 @@
+"""Classes that arrive in groups (class-incremental learning as in Dohare et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from plastibench.envs.datasets import ImageDataset
+from plastibench.envs.scenario import Scenario
+from plastibench.envs.stream import Task, TaskStream
+from plastibench.errors import UserError
+from plastibench.options import option
+
+
+@dataclass(frozen=True)
+class Incremental(Scenario):
+    """The classes, in random order, are split into groups of equal size; each task brings the images of one more.
+
+    The network has an output for every class from the start. As in Dohare et al. 2024 outputs of classes that have
+    not arrived take no part in loss and predictions, and accuracy is that on the test images of the classes so far. It
+    falls from task to task because there are more classes to tell apart: a network that is reset at every switch says
+    what can be reached.
+    """
+
+    groups: int = option(5, "groups of classes, each of which is a task", low=1)
+    data: Literal["all", "new"] = option(
+        "all", "train on the classes so far (all), or on a task's new ones alone (new)"
+    )
+
+    @property
+    def length(self) -> int:
+        """How many tasks the scenario has."""
+        return self.groups
+
+    def make(self, data_dir: str | Path = "data") -> TaskStream:
+        """The stream itself; loads the data."""
+        stream = super().make(data_dir)
+        total = len(np.unique(stream.dataset.train_labels))
+        if self.groups > total:
+            raise UserError(f"env: {total} classes are too few for {self.groups} groups; lower --env.groups")
+        return stream
+
+    def tasks(self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator) -> Iterator[Task]:
+        """Generate the tasks."""
+        labels = dataset.train_labels
+        classes = order.permutation(np.unique(labels))  # a part of the data may lack some
+        known, seen = classes[:0], classes[:0]
+        for group in np.array_split(classes, self.groups)[: self.task_count]:
+            arrivals = order.permutation(np.flatnonzero(np.isin(labels, group)))
+            known, seen = np.concatenate([known, group]), np.concatenate([seen, arrivals])
+            yield Task(arrivals, labels[seen if self.data == "all" else arrivals], 0.0, classes=known)

@@ -1,0 +1,37 @@
+"""A warm start: part of the data first, then all of it (Ash & Adams 2020; Lee et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from plastibench.envs.datasets import ImageDataset
+from plastibench.envs.scenario import Scenario
+from plastibench.envs.stream import Task
+from plastibench.options import option
+
+
+@dataclass(frozen=True)
+class WarmStart(Scenario):
+    """The first task has a share of the training images, drawn at random; the second has all. Labels are right.
+
+    What matters is the gap on the test set between a network that has been trained on the share before and one that
+    was not: intervention ``reset`` at the switch is the latter, with the same data, order and number of updates. Half
+    of the data first is Ash & Adams's experiment.
+    """
+
+    share: float = option(0.5, "share of the training images in the first task", low=0, high=1)
+
+    @property
+    def length(self) -> int:
+        """Two tasks: the start, and what it is worth."""
+        return 2
+
+    def tasks(self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator) -> Iterator[Task]:
+        """Generate the tasks."""
+        arrivals = order.permutation(len(dataset.train_labels))
+        first = max(1, round(self.share * len(arrivals)))  # no task without an image
+        for start, end in ((0, first), (first, len(arrivals)))[: self.task_count]:
+            yield Task(arrivals[start:end], dataset.train_labels[arrivals[:end]], 0.0)
