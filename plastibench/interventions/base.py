@@ -80,6 +80,10 @@ class Intervention:
         """The module whose outputs are evaluated: the network's own, or a slow copy of it."""
         return network.module
 
+    def wrapped(self) -> tuple[Intervention, ...]:
+        """Interventions to which this one forwards every hook but ``intervene``; none by default."""
+        return ()
+
     def state_dict(self) -> dict[str, Any]:
         """All that an exact resume needs: tensors, numbers, strings and containers of them."""
         return {}
@@ -89,5 +93,8 @@ class Intervention:
 
 
 def overrides(intervention: Intervention, hook: str) -> bool:
-    """Whether the intervention gives the hook a body, so that a hot loop may skip it."""
+    """Whether the intervention, or one that it wraps, gives the hook a body, so that a hot loop may skip it."""
+    wrapped = intervention.wrapped()
+    if wrapped and hook != "intervene":
+        return any(overrides(part, hook) for part in wrapped)
     return getattr(type(intervention), hook) is not getattr(Intervention, hook)

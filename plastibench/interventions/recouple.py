@@ -47,6 +47,10 @@ class Recouple(Intervention):
         values = {**entry.defaults, **{name: value for name, _, value in pairs}}
         self._inner = build(entry.load(), values, f"intervention {self.inner}, inside recouple")
 
+    def wrapped(self) -> tuple[Intervention, ...]:
+        """The inner intervention."""
+        return (self._inner,)
+
     def prepare(self, network: Network) -> None:
         """Prepare the inner intervention."""
         self._inner.prepare(network)
