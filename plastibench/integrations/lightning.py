@@ -24,8 +24,8 @@ class PlasticityCallback(Callback):  # type: ignore[misc]
     """``Trainer(callbacks=[PlasticityCallback("rnr", loss, every=1000)])``.
 
     The module is prepared before a checkpoint is loaded, and worked on after the training batch whose optimizer step
-    the schedule names, before checkpoints are saved. A penalty is added to what ``training_step`` returns. State is part
-    of Lightning's checkpoints.
+    the schedule names, before checkpoints are saved. A penalty is added to what ``training_step`` returns. State is
+    part of Lightning's checkpoints.
 
     - Automatic optimization with one optimizer, on one device; anything else is refused.
     - Validation sees the module itself. Evaluate a method's slow copy, ``callback.keeper.evaluated``, yourself.

@@ -132,7 +132,8 @@ def _adds_penalty(keeper: Keeper, args: TrainingArguments) -> Any:
         if not isinstance(output, Mapping) or output.get("loss") is None:
             raise UserError("PlasticityCallback: the model returns no loss to which the penalty could be added")
         kwargs = dict(kwargs)
-        # A loss over the items of all accumulated batches is summed, not averaged, over them.
+        # A loss over the items of all accumulated batches is summed over them, not averaged. (The last update of an
+        # epoch may accumulate fewer; its penalty is smaller in proportion.)
         parts = args.gradient_accumulation_steps if kwargs.pop("num_items_in_batch", None) is not None else 1
         batch = {name: value for name, value in kwargs.items() if isinstance(value, Tensor)}
         output["loss"] = output["loss"] + keeper.penalty(batch) / parts  # type: ignore[index]
