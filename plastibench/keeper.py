@@ -143,11 +143,6 @@ class Keeper:
         self.detach()
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        if self._awaits_penalty:
-            name = type(self.intervention).__name__
-            raise UserError(f"{name} sees batches through its penalty: add keeper.penalty(batch) to every loss")
-        if not (self._before or self._after):
-            return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first is the optimizer itself
         if closure is None:
             self._tell(optimizer)
@@ -161,7 +156,10 @@ class Keeper:
         return args[:1], {**kwargs, "closure": then_tell}
 
     def _tell(self, optimizer: torch.optim.Optimizer) -> None:
-        if _skipped(optimizer):
+        if self._awaits_penalty:
+            name = type(self.intervention).__name__
+            raise UserError(f"{name} sees batches through its penalty: add keeper.penalty(batch) to every loss")
+        if not (self._before or self._after) or _skipped(optimizer):
             return
         if (scale := getattr(optimizer, "grad_scale", None)) is not None:
             for parameter in (p for group in optimizer.param_groups for p in group["params"]):

@@ -68,7 +68,7 @@ class PlasticityCallback(Callback):  # type: ignore[misc]
         self.schedule = Schedule(every, steps, epochs)
         self.size, self.draw, self.fresh, self.seed = size, draw, fresh, seed
         self.keeper: Keeper | None = None
-        self._acted_at = -1
+        self._step = 0  # after the batch before
 
     @property
     def state_key(self) -> str:
@@ -106,15 +106,18 @@ class PlasticityCallback(Callback):  # type: ignore[misc]
         if overrides(self.keeper.intervention, "penalty"):
             pl_module.training_step = _penalised(pl_module.training_step, self.keeper)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Know the step at which this fit begins."""
+        self._step = trainer.global_step
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Intervene where it is due."""
-        step = trainer.global_step
+        before, self._step = self._step, trainer.global_step
         epoch = trainer.current_epoch + 1 if trainer.is_last_batch else 0
-        if step != self._acted_at and self.schedule.due(step, epoch):  # the same step stands while batches accumulate
+        if self._step > before and self.schedule.due(self._step, epoch):  # it stands still while batches accumulate
             assert self.keeper is not None
-            self._acted_at = step
             network = self.keeper.network
             drawn = self.draw() if self.draw else collate(trainer.train_dataloader, self.size, network.generator)
             self.keeper.intervene(pack(drawn).to(network.device))
@@ -130,13 +133,12 @@ class PlasticityCallback(Callback):  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
         """The intervention's state."""
-        return {} if self.keeper is None else {"keeper": self.keeper.state_dict(), "acted": self._acted_at}
+        return {} if self.keeper is None else self.keeper.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
         if self.keeper is not None and state_dict:
-            self.keeper.load_state_dict(state_dict["keeper"])
-            self._acted_at = state_dict["acted"]
+            self.keeper.load_state_dict(state_dict)
 
 
 def _penalised(step: Callable[..., Any], keeper: Keeper) -> Callable[..., Any]:

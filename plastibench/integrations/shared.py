@@ -18,7 +18,7 @@ Draw = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Schedule:
-    """After which optimizer steps to intervene; counted from 1, over the whole training.
+    """After which optimizer steps to intervene; counted from 1 within a training, as the library counts them.
 
     Attributes:
         every: Every so many steps; 0 for never.
