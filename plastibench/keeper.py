@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from tensordict import TensorDictBase
@@ -17,7 +17,7 @@ from plastibench.network import Network, as_batch
 from plastibench.options import build
 from plastibench.registry import interventions
 
-Batch = TensorDictBase | Mapping[str, Tensor]
+Batch: TypeAlias = TensorDictBase | Mapping[str, Tensor]
 
 
 def attach(intervention: str | Intervention, network: Network, **options: Any) -> Keeper:
@@ -78,7 +78,7 @@ class Keeper:
     def optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
         self.detach()
         while hasattr(optimizer, "optimizer"):  # Accelerate and Lightning wrap it in something that takes no hooks
-            optimizer = optimizer.optimizer
+            optimizer = optimizer.optimizer  # type: ignore[union-attr]
         self.network.optimizer = optimizer
         if optimizer is not None:
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))

@@ -20,7 +20,7 @@ from plastibench.keeper import Keeper, attach
 from plastibench.network import Network, as_batch
 
 
-class PlasticityCallback(Callback):  # type: ignore[misc]
+class PlasticityCallback(Callback):
     """``Trainer(callbacks=[PlasticityCallback("rnr", loss, every=1000)])``.
 
     The module is prepared before a checkpoint is loaded, and worked on after the training batch whose optimizer step
@@ -104,7 +104,8 @@ class PlasticityCallback(Callback):  # type: ignore[misc]
             )
         self.keeper.optimizer = trainer.optimizers[0]
         if overrides(self.keeper.intervention, "penalty"):
-            pl_module.training_step = _penalised(pl_module.training_step, self.keeper)
+            step = _penalised(pl_module.training_step, self.keeper)
+            pl_module.training_step = step  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Know the step at which this fit begins."""

@@ -22,7 +22,7 @@ from plastibench.network import Network, as_batch
 _FILE = "plastibench.pt"
 
 
-class PlasticityCallback(TrainerCallback):  # type: ignore[misc]
+class PlasticityCallback(TrainerCallback):
     """``Trainer(..., callbacks=[PlasticityCallback("rnr", every=1000)])``.
 
     The network is prepared when the Trainer is made (give the callback to its constructor, so that this comes before a
@@ -151,4 +151,4 @@ def _loss(module: nn.Module, batch: TensorDictBase) -> Tensor:
 
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
