@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from plastibench import __version__, registry
+from plastibench import __version__, diagnose_command, registry
 from plastibench.errors import RunError, UserError, did_you_mean
 from plastibench.options import as_dict, describe_type, field_name, flag_name, options_of
 
 KINDS = {"envs": registry.envs, "agents": registry.agents, "interventions": registry.interventions}
-_RUN_OPTIONS = ("seed", "every", "roles", "until", "offline_updates", "representative", "device", "deterministic")
+_RUN_OPTIONS = (
+    *("seed", "every", "roles", "until", "offline_updates"),
+    *("representative", "device", "deterministic", "metrics"),
+)
 _RUN_FLAGS = [
     f"--{name.replace('_', '-')}"
     for name in (
@@ -87,7 +90,7 @@ def _dispatch(arguments: list[str]) -> int:
     arguments, options = _without_options(arguments)
     known, rest = parser.parse_known_args(arguments)
     rest = options + rest
-    if rest and known.command not in ("run", "bench"):
+    if rest and known.command not in ("run", "bench", "survey", "diagnose"):
         raise UserError(f"unknown argument '{rest[0]}' (plastibench {known.command} --help)")
     known.rest = rest
     return int(known.do(known))
@@ -125,6 +128,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--representative", help="samples that interventions see (default 2048)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU where there is one)")
     parser.add_argument("--deterministic", action="store_const", const=True, help="only deterministic kernels")
+    parser.add_argument(
+        "--metrics", help="measure more: activity,gradients,ranks,weights,curvature,probes,all, or names of metrics"
+    )
     parser.add_argument("--spec", type=Path, metavar="FILE", help="read names and options from a TOML file; flags win")
     parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
     parser.add_argument("--jobs", type=_count, default=1, help="processes at a time, where there are several runs")
@@ -147,7 +153,7 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
 
 def _run(known: argparse.Namespace) -> int:
     for plugin in known.plugin:
-        _import_plugin(plugin)
+        import_plugin(plugin)
     tables = _requested(known)
     if known.help:
         _help_for(known.parser, tables)
@@ -219,6 +225,62 @@ def _pool(specs: Sequence[Any], known: argparse.Namespace) -> int:
     return 1 if any(job.state == "failed" for job in pool) else 0
 
 
+def _add_survey(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("env", nargs="?", default="cl-digits", help="task stream (default cl-digits)")
+    parser.add_argument("--agent", default="vit-nano", help="agent (default vit-nano)")
+    parser.add_argument("--intervention", help="only these: none,reset,rnr (default: every one that is registered)")
+    parser.add_argument("--seed", default="0..2", help="seeds (default 0..2)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, … (default: a GPU where there is one)")
+    parser.add_argument("--jobs", type=_count, default=os.cpu_count() or 1, help="processes at a time (default: cores)")
+    parser.add_argument("--out", type=Path, help="write the table into this Markdown file, too")
+    parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
+    parser.add_argument("--threads", type=_count, default=0, help="CPU threads per process (default: cores / jobs)")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    _add_places(parser)
+    parser.set_defaults(do=_survey)
+
+
+def _survey(known: argparse.Namespace) -> int:
+    for plugin in known.plugin:
+        import_plugin(plugin)
+    from plastibench import checkpoint, results, survey
+
+    known.jobs = max(1, known.jobs)
+    names = _listed(known.intervention) if known.intervention else survey.every_intervention()
+    tables: dict[str, dict[str, Any]] = {part: {} for part in ("env", "agent", "intervention")}
+    read_option_flags(known.rest, tables)
+    run = {"seed": known.seed, "device": known.device}
+    named = {"env": known.env, "agent": known.agent, "intervention": names}
+    for part, name in named.items():
+        tables[part]["name"] = name
+    specs = _on_devices(_specs({**tables, "run": run}))
+    status = _pool(specs, known)
+    if status == 130:
+        return status
+    first = {spec.intervention[0]: spec for spec in reversed(specs)}
+    paths = {spec.id: known.runs_dir / spec.id / "result.json" for spec in specs}
+    found = [results.read(path) for path in paths.values() if path.exists()]
+    costs = survey.measure_costs([first[name] for name in names], known.data_dir, known.runs_dir / survey.COSTS)
+    table = survey.table(found, costs, _failures(specs, known.runs_dir))
+    print(f"\n{table}\n\n{textwrap.fill(survey.LEGEND, 110)}")
+    if known.out:
+        checkpoint.write_text(known.out, f"{table}\n\n{textwrap.fill(survey.LEGEND, 110)}\n")
+    return 0
+
+
+def _failures(specs: Sequence[Any], runs_dir: Path) -> dict[str, str]:
+    """Names of interventions whose runs failed, with the last line that each said."""
+    from plastibench.sweep import FAILURE
+
+    found = {}
+    for spec in specs:
+        note = runs_dir / spec.id / FAILURE
+        if note.exists():
+            last = note.read_text(encoding="utf-8").strip().splitlines()[-1]
+            found[spec.intervention[0]] = last.removeprefix("plastibench: ")
+    return found
+
+
 def _on_devices(specs: Sequence[Any]) -> list[Any]:
     """The specs with the devices that they will run on: the device is part of what a run is called."""
     import dataclasses
@@ -244,7 +306,7 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
 
 def _sweep(known: argparse.Namespace) -> int:
     for plugin in known.plugin:
-        _import_plugin(plugin)
+        import_plugin(plugin)
     from plastibench.sweep import FAILURE, read
 
     known.jobs = max(1, known.jobs)
@@ -278,11 +340,11 @@ def _requested(known: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for name in _RUN_OPTIONS:
         if getattr(known, name) is not None:
             tables["run"][name] = getattr(known, name)
-    _read_option_flags(known.rest, tables)
+    read_option_flags(known.rest, tables)
     return tables
 
 
-def _read_option_flags(arguments: Sequence[str], tables: dict[str, dict[str, Any]]) -> None:
+def read_option_flags(arguments: Sequence[str], tables: dict[str, dict[str, Any]]) -> None:
     """Put ``--env.epochs 5`` and the like into the tables of env, agent and intervention."""
     rest = list(arguments)
     while rest:
@@ -350,7 +412,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _import_plugin(plugin: str) -> None:
+def import_plugin(plugin: str) -> None:
     """Import a user's own module or file, which registers what it brings."""
     try:
         if plugin.endswith(".py"):
@@ -406,7 +468,7 @@ def _add_resume(parser: argparse.ArgumentParser) -> None:
 
 def _resume(known: argparse.Namespace) -> int:
     for plugin in known.plugin:
-        _import_plugin(plugin)
+        import_plugin(plugin)
     path = known.runs_dir / known.id / "spec.toml"
     if not path.is_file():
         there = [found.parent.name for found in known.runs_dir.glob("*/spec.toml")]
@@ -438,7 +500,7 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
 
 def _list(known: argparse.Namespace) -> int:
     for plugin in known.plugin:
-        _import_plugin(plugin)
+        import_plugin(plugin)
     from plastibench.metrics import METRICS
 
     tables = {kind: {name: entry.summary for name, entry in names.all().items()} for kind, names in KINDS.items()}
@@ -542,7 +604,7 @@ def _bench(known: argparse.Namespace) -> int:
     from plastibench.spec import RunSpec
 
     options: dict[str, dict[str, Any]] = {part: {} for part in ("env", "agent", "intervention")}
-    _read_option_flags(known.rest, options)
+    read_option_flags(known.rest, options)
     spec = RunSpec.make(
         known.env,
         known.agent,
@@ -559,10 +621,12 @@ def _bench(known: argparse.Namespace) -> int:
 COMMANDS = {
     "run": (_add_run, "run interventions on a task stream, and compare them"),
     "sweep": (_add_sweep, "work through a grid of runs with several processes"),
+    "survey": (_add_survey, "every intervention on one scenario: what it brings, and what it costs"),
     "resume": (_add_resume, "continue an interrupted run"),
     "list": (_add_list, "list envs, agents, interventions and metrics"),
     "info": (_add_info, "show versions, devices and data found"),
     "figure": (_add_figure, "draw finished runs: accuracy by task, and drop against final accuracy"),
     "bench": (_add_bench, "time the harness against a plain PyTorch loop, and an intervention"),
     "leaderboard": (_add_leaderboard, "compare all finished runs"),
+    "diagnose": (diagnose_command.add, "examine the plasticity of a network, layer by layer"),
 }

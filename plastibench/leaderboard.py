@@ -94,7 +94,7 @@ def _accuracy_comparison(found: Sequence[Result]) -> str:
         summaries = [run["summary"] for run in runs]
         final = mean_std([s["final-accuracy"] for s in summaries])
         drop = mean_std([s["mean-drop"] for s in summaries])
-        rows.append([label(runs[0]), *ends, final, drop, _recovery(runs), _revived(runs), _cost(runs)])
+        rows.append([label(runs[0]), *ends, final, drop, recovery(runs), _revived(runs), _cost(runs)])
     tables = [text_table(header, rows)]
     switches = [task for task in shown if task]
     acted = [runs for runs in by_group(found) if any(run["interventions"] for run in runs)]
@@ -152,7 +152,7 @@ def _row(runs: list[Result]) -> list[str]:
         shown = _returns(runs, "final-return", "average-return", "mean-drop", "mean-lowest", "final-q-bias")
         return [label(runs[0]), str(len(runs)), *shown, _steps(runs), seconds, _cost(runs)]
     shown = [column(name) for name in ("final-accuracy", "average-accuracy", "auc", "mean-drop")]
-    return [label(runs[0]), str(len(runs)), *shown, _recovery(runs), seconds, _cost(runs)]
+    return [label(runs[0]), str(len(runs)), *shown, recovery(runs), seconds, _cost(runs)]
 
 
 def _returns(runs: list[Result], *names: str) -> list[str]:
@@ -167,7 +167,13 @@ def _steps(runs: list[Result]) -> str:
     return f"{steps:,.0f}" + (f" ({percent(never, 0)} %)" if never else "")
 
 
-def _recovery(runs: list[Result]) -> str:
+def final_accuracy(runs: list[Result]) -> float:
+    """Mean over runs of the accuracy after the last task."""
+    return _mean(runs, "final-accuracy")
+
+
+def recovery(runs: list[Result]) -> str:
+    """Epochs until the accuracy before a switch is back, and the share of switches after which it never is."""
     epochs = _average(run["summary"]["mean-recovery-epochs"] for run in runs)
     never = _average(run["summary"]["unrecovered-share"] for run in runs)
     if epochs is None:

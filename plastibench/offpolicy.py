@@ -152,6 +152,13 @@ class OffPolicy:
         """Returns and what followed each intervention."""
         return returns.result(self.curve, self.events, self.steps, self.scenario.bounds)
 
+    def remember(self, task: int, steps: int) -> None:
+        """Act so many steps in a task and remember them, without learning: for a look at networks that are finished."""
+        self._enter(task)
+        self.steps = self.agent.recipe.learning_starts  # from where actions are the agent's own
+        for _ in range(-(-steps // self.scenario.envs)):
+            self._step(self._choose())
+
     # Acting and learning -----------------------------------------------------------------------------------------
 
     def _enter(self, task: int) -> None:

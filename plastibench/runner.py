@@ -17,13 +17,16 @@ from plastibench import checkpoint, machine, results
 from plastibench.envs.stream import TaskStream
 from plastibench.errors import RunError, UserError, did_you_mean
 from plastibench.interventions.base import Intervention, Report, overrides
+from plastibench.layers.trace import trace
+from plastibench.metrics import select
+from plastibench.metrics.groups import measure_groups
 from plastibench.metrics.plasticity import health
 from plastibench.network import Network
 from plastibench.offpolicy import OffPolicy
 from plastibench.process import only_one, resolve_device, set_up_torch, stop_requests
 from plastibench.progress import Progress
 from plastibench.recorder import Recorder
-from plastibench.seeds import derive
+from plastibench.seeds import derive, generator
 from plastibench.spec import RunSpec
 from plastibench.supervised import Supervised
 
@@ -283,7 +286,14 @@ class Run:
         start = time.monotonic()
         probe = self.course.probe()
         for network, initial in zip(self.networks, self.initial, strict=True):
-            found = health(network, probe, initial)
+            units = trace(network, probe)
+            found = health(network, probe, initial, units)
+            if more := select(self.spec.run.metrics or ()):
+                name = (
+                    f"metrics-{network.role}-{self.course.task}-{phase}-{self.course.place}"  # the same for all methods
+                )
+                draws = generator(self.spec.run.seed, name)
+                found.add(measure_groups(network, probe, more, draws, initial, units))
             moment = {"task": self.course.task, "phase": phase, "place": self.course.place, "role": network.role}
             self.plasticity.append({**moment, **found.overall})
             self.record(phase, found.overall, prefix=f"plasticity-{network.role}")

@@ -15,6 +15,7 @@ import tomli_w
 
 from plastibench import options, registry
 from plastibench.errors import UserError, did_you_mean
+from plastibench.metrics import select
 from plastibench.options import option
 
 if sys.version_info >= (3, 11):
@@ -40,6 +41,10 @@ class RunOptions:
     offline_updates: int | None = option(
         None, "rl: extra updates right after an intervention, before the agent acts again", low=0
     )
+    metrics: tuple[str, ...] | None = option(None, "plasticity metrics or groups of them beside the usual ones")
+
+    def __post_init__(self) -> None:
+        select(self.metrics or ())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from plastibench.runner import Run
 
 EARLY_EPOCHS = 5  # epochs after a switch that are all evaluated, to see the recovery
-_PROBE = 512  # samples for the plasticity metrics
+PROBE = 512  # samples for the plasticity metrics
 
 
 class Supervised:
@@ -80,7 +80,7 @@ class Supervised:
 
     def probe(self) -> TensorDictBase:
         """The samples that came first, with their present labels."""
-        return everything(self.replay)[:_PROBE]
+        return everything(self.replay)[:PROBE]
 
     def counts(self) -> dict[str, int]:
         """What was consumed, for the result's ``cost``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from plastibench.interventions.base import Intervention
 from plastibench.network import Network
 from plastibench.options import build
-from plastibench.registry import agents
+from plastibench.registry import agents, envs, interventions
 
 torch.set_num_threads(1)
 
@@ -79,6 +80,36 @@ def network_of(
     return Network(module, optimizer, loss, fresh=builder if fresh else None, generator=generator)
 
 
+def rl_agent(name: str = "dqn-mlp", env: str = "rl-cartpole", **options: object) -> Any:
+    """A small off-policy agent."""
+    entry = agents[name]
+    recipe = build(entry.load(), {**entry.defaults, "hidden": (12, 12), **options}, name)
+    return recipe.build(build(envs[env].load(), envs[env].defaults, env).make(), 0, torch.device("cpu"))
+
+
+def transitions(agent: Any, count: int = 16, actions: int = 2, seed: int = 0) -> TensorDict:
+    """Transitions of noise with all that the agent's losses need."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, *agent.shape)
+    batch = TensorDict(
+        {
+            "observation": torch.randn(shape, generator=generator),
+            "next_observation": torch.randn(shape, generator=generator),
+            "action": torch.randint(actions, (count,), generator=generator, dtype=torch.int32),
+            "reward": 3 * torch.randn(count, generator=generator),
+            "discount": torch.full((count,), 0.9),
+        },
+        batch_size=[count],
+    )
+    return agent.prepare(batch)
+
+
+def method(name: str, **options: object) -> Any:
+    """A registered intervention, by name."""
+    entry = interventions[name]
+    return build(entry.load(), {**entry.defaults, **options}, name)
+
+
 def constant(builder: Callable[[], nn.Module], value: float) -> Callable[[], nn.Module]:
     """Builds the module with every parameter equal to ``value``: re-drawn entries can be told apart."""
 
@@ -92,14 +123,24 @@ def constant(builder: Callable[[], nn.Module], value: float) -> Callable[[], nn.
     return build_constant
 
 
-def train(network: Network, batch: TensorDict, steps: int = 3) -> Network:
-    """A few steps, so that every parameter has left its initial value and the optimizer has state."""
+def train(network: Network, batch: TensorDict, steps: int = 3, method: Intervention | None = None) -> Network:
+    """A few steps, so that every parameter has left its initial value and the optimizer has state.
+
+    With ``method``, its hooks are called at every update where agents call them.
+    """
     assert network.optimizer is not None
     network.module.eval()  # no dropout, no running statistics: deterministic
     for _ in range(steps):
+        total = network.loss(network.module, batch)
+        extra = method.penalty(network, batch) if method is not None else None
+        total = total if extra is None else total + extra
         network.optimizer.zero_grad(set_to_none=True)
-        network.loss(network.module, batch).backward()
+        total.backward()
+        if method is not None:
+            method.before_update(network)
         network.optimizer.step()
+        if method is not None:
+            method.after_update(network)
     network.optimizer.zero_grad(set_to_none=True)
     network.module.train()
     return network

@@ -365,6 +365,8 @@ def test_a_run_leaves_signal_handlers_as_they_were_and_works_in_a_thread(tiny: T
         ("shrink-perturb-keep20", {}, {}),
         ("recouple", {"inner": "shrink-perturb-keep20"}, {"every": 3}),
         ("low-gradient-quantile", {}, {"seed": 2}),
+        ("hare-tortoise", {"momentum": 0.5}, {}),
+        ("self-distillation+shrink-perturb-noise", {"self-distillation.momentum": 0.5}, {}),
     ],
 )
 def test_a_run_that_crashed_at_any_update_ends_bit_identical(
@@ -725,3 +727,15 @@ def test_checkpoints_return_what_was_saved(tmp_path: Path) -> None:
     found = checkpoint.load(tmp_path / "c.pt")
     assert torch.equal(found["a"], state["a"]) and found["b"] == state["b"]
     assert torch.equal(found["c"]["d"][1]["e"], torch.ones(2))
+
+
+def test_more_metrics_are_recorded_and_change_nothing_else(tiny: Any, tmp_path: Path) -> None:
+    usual = run(tiny("rnr", agent="vit-nano"), runs_dir=tmp_path, quiet=True)
+    more = run(tiny("rnr", agent="vit-nano", metrics=("weights", "fau", "gradients")), runs_dir=tmp_path, quiet=True)
+    assert more["tasks"] == usual["tasks"] and more["id"] != usual["id"]
+    for plain, rich in zip(usual["plasticity"], more["plasticity"], strict=True):
+        assert {name: rich[name] for name in plain} == plain
+        assert {"fau", "weight-cosine", "gradient-cosine"} <= set(rich)
+    assert "effective-learning-rate" in more["plasticity"][1] and "effective-learning-rate" not in more["plasticity"][0]
+    names = {line.split(",")[4] for line in (tmp_path / more["id"] / "metrics.csv").read_text().splitlines()}
+    assert {"plasticity-classifier/fau", "layers-classifier/blocks.0.mlp.fc1/fau"} <= names

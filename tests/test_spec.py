@@ -42,6 +42,22 @@ def test_changed_options_survive_toml(changes: dict[str, Any]) -> None:
     assert again == first and again.id == first.id != spec().id
 
 
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("rnr", "f6954b"),
+        ("shrink-perturb", "2b060c"),
+        ("shrink-perturb-keep20", "29b680"),
+        ("reset", "b67236"),
+        ("reset-last-k", "f34d75"),
+        ("recouple", "b5b4d4"),
+        ("redo", "ac06e1"),
+    ],
+)
+def test_options_that_came_later_leave_the_identity_of_earlier_runs(name: str, known: str) -> None:
+    assert RunSpec.make("cl-digits", "vit-nano", name).id == f"cl-digits_vit-nano_{name}_s0_{known}"
+
+
 def test_an_option_set_to_none_stays_none_in_toml() -> None:
     first = spec(env_options={"train_size": "none"})  # cl-digits would take 200
     assert first.create("env").train_size is None

@@ -81,7 +81,7 @@ class Intervention:
         return network.module
 
     def wrapped(self) -> tuple[Intervention, ...]:
-        """Interventions to which this one forwards every hook but ``intervene``; none by default."""
+        """Interventions to which the class that defines this forwards the hooks that it defines; none by default."""
         return ()
 
     def state_dict(self) -> dict[str, Any]:
@@ -93,8 +93,9 @@ class Intervention:
 
 
 def overrides(intervention: Intervention, hook: str) -> bool:
-    """Whether the intervention, or one that it wraps, gives the hook a body, so that a hot loop may skip it."""
-    wrapped = intervention.wrapped()
-    if wrapped and hook != "intervene":
-        return any(overrides(part, hook) for part in wrapped)
-    return getattr(type(intervention), hook) is not getattr(Intervention, hook)
+    """Whether the intervention, or one that it forwards to, gives the hook a body, so that a hot loop may skip it."""
+    kind = type(intervention)
+    body = getattr(kind, hook)
+    if any(vars(cls).get(hook) is body for cls in kind.__mro__ if "wrapped" in vars(cls)):
+        return any(overrides(part, hook) for part in intervention.wrapped())
+    return True

@@ -5,20 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tensordict import TensorDictBase
-from torch import Tensor, nn
 
 from plastibench.errors import UserError
-from plastibench.interventions.base import Intervention, Report
+from plastibench.interventions.base import Report
+from plastibench.interventions.wrapper import Wrapper
 from plastibench.layers.recouple import only_units_differ, refit_in_one_pass, refit_pair, snapshot, teacher_of
 from plastibench.layers.solvers import Fit, Solver, SolverName
 from plastibench.layers.trace import Traced, trace
 from plastibench.network import Network, as_batch
-from plastibench.options import build, matches, option
-from plastibench.registry import interventions
+from plastibench.options import matches, option
 
 
 @dataclass
-class Recouple(Intervention):
+class Recouple(Wrapper):
     """Let another intervention act, then refit each module to the outputs that the network had before.
 
     Units that the inner intervention reports as re-drawn keep their new weights; every other row of every module but
@@ -26,8 +25,6 @@ class Recouple(Intervention):
     a layer-wise distillation of the old network; restrict it with ``refit``.
     """
 
-    inner: str | Intervention = option("redo", "the intervention that acts first: a registered name")
-    inner_options: tuple[str, ...] = option((), "options of the inner intervention: tau=0.2,modules=all")
     refit: str = option("all", "modules to refit: all, or a regular expression of names")
     solver: SolverName = option("delta-ridge", "how each linear system is solved; pinv is the paper's formula")
     ridge: float = option(
@@ -36,40 +33,6 @@ class Recouple(Intervention):
     max_growth: float = option(
         0.0, "raise the penalty until no weight norm grows by more than this factor; 0: never", low=0
     )
-
-    def __post_init__(self) -> None:
-        if isinstance(self.inner, Intervention):
-            self._inner = self.inner
-            self.inner = type(self._inner).__name__
-            return
-        entry = interventions[self.inner]
-        pairs = [text.partition("=") for text in self.inner_options]
-        values = {**entry.defaults, **{name: value for name, _, value in pairs}}
-        self._inner = build(entry.load(), values, f"intervention {self.inner}, inside recouple")
-
-    def wrapped(self) -> tuple[Intervention, ...]:
-        """The inner intervention."""
-        return (self._inner,)
-
-    def prepare(self, network: Network) -> None:
-        """Prepare the inner intervention."""
-        self._inner.prepare(network)
-
-    def before_update(self, network: Network) -> None:
-        """Forward to the inner intervention."""
-        self._inner.before_update(network)
-
-    def after_update(self, network: Network) -> None:
-        """Forward to the inner intervention."""
-        self._inner.after_update(network)
-
-    def penalty(self, network: Network, batch: TensorDictBase) -> Tensor | None:
-        """The inner intervention's penalty."""
-        return self._inner.penalty(network, batch)
-
-    def evaluated(self, network: Network) -> nn.Module:
-        """What the inner intervention evaluates."""
-        return self._inner.evaluated(network)
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
         """Act, then refit."""
@@ -90,14 +53,6 @@ class Recouple(Intervention):
                 if fit is not None:
                     fits[reader.name] = fit
         return with_fits(report, units, fits)
-
-    def state_dict(self) -> dict[str, object]:
-        """The inner intervention's state."""
-        return self._inner.state_dict()
-
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Restore the inner intervention's state."""
-        self._inner.load_state_dict(state)
 
     def _refits(self, name: str) -> bool:
         return self.refit == "all" or matches(self.refit, name)

@@ -1,25 +1,23 @@
-"""Resets: re-draw the whole network or named parts of it (paper, Fig. 2; Nikishin et al. 2022)."""
+"""Resets: re-draw the whole network or named parts of it (paper, Fig. 2; Nikishin et al. 2022; Zhou et al. 2022)."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from tensordict import TensorDictBase
-from torch import nn
 
 from plastibench.errors import UserError
 from plastibench.interventions.base import Intervention, Report
 from plastibench.layers.optimizer_state import forget_all
+from plastibench.layers.parts import from_block, selector, share_of
 from plastibench.layers.trace import trace
 from plastibench.layers.units import has_units, unit_count
 from plastibench.network import Network, as_batch
 from plastibench.options import matches, option
 
-Part = Literal["all", "mlp", "mlp-qkv", "linear", "layernorm", "head", "last-k"]
+Part = Literal["all", "mlp", "mlp-qkv", "linear", "layernorm", "head", "last-k", "later"]
 
 
 @dataclass
@@ -33,12 +31,18 @@ class Reset(Intervention):
     - ``layernorm``: every LayerNorm.
     - ``head``: the last Linear, or every output layer of a network that has several.
     - ``last-k``: the last ``k`` blocks and all that follows them (final norm, head).
+    - ``later``: likewise the last ``share`` of the blocks (later-layer forgetting; Zhou et al. 2022 name the first
+      layer to go, in a ResNet of four stages the last stage: ``share=0.25``).
     - ``match``: parameters whose names match the regular expression, instead of ``select``.
+
+    With ``--every``, ``all`` is SR-SAC (D'Oro et al. 2023); ``--until`` is the ``no_resets_after`` of SR-SPR and BBF.
+    Of several critics in one module each loses its own last layers.
     """
 
     select: Part = option("all", "which parameters to re-draw")
     k: int = option(1, "for last-k: how many blocks", low=1)
     match: str = option("", "instead of select: a regular expression of parameter names")
+    share: float | None = option(None, "for later: share of the blocks, from the end; none: 0.5", low=0, high=1)
 
     @torch.no_grad()
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
@@ -76,60 +80,18 @@ class Reset(Intervention):
             return [name for name in names if matches(self.match, name)]
         if self.select == "all":
             return names
+        outputs = [unit.name for unit in trace(network, batch) if unit.output]
         if self.select == "last-k":
-            return _last_blocks(module, names, self.k)
-        heads = [unit.name for unit in trace(network, batch) if unit.output]
-        blocks = any(re.search(_MLP, prefix) for prefix, _ in module.named_modules())
-        selected: dict[str, Callable[[str, nn.Module], bool]] = {
-            "mlp": lambda prefix, child: _in_mlp(prefix, child, heads, blocks),
-            "mlp-qkv": lambda prefix, child: prefix.endswith("qkv") or _in_mlp(prefix, child, heads, blocks),
-            "linear": lambda prefix, child: isinstance(child, nn.Linear),
-            "layernorm": lambda prefix, child: isinstance(child, nn.LayerNorm),
-            "head": lambda prefix, child: prefix in heads,
-        }
+            chosen, blocks = from_block(module, outputs, lambda count: self.k)
+            if blocks and not chosen:
+                raise UserError(f"reset: k is {self.k}, but the network has {blocks} blocks")
+            return chosen
+        if self.select == "later":
+            return from_block(module, outputs, share_of(0.5 if self.share is None else self.share))[0]
+        selected = selector(self.select, module, outputs)
         return [
             f"{prefix}.{name}"
             for prefix, child in module.named_modules()
-            if selected[self.select](prefix, child)
+            if selected(prefix, child)
             for name, _ in child.named_parameters(recurse=False)
         ]
-
-
-_MLP = r"\.mlp\.fc[12]$"
-
-
-def _in_mlp(prefix: str, child: nn.Module, heads: list[str], blocks: bool) -> bool:
-    if blocks:
-        return re.search(_MLP, prefix) is not None
-    return isinstance(child, nn.Linear) and prefix not in heads
-
-
-def _last_blocks(module: nn.Module, names: list[str], k: int) -> list[str]:
-    """Parameters of the last k blocks, and those registered after them.
-
-    Blocks are the members of the outermost sequences of composite modules (the blocks of a ViT, of all stages of a
-    ResNet) or, in a network without such, the layers with parameters of its outermost sequence.
-    """
-    sequences = {
-        prefix: [
-            f"{prefix}.{name}".lstrip(".")
-            for name, member in child.named_children()
-            if next(member.parameters(), None) is not None
-        ]
-        for prefix, child in module.named_modules()
-        if isinstance(child, nn.Sequential | nn.ModuleList)
-    }
-    composite = {
-        prefix: members
-        for prefix, members in sequences.items()
-        if members and all(next(module.get_submodule(member).children(), None) is not None for member in members)
-    }
-    chosen = composite or sequences
-    outermost = [p for p in chosen if not any(p != q and (not q or p.startswith(f"{q}.")) for q in chosen)]
-    blocks = [member for prefix in outermost for member in chosen[prefix]]
-    if not blocks:
-        return []
-    if k > len(blocks):
-        raise UserError(f"reset: k is {k}, but the network has {len(blocks)} blocks")
-    first = next(index for index, name in enumerate(names) if name.startswith(f"{blocks[-k]}."))
-    return names[first:]

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tensordict import TensorDictBase
 
+from plastibench.errors import UserError
 from plastibench.interventions.base import Intervention, Report
 from plastibench.interventions.criteria import Criterion
 from plastibench.interventions.recouple import with_fits
 from plastibench.interventions.revive import Revive
+from plastibench.layers.parts import selector
 from plastibench.layers.recouple import refit_in_one_pass, refit_pair, snapshot, teacher_of
 from plastibench.layers.solvers import Fit, Solver, SolverName
 from plastibench.layers.trace import Traced, trace
 from plastibench.network import Network, as_batch
-from plastibench.options import option
+from plastibench.options import matches, option
 
 
 @dataclass
@@ -43,19 +45,50 @@ class RnR(Intervention):
     max_growth: float = option(
         0.0, "raise the penalty until no weight norm grows by more than this factor; 0: never", low=0
     )
+    # None leaves the identity of runs that were made before an option existed as it was.
+    decay: float | None = option(
+        None,
+        "factor of tau and quantile after each intervention, so that ever fewer are revived; none: 1",
+        low=0,
+        high=1,
+    )
+    refit: str | None = option(
+        None, "modules to recouple: mlp, attention, layernorm, or a regular expression of names; none: all"
+    )
+
+    def __post_init__(self) -> None:
+        self._interventions = 0
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
-        """Revive and recouple all modules but the last, in execution order."""
+        """Revive all modules but the last, and recouple all but the first, in execution order.
+
+        Raises:
+            UserError: Nothing is selected to revive or to recouple.
+        """
         batch = as_batch(batch)
         units = trace(network, batch)
+        refitted = self._refitted(network, units)
+        report = self._act(network, batch, units, refitted)
+        self._interventions += 1
+        return report
+
+    def state_dict(self) -> dict[str, Any]:
+        """How often it has acted."""
+        return {"interventions": self._interventions}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore how often it has acted; checkpoints of versions that did not count say nothing."""
+        self._interventions = state.get("interventions", 0)
+
+    def _act(self, network: Network, batch: TensorDictBase, units: list[Traced], refitted: set[str]) -> Report:
         if self.targets == "global" and self.scoring == "once":
             before = snapshot(units)
             report = self._reviver().intervene(network, batch)
-            fits = refit_in_one_pass(network, batch, units, before, report.units, lambda _: True, self._solver())
+            fits = refit_in_one_pass(network, batch, units, before, report.units, refitted.__contains__, self._solver())
             return with_fits(report, units, fits)
-        return self._pair_by_pair(network, batch, units)
+        return self._pair_by_pair(network, batch, units, refitted)
 
-    def _pair_by_pair(self, network: Network, batch: TensorDictBase, units: list[Traced]) -> Report:
+    def _pair_by_pair(self, network: Network, batch: TensorDictBase, units: list[Traced], refitted: set[str]) -> Report:
         """Algorithm 1 to the letter: about one forward pass of the network and its teacher per pair of modules."""
         reviver, fresh, teacher = self._reviver(), network.fresh(), teacher_of(network)
         masks = reviver.select(network, batch, units)
@@ -70,16 +103,34 @@ class RnR(Intervention):
                 report.units.update(done.units)
                 report.modules.update(done.modules)
                 report.parameters += done.parameters
+            if reader.name not in refitted:
+                continue
             fit = refit_pair(network, batch, teacher, reader, self._solver())
             if fit is not None:
                 fits[reader.name] = fit
         return with_fits(report, units, fits)
 
+    def _refitted(self, network: Network, units: list[Traced]) -> set[str]:
+        """Names of the modules to recouple."""
+        readers = units[1:]
+        if self.refit is None:
+            return {unit.name for unit in readers}
+        if self.refit in ("mlp", "attention", "layernorm"):
+            chosen = selector(self.refit, network.module, [unit.name for unit in units if unit.output])
+            found = {unit.name for unit in readers if chosen(unit.name, unit.module)}
+        else:
+            found = {unit.name for unit in readers if matches(self.refit, unit.name)}
+        if not found:
+            names = ", ".join(unit.name for unit in readers[:6])
+            raise UserError(f"refit '{self.refit}' selects nothing to recouple in this network (it has {names}, …)")
+        return found
+
     def _reviver(self) -> Revive:
+        decay = 1.0 if self.decay is None else self.decay**self._interventions
         return Revive(
             self.criterion,
-            self.tau,
-            self.quantile,
+            self.tau * decay,
+            self.quantile * decay,
             self.modules,
             self.residual_writers,
             self.split_qkv,

@@ -1,4 +1,4 @@
-"""Shrink & Perturb (Ash & Adams 2020)."""
+"""Shrink & Perturb (Ash & Adams 2020), also as SR-SPR (D'Oro et al. 2023) and BBF (Schwarzer et al. 2023) use it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from plastibench.interventions.base import Intervention, Report
 from plastibench.layers.optimizer_state import forget_all
-from plastibench.network import Network
+from plastibench.layers.trace import trace
+from plastibench.layers.units import unit_count
+from plastibench.network import Network, as_batch
 from plastibench.options import option
 
 
@@ -22,11 +24,17 @@ class ShrinkPerturb(Intervention):
 
     There is no bare α: repositories disagree whether 0.8 keeps 80 % (Ash & Adams, BBF) or 20 % (Lee et al.). All
     parameters take part, LayerNorm and position embeddings included, as in both sources; buffers are left alone.
+
+    SR-SPR (0.8/0.2) and BBF (0.5/0.5) re-draw all behind the encoder instead of mixing it. Here ``heads="redraw"``
+    re-draws the output layers, and every optimizer state starts anew (BBF's code keeps that of the encoder).
     """
 
     keep: float = option(0.8, "factor of the current weights", low=0, high=1)
     noise: float = option(0.2, "factor of the other weights", low=0, high=1)
     source: Literal["fresh", "initial"] = option("fresh", "the other weights: newly drawn, or those of the start")
+    heads: Literal["same", "redraw"] | None = option(
+        None, "output layers: treated the same as the rest (none likewise), or re-drawn"
+    )
 
     def __post_init__(self) -> None:
         self._initial: dict[str, Tensor] = {}
@@ -41,11 +49,26 @@ class ShrinkPerturb(Intervention):
         """Shrink and perturb; the optimizer's state starts anew."""
         if self.source == "initial" and not self._initial:
             self.prepare(network)
-        others = self._initial or dict(network.fresh().named_parameters())
+        report = Report(parameters=sum(p.numel() for p in network.module.parameters()))
+        redrawn = self._redrawn(network, batch)
+        fresh = dict(network.fresh().named_parameters()) if redrawn or not self._initial else {}
+        others = self._initial or fresh
         for name, parameter in network.module.named_parameters():
-            parameter.mul_(self.keep).add_(others[name], alpha=self.noise)
+            if name.rpartition(".")[0] in redrawn:
+                parameter.copy_(fresh[name])
+            else:
+                parameter.mul_(self.keep).add_(others[name], alpha=self.noise)
         forget_all(network.optimizer, list(network.module.parameters()))
-        return Report(parameters=sum(p.numel() for p in network.module.parameters()))
+        for name, units in redrawn.items():
+            report.units[name] = torch.ones(units, dtype=torch.bool, device=network.device)
+            report.note(name, revived=float(units), units=float(units))
+        return report
+
+    def _redrawn(self, network: Network, batch: TensorDictBase) -> dict[str, int]:
+        """Output layers to re-draw, and how many units each has."""
+        if self.heads != "redraw":
+            return {}
+        return {unit.name: unit_count(unit.module) for unit in trace(network, as_batch(batch)) if unit.output}
 
     def state_dict(self) -> dict[str, Any]:
         """The stored initial weights."""

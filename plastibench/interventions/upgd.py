@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from plastibench.interventions.base import Intervention
+from plastibench.layers.parameters import learning_rates
 from plastibench.layers.units import has_units
 from plastibench.network import Network
 from plastibench.options import option
@@ -70,8 +71,8 @@ class UPGD(Intervention):
         gates = torch._foreach_div(utilities, largest)  # the bias correction of both cancels
         torch._foreach_neg_(gates)
         torch._foreach_sigmoid_(gates)  # 1 - s = σ(-U)
-        rates = _learning_rates(network)
-        lrs = [rates.get(parameter, 0.0) * (self.lr_factor if self.rule == "sgd" else 1.0) for parameter in weights]
+        factor = self.lr_factor if self.rule == "sgd" else 1.0
+        lrs = [rate * factor for rate in learning_rates(network, weights)]
         if self.rule == "sgd":
             steps = list(torch._foreach_mul(self._gradients(), [-lr for lr in lrs]))
         else:
@@ -113,9 +114,3 @@ def _with_fan_in(module: nn.Module) -> set[str]:
         if has_units(child) and not isinstance(child, nn.LayerNorm)
         for name, _ in child.named_parameters(recurse=False)
     }
-
-
-def _learning_rates(network: Network) -> dict[Tensor, float]:
-    if network.optimizer is None:
-        return {}
-    return {p: float(group["lr"]) for group in network.optimizer.param_groups for p in group["params"]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,16 +32,28 @@ class Health:
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
     layernorm_gradients: dict[str, Tensor] = field(default_factory=dict)
 
+    def add(self, other: Health) -> None:
+        """Take in what was measured beside it."""
+        self.overall.update(other.overall)
+        for layer, values in other.layers.items():
+            self.layers.setdefault(layer, {}).update(values)
 
-def health(network: Network, batch: TensorDictBase, initial: Mapping[str, Tensor] | None = None) -> Health:
+
+def health(
+    network: Network,
+    batch: TensorDictBase,
+    initial: Mapping[str, Tensor] | None = None,
+    units: Sequence[Traced] | None = None,
+) -> Health:
     """Measure a network; definitions are in :data:`plastibench.metrics.PLASTICITY`.
 
     Args:
         network: The network; left as it was.
         batch: Probe batch.
         initial: Parameters at the start, by name, for the distance.
+        units: What :func:`plastibench.layers.trace.trace` found, where that is known already.
     """
-    units = trace(network, batch)
+    units = trace(network, batch) if units is None else units
     inner = [unit for unit in units if not unit.output]
     statistics = measure(network, batch, inner)
     result = Health()

@@ -21,6 +21,7 @@ from tests.helpers import (
     state,
     train,
 )
+from tests.interventions.rl import rl_network
 
 VIT = agent_builder("vit-nano")
 HNT = agent_builder("vit-nano", variant="hnt")
@@ -60,6 +61,10 @@ EXPECTED = {  # (network, selection, k) -> prefixes of what is re-drawn
     ("resnet", "last-k", 1): ["layer4.1", "fc"],
     ("resnet", "last-k", 2): ["layer4", "fc"],
     ("resnet", "last-k", 3): ["layer3.1", "layer4", "fc"],
+    ("vit", "later", 1): ["blocks.2", "blocks.3", "norm", "head"],
+    ("hnt", "later", 1): ["blocks.2", "blocks.3", "norm", "head"],
+    ("mlp", "later", 1): ["3", "5"],
+    ("resnet", "later", 1): ["layer3", "layer4", "fc"],
 }
 
 
@@ -93,6 +98,39 @@ def test_a_reset_redraws_exactly_what_it_names(name, select, k):
     network, batch = trained(name)
     expected = parameters_of(network.module, EXPECTED[name, select, k])
     assert_reset(network, batch, Reset(select, k), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "prefixes"),
+    [
+        ("vit", 0.75, ["blocks.1", "blocks.2", "blocks.3", "norm", "head"]),
+        ("vit", 0.26, ["blocks.2", "blocks.3", "norm", "head"]),
+        ("vit", 1.0, ["blocks", "norm", "head"]),
+        ("resnet", 0.25, ["layer4", "fc"]),
+        ("mlp", 0.1, ["5"]),
+    ],
+)
+def test_later_layers_are_a_share_of_the_blocks_rounded_up(name, share, prefixes):
+    network, batch = trained(name)
+    assert_reset(network, batch, Reset("later", share=share), parameters_of(network.module, prefixes))
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "options", "reset", "prefixes"),
+    [
+        ("dqn-mlp", "critic", {}, Reset("later"), ["body.2", "body.4", "advantage"]),
+        ("dqn-dueling", "critic", {}, Reset("later"), ["body.2", "body.4", "advantage", "value"]),
+        ("dqn-dueling", "critic", {}, Reset("last-k"), ["body.4", "advantage", "value"]),
+        ("sac-mlp", "critic", {}, Reset("later"), ["heads.0.4", "heads.0.6", "heads.1.4", "heads.1.6"]),
+        ("sac-mlp", "critic", {}, Reset("last-k"), ["heads.0.6", "heads.1.6"]),
+        ("sac-mlp", "critic", {"critics": 1}, Reset("later"), ["heads.0.4", "heads.0.6"]),
+        ("sac-mlp", "actor", {}, Reset("later"), ["body.2", "body.4", "policy"]),
+    ],
+    ids=str,
+)
+def test_each_critic_of_an_ensemble_loses_its_own_last_layers(name, role, options, reset, prefixes):
+    network, batch = rl_network(name, role, **options)
+    assert_reset(network, batch, reset, parameters_of(network.module, prefixes))
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -230,6 +268,7 @@ def test_two_networks_with_equal_generators_draw_equal_weights():
         ("vit", Reset(match="nothing-like-this")),
         ("vit", Reset("last-k", k=5)),
         ("mlp", Reset("last-k", k=9)),
+        ("vit", Reset("later", share=0.0)),
         ("resnet", Reset("last-k", k=9)),
         ("vit", Reset(match="(")),
     ],

@@ -364,3 +364,91 @@ def test_repeated_interventions_stay_finite_and_bounded():
     assert all(torch.isfinite(p).all() for p in parameters)
     assert float(sum(p.detach().square().sum() for p in parameters).sqrt()) < 10 * before
     assert np.isfinite(array(logits(network.module, batch))).all()
+
+
+# --- fewer each time, and in part -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("criterion", "quantile", "tau"), [("low-gradient-quantile", 0.5, 1.0), ("regrama", 0.4, 1.5)])
+def test_the_share_or_threshold_decays_with_each_intervention(criterion, quantile, tau, tmp_path):
+    method = RnR(criterion, quantile=quantile, tau=tau, decay=0.5)
+    network, batch = network_of(agent_builder("mlp", width=16)), images(32)
+    for number in range(3):
+        twin = copy.deepcopy(network.module)
+        reference = Network(twin, None, network.loss, fresh=network._fresh)
+        reference.generator.set_state(network.generator.get_state())
+        plain = RnR(criterion, quantile=quantile * 0.5**number, tau=tau * 0.5**number)
+        expected = plain.intervene(reference, batch)
+        torch.save(method.state_dict(), tmp_path / "state.pt")
+        method = RnR(criterion, quantile=quantile, tau=tau, decay=0.5)  # as after an interruption
+        method.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+        report = method.intervene(network, batch)
+        assert not changed(state(twin), network.module)
+        assert all(torch.equal(mask, expected.units[name]) for name, mask in report.units.items())
+        if criterion == "low-gradient-quantile":
+            assert [int(mask.sum()) for mask in report.units.values()] == [16 // 2 ** (number + 1)] * 2
+
+
+def test_without_decay_the_share_stays_and_old_checkpoints_load():
+    method = RnR(quantile=0.5)
+    method.load_state_dict({})
+    network, batch = network_of(agent_builder("mlp", width=16)), images(32)
+    for _ in range(2):
+        report = method.intervene(network, batch)
+        assert [int(mask.sum()) for mask in report.units.values()] == [8, 8]
+
+
+BLOCKS = [f"blocks.{number}" for number in range(2)]
+PARTS = {
+    "mlp": [f"{block}.mlp.{layer}" for block in BLOCKS for layer in ("fc1", "fc2")],
+    "attention": [f"{block}.attn.{layer}" for block in BLOCKS for layer in ("qkv", "proj")],
+    "layernorm": [f"{block}.{norm}" for block in BLOCKS for norm in ("norm1", "norm2")] + ["norm"],
+    r"^head$": ["head"],
+}
+
+
+@pytest.mark.parametrize("targets", ["global", "local"])
+@pytest.mark.parametrize("refit", PARTS)
+def test_only_the_named_part_is_recoupled_and_everything_is_revived(refit, targets):
+    network, batch = off_start(small_vit()), images(32)
+    fresh = copy.deepcopy(network)
+    revived = Revive(quantile=0.25).intervene(fresh, batch)
+    before = state(network.module)
+    report = RnR(quantile=0.25, refit=refit, targets=targets).intervene(network, batch)
+    assert {name for name, figures in report.modules.items() if "residual" in figures} == set(PARTS[refit])
+    assert {name: int(mask.sum()) for name, mask in report.units.items()} == {
+        name: int(mask.sum()) for name, mask in revived.units.items()
+    }
+    for name, mask in report.units.items():
+        if name not in PARTS[refit]:  # rows that were not revived stay to the bit
+            weight = network.module.get_parameter(f"{name}.weight")
+            assert torch.equal(weight[~mask], before[f"{name}.weight"][~mask])
+
+
+@pytest.mark.parametrize("refit", [*PARTS])
+def test_what_is_recoupled_is_what_recouple_recouples(refit):
+    """With only one part refitted the fits are those of Recouple with a regular expression of the same modules."""
+    from plastibench.interventions.recouple import Recouple
+
+    outcomes = []
+    pattern = "|".join(f"^{name}$".replace(".", r"\.") for name in PARTS[refit])
+    for method in (RnR(quantile=0.25, refit=refit), Recouple(Revive(quantile=0.25), refit=pattern)):
+        network, batch = off_start(small_vit()), images(32)
+        method.intervene(network, batch)
+        outcomes.append(state(network.module))
+    assert all(torch.equal(value, outcomes[1][name]) for name, value in outcomes[0].items())
+
+
+def test_mlp_of_a_network_without_blocks_is_every_linear_but_the_output():
+    network, batch = network_of(MLP), images(32)
+    report = RnR(refit="mlp").intervene(network, batch)
+    assert {name for name, figures in report.modules.items() if "residual" in figures} == {"3", "5"}
+
+
+@pytest.mark.parametrize("refit", ["attention", "layernorm", "nothing-like-this", "("])
+def test_a_part_that_is_not_there_is_a_users_error_and_changes_nothing(refit):
+    network, batch = network_of(MLP), images(32)
+    before = state(network.module)
+    with pytest.raises(UserError):
+        RnR(refit=refit).intervene(network, batch)
+    assert not changed(before, network.module)

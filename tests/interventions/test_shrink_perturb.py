@@ -19,9 +19,17 @@ from tests.helpers import (
     state,
     train,
 )
+from tests.interventions.rl import RL, rl_network
 
 MLP = agent_builder("mlp", width=8)
 NETWORKS = {"vit": small_vit(), "hnt": small_vit(variant="hnt"), "mlp": MLP, "resnet": small_resnet}
+
+
+def registered(name: str) -> ShrinkPerturb:
+    entry = interventions[name]
+    return build(entry.load(), entry.defaults, name)
+
+
 each_network = pytest.mark.parametrize("builder", NETWORKS.values(), ids=NETWORKS.keys())
 
 
@@ -38,6 +46,43 @@ def test_fresh_weights_are_mixed_in_as_the_formula_says(builder, keep, noise):
         assert torch.equal(buffer, before[name])
     assert report.parameters == sum(p.numel() for p in network.module.parameters())
     assert report.units == {}
+
+
+HEADS = {"vit": {"head"}, "hnt": {"head"}, "mlp": {"5"}, "resnet": {"fc"}}
+
+
+@pytest.mark.parametrize("source", ["fresh", "initial"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_heads_are_redrawn_and_the_rest_is_mixed(name, source):
+    network, batch = network_of(NETWORKS[name], lr=1e-2), images()
+    method = ShrinkPerturb(0.5, 0.25, source, heads="redraw")
+    initial = state(network.module)
+    method.prepare(network)
+    train(network, batch)
+    network._fresh = constant(NETWORKS[name], 3.0)
+    before = state(network.module)
+    report = method.intervene(network, batch)
+    for key, parameter in network.module.named_parameters():
+        other = np.full(parameter.shape, 3.0) if source == "fresh" else array(initial[key])
+        head = key.rpartition(".")[0] in HEADS[name]
+        expected = np.full(parameter.shape, 3.0) if head else 0.5 * array(before[key]) + 0.25 * other
+        np.testing.assert_allclose(array(parameter), expected, rtol=1e-5, atol=1e-6)
+    assert not network.optimizer.state
+    assert set(report.units) == HEADS[name]
+    assert all(mask.all() and len(mask) == 10 for mask in report.units.values())
+
+
+@pytest.mark.parametrize(("name", "role"), RL)
+@pytest.mark.parametrize(("method", "keep", "noise"), [("sr-spr", 0.8, 0.2), ("bbf", 0.5, 0.5)])
+def test_heads_of_agents_are_their_output_layers(method, keep, noise, name, role):
+    network, batch = rl_network(name, role)
+    network._fresh = constant(network._fresh, 3.0)
+    before = state(network.module)
+    registered(method).intervene(network, batch)
+    for key, parameter in network.module.named_parameters():
+        head = key.rpartition(".")[0] in network.outputs
+        expected = np.full(parameter.shape, 3.0) if head else keep * array(before[key]) + noise * 3
+        np.testing.assert_allclose(array(parameter), expected, rtol=1e-5, atol=1e-6)
 
 
 @each_network
@@ -74,8 +119,7 @@ def test_fresh_weights_are_drawn_anew_each_time():
     ],
 )
 def test_both_readings_of_the_papers_number_are_registered(name, keep, noise, source):
-    entry = interventions[name]
-    method = build(entry.load(), entry.defaults, name)
+    method = registered(name)
     network, batch = network_of(MLP, lr=1e-2), images()
     network._fresh = constant(MLP, 3.0)
     initial = state(network.module)

@@ -1,0 +1,31 @@
+"""Sphinx: the site is built from the docstrings by ``python -m sphinx -W docs site``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+import pages  # noqa: E402 - beside this file
+
+from plastibench import __version__  # noqa: E402
+
+project = "plastibench"
+copyright = "the plastibench authors"
+release = version = __version__
+html_theme = "furo"
+html_title = f"plastibench {__version__}"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+root_doc = "index"
+autodoc_typehints = "description"
+autodoc_member_order = "bysource"
+napoleon_google_docstring = True
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+nitpicky = False
+default_role = "code"
+
+pages.write(Path(__file__).parent)

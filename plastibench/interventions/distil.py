@@ -1,0 +1,70 @@
+"""Distil: after any surgery, a few gradient steps back to the old outputs; the plain alternative to recoupling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from plastibench.interventions.base import Intervention, Report
+from plastibench.interventions.wrapper import Wrapper
+from plastibench.layers.descend import Objective, descend
+from plastibench.layers.outputs import of_layers
+from plastibench.layers.recouple import teacher_of
+from plastibench.layers.trace import trace
+from plastibench.network import Network, as_batch, as_evaluated
+from plastibench.options import option
+
+
+@dataclass
+class Distil(Wrapper):
+    """Let another intervention act, then take Adam steps on the squared error to the outputs of the network before.
+
+    The control for Recouple: what gradient descent on the same batch achieves in ``steps`` steps, or in the same time
+    (``seconds``). The error is the mean over samples and units, added up where a network has several output layers.
+    Eval mode, so no dropout, and buffers stay. The network's optimizer starts anew.
+    """
+
+    inner: str | Intervention = option("low-gradient-quantile", "the intervention that acts first: a registered name")
+    steps: int = option(20, "gradient steps", low=0)
+    seconds: float | None = option(
+        None, "take steps for so long instead (no two runs are then the same); none: so many steps", low=0
+    )
+    lr: float = option(1e-3, "learning rate of the steps", low=0)
+    minibatch: int = option(64, "samples of the representative batch per step", low=1)
+
+    def intervene(self, network: Network, batch: TensorDictBase) -> Report:
+        """Act, then descend."""
+        batch = as_batch(batch)
+        objective = self._objective(network, batch)
+        report = self._inner.intervene(network, batch)
+        taken = descend(
+            network,
+            batch,
+            objective,
+            steps=self.steps,
+            seconds=self.seconds,
+            lr=self.lr,
+            minibatch=self.minibatch,
+        )
+        report.parameters += sum(p.numel() for p in network.module.parameters()) if taken else 0
+        for unit in trace(network, batch):
+            if unit.output:
+                report.note(unit.name, steps=float(taken))
+        return report
+
+    def _objective(self, network: Network, batch: TensorDictBase) -> Objective:
+        """What to make small, from the network as it is before the inner intervention."""
+        outputs = [unit.name for unit in trace(network, batch) if unit.output]
+        teacher = teacher_of(network)
+
+        def error(part: TensorDictBase) -> Tensor:
+            with as_evaluated(teacher), torch.no_grad():
+                wanted = of_layers(network, teacher, part, outputs)
+            found = of_layers(network, network.module, part, outputs)
+            return torch.stack([F.mse_loss(a, b) for a, b in zip(found, wanted, strict=True)]).sum()
+
+        return error

@@ -1,0 +1,113 @@
+"""FIRE: the nearest isometry of every weight matrix (isaac7778/FIRE, ICLR 2026)."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from plastibench.errors import UserError
+from plastibench.interventions.base import Intervention, Report
+from plastibench.layers.optimizer_state import forget
+from plastibench.layers.trace import trace
+from plastibench.network import Network, as_batch
+from plastibench.options import matches, option
+
+_JOINT = r"(^|\.)(qkv\.weight|in_proj_weight)$"
+_QUERY_KEY = r"(^|\.)(to_|w)?(q|k|query|key)(_?proj)?\.weight$"
+_VALUE = r"(^|\.)(to_|w)?(v|value)(_?proj)?\.weight$"
+_NAMED = ("qk", "qkv", "linear", "all")
+
+
+@dataclass
+class Fire(Intervention):
+    """``W ← sqrt(d_out/d_in)/k² · NewtonSchulz(W/||W||_F)``: orthogonal rows or columns, no data needed.
+
+    The iteration ``X ← 1.5·X - 0.5·X·Xᵀ·X`` drives the singular values to 1 and leaves the singular vectors, so ten of
+    it come close to the polar factor of W; values far below the largest get less far, as in the source. A convolution
+    of k by k is projected position by position. Query, key and value of a joint projection are three matrices.
+
+    - ``auto``: ``qk`` where there is attention, ``all`` elsewhere, as the source does.
+    - ``qk``: the projections of queries and keys.
+    - ``qkv``: these and that of values.
+    - ``linear``: every Linear but the output layers, which the source projects too where there is no attention.
+    - ``all``: these and every Conv2d.
+    - anything else: a regular expression of module names, output layers included.
+    """
+
+    select: str = option("auto", "what to project: auto, qk, qkv, linear, all, or a regular expression of names")
+    iterations: int = option(10, "Newton-Schulz iterations", low=1)
+
+    @torch.no_grad()
+    def intervene(self, network: Network, batch: TensorDictBase) -> Report:
+        """Project in place; the optimizer forgets the rows that were projected.
+
+        Raises:
+            UserError: Nothing is selected.
+        """
+        chosen = self._chosen(network, as_batch(batch))
+        if not chosen:
+            raise UserError(f"fire: '{self.select}' selects no weight of this network (choose all, or a name)")
+        report = Report()
+        for name, (weight, parts) in chosen.items():
+            rows = torch.zeros(3 if parts else 1, len(weight) // (3 if parts else 1), dtype=torch.bool)
+            for index in parts or (0,):
+                piece = weight.chunk(len(rows))[index]
+                piece.copy_(projected(piece, self.iterations))
+                rows[index] = True
+                report.parameters += piece.numel()
+            mask = rows.flatten().to(weight.device).reshape(-1, *[1] * (weight.ndim - 1))
+            forget(network.optimizer, weight, mask)
+            report.note(name.removesuffix(".weight"), norm=float(weight.norm()))
+        return report
+
+    def _chosen(self, network: Network, batch: TensorDictBase) -> dict[str, tuple[nn.Parameter, tuple[int, ...]]]:
+        """Weights by name, and for a joint projection which of its thirds."""
+        weights = _weights(network.module)
+        attention = any(re.search(f"{_JOINT}|{_QUERY_KEY}", name) for name in weights)
+        select = self.select if self.select != "auto" else "qk" if attention else "all"
+        if select not in _NAMED:
+            return {
+                name: (weight, (0, 1, 2) if re.search(_JOINT, name) else ())
+                for name, weight in weights.items()
+                if matches(select, name.removesuffix(".weight"))
+            }
+        outputs = {f"{unit.name}.weight" for unit in trace(network, batch) if unit.output}
+        chosen: dict[str, tuple[nn.Parameter, tuple[int, ...]]] = {}
+        for name, weight in weights.items():
+            if re.search(_JOINT, name):
+                chosen[name] = weight, (0, 1) if select == "qk" else (0, 1, 2)
+            elif select in ("qk", "qkv"):
+                if re.search(_QUERY_KEY, name) or (select == "qkv" and re.search(_VALUE, name)):
+                    chosen[name] = weight, ()
+            elif name not in outputs and (weight.ndim == 2 or select == "all"):
+                chosen[name] = weight, ()
+        return chosen
+
+
+def projected(weight: Tensor, iterations: int) -> Tensor:
+    """The scaled near-isometry of a matrix [out, in], or of every position of a kernel [out, in, k, k]."""
+    matrices = weight.flatten(2).permute(2, 0, 1) if weight.ndim > 2 else weight[None]  # [k·k, out, in]
+    outputs, inputs = weight.shape[:2]
+    wide = matrices.mT if inputs > outputs else matrices
+    x = wide / wide.norm(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    for _ in range(iterations):
+        x = 1.5 * x - 0.5 * x @ (x.mT @ x)
+    x = (x.mT if inputs > outputs else x) * (math.sqrt(outputs / inputs) / len(matrices))
+    return x.permute(1, 2, 0).reshape(weight.shape)
+
+
+def _weights(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Trained weights of every Linear and Conv2d, and the joint projections of PyTorch's own attention."""
+    owners = dict(module.named_modules())
+    found = {}
+    for name, parameter in module.named_parameters():
+        prefix, _, key = name.rpartition(".")
+        weighted = key == "weight" and isinstance(owners[prefix], nn.Linear | nn.Conv2d)
+        if parameter.requires_grad and (weighted or key == "in_proj_weight"):
+            found[name] = parameter
+    return found

@@ -1,0 +1,22 @@
+"""Rehearse: after any surgery, a few gradient steps on the new labels; shows how cheap a small drop is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tensordict import TensorDictBase
+
+from plastibench.interventions.distil import Distil
+from plastibench.layers.descend import Objective
+from plastibench.network import Network
+
+
+@dataclass
+class Rehearse(Distil):
+    """As Distil, but the steps are on the training loss of the representative batch, with its own labels.
+
+    A network that was re-drawn does well right after a few of these, so a small drop alone proves nothing.
+    """
+
+    def _objective(self, network: Network, batch: TensorDictBase) -> Objective:
+        return lambda part: network.loss(network.module, part)

@@ -1,0 +1,77 @@
+"""The Wasserstein regulariser (Lewandowski et al. 2024): keep the distribution of the initial weights."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from plastibench.interventions.base import Intervention
+from plastibench.layers.parameters import remembered, trained
+from plastibench.network import Network
+from plastibench.options import option
+
+
+@dataclass
+class Wasserstein(Intervention):
+    """λ Σ_i (θ_(i) − θ0_(i))² in the loss, over the sorted entries of each parameter tensor.
+
+    The squared 2-Wasserstein distance between the entries now and at the start, up to a factor: unlike in L2-Init an
+    entry may move as far as it likes, if another takes its place. No code of the authors is public; ``sum`` follows the
+    formula, ``mean`` divides each tensor's sum by its entries, as the baseline of Chung et al. 2024 does
+    (wechu/parseval_reg). Constant tensors (biases of 0) are regularised as by L2-Init. Every tensor is sorted at
+    every application; with ``every`` above 1 only every so many updates, with the term that many times as large.
+    """
+
+    strength: float = option(1e-4, "λ", low=0)
+    reduction: Literal["sum", "mean"] = option("sum", "over the entries of each tensor")
+    every: int = option(1, "updates between applications", low=1)
+    vectors: bool = option(True, "also regularise tensors of one dimension (biases)")
+    norms: bool = option(False, "also regularise the parameters of normalisation layers")
+
+    def __post_init__(self) -> None:
+        self._sorted: dict[str, Tensor] = {}
+        self._updates = 0
+
+    def prepare(self, network: Network) -> None:
+        """Sort the initial weights once."""
+        remembered(self._sorted, self._entries(network), _ascending)
+
+    def penalty(self, network: Network, batch: TensorDictBase) -> Tensor | None:
+        """The distance, when it is time; tensors of one size are sorted together."""
+        self._updates += 1
+        if self._updates % self.every:
+            return None
+        entries = self._entries(network)
+        initial = dict(zip(entries, remembered(self._sorted, entries, _ascending), strict=True))
+        sizes: dict[int, list[str]] = defaultdict(list)
+        for name, values in entries.items():
+            sizes[len(values)].append(name)
+        total: Tensor | None = None
+        for size, names in sizes.items():
+            now = torch.stack([entries[name] for name in names]).sort(1).values  # [tensors, entries]
+            distance = (now - torch.stack([initial[name] for name in names])).square().sum()
+            distance = distance / size if self.reduction == "mean" else distance
+            total = distance if total is None else total + distance
+        return None if total is None else self.strength * self.every * total
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sorted initial weights and the count of updates."""
+        return {"sorted": copy.copy(self._sorted), "updates": self._updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore both."""
+        self._sorted, self._updates = dict(state["sorted"]), state["updates"]
+
+    def _entries(self, network: Network) -> dict[str, Tensor]:
+        parameters = trained(network.module, norms=self.norms)
+        return {name: p.flatten() for name, p in parameters.items() if self.vectors or p.ndim > 1}
+
+
+def _ascending(values: Tensor) -> Tensor:
+    return values.sort().values

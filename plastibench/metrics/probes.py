@@ -1,0 +1,133 @@
+"""Plasticity put to the test: copies of the network learn something new for a fixed number of steps.
+
+Copies keep their outputs as they are; nothing is put in their place. Dropout is off, BatchNorm learns its statistics as
+in training. The copy and the fresh network that it is compared with see the same samples in the same order.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from plastibench.layers.outputs import side_by_side
+from plastibench.layers.probe import pieces
+from plastibench.layers.trace import Traced
+from plastibench.metrics.plasticity import Health
+from plastibench.network import Network, as_evaluated
+
+STEPS, BATCH, LR = 100, 128, 1e-3
+TARGETS = 3
+FREQUENCY = 1e5
+
+
+def random_targets(
+    network: Network, batch: TensorDictBase, units: Sequence[Traced], generator: torch.Generator
+) -> Health:
+    """How well the network fits targets that nothing has prepared it for, beside a fresh one."""
+    found = [plasticity_probe(network, batch, _names(units), generator) for _ in range(TARGETS)]
+    losses, gaps = [own for own, _ in found], [own - fresh for own, fresh in found]
+    means = {"plasticity-probe-loss": sum(losses) / TARGETS, "plasticity-probe-gap": sum(gaps) / TARGETS}
+    return Health(overall=means)
+
+
+def next_task(network: Network, batch: TensorDictBase, units: Sequence[Traced], generator: torch.Generator) -> Health:
+    """How well it learns the present data, beside a fresh one."""
+    return Health(overall=next_task_probe(network, batch, _names(units), generator))
+
+
+def _names(units: Sequence[Traced]) -> list[str]:
+    return [unit.name for unit in units if unit.output]
+
+
+def plasticity_probe(
+    network: Network, batch: TensorDictBase, outputs: Sequence[str], generator: torch.Generator, steps: int = STEPS
+) -> tuple[float, float]:
+    """What a copy, and what a fresh network, leave of the squared error to one random target (Lyle et al. 2023).
+
+    The target is ``a + sin(1e5 f(x))`` with f another fresh network, the same for both, and a the mean output of the
+    learner itself before it learns, so that no learner is judged by its offset.
+
+    Returns:
+        Mean squared error of the copy and of the fresh network after the last step.
+    """
+    with drawing_from(network, generator):
+        target_network, fresh = network.fresh(), network.fresh()
+    pattern = torch.sin(FREQUENCY * _outputs(network, target_network, batch, outputs))  # [N, K]
+    order = orders(len(batch), steps, generator)
+    left = []
+    for learner in (copy.deepcopy(network.module), fresh):
+        target = pattern + _outputs(network, learner, batch, outputs).mean()
+
+        def error(module: nn.Module, rows: Tensor, target: Tensor = target) -> Tensor:
+            wanted = target[rows]
+            return (side_by_side(network, module, batch[rows], outputs) - wanted).square().mean()
+
+        learn(learner, error, order)
+        left.append(float((_outputs(network, learner, batch, outputs) - target).double().square().mean()))
+    return left[0], left[1]
+
+
+def next_task_probe(
+    network: Network, batch: TensorDictBase, outputs: Sequence[str], generator: torch.Generator, steps: int = STEPS
+) -> dict[str, float]:
+    """Loss and accuracy on the batch after some steps of the training loss on it, copy minus fresh network."""
+    with drawing_from(network, generator):
+        fresh = network.fresh()
+    order = orders(len(batch), steps, generator)
+    losses, accuracies = [], []
+    for learner in (copy.deepcopy(network.module), fresh):
+        learn(learner, lambda module, rows: network.loss(module, batch[rows]), order)
+        with as_evaluated(learner), torch.no_grad():
+            total = sum(float(network.loss(learner, part)) * len(part) for part in pieces(batch))
+        losses.append(total / len(batch))
+        if "label" in batch.keys() and len(outputs) == 1:  # noqa: SIM118 - a TensorDict iterates over rows
+            answers = _outputs(network, learner, batch, outputs).argmax(1)
+            accuracies.append(float((answers == batch["label"]).double().mean()))
+    found = {"next-task-probe-loss-gap": losses[0] - losses[1]}
+    if accuracies:
+        found["next-task-probe-accuracy-gap"] = accuracies[0] - accuracies[1]
+    return found
+
+
+def learn(module: nn.Module, loss: Callable[[nn.Module, Tensor], Tensor], order: Tensor) -> None:
+    """Train a module in place with a fresh Adam, a step for each row of sample numbers in ``order`` [steps, B]."""
+    module.eval()
+    for child in module.modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            child.train()
+    device = next(module.parameters()).device
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=LR)
+    with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        for rows in order.to(device):
+            optimizer.zero_grad(set_to_none=True)
+            loss(module, rows).backward()
+            optimizer.step()
+
+
+def orders(count: int, steps: int, generator: torch.Generator, size: int = BATCH) -> Tensor:
+    """Which samples each step sees, passes over all of them one after the other. [steps, min(size, count)]."""
+    size = min(size, count)
+    passes = -(-steps * size // count)
+    shuffled = torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)])
+    return shuffled[: steps * size].reshape(steps, size)
+
+
+@contextmanager
+def drawing_from(network: Network, generator: torch.Generator) -> Iterator[None]:
+    """Fresh modules are drawn from another generator inside the block: interventions must not notice a look."""
+    own, network.generator = network.generator, generator
+    try:
+        yield
+    finally:
+        network.generator = own
+
+
+@torch.no_grad()
+def _outputs(network: Network, module: nn.Module, batch: TensorDictBase, outputs: Sequence[str]) -> Tensor:
+    with as_evaluated(module):
+        return torch.cat([side_by_side(network, module, part, outputs) for part in pieces(batch)])

@@ -1,0 +1,92 @@
+"""Sizes of weights, how far they have turned, and how fast they still move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from plastibench.layers.trace import Traced
+from plastibench.metrics.plasticity import Health
+from plastibench.network import Network
+
+
+@torch.no_grad()
+def weights(network: Network, units: Sequence[Traced], initial: Mapping[str, Tensor] | None = None) -> Health:
+    """The metrics of :data:`plastibench.metrics.WEIGHTS`.
+
+    Args:
+        network: The network; left as it was.
+        units: From :func:`plastibench.layers.trace.trace`.
+        initial: Parameters at the start, by name, for the cosine.
+    """
+    result = Health()
+    parameters = dict(network.module.named_parameters())
+    result.overall.update(_of(parameters, network, initial))
+    for unit in units:
+        own = {f"{unit.name}.{name}".lstrip("."): p for name, p in unit.module.named_parameters(recurse=False)}
+        layer = result.layers.setdefault(unit.name, {})
+        layer.update(_of(own, network, initial))
+        weight = unit.module.weight
+        if isinstance(weight, Tensor) and weight.ndim > 1:
+            layer["spectral-norm"] = spectral_norm(weight)
+        elif isinstance(unit.module, nn.LayerNorm):
+            layer.update(_scales([unit.module]))
+    norms = [layer["spectral-norm"] for layer in result.layers.values() if "spectral-norm" in layer]
+    if norms:
+        result.overall["spectral-norm"] = max(norms)
+    result.overall.update(_scales([m for m in network.module.modules() if isinstance(m, nn.LayerNorm)]))
+    return result
+
+
+def spectral_norm(weight: Tensor) -> float:
+    """Largest singular value of a weight as a matrix [out, everything else]."""
+    matrix = weight.detach().flatten(1).double()
+    gram = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
+    return float(torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt())
+
+
+def _of(
+    parameters: Mapping[str, nn.Parameter], network: Network, initial: Mapping[str, Tensor] | None
+) -> dict[str, float]:
+    vector = _flat(parameters.values())
+    norm = vector.norm()
+    figures = {"weight-rms": float(norm / max(1, len(vector)) ** 0.5)}
+    if initial is not None and all(name in initial for name in parameters):
+        start = _flat(initial[name] for name in parameters)
+        figures["weight-cosine"] = float(vector @ start / (norm * start.norm()).clamp_min(1e-300))
+    moves = [adam_update(network.optimizer, p) for p in parameters.values()]
+    known = [move for move in moves if move is not None]
+    if known and norm > 0:
+        figures["effective-learning-rate"] = float(_flat(known).norm() / norm)
+    return figures
+
+
+def adam_update(optimizer: torch.optim.Optimizer | None, parameter: nn.Parameter) -> Tensor | None:
+    """By what Adam last moved a parameter, weight decay apart: lr m̂ / (sqrt(v̂) + ε); None where no state says so."""
+    state = optimizer.state.get(parameter) if optimizer is not None else None
+    if not state or "exp_avg" not in state or "exp_avg_sq" not in state or not float(state["step"]):
+        return None
+    assert optimizer is not None
+    group = next(group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
+    step, (beta1, beta2) = float(state["step"]), group["betas"]
+    first = state["exp_avg"].double() / (1 - beta1**step)
+    second = state["exp_avg_sq"].double() / (1 - beta2**step)
+    return float(group["lr"]) * first / (second.sqrt() + group["eps"])
+
+
+def _scales(norms: Sequence[nn.LayerNorm]) -> dict[str, float]:
+    scales = [norm.weight for norm in norms if norm.elementwise_affine]
+    if not scales:
+        return {}
+    values = _flat(scales)
+    return {
+        "layernorm-scale-mean": float(values.mean()),
+        "layernorm-scale-std": float(values.std(correction=0)),
+        "layernorm-scale-min": float(values.min()),
+    }
+
+
+def _flat(tensors: object) -> Tensor:
+    return torch.cat([tensor.detach().flatten().double() for tensor in tensors])  # type: ignore[attr-defined]

@@ -1,0 +1,275 @@
+"""What a diagnosis looks at: networks of a run, a timm model, or an agent's network with weights from a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+
+from plastibench import checkpoint, registry
+from plastibench.envs.stream import TaskStream
+from plastibench.errors import UserError, did_you_mean
+from plastibench.network import Network, eval_mode, seeded
+from plastibench.offpolicy import OffPolicy
+from plastibench.options import build
+from plastibench.samples import Samples, read_samples
+from plastibench.seeds import derive
+from plastibench.spec import RunSpec
+from plastibench.supervised import PROBE
+from plastibench.weights_file import load_weights, read_state
+
+USUAL_SAMPLES = 64
+_ACTED = 1000  # steps that are played to have transitions to look at
+
+
+@dataclass
+class Subject:
+    """A network and what it is looked at with.
+
+    Attributes:
+        title: What it is.
+        network: The network.
+        batch: Probe batch.
+        data: Where the batch comes from.
+        initial: Parameters before training, where they are known.
+        notes: What a person should know: where labels come from, what did not fit.
+    """
+
+    title: str
+    network: Network
+    batch: TensorDictBase
+    data: str
+    initial: dict[str, Tensor] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def timm_model(
+    name: str, data: str, device: str, *, weights: Path | None, samples: int, image_size: int, data_dir: Path
+) -> Subject:
+    """A timm model, untrained or with weights from a file.
+
+    Raises:
+        UserError: No such model, or weights or data that do not fit.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        raise UserError(f"no timm model '{name}'{did_you_mean(name, timm.list_models())}")
+    state = read_state(weights) if weights is not None else {}
+    known = timm.get_pretrained_cfg(name)
+    channels, height, width = known.input_size if known is not None else (3, 224, 224)
+    options: dict[str, Any] = {}
+    if known is not None and isinstance(known.classifier, str):
+        head = _shape_of(state, f"{known.classifier}.weight")
+        options = {"num_classes": head[0]} if head else {}
+    if known is not None and isinstance(known.first_conv, str):
+        first = _shape_of(state, f"{known.first_conv}.weight")
+        channels = first[1] if len(first) == 4 else channels
+    shape = (channels, image_size or height, image_size or width)
+    found = read_samples(data, samples, shape, data_dir)
+    if not options and not state and found.classes:
+        options = {"num_classes": found.classes}
+
+    def make() -> nn.Module:
+        try:
+            model: nn.Module = timm.create_model(name, in_chans=channels, img_size=shape[1:], **options)
+        except TypeError:  # models that take any image size have no such option
+            model = timm.create_model(name, in_chans=channels, **options)
+        return model
+
+    title = f"timm:{name}" + (f" with {weights}" if weights else " (untrained)")
+    return _from_samples(title, make, found, device, weights, state)
+
+
+def agent_model(
+    name: str,
+    values: Mapping[str, Any],
+    data: str,
+    device: str,
+    *,
+    weights: Path | None,
+    samples: int,
+    image_size: int,
+    data_dir: Path,
+) -> Subject:
+    """The network of a classifier of plastibench, with weights from a file.
+
+    Raises:
+        UserError: No such agent, or weights or data that do not fit.
+    """
+    entry = registry.agents[name]
+    recipe: Any = build(entry.load(), {**entry.defaults, **values}, f"agent {name}")
+    if not hasattr(recipe, "module"):
+        raise UserError(f"--agent {name} is no classifier; diagnose its run folder instead")
+    state = read_state(weights) if weights is not None else {}
+    usual = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28), "tiny-imagenet": (3, 64, 64)}
+    channels, height, width = usual.get(data, (3, 32, 32))
+    shape = (channels, image_size or height, image_size or width)
+    found = read_samples(data, samples, shape, data_dir)
+    heads = [value.shape[0] for value in state.values() if value.ndim == 2]
+    classes = heads[-1] if heads else found.classes or 10
+    title = f"{name}" + (f" with {weights}" if weights else " (untrained)")
+    return _from_samples(title, functools.partial(recipe.module, shape, classes), found, device, weights, state)
+
+
+def _shape_of(state: Mapping[str, Tensor], ending: str) -> tuple[int, ...]:
+    """The shape of the tensor of that name, below whatever prefix; nothing where there is none."""
+    return next((tuple(v.shape) for k, v in state.items() if k == ending or k.endswith(f".{ending}")), ())
+
+
+def _from_samples(
+    title: str,
+    make: Callable[[], nn.Module],
+    found: Samples,
+    device: str,
+    weights: Path | None,
+    state: Mapping[str, Tensor],
+) -> Subject:
+    with seeded(0):
+        module = make()
+    notes = load_weights(module, state, weights) if weights is not None else ["untrained: no --weights"]
+    network = Network(module.to(device), None, _cross_entropy, fresh=make)
+    batch, more = labelled(network, found, device)
+    return Subject(title, network, batch, found.name, None, notes + more)
+
+
+def _cross_entropy(module: nn.Module, batch: TensorDictBase) -> Tensor:
+    return F.cross_entropy(module(batch["image"]), batch["label"])
+
+
+def labelled(network: Network, found: Samples, device: str) -> tuple[TensorDictBase, list[str]]:
+    """A batch with labels; where there are none that fit, with the network's own predictions, and a note."""
+    images = found.images.to(device)
+    try:
+        with eval_mode(network.module), torch.no_grad():
+            outputs = torch.cat([network.module(part) for part in images.split(64)])
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"the network cannot take images of shape {list(images.shape[1:])} ({reason})") from error
+    if outputs.ndim != 2:
+        raise UserError(f"the network returns {list(outputs.shape)}; expected [samples, classes]")
+    notes = []
+    if found.labels is not None and found.classes == outputs.shape[1]:
+        labels = found.labels.to(device)
+    else:
+        why = "no labels"
+        if found.labels is not None:
+            why = f"{found.classes} classes, the network {outputs.shape[1]} outputs"
+        notes.append(
+            f"{found.name} has {why}: the network's own predictions stand in for them, and all that comes of the loss "
+            "(gradients, curvature, next-task probe) is only as good as these"
+        )
+        labels = outputs.argmax(1)
+    return TensorDict({"image": images, "label": labels}, batch_size=[len(images)]), notes
+
+
+# Runs ------------------------------------------------------------------------------------------------------------
+
+
+def networks_of_run(folder: Path, data: str | None, device: str, *, samples: int, data_dir: Path) -> list[Subject]:
+    """The networks of a finished or interrupted run, on its own probe batch or on other images.
+
+    Raises:
+        UserError: The folder holds no run, or what it holds is damaged.
+    """
+    spec_file = folder / "spec.toml"
+    try:
+        spec = RunSpec.from_toml(spec_file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder}: no run in it ({spec_file.name}: {getattr(error, 'strerror', error)})") from error
+    final, unfinished = folder / "final.pt", folder / "checkpoint.pt"
+    if not final.exists() and not unfinished.exists():
+        raise UserError(f"{folder}: neither final.pt nor checkpoint.pt in it; the run has not saved anything yet")
+    source = final if final.exists() else unfinished
+    try:
+        state = checkpoint.load(source)
+    except UserError as error:
+        raise UserError(f"{source}: damaged, cannot be read") from error
+    spec = dataclasses.replace(spec, run=dataclasses.replace(spec.run, device=device))
+    env = spec.create("env").make(data_dir)
+    recipe = spec.create("agent")
+    if hasattr(recipe, "storage"):  # what is played here is few and not for learning
+        recipe = dataclasses.replace(recipe, storage="device", prioritized=False, buffer_size=2 * _ACTED)
+    agent = recipe.build(env, spec.run.seed, torch.device(device))
+    try:
+        initial = _load(spec, agent, state)
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{source} does not fit its spec.toml ({type(error).__name__}: {reason})") from error
+
+    title = f"{spec.id} ({source.name})"
+    networks: dict[str, Network] = agent.networks
+    if data is not None:
+        if not isinstance(env, TaskStream):
+            raise UserError("--data: a network that acts is looked at with transitions of its own environment")
+        found = read_samples(data, samples or PROBE, env.image_shape, data_dir)
+        network = networks["classifier"]
+        network.loss = _cross_entropy
+        batch, notes = labelled(network, found, device)
+        return [Subject(title, network, batch, found.name, initial["classifier"], notes)]
+    if isinstance(env, TaskStream):
+        task = env.scenario.task_count - 1 if source == final else int(state["course"]["position"][0])
+        batch = _first_of_stream(env, spec, task, min(samples or PROBE, PROBE)).to(device)
+        where = f"the samples of {spec.env[0]} that came first, with their labels in task {task + 1}"
+        return [Subject(title, networks["classifier"], batch, where, initial["classifier"])]
+    batch = _played(env, agent, spec)[: samples or PROBE]
+    where = f"transitions of {spec.env[0]}, drawn from {_ACTED:,} steps that the loaded agent played anew"
+    return [Subject(f"{title}: {role}", n, batch, where, initial[role]) for role, n in networks.items()]
+
+
+def _load(spec: RunSpec, agent: Any, state: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """Bring the agent to the saved state; return the parameters that it began with."""
+    networks = list(agent.networks.items())
+    roles = spec.run.roles
+    interventions = [spec.create("intervention") if roles is None or role in roles else None for role in agent.networks]
+    for (_, network), intervention in zip(networks, interventions, strict=True):
+        if intervention is not None:  # it may have changed the architecture
+            intervention.prepare(network)
+    initial = {role: {n: p.detach().clone() for n, p in each.module.named_parameters()} for role, each in networks}
+    if "agent" in state:
+        for intervention, saved in zip(interventions, state["interventions"], strict=True):
+            if intervention is not None:
+                intervention.load_state_dict(saved)
+        agent.load_state_dict(state["agent"])
+        return initial
+    for (_, network), saved in zip(networks, state["networks"], strict=True):
+        network.module.load_state_dict(saved)
+        for follower in network.followers:
+            follower.module.load_state_dict(saved)
+    return initial
+
+
+def _first_of_stream(env: TaskStream, spec: RunSpec, task: int, count: int) -> TensorDictBase:
+    """The samples that a run's metrics are measured on in a task, with their labels then."""
+    observation, _ = env.reset(seed=derive(spec.run.seed, "stream"))
+    images = [observation["images"]]
+    for _ in range(task):
+        observation = env.step(env.evaluation_labels)[0]
+        images.append(observation["images"])
+    together = torch.from_numpy(np.concatenate(images)[:count])
+    labels = torch.from_numpy(observation["labels"][:count])
+    return TensorDict({"image": together, "label": labels}, batch_size=[len(together)])
+
+
+def _played(env: Any, agent: Any, spec: RunSpec) -> TensorDictBase:
+    """Transitions of the agent as it is now; the memory of a run is not on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        stand_in: Any = types.SimpleNamespace(spec=spec, folder=Path(folder), total=0, works_on=lambda role: False)
+        course = OffPolicy(stand_in, env, agent)
+        try:
+            agent.explore_less(1.0)
+            course.remember(env.scenario.task_count - 1, _ACTED)
+            return course.probe()
+        finally:
+            course.close()

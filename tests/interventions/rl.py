@@ -1,0 +1,41 @@
+"""Small networks of off-policy agents, with a batch that their losses accept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+
+from plastibench.network import Network
+from plastibench.options import build
+from plastibench.registry import agents, envs
+
+RL = [("dqn-mlp", "critic"), ("dqn-dueling", "critic"), ("sac-mlp", "critic"), ("sac-mlp", "actor")]
+
+
+def rl_network(name: str, role: str = "critic", **options: Any) -> tuple[Network, TensorDictBase]:
+    """An agent's network by role, its optimizer having stepped once, and a prepared batch of 16 transitions."""
+    if name == "dqn-dueling":
+        name, options = "dqn-mlp", {**options, "dueling": True}
+    entry, env = agents[name], envs["rl-pendulum" if name.startswith("sac") else "rl-cartpole"]
+    stream = build(env.load(), dict(env.defaults), "env").make()
+    recipe: Any = build(entry.load(), {**entry.defaults, "hidden": (8, 8, 8), "batch_size": 16, **options}, name)
+    learner = recipe.build(stream, 0, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    shape = (16, *stream.observation_shape)
+    action = (
+        torch.randint(stream.actions, (16,), generator=generator)
+        if stream.actions
+        else torch.rand(16, len(stream.low), generator=generator) * 2 - 1
+    )
+    columns = {
+        "observation": torch.randn(shape, generator=generator),
+        "next_observation": torch.randn(shape, generator=generator),
+        "action": action,
+        "reward": torch.randn(16, generator=generator),
+        "discount": torch.full((16,), 0.9),
+    }
+    batch = TensorDict(columns, batch_size=[16])
+    learner.update(batch.clone())
+    return learner.networks[role], learner.prepare(batch)

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import (
+    agent_builder,
+    array,
+    double,
+    images,
+    jiggle,
+    method,
+    network_of,
+    rl_agent,
+    small_resnet,
+    small_vit,
+)
+
+MLP = agent_builder("mlp", width=8)
+NETWORKS = {"vit": (small_vit(), "head"), "mlp": (MLP, "5"), "resnet": (small_resnet, "fc")}
+each_network = pytest.mark.parametrize(("builder", "output"), NETWORKS.values(), ids=NETWORKS.keys())
+
+
+def spectra(module: torch.nn.Module, output: str) -> dict[str, np.ndarray]:
+    """Singular values of every matrix but the output layer's; a filter is a row."""
+    return {
+        key: np.linalg.svd(array(p).reshape(len(p), -1), compute_uv=False)
+        for key, p in module.named_parameters()
+        if p.ndim > 1 and key.endswith(".weight") and not key.startswith(f"{output}.")
+    }
+
+
+@pytest.mark.parametrize("scale", [None, 2.0])
+@each_network
+def test_the_term_is_the_squared_distance_of_squared_singular_values_from_s(builder, output, scale):
+    network = network_of(double(builder))
+    start = {key: (values**2).mean() for key, values in spectra(network.module, output).items()}
+    acting = method("parseval", strength=0.01, scale=scale)
+    acting.prepare(network)
+    jiggle(network.module)
+    now = spectra(network.module, output)
+    aims = {key: start[key] if scale is None else scale for key in now}
+    expected = 0.01 * sum(((values**2 - aims[key]) ** 2).sum() for key, values in now.items())
+    term = acting.penalty(network, images(2))
+    assert term.item() == pytest.approx(expected, rel=1e-9)
+    term.backward()
+    assert {key for key, p in network.module.named_parameters() if p.grad is not None} == set(now)
+    for key in now:  # the gradient 4 (W Wᵀ − s I) W
+        parameter = network.module.get_parameter(key)
+        matrix = array(parameter).reshape(len(parameter), -1)
+        matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+        expected_gradient = 0.04 * (matrix @ matrix.T - aims[key] * np.eye(len(matrix))) @ matrix
+        found = array(parameter.grad).reshape(len(parameter), -1)
+        found = found if found.shape[0] <= found.shape[1] else found.T
+        np.testing.assert_allclose(found, expected_gradient, rtol=1e-8, atol=1e-10)
+
+
+def test_minimising_the_term_makes_every_hidden_layer_orthogonal():
+    network = network_of(double(MLP))
+    acting = method("parseval", strength=1.0)
+    acting.prepare(network)
+    aims = {key: (values**2).mean() for key, values in spectra(network.module, "5").items()}
+    optimizer = torch.optim.SGD(network.module.parameters(), lr=0.2)
+    for _ in range(400):
+        optimizer.zero_grad()
+        acting.penalty(network, images(2)).backward()
+        optimizer.step()
+    for key, values in spectra(network.module, "5").items():
+        np.testing.assert_allclose(values**2, aims[key], rtol=1e-3)
+
+
+def test_the_outputs_that_a_network_names_are_spared():
+    critic = rl_agent(dueling=True).networks["critic"]
+    acting = method("parseval")
+    acting.prepare(critic)
+    assert list(acting.state_dict()["initial"]) == ["body.0", "body.2"]
