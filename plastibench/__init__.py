@@ -19,6 +19,7 @@ if (_root / "pyproject.toml").is_file() and (_root / "envs" / "__init__.py").is_
 
 _PUBLIC = {
     "Network": "plastibench.network",
+    "attach": "plastibench.keeper",
     "Intervention": "plastibench.interventions.base",
     "Report": "plastibench.interventions.base",
     "NoIntervention": "plastibench.interventions.none",

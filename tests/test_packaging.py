@@ -113,6 +113,19 @@ def test_imports_go_one_way(package: str) -> None:
         assert not forbidden, f"{module} imports {forbidden}"
 
 
+def test_nothing_imports_the_integrations() -> None:
+    for module in SOURCES:
+        if not below(module, "plastibench.integrations"):
+            assert not [name for name in imported(module) if below(name, "plastibench.integrations")], module
+
+
+def test_the_integrations_need_no_harness() -> None:
+    above = (*HARNESS, "plastibench.agents", "plastibench.envs", "plastibench.metrics")
+    for module in SOURCES:
+        if below(module, "plastibench.integrations", "plastibench.keeper"):
+            assert not [name for name in imported(module) if below(name, *above)], module
+
+
 def test_the_spec_knows_no_torch() -> None:
     for module in ("plastibench.spec", "plastibench.options", "plastibench.registry", "plastibench.errors"):
         assert not [name for name in imported(module) if below(name, "torch", "tensordict", "gymnasium")]

@@ -80,6 +80,10 @@ class Intervention:
         """The module whose outputs are evaluated: the network's own, or a slow copy of it."""
         return network.module
 
+    def wrapped(self) -> tuple[Intervention, ...]:
+        """Interventions to which the class that defines this forwards the hooks that it defines; none by default."""
+        return ()
+
     def state_dict(self) -> dict[str, Any]:
         """All that an exact resume needs: tensors, numbers, strings and containers of them."""
         return {}
@@ -89,5 +93,9 @@ class Intervention:
 
 
 def overrides(intervention: Intervention, hook: str) -> bool:
-    """Whether the intervention gives the hook a body, so that a hot loop may skip it."""
-    return getattr(type(intervention), hook) is not getattr(Intervention, hook)
+    """Whether the intervention, or one that it forwards to, gives the hook a body, so that a hot loop may skip it."""
+    kind = type(intervention)
+    body = getattr(kind, hook)
+    if any(vars(cls).get(hook) is body for cls in kind.__mro__ if "wrapped" in vars(cls)):
+        return any(overrides(part, hook) for part in intervention.wrapped())
+    return True

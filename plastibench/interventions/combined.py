@@ -35,6 +35,10 @@ class Combined(Intervention):
         given = {field: getattr(self, field) for field in options_of(type(self)) if field.startswith(prefix)}
         return {field.removeprefix(prefix): value for field, value in given.items()}
 
+    def wrapped(self) -> tuple[Intervention, ...]:
+        """The parts."""
+        return tuple(self.parts.values())
+
     def prepare(self, network: Network) -> None:
         """Prepare every part."""
         for part in self.parts.values():

@@ -31,6 +31,10 @@ class Wrapper(Intervention):
         values = {**entry.defaults, **{name: value for name, _, value in pairs}}
         self._inner = build(entry.load(), values, f"intervention {self.inner}, inside {type(self).__name__.lower()}")
 
+    def wrapped(self) -> tuple[Intervention, ...]:
+        """The inner intervention."""
+        return (self._inner,)
+
     def prepare(self, network: Network) -> None:
         """Prepare the inner intervention."""
         self._inner.prepare(network)

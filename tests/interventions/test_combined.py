@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from plastibench.errors import UserError
-from plastibench.interventions.base import Intervention, Report
+from plastibench.interventions.base import Intervention, Report, overrides
 from plastibench.interventions.combined import Combined
+from plastibench.interventions.wrapper import Wrapper
+from plastibench.network import Network
 from plastibench.options import build
 from plastibench.registry import interventions
 from plastibench.spec import RunSpec
@@ -116,3 +120,24 @@ def test_reports_are_united():
     assert first.units["a"].tolist() == [True, True]
     assert first.units["b"].tolist() == [False]
     assert (first.parameters, first.modules) == (7, {"a": {"revived": 1.0, "residual": 0.5}})
+
+
+def test_what_forwards_a_hook_has_it_where_its_parts_do() -> None:
+    @dataclass
+    class Outer(Wrapper):
+        def after_update(self, network: Network) -> None:
+            """A body of its own."""
+
+    def has(method: Intervention, *hooks: str) -> bool:
+        every = {"penalty", "before_update", "after_update", "evaluated"}
+        return {hook for hook in every if overrides(method, hook)} == set(hooks)
+
+    assert has(Intervention()) and has(Outer("redo"), "after_update")
+    assert has(Outer("continual-backprop"), "penalty", "after_update")
+    for name, hooks in {
+        "redo+rnr": [],
+        "redo+upgd": ["before_update", "after_update"],
+        "recouple": [],
+        "redo+continual-backprop": ["penalty", "after_update"],
+    }.items():
+        assert has(build(interventions[name].load(), {}, name), *hooks), name

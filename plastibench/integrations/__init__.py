@@ -1,0 +1,1 @@
+"""Callbacks that put interventions to work in other libraries' training loops. Nothing of plastibench imports them."""

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from plastibench.errors import UserError
+from tests import helpers
+from tests.integrations.methods import Pull, Slow, Witness, pull
+
+lightning = pytest.importorskip("lightning.pytorch")
+from plastibench.integrations.lightning import PlasticityCallback, pack, unpack  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning")
+
+
+class Classifier(lightning.LightningModule):
+    """An MLP with dropout, trained on (image, label) pairs."""
+
+    def __init__(self, *, penalised: bool = False, as_dict: bool = False, optimizers: int = 1) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)
+        )
+        self.penalised, self.as_dict, self.optimizer_count = penalised, as_dict, optimizers
+        self.batches: list[torch.Tensor] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net(images)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        images, labels = batch
+        self.batches.append(images.clone())
+        found = F.cross_entropy(self(images), labels)
+        found = found + pull(self) if self.penalised else found
+        return {"loss": found, "more": 1} if self.as_dict else found
+
+    def configure_optimizers(self) -> Any:
+        made = [torch.optim.AdamW(self.parameters(), lr=1e-2) for _ in range(self.optimizer_count)]
+        return made[0] if len(made) == 1 else made
+
+
+def loss(module: Any, batch: Any) -> torch.Tensor:
+    images, labels = batch
+    return F.cross_entropy(module(images), labels)
+
+
+def module(**options: Any) -> Classifier:
+    return helpers.drawn(lambda: Classifier(**options))
+
+
+def loader(shuffle: bool) -> DataLoader:
+    batch = helpers.images(32, classes=3)
+    return DataLoader(TensorDataset(batch["image"], batch["label"]), batch_size=8, shuffle=shuffle)
+
+
+@pytest.fixture
+def fit(tmp_path: Path) -> Callable[..., Any]:
+    """Four updates an epoch, on the CPU, without a word; the global random state is seeded first."""
+
+    def run(network: Any, *callbacks: Any, resume: str | None = None, shuffle: bool = True, **arguments: Any) -> Any:
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        quiet |= {"enable_checkpointing": False, "accelerator": "cpu", "devices": 1, "max_epochs": 2}
+        trainer = lightning.Trainer(default_root_dir=tmp_path, callbacks=list(callbacks), **{**quiet, **arguments})
+        torch.manual_seed(0)
+        trainer.fit(network, loader(shuffle), ckpt_path=resume)
+        return trainer
+
+    return run
+
+
+# What runs when ---------------------------------------------------------------------------------------------------
+
+
+def test_it_acts_after_the_steps_named(fit: Callable[..., Any]) -> None:
+    callback = PlasticityCallback(Witness(), loss, every=3, steps=(1,), epochs=(2,), size=20)
+    fit(module(), callback)
+    witness = callback.keeper.intervention
+    assert [when for when, _ in witness.seen] == [1, 3, 6, 8]
+    assert witness.updates == callback.keeper.steps == len(witness.gradients) == 8
+    for _, batch in witness.seen:
+        assert unpack(batch)[0].shape == (20, 1, 8, 8) and unpack(batch)[1].shape == (20,)
+
+
+def test_accumulated_batches_are_one_step(fit: Callable[..., Any]) -> None:
+    callback = PlasticityCallback(Witness(), loss, every=1, epochs=(1,))
+    fit(module(), callback, accumulate_grad_batches=2)
+    assert [when for when, _ in callback.keeper.intervention.seen] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_are_seen_clipped(fit: Callable[..., Any], precision: str) -> None:
+    """Lightning makes them in a closure, which the optimizer's step calls."""
+    callback = PlasticityCallback(Witness(), loss)
+    fit(module(), callback, gradient_clip_val=1e-3, precision=precision)
+    norms = torch.stack([gradient.norm() for gradient in callback.keeper.intervention.gradients])
+    torch.testing.assert_close(norms, torch.full((8,), 1e-3), rtol=1e-3, atol=0.0)
+
+
+def test_an_intervention_changes_weights_and_not_the_data(fit: Callable[..., Any]) -> None:
+    plain, ours = module(), module()
+    fit(plain)
+    after = torch.get_rng_state()
+    fit(ours, PlasticityCallback("reset-head", loss, epochs=(2,)))
+    assert torch.equal(after, torch.get_rng_state())
+    for expected, seen in zip(plain.batches, ours.batches, strict=True):
+        assert torch.equal(expected, seen)
+    assert helpers.changed(helpers.state(plain), ours) == {"net.6.weight", "net.6.bias"}
+
+
+def test_rnr_scores_with_the_given_loss(fit: Callable[..., Any]) -> None:
+    callback = PlasticityCallback("rnr", loss, steps=(3,), options={"quantile": 0.25})
+    fit(module(), callback)
+    assert {name: int(mask.sum()) for name, mask in callback.keeper.report.units.items()} == {"net.1": 4, "net.4": 4}
+
+
+def test_fresh_weights_come_from_the_builder(fit: Callable[..., Any]) -> None:
+    network = module()
+    fit(network, PlasticityCallback("reset", loss, epochs=(2,), fresh=helpers.constant(Classifier, 0.25)))
+    assert all((parameter == 0.25).all() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_a_penalty_is_part_of_the_loss(fit: Callable[..., Any], accumulate: int, as_dict: bool) -> None:
+    """The reference adds it in the training step itself."""
+    plain, by_hand, ours = module(), module(penalised=True, as_dict=as_dict), module(as_dict=as_dict)
+    fit(plain, accumulate_grad_batches=accumulate)
+    fit(by_hand, accumulate_grad_batches=accumulate)
+    fit(ours, PlasticityCallback(Pull(), loss), accumulate_grad_batches=accumulate)
+    assert not helpers.changed(helpers.state(by_hand), ours)
+    assert helpers.changed(helpers.state(plain), ours)
+
+
+def test_without_the_callback_the_next_fit_has_no_penalty(fit: Callable[..., Any]) -> None:
+    network = module()
+    fit(network, PlasticityCallback(Pull(), loss))
+    assert "training_step" not in network.__dict__
+    with pytest.raises(ZeroDivisionError):
+        fit(network, PlasticityCallback(Pull(), loss), Fails())
+    assert "training_step" not in network.__dict__
+
+
+class Fails(lightning.Callback):
+    """Ends a fit with an error."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        raise ZeroDivisionError
+
+
+def test_a_method_that_watches_batches_does_its_work(fit: Callable[..., Any]) -> None:
+    plain, ours = module(), module()
+    fit(plain)
+    fit(ours, PlasticityCallback("continual-backprop", loss, options={"rate": 0.2, "maturity": 1}))
+    assert helpers.changed(helpers.state(plain), ours)
+
+
+def test_it_goes_on_in_the_next_fit(fit: Callable[..., Any]) -> None:
+    callback, network = PlasticityCallback(Witness(), loss, epochs=(1,)), module()
+    fit(network, callback, max_epochs=1)
+    fit(network, callback, max_epochs=1)
+    witness = callback.keeper.intervention
+    assert witness.updates == callback.keeper.steps == 8 and [when for when, _ in witness.seen] == [4, 8]
+
+
+def test_another_module_gets_an_intervention_of_its_own(fit: Callable[..., Any]) -> None:
+    callback = PlasticityCallback(Witness(), loss)
+    fit(module(), callback, max_epochs=1)
+    first = callback.keeper
+    fit(module(), callback, max_epochs=1)
+    assert callback.keeper is not first and first.steps == callback.keeper.steps == 4
+
+
+# Going on after an interruption -----------------------------------------------------------------------------------
+
+
+class Reseed(lightning.Callback):
+    """The same dropout after a resume; Lightning does not save the global random state."""
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        torch.manual_seed(trainer.global_step)
+
+
+@pytest.mark.parametrize("name", ["rnr", "upgd+redo", "neuroplastic-expansion", "continual-backprop"])
+def test_a_resumed_training_ends_bit_identical(fit: Callable[..., Any], tmp_path: Path, name: str) -> None:
+    def callbacks() -> list[Any]:
+        options = {"rate": 0.2, "maturity": 1} if name == "continual-backprop" else {}
+        return [PlasticityCallback(name, loss, every=3, options=options), Reseed()]
+
+    whole, first, second = module(), module(), helpers.drawn(Classifier, seed=7)
+    fit(whole, *callbacks(), shuffle=False)
+    trainer = fit(first, *callbacks(), shuffle=False, max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt", weights_only=False)
+    fit(second, *callbacks(), shuffle=False, resume=str(tmp_path / "one.ckpt"))
+    assert len(second.batches) == 4
+    assert not helpers.changed(helpers.state(whole), second)
+    assert torch.load(tmp_path / "one.ckpt", weights_only=True)["callbacks"]
+
+
+def test_two_interventions_have_a_state_each() -> None:
+    keys = {PlasticityCallback(name, loss).state_key for name in ("rnr", "upgd", "redo+upgd")}
+    assert len(keys) == 3
+
+
+# Mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def test_several_optimizers_are_refused(fit: Callable[..., Any]) -> None:
+    class Manual(Classifier):
+        def __init__(self) -> None:
+            super().__init__(optimizers=2)
+            self.automatic_optimization = False
+
+    with pytest.raises(UserError, match="automatic optimization"):
+        fit(Manual(), PlasticityCallback("rnr", loss))
+
+
+def test_several_devices_are_refused() -> None:
+    class Several:
+        world_size = 2
+
+    with pytest.raises(UserError, match="one device"):
+        PlasticityCallback("rnr", loss).setup(Several(), module(), "fit")
+
+
+def test_a_slow_copy_is_not_validated_and_that_is_said(
+    fit: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(module(), PlasticityCallback(Slow(), loss), max_epochs=1)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("plastibench")]
+    assert len(lines) == 1 and "slow copy" in lines[0]
+
+
+# Batches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [(torch.ones(3, 2), torch.zeros(3)), [torch.ones(3, 2)], {"x": torch.ones(3, 2)}])
+def test_a_batch_comes_back_as_it_was(batch: Any) -> None:
+    packed = pack(copy.copy(batch))
+    assert packed.batch_size == (3,)
+    back = unpack(packed)
+    assert isinstance(back, dict) == isinstance(batch, dict) and len(back) == len(batch)
+    values = (back.values(), batch.values()) if isinstance(batch, dict) else (back, batch)
+    for ours, given in zip(*values, strict=True):
+        assert torch.equal(ours, given)
