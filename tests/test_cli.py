@@ -54,7 +54,9 @@ def test_list_shows_every_name_of_a_kind_and_its_summary(say: Say, kind: str) ->
     done = say("list", kind)
     assert done.status == 0
     listed = dict(re.findall(r"^  (\S+) +(.*)$", done.out, re.M))
-    assert listed == {name: entry.summary for name, entry in getattr(registry, kind).all().items()}
+    summaries = {name: entry.summary for name, entry in getattr(registry, kind).all().items()}
+    assert {name: listed[name][-len(summary) :] for name, summary in summaries.items()} == summaries
+    assert set(listed) - set(summaries) <= {"name"}  # the header of interventions
 
 
 def test_list_shows_metrics_with_definitions_and_without_a_kind_everything(say: Say) -> None:
@@ -241,8 +243,8 @@ MISTAKES = {
     "threads": ([*RUN, "--threads", "-1"], "--threads"),
     "device": ([*RUN, "--device", "gpu"], "device 'gpu' is not available here"),
     "device without data": ([*RUN, "--device", "meta"], "device 'meta'"),
-    "spec file": (["run", "--spec", "nowhere.toml"], "nowhere.toml: No such file"),
-    "spec folder": (["run", "--spec", "."], "--spec ."),
+    "spec file": (["run", "--spec", "nowhere.toml"], "cannot read nowhere.toml: No such file"),
+    "spec folder": (["run", "--spec", "."], "cannot read .: Is a directory"),
     "data set": ([*RUN, "--env.dataset", "digist"], "no data set 'digist'"),
     "train size": ([*RUN[:4], "--env.train-size", "9999", "--device", "cpu"], "train_size 9999 is outside 1 to 1796"),
     "patch size": (

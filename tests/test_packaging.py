@@ -100,7 +100,13 @@ NOTHING_ABOVE = {
     "plastibench.agents": ("plastibench.interventions", "plastibench.metrics"),
     "plastibench.envs": ("plastibench.interventions", "plastibench.metrics", "plastibench.agents"),
 }
-HARNESS = ("plastibench.runner", "plastibench.cli", "plastibench.recorder", "plastibench.leaderboard")
+HARNESS = (
+    "plastibench.runner",
+    "plastibench.cli",
+    "plastibench.commands",
+    "plastibench.recorder",
+    "plastibench.leaderboard",
+)
 
 
 @pytest.mark.parametrize("package", NOTHING_ABOVE)

@@ -51,7 +51,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def _diagnose(known: argparse.Namespace) -> int:
-    from plastibench.cli import import_plugin, read_option_flags
+    from plastibench.commands.shared import import_plugin, read_option_flags
 
     for plugin in known.plugin:
         import_plugin(plugin)

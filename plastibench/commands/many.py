@@ -1,0 +1,99 @@
+"""``sweep`` and ``survey``: many runs, by several processes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from plastibench.commands.run import on_devices, specs_of, work_pool
+from plastibench.commands.shared import add_places, count, import_plugin, listed, read_option_flags
+
+
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``sweep``."""
+    parser.add_argument("file", type=Path, help="a TOML file of tables [env], [agent], [run] and [[grid]]")
+    parser.add_argument("--jobs", type=count, default=os.cpu_count() or 1, help="processes at a time (default: cores)")
+    parser.add_argument("--list", action="store_true", help="only show the runs and which of them are complete")
+    parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
+    parser.add_argument("--threads", type=count, default=0, help="CPU threads per process (default: cores / jobs)")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add_places(parser)
+    parser.set_defaults(do=_sweep)
+
+
+def _sweep(known: argparse.Namespace) -> int:
+    for plugin in known.plugin:
+        import_plugin(plugin)
+    from plastibench.sweep import FAILURE, read
+
+    known.jobs = max(1, known.jobs)
+    specs = on_devices(read(known.file))
+    if known.list:
+        for spec in specs:
+            folder = known.runs_dir / spec.id
+            files = {"result.json": "complete", FAILURE: "failed", "checkpoint.pt": "begun"}
+            state = next((state for file, state in files.items() if (folder / file).exists()), "missing")
+            print(f"{state:8}  {spec.id}")
+        return 0
+    return work_pool(specs, known)
+
+
+def add_survey(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``survey``."""
+    parser.add_argument("env", nargs="?", default="cl-digits", help="task stream (default cl-digits)")
+    parser.add_argument("--agent", default="vit-nano", help="agent (default vit-nano)")
+    parser.add_argument("--intervention", help="only these: none,reset,rnr (default: every one that is registered)")
+    parser.add_argument("--seed", default="0..2", help="seeds (default 0..2)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, … (default: a GPU where there is one)")
+    parser.add_argument("--jobs", type=count, default=os.cpu_count() or 1, help="processes at a time (default: cores)")
+    parser.add_argument("--out", type=Path, help="write the table into this Markdown file, too")
+    parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
+    parser.add_argument("--threads", type=count, default=0, help="CPU threads per process (default: cores / jobs)")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add_places(parser)
+    parser.set_defaults(do=_survey)
+
+
+def _survey(known: argparse.Namespace) -> int:
+    for plugin in known.plugin:
+        import_plugin(plugin)
+    from plastibench import checkpoint, results, survey
+
+    known.jobs = max(1, known.jobs)
+    names = listed(known.intervention) if known.intervention else survey.every_intervention()
+    tables: dict[str, dict[str, Any]] = {part: {} for part in ("env", "agent", "intervention")}
+    read_option_flags(known.rest, tables)
+    run = {"seed": known.seed, "device": known.device}
+    named = {"env": known.env, "agent": known.agent, "intervention": names}
+    for part, name in named.items():
+        tables[part]["name"] = name
+    specs = on_devices(specs_of({**tables, "run": run}))
+    status = work_pool(specs, known)
+    if status == 130:
+        return status
+    first = {spec.intervention[0]: spec for spec in reversed(specs)}
+    paths = {spec.id: known.runs_dir / spec.id / "result.json" for spec in specs}
+    found = [results.read(path) for path in paths.values() if path.exists()]
+    costs = survey.measure_costs([first[name] for name in names], known.data_dir, known.runs_dir / survey.COSTS)
+    table = survey.table(found, costs, _failures(specs, known.runs_dir))
+    print(f"\n{table}\n\n{textwrap.fill(survey.LEGEND, 110)}")
+    if known.out:
+        checkpoint.write_text(known.out, f"{table}\n\n{textwrap.fill(survey.LEGEND, 110)}\n")
+    return 0
+
+
+def _failures(specs: Sequence[Any], runs_dir: Path) -> dict[str, str]:
+    """Names of interventions whose runs failed, with the last line that each said."""
+    from plastibench.sweep import FAILURE
+
+    found = {}
+    for spec in specs:
+        note = runs_dir / spec.id / FAILURE
+        if note.exists():
+            last = note.read_text(encoding="utf-8").strip().splitlines()[-1]
+            found[spec.intervention[0]] = last.removeprefix("plastibench: ")
+    return found

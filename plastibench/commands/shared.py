@@ -1,0 +1,88 @@
+"""What several commands share: names, options as flags, plugins and places."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from plastibench import registry
+from plastibench.errors import UserError, did_you_mean
+
+KINDS = {"envs": registry.envs, "agents": registry.agents, "interventions": registry.interventions}
+
+RUN_OPTIONS = (
+    *("seed", "every", "roles", "until", "offline_updates"),
+    *("representative", "device", "deterministic", "metrics"),
+)
+RUN_FLAGS = [
+    f"--{name.replace('_', '-')}"
+    for name in (
+        *("agent", "intervention", "spec", "plugin", *RUN_OPTIONS),
+        *("jobs", "threads", "quiet", "runs-dir", "data-dir", "help"),
+    )
+]
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Where results and data are."""
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where results go (default runs)")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path(os.environ.get("PLASTIBENCH_DATA", "data")),
+        help="where data sets are (default data, or $PLASTIBENCH_DATA)",
+    )
+
+
+def read_option_flags(arguments: Sequence[str], tables: dict[str, dict[str, Any]]) -> None:
+    """Put ``--env.epochs 5`` and the like into the tables of env, agent and intervention."""
+    rest = list(arguments)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        part, dot, option = flag.removeprefix("--").partition(".")
+        if not (flag.startswith("--") and dot and part in tables):
+            raise UserError(f"unknown argument '{flag}'{did_you_mean(flag, RUN_FLAGS)} (plastibench run --help)")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"{flag} needs a value")
+            value = rest.pop(0)
+        if (part, option) == ("intervention", "roles"):  # of every intervention, so it belongs to the run
+            part = "run"
+        tables[part][option] = value
+
+
+def listed(names: str | list[str]) -> list[str]:
+    """Names from ``a,b`` or from a list, each once."""
+    listed = names.split(",") if isinstance(names, str) else list(names)
+    found = list(dict.fromkeys(name.strip() for name in listed if name.strip()))
+    if names != "" and not found:
+        raise UserError(f"'{names}' names no intervention")
+    return found
+
+
+def count(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number")
+    return int(text)
+
+
+def import_plugin(plugin: str) -> None:
+    """Import a user's own module or file, which registers what it brings."""
+    try:
+        if plugin.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(plugin).stem, plugin)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # dataclasses look their module up there
+            spec.loader.exec_module(module)
+        else:
+            importlib.import_module(plugin)
+    except (Exception, SystemExit) as error:  # whatever is wrong in it is the user's to mend: name it and its kind
+        raise UserError(f"--plugin {plugin} does not load: {type(error).__name__}: {error}") from error

@@ -1,0 +1,157 @@
+"""``list``, ``info``, ``leaderboard``, ``figure`` and ``bench``: what there is, what came of it, how fast it is."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from plastibench.commands.shared import KINDS, add_places, count, import_plugin, listed, read_option_flags
+from plastibench.errors import UserError
+
+
+def add_list(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``list``."""
+    parser.add_argument("kind", nargs="?", choices=[*KINDS, "metrics"], help="what to list (default: everything)")
+    parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
+    parser.set_defaults(do=_list)
+
+
+def _list(known: argparse.Namespace) -> int:
+    for plugin in known.plugin:
+        import_plugin(plugin)
+    from plastibench.metrics import METRICS
+
+    tables = {kind: [[name, entry.summary] for name, entry in names.all().items()] for kind, names in KINDS.items()}
+    tables["metrics"] = [list(row) for row in METRICS.items()]
+    if known.kind == "interventions":
+        tables["interventions"] = _with_facts()
+    for kind, rows in tables.items():
+        if known.kind in (None, kind):
+            print(f"{kind}:")
+            widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+            for *cells, summary in rows:
+                padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+                print("  ".join(["", *padded, summary]))
+            print()
+    return 0
+
+
+def _with_facts() -> list[list[str]]:
+    """Name, kind, hooks, cost and summary of every intervention, under a header."""
+    from plastibench.interventions.catalogue import facts
+
+    rows = [["name", "kind", "hooks", "cost", "what it does (source)"]]
+    for name, entry in KINDS["interventions"].all().items():
+        known = facts(entry)
+        shown = [known.kind, " ".join(known.hooks) or "–", known.cost] if known else ["your own", "–", "–"]
+        rows.append([name, *shown, entry.summary])
+    return rows
+
+
+def add_info(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``info``."""
+    add_places(parser)
+    parser.set_defaults(do=_info)
+
+
+def _info(known: argparse.Namespace) -> int:
+    import torch
+
+    from plastibench import machine
+
+    print("versions")
+    for name, version in machine.versions().items():
+        print(f"  {name:14}{version}")
+    if machine.commit():
+        print(f"  {'commit':14}{machine.commit()}")
+    print("devices")
+    print(
+        f"  {'cpu':14}{machine.hardware('cpu')['processor']}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    )
+    for index in range(torch.cuda.device_count()):
+        print(f"  {f'cuda:{index}':14}{torch.cuda.get_device_name(index)}")
+    print(f"data in {known.data_dir}")
+    there = sorted(path.name for path in known.data_dir.iterdir()) if known.data_dir.is_dir() else []
+    print(f"  {', '.join(there) or 'nothing yet; digits need nothing'}")
+    runs = len(list(known.runs_dir.glob("**/result.json")))
+    print(f"runs in {known.runs_dir}\n  {runs} finished")
+    return 0
+
+
+def add_leaderboard(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``leaderboard``."""
+    parser.add_argument("--format", choices=["table", "markdown"], default="table", help="default table")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where results are (default runs)")
+    parser.set_defaults(do=_leaderboard)
+
+
+def _leaderboard(known: argparse.Namespace) -> int:
+    from plastibench import leaderboard
+
+    print(leaderboard.leaderboard(leaderboard.load(known.runs_dir), markdown=known.format == "markdown"))
+    return 0
+
+
+def add_figure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``figure``."""
+    parser.add_argument("out", type=Path, help="a .png, .svg or .pdf file")
+    parser.add_argument("--env", help="only runs on this task stream")
+    parser.add_argument("--intervention", help="only these rows of the leaderboard: 'none,reset,rnr tau=0.5'")
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where results are (default runs)")
+    parser.set_defaults(do=_figure)
+
+
+def _figure(known: argparse.Namespace) -> int:
+    from plastibench import figures, leaderboard
+
+    found = leaderboard.load(known.runs_dir)
+    for part in ("env", "intervention"):
+        wanted = getattr(known, part)
+        if wanted is not None:
+            names = listed(wanted)
+            there = sorted({leaderboard.label(result, part) for result in found})
+            for name in sorted(set(names) - set(there)):
+                raise UserError(
+                    f"no finished run of {part} '{name}' in {known.runs_dir} (there are {', '.join(there)})"
+                )
+            found = [result for name in names for result in found if leaderboard.label(result, part) == name]
+    figures.overview(found, known.out)
+    print(known.out)
+    return 0
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``bench``."""
+    parser.add_argument("env", nargs="?", default="cl-digits", help="task stream (default cl-digits)")
+    parser.add_argument("--agent", default="vit-nano", help="agent (default vit-nano)")
+    parser.add_argument("--intervention", default="rnr", help="intervention whose cost is measured (default rnr)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, … (default: a GPU where there is one)")
+    parser.add_argument("--updates", type=count, default=5, help="updates per measurement (default 5)")
+    parser.add_argument("--rounds", type=count, default=20, help="rounds of four measurements (default 20)")
+    parser.add_argument("--threads", type=count, default=0, help="CPU threads (default: 1 for a small network)")
+    add_places(parser)
+    parser.set_defaults(do=_bench)
+
+
+def _bench(known: argparse.Namespace) -> int:
+    for part in ("env", "agent", "intervention"):
+        KINDS[f"{part}s"][getattr(known, part)]
+    from plastibench.benchmark import benchmark
+    from plastibench.process import resolve_device
+    from plastibench.spec import RunSpec
+
+    options: dict[str, dict[str, Any]] = {part: {} for part in ("env", "agent", "intervention")}
+    read_option_flags(known.rest, options)
+    spec = RunSpec.make(
+        known.env,
+        known.agent,
+        known.intervention,
+        env_options=options["env"],
+        agent_options=options["agent"],
+        intervention_options=options["intervention"],
+        device=resolve_device(known.device),
+    )
+    print(benchmark(spec, known.data_dir, max(1, known.updates), max(2, known.rounds), known.threads))
+    return 0
