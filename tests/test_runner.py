@@ -357,6 +357,23 @@ def test_a_run_leaves_signal_handlers_as_they_were_and_works_in_a_thread(tiny: T
 
 # Exact resume -----------------------------------------------------------------------------------------------------
 
+ACTING: dict[str, dict[str, Any]] = {  # options under which eight updates show what a method does
+    "continual-backprop": {"rate": 0.1, "maturity": 1},
+    "continual-backprop-adaptable": {"rate": 0.1, "maturity": 1},
+    "self-normalized-resets": {"longest": 2, "check": 1, "retune": 3},
+    "neuroplastic-expansion": {"every": 2, "grow": 0.3},
+    "calibrated-partial-resets": {"every": 2},
+    "hare-tortoise": {"momentum": 0.5},
+    "ema": {"momentum": 0.5},
+    "wasserstein": {"every": 2},
+    "weight-clipping": {"kappa": 0.5},
+    "redo": {"tau": 1.0},
+    "regrama-post": {"tau": 1.0},
+    "regrama-weight": {"tau": 1.0},
+    "distil": {"steps": 3},
+    "rehearse": {"steps": 3},
+}
+
 
 @pytest.mark.parametrize(
     ("intervention", "options", "run_options"),
@@ -365,8 +382,8 @@ def test_a_run_leaves_signal_handlers_as_they_were_and_works_in_a_thread(tiny: T
         ("shrink-perturb-keep20", {}, {}),
         ("recouple", {"inner": "shrink-perturb-keep20"}, {"every": 3}),
         ("low-gradient-quantile", {}, {"seed": 2}),
-        ("hare-tortoise", {"momentum": 0.5}, {}),
         ("self-distillation+shrink-perturb-noise", {"self-distillation.momentum": 0.5}, {}),
+        *((name, ACTING.get(name, {}), {}) for name in registry.interventions.all()),
     ],
 )
 def test_a_run_that_crashed_at_any_update_ends_bit_identical(
