@@ -11,7 +11,6 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from plastibench.errors import UserError
 from plastibench.interventions.base import Intervention
 from plastibench.layers.optimizer_state import MomentRule
 from plastibench.layers.surgery import redraw_units, zero_outgoing
@@ -57,10 +56,6 @@ class SelfNormalizedResets(Intervention):
         assert self._watch is not None
         if not self._watch.units:
             self._watch.begin(batch)
-            if not self._watch.hidden:
-                raise UserError(
-                    "self-normalized-resets: this network has no hidden units (activated, read by known modules)"
-                )
             for unit in self._watch.hidden:
                 empty = torch.zeros(unit_count(unit.module), device=network.device)
                 self._units[unit.name] = {name: empty.clone() for name in ("silence", "sum", "number")}

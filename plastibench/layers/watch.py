@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from plastibench.errors import UserError
 from plastibench.layers.trace import Traced, trace
 from plastibench.layers.units import unit_count
 from plastibench.network import Network
@@ -38,9 +39,15 @@ class Watch:
         self.units: list[Traced] = []
 
     def begin(self, batch: TensorDictBase) -> None:
-        """Find the hidden units, and see them from the next pass on."""
+        """Find the hidden units, and see them from the next pass on.
+
+        Raises:
+            UserError: There are none.
+        """
         traced = {unit.name: unit for unit in trace(self.network, batch)}
         hidden = [unit for unit in traced.values() if unit.hidden]
+        if not hidden:
+            raise UserError("this network has no hidden units (activated, and read by known modules) to watch")
         concerned = {name for unit in hidden for name in (unit.name, *unit.readers)}
         for unit in traced.values():  # a hidden LayerNorm's unit is one neuron with the row that it normalises
             if any(isinstance(traced[reader].module, nn.LayerNorm) for reader in unit.readers if reader in concerned):
