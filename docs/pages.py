@@ -23,7 +23,18 @@ HOOKS = {
     "intervene": "at task switches, or every so many updates",
     "evaluated": "in evaluation",
 }
-API = ["network", "interventions.base", "runner", "spec", "registry", "options", "memory", "replay", "results"]
+API = [
+    "network",
+    "keeper",
+    "interventions.base",
+    "runner",
+    "spec",
+    "registry",
+    "options",
+    "memory",
+    "replay",
+    "results",
+]
 
 
 def write(folder: Path) -> None:
@@ -121,7 +132,7 @@ def start(folder: Path) -> str:
         name = picture.replace("/", "-")
         shutil.copyfile(ROOT / picture, folder / name)
         text = text.replace(f"({picture})", f"({name})")
-    text = re.sub(r"\[`?([^]`]+)`?\]\((?!https?:|#)[^)]+(?:\.(?:md|cff)|/)\)", r"`\1`", text)
+    text = re.sub(r"(?<!!)\[`?([^]`]+)`?\]\((?!https?:|#)[^)]+\)", r"`\1`", text)
     return text + "\n".join(["", *contents(["methods/index.md", "names.md", "api/index.md"])]) + "\n"
 
 
