@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from plastibench import registry
 from plastibench.agents.offpolicy import OffPolicyAgent
 from plastibench.errors import UserError
 from plastibench.offpolicy import OffPolicy
@@ -143,6 +144,9 @@ def test_two_interventions_see_the_same_environment_until_the_first_acts(tmp_pat
 
 # Interventions ----------------------------------------------------------------------------------------------------
 
+# There is no attention, and a norm before every nonlinearity already.
+DO_NOT_FIT = {("rnr-attention", "sac-mlp"), ("layernorm", "sac-mlp")}
+
 
 @pytest.mark.parametrize(
     "intervention",
@@ -180,6 +184,38 @@ def test_every_intervention_acts_on_every_network_of_every_agent_and_on_no_targe
         assert all(torch.isfinite(p).all() for p in network.module.parameters())
     assert all(same(targets[role], weights(target.module)) for role, target in learner.targets.items())
     course.advance()  # and learning goes on
+    assert {report["role"] for report in made.reports} == set(learner.networks)
+
+
+@pytest.mark.parametrize("intervention", registry.interventions.all())
+@pytest.mark.parametrize(
+    ("env", "agent", "options"),
+    [
+        ("rl-pendulum", "sac-mlp", {"critics": 3, "layer_norm": True}),
+        ("rl-minatar-breakout", "dqn-vit", {"dim": 8, "heads": 1, "depth": 1, "patch_size": 5}),
+    ],
+)
+def test_every_registered_intervention_runs_on_agents_that_act_or_says_why_not(
+    begun: Any, intervention: str, env: str, agent: str, options: dict[str, Any]
+) -> None:
+    spec = tiny(intervention, env, agent, agent_options={**options, "target_every": 10**6})
+    if (intervention, agent) in DO_NOT_FIT:
+        with pytest.raises(UserError):
+            begun(spec, 80)[0].intervene()
+        return
+    made, course, learner = begun(spec, 80)
+    targets = {
+        role: {name: p.detach().clone() for name, p in target.module.named_parameters()}
+        for role, target in learner.targets.items()
+    }
+    made.intervene()
+    for role, target in learner.targets.items():
+        now = dict(target.module.named_parameters())
+        assert list(now) == [name for name, _ in learner.networks[role].module.named_parameters()]
+        assert all(torch.equal(now[name], value) for name, value in targets[role].items() if name in now)
+    course.advance()
+    for network in learner.networks.values():
+        assert all(torch.isfinite(p).all() for p in network.module.parameters())
     assert {report["role"] for report in made.reports} == set(learner.networks)
 
 
