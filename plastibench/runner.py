@@ -333,7 +333,9 @@ class Run:
         cost = {**self.cost, "updates": self.total, **self.course.counts()}
         result = results.compose(self.spec, self.course.result(), self.reports, self.plasticity, cost, origin)
         self.recorder.finish(self.total, {**result["summary"], "seconds": self.cost["seconds"]})
-        checkpoint.save(self.folder / "final.pt", {"networks": [n.module.state_dict() for n in self.networks]})
+        states = [intervention.state_dict() for intervention in self.interventions]  # they may decide the architecture
+        final = {"networks": [n.module.state_dict() for n in self.networks], "interventions": states}
+        checkpoint.save(self.folder / "final.pt", final)
         results.write(self.folder, result)  # last: a folder with a result is a run that is complete
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
         return result

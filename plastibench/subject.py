@@ -237,10 +237,10 @@ def _load(spec: RunSpec, agent: Any, state: dict[str, Any]) -> dict[str, dict[st
         if intervention is not None:  # it may have changed the architecture
             intervention.prepare(network)
     initial = {role: {n: p.detach().clone() for n, p in each.module.named_parameters()} for role, each in networks}
+    for intervention, saved in zip(interventions, state.get("interventions", ()), strict=False):
+        if intervention is not None:
+            intervention.load_state_dict(saved)
     if "agent" in state:
-        for intervention, saved in zip(interventions, state["interventions"], strict=True):
-            if intervention is not None:
-                intervention.load_state_dict(saved)
         agent.load_state_dict(state["agent"])
         return initial
     for (_, network), saved in zip(networks, state["networks"], strict=True):

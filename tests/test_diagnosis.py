@@ -259,6 +259,16 @@ def test_a_run_is_looked_at_as_its_own_metrics_were(tiny: Any, tmp_path: Path) -
         assert value == pytest.approx(last[name], rel=1e-5, abs=1e-7), name
 
 
+def test_a_run_whose_architecture_changed_in_its_middle_is_rebuilt(tiny: Any, tmp_path: Path) -> None:
+    result = run(tiny("plasticity-injection", agent="vit-nano"), runs_dir=tmp_path, quiet=True)
+    (found,) = networks_of_run(tmp_path / result["id"], None, "cpu", samples=0, data_dir=Path("data"))
+    state = torch.load(tmp_path / result["id"] / "final.pt", weights_only=True)["networks"][0]
+    assert any("branches" in name for name in state)
+    assert {
+        name: bool((value == state[name]).all()) for name, value in found.network.module.state_dict().items()
+    } == dict.fromkeys(state, True)
+
+
 def test_every_network_of_an_agent_that_acts_is_examined(tmp_path: Path) -> None:
     from plastibench.spec import RunSpec
 
