@@ -264,9 +264,9 @@ def test_a_run_whose_architecture_changed_in_its_middle_is_rebuilt(tiny: Any, tm
     (found,) = networks_of_run(tmp_path / result["id"], None, "cpu", samples=0, data_dir=Path("data"))
     state = torch.load(tmp_path / result["id"] / "final.pt", weights_only=True)["networks"][0]
     assert any("branches" in name for name in state)
-    assert {
-        name: bool((value == state[name]).all()) for name, value in found.network.module.state_dict().items()
-    } == dict.fromkeys(state, True)
+    loaded = found.network.module.state_dict()
+    assert list(loaded) == list(state)
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
 
 
 def test_every_network_of_an_agent_that_acts_is_examined(tmp_path: Path) -> None:
