@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,9 @@ def test_a_survey_compares_times_and_says_what_does_not_run(tmp_path: Path, caps
     assert exit_.value.code == 0
     output = capsys.readouterr()
     written = (tmp_path / "table.md").read_text()
-    assert written.splitlines()[0] in output.out
+    assert written.startswith("`plastibench ")
+    assert written.splitlines()[2] in output.out
+    assert re.search(r"2 runs: .*torch \d.*on cpu;\s1 threads each;\sfloat32\.", written, re.S)
     rows = [line.split("|")[1:-1] for line in written.splitlines() if line.startswith("| `")]
     assert {row[0].strip() for row in rows} == {"`none` (1)", "`shrink-perturb-keep20` (1)"}
     keeps = {row[0].strip(): float(row[-1]) for row in rows}

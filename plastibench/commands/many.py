@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,11 +80,15 @@ def _survey(known: argparse.Namespace) -> int:
     first = {spec.intervention[0]: spec for spec in reversed(specs)}
     paths = {spec.id: known.runs_dir / spec.id / "result.json" for spec in specs}
     found = [results.read(path) for path in paths.values() if path.exists()]
+    if not found:
+        return 1
     costs = survey.measure_costs([first[name] for name in names], known.data_dir, known.runs_dir / survey.COSTS)
     table = survey.table(found, costs, _failures(specs, known.runs_dir))
-    print(f"\n{table}\n\n{textwrap.fill(survey.LEGEND, 110)}")
+    legend = textwrap.fill(f"{survey.LEGEND} {survey.origin(found)}", 110)
+    print(f"\n{table}\n\n{legend}")
     if known.out:
-        checkpoint.write_text(known.out, f"{table}\n\n{textwrap.fill(survey.LEGEND, 110)}\n")
+        command = shlex.join(["plastibench", *sys.argv[1:]])
+        checkpoint.write_text(known.out, f"`{command}`\n\n{table}\n\n{legend}\n")
     return 0
 
 
