@@ -71,12 +71,12 @@ def _dispatch(arguments: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     for name, (add, help_line) in COMMANDS.items():
         add(commands.add_parser(name, help=help_line, description=help_line, add_help=name != "run"))
-    arguments, options = _without_options(arguments)
-    known, rest = parser.parse_known_args(arguments)
+    kept, options = _without_options(arguments)
+    known, rest = parser.parse_known_args(kept)
     rest = options + rest
     if rest and known.command not in ("run", "bench", "survey", "diagnose"):
         raise UserError(f"unknown argument '{rest[0]}' (plastibench {known.command} --help)")
-    known.rest = rest
+    known.rest, known.arguments = rest, arguments
     return int(known.do(known))
 
 

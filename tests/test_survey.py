@@ -31,7 +31,7 @@ def test_a_survey_compares_times_and_says_what_does_not_run(tmp_path: Path, caps
     assert exit_.value.code == 0
     output = capsys.readouterr()
     written = (tmp_path / "table.md").read_text()
-    assert written.startswith("`plastibench ")
+    assert written.startswith("`plastibench survey relabel-digits --agent mlp ")
     assert written.splitlines()[2] in output.out
     assert re.search(r"2 runs: .*torch \d.*on cpu;\s1 threads each;\sfloat32\.", written, re.S)
     rows = [line.split("|")[1:-1] for line in written.splitlines() if line.startswith("| `")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,7 +86,7 @@ def _survey(known: argparse.Namespace) -> int:
     legend = textwrap.fill(f"{survey.LEGEND} {survey.origin(found)}", 110)
     print(f"\n{table}\n\n{legend}")
     if known.out:
-        command = shlex.join(["plastibench", *sys.argv[1:]])
+        command = shlex.join(["plastibench", *known.arguments])
         checkpoint.write_text(known.out, f"`{command}`\n\n{table}\n\n{legend}\n")
     return 0
 
