@@ -61,6 +61,7 @@ class Job:
     process: subprocess.Popen[str] | None = None
     started: float = 0.0
     lines: list[str] = field(default_factory=list)
+    asked: bool = False  # to save its state and end; a second signal would kill it before it has
 
 
 def work_through(
@@ -115,13 +116,14 @@ def work_through(
                 _start(job, options, len(running) + number)
             if stop:
                 for job in running:
-                    if job.process is not None and job.state == "running":
+                    if job.process is not None and job.state == "running" and not job.asked:
                         job.process.terminate()
+                        job.asked = True
             show.update()
             time.sleep(_REFRESH)
     finally:
         for job in pool:
-            if job.process is not None and job.process.poll() is None:
+            if job.process is not None and job.process.poll() is None and not job.asked:
                 job.process.terminate()
         show.close()
     return pool
@@ -156,7 +158,7 @@ def _look_after(job: Job, runs_dir: Path) -> None:
     status = job.process.poll()
     if status is None:
         return
-    job.state = {0: "complete", 130: "stopped"}.get(status, "failed")
+    job.state = {0: "complete", 130: "stopped"}.get(status, "stopped" if job.asked else "failed")
     note = runs_dir / job.spec.id / FAILURE
     if job.state == "failed":
         reason = "\n".join(job.lines) or f"exit status {status}"

@@ -127,6 +127,8 @@ def test_interrupted_at_random_and_started_again_it_gives_the_same_results(tmp_p
         if process.returncode == 0:
             break
         assert process.returncode == 130, error
+        assert "failed" not in error
+        assert not list((tmp_path / "parts").glob(f"*/{FAILURE}"))
     assert process.returncode == 0
     assert results(tmp_path / "parts") == results(tmp_path / "whole")
 

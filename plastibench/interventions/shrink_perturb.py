@@ -12,6 +12,7 @@ from torch import Tensor
 
 from plastibench.interventions.base import Intervention, Report
 from plastibench.layers.optimizer_state import forget_all
+from plastibench.layers.parameters import remembered
 from plastibench.layers.trace import trace
 from plastibench.layers.units import unit_count
 from plastibench.network import Network, as_batch
@@ -52,6 +53,8 @@ class ShrinkPerturb(Intervention):
         report = Report(parameters=sum(p.numel() for p in network.module.parameters()))
         redrawn = self._redrawn(network, batch)
         fresh = dict(network.fresh().named_parameters()) if redrawn or not self._initial else {}
+        if self._initial:  # what another intervention has added since begins as it is now
+            remembered(self._initial, dict(network.module.named_parameters()))
         others = self._initial or fresh
         for name, parameter in network.module.named_parameters():
             if name.rpartition(".")[0] in redrawn:

@@ -173,3 +173,15 @@ def test_later_training_does_not_reach_the_stored_weights():
     train(network, batch)  # in place, on the very tensors that were written
     method.intervene(network, batch)
     assert not changed(initial, network.module)
+
+
+def test_initial_weights_of_what_was_added_since_are_those_of_its_first_time():
+    network, batch = network_of(MLP, lr=1e-2), images()
+    method = ShrinkPerturb(0.5, 0.5, "initial")
+    method.prepare(network)
+    initial = state(network.module)
+    network.rebuild(lambda module: module.append(torch.nn.Linear(10, 10)))
+    added = state(network.module)["6.weight"]
+    method.intervene(network, batch)
+    assert torch.equal(network.module[6].weight, added)
+    assert torch.equal(network.module[1].weight, initial["1.weight"])
