@@ -36,6 +36,7 @@ class Control:
     clear_replay: bool = option(False, "forget all transitions at a task switch")
 
     frame_skip = 1
+    version = 1  # see Scenario.version
 
     @property
     def bounds(self) -> tuple[float, float] | None:

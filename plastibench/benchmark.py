@@ -7,15 +7,15 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from plastibench.agents.images import crop_and_flip
+from plastibench.checkpoint import tensor_bytes
 from plastibench.replay import everything
 from plastibench.runner import Run
 from plastibench.spec import RunSpec
@@ -116,7 +116,7 @@ def cost(spec: RunSpec, data_dir: Path, updates: int = 5, rounds: int = 12, thre
         bought = sum(p.numel() * p.element_size() for p in module.parameters())
         bought -= sum(p.numel() * p.element_size() for p in plain.run.networks[0].module.parameters())
         parameters = sum(p.numel() * p.element_size() for p in plain.run.networks[0].module.parameters())
-        kept = _bytes([intervention.state_dict() for intervention in with_it.run.interventions])
+        kept = tensor_bytes([intervention.state_dict() for intervention in with_it.run.interventions])
         for course in courses:
             course.run.close()
     low, middle, high = statistics.quantiles(ratios, n=4)
@@ -131,14 +131,6 @@ def _begun(spec: RunSpec, folder: Path, data_dir: Path, threads: int) -> Supervi
     assert isinstance(run.course, Supervised)
     run.course.begin()
     return run.course
-
-
-def _bytes(state: Any) -> int:
-    if isinstance(state, torch.Tensor):
-        return state.numel() * state.element_size()
-    if isinstance(state, Mapping):
-        return sum(map(_bytes, state.values()))
-    return sum(map(_bytes, state)) if isinstance(state, list | tuple) else 0
 
 
 def plain_loop(course: Supervised) -> Callable[[], None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -77,3 +77,14 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {path} holds no state; delete its folder to start the run anew")
     return state
+
+
+def tensor_bytes(state: Any) -> int:
+    """Bytes of all tensors in a state, however deep."""
+    import torch
+
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, Mapping):
+        return sum(map(tensor_bytes, state.values()))
+    return sum(map(tensor_bytes, state)) if isinstance(state, list | tuple) else 0

@@ -143,6 +143,11 @@ class OffPolicy:
         noise = generator(self.run.spec.run.seed, f"{purpose}-noise-{self.run.total}", self.device)
         return self.agent.prepare(self.memory.draw(size, draws).to(self.device), noise)
 
+    @property
+    def data(self) -> None:
+        """Nothing beside the environment itself, which its id and its package's version name."""
+        return None
+
     def counts(self) -> dict[str, int]:
         """Steps of the agent and of the environments, and the bytes of the memory."""
         frames = self.steps * self.scenario.frame_skip

@@ -12,7 +12,7 @@ from plastibench.errors import UserError
 from plastibench.options import as_dict
 from plastibench.spec import PARTS, RunSpec
 
-SCHEMA = 1
+SCHEMA = 2  # 1 said neither data nor version of the scenario, nor all options of the run
 _SCHEDULE = ("roles", "until", "offline_updates")
 
 
@@ -23,6 +23,7 @@ def compose(
     plasticity: Sequence[dict[str, Any]],
     cost: dict[str, float],
     origin: dict[str, Any],
+    scenario: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of a result.
 
@@ -31,8 +32,9 @@ def compose(
         course: What the course of the run found: its ``summary`` and the figures behind it.
         interventions: What each intervention did, in a few numbers.
         plasticity: Plasticity metrics at each moment they were measured.
-        cost: Seconds and samples; the only figures that differ between two runs of the same spec.
+        cost: Updates and samples, bytes kept, and seconds: the only figures that differ between two runs of a spec.
         origin: Command, commit, versions, hardware, precision.
+        scenario: Its version, and the digest of its data where it has any: results are compared where both agree.
     """
     return {
         "schema": SCHEMA,
@@ -46,6 +48,8 @@ def compose(
         "changed": {part: spec.changed(part) for part in PARTS},
         "every": spec.run.every,
         "schedule": {name: value for name, value in as_dict(spec.run).items() if name in _SCHEDULE},
+        "run": as_dict(spec.run),
+        "scenario": scenario,
         **course,
         "interventions": list(interventions),
         "plasticity": list(plasticity),
@@ -69,8 +73,8 @@ def read(path: Path) -> dict[str, Any]:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(result, dict) or result.get("schema") != SCHEMA:
-        raise UserError(f"{path} is not a result of schema {SCHEMA}")
+    if not isinstance(result, dict) or result.get("schema") not in (1, SCHEMA):
+        raise UserError(f"{path} is not a result of schema 1 or {SCHEMA}")
     return result
 
 

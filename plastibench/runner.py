@@ -46,11 +46,18 @@ class Course(Protocol):
         unit: What the rate in the progress line counts.
         task: Number of the current task, from 0.
         place: How far the run is, for the curves: epochs of the task, or steps in the environment.
+        scenario: The options of the env, with a ``version`` where it has had several.
+        data: Digest of the data it draws from; none where an environment is its own source.
     """
 
     axis: str
     unit: str
     task: int
+    scenario: Any
+
+    @property
+    def data(self) -> str | None:
+        """See above."""
 
     @property
     def place(self) -> float:
@@ -330,11 +337,16 @@ class Run:
             "threads": torch.get_num_threads(),
             "precision": self.agent.label,
         }
-        cost = {**self.cost, "updates": self.total, **self.course.counts()}
-        result = results.compose(self.spec, self.course.result(), self.reports, self.plasticity, cost, origin)
-        self.recorder.finish(self.total, {**result["summary"], "seconds": self.cost["seconds"]})
         states = [intervention.state_dict() for intervention in self.interventions]  # they may decide the architecture
         final = {"networks": [n.module.state_dict() for n in self.networks], "interventions": states}
+        kept = {
+            "network-bytes": checkpoint.tensor_bytes(final["networks"]),
+            "intervention-bytes": checkpoint.tensor_bytes(states),
+        }
+        cost = {**self.cost, "updates": self.total, **self.course.counts(), **kept}
+        scenario = {"version": getattr(self.course.scenario, "version", 1), "data": self.course.data}
+        result = results.compose(self.spec, self.course.result(), self.reports, self.plasticity, cost, origin, scenario)
+        self.recorder.finish(self.total, {**result["summary"], "seconds": self.cost["seconds"]})
         checkpoint.save(self.folder / "final.pt", final)
         results.write(self.folder, result)  # last: a folder with a result is a run that is complete
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)

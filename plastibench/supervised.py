@@ -118,6 +118,11 @@ class Supervised:
         """The samples that came first, with their present labels."""
         return everything(self.replay)[:PROBE]
 
+    @property
+    def data(self) -> str:
+        """Stands for the data that the stream draws from."""
+        return self.env.dataset.digest
+
     def counts(self) -> dict[str, int]:
         """What was consumed, for the result's ``cost``."""
         return {"samples": self.samples}

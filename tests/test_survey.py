@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from plastibench import registry, survey
-from plastibench.benchmark import Cost, _bytes, cost
+from plastibench.benchmark import Cost, cost
+from plastibench.checkpoint import tensor_bytes
 from plastibench.cli import main
 from plastibench.spec import RunSpec
 
@@ -63,7 +64,7 @@ def test_costs_count_what_is_kept_and_slowed_down(tmp_path: Path) -> None:
 
 def test_bytes_are_those_of_all_tensors_within() -> None:
     state = {"a": torch.zeros(3, dtype=torch.float64), "b": [torch.zeros(2), (torch.zeros(1, dtype=torch.uint8), 5)]}
-    assert _bytes(state) == 24 + 8 + 1
+    assert tensor_bytes(state) == 24 + 8 + 1
 
 
 def test_a_survey_is_of_everything_that_stands_for_itself() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -141,3 +142,24 @@ def test_several_processes_give_what_one_gives(tmp_path):
         assert exit_.value.code == 0
     assert results(tmp_path / "one") == results(tmp_path / "two") != {}
     assert set(os.listdir(tmp_path / "one")) == set(os.listdir(tmp_path / "two"))
+
+
+@pytest.mark.parametrize("figure", ["fig2", "fig3", "fig4", "fig5"])
+def test_the_paper_s_figures_are_ready_in_both_sizes(figure: str, tmp_path, capsys) -> None:
+    found = {}
+    for size in ("digits", "paper"):
+        with pytest.raises(SystemExit) as exit_:
+            main(["sweep", figure, "--size", size, "--list", "--runs-dir", str(tmp_path)])
+        assert exit_.value.code == 0
+        found[size] = {re.sub(r"_s\d+_\w+$", "", line.split()[1]) for line in capsys.readouterr().out.splitlines()}
+    methods = {size: {name.split("_")[2] for name in names} for size, names in found.items()}
+    assert methods["digits"] == methods["paper"] >= {"none", "reset"}
+    assert {name.split("_")[0] for name in found["paper"]} <= {"cl-cifar100", "cl-tiny-imagenet"}
+
+
+def test_a_ready_sweep_that_is_not_there_is_told(capsys) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["sweep", "fig22"])
+    assert exit_.value.code == 2
+    message = "no file and no ready sweep 'fig22'; did you mean 'fig2'? (fig2, fig3, fig4, fig5)"
+    assert message in capsys.readouterr().err

@@ -12,11 +12,19 @@ from typing import Any
 
 from plastibench.commands.run import on_devices, specs_of, work_pool
 from plastibench.commands.shared import add_places, count, import_plugin, listed, read_option_flags
+from plastibench.errors import UserError, did_you_mean
+
+SIZES = ("digits", "paper")
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``sweep``."""
-    parser.add_argument("file", type=Path, help="a TOML file of tables [env], [agent], [run] and [[grid]]")
+    parser.add_argument(
+        "file", help="a TOML file of tables [env], [agent], [run] and [[grid]]; or a ready one: fig2, fig3, fig4, fig5"
+    )
+    parser.add_argument(
+        "--size", choices=SIZES, default="digits", help="of a ready one: on digits, or as in the paper (default digits)"
+    )
     parser.add_argument("--jobs", type=count, default=os.cpu_count() or 1, help="processes at a time (default: cores)")
     parser.add_argument("--list", action="store_true", help="only show the runs and which of them are complete")
     parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
@@ -32,7 +40,7 @@ def _sweep(known: argparse.Namespace) -> int:
     from plastibench.sweep import FAILURE, read
 
     known.jobs = max(1, known.jobs)
-    specs = on_devices(read(known.file))
+    specs = on_devices(read(_file(known.file, known.size)))
     if known.list:
         for spec in specs:
             folder = known.runs_dir / spec.id
@@ -41,6 +49,17 @@ def _sweep(known: argparse.Namespace) -> int:
             print(f"{state:8}  {spec.id}")
         return 0
     return work_pool(specs, known)
+
+
+def _file(name: str, size: str) -> Path:
+    """The file of that name, or the ready one."""
+    ready = Path(__file__).parents[1] / "sweeps" / f"{name}-{size}.toml"
+    if not Path(name).exists() and "." not in name:
+        if not ready.exists():
+            names = [path.stem.removesuffix(f"-{size}") for path in sorted(ready.parent.glob(f"*-{size}.toml"))]
+            raise UserError(f"no file and no ready sweep '{name}'{did_you_mean(name, names)} ({', '.join(names)})")
+        return ready
+    return Path(name)
 
 
 def add_survey(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -641,3 +642,14 @@ def test_real_tiny_imagenet(real_data: Path) -> None:
     assert data.test_images.shape == (50 * classes, 3, 64, 64)
     assert set(np.bincount(data.train_labels)) == {500}
     assert set(np.bincount(data.test_labels)) == {50}
+
+
+def test_a_digest_stands_for_every_pixel_and_label() -> None:
+    digits = load_dataset("digits")
+    assert digits.digest == load_dataset("digits").digest
+    others = [load_dataset("digits", train_size=500).digest]
+    for name in ARRAYS:
+        array = getattr(digits, name).copy()
+        array.flat[-1] += 1
+        others.append(replace(digits, **{name: array}).digest)
+    assert len({digits.digest, *others}) == 1 + len(others)
