@@ -7,8 +7,8 @@ Precipice" (interquartile mean, stratified bootstrap, probability of improvement
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -78,13 +78,13 @@ def iqm_interval(strata: Sequence[Sequence[float]]) -> Interval:
     return Interval(value, float(drawn.confidence_interval.low), float(drawn.confidence_interval.high))
 
 
-def paired_gain(scores: Mapping[Hashable, float], base: Mapping[Hashable, float]) -> Interval | None:
+def paired_gain(scores: Mapping[Any, float], base: Mapping[Any, float]) -> Interval | None:
     """Mean difference over the seeds that both have, with Student's t interval; None where they share no seed."""
     shared = [scores[seed] - base[seed] for seed in scores if seed in base]
     return mean_interval(shared) if shared else None
 
 
-def paired_improvement(scores: Mapping[Hashable, float], base: Mapping[Hashable, float]) -> Interval | None:
+def paired_improvement(scores: Mapping[Any, float], base: Mapping[Any, float]) -> Interval | None:
     """Share of the shared seeds in which ``scores`` is higher, a tie counting half, with Wilson's interval.
 
     A bootstrap would call five wins out of five certain; Wilson's interval then begins at 57 %.
@@ -113,7 +113,7 @@ def probability_of_improvement(scores: Sequence[Sequence[float]], base: Sequence
     return float(np.mean(shares))
 
 
-def ranks(entries: Sequence[Mapping[Hashable, float]]) -> list[int]:
+def ranks(entries: Sequence[Mapping[Any, float]]) -> list[int]:
     """1 + how many others are better beyond doubt; whoever shares a rank cannot be told apart from its best.
 
     Better beyond doubt: the 95 % t interval of the difference lies above 0; paired over shared seeds where there are

@@ -110,7 +110,7 @@ def test_equal_runs_share_a_rank_and_a_constant_gain_is_no_doubt() -> None:
     better = {seed: score + 0.125 for seed, score in same.items()}
     assert ranks([same, dict(same), better]) == [2, 2, 1]
     assert ranks([{0: 0.1}, {0: 0.9}]) == [1, 1]
-    assert ranks([{s: 0.5 for s in (0, 1)}, {s: 0.25 for s in (5, 6)}]) == [1, 2]
+    assert ranks([dict.fromkeys((0, 1), 0.5), dict.fromkeys((5, 6), 0.25)]) == [1, 2]
     assert ranks([]) == []
 
 

@@ -96,7 +96,9 @@ def _run(known: argparse.Namespace) -> int:
 
 def work_pool(specs: Sequence[Any], known: argparse.Namespace) -> int:
     """Work through the specs with several processes; compare what is complete."""
-    from plastibench import leaderboard, results
+    from plastibench import results
+    from plastibench.leaderboard import formats
+    from plastibench.leaderboard.standings import standings
     from plastibench.process import stop_requests
     from plastibench.sweep import FAILURE, work_through
 
@@ -114,7 +116,7 @@ def work_pool(specs: Sequence[Any], known: argparse.Namespace) -> int:
     paths = [known.runs_dir / job.spec.id / "result.json" for job in pool]
     found = [results.read(path) for path in paths if path.exists()]
     if found:
-        print(f"\n{leaderboard.leaderboard(found)}\n")
+        print(f"\n{formats.table(standings(found))}\n")
     for job in pool:
         if job.state == "failed":
             print(f"plastibench: {job.spec.id} failed: {job.line} ({job.spec.id}/{FAILURE})", file=sys.stderr)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +85,34 @@ def _info(known: argparse.Namespace) -> int:
 
 def add_leaderboard(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``leaderboard``."""
-    parser.add_argument("--format", choices=["table", "markdown"], default="table", help="default table")
+    parser.add_argument("--format", choices=["table", "markdown", "csv", "json"], default="table", help="default table")
+    parser.add_argument("--sort", default="final", metavar="COLUMN", help="best first by this column (default final)")
+    parser.add_argument(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="keep these rows: env=cl-*, 'intervention=rnr*,none', 'seeds>=3'; several must all hold",
+    )
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where results are (default runs)")
     parser.set_defaults(do=_leaderboard)
 
 
 def _leaderboard(known: argparse.Namespace) -> int:
-    from plastibench import leaderboard
+    from plastibench.leaderboard import formats, load
+    from plastibench.leaderboard.standings import standings
 
-    print(leaderboard.leaderboard(leaderboard.load(known.runs_dir), markdown=known.format == "markdown"))
+    shown = standings(load(known.runs_dir), sorted_by=known.sort, filters=known.filter)
+    if not shown.tables:
+        raise UserError(f"no row fulfils {' and '.join(known.filter)}; see plastibench leaderboard without --filter")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    draw: dict[str, Callable[[], str]] = {
+        "table": lambda: formats.table(shown, width),
+        "markdown": lambda: formats.markdown(shown),
+        "csv": lambda: formats.as_csv(shown),
+        "json": lambda: formats.as_json(shown),
+    }
+    print(draw[known.format]())
     return 0
 
 

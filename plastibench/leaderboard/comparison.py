@@ -1,62 +1,13 @@
-"""Tables over finished runs: runs that differ in their seed alone stand in one row."""
+"""The tables at the end of ``run``: how it went task by task; runs that differ in their seed alone share a row."""
 
 from __future__ import annotations
 
-import sys
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
 
-from plastibench import results
-from plastibench.errors import UserError
-from plastibench.tables import markdown_table, mean_std, percent, text_table
+from plastibench.leaderboard.contest import Result, acts, by_group, label
+from plastibench.tables import mean_std, percent, text_table
 
-Result = dict[str, Any]
 _SHOWN_TASKS = 10
-_ACCURACIES = ("final %", "average %", "auc %", "drop", "recovery")
-_RETURNS = ("final", "average", "drop", "lowest", "Q bias", "recovery")
-
-
-def load(runs_dir: Path) -> list[Result]:
-    """All results below a folder; one that cannot be read is named on stderr and left out.
-
-    Raises:
-        UserError: There is no such folder, or no result in it.
-    """
-    if not runs_dir.is_dir():
-        raise UserError(f"no folder {runs_dir}; run something first, or name another with --runs-dir")
-    found = []
-    for path in results.find(runs_dir):
-        try:
-            found.append(results.read(path))
-        except UserError as error:
-            print(f"plastibench: left out: {error}", file=sys.stderr)
-    if not found:
-        raise UserError(f"no finished run in {runs_dir}; run something first, or name another with --runs-dir")
-    return found
-
-
-def leaderboard(found: Iterable[Result], markdown: bool = False) -> str:
-    """One table per env and agent, options included, best final accuracy or return first; mean ± std over seeds."""
-    contests: dict[tuple[str, str], list[Result]] = defaultdict(list)
-    for result in found:
-        contests[label(result, "env"), label(result, "agent")].append(result)
-    parts = []
-    for (env, agent), entries in sorted(contests.items()):
-        acting = acts(entries[0])
-        best = "final-return" if acting else "final-accuracy"
-        groups = sorted(by_group(entries), key=lambda runs: -_mean(runs, best))
-        header = [*("intervention", "seeds"), *(_RETURNS if acting else _ACCURACIES), *("seconds", "cost %")]
-        rows = [_row(runs) for runs in groups]
-        title = f"### {env}, {agent}" if markdown else f"{env}, {agent}"
-        parts.append(f"{title}\n\n{(markdown_table if markdown else text_table)(header, rows)}")
-    return "\n\n".join(parts)
-
-
-def acts(result: Result) -> bool:
-    """Whether the agent of a run acted in an environment, so that returns count and not accuracies."""
-    return "returns" in result
 
 
 def comparison(found: Sequence[Result]) -> str:
@@ -120,39 +71,6 @@ _EXPLANATION_OF_RETURNS = (
     "before it is back (in brackets: share of interventions after which it is not); revived: share of units re-drawn;\n"
     "cost: share of the run's time that the intervention took."
 )
-
-
-def by_group(found: Iterable[Result]) -> list[list[Result]]:
-    """Results of the same spec together, in order of first appearance; seeds in order."""
-    groups: dict[str, list[Result]] = {}
-    for result in found:
-        groups.setdefault(result["group"], []).append(result)
-    return [sorted(runs, key=lambda run: run["seed"]) for runs in groups.values()]
-
-
-def label(result: Result, part: str = "intervention") -> str:
-    """The name of an env, agent or intervention, with the options that differ from what it stands for."""
-    changed = {**result["changed"][part]}
-    if part == "intervention":
-        if result["every"]:
-            changed["every"] = result["every"]
-        changed.update(result.get("schedule", {}))
-    shown = {key.replace("__", "."): ",".join(map(str, v)) if isinstance(v, list) else v for key, v in changed.items()}
-    return " ".join([result[part], *(f"{key}={value}" for key, value in shown.items())])
-
-
-def _row(runs: list[Result]) -> list[str]:
-    summaries = [run["summary"] for run in runs]
-
-    def column(name: str) -> str:
-        return mean_std([summary[name] for summary in summaries])
-
-    seconds = mean_std([run["cost"]["seconds"] for run in runs], scale=1, digits=0)
-    if acts(runs[0]):
-        shown = _returns(runs, "final-return", "average-return", "mean-drop", "mean-lowest", "final-q-bias")
-        return [label(runs[0]), str(len(runs)), *shown, _steps(runs), seconds, _cost(runs)]
-    shown = [column(name) for name in ("final-accuracy", "average-accuracy", "auc", "mean-drop")]
-    return [label(runs[0]), str(len(runs)), *shown, recovery(runs), seconds, _cost(runs)]
 
 
 def _returns(runs: list[Result], *names: str) -> list[str]:

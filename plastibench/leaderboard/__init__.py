@@ -1,0 +1,6 @@
+"""Finished runs compared: what may be compared, statistics over seeds, and how they are shown."""
+
+from plastibench.leaderboard.comparison import comparison, final_accuracy, recovery
+from plastibench.leaderboard.contest import Result, acts, by_group, contests, label, load
+
+__all__ = ["Result", "acts", "by_group", "comparison", "contests", "final_accuracy", "label", "load", "recovery"]

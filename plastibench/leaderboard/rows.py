@@ -1,0 +1,157 @@
+"""A row per entry: figures with their intervals, rank, gain over doing nothing, extra time and memory."""
+
+from __future__ import annotations
+
+import statistics as plain
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from plastibench.leaderboard.contest import BASE, Contest, Entry, Result
+from plastibench.metrics.performance import mean
+from plastibench.statistics import iqm_interval, mean_interval, paired_gain, paired_improvement, ranks
+
+Row = dict[str, Any]
+
+
+def rows(contest: Contest) -> list[Row]:
+    """The rows of a contest, the best mean first; what cannot be ranked has no rank, and says why.
+
+    Keys: ``env``, ``agent``, ``rank`` (None where there is none), ``tied``, ``intervention``, ``seeds``, ``final``,
+    ``iqm``, ``gain``, ``better`` (share of shared seeds in which it beats ``none``), ``average``, ``auc``, ``drop``,
+    ``recovery`` (epochs or steps), ``unrecovered``, ``time`` and ``memory`` (of the run, over ``none``'s), ``cost``
+    (share of the run's time that the intervention took), ``apart``. Figures with an interval are
+    :class:`~plastibench.statistics.Interval`; accuracies are shares.
+    """
+    base = contest.base
+    scores = {entry.name: entry.scores(contest.score) for entry in contest.entries}
+    ranked = [entry.name for entry in contest.entries if len(scores[entry.name]) > 1 and not entry.apart]
+    places = dict(zip(ranked, ranks([scores[name] for name in ranked]), strict=True))
+    shared = Counter(places.values())
+    made = []
+    for entry in contest.entries:
+        if not scores[entry.name]:
+            continue
+        rank = places.get(entry.name)
+        row = {
+            "env": contest.env,
+            "agent": contest.agent,
+            "rank": rank,
+            "tied": rank is not None and shared[rank] > 1,
+            "intervention": entry.name,
+            "seeds": sorted(entry.runs),
+            **_performance(entry, contest),
+            **_against(scores[entry.name], scores[base.name] if base else {}, is_base=entry is base),
+            **_cost(entry, base),
+            "apart": entry.apart,
+        }
+        made.append(row)
+    return sorted(made, key=lambda row: -row["final"].value)
+
+
+def overall(made: Sequence[Contest]) -> list[Row]:
+    """Over all contests: rank, interquartile mean over their runs, and how often ``none`` is beaten.
+
+    An entry is ranked if it stands in every contest. What counts are accuracies as shares and normalised returns; a
+    contest without these, or of one entry alone, is left out.
+
+    Keys: ``rank``, ``tied``, ``intervention``, ``contests``, ``of``, ``runs``, ``iqm``, ``gain``, ``better``,
+    ``mean_rank``, ``lacking``.
+    """
+    fields = [contest for contest in made if sum(bool(_normalised(e, contest)) for e in contest.entries) > 1]
+    if len(fields) < 2:
+        return []
+    scores: dict[str, list[dict[int, float]]] = {}  # by name, then by contest
+    positions: dict[str, list[int]] = {}
+    for number, contest in enumerate(fields):
+        entries = [entry for entry in contest.entries if not entry.apart and _normalised(entry, contest)]
+        found = [_normalised(entry, contest) for entry in entries]
+        for entry, values, position in zip(entries, found, ranks(found), strict=True):
+            scores.setdefault(entry.name, [{} for _ in fields])[number] = values
+            positions.setdefault(entry.name, []).append(position)
+    flat = {name: _flat(by_contest) for name, by_contest in scores.items()}
+    complete = [name for name, by_contest in scores.items() if all(by_contest)]
+    places = dict(zip(complete, ranks([flat[name] for name in complete]), strict=True))
+    shared = Counter(places.values())
+    rows_ = []
+    for name, by_contest in scores.items():
+        rank = places.get(name)
+        rows_.append(
+            {
+                "rank": rank,
+                "tied": rank is not None and shared[rank] > 1,
+                "intervention": name,
+                "contests": sum(map(bool, by_contest)),
+                "of": len(fields),
+                "runs": len(flat[name]),
+                "iqm": iqm_interval([list(values.values()) for values in by_contest if values]),
+                **_against(flat[name], flat.get(BASE, {}), is_base=name == BASE),
+                "mean_rank": plain.fmean(positions[name]),
+                "lacking": [f.title for f, values in zip(fields, by_contest, strict=True) if not values],
+            }
+        )
+    return sorted(rows_, key=lambda row: (-row["contests"], -row["iqm"].value))
+
+
+def _flat(by_contest: Sequence[Mapping[int, float]]) -> dict[Any, float]:
+    return {(number, seed): value for number, values in enumerate(by_contest) for seed, value in values.items()}
+
+
+def _normalised(entry: Entry, contest: Contest) -> dict[int, float]:
+    return entry.scores("normalised-return" if contest.acts else "final-accuracy")
+
+
+def _performance(entry: Entry, contest: Contest) -> Row:
+    final = list(entry.scores(contest.score).values())
+    drops = list(entry.scores("mean-drop").values())
+    kind = "return" if contest.acts else "accuracy"
+    return {
+        "final": mean_interval(final),
+        "iqm": iqm_interval([final]),
+        "average": _mean(entry, f"average-{kind}"),
+        "auc": _mean(entry, "auc"),
+        "drop": mean_interval(drops) if drops else None,
+        "recovery": _mean(entry, "mean-recovery-steps" if contest.acts else "mean-recovery-epochs"),
+        "unrecovered": _mean(entry, "unrecovered-share"),
+    }
+
+
+def _against(scores: Mapping[Any, float], base: Mapping[Any, float], is_base: bool) -> Row:
+    """Gain and share of wins over the base; nothing to say of the base itself."""
+    found: Row = {"gain": None, "better": None}
+    if not is_base:
+        found = {"gain": paired_gain(scores, base), "better": paired_improvement(scores, base)}
+    return found
+
+
+def _cost(entry: Entry, base: Entry | None) -> Row:
+    runs = entry.runs.values()
+    share = mean([run["cost"]["intervention-seconds"] / max(run["cost"]["seconds"], 1e-9) for run in runs])
+    found: Row = {"time": None, "memory": None, "cost": share, "seconds": mean([r["cost"]["seconds"] for r in runs])}
+    if base is not None:
+        pairs = [(run, base.runs[seed]) for seed, run in entry.runs.items() if seed in base.runs]
+        times = [_seconds(run) / _seconds(other) for run, other in pairs if _machine(run) == _machine(other)]
+        kept = [(_bytes(run), _bytes(other)) for run, other in pairs]
+        sizes = [ours / theirs for ours, theirs in kept if ours and theirs]
+        found["time"] = plain.median(times) if times else None
+        found["memory"] = plain.median(sizes) if sizes else None
+    return found
+
+
+def _seconds(run: Result) -> float:
+    """What the run took, without the plasticity metrics: those are measured whatever the intervention."""
+    return max(run["cost"]["seconds"] - run["cost"].get("metric-seconds", 0.0), 1e-9)
+
+
+def _bytes(run: Result) -> int:
+    """Parameters and what the intervention keeps; 0 where the result does not say."""
+    return int(run["cost"].get("network-bytes", 0) + run["cost"].get("intervention-bytes", 0))
+
+
+def _machine(run: Result) -> tuple[Any, ...]:
+    hardware = run["origin"].get("hardware", {})
+    return hardware.get("processor"), hardware.get("device"), run["origin"].get("threads")
+
+
+def _mean(entry: Entry, name: str) -> float | None:
+    return mean(list(entry.scores(name).values()))
