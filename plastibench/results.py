@@ -71,8 +71,8 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not isinstance(result, dict) or result.get("schema") not in (1, SCHEMA):
         raise UserError(f"{path} is not a result of schema 1 or {SCHEMA}")
     return result

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +106,7 @@ class RunSpec:
     @property
     def id(self) -> str:
         """Readable and unique: names, seed, and a digest of all options (the device by kind only)."""
-        run = {**options.as_dict(self.run), "device": self.run.device.partition(":")[0]}
-        content = json.dumps([self.env, self.agent, self.intervention, run], sort_keys=True, default=dict)
-        digest = hashlib.sha256(content.encode()).hexdigest()[:6]
-        intervention = self.intervention[0]
-        return f"{self.env[0]}_{self.agent[0]}_{intervention}_s{self.run.seed}_{digest}"
+        return identity([self.env, self.agent, self.intervention], options.as_dict(self.run))
 
     def group(self) -> str:
         """What runs have in common that differ in their seed alone."""
@@ -127,6 +123,19 @@ class RunSpec:
         name, values = getattr(self, part)
         entry = getattr(registry, f"{part}s")[name]
         return options.build(entry.load(), values, f"{part} {name}")
+
+
+def identity(parts: Sequence[tuple[str, Mapping[str, Any]]], run: Mapping[str, Any]) -> str:
+    """What a run is called, see :attr:`RunSpec.id`.
+
+    Args:
+        parts: Name and all options of env, agent and intervention.
+        run: All options of the run.
+    """
+    kind = str(run["device"]).partition(":")[0]
+    content = json.dumps([*parts, {**run, "device": kind}], sort_keys=True, default=dict)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:6]
+    return f"{'_'.join(name for name, _ in parts)}_s{run['seed']}_{digest}"
 
 
 def read_tables(text: str, where: str) -> dict[str, dict[str, Any]]:

@@ -43,15 +43,18 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def iqm(strata: Sequence[Sequence[float]], axis: int = -1) -> float:
-    """Interquartile mean: of all values together, without the lowest and the highest quarter.
+def iqm(strata: Sequence[npt.ArrayLike]) -> Any:
+    """Interquartile mean: of all values together, without the lowest and the highest quarter of them.
 
     Args:
-        strata: Scores by scenario, one per seed. [scenarios][S]
-        axis: Along which seeds lie.
+        strata: Scores by scenario, the seeds last. [scenarios][..., S]
+
+    Returns:
+        As ``scipy.stats.trim_mean(…, 0.25)``, which is an order of magnitude slower. [...]
     """
-    found: float = stats.trim_mean(np.concatenate([np.asarray(each, float) for each in strata], axis), _TRIMMED, axis)
-    return found
+    together = np.sort(np.concatenate([np.asarray(each, float) for each in strata], -1), -1)
+    cut = int(_TRIMMED * together.shape[-1])
+    return together[..., cut : together.shape[-1] - cut].mean(-1)
 
 
 def iqm_interval(strata: Sequence[Sequence[float]]) -> Interval:
@@ -69,7 +72,7 @@ def iqm_interval(strata: Sequence[Sequence[float]]) -> Interval:
         return Interval(value, value, value)
     drawn = stats.bootstrap(
         [np.asarray(each, float) for each in strata],
-        lambda *each, axis: iqm(each, axis),
+        lambda *each, axis: iqm(each),  # resamples come with the seeds last
         n_resamples=RESAMPLES,
         confidence_level=LEVEL,
         method="percentile",

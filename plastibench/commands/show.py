@@ -85,6 +85,7 @@ def _info(known: argparse.Namespace) -> int:
 
 def add_leaderboard(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``leaderboard``."""
+    parser.add_argument("words", nargs="*", metavar="add FILE", help="check a result.json from elsewhere, and add it")
     parser.add_argument("--format", choices=["table", "markdown", "csv", "json"], default="table", help="default table")
     parser.add_argument("--sort", default="final", metavar="COLUMN", help="best first by this column (default final)")
     parser.add_argument(
@@ -99,10 +100,12 @@ def add_leaderboard(parser: argparse.ArgumentParser) -> None:
 
 
 def _leaderboard(known: argparse.Namespace) -> int:
+    if known.words:
+        return _add(known.words, known.runs_dir)
     from plastibench.leaderboard import formats, load
     from plastibench.leaderboard.standings import standings
 
-    shown = standings(load(known.runs_dir), sorted_by=known.sort, filters=known.filter)
+    shown = standings(load(known.runs_dir, lean=True), sorted_by=known.sort, filters=known.filter)
     if not shown.tables:
         raise UserError(f"no row fulfils {' and '.join(known.filter)}; see plastibench leaderboard without --filter")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
@@ -113,6 +116,20 @@ def _leaderboard(known: argparse.Namespace) -> int:
         "json": lambda: formats.as_json(shown),
     }
     print(draw[known.format]())
+    return 0
+
+
+def _add(words: list[str], runs_dir: Path) -> int:
+    from plastibench.leaderboard.admission import add
+
+    action, *files = words
+    if action != "add" or not files:
+        raise UserError(f"leaderboard {' '.join(words)}: expected leaderboard add FILE, or no word at all")
+    for file in files:
+        place, unchecked = add(Path(file), runs_dir)
+        print(place)
+        for note in unchecked:
+            print(f"plastibench: {place}: {note}", file=sys.stderr)
     return 0
 
 

@@ -21,6 +21,7 @@ _NEEDED = {
     **dict.fromkeys(("changed", "options", "summary", "cost", "origin"), dict),
     **dict.fromkeys(("interventions", "plasticity"), list),
 }
+_LONG = ("tasks", "returns", "events", "interventions", "plasticity")
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,14 @@ class Contest:
         return max(found, key=lambda entry: len(entry.runs), default=None)
 
 
-def load(runs_dir: Path) -> list[Result]:
+def load(runs_dir: Path, lean: bool = False) -> list[Result]:
     """All results below a folder; one that cannot be used is named on stderr and left out.
 
     Each knows its folder as ``result["folder"]``.
+
+    Args:
+        runs_dir: Where to look.
+        lean: Without what only figures need, task by task: thousands of results then fit into memory.
 
     Raises:
         UserError: There is no such folder, or no result in it.
@@ -100,6 +105,8 @@ def load(runs_dir: Path) -> list[Result]:
         except UserError as error:
             print(f"plastibench: left out: {error}", file=sys.stderr)
         else:
+            if lean:
+                result = {key: [] if key in _LONG else value for key, value in result.items()}
             found[result["id"]] = {**result, "folder": path.parent}
     if not found:
         raise UserError(f"no finished run in {runs_dir}; run something first, or name another with --runs-dir")

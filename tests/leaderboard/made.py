@@ -1,0 +1,78 @@
+"""Results as a run would leave them, made of a few numbers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from plastibench import results
+from plastibench.metrics import performance, returns
+from plastibench.spec import RunSpec
+
+ORIGIN = {
+    "command": "plastibench run …",
+    "commit": "0123456789ab",
+    "versions": {"plastibench": "0.1.0", "torch": "2.15.0"},
+    "hardware": {"processor": "some CPU", "cores": 2, "device": "cpu"},
+    "threads": 1,
+    "precision": "float32",
+}
+DATA = "0f6e50cfa734"
+
+
+def result(
+    intervention: str = "none",
+    seed: int = 0,
+    final: float = 0.5,
+    *,
+    drop: float = 0.0,
+    data: str | None = DATA,
+    version: int = 1,
+    cost: dict[str, Any] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Of a supervised run over three tasks; ``more`` goes into the spec."""
+    options = {"env": "cl-digits", "agent": "mlp", "device": "cpu", **more}
+    env_options = {"noise": (0.5, 0.1, 0.0), "epochs": 2, **options.pop("env_options", {})}
+    spec = RunSpec.make(intervention=intervention, seed=seed, env_options=env_options, **options)
+    ends = [final - 0.2, final - 0.1, final]
+    records = [performance.TaskRecord(0, 10, 0.5, curve=[(0.0, 0.1), (2.0, ends[0])], train_accuracy=1.0)]
+    for number, (before, end) in enumerate(itertools.pairwise(ends), 1):
+        found = {"before": before, "after": before - drop, "agreement": 1 - drop, "output_kl": drop}
+        record = performance.TaskRecord.after_switch(number, 10 * (number + 1), 0.0, found)
+        record.curve, record.train_accuracy = [(0.0, before - drop), (2.0, end)], 1.0
+        records.append(record)
+    course = {
+        "summary": performance.summary(records),
+        "tasks": [performance.task_figures(record) for record in records],
+    }
+    return _composed(spec, course, cost, {"version": version, "data": data})
+
+
+def acting(intervention: str = "none", seed: int = 0, final: float = 100.0, **more: Any) -> dict[str, Any]:
+    """Of a run in CartPole."""
+    options = {"env": "rl-cartpole", "agent": "dqn-mlp", "device": "cpu", **more}
+    spec = RunSpec.make(intervention=intervention, seed=seed, **options)
+    curve = [returns.Evaluation(0, steps, final * steps / 3000, 0.1) for steps in (0, 1000, 2000, 3000)]
+    course = returns.result(curve, [], 3000, (0.0, 500.0))
+    return _composed(spec, course, {"agent-steps": 3000}, {"version": 1, "data": None})
+
+
+def _composed(spec: RunSpec, course: Any, cost: dict[str, Any] | None, scenario: dict[str, Any]) -> dict[str, Any]:
+    usual = {"seconds": 10.0, "intervention-seconds": 0.5, "metric-seconds": 1.0, "updates": 60}
+    sizes = {"network-bytes": 1000, "intervention-bytes": 0}
+    made = results.compose(spec, course, [], [], {**usual, **sizes, **(cost or {})}, ORIGIN, scenario)
+    plain: dict[str, Any] = json.loads(json.dumps(made))
+    return plain
+
+
+def written(folder: Path, found: Sequence[dict[str, Any]]) -> Path:
+    """A folder of runs."""
+    for each in found:
+        place = folder / each["id"]
+        place.mkdir(parents=True, exist_ok=True)
+        results.write(place, each)
+    return folder
