@@ -71,20 +71,6 @@ def table(found: Sequence[dict[str, Any]], costs: Mapping[str, Cost], failures: 
     return "\n".join([lines[0], "", *lines[1:]]) if lines[1:] else lines[0]
 
 
-def origin(found: Sequence[Mapping[str, Any]]) -> str:
-    """Where results come from: code, versions, hardware, threads, precision; several of each if they differ."""
-    made = [run["origin"] for run in found]
-    facts = [
-        *(f"commit {one['commit']}" for one in made),
-        *(f"torch {one['versions']['torch']}" for one in made),
-        *(f"{one['hardware']['processor']}, {one['hardware']['cores']} cores" for one in made),
-        *(f"on {one['hardware']['device']}" for one in made),
-        *(f"{one['threads']} threads each" for one in made),
-        *(one["precision"] for one in made),
-    ]
-    return f"{len(made)} runs: {'; '.join(dict.fromkeys(facts))}."
-
-
 def _cost_cells(found: Cost | None) -> list[str]:
     if found is None:
         return ["–", "–", "–"]

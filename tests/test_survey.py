@@ -34,7 +34,7 @@ def test_a_survey_compares_times_and_says_what_does_not_run(tmp_path: Path, caps
     written = (tmp_path / "table.md").read_text()
     assert written.startswith("`plastibench survey relabel-digits --agent mlp ")
     assert written.splitlines()[2] in output.out
-    assert re.search(r"2 runs: .*torch \d.*on cpu;\s1 threads each;\sfloat32\.", written, re.S)
+    assert re.search(r"2 runs: commit.*torch\s\d.*on\scpu;\sthreads\seach:\s1;\sprecision\sfloat32", written, re.S)
     rows = [line.split("|")[1:-1] for line in written.splitlines() if line.startswith("| `")]
     assert {row[0].strip() for row in rows} == {"`none` (1)", "`shrink-perturb-keep20` (1)"}
     keeps = {row[0].strip(): float(row[-1]) for row in rows}

@@ -82,6 +82,7 @@ def _survey(known: argparse.Namespace) -> int:
     for plugin in known.plugin:
         import_plugin(plugin)
     from plastibench import checkpoint, results, survey
+    from plastibench.leaderboard import origin
 
     known.jobs = max(1, known.jobs)
     names = listed(known.intervention) if known.intervention else survey.every_intervention()
@@ -102,7 +103,7 @@ def _survey(known: argparse.Namespace) -> int:
         return 1
     costs = survey.measure_costs([first[name] for name in names], known.data_dir, known.runs_dir / survey.COSTS)
     table = survey.table(found, costs, _failures(specs, known.runs_dir))
-    legend = textwrap.fill(f"{survey.LEGEND} {survey.origin(found)}", 110)
+    legend = textwrap.fill(f"{survey.LEGEND} {origin(found)}", 110)
     print(f"\n{table}\n\n{legend}")
     if known.out:
         command = shlex.join(["plastibench", *known.arguments])

@@ -86,7 +86,10 @@ def _info(known: argparse.Namespace) -> int:
 def add_leaderboard(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``leaderboard``."""
     parser.add_argument("words", nargs="*", metavar="add FILE", help="check a result.json from elsewhere, and add it")
-    parser.add_argument("--format", choices=["table", "markdown", "csv", "json"], default="table", help="default table")
+    parser.add_argument(
+        "--format", choices=["table", "markdown", "csv", "json", "html"], default="table", help="default table"
+    )
+    parser.add_argument("--out", type=Path, help="write into this file instead")
     parser.add_argument("--sort", default="final", metavar="COLUMN", help="best first by this column (default final)")
     parser.add_argument(
         "--filter",
@@ -102,7 +105,9 @@ def add_leaderboard(parser: argparse.ArgumentParser) -> None:
 def _leaderboard(known: argparse.Namespace) -> int:
     if known.words:
         return _add(known.words, known.runs_dir)
+    from plastibench.checkpoint import write_text
     from plastibench.leaderboard import formats, load
+    from plastibench.leaderboard.page import page
     from plastibench.leaderboard.standings import standings
 
     shown = standings(load(known.runs_dir, lean=True), sorted_by=known.sort, filters=known.filter)
@@ -114,8 +119,14 @@ def _leaderboard(known: argparse.Namespace) -> int:
         "markdown": lambda: formats.markdown(shown),
         "csv": lambda: formats.as_csv(shown),
         "json": lambda: formats.as_json(shown),
+        "html": lambda: page(shown),
     }
-    print(draw[known.format]())
+    text = draw[known.format]()
+    if known.out is None:
+        print(text)
+    else:
+        write_text(known.out, f"{text}\n")
+        print(known.out)
     return 0
 
 

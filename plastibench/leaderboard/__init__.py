@@ -1,6 +1,17 @@
 """Finished runs compared: what may be compared, statistics over seeds, and how they are shown."""
 
 from plastibench.leaderboard.comparison import comparison, final_accuracy, recovery
-from plastibench.leaderboard.contest import Result, acts, by_group, contests, label, load
+from plastibench.leaderboard.contest import Result, acts, by_group, contests, label, load, origin
 
-__all__ = ["Result", "acts", "by_group", "comparison", "contests", "final_accuracy", "label", "load", "recovery"]
+__all__ = [
+    "Result",
+    "acts",
+    "by_group",
+    "comparison",
+    "contests",
+    "final_accuracy",
+    "label",
+    "load",
+    "origin",
+    "recovery",
+]

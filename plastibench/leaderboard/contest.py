@@ -21,6 +21,7 @@ _NEEDED = {
     **dict.fromkeys(("changed", "options", "summary", "cost", "origin"), dict),
     **dict.fromkeys(("interventions", "plasticity"), list),
 }
+_NAMED = 4  # commits, machines and the like
 _LONG = ("tasks", "returns", "events", "interventions", "plasticity")
 
 
@@ -165,6 +166,27 @@ def label(result: Result, part: str = "intervention", also: Iterable[str] = ()) 
             changed["every"] = result["every"]
         changed.update(result.get("schedule", {}))
     return " ".join([result[part], *(f"{key.replace('__', '.')}={_shown(value)}" for key, value in changed.items())])
+
+
+def origin(found: Sequence[Result]) -> str:
+    """Where results come from: code, versions, hardware, threads, precision; several of each if they differ."""
+    made = [run["origin"] for run in found]
+    facts = {
+        "commit": [one["commit"] or "unknown" for one in made],
+        "torch": [one["versions"]["torch"] for one in made],
+        "": [f"{one['hardware']['processor']}, {one['hardware'].get('cores', '?')} cores" for one in made],
+        "on": [one["hardware"]["device"] for one in made],
+        "threads each:": [str(one["threads"]) for one in made],
+        "precision": [one["precision"] for one in made],
+    }
+    told = [f"{name} {_several(values)}".strip() for name, values in facts.items()]
+    return f"{len(made)} runs: {'; '.join(told)}"
+
+
+def _several(values: Sequence[str]) -> str:
+    different = list(dict.fromkeys(values))
+    more = f" and {len(different) - _NAMED} more" if len(different) > _NAMED else ""
+    return " and ".join(different[:_NAMED]) + more
 
 
 # What must be the same -------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def table(shown: Standings, width: int = 0) -> str:
     parts, used, hidden = [], {}, 0
     for contest, made in shown.tables:
         columns, lines = _fitting(made, contest, width)
-        hidden = max(hidden, len(_columns(contest)) - len(columns))
+        hidden = max(hidden, len(columns_of(contest)) - len(columns))
         used.update({column.heading: column.meaning for column in columns})
         parts.append("\n\n".join([contest.title, text_table(headings(columns, contest), lines)]))
         parts += _wrapped(notes(contest, made))
@@ -48,7 +48,7 @@ def markdown(shown: Standings) -> str:
     """The same as Markdown, with every column."""
     parts = []
     for contest, made in shown.tables:
-        columns = _columns(contest)
+        columns = columns_of(contest)
         lines = [cells(row, columns, contest) for row in made]
         parts += [f"### {contest.title}", _quoted(headings(columns, contest), lines), *_listed(notes(contest, made))]
     if shown.overall:
@@ -96,13 +96,14 @@ def cells(row: Row, columns: Sequence[Column], contest: Contest | None = None) -
     return [_cell(row, column, acts=contest is not None and contest.acts) for column in columns]
 
 
-def _columns(contest: Contest) -> list[Column]:
+def columns_of(contest: Contest) -> list[Column]:
+    """Those that say something about a contest."""
     return [column for column in COLUMNS if not (contest.acts and column.key == "auc")]
 
 
 def _fitting(made: Sequence[Row], contest: Contest, width: int) -> tuple[list[Column], list[list[str]]]:
     """The columns that fit into a width, and their cells."""
-    columns = _columns(contest)
+    columns = columns_of(contest)
     while True:
         lines = [cells(row, columns, contest) for row in made]
         spare = max(columns, key=lambda column: column.spare)
