@@ -15,6 +15,8 @@ from plastibench import machine
 from plastibench.errors import UserError
 from plastibench.spec import RunSpec
 
+GPU_SHARE = "PLASTIBENCH_GPU_SHARE"  # of a GPU's memory, for a process that shares it with others
+
 
 def resolve_device(name: str) -> str:
     """The device that ``auto`` stands for, or the one named.
@@ -40,6 +42,9 @@ def set_up_torch(spec: RunSpec) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
         spec.agent[1].get("precision", "float32") != "float32"
     )
+    share = os.environ.get(GPU_SHARE)
+    if share and spec.run.device.startswith("cuda"):  # a run that wants more fails by itself, not its neighbours
+        torch.cuda.set_per_process_memory_fraction(float(share), torch.device(spec.run.device).index)
     torch.use_deterministic_algorithms(spec.run.deterministic)
     if spec.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

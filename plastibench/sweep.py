@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from rich.table import Table
 from plastibench import checkpoint, registry
 from plastibench.errors import UserError, did_you_mean
 from plastibench.options import field_name, is_list, options_of
+from plastibench.process import GPU_SHARE
 from plastibench.spec import PARTS, RunOptions, RunSpec, read_toml, seeds_of
 
 _TABLES = (*PARTS, "run")
@@ -61,6 +63,7 @@ class Job:
     process: subprocess.Popen[str] | None = None
     started: float = 0.0
     lines: list[str] = field(default_factory=list)
+    card: int | None = None  # the GPU that it was given, where there are several
     asked: bool = False  # to save its state and end; a second signal would kill it before it has
 
 
@@ -89,33 +92,24 @@ def work_through(
         stop: Becomes true when the processes shall save their state and end.
         quiet: Show nothing.
     """
-    pool = [Job(spec) for spec in specs]
-    for job in pool:
-        folder = runs_dir / job.spec.id
-        if (folder / "result.json").exists():
-            job.state = "complete"
-        elif not (folder / "spec.toml").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.write_text(folder / "spec.toml", job.spec.to_toml())
+    pool = prepare(specs, runs_dir)
     shared = threads or max(1, (os.cpu_count() or 1) // jobs)
     options = ["--runs-dir", str(runs_dir), "--data-dir", str(data_dir), "--threads", str(shared)]
     options += [word for plugin in plugins for word in ("--plugin", plugin)]
     show = _Show(pool, quiet)
     try:
         while any(job.state in ("waiting", "running") for job in pool):
-            running = [job for job in pool if job.state == "running"]
-            for job in running:
+            for job in (job for job in pool if job.state == "running"):
                 _look_after(job, runs_dir)
             if stop:
                 for job in pool:
                     if job.state == "waiting":
                         job.state = "stopped"
             free = jobs - sum(job.state == "running" for job in pool)
-            waiting = [job for job in pool if job.state == "waiting"]
-            for number, job in enumerate(waiting[:free]):
-                _start(job, options, len(running) + number)
+            for job in [job for job in pool if job.state == "waiting"][:free]:
+                _start(job, options, _on_gpu(job, pool, jobs))
             if stop:
-                for job in running:
+                for job in pool:
                     if job.process is not None and job.state == "running" and not job.asked:
                         job.process.terminate()
                         job.asked = True
@@ -129,17 +123,45 @@ def work_through(
     return pool
 
 
-def _start(job: Job, options: list[str], number: int) -> None:
-    environment = dict(os.environ)
-    if job.spec.run.device in ("auto", "cuda") and (cards := _cards()) > 1:
-        environment["CUDA_VISIBLE_DEVICES"] = str(number % cards)
+def prepare(specs: Sequence[RunSpec], runs_dir: Path) -> list[Job]:
+    """Write the spec of every run that has none yet; ``plastibench resume`` then runs it, here or under any scheduler.
+
+    Args:
+        specs: What to run.
+        runs_dir: Where results go.
+    """
+    pool = [Job(spec) for spec in specs]
+    for job in pool:
+        folder = runs_dir / job.spec.id
+        if (folder / "result.json").exists():
+            job.state = "complete"
+        elif not (folder / "spec.toml").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_text(folder / "spec.toml", job.spec.to_toml())
+    return pool
+
+
+def _on_gpu(job: Job, pool: Sequence[Job], jobs: int) -> dict[str, str]:
+    """What the environment says of GPUs: the one with the fewest runs, and how much of its memory is the run's."""
+    if not job.spec.run.device.startswith("cuda"):
+        return {}
+    cards = _cards()
+    found = {GPU_SHARE: str(1 / math.ceil(jobs / max(1, cards)))}
+    if job.spec.run.device == "cuda" and cards > 1:
+        busy = [other.card for other in pool if other.state == "running"]
+        job.card = min(range(cards), key=busy.count)
+        found["CUDA_VISIBLE_DEVICES"] = str(job.card)
+    return found
+
+
+def _start(job: Job, options: list[str], on_gpu: dict[str, str]) -> None:
     # A session of its own: Ctrl-C reaches this process alone, which then asks the others to save.
     job.process = subprocess.Popen(
         [sys.executable, "-m", "plastibench", "resume", job.spec.id, *options],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env={**os.environ, **on_gpu},
         start_new_session=True,
     )
     job.state, job.started = "running", time.monotonic()

@@ -27,6 +27,11 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--jobs", type=count, default=os.cpu_count() or 1, help="processes at a time (default: cores)")
     parser.add_argument("--list", action="store_true", help="only show the runs and which of them are complete")
+    parser.add_argument(
+        "--prepare",
+        action="store_true",
+        help="only write specs, and print the ids of what is missing, for a scheduler that runs plastibench resume ID",
+    )
     parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
     parser.add_argument("--threads", type=count, default=0, help="CPU threads per process (default: cores / jobs)")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
@@ -37,10 +42,15 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
 def _sweep(known: argparse.Namespace) -> int:
     for plugin in known.plugin:
         import_plugin(plugin)
-    from plastibench.sweep import FAILURE, read
+    from plastibench.sweep import FAILURE, prepare, read
 
     known.jobs = max(1, known.jobs)
     specs = on_devices(read(_file(known.file, known.size)))
+    if known.prepare:
+        for job in prepare(specs, known.runs_dir):
+            if job.state != "complete":
+                print(job.spec.id)
+        return 0
     if known.list:
         for spec in specs:
             folder = known.runs_dir / spec.id
