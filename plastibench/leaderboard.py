@@ -21,6 +21,8 @@ _RETURNS = ("final", "average", "drop", "lowest", "Q bias", "recovery")
 def load(runs_dir: Path) -> list[Result]:
     """All results below a folder; one that cannot be read is named on stderr and left out.
 
+    Each has its folder under the key ``folder``, which is no part of the schema: figures read what else lies there.
+
     Raises:
         UserError: There is no such folder, or no result in it.
     """
@@ -29,7 +31,7 @@ def load(runs_dir: Path) -> list[Result]:
     found = []
     for path in results.find(runs_dir):
         try:
-            found.append(results.read(path))
+            found.append({**results.read(path), "folder": path.parent})
         except UserError as error:
             print(f"plastibench: left out: {error}", file=sys.stderr)
     if not found:
