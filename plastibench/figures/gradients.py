@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 FILE = "layernorm-gradients.json"
 LAST = 2  # LayerNorms, counted from the end: before the last MLP block, and before the head of a ViT
 Gradients = dict[str, dict[str, Array]]  # LayerNorm to network (trained, fresh) to a number per feature
+SIDES = ("trained", "fresh")
 _SCHEMA = 1
+_WHAT = (
+    "E[dL/dz_i] over all training samples of the last task and all positions, by LayerNorm; fresh: the network that "
+    "the run began with, on the same data"
+)
 
 
 def of_run(run: Result, data_dir: Path, device: str) -> Gradients | None:
@@ -58,13 +63,14 @@ def of_run(run: Result, data_dir: Path, device: str) -> Gradients | None:
     trained, fresh, data = trained_and_fresh(folder, device, data_dir=data_dir)
     sides = {"trained": layernorm_gradients(trained, data), "fresh": layernorm_gradients(fresh, data)}
     names = [name for name in sides["fresh"] if name in sides["trained"]]
-    found = {name: {side: values[name] for side, values in sides.items()} for name in names}
-    if found:
+    layers = {name: {side: _rounded(values[name]) for side, values in sides.items()} for name in names}
+    if layers:
+        content = {"schema": _SCHEMA, "id": run["id"], "what": _WHAT, "samples": len(data), "layers": layers}
         try:
-            write_text(kept, _as_json(run, found, len(data)))
+            write_text(kept, json.dumps(content) + "\n")
         except RunError:  # of someone else's runs, say: they are drawn all the same
             print(f"plastibench: {kept} cannot be written; it will be computed again next time", file=sys.stderr)
-    return found
+    return _arrays(layers)
 
 
 def layernorm_gradients(network: Network, data: TensorDictBase, last: int = LAST) -> dict[str, Array]:
@@ -88,20 +94,13 @@ def layernorm_gradients(network: Network, data: TensorDictBase, last: int = LAST
     return {name: values.signed_gradient.double().cpu().numpy() for name, values in statistics.items()}
 
 
-def _as_json(run: Result, found: Gradients, samples: int) -> str:
-    layers = {
-        name: {side: [float(f"{value:.6g}") for value in values] for side, values in sides.items()}
-        for name, sides in found.items()
-    }
-    content = {
-        "schema": _SCHEMA,
-        "id": run["id"],
-        "what": "E[dL/dz_i] over all training samples of the last task and all positions, by LayerNorm; fresh: the "
-        "network that the run began with, on the same data",
-        "samples": samples,
-        "layers": layers,
-    }
-    return json.dumps(content) + "\n"
+def _rounded(values: Array) -> list[float]:
+    """Six digits of each number: what is drawn is the same whether it was just computed or kept."""
+    return [float(f"{value:.6g}") for value in values]
+
+
+def _arrays(layers: Mapping[str, Mapping[str, list[float]]]) -> Gradients:
+    return {name: {side: np.array(sides[side], float) for side in SIDES} for name, sides in layers.items()}
 
 
 def _read(path: Path, run_id: str) -> Gradients:
@@ -109,10 +108,7 @@ def _read(path: Path, run_id: str) -> Gradients:
         content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if content["schema"] != _SCHEMA or content["id"] != run_id:
             raise ValueError(f"of schema {content['schema']} and run {content['id']}")
-        return {
-            name: {side: np.array(sides[side], float) for side in ("trained", "fresh")}
-            for name, sides in content["layers"].items()
-        }
+        return _arrays(content["layers"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}: {error}); delete it, and it is made anew"

@@ -40,6 +40,7 @@ _FIG4: tuple[tuple[str, ...], ...] = (  # of several the first that is there
     *(("none",), ("reset",), ("redo",), ("shrink-perturb-keep80",), ("shrink-perturb-keep20",)),
     ("rnr", "rnr criterion=regrama"),  # the paper's choice in its first row, and in its second
 )
+_ENDS = {"none", "reset"}  # between which a figure's own interventions lie
 THRESHOLDS = ("redo", "regrama", "regrama-post", "regrama-weight")  # the criteria that compare with tau
 _CRITERIA = {"redo": "ReDo", "regrama": "ReGraMa", "low-gradient-quantile": "Low Gradient Quantile"}
 _COLOUR_OF = {"redo": 2, "regrama": 5, "low-gradient-quantile": 1, "random": 3, "weight-norm": 4}  # others: 0
@@ -58,7 +59,7 @@ def fig2(found: Sequence[Result]) -> Figure:
     Raises:
         UserError: There are none.
     """
-    rows = _rows(found, "fig2", [(name,) for name in _FIG2])
+    rows = _rows(found, "fig2", [(name,) for name in _FIG2], needed=set(_FIG2) - _ENDS)
     looks = styles(found)
     figure, axes = panels(len(rows), 2, height=3.4)
     for (names, groups), (left, right) in zip(rows.items(), axes, strict=True):
@@ -82,7 +83,7 @@ def fig4(found: Sequence[Result]) -> Figure:
     Raises:
         UserError: There are none.
     """
-    rows = _rows(found, "fig4", _FIG4)
+    rows = _rows(found, "fig4", _FIG4, needed=set(itertools.chain(*_FIG4)) - _ENDS)
     looks = styles(found)
     figure, axes = panels(len(rows), 2, height=3.2)
     for (names, groups), (left, right) in zip(rows.items(), axes, strict=True):
@@ -115,7 +116,7 @@ def fig5(found: Sequence[Result]) -> Figure:
     """
     names = {label(run): name for run in found if (name := revived_by(run))}
     wanted = [(name,) for name in ("none", "reset", *sorted(names, key=names.__getitem__))]
-    rows = _rows(found, "fig5", wanted, needed=set(names))
+    rows = _rows(found, "fig5", wanted, needed=set(names), least=2)  # of one there is nothing to compare
     looks = {**_REFERENCES, **_revivers({label(run): run for run in found if label(run) in names})}
     figure, axes = panels(len(rows), 2, height=3.4)
     for (contest, groups), (left, right) in zip(rows.items(), axes, strict=True):
@@ -159,7 +160,7 @@ def _revivers(runs: Mapping[str, Result]) -> dict[str, Style]:
 
 
 def _rows(
-    found: Sequence[Result], figure: str, wanted: Sequence[tuple[str, ...]], needed: set[str] | None = None
+    found: Sequence[Result], figure: str, wanted: Sequence[tuple[str, ...]], *, needed: set[str], least: int = 1
 ) -> dict[Contest, Groups]:
     """What a figure shows of each env and agent; what is missing is told in one line.
 
@@ -167,18 +168,21 @@ def _rows(
         found: All results.
         figure: Its name.
         wanted: Labels of interventions; of several in one place the first that is there.
-        needed: A row has one of these at least; by default anything but ``none``.
+        needed: Those that the figure is about.
+        least: A row has so many of them.
+
+    Raises:
+        UserError: There is no row.
     """
     everything = {  # of specs that only differ in what a label does not say, the one with most seeds
         names: {label(runs[0]): runs for runs in sorted(by_group(results), key=len)}
         for names, results in contests(found).items()
     }
-    needed = {name for names in wanted for name in names} - {"none"} if needed is None else needed
     rows: dict[Contest, Groups] = {}
     for contest, groups in everything.items():
         names = [next((name for name in several if name in groups), None) for several in wanted]
         chosen = {name: groups[name] for name in names if name is not None}
-        if needed & set(chosen):
+        if len(needed & set(chosen)) >= least:
             rows[contest] = chosen
     if not rows:
         raise UserError(f"no finished run of what {figure} shows; make them with: plastibench sweep {figure}")
