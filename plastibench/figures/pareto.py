@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_GREY = "#9A9A9A"
+_GREY = "#BBBBBB"
 
 
 def pareto(found: Sequence[Result]) -> Figure:

@@ -59,6 +59,7 @@ _SLOTS = {  # of well-known names, so that they look the same in every figure; o
     "reset-mlp-qkv": 9,
     "reset-linear": 10,
     "reset-layernorm": 11,
+    "rnr criterion=regrama": 12,
 }
 _EDGE = 0.08  # inches between the parts below the panels, and around them
 
