@@ -32,6 +32,7 @@ def run(tmp_path: Path, name: str, seed: int, shift: float) -> dict:
         ),
         *((t, "end", f"layers-classifier/{n}/weight-norm", 3.0) for t in (0, 1) for n in ("z", "a", "head")),
     ]
+    rows.append((1, "after", "layers-classifier/z/dormant-ratio", 0.9))  # no end of a task
     return classified(name, seed, folder=table(tmp_path / f"{name}{seed}", rows))
 
 
