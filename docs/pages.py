@@ -34,6 +34,7 @@ API = [
     "memory",
     "replay",
     "results",
+    "figures",
 ]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from plastibench import __version__
-from plastibench.commands import diagnose, many, run, show
+from plastibench.commands import diagnose, figures, many, run, show
 from plastibench.errors import RunError, UserError, did_you_mean
 
 _EXAMPLES = """\
@@ -103,7 +103,7 @@ COMMANDS = {
     "resume": (run.add_resume, "continue an interrupted run"),
     "list": (show.add_list, "list envs, agents, interventions and metrics"),
     "info": (show.add_info, "show versions, devices and data found"),
-    "figure": (show.add_figure, "draw finished runs: accuracy by task, and drop against final accuracy"),
+    "figures": (figures.add, "draw finished runs: curves, trade-offs, heat maps, and the paper's figures"),
     "bench": (show.add_bench, "time the harness against a plain PyTorch loop, and an intervention"),
     "leaderboard": (show.add_leaderboard, "compare all finished runs"),
     "diagnose": (diagnose.add, "examine the plasticity of a network, layer by layer"),

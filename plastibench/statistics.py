@@ -39,7 +39,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
     mean = float(found.mean())
     if len(found) < 2:
         return Interval(mean)
-    half = float(_t(len(found) - 1) * found.std(ddof=1) / math.sqrt(len(found)))
+    half = float(student(len(found) - 1) * found.std(ddof=1) / math.sqrt(len(found)))
     return Interval(mean, mean - half, mean + half)
 
 
@@ -148,7 +148,7 @@ def _beyond_doubt(scores: Floats, row: int, own: tuple[Floats, Floats, Floats]) 
         difference = np.where(paired, mean, means - means[row])
         error = np.where(paired, error, np.sqrt(sum_of_parts))
         freedom = np.where(paired, freedom, welch)
-        found: npt.NDArray[np.bool_] = (paired | several) & (difference - _t(freedom) * error > 0)
+        found: npt.NDArray[np.bool_] = (paired | several) & (difference - student(freedom) * error > 0)
     return found
 
 
@@ -162,7 +162,7 @@ def _moments(scores: Floats) -> tuple[Floats, Floats, Floats]:
     return count, mean, variance
 
 
-def _t(freedom: float | Floats) -> Floats:
-    """The two-sided quantile of Student's t."""
+def student(freedom: float | Floats) -> Floats:
+    """Half the width of a 95 % interval in standard errors: the quantile of Student's t."""
     found: Floats = special.stdtrit(freedom, (1 + LEVEL) / 2)
     return found

@@ -177,12 +177,64 @@ def labelled(network: Network, found: Samples, device: str) -> tuple[TensorDictB
 # Runs ------------------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class _Saved:
+    """A run as it was left: its agent with the networks that it had then, and what these began with."""
+
+    spec: RunSpec
+    source: Path
+    state: dict[str, Any]
+    env: Any
+    recipe: Any
+    agent: Any
+    initial: dict[str, dict[str, Tensor]]
+
+
 def networks_of_run(folder: Path, data: str | None, device: str, *, samples: int, data_dir: Path) -> list[Subject]:
     """The networks of a finished or interrupted run, on its own probe batch or on other images.
 
     Raises:
         UserError: The folder holds no run, or what it holds is damaged.
     """
+    saved = _open(folder, device, data_dir)
+    spec, env, agent, initial = saved.spec, saved.env, saved.agent, saved.initial
+    title = f"{spec.id} ({saved.source.name})"
+    networks: dict[str, Network] = agent.networks
+    if data is not None:
+        if not isinstance(env, TaskStream):
+            raise UserError("--data: a network that acts is looked at with transitions of its own environment")
+        found = read_samples(data, samples or PROBE, env.image_shape, data_dir)
+        network = networks["classifier"]
+        network.loss = _cross_entropy
+        batch, notes = labelled(network, found, device)
+        return [Subject(title, network, batch, found.name, initial["classifier"], notes)]
+    if isinstance(env, TaskStream):
+        finished = saved.source.name == "final.pt"
+        task = env.scenario.task_count - 1 if finished else int(saved.state["course"]["position"][0])
+        batch = data_of_task(env, spec, task)[: min(samples or PROBE, PROBE)].to(device)
+        where = f"the samples of {spec.env[0]} that came first, with their labels in task {task + 1}"
+        return [Subject(title, networks["classifier"], batch, where, initial["classifier"])]
+    batch = _played(env, agent, spec)[: samples or PROBE]
+    where = f"transitions of {spec.env[0]}, drawn from {_ACTED:,} steps that the loaded agent played anew"
+    return [Subject(f"{title}: {role}", n, batch, where, initial[role]) for role, n in networks.items()]
+
+
+def trained_and_fresh(folder: Path, device: str, *, data_dir: Path) -> tuple[Network, Network, TensorDictBase]:
+    """The classifier of a run as it was left, the one that it began with, and all training data of the last task.
+
+    Raises:
+        UserError: The folder holds no run on a task stream, or what it holds is damaged.
+    """
+    saved = _open(folder, device, data_dir)
+    if not isinstance(saved.env, TaskStream):
+        raise UserError(f"{folder}: {saved.spec.env[0]} is no task stream, so that there is no training data of a task")
+    begun = saved.recipe.build(saved.env, saved.spec.run.seed, torch.device(device))  # draws the same weights again
+    data = data_of_task(saved.env, saved.spec, saved.env.scenario.task_count - 1).to(device)
+    return saved.agent.networks["classifier"], begun.networks["classifier"], data
+
+
+def _open(folder: Path, device: str, data_dir: Path) -> _Saved:
+    """Build the agent of a run and bring it to the state that was saved last."""
     spec_file = folder / "spec.toml"
     try:
         spec = RunSpec.from_toml(spec_file.read_text(encoding="utf-8"))
@@ -207,25 +259,7 @@ def networks_of_run(folder: Path, data: str | None, device: str, *, samples: int
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{source} does not fit its spec.toml ({type(error).__name__}: {reason})") from error
-
-    title = f"{spec.id} ({source.name})"
-    networks: dict[str, Network] = agent.networks
-    if data is not None:
-        if not isinstance(env, TaskStream):
-            raise UserError("--data: a network that acts is looked at with transitions of its own environment")
-        found = read_samples(data, samples or PROBE, env.image_shape, data_dir)
-        network = networks["classifier"]
-        network.loss = _cross_entropy
-        batch, notes = labelled(network, found, device)
-        return [Subject(title, network, batch, found.name, initial["classifier"], notes)]
-    if isinstance(env, TaskStream):
-        task = env.scenario.task_count - 1 if source == final else int(state["course"]["position"][0])
-        batch = _first_of_stream(env, spec, task, min(samples or PROBE, PROBE)).to(device)
-        where = f"the samples of {spec.env[0]} that came first, with their labels in task {task + 1}"
-        return [Subject(title, networks["classifier"], batch, where, initial["classifier"])]
-    batch = _played(env, agent, spec)[: samples or PROBE]
-    where = f"transitions of {spec.env[0]}, drawn from {_ACTED:,} steps that the loaded agent played anew"
-    return [Subject(f"{title}: {role}", n, batch, where, initial[role]) for role, n in networks.items()]
+    return _Saved(spec, source, state, env, recipe, agent, initial)
 
 
 def _load(spec: RunSpec, agent: Any, state: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
@@ -250,16 +284,22 @@ def _load(spec: RunSpec, agent: Any, state: dict[str, Any]) -> dict[str, dict[st
     return initial
 
 
-def _first_of_stream(env: TaskStream, spec: RunSpec, task: int, count: int) -> TensorDictBase:
-    """The samples that a run's metrics are measured on in a task, with their labels then."""
+def data_of_task(env: TaskStream, spec: RunSpec, task: int) -> TensorDictBase:
+    """All training images of a task in order of arrival, with their labels then.
+
+    Args:
+        env: The stream; it is begun anew.
+        spec: Whose seed it has.
+        task: Number of the task, from 0.
+    """
     observation, _ = env.reset(seed=derive(spec.run.seed, "stream"))
-    images = [observation["images"]]
+    images = observation["images"]
     for _ in range(task):
         observation = env.step(env.evaluation_labels)[0]
-        images.append(observation["images"])
-    together = torch.from_numpy(np.concatenate(images)[:count])
-    labels = torch.from_numpy(observation["labels"][:count])
-    return TensorDict({"image": together, "label": labels}, batch_size=[len(together)])
+        replaced = len(observation["images"]) == len(observation["labels"])  # as the replay buffer sees it
+        images = observation["images"] if replaced else np.concatenate([images, observation["images"]])
+    content = {"image": torch.from_numpy(images), "label": torch.from_numpy(observation["labels"])}
+    return TensorDict(content, batch_size=[len(images)])
 
 
 def _played(env: Any, agent: Any, spec: RunSpec) -> TensorDictBase:

@@ -258,7 +258,7 @@ MISTAKES = {
     "heads": (["run", "cl-digits", "--agent", "vit-nano", "--agent.heads", "7"], "dim 64 is not a multiple of heads 7"),
     "plugin": ([*RUN, "--plugin", "nowhere.py"], "--plugin nowhere.py does not load"),
     "kind": (["list", "colours"], "invalid choice: 'colours'"),
-    "format": (["leaderboard", "--format", "html"], "invalid choice: 'html'"),
+    "format": (["leaderboard", "--format", "pdf"], "invalid choice: 'pdf'"),
     "resume nothing": (["resume", "nothing"], "no run 'nothing' in "),
     "resume without id": (["resume"], "id"),
 }

@@ -1,4 +1,4 @@
-"""``list``, ``info``, ``leaderboard``, ``figure`` and ``bench``: what there is, what came of it, how fast it is."""
+"""``list``, ``info``, ``leaderboard`` and ``bench``: what there is, what came of it, how fast it is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from plastibench.commands.shared import KINDS, add_places, count, import_plugin, listed, read_option_flags
+from plastibench.commands.shared import KINDS, add_places, count, import_plugin, read_option_flags
 from plastibench.errors import UserError
 
 
@@ -141,34 +141,6 @@ def _add(words: list[str], runs_dir: Path) -> int:
         print(place)
         for note in unchecked:
             print(f"plastibench: {place}: {note}", file=sys.stderr)
-    return 0
-
-
-def add_figure(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``figure``."""
-    parser.add_argument("out", type=Path, help="a .png, .svg or .pdf file")
-    parser.add_argument("--env", help="only runs on this task stream")
-    parser.add_argument("--intervention", help="only these rows of the leaderboard: 'none,reset,rnr tau=0.5'")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where results are (default runs)")
-    parser.set_defaults(do=_figure)
-
-
-def _figure(known: argparse.Namespace) -> int:
-    from plastibench import figures, leaderboard
-
-    found = leaderboard.load(known.runs_dir)
-    for part in ("env", "intervention"):
-        wanted = getattr(known, part)
-        if wanted is not None:
-            names = listed(wanted)
-            there = sorted({leaderboard.label(result, part) for result in found})
-            for name in sorted(set(names) - set(there)):
-                raise UserError(
-                    f"no finished run of {part} '{name}' in {known.runs_dir} (there are {', '.join(there)})"
-                )
-            found = [result for name in names for result in found if leaderboard.label(result, part) == name]
-    figures.overview(found, known.out)
-    print(known.out)
     return 0
 
 

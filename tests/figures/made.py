@@ -1,0 +1,98 @@
+"""Results made by hand, for the tests of figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ORIGIN = {
+    "command": "plastibench run",
+    "commit": "0123456789ab",
+    "versions": {"torch": "2.15.0"},
+    "hardware": {"processor": "Some CPU", "cores": 2, "device": "cpu"},
+    "threads": 1,
+    "precision": "float32",
+}
+RNR = {"criterion": "low-gradient-quantile", "tau": 1.0, "quantile": 0.4}
+
+
+def accuracies(seed: int, name: str, tasks: int = 4) -> np.ndarray:
+    """End-of-task accuracies that differ by seed and name. [tasks]"""
+    generator = np.random.default_rng([seed, *map(ord, name)])
+    return generator.uniform(0.2, 0.9, tasks)
+
+
+def classified(
+    name: str = "none",
+    seed: int = 0,
+    *,
+    changed: dict[str, Any] | None = None,
+    env: str = "cl-digits",
+    agent: str = "vit-nano",
+    folder: Path | None = None,
+    **other: Any,
+) -> dict[str, Any]:
+    """A result of a classifier over four tasks; at each switch a tenth of the accuracy is lost, by none nothing."""
+    key = f"{name}{sorted((changed or {}).items())}"
+    ends = accuracies(seed, key).tolist()
+    lost = [None, *(0.0 if name == "none" else 0.1 * end for end in ends[:-1])]
+    tasks = [{"task": n, "end": end, "drop": drop} for n, (end, drop) in enumerate(zip(ends, lost, strict=True))]
+    plasticity = [
+        {
+            "task": n,
+            "phase": phase,
+            "place": 10.0,
+            "role": "classifier",
+            "dormant-ratio": 0.01 * n + 0.1 * seed,
+            "srank": 5.0,
+        }
+        for n in range(4)
+        for phase in ("after", "end")
+    ]
+    return {
+        "schema": 2,
+        "id": f"{env}_{agent}_{key}_s{seed}",
+        "group": f"{env}_{agent}_{key}",
+        "env": env,
+        "agent": agent,
+        "intervention": name,
+        "seed": seed,
+        "options": {"env": {}, "agent": {}, "intervention": {**RNR, **(changed or {})} if name == "rnr" else {}},
+        "changed": {"env": {}, "agent": {}, "intervention": changed or {}},
+        "every": 0,
+        "schedule": {},
+        "summary": {"final-accuracy": ends[-1], "mean-drop": float(np.mean(lost[1:]))},
+        "tasks": tasks,
+        "interventions": [],
+        "plasticity": plasticity,
+        "cost": {},
+        "origin": ORIGIN,
+        **({"folder": folder} if folder else {}),
+        **other,
+    }
+
+
+def acted(name: str = "none", seed: int = 0, tasks: int = 1) -> dict[str, Any]:
+    """A result of an agent that acted for 4,000 steps; an evaluation every 1,000."""
+    value = accuracies(seed, name, 5)
+    points = [{"task": n * tasks // 5, "steps": 1000 * n, "value": float(v), "bias": 0.0} for n, v in enumerate(value)]
+    events = [] if name == "none" else [{"steps": s, "drop": 0.1 * s / 1000 + seed} for s in (1000, 2000)]
+    moments = [
+        {"task": 0, "phase": "training", "place": 1000 * n, "role": role, "low-gradient-ratio": 0.1 * n}
+        for n in (1, 2)
+        for role in ("critic", "actor")
+    ]
+    made = classified(name, seed, env="rl-cartpole", agent="dqn-mlp", plasticity=moments)
+    del made["tasks"]
+    summary = {
+        "final-return": float(value[-1]),
+        "mean-drop": float(np.mean([e["drop"] for e in events])) if events else None,
+    }
+    return {**made, "returns": points, "events": events, "summary": summary}
+
+
+def several(*names: str, seeds: int = 4, **other: Any) -> list[dict[str, Any]]:
+    """Results of interventions, a few seeds of each."""
+    return [classified(name, seed, **other) for name in names for seed in range(seeds)]
