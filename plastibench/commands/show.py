@@ -8,10 +8,13 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plastibench.commands.shared import KINDS, add_places, count, import_plugin, read_option_flags
 from plastibench.errors import UserError
+
+if TYPE_CHECKING:
+    from plastibench.leaderboard.standings import Standings
 
 
 def add_list(parser: argparse.ArgumentParser) -> None:
@@ -107,10 +110,9 @@ def _leaderboard(known: argparse.Namespace) -> int:
         return _add(known.words, known.runs_dir)
     from plastibench.checkpoint import write_text
     from plastibench.leaderboard import formats, load
-    from plastibench.leaderboard.page import page
     from plastibench.leaderboard.standings import standings
 
-    shown = standings(load(known.runs_dir, lean=True), sorted_by=known.sort, filters=known.filter)
+    shown = standings(load(known.runs_dir, lean=known.format != "html"), sorted_by=known.sort, filters=known.filter)
     if not shown.tables:
         raise UserError(f"no row fulfils {' and '.join(known.filter)}; see plastibench leaderboard without --filter")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
@@ -119,7 +121,7 @@ def _leaderboard(known: argparse.Namespace) -> int:
         "markdown": lambda: formats.markdown(shown),
         "csv": lambda: formats.as_csv(shown),
         "json": lambda: formats.as_json(shown),
-        "html": lambda: page(shown),
+        "html": lambda: _page(shown),
     }
     text = draw[known.format]()
     if known.out is None:
@@ -128,6 +130,18 @@ def _leaderboard(known: argparse.Namespace) -> int:
         write_text(known.out, f"{text}\n")
         print(known.out)
     return 0
+
+
+def _page(shown: Standings) -> str:
+    from plastibench.figures.of_leaderboard import pictures
+    from plastibench.leaderboard.page import page
+
+    try:
+        drawn = pictures(shown)
+    except UserError as error:
+        print(f"plastibench: no pictures in the page: {error}", file=sys.stderr)
+        drawn = {}
+    return page(shown, drawn)
 
 
 def _add(words: list[str], runs_dir: Path) -> int:
