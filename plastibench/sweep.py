@@ -135,7 +135,7 @@ def _start(job: Job, options: list[str], number: int) -> None:
         environment["CUDA_VISIBLE_DEVICES"] = str(number % cards)
     # A session of its own: Ctrl-C reaches this process alone, which then asks the others to save.
     job.process = subprocess.Popen(
-        [sys.executable, "-m", "plastibench", "resume", job.spec.id, *options],
+        [sys.executable, "-m", "plastibench", "resume", job.spec.id, "--one-of-many", *options],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -20,6 +21,7 @@ RUN_OPTIONS = (
     *("seed", "every", "roles", "until", "offline_updates"),
     *("representative", "device", "deterministic", "metrics"),
 )
+_BOARD_AT_ONCE = 1000  # results that are read and written within about two seconds
 RUN_FLAGS = [
     f"--{name.replace('_', '-')}"
     for name in (
@@ -55,6 +57,28 @@ def read_option_flags(arguments: Sequence[str], tables: dict[str, dict[str, Any]
         if (part, option) == ("intervention", "roles"):  # of every intervention, so it belongs to the run
             part = "run"
         tables[part][option] = value
+
+
+def update_board(runs_dir: Path) -> None:
+    """Bring TensorBoard's leaderboard up to date after runs have ended, where that takes no more than a moment.
+
+    Whatever goes wrong is told in a line, and does not make a run fail that has ended well.
+    """
+    from plastibench import leaderboard_board, results
+
+    paths = results.find(runs_dir)
+    if not 0 < len(paths) <= _BOARD_AT_ONCE:
+        return
+    found = []
+    for path in paths:
+        with contextlib.suppress(UserError):  # `leaderboard` names those that cannot be read
+            found.append(results.read(path))
+    try:
+        if found:
+            leaderboard_board.write(runs_dir, found)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        print(f"plastibench: TensorBoard's leaderboard is not up to date: {reason}", file=sys.stderr)
 
 
 def listed(names: str | list[str]) -> list[str]:
