@@ -5,6 +5,7 @@ TensorBoard's own constructors of these summaries import TensorFlow; the message
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -28,6 +29,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from plastibench.checkpoint import atomic
 
 Entry = tuple[int, Summary]  # with its step
+_LEFT = 5  # emptied files that stay for those who have one of them open
 
 
 @dataclass(frozen=True)
@@ -154,18 +156,21 @@ def replace(folder: Path, summaries: Iterable[Entry], turn: int = 0) -> None:
         records.write(Event(wall_time=wall_time, session_log=SessionLog(status=SessionLog.START)).SerializeToString())
         for step, summary in summaries:
             records.write(Event(wall_time=wall_time, step=step, summary=summary).SerializeToString())
-    remove(folder, before=name)
+    # A TensorBoard that is open reads on from the file that it has read last, and stands still where that is gone.
+    # Another process may have put a newer one there meanwhile: that one stays.
+    older = sorted(path for path in folder.glob("events.out.tfevents.*") if path.name < name)
+    for path in older[-_LEFT:]:
+        with contextlib.suppress(FileNotFoundError):
+            os.truncate(path, 0)
+    for path in older[:-_LEFT]:
+        path.unlink(missing_ok=True)
 
 
-def remove(folder: Path, before: str | None = None) -> None:
-    """Delete the event files of a folder (those whose names come before one), and the folder where nothing is left.
-
-    Another process may have put a newer file there meanwhile: that one stays.
-    """
+def remove(folder: Path) -> None:
+    """Delete the event files of a folder, and the folder where nothing else is left."""
     for path in folder.glob("events.out.tfevents.*"):
-        if before is None or path.name < before:
-            path.unlink(missing_ok=True)
-    if before is None and not any(folder.iterdir()):
+        path.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
         folder.rmdir()
 
 

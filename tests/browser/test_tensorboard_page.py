@@ -1,0 +1,124 @@
+"""TensorBoard's pages in a browser: what is read there, and that a click sorts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plastibench import leaderboard_board as board
+from tests import boards
+from tests.browser.conftest import Browser
+
+pytestmark = pytest.mark.browser
+_WIDE = 2100  # all columns of the table stand in it
+
+
+@pytest.fixture(scope="module")
+def served(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[boards.Served]:
+    runs_dir = tmp_path_factory.mktemp("runs")
+    found = boards.make(runs_dir)
+    board.write(runs_dir, found, {"overview": boards.png(300, 200)})
+    with boards.serve(runs_dir, found) as served:
+        yield served
+
+
+def table(browser: Browser) -> list[list[str]]:
+    """The rows of the HParams table as they stand below each other; the first is its header."""
+    cells = browser.driver.execute_script(_CELLS)
+    lines: dict[int, list[tuple[float, str]]] = {}
+    for top, left, text in cells:
+        lines.setdefault(round(top), []).append((left, " ".join(text.split())))
+    return [[text for _, text in sorted(line)] for _, line in sorted(lines.items())]
+
+
+_CELLS = """
+const grid = (function find(root) {
+  for (const one of root.querySelectorAll('*')) {
+    if (one.localName === 'vaadin-grid' && one.getClientRects().length) return one;
+    const inside = one.shadowRoot && find(one.shadowRoot);
+    if (inside) return inside;
+  }
+})(document);
+if (!grid) return [];
+return [...grid.querySelectorAll('vaadin-grid-cell-content')]
+  .map(cell => [cell, cell.getBoundingClientRect()])
+  .filter(([cell, box]) => box.width && box.height)
+  .map(([cell, box]) => [box.top, box.left, cell.innerText]);
+"""
+
+
+def column(rows: list[list[str]], title: str) -> list[str]:
+    return [row[rows[0].index(title)] for row in rows[1:]]
+
+
+def test_the_table_is_a_leaderboard_and_a_click_sorts_it(browser: Browser, served: boards.Served) -> None:
+    browser.resize(_WIDE, 900)
+    browser.open(f"{served.address}#hparams")
+    count = len(served.found) + 1  # and the one that is under way
+    rows = browser.until(lambda: len(found := table(browser)) == count + 1 and found, f"table of {count} rows")
+    assert [title for title in rows[0] if title] == [
+        *("Trial ID", "Show Metrics", "agent", "env", "intervention", "options", "seed"),
+        *("final accuracy or return", "drop", "auc", "recovery", "cost"),
+    ]
+    shown = {(e, i, o, float(s)): f for e, i, o, s, f in zip(
+        *(column(rows, name) for name in ("env", "intervention", "options", "seed", "final accuracy or return")),
+        strict=True,
+    )}
+    for result in served.found:
+        options = ", ".join(f"{key}={value}" for key, value in result["changed"]["intervention"].items())
+        final = result["summary"].get("final-accuracy", result["summary"].get("final-return"))
+        place = (result["env"], result["intervention"], options, result["seed"])
+        assert float(shown.pop(place)) == pytest.approx(final, rel=1e-4)
+    assert shown == {("cl-digits", "none", "", 7.0): ""}
+
+    def finals() -> list[float | None]:
+        return [float(cell) if cell else None for cell in column(table(browser), "final accuracy or return")]
+
+    browser.keep("hparams")
+    before = finals()
+    expected = sorted((final for final in before if final is not None), reverse=True)
+    for _ in range(2):  # upwards first, then downwards
+        heading = browser.wait("vaadin-grid-sorter", "final accuracy or return")
+        browser.driver.execute_script("arguments[0].click()", heading)
+        browser.until(lambda seen=before: finals() != seen, "other order")
+        before = finals()
+    assert before == [*expected, None]
+    browser.keep("hparams-sorted")
+
+
+def test_the_metrics_of_a_run_open_below_the_table(browser: Browser, served: boards.Served) -> None:
+    browser.resize(_WIDE, 1400)
+    browser.open(f"{served.address}#hparams")
+    box = browser.wait("vaadin-grid vaadin-checkbox, vaadin-grid paper-checkbox, vaadin-grid tf-hparams-session-group-details, vaadin-grid input")
+    browser.driver.execute_script("arguments[0].click()", box)
+    browser.wait("tf-scalar-card, tf-hparams-scalar-metric-card, vz-line-chart2")
+    browser.keep("hparams-run")
+
+
+def test_charts_compare_interventions(browser: Browser, served: boards.Served) -> None:
+    browser.open(f"{served.address}#custom_scalars")
+    browser.wait("tf-category-paginated-view, tf-custom-scalar-margin-chart-card", "accuracy at the end of each task, %")
+    browser.until(lambda: len(browser.all("tf-custom-scalar-margin-chart-card")) == 3, "three charts")
+    browser.until(lambda: "Matches (3)" in " ".join(browser.texts("tf-custom-scalar-margin-chart-card")), "lines")
+    browser.keep("custom-scalars")
+
+
+def test_tables_are_read(browser: Browser, served: boards.Served) -> None:
+    browser.open(f"{served.address}#text")
+    browser.wait("td", "rnr quantile=0.2")
+    assert "final %" in browser.texts("th")
+    browser.keep("text")
+
+
+def test_pictures_are_seen(browser: Browser, served: boards.Served) -> None:
+    browser.open(f"{served.address}#images")
+    picture = browser.wait("tf-image-loader img, tf-image-loader #main-image-container img")
+    size = browser.until(
+        lambda: browser.driver.execute_script("const i = arguments[0]; return i.complete && i.naturalWidth", picture),
+        "picture",
+    )
+    assert size == 300
+    browser.keep("images")
