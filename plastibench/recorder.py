@@ -117,10 +117,15 @@ class Recorder:
     def finish(self, update: int, result: Mapping[str, Any]) -> None:
         """Write the leaderboard's figures and mark the run as done.
 
+        The HParams tab shows the last value of each, and opens its chart: that of the first leads to the final figure.
+
         Args:
             update: Updates since the start of the run.
-            result: Its ``summary`` and ``cost``.
+            result: Its ``summary`` and ``cost``, and the ``tasks`` or ``returns`` on the way.
         """
+        way = [task["end"] for task in result.get("tasks", ())] or [point["value"] for point in result["returns"]]
+        for place, value in enumerate(way[:-1], start=1):
+            self._writer.add_scalar("leaderboard/final", value, update * place // len(way))
         for name, value in leaderboard_figures(result).items():
             if value is not None:  # an empty cell is sorted last, while TensorBoard cannot sort a column with NaN
                 self._writer.add_scalar(f"leaderboard/{name}", value, update)

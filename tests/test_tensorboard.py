@@ -57,7 +57,9 @@ def test_curves_histograms_plasticity_and_leaderboard_are_recorded(finished: tup
     assert [step for step, _ in found["layernorm-gradient-end/norm"]] == [2, 4, 6]
     assert [step for step, _ in found["layernorm-gradient-after/blocks.0.norm2"]] == [0, 2, 4]
     assert found["layernorm-gradient-end/norm"][0][1].num == 16  # one value per feature
-    assert found["leaderboard/final"] == [(6, pytest.approx(result["summary"]["final-accuracy"]))]
+    ends = [pytest.approx(task["end"]) for task in result["tasks"]]
+    assert found["leaderboard/final"] == [(2, ends[0]), (4, ends[1]), (6, ends[2])]
+    assert ends[2] == result["summary"]["final-accuracy"]
     assert found["leaderboard/auc"] == [(6, pytest.approx(result["summary"]["auc"]))]
     assert found["leaderboard/updates"] == [(6, 6)]
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ class Browser:
 
     driver: Any
     shots: Path
-    names: list[str] = field(default_factory=list)
 
     def open(self, address: str) -> None:
         """Open a page from its beginning, even where only what follows the ``#`` differs."""
@@ -41,7 +40,7 @@ class Browser:
 
     def texts(self, selector: str) -> list[str]:
         """Their texts, as they are read on the page."""
-        script = f"{_DEEP} return deep(arguments[0]).map(one => (one.innerText ?? one.textContent).trim())"
+        script = f"{_DEEP} return deep(arguments[0]).map(one => said(one).replace(/\\s+/g, ' ').trim())"
         found: list[str] = self.driver.execute_script(script, selector)
         return found
 
@@ -53,6 +52,10 @@ class Browser:
             return next((one for one, text in found if containing in text), None)
 
         return self.until(first, f"{selector} with '{containing}'", seconds)
+
+    def click(self, element: Any) -> None:
+        """Click an element, even where something lies above it for the moment."""
+        self.driver.execute_script("arguments[0].click()", element)
 
     def until(self, condition: Callable[[], Any], what: str, seconds: float = 20) -> Any:
         """What the condition returns as soon as it is true.
@@ -85,6 +88,12 @@ const deep = selector => {
   };
   look(document);
   return found;
+};
+const said = one => {
+  const inner = one.shadowRoot ? [...one.shadowRoot.children].map(said).join(' ') : '';
+  const below = one.shadowRoot || !one.querySelector('*') ? '' : [...one.children].map(said).join(' ');
+  const plain = one.innerText ?? '';
+  return inner || below.length > plain.length ? inner + ' ' + (one.shadowRoot ? plain : below) : plain;
 };
 """
 _FIND = f"{_DEEP} return deep(arguments[0])"
