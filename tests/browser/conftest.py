@@ -92,7 +92,7 @@ const deep = selector => {
 const said = one => {
   const inner = one.shadowRoot ? [...one.shadowRoot.children].map(said).join(' ') : '';
   const below = one.shadowRoot || !one.querySelector('*') ? '' : [...one.children].map(said).join(' ');
-  const plain = one.innerText ?? '';
+  const plain = one.innerText ?? one.textContent;
   return inner || below.length > plain.length ? inner + ' ' + (one.shadowRoot ? plain : below) : plain;
 };
 """
