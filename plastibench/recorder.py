@@ -12,23 +12,43 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
+from plastibench import events
 from plastibench.errors import RunError
 from plastibench.spec import PARTS, RunSpec
 
 COLUMNS = ("update", "task", "epoch", "phase", "metric", "value")
-LEADERBOARD = (
-    *("final-accuracy", "average-accuracy", "auc", "mean-drop", "mean-recovery-epochs"),
-    *("final-return", "average-return", "seconds"),
-)
+# Columns of the HParams tab, which shows the first five; a run has either the accuracies or the returns.
+LEADERBOARD = {
+    "final": ("final accuracy or return", "after the last task; or mean of the last three evaluations"),
+    "drop": ("drop", "accuracy or return lost right at the intervention, mean over them"),
+    "auc": ("auc", "area under the curve of accuracy, mean over tasks; or mean return over evaluations"),
+    "recovery": ("recovery", "epochs (or steps) until what it was before the intervention is back, mean over them"),
+    "cost": ("cost", "share of the run's time that interventions took"),
+    "unrecovered": ("unrecovered", "share of interventions after which it is never back"),
+    "seconds": ("seconds", "of the whole run"),
+    "updates": ("updates", "of the whole run"),
+}
+_SHOWN = (*PARTS, "options", "seed")
+_SOURCES = {
+    "final": ("final-accuracy", "final-return"),
+    "drop": ("mean-drop",),
+    "auc": ("auc", "average-return"),
+    "recovery": ("mean-recovery-epochs", "mean-recovery-steps"),
+    "unrecovered": ("unrecovered-share",),
+}
 
 
 class Recorder:
     """Writes the figures of one run; a resumed run continues where its checkpoint was made."""
 
     def __init__(
-        self, folder: Path, spec: RunSpec, lengths: Mapping[str, int] | None = None, axis: str = "epoch"
+        self,
+        folder: Path,
+        spec: RunSpec,
+        lengths: Mapping[str, int] | None = None,
+        axis: str = "epoch",
+        scenario: Mapping[str, Any] | None = None,
     ) -> None:
         """Open the files.
 
@@ -38,6 +58,7 @@ class Recorder:
             lengths: What :meth:`flush` returned when the state was saved from which the run goes on. What earlier
                 tries wrote beyond that is cut off.
             axis: What the third column counts.
+            scenario: Its ``version``, and the digest of its ``data``.
         """
         self._folder = folder
         lengths = lengths or {}
@@ -50,21 +71,19 @@ class Recorder:
             self._csv = csv.writer(self._file)
             if not length:
                 self._csv.writerow([axis if column == "epoch" else column for column in COLUMNS])
-            for events in folder.glob("events.out.tfevents.*"):
-                if events.name in lengths:
-                    os.truncate(events, lengths[events.name])
+            for file in folder.glob("events.out.tfevents.*"):
+                if file.name in lengths:
+                    os.truncate(file, lengths[file.name])
                 else:
-                    events.unlink()
+                    file.unlink()
             _wait_for_the_next_second(folder)
             self._writer = SummaryWriter(str(folder))
         except OSError as error:
             raise RunError(f"cannot write into {folder}: {error.strerror or error}") from error
         if not lengths:
-            experiment, session, _ = hparams(
-                _hyperparameters(spec), {f"leaderboard/{name}": 0.0 for name in LEADERBOARD}
-            )
-            self._summary(experiment)
-            self._summary(session)
+            columns = [events.Column(f"leaderboard/{name}", *said) for name, said in LEADERBOARD.items()]
+            for summary in events.session(_hyperparameters(spec, scenario or {}), columns, _SHOWN):
+                self._summary(summary)
             self._writer.add_text("spec", f"```toml\n{spec.to_toml()}\n```")
 
     def scalars(
@@ -95,13 +114,22 @@ class Recorder:
         if bool(torch.isfinite(values).all()):
             self._writer.add_histogram(name, values, update)
 
-    def finish(self, update: int, figures: Mapping[str, float | None]) -> None:
-        """Write the leaderboard's figures and mark the run as done."""
-        for name in (name for name in LEADERBOARD if name in figures):
-            value = figures[name]
-            self._writer.add_scalar(f"leaderboard/{name}", float("nan") if value is None else value, update)
-        _, _, end = hparams({"env": ""}, {"leaderboard/final-accuracy": 0.0})
-        self._summary(end)
+    def finish(self, update: int, result: Mapping[str, Any]) -> None:
+        """Write the leaderboard's figures and mark the run as done.
+
+        The HParams tab shows the last value of each, and opens its chart: that of the first leads to the final figure.
+
+        Args:
+            update: Updates since the start of the run.
+            result: Its ``summary`` and ``cost``, and the ``tasks`` or ``returns`` on the way.
+        """
+        way = [task["end"] for task in result.get("tasks", ())] or [point["value"] for point in result["returns"]]
+        for place, value in enumerate(way[:-1], start=1):
+            self._writer.add_scalar("leaderboard/final", value, update * place // len(way))
+        for name, value in leaderboard_figures(result).items():
+            if value is not None:  # an empty cell is sorted last, while TensorBoard cannot sort a column with NaN
+                self._writer.add_scalar(f"leaderboard/{name}", value, update)
+        self._summary(events.session_end())
         self.close()
 
     def flush(self) -> dict[str, int]:
@@ -114,8 +142,8 @@ class Recorder:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._writer.flush()
-            events = self._folder.glob("events.out.tfevents.*")
-            return {"metrics.csv": self._file.tell(), **{path.name: path.stat().st_size for path in events}}
+            files = self._folder.glob("events.out.tfevents.*")
+            return {"metrics.csv": self._file.tell(), **{path.name: path.stat().st_size for path in files}}
         except OSError as error:
             raise RunError(f"cannot write {self._file.name}: {error.strerror or error}") from error
 
@@ -130,6 +158,18 @@ class Recorder:
         self._writer.file_writer.add_summary(summary)
 
 
+def leaderboard_figures(result: Mapping[str, Any]) -> dict[str, float | None]:
+    """A row of the HParams tab, from the ``summary`` and ``cost`` of a result."""
+    summary, cost = result["summary"], result["cost"]
+    row = {
+        name: next((summary[source] for source in sources if source in summary), None)
+        for name, sources in _SOURCES.items()
+    }
+    share = cost["intervention-seconds"] / max(cost["seconds"], 1e-9)
+    row.update({"cost": share, "seconds": cost["seconds"], "updates": cost["updates"]})
+    return {name: row[name] for name in LEADERBOARD}
+
+
 def _wait_for_the_next_second(folder: Path) -> None:
     """TensorBoard reads the files of a run in the order of their names, which know whole seconds."""
     begun = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
@@ -137,8 +177,20 @@ def _wait_for_the_next_second(folder: Path) -> None:
         time.sleep(0.01)
 
 
-def _hyperparameters(spec: RunSpec) -> dict[str, str | float]:
+def _hyperparameters(spec: RunSpec, scenario: Mapping[str, Any]) -> dict[str, str | float]:
     """The same keys with the same types in every run: TensorBoard hides columns that the first run lacks."""
     names: dict[str, str | float] = {part: getattr(spec, part)[0] for part in PARTS}
-    changed = ", ".join(f"{key.replace('__', '.')}={value}" for key, value in spec.changed("intervention").items())
-    return {**names, "options": changed, "seed": float(spec.run.seed), "every": float(spec.run.every)}
+    changed = {
+        part: ", ".join(f"{key.replace('__', '.')}={value}" for key, value in spec.changed(part).items())
+        for part in PARTS
+    }
+    return {
+        **names,
+        "options": changed["intervention"],
+        "seed": float(spec.run.seed),
+        "env options": changed["env"],
+        "agent options": changed["agent"],
+        "every": float(spec.run.every),
+        "version": float(scenario.get("version") or 1),
+        "data": str(scenario.get("data") or ""),
+    }

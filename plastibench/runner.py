@@ -199,7 +199,8 @@ class Run:
         self.course: Course = (Supervised if isinstance(env, TaskStream) else OffPolicy)(self, env, agent)
         lengths = self._restore()
         self.begun = bool(lengths)
-        self.recorder = Recorder(folder, spec, lengths, self.course.axis)
+        self.scenario = {"version": getattr(self.course.scenario, "version", 1), "data": self.course.data}
+        self.recorder = Recorder(folder, spec, lengths, self.course.axis, self.scenario)
         self.clock = time.monotonic()
         self.saved = self.clock
         self.progress = Progress(
@@ -344,9 +345,10 @@ class Run:
             "intervention-bytes": checkpoint.tensor_bytes(states),
         }
         cost = {**self.cost, "updates": self.total, **self.course.counts(), **kept}
-        scenario = {"version": getattr(self.course.scenario, "version", 1), "data": self.course.data}
-        result = results.compose(self.spec, self.course.result(), self.reports, self.plasticity, cost, origin, scenario)
-        self.recorder.finish(self.total, {**result["summary"], "seconds": self.cost["seconds"]})
+        result = results.compose(
+            self.spec, self.course.result(), self.reports, self.plasticity, cost, origin, self.scenario
+        )
+        self.recorder.finish(self.total, result)
         checkpoint.save(self.folder / "final.pt", final)
         results.write(self.folder, result)  # last: a folder with a result is a run that is complete
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)

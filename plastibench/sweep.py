@@ -157,7 +157,7 @@ def _on_gpu(job: Job, pool: Sequence[Job], jobs: int) -> dict[str, str]:
 def _start(job: Job, options: list[str], on_gpu: dict[str, str]) -> None:
     # A session of its own: Ctrl-C reaches this process alone, which then asks the others to save.
     job.process = subprocess.Popen(
-        [sys.executable, "-m", "plastibench", "resume", job.spec.id, *options],
+        [sys.executable, "-m", "plastibench", "resume", job.spec.id, "--one-of-many", *options],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -138,15 +138,15 @@ def test_several_interventions_and_seeds_end_in_one_table_and_a_leaderboard(
 
 
 def test_the_same_command_again_does_nothing_twice(finished: Any, say: Say, runs: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in runs.glob("**/*")}
+    before = {path: path.stat().st_mtime_ns for path in runs.glob("cl-digits_*/**/*")}
     again = say(*RUN, "--intervention", "none,reset,redo", "--seed", "0,1", "--runs-dir", runs)
     assert again.status == 0 and again.err.count("is complete already") == 6
-    assert {path: path.stat().st_mtime_ns for path in runs.glob("**/*")} == before
+    assert {path: path.stat().st_mtime_ns for path in runs.glob("cl-digits_*/**/*")} == before
     assert again.out == finished.out
 
 
 def test_resume_of_a_complete_run_says_so(finished: Any, say: Say, runs: Path) -> None:
-    name = next(runs.iterdir()).name
+    name = next(runs.glob("cl-digits_*")).name
     done = say("resume", name, "--runs-dir", runs)
     assert done.status == 0 and "is complete already" in done.out + done.err
     message = one_line(say("resume", name[:-1] + "x", "--runs-dir", runs), 2)
@@ -188,10 +188,10 @@ def test_a_spec_file_is_run_and_flags_win_wherever_they_stand(say: Say, runs: Pa
 
 def test_the_spec_that_a_run_leaves_makes_the_same_run(say: Say, runs: Path, tmp_path: Path) -> None:
     assert say(*RUN, "--runs-dir", runs, "--quiet").status == 0
-    (folder,) = runs.iterdir()
+    (folder,) = runs.glob("cl-digits_*")
     again = say("run", "--spec", folder / "spec.toml", "--runs-dir", tmp_path / "again", "--quiet")
     assert again.status == 0, again.err
-    assert [path.name for path in (tmp_path / "again").iterdir()] == [folder.name]
+    assert [path.name for path in (tmp_path / "again").glob("*_*")] == [folder.name]
 
 
 @pytest.mark.parametrize("place", ["before", "after", "between"])
@@ -340,7 +340,7 @@ def test_a_loss_that_is_not_finite_is_one_line_with_status_1(say: Say, runs: Pat
 
 def test_a_damaged_checkpoint_is_one_line_with_status_2(say: Say, runs: Path) -> None:
     assert say(*RUN, "--runs-dir", runs, "--quiet").status == 0
-    (folder,) = runs.iterdir()
+    (folder,) = runs.glob("cl-digits_*")
     (folder / "result.json").unlink()
     (folder / "checkpoint.pt").write_bytes(b"half a checkp")
     assert "checkpoint.pt cannot be read" in one_line(say(*RUN, "--runs-dir", runs, "--quiet"), 2)

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from plastibench.agents.classifier import Classifier
+from plastibench.recorder import LEADERBOARD, leaderboard_figures
 from plastibench.runner import run
 from plastibench.spec import RunSpec
 
@@ -27,7 +28,7 @@ def content(folder: Path) -> dict[str, list[Any]]:
     scalars = {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
-        if not tag.endswith("seconds") and "seconds/" not in tag
+        if not tag.endswith("seconds") and "seconds/" not in tag and tag != "leaderboard/cost"
     }
     histograms = {
         tag: [(event.step, event.histogram_value) for event in events.Histograms(tag)]
@@ -56,8 +57,11 @@ def test_curves_histograms_plasticity_and_leaderboard_are_recorded(finished: tup
     assert [step for step, _ in found["layernorm-gradient-end/norm"]] == [2, 4, 6]
     assert [step for step, _ in found["layernorm-gradient-after/blocks.0.norm2"]] == [0, 2, 4]
     assert found["layernorm-gradient-end/norm"][0][1].num == 16  # one value per feature
-    assert found["leaderboard/final-accuracy"] == [(6, pytest.approx(result["summary"]["final-accuracy"]))]
-    assert found["leaderboard/average-accuracy"] == [(6, pytest.approx(result["summary"]["average-accuracy"]))]
+    ends = [pytest.approx(task["end"]) for task in result["tasks"]]
+    assert found["leaderboard/final"] == [(2, ends[0]), (4, ends[1]), (6, ends[2])]
+    assert ends[2] == result["summary"]["final-accuracy"]
+    assert found["leaderboard/auc"] == [(6, pytest.approx(result["summary"]["auc"]))]
+    assert found["leaderboard/updates"] == [(6, 6)]
 
 
 def test_the_table_and_tensorboard_say_the_same(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -83,9 +87,13 @@ def test_hyperparameters_begin_and_end_a_session(finished: tuple[Path, dict[str,
     start = parsed[metadata.SESSION_START_INFO_TAG].session_start_info.hparams
     assert start["env"].string_value == "cl-digits" and start["intervention"].string_value == "rnr"
     assert start["seed"].number_value == 2 and "quantile=0.25" in start["options"].string_value
-    metrics = {info.name.tag for info in parsed[metadata.EXPERIMENT_TAG].experiment.metric_infos}
-    assert "leaderboard/final-accuracy" in metrics and {"leaderboard/final-return"} <= metrics
-    assert {name for name in metrics if "return" not in name} <= set(read(folder).Tags()["scalars"])
+    columns = parsed[metadata.EXPERIMENT_TAG].experiment
+    assert [info.name.tag for info in columns.metric_infos] == [f"leaderboard/{name}" for name in LEADERBOARD]
+    assert [info.name for info in columns.hparam_infos if info.differs] == [
+        *("env", "agent", "intervention", "options", "seed")
+    ]
+    scalars = read(folder).Tags()["scalars"]
+    assert {info.name.tag for info in columns.metric_infos} <= {*scalars, "leaderboard/recovery"}
     assert parsed[metadata.SESSION_END_INFO_TAG].session_end_info.status == 1  # STATUS_SUCCESS
 
 
@@ -107,7 +115,22 @@ def test_every_run_has_the_same_hyperparameters_with_the_same_types(tiny: Tiny, 
         value = read(tmp_path / spec.id).PluginTagToContent("hparams")[metadata.SESSION_START_INFO_TAG]
         hparams = plugin_data_pb2.HParamsPluginData.FromString(value).session_start_info.hparams
         found.append({name: item.WhichOneof("kind") for name, item in hparams.items()})
-    assert found[0] == found[1] == found[2] and "seed" in found[0]
+    assert found[0] == found[1] == found[2]
+    assert {"seed", "every", "version", "data", "env options", "agent options"} <= set(found[0])
+
+
+def test_a_row_has_accuracy_or_return_and_recovery_in_epochs_or_steps() -> None:
+    cost = {"seconds": 20.0, "intervention-seconds": 1.0, "updates": 7}
+    epochs = {"final-accuracy": 0.9, "mean-drop": 0.1, "auc": 0.5, "mean-recovery-epochs": 3.0, "unrecovered-share": 0}
+    row = leaderboard_figures({"summary": epochs, "cost": cost})
+    assert list(row) == list(LEADERBOARD)
+    assert row == {"final": 0.9, "drop": 0.1, "auc": 0.5, "recovery": 3.0, "cost": 0.05, "unrecovered": 0} | {
+        "seconds": 20.0,
+        "updates": 7,
+    }
+    steps = {"final-return": 9.0, "average-return": 5.0, "mean-drop": 1.0, "mean-recovery-steps": None}
+    row = leaderboard_figures({"summary": {**steps, "unrecovered-share": 1.0}, "cost": cost})
+    assert [row[name] for name in ("final", "drop", "auc", "recovery", "unrecovered")] == [9.0, 1.0, 5.0, None, 1.0]
 
 
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 1e9], ids=["with a checkpoint", "before the first checkpoint"])

@@ -18,6 +18,7 @@ from plastibench.commands.shared import (
     import_plugin,
     listed,
     read_option_flags,
+    update_board,
 )
 from plastibench.errors import UserError, did_you_mean
 from plastibench.options import as_dict, describe_type, field_name, flag_name, options_of
@@ -89,6 +90,7 @@ def _run(known: argparse.Namespace) -> int:
             return 130
         found.append(result)
     print(f"\n{leaderboard.comparison(found)}\n")
+    update_board(known.runs_dir)
     print(f"results:     {known.runs_dir}/<run>/result.json, all runs: plastibench leaderboard{_runs_flag(known)}")
     print(f"TensorBoard: tensorboard --logdir {known.runs_dir}")
     return 0
@@ -117,6 +119,7 @@ def work_pool(specs: Sequence[Any], known: argparse.Namespace) -> int:
     found = [results.read(path) for path in paths if path.exists()]
     if found:
         print(f"\n{formats.table(standings(found))}\n")
+        update_board(known.runs_dir, drawn=True)
     for job in pool:
         if job.state == "failed":
             print(f"plastibench: {job.spec.id} failed: {job.line} ({job.spec.id}/{FAILURE})", file=sys.stderr)
@@ -231,6 +234,7 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=count, default=0, help="CPU threads (default: 1 for a small network)")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
+    parser.add_argument("--one-of-many", action="store_true", help=argparse.SUPPRESS)  # a sweep looks after the rest
     add_places(parser)
     parser.set_defaults(do=_resume)
 
@@ -258,4 +262,6 @@ def _resume(known: argparse.Namespace) -> int:
         print(f"plastibench: {stopped}; the same command continues it", file=sys.stderr)
         return 130
     print(f"\n{leaderboard.comparison([result])}\n")
+    if not known.one_of_many:
+        update_board(known.runs_dir)
     return 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ RUN_OPTIONS = (
     *("seed", "every", "roles", "until", "offline_updates"),
     *("representative", "device", "deterministic", "metrics"),
 )
+_BOARD_AT_ONCE = 1000  # results that are read and written within about two seconds
 RUN_FLAGS = [
     f"--{name.replace('_', '-')}"
     for name in (
@@ -55,6 +58,42 @@ def read_option_flags(arguments: Sequence[str], tables: dict[str, dict[str, Any]
         if (part, option) == ("intervention", "roles"):  # of every intervention, so it belongs to the run
             part = "run"
         tables[part][option] = value
+
+
+def update_board(runs_dir: Path, drawn: bool = False) -> None:
+    """Bring TensorBoard's leaderboard up to date after runs have ended, where that takes no more than a moment.
+
+    Whatever goes wrong is told in a line, and does not make a run fail that has ended well.
+
+    Args:
+        runs_dir: Where results are.
+        drawn: With pictures, if matplotlib is there.
+    """
+    from plastibench import results
+    from plastibench.leaderboard import load
+
+    try:
+        if 0 < len(results.find(runs_dir)) <= _BOARD_AT_ONCE:
+            with contextlib.redirect_stderr(io.StringIO()):  # `leaderboard` names those that cannot be read
+                found = load(runs_dir)
+            write_board(runs_dir, found, drawn)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        print(f"plastibench: TensorBoard's leaderboard is not up to date: {reason}", file=sys.stderr)
+
+
+def write_board(runs_dir: Path, found: Sequence[Any], drawn: bool) -> Path:
+    """Write TensorBoard's leaderboard of some results, with pictures if matplotlib is there."""
+    from plastibench.leaderboard import board
+    from plastibench.leaderboard.standings import standings
+
+    shown = standings(found)
+    pictures = None
+    if drawn and importlib.util.find_spec("matplotlib"):
+        from plastibench.figures.of_leaderboard import pictures as draw
+
+        pictures = {what: png for of_contest in draw(shown).values() for what, png in of_contest}
+    return board.write(runs_dir, shown, pictures)
 
 
 def listed(names: str | list[str]) -> list[str]:

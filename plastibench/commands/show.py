@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plastibench.commands.shared import KINDS, add_places, count, import_plugin, read_option_flags
+from plastibench.commands.shared import KINDS, add_places, count, import_plugin, read_option_flags, write_board
 from plastibench.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,6 +93,11 @@ def add_leaderboard(parser: argparse.ArgumentParser) -> None:
         "--format", choices=["table", "markdown", "csv", "json", "html"], default="table", help="default table"
     )
     parser.add_argument("--out", type=Path, help="write into this file instead")
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write it, with pictures, for tensorboard --logdir RUNS_DIR (run and sweep do so at their end)",
+    )
     parser.add_argument("--sort", default="final", metavar="COLUMN", help="best first by this column (default final)")
     parser.add_argument(
         "--filter",
@@ -112,6 +117,9 @@ def _leaderboard(known: argparse.Namespace) -> int:
     from plastibench.leaderboard import formats, load
     from plastibench.leaderboard.standings import standings
 
+    if known.tensorboard:
+        print(write_board(known.runs_dir, load(known.runs_dir), drawn=True))
+        return 0
     shown = standings(load(known.runs_dir, lean=known.format != "html"), sorted_by=known.sort, filters=known.filter)
     if not shown.tables:
         raise UserError(f"no row fulfils {' and '.join(known.filter)}; see plastibench leaderboard without --filter")

@@ -1,0 +1,171 @@
+"""Runs made up for TensorBoard, and TensorBoard itself as a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import struct
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plastibench import results
+from plastibench.recorder import Recorder
+from plastibench.spec import RunSpec
+
+# Accuracy at the end of three tasks for seeds 0, 1, 2; `reset` has one seed and the greatest final accuracy.
+ACCURACIES = {
+    "none": [[0.2, 0.4, 0.6], [0.2, 0.5, 0.7], [0.2, 0.3, 0.65]],
+    "rnr quantile=0.2": [[0.3, 0.5, 0.81], [0.3, 0.6, 0.79], [0.3, 0.7, 0.77]],
+    "reset": [[0.3, 0.6, 0.9]],
+}
+DROPS = {"none": 0.0, "rnr quantile=0.2": 0.125, "reset": 0.5}
+RETURNS = {"none": [[1.0, 2.0, 4.0], [1.0, 3.0, 6.0]], "reset": [[1.0, 9.0, 8.0], [1.0, 5.0, 10.0]]}
+
+
+def make(runs_dir: Path) -> list[dict[str, Any]]:
+    """Finished runs of two scenarios, through the recorder, and one that is under way."""
+    found = []
+    for intervention, curves in ACCURACIES.items():
+        for seed, ends in enumerate(curves):
+            found.append(_learned(runs_dir, intervention, seed, ends))
+    for intervention, curves in RETURNS.items():
+        for seed, values in enumerate(curves):
+            found.append(_acted(runs_dir, intervention, seed, values))
+    spec = _spec("cl-digits", "mlp", "none", 7)
+    recorder = Recorder(_folder(runs_dir, spec), spec)
+    recorder.scalars(0, 0, 0, "training", {"accuracy": 0.1})
+    recorder.flush()
+    recorder.close()
+    return found
+
+
+def _spec(env: str, agent: str, intervention: str, seed: int) -> RunSpec:
+    name, *options = intervention.split()
+    return RunSpec.make(
+        env,
+        agent,
+        name,
+        intervention_options=dict(option.split("=") for option in options),
+        seed=seed,
+        device="cpu",
+    )
+
+
+def _folder(runs_dir: Path, spec: RunSpec) -> Path:
+    folder = runs_dir / spec.id
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _learned(runs_dir: Path, intervention: str, seed: int, ends: list[float]) -> dict[str, Any]:
+    drops = [None, *([DROPS[intervention]] * (len(ends) - 1))]
+    tasks = [{"task": i, "end": end, "drop": drop} for i, (end, drop) in enumerate(zip(ends, drops, strict=True))]
+    summary = {
+        "final-accuracy": ends[-1],
+        "average-accuracy": sum(ends) / len(ends),
+        "auc": sum(ends) / len(ends),
+        "mean-drop": DROPS[intervention],
+        "mean-recovery-epochs": 2.0,
+        "unrecovered-share": 0.25,
+    }
+    return _finish(runs_dir, _spec("cl-digits", "mlp", intervention, seed), {"summary": summary, "tasks": tasks})
+
+
+def _acted(runs_dir: Path, intervention: str, seed: int, values: list[float]) -> dict[str, Any]:
+    points = [{"task": 0, "steps": 1000 * i, "value": value, "bias": 0.0} for i, value in enumerate(values)]
+    summary = {
+        "final-return": values[-1],
+        "average-return": sum(values) / len(values),
+        "mean-drop": 0.0,
+        "mean-lowest": 1.0,
+        "mean-recovery-steps": None,
+        "unrecovered-share": 1.0,
+        "final-q-bias": 0.0,
+    }
+    course = {"summary": summary, "returns": points, "events": []}
+    return _finish(runs_dir, _spec("rl-cartpole", "dqn-mlp", intervention, seed), course)
+
+
+def _finish(runs_dir: Path, spec: RunSpec, course: dict[str, Any]) -> dict[str, Any]:
+    cost = {"seconds": 8.0, "intervention-seconds": 2.0, "metric-seconds": 0.5, "updates": 60}
+    scenario = {"version": 1, "data": "0123456789ab"}
+    result = results.compose(spec, course, [], [], cost, {}, scenario)
+    folder = _folder(runs_dir, spec)
+    recorder = Recorder(folder, spec, scenario=scenario)
+    for step, value in enumerate([0.125, 0.25, 0.5]):
+        recorder.scalars(step, 0, step, "training", {"accuracy": value})
+    recorder.finish(60, result)
+    results.write(folder, result)
+    return result
+
+
+def png(width: int, height: int) -> bytes:
+    """A picture of one colour."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = (b"\0" + b"\x20\x60\xa0" * width) * height
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@dataclass
+class Served:
+    """A TensorBoard that runs."""
+
+    address: str
+    runs_dir: Path
+    found: list[dict[str, Any]]
+
+    def get(self, path: str, **query: Any) -> Any:
+        """What a data route answers: parsed where it is JSON, otherwise bytes."""
+        return self._read(f"{self.address}data/{path}?{urllib.parse.urlencode(query)}")
+
+    def post(self, path: str, body: Any) -> Any:
+        """The same for a route that takes JSON."""
+        kind = {"Content-Type": "application/json"}
+        return self._read(urllib.request.Request(f"{self.address}data/{path}", json.dumps(body).encode(), kind))
+
+    def _read(self, request: Any) -> Any:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            content = answer.read()
+            return json.loads(content) if "json" in answer.headers["Content-Type"] else content
+
+
+@contextlib.contextmanager
+def serve(runs_dir: Path, found: list[dict[str, Any]]) -> Iterator[Served]:
+    """The TensorBoard of this environment on a free port, once it has read all runs; it reads again every second."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(runs_dir), "--port", str(port)]
+    command += ["--host", "127.0.0.1", "--load_fast=false", "--reload_interval=1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        served = Served(f"http://127.0.0.1:{port}/", runs_dir, found)
+        expected = len({path.parent for path in runs_dir.glob("**/events.out.tfevents.*")})
+        end = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError):
+                if len(served.get("runs")) == expected:
+                    break
+            if process.poll() is not None or time.monotonic() > end:
+                process.kill()
+                said = process.communicate()[1].decode(errors="replace")
+                raise RuntimeError(f"TensorBoard does not show {expected} runs: {said[-500:]}")
+            time.sleep(0.2)
+        yield served
+    finally:
+        process.kill()
+        process.communicate()
