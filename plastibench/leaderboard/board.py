@@ -7,6 +7,7 @@ that holds tables and pictures. None of them is a row of the HParams tab.
 from __future__ import annotations
 
 import hashlib
+import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ BEST = 4  # interventions in a chart, beside those that every reader looks for
 _ALWAYS = ("none", "reset", "rnr")
 _PICTURES = "~pictures"  # no intervention's folder is called so
 _COLOURS = 7  # TensorBoard's palette, which is dealt out in the order of its list of runs
+_TRIES = 500  # exchanges in the search for an order in which colours do not clash
 _LONGEST = 60  # characters of a folder's name
 _Curve = dict[int, float]  # step on the axis of a chart → value
 
@@ -76,17 +78,21 @@ def write(runs_dir: Path, shown: Standings, pictures: Mapping[str, bytes] | None
 
 
 def _by_colour(together: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of all charts in an order that gives those of one chart different colours, as far as it can."""
-    charts = Counter(name for names in together for name in names)
-    waiting = sorted(charts, key=lambda name: -charts[name])
-    placed: list[str] = []
-    while waiting:
-        same = set(placed[-_COLOURS::-_COLOURS])
-        rivals = {name for names in together if same.intersection(names) for name in names}
-        chosen = next((name for name in waiting if name not in rivals), waiting[0])
-        waiting.remove(chosen)
-        placed.append(chosen)
-    return placed
+    """The lines of all charts in an order that gives those of one chart different colours, as far as can be found."""
+    order = list(dict.fromkeys(name for names in together for name in names))
+    dice = random.Random(0)
+    for _ in range(_TRIES if len(order) > _COLOURS else 0):
+        one, other = dice.sample(range(len(order)), 2)
+        trial = list(order)
+        trial[one], trial[other] = order[other], order[one]
+        if _clashes(trial, together) <= _clashes(order, together):
+            order = trial
+    return order
+
+
+def _clashes(order: Sequence[str], together: Sequence[Sequence[str]]) -> int:
+    colours = {name: place % _COLOURS for place, name in enumerate(order)}
+    return sum(len(names) - len({colours[name] for name in names}) for names in together)
 
 
 def _charts(contest: Contest) -> list[tuple[str, str, Callable[[Result], _Curve]]]:

@@ -35,6 +35,7 @@ td.figure { padding: 0 .6rem; } svg { vertical-align: middle; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
 ul.notes, dl { font-size: 13px; color: #444; } dt { font-weight: 600; } dd { margin: 0 0 .3rem 1rem; }
 @media (max-width: 40rem) { body { padding: .6rem; } th, td { padding: .3rem .45rem; }
+  figure { overflow-x: auto; } img { max-width: none; width: 40rem; }
   th:first-child, td:first-child { min-width: 7.5rem; max-width: 8.5rem; } }
 """
 

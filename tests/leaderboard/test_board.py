@@ -51,11 +51,13 @@ def test_labels_become_folders_that_exist_once_and_stay_inside(tmp_path: Path) -
 
 
 def test_lines_of_one_chart_have_different_colours_where_there_are_enough() -> None:
-    together = [["none", "reset", "rnr", "a", "b", "c", "d"], ["none", "reset", "rnr", "e", "f"]]
-    order = board._by_colour(together)
-    assert sorted(order) == sorted({name for names in together for name in names})
-    colours = {name: place % 7 for place, name in enumerate(order)}
-    assert len({colours[name] for name in together[0]}) == 7
+    first, second = ["none", "reset", "rnr", "a", "b", "c", "d"], ["e", "none", "reset", "rnr", "f"]
+    for together in ([first, second], [["keep20", *"abcdef"], ["redo", "keep20"]]):
+        order = board._by_colour(together)
+        assert sorted(order) == sorted({name for names in together for name in names})
+        colours = {name: place % 7 for place, name in enumerate(order)}
+        for names in together:
+            assert len({colours[name] for name in names}) == len(names)
 
 
 def test_a_picture_that_is_none_and_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
