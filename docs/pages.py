@@ -34,6 +34,10 @@ API = [
     "memory",
     "replay",
     "results",
+    "statistics",
+    "leaderboard.standings",
+    "leaderboard.rows",
+    "leaderboard.contest",
     "figures",
 ]
 
