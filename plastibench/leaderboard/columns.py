@@ -46,6 +46,8 @@ COLUMNS = (
     Column("average", "average", "score", "more", "mean over the ends of the tasks", 8),
     Column("auc", "AUC", "score", "more", "mean accuracy over all epochs", 7),
     Column("drop", "drop", "score", "less", "lost right at the intervention, ± 95 %"),
+    Column("lowest", "lowest", "score", "more", "smallest return between an intervention and the next", 9),
+    Column("q_bias", "Q bias", "score", "less", "what the critic expects above what comes, at the end", 10),
     Column("recovery", "recovery", "number", "less", "epochs or steps until it is back (share where it never is)", 5),
     Column("time", "time ×", "ratio", "less", "the run's seconds over those of none, same seed and machine", 2),
     Column("memory", "memory ×", "ratio", "less", "bytes of parameters and of what the method keeps, over none's", 4),

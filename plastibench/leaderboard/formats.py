@@ -98,7 +98,8 @@ def cells(row: Row, columns: Sequence[Column], contest: Contest | None = None) -
 
 def columns_of(contest: Contest) -> list[Column]:
     """Those that say something about a contest."""
-    return [column for column in COLUMNS if not (contest.acts and column.key == "auc")]
+    without = ("auc",) if contest.acts else ("lowest", "q_bias")
+    return [column for column in COLUMNS if column.key not in without]
 
 
 def _fitting(made: Sequence[Row], contest: Contest, width: int) -> tuple[list[Column], list[list[str]]]:

@@ -19,9 +19,9 @@ def rows(contest: Contest) -> list[Row]:
 
     Keys: ``env``, ``agent``, ``rank`` (None where there is none), ``tied``, ``intervention``, ``seeds``, ``final``,
     ``iqm``, ``gain``, ``better`` (share of shared seeds in which it beats ``none``), ``average``, ``auc``, ``drop``,
-    ``recovery`` (epochs or steps), ``unrecovered``, ``time`` and ``memory`` (of the run, over ``none``'s), ``cost``
-    (share of the run's time that the intervention took), ``apart``. Figures with an interval are
-    :class:`~plastibench.statistics.Interval`; accuracies are shares.
+    ``lowest`` and ``q_bias`` (of agents that act), ``recovery`` (epochs or steps), ``unrecovered``, ``time`` and
+    ``memory`` (of the run, over ``none``'s), ``cost`` (share of the run's time that the intervention took), ``apart``.
+    Figures with an interval are :class:`~plastibench.statistics.Interval`; accuracies are shares.
     """
     base = contest.base
     scores = {entry.name: entry.scores(contest.score) for entry in contest.entries}
@@ -111,6 +111,8 @@ def _performance(entry: Entry, contest: Contest) -> Row:
         "average": _mean(entry, f"average-{kind}"),
         "auc": _mean(entry, "auc"),
         "drop": mean_interval(drops) if drops else None,
+        "lowest": _mean(entry, "mean-lowest"),
+        "q_bias": _mean(entry, "final-q-bias"),
         "recovery": _mean(entry, "mean-recovery-steps" if contest.acts else "mean-recovery-epochs"),
         "unrecovered": _mean(entry, "unrecovered-share"),
     }

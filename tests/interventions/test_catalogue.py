@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from plastibench.benchmark import _bytes
+from plastibench.checkpoint import tensor_bytes
 from plastibench.interventions.base import Intervention
 from plastibench.interventions.catalogue import FACTS, Facts, facts
 from plastibench.registry import Entry, interventions
@@ -38,7 +38,7 @@ def test_memory_is_what_is_kept_and_added(name):
     acting.intervene(network, images(8))
     update(network, acting, images(8))
     after = sum(p.numel() * p.element_size() for p in network.module.parameters())
-    kept = (_bytes(acting.state_dict()) + after - before) / before
+    kept = (tensor_bytes(acting.state_dict()) + after - before) / before
     assert kept == pytest.approx(
         1.0 if name in STORES_INITIAL else facts(interventions[name]).memory, rel=0.05, abs=0.002
     )
