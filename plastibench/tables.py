@@ -40,3 +40,10 @@ def mean_std(values: Sequence[float | None], scale: float = 100.0, digits: int =
         return f"{mean:.{digits}f}"
     std = (sum((value - mean) ** 2 for value in present) / (len(present) - 1)) ** 0.5
     return f"{mean:.{digits}f} ± {std:.{digits}f}"
+
+
+def back_after(time: float | None, never: float | None, digits: int) -> str:
+    """How long something took to come back, and in brackets the share of times that it never did."""
+    if time is None:
+        return "never" if never else "–"
+    return f"{time:,.{digits}f}" + (f" ({percent(never, 0)} %)" if never else "")

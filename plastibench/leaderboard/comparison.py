@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from plastibench.leaderboard.contest import Result, acts, by_group, label
-from plastibench.tables import mean_std, percent, text_table
+from plastibench.tables import back_after, mean_std, percent, text_table
 
 _SHOWN_TASKS = 10
 
@@ -78,11 +78,7 @@ def _returns(runs: list[Result], *names: str) -> list[str]:
 
 
 def _steps(runs: list[Result]) -> str:
-    steps = _average(run["summary"]["mean-recovery-steps"] for run in runs)
-    never = _average(run["summary"]["unrecovered-share"] for run in runs)
-    if steps is None:
-        return "never" if never else "–"
-    return f"{steps:,.0f}" + (f" ({percent(never, 0)} %)" if never else "")
+    return _back_after(runs, "mean-recovery-steps", 0)
 
 
 def final_accuracy(runs: list[Result]) -> float:
@@ -92,11 +88,12 @@ def final_accuracy(runs: list[Result]) -> float:
 
 def recovery(runs: list[Result]) -> str:
     """Epochs until the accuracy before a switch is back, and the share of switches after which it never is."""
-    epochs = _average(run["summary"]["mean-recovery-epochs"] for run in runs)
+    return _back_after(runs, "mean-recovery-epochs", 1)
+
+
+def _back_after(runs: list[Result], name: str, digits: int) -> str:
     never = _average(run["summary"]["unrecovered-share"] for run in runs)
-    if epochs is None:
-        return "never" if never else "–"
-    return f"{epochs:.1f}" + (f" ({percent(never, 0)} %)" if never else "")
+    return back_after(_average(run["summary"][name] for run in runs), never, digits)
 
 
 def _revived(runs: list[Result]) -> str:

@@ -14,7 +14,7 @@ from plastibench.leaderboard.contest import Contest
 from plastibench.leaderboard.rows import Row
 from plastibench.leaderboard.standings import Standings, notes, overall_notes
 from plastibench.statistics import Interval
-from plastibench.tables import markdown_table, text_table
+from plastibench.tables import back_after, markdown_table, text_table
 
 _WITH_BOUNDS = ("final", "iqm", "gain", "better", "drop")
 _KEYS = (
@@ -143,7 +143,7 @@ def _cell(row: Row, column: Column, acts: bool) -> str:
     if column.key == "contests":
         return f"{value} of {row['of']}"
     if column.key == "recovery":
-        return _recovery(value, row["unrecovered"])
+        return back_after(value, row["unrecovered"], 1)
     if value is None:
         return "–"
     if column.key == "rank":
@@ -167,9 +167,3 @@ def _cell(row: Row, column: Column, acts: bool) -> str:
 def _number(value: float, digits: int, sign: bool = False) -> str:
     rounded = round(value, digits) + 0.0  # no -0.0
     return f"{rounded:+.{digits}f}" if sign else f"{rounded:.{digits}f}"
-
-
-def _recovery(mean: float | None, never: float | None) -> str:
-    if mean is None:
-        return "never" if never else "–"
-    return f"{mean:,.1f}" + (f" ({100 * never:.0f} %)" if never else "")
