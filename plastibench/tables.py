@@ -22,7 +22,8 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The same as a Markdown table."""
     rule = [":--", *["--:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *rows])
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *escaped])
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 from plastibench import results
 from plastibench.recorder import Recorder
 from plastibench.spec import RunSpec
+from tests.leaderboard.made import ORIGIN
 
 # Accuracy at the end of three tasks for seeds 0, 1, 2; `reset` has one seed and the greatest final accuracy.
 ACCURACIES = {
@@ -98,7 +99,7 @@ def _acted(runs_dir: Path, intervention: str, seed: int, values: list[float]) ->
 def _finish(runs_dir: Path, spec: RunSpec, course: dict[str, Any]) -> dict[str, Any]:
     cost = {"seconds": 8.0, "intervention-seconds": 2.0, "metric-seconds": 0.5, "updates": 60}
     scenario = {"version": 1, "data": "0123456789ab"}
-    result = results.compose(spec, course, [], [], cost, {}, scenario)
+    result = results.compose(spec, course, [], [], cost, ORIGIN, scenario)
     folder = _folder(runs_dir, spec)
     recorder = Recorder(folder, spec, scenario=scenario)
     for step, value in enumerate([0.125, 0.25, 0.5]):

@@ -12,15 +12,10 @@ from typing import Any
 
 from plastibench import results
 from plastibench.errors import UserError
+from plastibench.leaderboard.shape import mistake
 
 Result = dict[str, Any]
 BASE = "none"
-_NEEDED = {
-    **dict.fromkeys(("id", "group", "env", "agent", "intervention"), str),
-    **dict.fromkeys(("seed", "every"), int),
-    **dict.fromkeys(("changed", "options", "summary", "cost", "origin"), dict),
-    **dict.fromkeys(("interventions", "plasticity"), list),
-}
 _NAMED = 4  # commits, machines and the like
 _LONG = ("tasks", "returns", "events", "interventions", "plasticity")
 
@@ -98,9 +93,9 @@ def load(runs_dir: Path, lean: bool = False) -> list[Result]:
     for path in results.find(runs_dir):
         try:
             result = results.read(path)
-            for key, kind in _NEEDED.items():
-                if not isinstance(result.get(key), kind):
-                    raise UserError(f"{path} has no '{key}' that can be read")
+            wrong = mistake(result)
+            if wrong:
+                raise UserError(f"{path}: {wrong}")
             if result["id"] in found:
                 raise UserError(f"{path} is a second result of the run in {found[result['id']]['folder']}")
         except UserError as error:
@@ -165,7 +160,8 @@ def label(result: Result, part: str = "intervention", also: Iterable[str] = ()) 
         if result["every"]:
             changed["every"] = result["every"]
         changed.update(result.get("schedule", {}))
-    return " ".join([result[part], *(f"{key.replace('__', '.')}={_shown(value)}" for key, value in changed.items())])
+    words = [result[part], *(f"{key.replace('__', '.')}={_shown(value)}" for key, value in changed.items())]
+    return " ".join(" ".join(words).split())  # in one line, whatever it holds
 
 
 def origin(found: Sequence[Result]) -> str:

@@ -67,7 +67,7 @@ def classified(
         "tasks": tasks,
         "interventions": [],
         "plasticity": plasticity,
-        "cost": {},
+        "cost": {"seconds": 9.0, "intervention-seconds": 0.5},
         "origin": ORIGIN,
         **({"folder": folder} if folder else {}),
         **other,

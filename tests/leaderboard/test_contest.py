@@ -85,7 +85,7 @@ def test_what_cannot_be_used_is_named_and_left_out(tmp_path, capsys) -> None:
     assert found["folder"] == runs / good["id"]
     told = capsys.readouterr().err
     assert told.count("left out") == 5
-    assert "lacking/result.json has no 'summary' that can be read" in told
+    assert "lacking/result.json: summary is 3" in told
     assert "is a second result of the run in" in told
 
 

@@ -128,3 +128,12 @@ def test_a_filter_that_cannot_be_read_is_told(condition: str, message: str) -> N
 def test_a_column_that_is_not_there_is_told() -> None:
     with pytest.raises(UserError, match="--sort fnal: no such column; did you mean 'final'"):
         standings(FOUND, sorted_by="fnal")
+
+
+def test_a_name_with_a_pipe_or_a_line_break_stays_in_its_cell() -> None:
+    odd = result("reset", 0, 0.9)
+    odd["group"], odd["changed"]["intervention"] = "odd", {"weights": "a|b\nc"}
+    text = formats.markdown(standings([*FOUND, odd]))
+    assert "`reset weights=a\\|b c`" in text
+    table = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len({line.replace("\\|", "").count("|") for line in table}) == 1
