@@ -103,6 +103,7 @@ class _SoftActorCritic(OffPolicyAgent):
         if not recipe.temperature:
             assert self._actor.optimizer is not None
             self._actor.optimizer.add_param_group({"params": [self._log_temperature]})
+            self._actor.restarts.append(self._restart_temperature)
 
     def update(self, batch: TensorDictBase) -> None:
         """A step of the critics, of the actor, of the temperature, and of the targets."""
@@ -136,6 +137,11 @@ class _SoftActorCritic(OffPolicyAgent):
     def target_entropy(self) -> float:
         """What the temperature is tuned to."""
         raise NotImplementedError
+
+    def _restart_temperature(self) -> None:
+        assert self._actor.optimizer is not None
+        self._log_temperature.data.zero_()
+        self._actor.optimizer.state.pop(self._log_temperature, None)
 
     def _set_up(self, stream: ControlStream) -> None:
         """Take what is needed from the action space."""

@@ -126,12 +126,13 @@ class Memory:
         self._taken: deque[tuple[int, int]] = deque()  # (row, place in self._final), oldest first
 
     def begin(self, frames: Array) -> None:
-        """All environments were reset; what was incomplete (the last n - 1 steps) is dropped.
+        """All environments were reset; episodes that were under way are cut off, as by a truncation.
 
         Args:
             frames: What they show now. [envs, ...]
         """
-        self._pending.clear()
+        if self._row >= 0:
+            self._cut_off()
         self._age = np.zeros(self.layout.envs, np.uint8)
         self._show(frames)
 
@@ -189,6 +190,36 @@ class Memory:
         if self.prioritized:
             self.buffer.update_priority(batch["index"], batch["td_error"].detach().abs().cpu())
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that is remembered, in about as many bytes as :attr:`bytes` says."""
+        shown = min(self._row + 1, self._rows) * self.layout.envs
+        found = self.buffer.storage.get(slice(0, len(self))) if len(self) else {}
+        return {
+            "transitions": {name: column.clone() for name, column in found.items()},
+            "frames": torch.empty_like(self._frames[:shown], device="cpu").copy_(self._frames[:shown]),
+            "final": self._final.clone(),
+            "free": self._free,
+            "taken": [[row, place] for row, place in self._taken],
+            "row": self._row,
+            "age": torch.from_numpy(self._age),
+            "pending": [{name: torch.from_numpy(value) for name, value in step.items()} for step in self._pending],
+            "writer": self.buffer.writer.state_dict(),
+            "sampler": self.sampler_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned, into an empty memory."""
+        if state["transitions"]:
+            self.buffer.extend(TensorDict(state["transitions"], batch_size=[len(state["transitions"]["at"])]))
+        self._frames[: len(state["frames"])] = state["frames"].to(self._device)
+        self._final = state["final"].to(self._device)
+        self._free, self._row = list(state["free"]), state["row"]
+        self._taken = deque((row, place) for row, place in state["taken"])
+        self._age = state["age"].numpy()
+        self._pending = deque({name: value.numpy() for name, value in step.items()} for step in state["pending"])
+        self.buffer.writer.load_state_dict(state["writer"])
+        self.load_sampler_state(state["sampler"])
+
     def sampler_state(self) -> dict[str, Any]:
         """Priorities, where there are any: what cannot be had by remembering the same steps again."""
         if not self.prioritized or not len(self):
@@ -240,6 +271,34 @@ class Memory:
         self._final[place] = torch.as_tensor(frame).to(self._device)
         self._taken.append((self._row, place))
         return place
+
+    def _cut_off(self) -> None:
+        """Let the new episodes' first frames take the row of those that the environments show now.
+
+        A row more would be one without a transition, and the ring of frames would get ahead of the buffer's.
+        """
+        if len(self) or self._pending:
+            start = (self._row % self._rows) * self.layout.envs
+            shown = self._frames[start : start + self.layout.envs]
+            place = np.array([self._keep_final(frame) for frame in shown], np.int32)
+            self._end_newest(torch.from_numpy(place).to(self._device))
+            if self._pending:
+                last = self._pending[-1]
+                last["place"] = np.where(last["ended"], last["place"], place)
+                last["ended"] = np.ones_like(last["ended"])
+            while self._pending:
+                self.buffer.extend(self._transition())
+                self._pending.popleft()
+        self._row -= 1
+
+    def _end_newest(self, place: Tensor) -> None:
+        """Have those of the newest transitions that no end of an episode closes end in final frames. [envs]."""
+        if len(self):
+            envs, capacity = self.layout.envs, self.layout.rows * self.layout.envs
+            at = (self.buffer.writer._cursor - envs + torch.arange(envs, device=self._device)) % capacity
+            stored = self.buffer.storage.get(slice(0, len(self)))  # a view
+            going_on = ~stored["terminated"][at] & (stored["place"][at] < 0)
+            stored["place"][at] = torch.where(going_on, place, stored["place"][at])
 
     def _transition(self) -> TensorDict:
         """The oldest pending step of every environment, with the rewards that followed it in its episode."""

@@ -26,6 +26,7 @@ class Network:
         generator: Source of all randomness of interventions, so that they never disturb the training's.
         penalties: Functions of (network, batch) whose scalars the agent adds to the training loss.
         before_steps: Functions of the network that the agent calls between backward pass and optimizer step.
+        restarts: Functions to call when the whole network is drawn anew: what starts with it and is in no module.
         followers: Networks of the same architecture, as a target network, that are rebuilt together with this one.
         led: Whether this network is such a follower, which is never rebuilt by itself.
     """
@@ -62,6 +63,7 @@ class Network:
         self.generator = generator if generator is not None else torch.Generator().manual_seed(0)
         self.penalties: list[Callable[[Network, TensorDictBase], Tensor | None]] = []
         self.before_steps: list[Callable[[Network], None]] = []
+        self.restarts: list[Callable[[], None]] = []
         self.followers: list[Network] = []
         self.led = False
         self._fresh = fresh

@@ -166,19 +166,20 @@ class OffPolicy:
 
     # Acting and learning -----------------------------------------------------------------------------------------
 
-    def _enter(self, task: int) -> None:
-        """Make and reset the environments of a task."""
+    def _enter(self, task: int, again: str = "") -> None:
+        """Make and reset the environments of a task; ``again`` names a later beginning with other episodes."""
         if self.task >= 0:
             self.envs.close()
         self.task = task
         self.actions.append([])
         self.envs = self.scenario.vector(task, self.scenario.envs)
-        observation, _ = self.envs.reset(seed=derive(self.run.spec.run.seed, f"env-{task}") % 2**31)
+        seed = self.run.spec.run.seed
+        observation, _ = self.envs.reset(seed=derive(seed, f"env-{task}{again}") % 2**31)
         self.frames = self.scenario.observe(task, observation)
         self.seen = self.scenario.first_seen(self.frames)
         self.sums = np.zeros(self.scenario.envs)
         self.memory.begin(self.frames)
-        self.envs.action_space.seed(derive(self.run.spec.run.seed, f"random-actions-{task}") % 2**31)
+        self.envs.action_space.seed(derive(seed, f"random-actions-{task}{again}") % 2**31)
 
     def _choose(self) -> Array:
         if self.steps < self.agent.recipe.learning_starts:
@@ -187,7 +188,8 @@ class OffPolicy:
 
     def _step(self, action: Array) -> None:
         """Act and remember."""
-        self.actions[-1].append(action)
+        if not self.run.spec.run.checkpoint_memory:
+            self.actions[-1].append(action)
         observation, reward, terminated, truncated, info = self.envs.step(action)
         ended = terminated | truncated
         frames = self.scenario.observe(self.task, observation)
@@ -306,9 +308,12 @@ class OffPolicy:
         """All that an exact resume needs.
 
         Environments have no state that could be saved in general, but they repeat themselves: from the same seed and
-        the same actions follow the same frames, and the memory with them.
+        the same actions follow the same frames, and the memory with them. Where the memory itself is saved, a resumed
+        run begins new episodes instead.
         """
+        whole = self.run.spec.run.checkpoint_memory
         return {
+            "task": self.task,
             "steps": self.steps,
             "owed": self.owed,
             "actions": [torch.from_numpy(np.stack(taken)) if taken else torch.empty(0) for taken in self.actions],
@@ -318,17 +323,37 @@ class OffPolicy:
             "churning": [*self.churning, *self._before_churn] if self.churning is not None else [],
             "order": self.order.get_state(),
             "draws": self.draws.get_state(),
-            "memory": self.memory.sampler_state(),
+            "memory": self.memory.state_dict() if whole else self.memory.sampler_state(),
             "targets": {role: each.state_dict() for role, each in self.target_interventions.items()},
             "seen": zlib.crc32(np.ascontiguousarray(self.seen).tobytes()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned: act it all out again.
+        """Take back what :meth:`state_dict` returned.
 
         Raises:
             UserError: The environments did not repeat themselves.
         """
+        if self.run.spec.run.checkpoint_memory:
+            self.memory.load_state_dict(state["memory"])
+            self._enter(state["task"], again=f"-from-{state['steps']}")
+        else:
+            self._act_out(state)
+            self.memory.load_sampler_state(state["memory"])
+        self.steps = self.steps_before = state["steps"]
+        self.owed, self.episodes = state["owed"], state["episodes"]
+        self.curve = [Evaluation(**point) for point in state["curve"]]
+        self.events = [Event(**event) for event in state["events"]]
+        if state["churning"]:
+            observation, action, *answers = (value.to(self.device) for value in state["churning"])
+            self.churning, self._before_churn = (observation, action), (answers[0].cpu(), answers[1])
+        self.order.set_state(state["order"].cpu())
+        self.draws.set_state(state["draws"])
+        for role, each in self.target_interventions.items():
+            each.load_state_dict(state["targets"][role])
+
+    def _act_out(self, state: dict[str, Any]) -> None:
+        """Do all that was done, so that environments and memory are as they were."""
         for task, taken in enumerate(state["actions"]):
             self._enter(task)
             if task and self.scenario.clear_replay:
@@ -342,17 +367,5 @@ class OffPolicy:
         if zlib.crc32(np.ascontiguousarray(self.seen).tobytes()) != state["seen"]:
             raise UserError(
                 f"{self.run.spec.id} cannot be continued: its environment does not repeat itself; "
-                f"delete {self.run.folder} to start anew"
+                f"delete {self.run.folder} and start anew with --checkpoint-memory, which needs no repetition"
             )
-        self.steps = self.steps_before = state["steps"]
-        self.owed, self.episodes = state["owed"], state["episodes"]
-        self.curve = [Evaluation(**point) for point in state["curve"]]
-        self.events = [Event(**event) for event in state["events"]]
-        if state["churning"]:
-            observation, action, *answers = (value.to(self.device) for value in state["churning"])
-            self.churning, self._before_churn = (observation, action), (answers[0].cpu(), answers[1])
-        self.order.set_state(state["order"].cpu())
-        self.draws.set_state(state["draws"])
-        self.memory.load_sampler_state(state["memory"])
-        for role, each in self.target_interventions.items():
-            each.load_state_dict(state["targets"][role])

@@ -118,7 +118,7 @@ def run(
         quiet: Show no progress.
         threads: CPU threads; 0 means one for a small network, and as PyTorch chooses for a large one.
         announce: What the first line of progress begins with.
-        checkpoint_seconds: At most this much work is lost in a crash.
+        checkpoint_seconds: At most this much work is lost in a crash; as many times more as seconds go by in saving.
 
     Returns:
         The content of ``result.json``.
@@ -203,6 +203,7 @@ class Run:
         self.recorder = Recorder(folder, spec, lengths, self.course.axis, self.scenario)
         self.clock = time.monotonic()
         self.saved = self.clock
+        self.saving = 0.0  # seconds that the latest checkpoint took
         self.progress = Progress(
             f"{spec.intervention[0]} seed {spec.run.seed}", self.course.length, quiet, self.course.unit
         )
@@ -214,7 +215,7 @@ class Run:
                 self.course.begin()
             while not self.course.finished:
                 self.course.advance()
-                if self.stop or time.monotonic() - self.saved > self.checkpoint_seconds:
+                if self.stop or time.monotonic() - self.saved > self.checkpoint_seconds * max(1.0, self.saving):
                     self._save()
                     if self.stop:
                         place = f"task {self.course.task + 1} after {self.total} updates"
@@ -373,6 +374,7 @@ class Run:
             "dropout-cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
         checkpoint.save(self.folder / "checkpoint.pt", state)
+        self.saving = time.monotonic() - now
 
     def _restore(self) -> dict[str, int]:
         """Continue from a checkpoint, where there is one; return how many bytes of which files it covers."""

@@ -41,6 +41,9 @@ class RunOptions:
     offline_updates: int | None = option(
         None, "rl: extra updates right after an intervention, before the agent acts again", low=0
     )
+    checkpoint_memory: bool | None = option(
+        None, "rl: checkpoints hold the replay memory; a resumed run goes on at once, with new episodes"
+    )
     metrics: tuple[str, ...] | None = option(None, "plasticity metrics or groups of them beside the usual ones")
 
     def __post_init__(self) -> None:

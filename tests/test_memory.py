@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from plastibench import checkpoint
 from plastibench.memory import Layout, Memory
 
 GAMMA = 0.9
@@ -32,6 +33,7 @@ class World:
     rng: np.random.Generator
     past: list[list[tuple[Episode, int]]] = field(default_factory=list)  # of each env: (episode, place in it)
     counter: int = 0
+    left: int = 0  # steps before the environments were last left
 
     def __post_init__(self) -> None:
         self.now = [self.fresh() for _ in range(self.envs)]
@@ -64,11 +66,17 @@ class World:
                 self.now[env] = self.fresh()
         self.memory.add(actions, rewards, terminated, truncated, self.shown(), final)
 
+    def leave(self) -> None:
+        """Go on in new episodes, as in another task."""
+        self.now = [self.fresh() for _ in range(self.envs)]
+        self.left = len(self.past[0])
+        self.memory.begin(self.shown())
+
     def expected(self, rows: int, n_step: int, stack: int) -> list[tuple[Any, ...]]:
         """The transitions that a memory of so many rows should hold, of all environments."""
         found = []
         for env in range(self.envs):
-            complete = self.past[env][: len(self.past[env]) - n_step + 1]
+            complete = self.past[env][: max(self.left, len(self.past[env]) - n_step + 1)]
             for episode, place in complete[-rows:]:
                 # Rewards up to n steps, but not beyond what the episode had.
                 last = min(place + n_step, len(episode.actions))
@@ -118,27 +126,31 @@ def make(envs: int = 2, capacity: int = 24, n_step: int = 1, stack: int = 0, **o
 @pytest.mark.parametrize("envs", [1, 3])
 @pytest.mark.parametrize("n_step", [1, 2, 5])
 @pytest.mark.parametrize("stack", [0, 1, 4])
+@pytest.mark.parametrize("leaving", [0, 3, 11])
 def test_transitions_are_those_of_the_episodes_whatever_the_ring_has_overwritten(
-    envs: int, n_step: int, stack: int
+    envs: int, n_step: int, stack: int, leaving: int
 ) -> None:
     memory = make(envs, 24, n_step, stack)
     world = World(memory, envs, np.random.default_rng(envs + 10 * n_step + 100 * stack))
     for steps in range(1, 120):
         world.step()
+        if leaving and steps % leaving == 0:
+            world.leave()
         if steps % 7 == 0 and len(memory):
             assert held(memory) == world.expected(24 // envs, n_step, stack)
     assert len(memory) == 24
 
 
-def test_a_new_beginning_drops_what_is_incomplete_and_mixes_no_episodes() -> None:
+def test_a_new_beginning_cuts_episodes_off_and_mixes_none() -> None:
     memory = make(1, 24, n_step=3, stack=2)
     for frame in (1.0, 10.0):
         memory.begin(np.array([[frame]], np.float32))
         for step in range(1, 5):
             nothing = np.zeros(1, bool)
             memory.add(np.zeros(1), np.ones(1), nothing, nothing, np.array([[frame + step]], np.float32), {})
-    assert [item[0] for item in held(memory)] == [(0, 1), (0, 10), (1, 2), (10, 11)]
-    assert [item[3] for item in held(memory)] == [(3, 4), (12, 13), (4, 5), (13, 14)]
+    assert [item[0] for item in held(memory)] == [(0, 1), (0, 10), (1, 2), (10, 11), (2, 3), (3, 4)]
+    assert [item[3] for item in held(memory)] == [(3, 4), (12, 13), (4, 5), (13, 14), (4, 5), (4, 5)]
+    assert [item[4] for item in held(memory)] == [0.729, 0.729, 0.729, 0.729, 0.81, 0.9]
 
 
 def test_samples_are_uniform_follow_the_generator_and_batches_drawn_together_differ() -> None:
@@ -214,6 +226,35 @@ def test_priorities_come_back_exactly() -> None:
     other.buffer._rng.set_state(memory.buffer._rng.get_state())
     for a, b in zip(memory.sample(20), other.sample(20), strict=True):
         assert (a["index"] == b["index"]).all() and (a["weight"] == b["weight"]).all()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5, 40])
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("priority", [None, (0.6, 0.4)])
+def test_a_memory_that_was_saved_goes_on_as_the_one_that_was_not(
+    tmp_path: Path, steps: int, mapped: bool, priority: Any
+) -> None:
+    memory = make(2, 24, 3, 2, priority=priority, folder=tmp_path / "a" if mapped else None)
+    world = World(memory, 2, np.random.default_rng(5))
+    for step in range(steps):
+        world.step()
+        if priority and step > 20:
+            batch = next(memory.sample())
+            batch["td_error"] = torch.arange(4.0)
+            memory.update_priority(batch)
+    checkpoint.save(tmp_path / "state.pt", memory.state_dict())
+    other = make(2, 24, 3, 2, priority=priority, folder=tmp_path / "b" if mapped else None)
+    other.load_state_dict(checkpoint.load(tmp_path / "state.pt"))
+    assert held(other) == held(memory) if steps > 2 else len(other) == len(memory) == 0
+    other.buffer._rng.set_state(memory.buffer._rng.get_state())
+    twin = World(memory, 2, np.random.default_rng(6))  # both are left and entered anew
+    copy = World(other, 2, np.random.default_rng(6))
+    for _ in range(9):
+        twin.step()
+        copy.step()
+    assert held(other) == held(memory)
+    for a, b in zip(memory.sample(5), other.sample(5), strict=True):
+        assert (a == b).all()
 
 
 @pytest.mark.parametrize(

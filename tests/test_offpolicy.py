@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from plastibench import registry
+from plastibench import checkpoint, registry
 from plastibench.agents.offpolicy import OffPolicyAgent
 from plastibench.errors import UserError
 from plastibench.offpolicy import OffPolicy
@@ -357,6 +358,52 @@ def test_a_stop_request_saves_and_the_run_goes_on(tmp_path: Path, monkeypatch: p
     assert_same_run(tmp_path / "whole" / spec.id, tmp_path / "part" / spec.id)
 
 
+@pytest.mark.parametrize(
+    ("env", "options"),
+    [
+        ("rl-cartpole", {"n_step": 3}),
+        ("rl-cartpole", {"prioritized": True}),
+        ("rl-minatar-permuted", {"storage": "memmap", "buffer_size": 400}),
+    ],
+)
+def test_a_run_with_its_memory_in_checkpoints_goes_on_at_once_in_new_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: str, options: dict[str, Any]
+) -> None:
+    agent, more = ("dqn-cnn", {"tasks": 2, "steps": 120}) if "permuted" in env else ("dqn-mlp", {})
+    spec = tiny("redo", env, agent, env_options=more, agent_options=options, checkpoint_memory=True)
+    whole = go(spec, tmp_path / "whole")
+    original = OffPolicy.advance
+
+    def advance(self: OffPolicy) -> None:
+        original(self)
+        if self.steps == 160:
+            self.run.stop.append(15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OffPolicy, "advance", advance)
+        with pytest.raises(Interrupted):
+            go(spec, tmp_path / "part")
+    held = checkpoint.load(tmp_path / "part" / spec.id / "checkpoint.pt")["course"]
+    assert len(held["memory"]["transitions"]["at"]) == min(160, spec.agent[1]["buffer_size"])
+    assert not any(map(len, held["actions"]))
+    shutil.copytree(tmp_path / "part", tmp_path / "again")
+    steps: list[int] = []
+
+    def step(self: OffPolicy, action: Any) -> None:
+        steps.append(self.steps)
+        act(self, action)
+
+    act = OffPolicy._step
+    with monkeypatch.context() as patch:
+        patch.setattr(OffPolicy, "_step", step)
+        part = go(spec, tmp_path / "part")
+    assert steps == list(range(160, 240, 4))  # nothing is acted out again
+    assert part["cost"]["updates"] == whole["cost"]["updates"]
+    assert [point["steps"] for point in part["returns"]] == [point["steps"] for point in whole["returns"]]
+    go(spec, tmp_path / "again")
+    assert_same_run(tmp_path / "again" / spec.id, tmp_path / "part" / spec.id)
+
+
 class Counter(gymnasium.Env[Any, Any]):
     """Shows how many steps it has made since it was made; ends every seventh, by a cut or by a terminal state."""
 
@@ -414,7 +461,7 @@ def test_an_environment_that_does_not_repeat_itself_is_not_continued(
         patch.setattr(Run, "learn", learn)
         with pytest.raises(Stopped):
             go(spec, tmp_path, checkpoint_seconds=0)
-    with pytest.raises(UserError, match="does not repeat itself"):
+    with pytest.raises(UserError, match=r"does not repeat itself.*checkpoint-memory"):
         go(spec, tmp_path)
 
 

@@ -35,6 +35,13 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--roles", help="networks that are intervened on: critic,actor (default all)")
     parser.add_argument("--until", help="no intervention after so many updates (default: always)")
     parser.add_argument("--offline-updates", help="rl: extra updates right after an intervention (default 0)")
+    parser.add_argument(
+        "--checkpoint-memory",
+        action="store_const",
+        const=True,
+        help="rl: keep the replay memory in checkpoints; a resumed run then goes on at once, with new episodes, "
+        "instead of acting all its steps out again and ending bit-identical",
+    )
     parser.add_argument("--representative", help="samples that interventions see (default 2048)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU where there is one)")
     parser.add_argument("--deterministic", action="store_const", const=True, help="only deterministic kernels")

@@ -19,7 +19,7 @@ from plastibench.errors import UserError, did_you_mean
 KINDS = {"envs": registry.envs, "agents": registry.agents, "interventions": registry.interventions}
 
 RUN_OPTIONS = (
-    *("seed", "every", "roles", "until", "offline_updates"),
+    *("seed", "every", "roles", "until", "offline_updates", "checkpoint_memory"),
     *("representative", "device", "deterministic", "metrics"),
 )
 _BOARD_AT_ONCE = 1000  # results that are read and written within about two seconds

@@ -24,7 +24,8 @@ Part = Literal["all", "mlp", "mlp-qkv", "linear", "layernorm", "head", "last-k",
 class Reset(Intervention):
     """Re-draw the selected parameters from the network's own initialisation; their optimizer state starts anew.
 
-    - ``all``: every parameter and buffer, class token, position embedding and BatchNorm statistics included.
+    - ``all``: every parameter and buffer, class token, position embedding and BatchNorm statistics included; with the
+      actor of SAC also the temperature.
     - ``mlp``: both layers of every MLP block. In a network without blocks: every Linear but the last.
     - ``mlp-qkv``: these and the joint query-key-value projections.
     - ``linear``: every Linear, the head included, the convolution of the patch embedding not.
@@ -64,6 +65,8 @@ class Reset(Intervention):
         if len(chosen) == len(parameters):
             for name, buffer in module.named_buffers():
                 buffer.copy_(fresh.get_buffer(name))
+            for restart in network.restarts:
+                restart()
         forget_all(network.optimizer, [parameters[name] for name in chosen])
         report = Report(parameters=sum(parameters[name].numel() for name in chosen))
         for prefix, child in module.named_modules():

@@ -18,6 +18,7 @@ from plastibench.agents.offpolicy import OffPolicyAgent
 from plastibench.agents.sac import ContinuousSAC, DiscreteSAC
 from plastibench.envs.control import ControlStream
 from plastibench.errors import UserError
+from plastibench.interventions.reset import Reset
 from plastibench.layers.trace import trace
 from plastibench.options import build
 from plastibench.registry import agents, envs
@@ -272,6 +273,24 @@ def test_the_actor_learns_from_the_critics_without_moving_them(env: str) -> None
     assert float(learner._policy(actor.module, batch)[0]) < was - 1e-3
     assert all(torch.equal(a, b) for a, b in zip(before, critic.module.parameters(), strict=True))
     assert all(p.grad is None for p in critic.module.parameters())
+
+
+def test_the_temperature_starts_anew_with_the_whole_actor_and_with_nothing_less() -> None:
+    learner, batch = agent("sac-mlp", "rl-pendulum"), transitions("rl-pendulum")
+    actor, log_temperature = learner.networks["actor"], learner._log_temperature
+    for _ in range(3):
+        learner.update(batch.clone())
+    adapted = float(log_temperature)
+    assert adapted and log_temperature in actor.optimizer.state
+    Reset(select="head").intervene(actor, learner.prepare(batch.clone()))
+    assert float(log_temperature) == adapted and log_temperature in actor.optimizer.state
+    Reset().intervene(actor, learner.prepare(batch.clone()))
+    assert float(log_temperature) == 0 and log_temperature not in actor.optimizer.state
+    learner.update(batch.clone())
+    assert abs(float(log_temperature)) == pytest.approx(learner.recipe.lr, rel=1e-3)  # Adam's first step
+    fixed = agent("sac-mlp", "rl-pendulum", temperature=0.2)
+    Reset().intervene(fixed.networks["actor"], fixed.prepare(batch.clone()))
+    assert float(fixed._log_temperature) == pytest.approx(math.log(0.2))
 
 
 @pytest.mark.parametrize(("aim", "grows"), [(-3.0, True), (3.0, False)])
