@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from plastibench.interventions.base import Intervention
 from plastibench.layers.optimizer_state import MomentRule
-from plastibench.layers.surgery import redraw_units, zero_outgoing
+from plastibench.layers.surgery import redraw_batch_norms, redraw_units, zero_outgoing
 from plastibench.layers.trace import Traced
 from plastibench.layers.units import unit_count
 from plastibench.layers.watch import Watch, per_unit, whole_neurons
@@ -28,8 +28,8 @@ class ContinualBackprop(Intervention):
     Source: Dohare et al. 2024 and shibhansh/loss-of-plasticity. Followed otherwise than there: replacement comes after
     the optimizer's step, not inside the backward pass; what a removed unit sent on average goes into its readers' bias,
     which the source intends but computes after having forgotten the average; incoming weights come from the network's
-    own initialisation. BatchNorm entries of a replaced filter stay. Only classical hidden units take part: in a ViT
-    those of ``mlp.fc1``, averaged over tokens.
+    own initialisation, as do the BatchNorm entries of a replaced filter. Only classical hidden units take part: in a
+    ViT those of ``mlp.fc1``, averaged over tokens.
     """
 
     rate: float = option(1e-4, "share of a layer's mature units that is replaced per update", low=0, high=1)
@@ -143,7 +143,9 @@ class ContinualBackprop(Intervention):
                 for value in state.values():
                     value.masked_fill_(masks[unit.name], 0.0)
         zero_outgoing(network, units, masks, self.moments)
-        redraw_units(network, units, whole_neurons(units, masks), self._drawn(network), self.moments)
+        fresh = self._drawn(network)
+        redraw_units(network, units, whole_neurons(units, masks), fresh, self.moments)
+        redraw_batch_norms(network, units, masks, fresh, self.moments)
 
     def _drawn(self, network: Network) -> nn.Module:
         """A fresh network, drawn anew before any of its rows would serve a second time."""

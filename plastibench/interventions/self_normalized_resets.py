@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plastibench.interventions.base import Intervention
 from plastibench.layers.optimizer_state import MomentRule
-from plastibench.layers.surgery import redraw_units, zero_outgoing
+from plastibench.layers.surgery import redraw_batch_norms, redraw_units, zero_outgoing
 from plastibench.layers.trace import Traced
 from plastibench.layers.units import unit_count
 from plastibench.layers.watch import Watch, per_unit, whole_neurons
@@ -28,9 +28,10 @@ class SelfNormalizedResets(Intervention):
     A unit fires in an update when it is positive for any sample or token of the batch. Its silences are taken to be
     exponentially distributed, so their percentile follows from their mean: τ = -ln(1 - p)·mean. Every ``retune``
     updates a unit's threshold becomes that τ where it is lower than the present one, and twice the present one
-    elsewhere. Source: Farias & Jozefiak 2025, in the moment version of ajozefiak/CL-transformers, which needs no
-    histogram of silences. The rule needs units that can be silent: behind a GELU every unit is positive for some token,
-    and nothing is ever reset; a warning says so.
+    elsewhere. A filter is re-drawn with its BatchNorm entries, whose shift may be what silences it. Source: Farias &
+    Jozefiak 2025, in the moment version of ajozefiak/CL-transformers, which needs no histogram of silences. The rule
+    needs units that can be silent: behind a GELU every unit is positive for some token, and nothing is ever reset; a
+    warning says so.
     """
 
     percentile: float = option(
@@ -121,4 +122,6 @@ class SelfNormalizedResets(Intervention):
             self._units[name]["silence"].masked_fill_(mask, 0.0)
         units = self._watch.units
         zero_outgoing(network, units, masks, self.moments)
-        redraw_units(network, units, whole_neurons(units, masks), network.fresh(), self.moments)
+        fresh = network.fresh()
+        redraw_units(network, units, whole_neurons(units, masks), fresh, self.moments)
+        redraw_batch_norms(network, units, masks, fresh, self.moments)

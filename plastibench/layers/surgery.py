@@ -48,6 +48,25 @@ def redraw_units(
 
 
 @torch.no_grad()
+def redraw_batch_norms(
+    network: Network, units: list[Traced], masks: dict[str, Tensor], fresh: nn.Module, rule: MomentRule
+) -> None:
+    """Give the masked units the scale, shift and statistics that their BatchNorms have in ``fresh``."""
+    for unit in units:
+        mask = masks.get(unit.name)
+        if mask is None:
+            continue
+        for prefix in unit.batch_norms:
+            norm, source = network.module.get_submodule(prefix), fresh.get_submodule(prefix)
+            for name, parameter in norm.named_parameters(recurse=False):
+                parameter.copy_(torch.where(mask, source.get_parameter(name), parameter))
+                forget(network.optimizer, parameter, mask, rule)
+            for name, buffer in norm.named_buffers(recurse=False):
+                if buffer.shape == mask.shape:  # not the count of batches
+                    buffer.copy_(torch.where(mask, source.get_buffer(name), buffer))
+
+
+@torch.no_grad()
 def zero_outgoing(network: Network, units: list[Traced], masks: dict[str, Tensor], rule: MomentRule) -> None:
     """Zero the weights by which other modules read the masked units (their optimizer moments too)."""
     by_name = {unit.name: unit for unit in units}

@@ -86,6 +86,7 @@ class Traced:
         residual: Its output is added to, or concatenated into, a stream that others write to as well.
         columns: For each module with units whose input is this module's output (directly or through activations,
             dropout, pooling, scaling or reshapes), which of its units each input column holds. [in]
+        batch_norms: The BatchNorm modules whose features are its units.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Traced:
     residual: bool = False
     output: bool = False
     columns: dict[str, Tensor] = field(default_factory=dict)
+    batch_norms: list[str] = field(default_factory=list)
 
     @property
     def readers(self) -> list[str]:
@@ -245,7 +247,20 @@ def trace(network: Network, batch: TensorDictBase) -> list[Traced]:
         if name not in plain:
             plain[name] = bool(args) and _computes_as_its_class(module, args[0], output)
 
+    def note_norm(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def see(module: nn.Module, args: tuple[Any, ...]) -> None:
+            mark = _mark(args[0])
+            if mark is not None and bool(
+                (mark.unit.movedim(1, -1) == torch.arange(mark.unit.shape[1], device=mark.unit.device)).all()
+            ):
+                flow.traced[mark.source].batch_norms.append(name)
+
+        return see
+
     hooks = [module.register_forward_hook(note) for module in flow.units]
+    for name, module in network.module.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            hooks.append(module.register_forward_pre_hook(note_norm(name)))
     try:
         with as_evaluated(network.module), torch.no_grad():
             with flow:

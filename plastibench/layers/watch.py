@@ -62,12 +62,16 @@ class Watch:
     def state_dict(self) -> dict[str, Any]:
         """Who reads whom, so that a resumed run sees its very first pass."""
         columns = {unit.name: dict(unit.columns) for unit in self.units}
-        return {"columns": columns, "hidden": [unit.name for unit in self.hidden]}
+        norms = {unit.name: unit.batch_norms for unit in self.units}
+        return {"columns": columns, "hidden": [unit.name for unit in self.hidden], "norms": norms}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned, and go on watching."""
         found = {name: self.network.module.get_submodule(name) for name in state["columns"]}
-        units = [Traced(name, module, columns=state["columns"][name]) for name, module in found.items()]
+        units = [
+            Traced(name, module, columns=state["columns"][name], batch_norms=state["norms"][name])
+            for name, module in found.items()
+        ]
         self._attach(units, set(state["hidden"]))
 
     def _attach(self, units: list[Traced], hidden: set[str]) -> None:

@@ -119,9 +119,36 @@ def test_vits_lose_hidden_units_of_mlps_and_resnets_inner_filters(builder, layer
     for _ in range(5):
         update(network, method, batch)
     drawn = {name for name, p in network.module.named_parameters() if bool((p > 2.5).any())}
-    own = {name for name, _ in network.module.named_parameters() if ".fc1." in name or name.endswith("conv1.weight")}
+    own = ("fc1.weight", "fc1.bias", "conv1.weight", "bn1.weight", "bn1.bias")
     assert f"{layer}.weight" in drawn
-    assert drawn <= own
+    assert not [name for name in drawn if not name.endswith(own)]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_replaced_filter_starts_with_fresh_entries_of_its_batchnorm(resumed):
+    network, batch = network_of(small_resnet, lr=1e-3), images(8)
+    network._fresh = constant(small_resnet, 3.0)
+    method = ContinualBackprop(rate=0.2, maturity=1)
+    method.prepare(network)
+    for _ in range(4):
+        update(network, method, batch)
+    if resumed:
+        state, method = method.state_dict(), ContinualBackprop(rate=0.2, maturity=1)
+        method.prepare(network)
+        method.load_state_dict(state)
+    block = network.module.layer1[0]
+    conv, norm, other = block.conv1, block.bn1, block.bn2
+    for values, number in ((conv.weight.data, 0.0), (norm.weight.data, 1.0), (norm.bias.data, 0.0)):
+        values.fill_(number)
+    for values in (norm.running_mean, norm.running_var, other.running_var):
+        values.fill_(2.0)
+    update(network, method, batch)
+    new = (conv.weight > 2.5).flatten(1).all(1)
+    assert bool(new.any()) and not bool(new.all())
+    assert torch.equal(norm.weight > 2.5, new) and torch.equal(norm.bias > 2.5, new)
+    assert torch.equal(norm.running_var == 1, new) and torch.equal(norm.running_mean == 0, new)
+    assert not network.optimizer.state[norm.bias]["exp_avg"][new].any()
+    assert bool((other.weight < 2.5).all()) and bool((other.running_var != 1).all())
 
 
 def test_a_layernorm_before_the_activation_is_drawn_together_with_its_row():

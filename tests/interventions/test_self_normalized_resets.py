@@ -113,6 +113,24 @@ def test_a_reset_gives_fresh_incoming_and_no_outgoing_weights_and_clears_their_m
     assert network.optimizer.state[network.module[1].weight]["exp_avg"][0].any()
 
 
+def test_a_filter_that_its_batchnorm_silences_fires_again():
+    def build() -> nn.Module:
+        layers = nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 10)
+        return nn.Sequential(*layers)
+
+    network, batch = network_of(build, lr=1e-3), images(8)
+    norm = network.module[1]
+    norm.bias.data[2] = -20.0
+    method = SelfNormalizedResets(longest=3, check=1)
+    method.prepare(network)
+    for _ in range(4):
+        assert norm.bias[2] < -19
+        update(network, method, batch)
+    assert norm.bias[2] == 0 and norm.weight[2] == 1 and norm.running_var[2] == 1
+    assert bool((norm.bias[[0, 1, 3, 4, 5]] != 0).all())
+    assert bool((network.module[:3](batch["image"])[:, 2] > 0).any())
+
+
 def test_a_gelu_network_is_told_that_little_will_happen(capsys):
     network, batch = network_of(small_vit(), lr=1e-3), images(8)
     method = SelfNormalizedResets()

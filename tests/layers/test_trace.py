@@ -172,6 +172,9 @@ def test_flow_of_a_resnet():
     assert all(units[name].readers == [name.replace("conv1", "conv2")] for name in inner)
     assert {name for name, unit in units.items() if unit.residual} == set(convolutions) - inner
     assert units["conv1"].readers == ["layer1.0.conv1"]  # and the shortcut, hence residual
+    assert {name: unit.batch_norms for name, unit in units.items() if unit.batch_norms} == {
+        name: [name.replace("conv", "bn").replace("downsample.0", "downsample.1")] for name in convolutions
+    }
 
 
 class Flattened(nn.Module):
