@@ -219,7 +219,8 @@ class Run:
                     self._save()
                     if self.stop:
                         place = f"task {self.course.task + 1} after {self.total} updates"
-                        raise Interrupted(f"{self.spec.id} stopped in {place}")
+                        size = (self.folder / "checkpoint.pt").stat().st_size / 1e6
+                        raise Interrupted(f"{self.spec.id} stopped in {place}, its state of {size:.1f} MB is saved")
             return self._finish()
         finally:
             self.close()

@@ -516,7 +516,9 @@ def test_a_stop_request_saves_and_the_same_call_continues(
 
     with monkeypatch.context() as patch:
         watch_updates(patch, stop_once)
-        with pytest.raises(Interrupted, match=f"{spec.id} stopped in task 3 after 5 updates"):
+        with pytest.raises(
+            Interrupted, match=rf"{spec.id} stopped in task 3 after 5 updates, its state of 0\.\d MB is saved"
+        ):
             go(spec, tmp_path / "part")
     assert updates[0] == 5
     go(spec, tmp_path / "part")
