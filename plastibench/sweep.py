@@ -27,6 +27,7 @@ from plastibench.spec import PARTS, RunOptions, RunSpec, read_toml, seeds_of
 _TABLES = (*PARTS, "run")
 _REFRESH = 0.5  # seconds between looks at the processes
 _PLAIN = 60.0  # seconds between lines where output is no terminal
+_LAST_WORDS = 5.0  # seconds in which what an ended process said is read; a child of its own may keep the pipe open
 FAILURE = "failure.txt"
 
 
@@ -61,7 +62,7 @@ class Job:
     state: str = "waiting"  # then running, and complete, failed or stopped
     line: str = ""  # the last that its process said
     process: subprocess.Popen[str] | None = None
-    started: float = 0.0
+    listener: threading.Thread | None = None
     lines: list[str] = field(default_factory=list)
     card: int | None = None  # the GPU that it was given, where there are several
     asked: bool = False  # to save its state and end; a second signal would kill it before it has
@@ -164,8 +165,9 @@ def _start(job: Job, options: list[str], on_gpu: dict[str, str]) -> None:
         env={**os.environ, **on_gpu},
         start_new_session=True,
     )
-    job.state, job.started = "running", time.monotonic()
-    threading.Thread(target=_listen, args=(job,), daemon=True).start()
+    job.state = "running"
+    job.listener = threading.Thread(target=_listen, args=(job,), daemon=True)
+    job.listener.start()
 
 
 def _listen(job: Job) -> None:
@@ -176,10 +178,11 @@ def _listen(job: Job) -> None:
 
 
 def _look_after(job: Job, runs_dir: Path) -> None:
-    assert job.process is not None
+    assert job.process is not None and job.listener is not None
     status = job.process.poll()
     if status is None:
         return
+    job.listener.join(_LAST_WORDS)
     job.state = {0: "complete", 130: "stopped"}.get(status, "stopped" if job.asked else "failed")
     note = runs_dir / job.spec.id / FAILURE
     if job.state == "failed":

@@ -56,7 +56,7 @@ def overall(made: Sequence[Contest]) -> list[Row]:
     contest without these, or of one entry alone, is left out.
 
     Keys: ``rank``, ``tied``, ``intervention``, ``contests``, ``of``, ``runs``, ``iqm``, ``gain``, ``better``,
-    ``mean_rank``, ``lacking``.
+    ``mean_rank`` (of the contests in which it has several seeds), ``lacking``.
     """
     fields = [contest for contest in made if sum(bool(_normalised(e, contest)) for e in contest.entries) > 1]
     if len(fields) < 2:
@@ -68,7 +68,8 @@ def overall(made: Sequence[Contest]) -> list[Row]:
         found = [_normalised(entry, contest) for entry in entries]
         for entry, values, position in zip(entries, found, ranks(found), strict=True):
             scores.setdefault(entry.name, [{} for _ in fields])[number] = values
-            positions.setdefault(entry.name, []).append(position)
+            if len(values) > 1:
+                positions.setdefault(entry.name, []).append(position)
     flat = {name: _flat(by_contest) for name, by_contest in scores.items()}
     complete = [name for name, by_contest in scores.items() if all(by_contest)]
     places = dict(zip(complete, ranks([flat[name] for name in complete]), strict=True))
@@ -86,7 +87,7 @@ def overall(made: Sequence[Contest]) -> list[Row]:
                 "runs": len(flat[name]),
                 "iqm": iqm_interval([list(values.values()) for values in by_contest if values]),
                 **_against(flat[name], flat.get(BASE, {}), is_base=name == BASE),
-                "mean_rank": plain.fmean(positions[name]),
+                "mean_rank": mean(positions.get(name, [])),
                 "lacking": [f.title for f, values in zip(fields, by_contest, strict=True) if not values],
             }
         )

@@ -74,5 +74,14 @@ def test_over_all_scenarios_strata_and_seeds_count_together() -> None:
     assert lacking["intervention"] == "redo" and lacking["lacking"] == ["rl-cartpole, dqn-mlp"]
 
 
+def test_a_single_seed_has_no_rank_that_a_mean_of_ranks_would_count() -> None:
+    found = [*of("none", NONE), *of("reset", RESET), *of("redo", [0.1])]
+    found += [acting("none", seed, 100.0 + seed) for seed in range(5)]
+    found += [acting("reset", seed, 200.0 + seed) for seed in range(5)]
+    found += [acting("redo", 0, 50.0), acting("fire", 0, 400.0), *of("fire", RESET)]
+    ranks = {row["intervention"]: row["mean_rank"] for row in overall(contests(found))}
+    assert ranks == {"reset": 1.0, "none": pytest.approx(2.5), "redo": None, "fire": 1.0}
+
+
 def test_a_single_contest_has_no_table_over_all() -> None:
     assert overall(contests(of("none", NONE) + of("reset", RESET) + [acting()])) == []
