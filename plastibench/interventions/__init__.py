@@ -229,8 +229,10 @@ interventions.add(
 interventions.add(
     "selective-weight-reinit-magnitude",
     _SWR,
-    "re-draw single weights of small |θ| (Hernandez-Garcia et al. 2025)",
+    "single weights of small |θ| become 0 (Hernandez-Garcia et al. 2025)",
     utility="magnitude",
+    factor=1e-3,
+    replacement="mean",
 )
 _PAIRED = f"{_HERE}.paired_activations:PairedActivations"
 interventions.add("crelu", _PAIRED, "activations [relu(z), relu(-z)] of half as many units (Abbas et al. 2023)")

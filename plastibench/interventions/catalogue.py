@@ -44,7 +44,7 @@ FACTS = {
     "knowledge_evolution:KnowledgeEvolution": Facts("reset", _ACT, 0.25),
     "fire:Fire": Facts("reset", _ACT),
     "dash:Dash": Facts("reset", _ACT, 0, _BACKWARD),
-    "selective_weight_reinit:SelectiveWeightReinit": Facts("weights", _ACT, 0, _BACKWARD),
+    "selective_weight_reinit:SelectiveWeightReinit": Facts("weights", ("after_update", "intervene")),
     "revive:Revive": Facts("units", _ACT, 0, _BACKWARD),
     "rnr:RnR": Facts("units", _ACT, 0, f"{_BACKWARD}, and its least-squares fits"),
     "continual_backprop:ContinualBackprop": Facts("units", ("prepare", "penalty", "after_update"), 0.025),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from tensordict import TensorDictBase
@@ -26,7 +26,7 @@ def weights_of(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def gradients(
-    network: Network, batch: TensorDictBase, parameters: list[nn.Parameter], piece: int = PIECE
+    network: Network, batch: TensorDictBase, parameters: Sequence[Tensor], piece: int = PIECE
 ) -> Iterator[tuple[int, tuple[Tensor | None, ...]]]:
     """Gradients of the mean loss of each piece of the batch, with the number of its samples.
 

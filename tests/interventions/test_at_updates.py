@@ -40,6 +40,8 @@ METHODS = {  # options under which a few updates show an effect
     "soft-shrink-perturb": {"keep": 0.9, "noise": 0.05},
     "shrink-perturb-noise": {"sigma": 1e-3, "decay": 0.1},
     "noisy-updates": {"sigma": 1e-2},
+    "selective-weight-reinit": {"interval": 2, "factor": 0.5},
+    "selective-weight-reinit-magnitude": {"interval": 2, "factor": 0.5},
     "hare-tortoise": {"momentum": 0.5, "sync_every": 2},
     "ema": {"momentum": 0.5},
 }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from plastibench.errors import UserError
 from plastibench.interventions.selective_weight_reinit import SelectiveWeightReinit
+from plastibench.network import Network
 from plastibench.options import build
-from plastibench.registry import interventions
 from tests.helpers import (
     agent_builder,
     array,
@@ -19,77 +21,143 @@ from tests.helpers import (
     images,
     jiggle,
     loss,
+    method,
     network_of,
     small_resnet,
     small_vit,
     state,
     train,
+    update,
 )
 from tests.interventions.rl import RL, rl_network
 
 MLP = agent_builder("mlp", width=8)
 NETWORKS = {"vit": small_vit(), "hnt": small_vit(variant="hnt"), "mlp": MLP, "resnet": small_resnet}
 each_utility = pytest.mark.parametrize("utility", ["gradient", "magnitude"])
+AT_SWITCH = {"interval": 0, "pruning": "proportional"}
 
 
-def weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {n: m.weight for n, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+def utility_of(utility: str, weight: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    return np.abs(weight * gradient) if utility == "gradient" else np.abs(weight)
 
 
-def least_useful(weight: np.ndarray, gradient: np.ndarray | None, share: float) -> np.ndarray:
-    utility = np.abs(weight if gradient is None else weight * gradient).ravel()
-    mask = np.zeros(utility.size, bool)
-    mask[np.argsort(utility, kind="stable")[: math.floor(share * utility.size + 1e-9)]] = True
-    return mask.reshape(weight.shape)
+def gradients_of(module: nn.Module) -> dict[str, np.ndarray]:
+    return {name: array(p.grad) for name, p in module.named_parameters()}
 
 
 @each_utility
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_share_of_lowest_utility_is_redrawn_in_each_tensor(name, utility):
+def test_at_a_switch_the_share_of_lowest_utility_is_redrawn_in_every_tensor(name, utility):
     network, batch = network_of(double(NETWORKS[name])), images(300).double()  # two pieces of unequal size
     batch["label"] = batch["label"].long()
     jiggle(network.module, 0.1)
     network.module.eval()
     loss(network.module, batch).backward()
-    gradients = {key: array(weight.grad) for key, weight in weights(network.module).items()}
+    gradients = gradients_of(network.module)
     network.module.zero_grad(set_to_none=True)
     network.module.train()
     network._fresh = constant(double(NETWORKS[name]), 3.0)
     before = state(network.module)
-    report = SelectiveWeightReinit(utility, 0.3).intervene(network, batch)
+    report = SelectiveWeightReinit(utility, factor=0.3, **AT_SWITCH).intervene(network, batch)
     total = 0
-    for key, weight in weights(network.module).items():
-        old = array(before[f"{key}.weight"])
-        mask = least_useful(old, gradients[key] if utility == "gradient" else None, 0.3)
-        np.testing.assert_array_equal(array(weight), np.where(mask, 3.0, old))
-        total += mask.sum()
+    for key, weight in network.module.named_parameters():
+        old, redrawn = array(before[key]), array(weight) == 3.0
+        assert redrawn.sum() in (math.floor(0.3 * old.size), math.ceil(0.3 * old.size))
+        worth = utility_of(utility, old, gradients[key])
+        if 0 < redrawn.sum() < redrawn.size:
+            assert worth[redrawn].max() <= worth[~redrawn].min() + 1e-15
+        np.testing.assert_array_equal(array(weight)[~redrawn], old[~redrawn])
+        total += redrawn.sum()
     assert report.parameters == total > 0
-    assert changed(before, network.module) == {f"{key}.weight" for key in gradients}
+
+
+@each_utility
+def test_every_so_many_updates_what_is_below_the_threshold_is_redrawn(utility):
+    """By the weights after the step and the gradients before it, as in the authors' code."""
+    builder = small_vit()
+    network, acting = network_of(builder, lr=1e-3), SelectiveWeightReinit(utility, factor=0.4, interval=3)
+    network._fresh = constant(builder, 3.0)
+    jiggle(network.module, 0.05)
+    for number in range(1, 7):
+        batch = images(8, seed=number)
+        twin = copy.deepcopy(network)
+        update(network, acting, batch)
+        update(twin, method("none"), batch)
+        gradients = gradients_of(twin.module)
+        for (key, weight), plain in zip(network.module.named_parameters(), twin.module.parameters(), strict=True):
+            old = array(plain)
+            worth = utility_of(utility, old, gradients[key])
+            mask = worth <= 0.4 * worth.mean() if number % 3 == 0 else np.zeros(old.shape, bool)
+            assert (np.abs(worth - 0.4 * worth.mean()) > 1e-9).mean() > 0.9
+            np.testing.assert_array_equal(array(weight), np.where(mask, np.float32(3.0), old), err_msg=key)
+
+
+def test_a_tensor_that_learns_nothing_is_redrawn_whole_and_one_that_is_not_trained_stays():
+    network = network_of(MLP, lr=1e-2)
+    network._fresh = constant(MLP, 3.0)
+    first, second, head = (network.module[place] for place in (1, 3, 5))
+    with torch.no_grad():
+        first.bias.fill_(-100.0)  # all units are dead
+    head.weight.requires_grad_(False)
+    before = state(network.module)
+    update(network, SelectiveWeightReinit(interval=1), images())
+    assert bool((first.weight == 3).all())
+    assert not bool((second.bias == 3).all())
+    assert torch.equal(head.weight, before["5.weight"])
+
+
+def test_the_mean_of_the_initial_distribution_may_take_their_place():
+    builder = small_vit()
+    network, batch = network_of(builder, lr=1e-2), images()
+    jiggle(network.module, 0.3)
+    SelectiveWeightReinit("magnitude", "proportional", 1.0, "mean", interval=0).intervene(network, batch)
+    for name, parameter in network.module.named_parameters():
+        scale = "norm" in name and name.endswith("weight")
+        assert bool((parameter == (1.0 if scale else 0.0)).all()), name
+
+
+def test_what_is_left_of_a_whole_number_is_redrawn_by_chance():
+    network, batch = network_of(MLP), images()
+    network._fresh = constant(MLP, 3.0)
+    acting, counts = SelectiveWeightReinit("magnitude", factor=0.07, **AT_SWITCH), []
+    for _ in range(400):
+        twin = copy.deepcopy(network.module)
+        acting.intervene(network, batch)
+        counts.append(int((network.module[5].bias == 3).sum()))  # of 10
+        network.module.load_state_dict(twin.state_dict())
+    assert set(counts) == {0, 1}
+    assert np.mean(counts) == pytest.approx(0.7, abs=4 * math.sqrt(0.7 * 0.3 / 400))
 
 
 @each_utility
 def test_the_moments_of_redrawn_weights_alone_are_forgotten(utility):
     network, batch = network_of(MLP, lr=1e-2), images()
     train(network, batch)
-    before = {
-        key: network.optimizer.state[weight]["exp_avg"].clone() for key, weight in weights(network.module).items()
-    }
+    before = {p: network.optimizer.state[p]["exp_avg"].clone() for p in network.module.parameters()}
     old = state(network.module)
-    SelectiveWeightReinit(utility, 0.5).intervene(network, batch)
-    for key, weight in weights(network.module).items():
-        mask = weight.detach() != old[f"{key}.weight"]
+    SelectiveWeightReinit(utility, factor=0.5, **AT_SWITCH).intervene(network, batch)
+    for name, weight in network.module.named_parameters():
+        mask = weight.detach() != old[name]
         moments = network.optimizer.state[weight]["exp_avg"]
-        assert bool((moments[mask] == 0).all()) and torch.equal(moments[~mask], before[key][~mask])
-        assert 0.4 < float(mask.float().mean()) <= 0.5
+        if weight.ndim > 1:  # biases are drawn anew as the zeros that they were
+            assert bool((moments[mask] == 0).all()) and torch.equal(moments[~mask], before[weight][~mask])
+            assert 0.4 < float(mask.float().mean()) <= 0.5
 
 
-@pytest.mark.parametrize(
-    ("name", "utility"),
-    [("selective-weight-reinit", "gradient"), ("selective-weight-reinit-magnitude", "magnitude")],
-)
-def test_both_utilities_have_a_name(name, utility):
-    entry = interventions[name]
-    assert build(entry.load(), entry.defaults, name).utility == utility
+def test_a_parameter_of_unknown_origin_stays():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.scale = nn.Linear(64, 10), nn.Parameter(torch.full((64,), 0.5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x.flatten(1) * self.scale)
+
+    module = Scaled()
+    network = Network(module, None, loss)
+    before = state(module)
+    SelectiveWeightReinit(factor=1.0, **AT_SWITCH).intervene(network, images())
+    assert changed(before, module) == {"linear.weight", "linear.bias"}
 
 
 @each_utility
@@ -100,10 +168,18 @@ def test_agents_lose_single_weights_too(name, role, utility):
     gradients = {key: array(g) for (key, _), g in zip(network.module.named_parameters(), found, strict=True)}
     network._fresh = constant(network._fresh, 3.0)
     before = state(network.module)
-    SelectiveWeightReinit(utility, 0.25).intervene(network, batch)
-    for key, weight in weights(network.module).items():
-        old, gradient = array(before[f"{key}.weight"]), gradients[f"{key}.weight"]
-        utilities = np.abs(old * gradient) if utility == "gradient" else np.abs(old)
+    SelectiveWeightReinit(utility, factor=0.25, **AT_SWITCH).intervene(network, batch)
+    for key, weight in network.module.named_parameters():
+        utilities = utility_of(utility, array(before[key]), gradients[key])
         mask = array(weight) == 3.0
-        assert mask.sum() == math.floor(0.25 * mask.size)
-        assert utilities[mask].max() <= utilities[~mask].min() * (1 + 1e-4) + 1e-12
+        assert mask.sum() in (math.floor(0.25 * mask.size), math.ceil(0.25 * mask.size))
+        if 0 < mask.sum() < mask.size:
+            assert utilities[mask].max() <= utilities[~mask].min() * (1 + 1e-4) + 1e-12
+
+
+def test_names_stand_for_the_settings_of_the_authors():
+    usual, magnitude = method("selective-weight-reinit"), method("selective-weight-reinit-magnitude")
+    assert (usual.utility, usual.pruning, usual.factor, usual.interval) == ("gradient", "threshold", 5e-4, 128)
+    assert (magnitude.utility, magnitude.factor, magnitude.replacement) == ("magnitude", 1e-3, "mean")
+    with pytest.raises(UserError, match="at most 1"):
+        build(SelectiveWeightReinit, {"pruning": "proportional", "factor": 2}, "selective-weight-reinit")
