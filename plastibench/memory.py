@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy.typing as npt
 import torch
 from tensordict import MemoryMappedTensor, TensorDict, TensorDictBase
 from torch import Tensor
+
+from plastibench.errors import UserError
 
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")  # torchrl otherwise prints a line per buffer
 
@@ -85,12 +88,14 @@ class Memory:
             generator: Draws samples; on the same device, or on the CPU where there are priorities.
             priority: Exponents alpha and beta of prioritized replay (Schaul et al. 2016); None: uniform.
             folder: Keep it in memory-mapped files in this folder; ``device`` must be the CPU then.
+
+        Raises:
+            UserError: Priorities are wanted, but torchrl's compiled part is not there.
         """
         self.layout = layout
         self._device, self._folder, self._batch_size = device, folder, batch_size
         capacity = layout.rows * layout.envs
-        # PyPI's torchrl has no trees for a GPU; they stay on the CPU, and so does what draws from them.
-        sampler = PrioritizedSampler(capacity, *priority, device="cpu") if priority else RandomSampler()
+        sampler = _prioritized(capacity, *priority) if priority else RandomSampler()
         storage = (
             LazyTensorStorage(capacity, device=device)
             if folder is None
@@ -360,3 +365,13 @@ class Memory:
         frames = self._frames[(at[:, None] - back * self.layout.envs) % len(self._frames)]
         there = back <= age[:, None]
         return frames * there.view(*there.shape, *[1] * (frames.ndim - 2))
+
+
+def _prioritized(capacity: int, alpha: float, beta: float) -> PrioritizedSampler:
+    try:  # PyPI's torchrl has no trees for a GPU; they stay on the CPU, and so does what draws from them
+        return PrioritizedSampler(capacity, alpha, beta, device="cpu")
+    except RuntimeError as error:
+        raise UserError(
+            f"prioritized: torchrl {version('torchrl')} was not compiled for torch {torch.__version__}, and its trees "
+            "do not load; install versions made for each other, or leave it out"
+        ) from error

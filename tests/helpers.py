@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from plastibench.errors import UserError
 from plastibench.interventions.base import Intervention
+from plastibench.memory import Layout, Memory
 from plastibench.network import Network
 from plastibench.options import build
 from plastibench.registry import agents, envs, interventions
@@ -306,3 +309,13 @@ def lowest(scores: np.ndarray, quantile: float) -> Tensor:
     mask = np.zeros(len(scores), bool)
     mask[np.argsort(scores, kind="stable")[: int(np.floor(quantile * len(scores) + 1e-9))]] = True
     return torch.from_numpy(mask)
+
+
+def need_priorities() -> None:
+    """Skip the test where torchrl's compiled part does not load: it was made for another torch."""
+    try:
+        Memory(
+            Layout(1, 1, ((1,), torch.float32), torch.int32), 1, torch.device("cpu"), torch.Generator(), priority=(1, 1)
+        )
+    except UserError as error:
+        pytest.skip(str(error))

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from plastibench import checkpoint
+from plastibench.errors import UserError
 from plastibench.memory import Layout, Memory
+from tests.helpers import need_priorities
 
 GAMMA = 0.9
 
@@ -118,6 +120,8 @@ def held(memory: Memory) -> list[tuple[Any, ...]]:
 
 
 def make(envs: int = 2, capacity: int = 24, n_step: int = 1, stack: int = 0, **options: Any) -> Memory:
+    if options.get("priority"):
+        need_priorities()
     layout = Layout(capacity, envs, ((1,), torch.float32), torch.int32, stack, n_step, GAMMA)
     options = {"batch_size": 4, "device": torch.device("cpu"), "generator": torch.Generator().manual_seed(0), **options}
     return Memory(layout, **options)
@@ -215,6 +219,21 @@ def test_new_transitions_have_the_largest_priority() -> None:
     share = {int(index): float((drawn == index).float().mean()) for index in drawn.unique()}
     newest = sorted(share, key=share.get, reverse=True)[:3]  # type: ignore[arg-type]
     assert set(newest) == {0, 1, 5}  # the ring has overwritten 0 and 1
+
+
+def test_torchrl_without_its_compiled_part_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("SumSegmentTreeFp32 is not available. See warning above.")
+
+    monkeypatch.setattr("plastibench.memory.PrioritizedSampler", fail)
+    with pytest.raises(UserError, match=r"prioritized: torchrl .* was not compiled for torch"):
+        Memory(
+            Layout(8, 1, ((1,), torch.float32), torch.int32),
+            4,
+            torch.device("cpu"),
+            torch.Generator(),
+            priority=(0.6, 0.4),
+        )
 
 
 def test_priorities_come_back_exactly() -> None:

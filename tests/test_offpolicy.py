@@ -21,6 +21,7 @@ from plastibench.errors import UserError
 from plastibench.offpolicy import OffPolicy
 from plastibench.runner import Interrupted, Run, run
 from plastibench.spec import RunSpec
+from tests.helpers import need_priorities
 from tests.test_runner import Stopped, assert_same_run, timeless
 
 QUICK = {"steps": 240, "envs": 4, "evaluate_every": 80, "evaluation_episodes": 2, "max_episode_steps": 60}
@@ -36,6 +37,8 @@ def tiny(
     agent_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> RunSpec:
+    if (agent_options or {}).get("prioritized"):
+        need_priorities()
     return RunSpec.make(
         env,
         agent,
