@@ -78,7 +78,7 @@ class Contest:
 def load(runs_dir: Path, lean: bool = False) -> list[Result]:
     """All results below a folder; one that cannot be used is named on stderr and left out.
 
-    Each knows its folder as ``result["folder"]``.
+    So is a second result of a run, unless the two are equal. Each knows its folder as ``result["folder"]``.
 
     Args:
         runs_dir: Where to look.
@@ -96,8 +96,11 @@ def load(runs_dir: Path, lean: bool = False) -> list[Result]:
             wrong = mistake(result)
             if wrong:
                 raise UserError(f"{path}: {wrong}")
-            if result["id"] in found:
-                raise UserError(f"{path} is a second result of the run in {found[result['id']]['folder']}")
+            first = found.get(result["id"], {"schema": 0, "summary": result["summary"], "folder": None})
+            if first["summary"] != result["summary"]:
+                raise UserError(f"{path} is a second and different result of the run in {first['folder']}")
+            if first["schema"] >= result["schema"]:  # the same run once more; the newer schema knows more of it
+                continue
         except UserError as error:
             print(f"plastibench: left out: {error}", file=sys.stderr)
         else:

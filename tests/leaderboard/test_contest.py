@@ -80,13 +80,24 @@ def test_what_cannot_be_used_is_named_and_left_out(tmp_path, capsys) -> None:
     for name, text in broken.items():
         (runs / name).mkdir()
         (runs / name / "result.json").write_text(text)
-    written(tmp_path / "runs" / "copy", [good])
+    other = {**good, "summary": {**good["summary"], "final-accuracy": 0.1}}
+    written(tmp_path / "runs" / "other", [other])
     (found,) = load(runs)
     assert found["folder"] == runs / good["id"]
     told = capsys.readouterr().err
     assert told.count("left out") == 5
     assert "lacking/result.json: summary is 3" in told
-    assert "is a second result of the run in" in told
+    assert "is a second and different result of the run in" in told
+
+
+@pytest.mark.parametrize("older", ["first", "second"])
+def test_of_two_equal_results_of_a_run_the_one_that_says_more_counts(tmp_path, capsys, older) -> None:
+    good = result("none")
+    for name in ("first", "second"):
+        written(tmp_path / name, [{**good, "schema": 1 if name == older else 2}])
+    (found,) = load(tmp_path)
+    assert found["schema"] == 2
+    assert not capsys.readouterr().err
 
 
 def test_without_a_result_it_says_what_to_do(tmp_path) -> None:
