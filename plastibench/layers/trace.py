@@ -45,6 +45,10 @@ ACTIVATIONS = frozenset(
         "sin",
     ]
 )
+# Nonlinearities that are but a gate where their input is multiplied by them: x·sigmoid(x) is one nonlinearity (SiLU,
+# QuickGELU written out), and what it hands on is the product.
+_GATES = frozenset(["sigmoid", "hardsigmoid"])
+_PRODUCTS = frozenset(["mul", "mul_", "__mul__", "__rmul__", "__imul__"])
 # Functions that move units about: what they do to the outputs they do to the units' numbers as well.
 _MOVES = frozenset(
     [
@@ -120,6 +124,7 @@ class _Mark:
 
     source: str
     unit: Tensor  # float, so that pooling works on it; of the tensor's own shape
+    gate: bool = False  # made by a nonlinearity of which is not known yet whether it will be multiplied by its input
 
 
 class Dataflow(TorchFunctionMode):
@@ -170,9 +175,15 @@ class Dataflow(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        output = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        if name in _MERGES:
+        gated = _gated(args) if name in _PRODUCTS else None
+        if gated is None and name != "__get__":  # a look at a shape is no use
+            self._settle(args)
+        output = func(*args, **kwargs)
+        if gated is not None:
+            _set_mark(output, gated)
+            self._activated(gated, output)
+        elif name in _MERGES:
             _set_mark(output, self._merged(func, args, kwargs))
         elif name in ACTIVATIONS or name in _KEEPS or name in _MOVES:
             marks = [mark for mark in map(_mark, args) if mark is not None]
@@ -181,12 +192,27 @@ class Dataflow(TorchFunctionMode):
                 unit = func(mark.unit, *args[1:], **kwargs)
                 mark = _Mark(mark.source, unit) if isinstance(unit, Tensor) and _whole(unit) else None
             fits = mark is not None and isinstance(output, Tensor) and output.shape == mark.unit.shape
+            if mark is not None and fits and name in _GATES:
+                mark = _Mark(mark.source, mark.unit, gate=True)
             _set_mark(output, mark if fits else None)
-            if mark is not None and fits and name in ACTIVATIONS:
-                self.traced[mark.source].activated = True
-                if self._on_activation is not None:
-                    self._on_activation(mark.source, output, mark.unit)
+            if mark is not None and fits and name in ACTIVATIONS and not mark.gate:
+                self._activated(mark, output)
         return output
+
+    def _activated(self, mark: _Mark, output: Tensor) -> None:
+        self.traced[mark.source].activated = True
+        if self._on_activation is not None:
+            self._on_activation(mark.source, output, mark.unit)
+
+    def _settle(self, values: Any) -> None:
+        """A gate that anything but its own input meets is the nonlinearity itself."""
+        for value in values:
+            if isinstance(value, list | tuple):
+                self._settle(value)
+            mark = _mark(value)
+            if mark is not None and mark.gate:
+                mark.gate = False
+                self._activated(mark, value)
 
     def _merged(self, func: Any, args: Any, kwargs: Any) -> _Mark | None:
         """The mark of a sum or concatenation: a number or the module's own outputs are no stream of others."""
@@ -210,6 +236,15 @@ def _unit_axis(module: nn.Module) -> int:
 def _whole(unit: Tensor) -> bool:
     """Whether every element still is the number of one unit: a mean over units is not."""
     return bool((unit == unit.round()).all())
+
+
+def _gated(factors: Any) -> _Mark | None:
+    """What the product of a module's output and a gate made of the same output holds; None where it is no such."""
+    marks = [_mark(factor) for factor in factors]
+    if len(marks) != 2 or marks[0] is None or marks[1] is None or marks[0].gate == marks[1].gate:
+        return None
+    same = marks[0].source == marks[1].source and marks[0].unit.shape == marks[1].unit.shape
+    return _Mark(marks[0].source, marks[0].unit) if same else None
 
 
 def _mark(value: Any) -> _Mark | None:

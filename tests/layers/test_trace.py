@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plastibench.layers.probe import measure
 from plastibench.layers.trace import Traced, trace
 from plastibench.layers.units import has_units
+from plastibench.layers.visit import visit_activations
 from tests.helpers import agent_builder, images, network_of, small_vit
 
 
@@ -240,6 +242,59 @@ def test_activations_are_seen_however_they_are_called(activation):
     unit = traced(lambda: Functional(activation))["first"]
     assert unit.activated
     assert unit.readers == ["head"]
+
+
+GATES = {
+    "x sigmoid": (lambda x: x * torch.sigmoid(x), F.silu),
+    "sigmoid x": (lambda x: x.sigmoid() * x, F.silu),
+    "quick gelu": (lambda x: x * torch.sigmoid(1.702 * x), lambda x: F.silu(1.702 * x) / 1.702),
+    "hardswish": (lambda x: x * F.hardsigmoid(x), F.hardswish),
+}
+
+
+@pytest.mark.parametrize(("gated", "plain"), GATES.values(), ids=GATES.keys())
+def test_a_nonlinearity_written_as_a_gate_is_measured_as_the_product(gated, plain):
+    batch, found = images(30), []
+    for activation in (gated, lambda x: plain(x)):
+        network = network_of(lambda activation=activation: Functional(activation))
+        with torch.no_grad():
+            network.module.first.weight[:3] = 0.0
+            network.module.first.bias[:3] = 0.0  # h is 0, and the gate 1/2
+        units = trace(network, batch)
+        assert units[0].activated and units[0].readers == ["head"]
+        seen = []
+        visit_activations(network, batch, units[:1], lambda unit, h, seen=seen: seen.append(h.clone()))
+        found.append((measure(network, batch, units[:1])["first"], torch.cat(seen)))
+    (mine, rows), (reference, expected) = found
+    assert (mine.activation[:3] == 0).all()
+    factor = (rows / expected)[:, 3:].mean()  # functions that differ by a constant factor have the same dead units
+    torch.testing.assert_close(rows, expected * factor, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(mine.activation, reference.activation * factor, atol=1e-6, rtol=1e-4)
+    if factor.isclose(torch.tensor(1.0)):
+        torch.testing.assert_close(mine.post_gradient, reference.post_gradient, atol=1e-7, rtol=1e-4)
+        torch.testing.assert_close(mine.pre_gradient, reference.pre_gradient, atol=1e-7, rtol=1e-4)
+
+
+def test_a_gate_on_something_else_is_the_nonlinearity_itself():
+    class Excite(nn.Module):
+        """Squeeze and excite: another module's output is the gate."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.gate, self.head = nn.Linear(64, 8), nn.Linear(8, 8), nn.Linear(8, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = F.relu(self.first(x.flatten(1)))
+            return self.head(z * torch.sigmoid(self.gate(z)))
+
+    network, batch = network_of(Excite), images(20)
+    units = {unit.name: unit for unit in trace(network, batch)}
+    assert units["gate"].activated and not units["gate"].columns and not units["gate"].hidden
+    z = F.relu(network.module.first(batch["image"].flatten(1)))
+    expected = torch.sigmoid(network.module.gate(z)).mean(0).double()
+    torch.testing.assert_close(
+        measure(network, batch, [units["gate"]])["gate"].activation, expected, rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("nothing", [nn.Identity(), lambda x: 2 * x, lambda x: x.softmax(-1)])
