@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +33,7 @@ class MinAtar(Control):
 class PermutedMinAtar(MinAtar):
     """One game whose channels are permuted anew for each task; the first task shows them as they are."""
 
+    version = 2  # in 1 a task could have the permutation of the one before it
     tasks: int = option(5, "tasks", low=1)
     permutation_seed: int = option(0, "draws the permutations, which all runs share", low=0)
 
@@ -46,9 +49,7 @@ class PermutedMinAtar(MinAtar):
 
     def permutation(self, task: int, channels: int) -> np.ndarray[Any, Any]:
         """The order of the channels in a task. [channels]."""
-        if not task:
-            return np.arange(channels)
-        return np.random.default_rng([self.permutation_seed, task]).permutation(channels)
+        return _permutations(self.permutation_seed, task + 1, channels)[task]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,19 @@ class MinAtarSequence(Control):
         """Channels first, padded to the ten of the richest game."""
         images = np.moveaxis(observation, -1, 1)
         return np.pad(images, ((0, 0), (0, 10 - images.shape[1]), (0, 0), (0, 0)))
+
+
+@functools.cache
+def _permutations(seed: int, count: int, channels: int) -> list[np.ndarray[Any, Any]]:
+    """So many orders of channels, the first as they are; none comes again before all others were there. [channels]."""
+    draws = np.random.default_rng(seed)
+    found = [np.arange(channels)]
+    while len(found) < count:
+        recent = found[1 - math.factorial(channels) :]
+        order = draws.permutation(channels)
+        if not any(np.array_equal(order, other) for other in recent):
+            found.append(order)
+    return found
 
 
 def _game(name: str, count: int, max_episode_steps: int, minimal: bool) -> VectorEnv[Any, Any, Any]:
