@@ -129,7 +129,7 @@ _IN_MID_TASK = ("mean-drop", "mean-agreement", "mean-output-kl")
 def _summary_of_returns(result: Result) -> Mapping[str, Any]:
     curve = [returns.Evaluation(**_only(point, returns.Evaluation)) for point in result["returns"]]
     events = [returns.Event(**_only(event, returns.Event)) for event in result["events"]]
-    summary = returns.summary(curve, events, int(result["cost"].get("agent-steps", curve[-1].steps)))
+    summary = returns.summary(curve, events)
     known = {key: value for key, value in summary.items() if key in result["summary"]}
     known.pop("normalised-return", None)  # by bounds that the result does not hold
     return known

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,8 @@ class Evaluation:
         task: Number of the task in which it acted.
         steps: Steps of the agent since the start of the run.
         value: Mean return of the episodes.
-        bias: Mean of what the critic expected minus the discounted return that followed, over all states visited.
+        bias: Mean of what the critic expected minus the discounted return that followed, over all states visited, for
+            a critic that counts entropy those of episodes with drawn actions.
     """
 
     task: int
@@ -67,19 +68,20 @@ def discounted(rewards: Sequence[float], gamma: float, tail: float = 0.0) -> Flo
     return found
 
 
-def aftermath(event: Event, curve: Sequence[Evaluation], until: float) -> dict[str, float | None]:
+def aftermath(event: Event, curve: Sequence[Evaluation], following: Event | None) -> dict[str, float | None]:
     """What became of the return after an intervention.
 
     Args:
         event: The intervention.
-        curve: All evaluations, in order.
-        until: Steps at which the next intervention, or the task's end, closes the window.
+        curve: All evaluations, in order. One at the same step of the same task comes after an intervention.
+        following: The next intervention, which closes the window if the task's end does not.
 
     Returns:
         ``drop``; ``lowest`` return in the window, the one right after included; ``recovery``: steps until an evaluation
         reaches the return before it again, None where none does.
     """
-    window = [point for point in curve if event.steps < point.steps <= until and point.task == event.task]
+    until = following.steps if following is not None and following.task == event.task else math.inf
+    window = [point for point in curve if point.task == event.task and event.steps <= point.steps < until]
     reached = (point.steps - event.steps for point in window if point.value >= event.before)
     recovery = 0 if event.after >= event.before else next(reached, None)
     lowest = min([event.after, *(point.value for point in window)])
@@ -87,19 +89,18 @@ def aftermath(event: Event, curve: Sequence[Evaluation], until: float) -> dict[s
 
 
 def summary(
-    curve: Sequence[Evaluation], events: Sequence[Event], steps: int, bounds: tuple[float, float] | None = None
+    curve: Sequence[Evaluation], events: Sequence[Event], bounds: tuple[float, float] | None = None
 ) -> dict[str, float | None]:
     """The figures of a whole run that the leaderboard compares.
 
     Args:
         curve: All evaluations, in order.
         events: The interventions that were evaluated.
-        steps: Steps of the whole run.
         bounds: Returns of a random and of a good policy, between which returns are normalised.
     """
     tasks = sorted({point.task for point in curve})
     ends = [_end(curve, task) for task in tasks]
-    after = [aftermath(event, curve, until) for event, until in zip(events, _closing(events, steps), strict=True)]
+    after = [aftermath(event, curve, following) for event, following in _windows(events)]
     final = ends[-1]
     low, high = bounds or (0.0, 1.0)
     share = None if bounds is None or final is None else (final - low) / (high - low)
@@ -117,20 +118,19 @@ def summary(
 
 
 def result(
-    curve: Sequence[Evaluation], events: Sequence[Event], steps: int, bounds: tuple[float, float] | None = None
+    curve: Sequence[Evaluation], events: Sequence[Event], bounds: tuple[float, float] | None = None
 ) -> dict[str, Any]:
     """The summary and what it rests on."""
-    windows = zip(events, _closing(events, steps), strict=True)
     return {
-        "summary": summary(curve, events, steps, bounds),
+        "summary": summary(curve, events, bounds),
         "returns": [vars(point) for point in curve],
-        "events": [{**vars(event), **aftermath(event, curve, until)} for event, until in windows],
+        "events": [{**vars(event), **aftermath(event, curve, following)} for event, following in _windows(events)],
     }
 
 
-def _closing(events: Sequence[Event], steps: int) -> list[int]:
-    """When the window after each event ends: at the next one, or with the run."""
-    return [*(later.steps for _, later in itertools.pairwise(events)), steps][: len(events)]
+def _windows(events: Sequence[Event]) -> list[tuple[Event, Event | None]]:
+    """Each event with the one that follows it."""
+    return list(zip(events, [*events[1:], None], strict=True)) if events else []
 
 
 def _end(curve: Sequence[Evaluation], task: int) -> float | None:
