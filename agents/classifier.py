@@ -130,6 +130,13 @@ class Classifier:
             "intervention": self._network.generator.get_state(),
         }
 
+    def extra_state(self) -> dict[str, Any]:
+        """What the loss of the finished network needs beside it: nothing."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`extra_state` returned."""
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
         self._network.module.load_state_dict(state["module"])

@@ -122,7 +122,6 @@ class DQNAgent(OffPolicyAgent):
             losses = losses * batch["weight"]
         loss = losses.mean()
         norm = self._step(self._critic, loss, batch)
-        self._follow()
         self._note(**{"loss": loss, "gradient-norm": norm})
 
     @torch.no_grad()

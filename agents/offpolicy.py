@@ -76,7 +76,10 @@ class OffPolicyAgent:
         batch_size: Transitions per update.
         label: Precision of the arithmetic, for the result.
         recipe: The options.
+        entropic: Whether the critic counts the entropy of a policy that draws its actions (:meth:`sample`).
     """
+
+    entropic = False
 
     def __init__(self, recipe: OffPolicyRecipe, stream: ControlStream, seed: int, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
@@ -139,8 +142,8 @@ class OffPolicyAgent:
         return norm
 
     @torch.no_grad()
-    def _follow(self) -> None:
-        """Move the targets, when it is time."""
+    def follow(self) -> None:
+        """Move the targets, when it is time: after an update and what interventions do to weights right after it."""
         self._updates += 1
         if self._updates % self.recipe.target_every:
             return
@@ -180,6 +183,18 @@ class OffPolicyAgent:
             observation: [B, ...]
             greedy: The best known action, instead of one that explores.
             modules: What acts instead of the networks themselves (slow copies), by role.
+        """
+        raise NotImplementedError
+
+    def sample(
+        self, observation: Tensor, draws: torch.Generator, modules: dict[str, nn.Module] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Actions drawn from the policy, and what their entropy adds to the value, -α log π(a|s). [B, ...] and [B].
+
+        Args:
+            observation: [B, ...]
+            draws: On the agent's device.
+            modules: As for :meth:`act`.
         """
         raise NotImplementedError
 
@@ -225,6 +240,15 @@ class OffPolicyAgent:
             "updates": [self._updates, self._summed],
             "sums": self._sums,
         }
+
+    def extra_state(self) -> dict[str, Any]:
+        """What the losses of the finished networks need beside them."""
+        return {"targets": {role: target.module.state_dict() for role, target in self.targets.items()}}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`extra_state` returned."""
+        for role, target in self.targets.items():
+            target.module.load_state_dict(state["targets"][role])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""

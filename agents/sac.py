@@ -83,6 +83,7 @@ class _SoftActorCritic(OffPolicyAgent):
     """What both forms share. The actor has an encoder of its own, so that work on the critic leaves it as it is."""
 
     recipe: SAC
+    entropic = True
 
     def __init__(self, recipe: SAC, stream: ControlStream, seed: int, device: torch.device) -> None:
         super().__init__(recipe, stream, seed, device)
@@ -106,7 +107,7 @@ class _SoftActorCritic(OffPolicyAgent):
             self._actor.restarts.append(self._restart_temperature)
 
     def update(self, batch: TensorDictBase) -> None:
-        """A step of the critics, of the actor, of the temperature, and of the targets."""
+        """A step of the critics, of the actor, and of the temperature."""
         batch = self.prepare(self._shifted(batch))
         with self._autocast():
             values = self._values(self._forward["critic"], batch)  # [critics, B]
@@ -121,7 +122,6 @@ class _SoftActorCritic(OffPolicyAgent):
             policy_loss, entropy = self._policy(self._forward["actor"], batch)
         temperature = self._log_temperature.exp()
         self._step(self._actor, policy_loss + temperature * (entropy.detach() - self.target_entropy), batch)
-        self._follow()
         self._note(**{"loss": loss, "gradient-norm": norm, "entropy": entropy, "temperature": temperature})
 
     def state_dict(self) -> dict[str, Any]:
@@ -131,6 +131,15 @@ class _SoftActorCritic(OffPolicyAgent):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
         super().load_state_dict(state)
+        self._log_temperature.data.copy_(state["temperature"])
+
+    def extra_state(self) -> dict[str, Any]:
+        """Also the temperature."""
+        return {**super().extra_state(), "temperature": self._log_temperature.detach()}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`extra_state` returned."""
+        super().load_extra_state(state)
         self._log_temperature.data.copy_(state["temperature"])
 
     @property
@@ -186,11 +195,19 @@ class ContinuousSAC(_SoftActorCritic):
     @torch.no_grad()
     def act(self, observation: Tensor, greedy: bool, modules: dict[str, nn.Module] | None = None) -> Tensor:
         """Drawn actions, or the middle of the policy. [B, action]."""
+        if not greedy:
+            return self.sample(observation, self._noise, modules)[0].cpu()
+        mean = (modules or {}).get("actor", self._actor.module)(observation).chunk(2, 1)[0]
+        return (mean.tanh() * self._half + self._middle).cpu()
+
+    @torch.no_grad()
+    def sample(
+        self, observation: Tensor, draws: torch.Generator, modules: dict[str, nn.Module] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Drawn actions [B, action], and -α log π. [B]."""
         outputs = (modules or {}).get("actor", self._actor.module)(observation)
-        if greedy:
-            mean = outputs.chunk(2, 1)[0]
-            return (mean.tanh() * self._half + self._middle).cpu()
-        return self._draw(outputs, self._normal(outputs))[0].cpu()
+        action, log_probability = self._draw(outputs, self._normal(outputs, draws))
+        return action, -self._log_temperature.exp() * log_probability
 
     @torch.no_grad()
     def prepare(self, batch: TensorDictBase, noise: torch.Generator | None = None) -> TensorDictBase:
@@ -255,11 +272,20 @@ class DiscreteSAC(_SoftActorCritic):
     @torch.no_grad()
     def act(self, observation: Tensor, greedy: bool, modules: dict[str, nn.Module] | None = None) -> Tensor:
         """Drawn actions, or the likeliest. [B]."""
+        if not greedy:
+            return self.sample(observation, self._noise, modules)[0].cpu()
+        return (modules or {}).get("actor", self._actor.module)(observation).argmax(1).cpu()
+
+    @torch.no_grad()
+    def sample(
+        self, observation: Tensor, draws: torch.Generator, modules: dict[str, nn.Module] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Drawn actions, and -α log π. [B] each."""
         logits = (modules or {}).get("actor", self._actor.module)(observation).float()
-        if greedy:
-            return logits.argmax(1).cpu()
-        uniform = torch.rand(logits.shape, generator=self._noise, device=self.device)
-        return (logits - (-uniform.log()).log()).argmax(1).cpu()  # Gumbel
+        uniform = torch.rand(logits.shape, generator=draws, device=self.device)
+        action = (logits - (-uniform.log()).log()).argmax(1)  # Gumbel
+        chosen = logits.log_softmax(1).gather(1, action[:, None]).squeeze(1)
+        return action, -self._log_temperature.exp() * chosen
 
     @torch.no_grad()
     def prepare(self, batch: TensorDictBase, noise: torch.Generator | None = None) -> TensorDictBase:

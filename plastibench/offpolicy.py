@@ -62,6 +62,8 @@ class OffPolicy:
             gamma=recipe.gamma,
         )
         folder = run.folder / "memory" if mapped else None
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
         self.memory = Memory(self.layout, agent.batch_size, kept_on, self.order, priority=priority, folder=folder)
         self.target_interventions: dict[str, Intervention] = {}
         if recipe.target_policy == "same":
@@ -118,8 +120,9 @@ class OffPolicy:
         before = self.steps
         self.steps += self.scenario.envs
         starts = max(self.agent.recipe.learning_starts, self.agent.batch_size)
-        if self.steps > starts and len(self.memory):
+        if self.steps > starts:
             self.owed += self.agent.recipe.replay_ratio * min(self.scenario.envs, self.steps - starts)
+        if len(self.memory):  # else the updates come when the first transition is complete
             count = int(self.owed)
             self.owed -= count
             for first in range(0, count, _AT_ONCE):
@@ -155,7 +158,7 @@ class OffPolicy:
 
     def result(self) -> dict[str, Any]:
         """Returns and what followed each intervention."""
-        return returns.result(self.curve, self.events, self.steps, self.scenario.bounds)
+        return returns.result(self.curve, self.events, self.scenario.bounds)
 
     def remember(self, task: int, steps: int) -> None:
         """Act so many steps in a task and remember them, without learning: for a look at networks that are finished."""
@@ -207,6 +210,7 @@ class OffPolicy:
         if self.elsewhere:
             batch = batch.to(self.device)
         self.run.learn(batch)
+        self.agent.follow()
         self.memory.update_priority(batch)
         if self.churning is not None:
             self._measure_churn(*self.churning)
@@ -214,6 +218,7 @@ class OffPolicy:
 
     def _intervene(self) -> None:
         """Intervene, and see what it cost where two evaluations more are a small part of the interval."""
+        self.churning = None  # of an update, not of an intervention
         every = self.run.spec.run.every
         seen = not every or every >= self.agent.recipe.replay_ratio * self.scenario.evaluate_every
         before = self._play()[0] if seen else 0.0
@@ -258,6 +263,9 @@ class OffPolicy:
         """Returns of the greedy policy, the averages of training since the last time, and plasticity."""
         averages = self.run.averages()
         value, bias = self._play()
+        if self.agent.entropic:
+            seed = self.run.spec.run.seed
+            bias = self._play(generator(seed, f"evaluation-{self.steps}", self.device))[1]
         self.curve.append(Evaluation(self.task, self.steps, value, bias))
         episodes = {"training-return": float(np.mean(self.episodes))} if self.episodes else {}
         self.episodes = []
@@ -275,9 +283,9 @@ class OffPolicy:
         end = self.steps % self.steps_per_task == 0 and self.steps > 0
         self.run.progress.show(self.steps, done, place, f"return {value:8.2f}", milestone=end)
 
-    def _play(self) -> tuple[float, float]:
+    def _play(self, draws: torch.Generator | None = None) -> tuple[float, float]:
         seed = derive(self.run.spec.run.seed, f"evaluation-{self.steps}") % 2**31
-        return play(self.scenario, self.task, self.agent, self._evaluated(), seed)
+        return play(self.scenario, self.task, self.agent, self._evaluated(), seed, draws)
 
     def _evaluated(self) -> dict[str, nn.Module]:
         pairs = zip(self.run.networks, self.run.interventions, strict=True)

@@ -341,9 +341,10 @@ class Run:
             "precision": self.agent.label,
         }
         states = [intervention.state_dict() for intervention in self.interventions]  # they may decide the architecture
-        final = {"networks": [n.module.state_dict() for n in self.networks], "interventions": states}
+        modules = [network.module.state_dict() for network in self.networks]
+        final = {"networks": modules, "interventions": states, "extra": self.agent.extra_state()}
         kept = {
-            "network-bytes": checkpoint.tensor_bytes(final["networks"]),
+            "network-bytes": checkpoint.tensor_bytes(modules),
             "intervention-bytes": checkpoint.tensor_bytes(states),
         }
         cost = {**self.cost, "updates": self.total, **self.course.counts(), **kept}

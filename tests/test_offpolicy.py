@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -19,8 +20,11 @@ from plastibench import checkpoint, registry
 from plastibench.agents.offpolicy import OffPolicyAgent
 from plastibench.errors import UserError
 from plastibench.offpolicy import OffPolicy
+from plastibench.options import build
+from plastibench.playing import play
 from plastibench.runner import Interrupted, Run, run
 from plastibench.spec import RunSpec
+from plastibench.subject import _open, networks_of_run
 from tests.helpers import need_priorities
 from tests.test_runner import Stopped, assert_same_run, timeless
 
@@ -278,6 +282,31 @@ def test_interventions_come_at_task_switches_and_are_evaluated(tmp_path: Path) -
     assert {point["task"] for point in result["returns"]} == {0, 1, 2}
 
 
+def test_targets_take_over_what_interventions_do_to_weights_after_an_update(begun: Any) -> None:
+    options = {"target_every": 5, "lr": 1e-2, "replay_ratio": 1.0}
+    made, _, learner = begun(tiny("weight-clipping", agent_options=options), 80)
+    assert made.total == 40  # a copy has just been made
+    assert same(weights(learner.targets["critic"].module), weights(learner.networks["critic"].module))
+
+
+def test_churn_is_that_of_an_update_and_not_of_an_intervention(begun: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"tasks": 2, "steps": 80, "clear_replay": True}
+    made, course, _ = begun(tiny("reset", "rl-minatar-permuted", "dqn-cnn", env_options=options), 80)
+    assert course.churning is not None  # the evaluation at the end of the task looked at the network
+    seen = []
+    monkeypatch.setattr(course, "_measure_churn", lambda *answers: seen.append(made.total))
+    course.advance()
+    assert len(made.reports) == 1 and course.steps == 84 and made.total > 20 and not seen
+
+
+@pytest.mark.parametrize("n_step", [1, 5])
+def test_updates_that_wait_for_a_first_transition_are_made_up_for(tmp_path: Path, n_step: int) -> None:
+    env_options = {"tasks": 3, "steps": 80, "clear_replay": True}
+    agent_options = {"replay_ratio": 1.0, "n_step": n_step}
+    spec = tiny(env="rl-minatar-permuted", agent="dqn-cnn", env_options=env_options, agent_options=agent_options)
+    assert go(spec, tmp_path)["cost"]["updates"] == 240 - 40
+
+
 @pytest.mark.parametrize("clear", [True, False])
 def test_the_memory_outlives_a_switch_unless_it_is_cleared(begun: Any, clear: bool) -> None:
     options = {"tasks": 2, "steps": 80, "clear_replay": clear}
@@ -407,6 +436,36 @@ def test_a_run_with_its_memory_in_checkpoints_goes_on_at_once_in_new_episodes(
     assert_same_run(tmp_path / "again" / spec.id, tmp_path / "part" / spec.id)
 
 
+def test_files_of_the_memory_that_a_killed_run_left_are_no_obstacle(tmp_path: Path) -> None:
+    spec = tiny(agent_options={"storage": "memmap"})
+    left = tmp_path / "killed" / spec.id / "memory"
+    left.mkdir(parents=True)
+    (left / "frames.memmap").write_bytes(b"old")
+    go(spec, tmp_path / "killed")
+    go(spec, tmp_path / "whole")
+    assert_same_run(tmp_path / "whole" / spec.id, tmp_path / "killed" / spec.id)
+
+
+def test_what_is_left_of_a_run_is_looked_at_with_its_targets_and_temperature(tmp_path: Path) -> None:
+    spec = tiny(env="rl-pendulum", agent="sac-mlp", agent_options={"lr": 1e-2})
+    go(spec, tmp_path)
+    extra = torch.load(tmp_path / spec.id / "final.pt", weights_only=True)["extra"]
+    learner = _open(tmp_path / spec.id, "cpu", tmp_path).agent
+    assert float(learner._log_temperature) == float(extra["temperature"]) != 0
+    found = learner.targets["critic"].module.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in extra["targets"]["critic"].items())
+    assert not same(weights(learner.targets["critic"].module), weights(learner.networks["critic"].module))
+
+
+def test_a_run_that_was_stopped_is_looked_at_in_the_task_where_it_is(begun: Any, tmp_path: Path) -> None:
+    spec = tiny(env="rl-minatar-permuted", agent="dqn-cnn", env_options={"tasks": 3, "steps": 80})
+    made, _, _ = begun(spec, 120)
+    made._save()
+    (tmp_path / "spec.toml").write_text(spec.to_toml())
+    (found,) = networks_of_run(tmp_path, None, "cpu", samples=8, data_dir=tmp_path)
+    assert found.data.endswith("in task 2")
+
+
 class Counter(gymnasium.Env[Any, Any]):
     """Shows how many steps it has made since it was made; ends every seventh, by a cut or by a terminal state."""
 
@@ -450,6 +509,41 @@ def test_values_are_bootstrapped_where_an_episode_was_cut_and_not_where_it_ended
     assert batch["discount"][last].tolist() == pytest.approx([discount] * int(last.sum()))
     if discount:
         assert (new[last] == old[last] + 1).all()  # the final frame, not the first of the next episode
+
+
+class Knowing:
+    """Draws one of two actions by chance and knows the soft value of each, with a temperature of 1."""
+
+    device, recipe = torch.device("cpu"), SimpleNamespace(gamma=0.9)
+
+    def __init__(self, ends: bool) -> None:
+        self.ends = ends
+
+    def sample(self, observation: Any, draws: Any, modules: Any) -> Any:
+        return torch.randint(2, (len(observation),), generator=draws), torch.full((len(observation),), math.log(2))
+
+    def act(self, observation: Any, greedy: bool, modules: Any) -> Any:
+        return torch.zeros(len(observation), dtype=torch.long)
+
+    def value(self, observation: Any, action: Any) -> Any:
+        left = 7 - observation.flatten() % 100 if self.ends else math.inf * torch.ones(len(observation))
+        later = torch.where(left.isinf(), 0.0, 0.9 ** (left - 1))
+        rewards = (1 - 0.9 * later) / (1 - 0.9)  # 1 + 0.9 + ... of `left` steps
+        return rewards + math.log(2) * (rewards - 1)  # and the entropy of all actions but the first
+
+    def learned(self, reward: Any) -> Any:
+        return reward
+
+
+@pytest.mark.parametrize("name", ["End-v0", "Cut-v0"])
+def test_a_critic_that_knows_its_soft_values_has_no_bias(name: str) -> None:
+    options = {"id": name, "evaluation_episodes": 3, "max_episode_steps": 0}
+    scenario = build(registry.envs["gym"].load(), {**registry.envs["gym"].defaults, **options}, "env")
+    knowing: Any = Knowing(ends=name == "End-v0")
+    value, bias = play(scenario, 0, knowing, {}, 0, torch.Generator().manual_seed(0))
+    assert value == 7 and bias == pytest.approx(0, abs=1e-4)
+    _, greedy = play(scenario, 0, knowing, {}, 0)
+    assert greedy > 0.5  # the entropy is not in the returns of greedy episodes
 
 
 def test_an_environment_that_does_not_repeat_itself_is_not_continued(

@@ -145,6 +145,7 @@ def test_every_form_learns_the_values_of_a_bandit(options: dict[str, Any]) -> No
         batch["reward"] = torch.where(batch["action"] == 1, 1.0, -1.0)
         batch["discount"] = torch.zeros(32)
         learner.update(batch)
+        learner.follow()
     test = transitions("rl-cartpole", 64, 5000)["observation"]
     values = [learner.value(test, torch.full((64,), action)).mean().item() for action in (0, 1)]
     assert values == pytest.approx([-1, 1], abs=0.15)
@@ -181,6 +182,7 @@ def test_the_target_follows_by_polyak_averaging() -> None:
     slow = [p.double().clone() for p in learner.targets["critic"].module.parameters()]
     for seed in range(5):
         learner.update(transitions("rl-pendulum", seed=seed))
+        learner.follow()
         fast = [p.detach().double() for p in learner.networks["critic"].module.parameters()]
         slow = [0.9 * old + 0.1 * new for old, new in zip(slow, fast, strict=True)]
     for expected, found in zip(slow, learner.targets["critic"].module.parameters(), strict=True):
@@ -192,6 +194,7 @@ def test_the_target_is_copied_every_so_many_updates() -> None:
     equal = []
     for seed in range(6):
         learner.update(transitions("rl-cartpole", seed=seed))
+        learner.follow()
         pairs = zip(
             learner.networks["critic"].module.parameters(), learner.targets["critic"].module.parameters(), strict=True
         )
@@ -291,6 +294,26 @@ def test_the_temperature_starts_anew_with_the_whole_actor_and_with_nothing_less(
     fixed = agent("sac-mlp", "rl-pendulum", temperature=0.2)
     Reset().intervene(fixed.networks["actor"], fixed.prepare(batch.clone()))
     assert float(fixed._log_temperature) == pytest.approx(math.log(0.2))
+
+
+def test_drawn_actions_come_with_what_their_entropy_is_worth() -> None:
+    learner, draws = agent("sac-mlp", "rl-cartpole", temperature=0.5), torch.Generator().manual_seed(0)
+    observation = transitions("rl-cartpole", 1)["observation"].expand(4000, -1)
+    with torch.no_grad():
+        log_policy = learner.networks["actor"].module(observation[:1])[0].log_softmax(0)
+    before = learner._noise.get_state()
+    action, bonus = learner.sample(observation, draws)
+    torch.testing.assert_close(bonus, -0.5 * log_policy[action])
+    assert float((action == 1).float().mean()) == pytest.approx(float(log_policy[1].exp()), abs=0.03)
+    assert torch.equal(before, learner._noise.get_state())
+    moving = agent("sac-mlp", "rl-pendulum", temperature=0.5)
+    action, bonus = moving.sample(transitions("rl-pendulum", 3)["observation"], draws)
+    mean, spread = moving.networks["actor"].module(transitions("rl-pendulum", 3)["observation"]).detach().chunk(2, 1)
+    normal = torch.distributions.Normal(mean, (-5 + 3.5 * (spread.tanh() + 1)).exp())
+    squashed = torch.distributions.TransformedDistribution(
+        normal, [torch.distributions.TanhTransform(), torch.distributions.AffineTransform(0.0, 2.0)]
+    )
+    torch.testing.assert_close(bonus, -0.5 * squashed.log_prob(action).sum(1), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("aim", "grows"), [(-3.0, True), (3.0, False)])
