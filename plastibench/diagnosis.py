@@ -12,15 +12,18 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
 
 from plastibench.layers.attention import is_attention
+from plastibench.layers.probe import pieces
 from plastibench.layers.trace import trace
 from plastibench.layers.units import unit_count
 from plastibench.metrics import PLASTICITY, select
 from plastibench.metrics.groups import measure_groups
 from plastibench.metrics.plasticity import Health, health
 from plastibench.metrics.probes import drawing_from
-from plastibench.network import Network
+from plastibench.network import Network, as_evaluated
 from plastibench.subject import Subject
 from plastibench.tables import text_table
 
@@ -137,9 +140,7 @@ def diagnose(subject: Subject, metrics: Sequence[str] | None = None) -> Diagnosi
     """
     network, batch = subject.network, subject.batch
     parameters = sum(p.numel() for p in network.module.parameters())
-    broken = [name for name, p in network.module.named_parameters() if not bool(torch.isfinite(p).all())]
-    if broken:
-        reason = f"{len(broken)} parameters hold values that are not finite: {', '.join(broken[:3])}"
+    if reason := _broken(network, batch):
         return Diagnosis(
             *(subject.title, subject.data, len(batch), parameters, "sick"), [reason], subject.notes, {}, {}, []
         )
@@ -147,11 +148,12 @@ def diagnose(subject: Subject, metrics: Sequence[str] | None = None) -> Diagnosi
     found = _examine(network, batch, names, subject.initial)
     with drawing_from(network, torch.Generator().manual_seed(0)):
         newborn = Network(network.fresh(), None, network.loss, role=network.role, outputs=network.outputs)
+    opened = _open_branches(newborn.module, network.module)
     compared = {rule.metric for rule in RULES} & set(names)
     fresh = _examine(newborn, batch, compared, None)
     layers = _layers(network, batch, found, fresh)
     verdict, reasons = _verdict(layers, found.overall)
-    notes = [*subject.notes, *_caveats(network, batch, found, layers)]
+    notes = [*subject.notes, *opened, *_caveats(network, batch, found, layers)]
     overall = dict(sorted(found.overall.items()))
     return Diagnosis(
         *(subject.title, subject.data, len(batch), parameters, verdict, reasons, notes),
@@ -159,14 +161,48 @@ def diagnose(subject: Subject, metrics: Sequence[str] | None = None) -> Diagnosi
     )
 
 
-def _examine(network: Network, batch: Any, names: Collection[str], initial: dict[str, torch.Tensor] | None) -> Health:
+@torch.no_grad()
+def _broken(network: Network, batch: TensorDictBase) -> str:
+    """What is not finite in a network that nothing more can be said about; else nothing."""
+    state = network.module.state_dict()
+    broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        return f"{len(broken)} of its tensors hold values that are not finite: {_few(broken)}"
+    with as_evaluated(network.module):
+        finite = all(math.isfinite(float(network.loss(network.module, part))) for part in pieces(batch))
+    return "" if finite else "its loss on these samples is not finite"
+
+
+@torch.no_grad()
+def _open_branches(fresh: nn.Module, network: nn.Module) -> list[str]:
+    """Set scales that begin at 0 to 1, and say so: ResNets begin with closed branches, to which no gradient comes.
+
+    Beside these nothing could be a symptom. A network that has not opened any of them is one that begins, and is left.
+    """
+    norms = nn.modules.batchnorm._BatchNorm | nn.GroupNorm | nn.LayerNorm
+    scales = dict(network.named_parameters())
+    closed = {
+        f"{name}.weight".lstrip("."): module.weight
+        for name, module in fresh.named_modules()
+        if isinstance(module, norms) and isinstance(module.weight, Tensor) and not bool(module.weight.any())
+    }
+    if not any(bool(scales[name].any()) for name in closed):
+        return []
+    for scale in closed.values():
+        scale.fill_(1)
+    return [f"{len(closed)} scales that begin at 0 are 1 in the fresh network, for no gradient passes through a 0"]
+
+
+def _examine(
+    network: Network, batch: TensorDictBase, names: Collection[str], initial: dict[str, torch.Tensor] | None
+) -> Health:
     units = trace(network, batch)
     found = health(network, batch, initial, units)
     found.add(measure_groups(network, batch, names, torch.Generator().manual_seed(0), initial, units))
     return found
 
 
-def _layers(network: Network, batch: Any, found: Health, fresh: Health) -> list[Layer]:
+def _layers(network: Network, batch: TensorDictBase, found: Health, fresh: Health) -> list[Layer]:
     """The modules in the order in which they run, attention before the projection that it feeds."""
     layers: list[Layer] = []
     attention = {name for name, module in network.module.named_modules() if is_attention(module)}
@@ -210,7 +246,7 @@ def _verdict(layers: Sequence[Layer], overall: dict[str, float]) -> tuple[Verdic
         reasons.append(f"{len(sick)} of {len(layers)} layers are sick: {_few(sick)}")
     if watched:
         reasons.append(f"{len(watched)} of {len(layers)} layers to watch: {_few(watched)}")
-    gap = overall.get("plasticity-probe-gap", 0.0)
+    gap = overall.get("plasticity-probe-redrawn-gap", 0.0)
     if not gap < PROBE_GAP[0]:
         reasons.append(f"fits random targets worse than a fresh network (squared error {gap:+.3f})")
     if len(sick) >= SICK_LAYERS * max(1, len(layers)) or not gap < PROBE_GAP[1]:
@@ -222,7 +258,7 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
 
 
-def _caveats(network: Network, batch: Any, found: Health, layers: Sequence[Layer]) -> list[str]:
+def _caveats(network: Network, batch: TensorDictBase, found: Health, layers: Sequence[Layer]) -> list[str]:
     notes = []
     head = next((layer for layer in layers if layer.kind.endswith("outputs")), None)
     width = network.module.get_submodule(head.name).weight[0].numel() if head is not None else 0  # type: ignore[index]
@@ -244,8 +280,9 @@ def help_text() -> str:
     lines = ["A layer is to watch / sick from these thresholds on:"]
     lines += [f"  {rule.describe()}" for rule in RULES]
     lines.append("Shares must also differ by more than two standard errors of so many units.")
-    lines.append(f"The network is sick if {100 * SICK_LAYERS:g} % of its layers are, or if plasticity-probe-gap is at")
-    lines.append(f"least {PROBE_GAP[1]:g} (watch: {PROBE_GAP[0]:g}, or any layer). They are rules of thumb, not tests.")
+    lines.append(f"The network is sick if {100 * SICK_LAYERS:g} % of its layers are, or if")
+    lines.append(f"plasticity-probe-redrawn-gap is at least {PROBE_GAP[1]:g} (watch: {PROBE_GAP[0]:g}, or any layer).")
+    lines.append("They are rules of thumb, not tests.")
     return "\n".join(lines)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from plastibench import checkpoint, registry
 from plastibench.envs.stream import TaskStream
 from plastibench.errors import UserError, did_you_mean
+from plastibench.layers.branches import outputs_of
 from plastibench.network import Network, eval_mode, seeded
 from plastibench.offpolicy import OffPolicy
 from plastibench.options import build
@@ -27,7 +28,7 @@ from plastibench.samples import Samples, read_samples
 from plastibench.seeds import derive
 from plastibench.spec import RunSpec
 from plastibench.supervised import PROBE
-from plastibench.weights_file import load_weights, read_state
+from plastibench.weights_file import load_weights, read_state, without_prefix
 
 USUAL_SAMPLES = 64
 _ACTED = 1000  # steps that are played to have transitions to look at
@@ -117,8 +118,10 @@ def agent_model(
     channels, height, width = usual.get(data, (3, 32, 32))
     shape = (channels, image_size or height, image_size or width)
     found = read_samples(data, samples, shape, data_dir)
-    heads = [value.shape[0] for value in state.values() if value.ndim == 2]
-    classes = heads[-1] if heads else found.classes or 10
+    with seeded(0):
+        alike = recipe.module(shape, 2)
+    head = without_prefix(state, set(alike.state_dict())).get(f"{outputs_of(alike, ())[-1]}.weight")
+    classes = len(head) if head is not None else found.classes or 10
     title = f"{name}" + (f" with {weights}" if weights else " (untrained)")
     return _from_samples(title, functools.partial(recipe.module, shape, classes), found, device, weights, state)
 
@@ -214,8 +217,10 @@ def networks_of_run(folder: Path, data: str | None, device: str, *, samples: int
         batch = data_of_task(env, spec, task)[: min(samples or PROBE, PROBE)].to(device)
         where = f"the samples of {spec.env[0]} that came first, with their labels in task {task + 1}"
         return [Subject(title, networks["classifier"], batch, where, initial["classifier"])]
-    batch = _played(env, agent, spec)[: samples or PROBE]
+    task = env.scenario.task_count - 1 if saved.source.name == "final.pt" else int(saved.state["course"]["task"])
+    batch = _played(env, agent, spec, task)[: samples or PROBE]
     where = f"transitions of {spec.env[0]}, drawn from {_ACTED:,} steps that the loaded agent played anew"
+    where += f" in task {task + 1}" if env.scenario.task_count > 1 else ""
     return [Subject(f"{title}: {role}", n, batch, where, initial[role]) for role, n in networks.items()]
 
 
@@ -279,8 +284,7 @@ def _load(spec: RunSpec, agent: Any, state: dict[str, Any]) -> dict[str, dict[st
         return initial
     for (_, network), saved in zip(networks, state["networks"], strict=True):
         network.module.load_state_dict(saved)
-        for follower in network.followers:
-            follower.module.load_state_dict(saved)
+    agent.load_extra_state(state.get("extra", {}))
     return initial
 
 
@@ -302,14 +306,14 @@ def data_of_task(env: TaskStream, spec: RunSpec, task: int) -> TensorDictBase:
     return TensorDict(content, batch_size=[len(images)])
 
 
-def _played(env: Any, agent: Any, spec: RunSpec) -> TensorDictBase:
+def _played(env: Any, agent: Any, spec: RunSpec, task: int) -> TensorDictBase:
     """Transitions of the agent as it is now; the memory of a run is not on disk."""
     with tempfile.TemporaryDirectory() as folder:
         stand_in: Any = types.SimpleNamespace(spec=spec, folder=Path(folder), total=0, works_on=lambda role: False)
         course = OffPolicy(stand_in, env, agent)
         try:
             agent.explore_less(1.0)
-            course.remember(env.scenario.task_count - 1, _ACTED)
+            course.remember(task, _ACTED)
             return course.probe()
         finally:
             course.close()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from plastibench.errors import UserError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "ema_state_dict", "params")
+_DEEPEST = 8  # wrappers around wrappers
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -34,7 +35,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # rubbish makes readers fail in many ways
         reason = " ".join(str(error).split()).partition(".")[0][:120]
         raise UserError(f"{path}: no weights that can be read safely ({type(error).__name__}: {reason})") from error
-    while isinstance(found, Mapping):
+    for _ in range(_DEEPEST):  # a dict may hold itself
+        if not isinstance(found, Mapping):
+            break
         inner = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), Mapping)), None)
         if inner is None:
             break
@@ -87,6 +90,9 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
     notes = []
     if missing := sorted(parameters - set(common)):
         notes.append(f"{len(missing)} parameters are not in the file and stay as initialised: {_few(missing)}")
+    counted = {name for name in own if not name.endswith("num_batches_tracked")}  # it changes no output
+    if missing := sorted(counted - parameters - set(common)):
+        notes.append(f"{len(missing)} buffers are not in the file and stay as initialised: {_few(missing)}")
     if left := [name for name in state if name not in own]:
         notes.append(f"{len(left)} tensors of the file belong to nothing in the model: {_few(left)}")
     return notes

@@ -20,7 +20,7 @@ from plastibench.runner import run
 from plastibench.samples import read_samples
 from plastibench.subject import Subject, agent_model, networks_of_run, timm_model
 from plastibench.weights_file import load_weights, read_state, without_prefix
-from tests.helpers import agent_builder, array, drawn, images, network_of, small_vit, state
+from tests.helpers import agent_builder, array, drawn, images, network_of, small_resnet, small_vit, state
 
 BY_METRIC = {rule.metric: rule for rule in RULES}
 MODEL = "test_vit"  # timm's own for tests: 160 pixels, 0.4 million parameters
@@ -67,6 +67,47 @@ def test_what_is_not_finite_is_sick_and_ends_the_examination() -> None:
     found = diagnose(subject_of(network))
     assert found.verdict == "sick" and "not finite: head.weight" in found.reasons[0]
     assert json.loads(json.dumps(found.as_json(), allow_nan=False))["layers"] == []
+
+
+@pytest.mark.parametrize("spoil", ["buffer", "size"])
+def test_a_network_whose_function_is_not_finite_is_sick(spoil: str) -> None:
+    network = network_of(small_resnet)
+    with torch.no_grad():
+        if spoil == "buffer":
+            network.module.bn1.running_var[0] = math.nan
+        else:
+            network.module.fc.weight *= 1e38
+            network.module.bn1.weight *= 1e38
+    found = diagnose(subject_of(network))
+    words = "not finite: bn1.running_var" if spoil == "buffer" else "its loss on these samples is not finite"
+    assert found.verdict == "sick" and words in found.reasons[0]
+
+
+def test_a_resnet_whose_branches_closed_again_is_not_well() -> None:
+    def zeroed() -> Any:
+        return small_resnet()  # timm begins with the last BatchNorm of each block at 0
+
+    network = network_of(zeroed)
+    assert diagnose(subject_of(network)).verdict == "ok"  # one that begins is as a fresh one
+    scales = [module.bn2.weight for name, module in network.module.named_modules() if hasattr(module, "bn2")]
+    with torch.no_grad():
+        for scale in scales:
+            scale.fill_(1.0)
+    opened = diagnose(subject_of(network))
+    assert opened.verdict == "ok" and any("scales that begin at 0" in note for note in opened.notes), opened.reasons
+    with torch.no_grad():
+        for scale in scales[4:]:
+            scale.zero_()
+    closed = {layer.name: layer for layer in diagnose(subject_of(network)).layers}
+    assert closed["layer4.1.conv1"].verdict == "sick" and closed["layer1.0.conv1"].verdict == "ok"
+
+
+def test_outputs_that_are_only_large_do_not_make_a_network_sick() -> None:
+    network = network_of(agent_builder("mlp", width=32))
+    with torch.no_grad():
+        network.module[5].bias[0] += 30
+    found = diagnose(subject_of(network), ["plasticity-probe-gap", "plasticity-probe-redrawn-gap"])
+    assert found.overall["plasticity-probe-gap"] > 1 and found.verdict == "ok", found.reasons
 
 
 @pytest.mark.parametrize(
@@ -135,6 +176,34 @@ def test_safetensors_and_what_is_missing(tmp_path: Path) -> None:
     assert "2 parameters are not in the file and stay as initialised: head.bias, head.weight" in notes[0]
     assert "1 tensors of the file belong to nothing in the model: extra" in notes[1]
     assert torch.equal(target.norm.weight, source.norm.weight)
+
+
+def test_missing_statistics_of_batchnorm_are_told(tmp_path: Path) -> None:
+    source = drawn(small_resnet)
+    saved = {name: value for name, value in source.state_dict().items() if not name.startswith("bn1.running")}
+    notes = load_weights(drawn(small_resnet, 2), saved, tmp_path)
+    assert notes == ["2 buffers are not in the file and stay as initialised: bn1.running_mean, bn1.running_var"]
+    del saved["bn1.num_batches_tracked"]
+    assert load_weights(drawn(small_resnet, 2), saved, tmp_path) == notes  # nothing depends on it
+
+
+def test_a_dict_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    content: dict[str, Any] = {}
+    content["state_dict"] = content
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(UserError, match="holds no state dict"):
+        read_state(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_the_number_of_classes_is_that_of_the_head_whatever_the_order(kind: str, tmp_path: Path) -> None:
+    module = drawn(agent_builder("mlp", (1, 8, 8), 7, hidden=11, width=16))
+    path = tmp_path / f"w.{kind}"
+    saved = {f"model.{name}": value for name, value in module.state_dict().items()}
+    save_file(saved, path) if kind == "safetensors" else torch.save(saved, path)
+    options = {**USUAL, "weights": path, "image_size": 0}
+    found = agent_model("mlp", {"hidden": 11, "width": 16}, "digits", "cpu", **options)
+    assert all(torch.equal(v, module.state_dict()[k]) for k, v in found.network.module.state_dict().items())
 
 
 def test_prefixes_are_cut_only_where_that_helps() -> None:

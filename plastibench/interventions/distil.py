@@ -11,6 +11,7 @@ from torch import Tensor
 
 from plastibench.interventions.base import Intervention, Report
 from plastibench.interventions.wrapper import Wrapper
+from plastibench.layers.branches import merged_outputs
 from plastibench.layers.descend import Objective, descend
 from plastibench.layers.outputs import of_layers
 from plastibench.layers.recouple import teacher_of
@@ -58,7 +59,7 @@ class Distil(Wrapper):
 
     def _objective(self, network: Network, batch: TensorDictBase) -> Objective:
         """What to make small, from the network as it is before the inner intervention."""
-        outputs = [unit.name for unit in trace(network, batch) if unit.output]
+        outputs = merged_outputs(network.module, [unit.name for unit in trace(network, batch) if unit.output])
         teacher = teacher_of(network)
 
         def error(part: TensorDictBase) -> Tensor:

@@ -132,6 +132,16 @@ def branched_outputs(stages: list[Stage], outputs: Sequence[str], count: int) ->
     return tuple(names)
 
 
+def merged_outputs(module: nn.Module, outputs: Sequence[str]) -> list[str]:
+    """Names of the modules that return the network's own outputs: of branches, the place where they are added up."""
+    places = []
+    for output in outputs:
+        parents = [output.rsplit(".", count)[0] for count in range(output.count("."), 0, -1)]
+        merging = [name for name in parents if getattr(module.get_submodule(name), "merges", False) is True]
+        places.append(merging[0] if merging else output)
+    return list(dict.fromkeys(places))
+
+
 def _last(module: nn.Module, k: int, among: list[str]) -> list[str]:
     """Parameters of the last k of these blocks, and those registered after them."""
     if k > len(among) > 0:

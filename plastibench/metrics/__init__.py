@@ -24,7 +24,8 @@ RETURNS = {
     "training-return": "mean return of the episodes that ended in training since the last evaluation",
     "return-after": "the return right after an intervention, on the same seeds as right before it",
     "normalised-return": "final return between those of a random (0) and a perfect policy (1), where both are known",
-    "q-bias": "mean of what the critic expected minus the discounted return that followed (van Hasselt et al. 2016)",
+    "q-bias": "mean of what the critic expected minus the discounted return that followed (van Hasselt et al. 2016); "
+    "of SAC in episodes of drawn actions, with the entropy's part",
     "q-churn": "mean change of the critic's values on 512 transitions through one update (Tang & Berseth 2024)",
     "policy-churn": "share of 512 transitions whose greedy action one update changed (Schaul et al. 2022)",
     "entropy": "mean entropy of the policy over the batches since the last evaluation (SAC)",
@@ -80,7 +81,7 @@ WEIGHTS = {
     "layernorm-scale-mean": "mean of the scales γ of all LayerNorms",
     "layernorm-scale-std": "standard deviation of these scales",
     "layernorm-scale-min": "smallest of these scales",
-    "effective-learning-rate": "lr ||m / (sqrt(v) + ε)|| / ||w||, with Adam's bias-corrected moments; needs its state",
+    "effective-learning-rate": "lr ||m / (sqrt(v) + ε)|| / ||w||, with the bias-corrected moments of Adam or AdamW",
 }
 CURVATURE = {
     "hessian-top-eigenvalue": "largest eigenvalue of the loss's Hessian, by 20 steps of Lanczos, on 256 samples",
@@ -93,7 +94,9 @@ CURVATURE = {
 PROBES = {
     "plasticity-probe-loss": "squared error to a + sin(1e5 f(x)), f a fresh network and a the mean output, left after "
     "100 steps of a fresh Adam (lr 1e-3) on a copy with its outputs as they are; mean of 3 targets (Lyle et al. 2023)",
-    "plasticity-probe-gap": "the same minus what a fresh network leaves on the same f; positive: less plastic",
+    "plasticity-probe-gap": "the same minus what a fresh network leaves on the same f; positive: less plastic, or of "
+    "larger outputs, which take many steps to shrink",
+    "plasticity-probe-redrawn-gap": "that gap where the copy's output layers are those of the fresh network",
     "next-task-probe-loss-gap": "loss on the present data after 100 such steps of the training loss, copy minus fresh",
     "next-task-probe-accuracy-gap": "accuracy there, copy minus fresh (classifiers only); negative: less plastic "
     "(Ash & Adams 2020)",

@@ -53,7 +53,7 @@ def evenly(rows: Tensor, count: int) -> Tensor:
 
 
 def tallies(network: Network, batch: TensorDictBase, units: Sequence[Traced]) -> dict[str, Tally]:
-    """One pass over the batch; what each module but the outputs hands on, summed up."""
+    """One pass over the batch; what each module but the outputs and frozen ones hands on, summed up."""
     found: dict[str, Tally] = {}
 
     def visit(unit: Traced, h: Tensor) -> None:
@@ -61,7 +61,7 @@ def tallies(network: Network, batch: TensorDictBase, units: Sequence[Traced]) ->
             found[unit.name] = Tally(unit.module, network.device, min(1.0, 256 / len(batch)))
         found[unit.name].add(h)
 
-    visit_activations(network, batch, [unit for unit in units if not unit.output], visit)
+    visit_activations(network, batch, [unit for unit in units if unit.trained and not unit.output], visit)
     return found
 
 

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from plastibench.layers.probe import pieces
 from plastibench.metrics.gradients import loss_gram, mean_gradient
 from plastibench.metrics.plasticity import Health
-from plastibench.metrics.ranks import held_by
+from plastibench.metrics.spectra import eigenvalues, held_by
 from plastibench.network import Network, as_evaluated
 
 SAMPLES = 256
@@ -38,8 +38,7 @@ def trace(network: Network, batch: TensorDictBase, generator: torch.Generator) -
 
 def rank_proxy(network: Network, batch: TensorDictBase) -> Health:
     """A stand-in for the rank of the Hessian: that of the samples' gradients."""
-    spectrum = torch.linalg.eigvalsh(loss_gram(network, batch)).clamp_min(0)
-    return Health(overall={"curvature-rank-proxy": float(held_by(spectrum, 0.99))})
+    return Health(overall={"curvature-rank-proxy": held_by(eigenvalues(loss_gram(network, batch)), 0.99)})
 
 
 def sharpness(network: Network, batch: TensorDictBase) -> Health:
@@ -141,7 +140,7 @@ def sam_sharpness(network: Network, batch: TensorDictBase, radius: float = RADIU
     gradient = mean_gradient(network, batch)
     length = sum(float(g.double().square().sum()) for g in gradient.values()) ** 0.5
     before = _mean_loss(network, network.module, batch)
-    if not length > 0:
+    if length == 0:
         return 0.0
     climbed = copy.deepcopy(network.module)
     with torch.no_grad():

@@ -9,11 +9,12 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from plastibench.layers.branches import merged_outputs
 from plastibench.layers.outputs import side_by_side
 from plastibench.layers.probe import pieces
 from plastibench.layers.trace import Traced
 from plastibench.metrics.plasticity import Health
-from plastibench.metrics.ranks import effective_rank
+from plastibench.metrics.spectra import effective_rank, eigenvalues
 from plastibench.network import Network, as_evaluated
 
 SAMPLES, NTK_SAMPLES = 64, 32
@@ -42,8 +43,8 @@ def _shares(values: Tensor, tiny: float) -> dict[str, float]:
 
 def ntk_ranks(network: Network, batch: TensorDictBase, units: Sequence[Traced]) -> Health:
     """Ranks of the empirical neural tangent kernel."""
-    kernel = ntk(network, batch, [unit.name for unit in units if unit.output])
-    spectrum = torch.linalg.eigvalsh(kernel).clamp_min(0)
+    outputs = merged_outputs(network.module, [unit.name for unit in units if unit.output])
+    spectrum = eigenvalues(ntk(network, batch, outputs))
     above = spectrum > len(spectrum) * torch.finfo(torch.float32).eps * spectrum.max()
     return Health(
         overall={"ntk-effective-rank": effective_rank(spectrum.sqrt()), "ntk-numerical-rank": float(above.sum())}
@@ -95,7 +96,7 @@ def agreement_of(gram: Tensor) -> dict[str, float]:
     return {
         "gradient-cosine": float(pairs.mean()),
         "gradient-conflict-ratio": float((pairs < 0).double().mean()),
-        "gradient-effective-rank": effective_rank(torch.linalg.eigvalsh(cosine).clamp_min(0).sqrt()),
+        "gradient-effective-rank": effective_rank(eigenvalues(cosine).sqrt()),
     }
 
 

@@ -66,7 +66,7 @@ def measure_groups(
         (("curvature-rank-proxy",), lambda: curvature.rank_proxy(network, batch)),
         (("sam-sharpness",), lambda: curvature.sharpness(network, batch)),
         (
-            ("plasticity-probe-loss", "plasticity-probe-gap"),
+            ("plasticity-probe-loss", "plasticity-probe-gap", "plasticity-probe-redrawn-gap"),
             lambda: probes.random_targets(network, batch, units, draws(2)),
         ),
         (

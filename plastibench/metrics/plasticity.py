@@ -10,9 +10,12 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from plastibench.errors import UserError
 from plastibench.interventions.criteria import below_threshold, normalised
 from plastibench.layers.probe import measure, pieces
 from plastibench.layers.trace import Traced, trace
+from plastibench.layers.units import unit_rows
+from plastibench.metrics.spectra import effective_rank, held_by, singular_values
 from plastibench.network import Network, as_evaluated
 
 DORMANT, GRADIENT_DORMANT, LOW_GRADIENT = 0.1, 0.01, 0.1  # thresholds on scores relative to the layer's mean
@@ -54,9 +57,15 @@ def health(
         batch: Probe batch.
         initial: Parameters at the start, by name, for the distance; one without an entry is left out of it.
         units: What :func:`plastibench.layers.trace.trace` found, where that is known already.
+
+    Raises:
+        UserError: All parameters are frozen.
     """
+    if not any(p.requires_grad for p in network.module.parameters()):
+        raise UserError(f"all parameters of the {network.role} are frozen: it has no plasticity to measure")
     units = trace(network, batch) if units is None else units
     inner = [unit for unit in units if unit.trained and not unit.output]
+    head = trained_head(units)
     statistics = measure(network, batch, inner)
     result = Health()
     dormant, gradient_dormant, low, total = 0, 0, 0, 0
@@ -79,7 +88,7 @@ def health(
         "dormant-ratio": dormant / max(total, 1),
         "gradient-dormant-ratio": gradient_dormant / max(total, 1),
         "low-gradient-ratio": low / max(total, 1),
-        **rank_metrics(features(network, batch, next(unit for unit in units if unit.trained and unit.output))),
+        **(rank_metrics(features(network, batch, head)) if head is not None else {}),
         **_weight_metrics(network.module, initial),
     }
     if result.layernorm_gradients:
@@ -92,13 +101,18 @@ def health(
     return result
 
 
+def trained_head(units: Sequence[Traced]) -> Traced | None:
+    """The output layer whose input counts as the network's features: the first that learns."""
+    return next((unit for unit in units if unit.trained and unit.output), None)
+
+
 @torch.no_grad()
 def features(network: Network, batch: TensorDictBase, head: Traced) -> Tensor:
     """What the output layer receives, one row per sample. [N, D]"""
     rows: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
-        rows.append(args[0].flatten(0, -2) if args[0].ndim > 1 else args[0])
+        rows.append(unit_rows(head.module, args[0]))
 
     hook = head.module.register_forward_pre_hook(keep)
     try:
@@ -112,13 +126,8 @@ def features(network: Network, batch: TensorDictBase, head: Traced) -> Tensor:
 
 def rank_metrics(matrix: Tensor) -> dict[str, float]:
     """Effective rank and srank of a feature matrix [N, D], uncentred."""
-    singular = torch.linalg.svdvals(matrix.double())
-    share = singular / singular.sum().clamp_min(1e-300)
-    entropy = -(share * share.clamp_min(1e-300).log()).sum()
-    if not singular.any():
-        return {"effective-rank": 0.0, "srank": 0.0}
-    held = share.cumsum(0)
-    return {"effective-rank": float(entropy.exp()), "srank": float((held < 0.99 - 1e-12).sum() + 1)}
+    singular = singular_values(matrix)
+    return {"effective-rank": effective_rank(singular), "srank": held_by(singular, 0.99)}
 
 
 def _weight_metrics(module: nn.Module, initial: Mapping[str, Tensor] | None) -> dict[str, float]:

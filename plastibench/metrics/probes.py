@@ -1,6 +1,6 @@
 """Plasticity put to the test: copies of the network learn something new for a fixed number of steps.
 
-Copies keep their outputs as they are; nothing is put in their place. Dropout is off, BatchNorm learns its statistics as
+Copies keep their output layers unless a name says otherwise. Dropout is off, BatchNorm learns its statistics as
 in training. The copy and the fresh network that it is compared with see the same samples in the same order.
 """
 
@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from plastibench.layers.branches import merged_outputs
 from plastibench.layers.outputs import side_by_side
 from plastibench.layers.probe import pieces
 from plastibench.layers.trace import Traced
@@ -30,14 +31,15 @@ def random_targets(
 ) -> Health:
     """How well the network fits targets that nothing has prepared it for, beside a fresh one."""
     found = [plasticity_probe(network, batch, _names(units), generator) for _ in range(TARGETS)]
-    losses, gaps = [own for own, _ in found], [own - fresh for own, fresh in found]
-    means = {"plasticity-probe-loss": sum(losses) / TARGETS, "plasticity-probe-gap": sum(gaps) / TARGETS}
-    return Health(overall=means)
+    own, redrawn, fresh = (sum(losses) / TARGETS for losses in zip(*found, strict=True))
+    gaps = {"plasticity-probe-gap": own - fresh, "plasticity-probe-redrawn-gap": redrawn - fresh}
+    return Health(overall={"plasticity-probe-loss": own, **gaps})
 
 
 def next_task(network: Network, batch: TensorDictBase, units: Sequence[Traced], generator: torch.Generator) -> Health:
     """How well it learns the present data, beside a fresh one."""
-    return Health(overall=next_task_probe(network, batch, _names(units), generator))
+    outputs = merged_outputs(network.module, _names(units))
+    return Health(overall=next_task_probe(network, batch, outputs, generator))
 
 
 def _names(units: Sequence[Traced]) -> list[str]:
@@ -46,30 +48,42 @@ def _names(units: Sequence[Traced]) -> list[str]:
 
 def plasticity_probe(
     network: Network, batch: TensorDictBase, outputs: Sequence[str], generator: torch.Generator, steps: int = STEPS
-) -> tuple[float, float]:
-    """What a copy, and what a fresh network, leave of the squared error to one random target (Lyle et al. 2023).
+) -> tuple[float, float, float]:
+    """What copies, and what a fresh network, leave of the squared error to one random target (Lyle et al. 2023).
 
     The target is ``a + sin(1e5 f(x))`` with f another fresh network, the same for both, and a the mean output of the
     learner itself before it learns, so that no learner is judged by its offset.
 
+    Args:
+        network: The network; left as it was.
+        batch: What is learned from.
+        outputs: Names of its output layers.
+        generator: Draws the target, the fresh networks, and the order of samples.
+        steps: Updates.
+
     Returns:
-        Mean squared error of the copy and of the fresh network after the last step.
+        Mean squared error after the last step: of the copy; of one with the fresh network's output layers, for large
+        outputs alone take many steps to shrink; and of the fresh network.
     """
     with drawing_from(network, generator):
         target_network, fresh = network.fresh(), network.fresh()
-    pattern = torch.sin(FREQUENCY * _outputs(network, target_network, batch, outputs))  # [N, K]
+    redrawn = copy.deepcopy(network.module)
+    for name in outputs:
+        redrawn.get_submodule(name).load_state_dict(fresh.get_submodule(name).state_dict())
+    whole = merged_outputs(network.module, outputs)
+    pattern = torch.sin(FREQUENCY * _outputs(network, target_network, batch, whole))  # [N, K]
     order = orders(len(batch), steps, generator)
     left = []
-    for learner in (copy.deepcopy(network.module), fresh):
-        target = pattern + _outputs(network, learner, batch, outputs).mean()
+    for learner in (copy.deepcopy(network.module), redrawn, fresh):
+        target = pattern + _outputs(network, learner, batch, whole).mean()
 
         def error(module: nn.Module, rows: Tensor, target: Tensor = target) -> Tensor:
             wanted = target[rows]
-            return (side_by_side(network, module, batch[rows], outputs) - wanted).square().mean()
+            return (side_by_side(network, module, batch[rows], whole) - wanted).square().mean()
 
         learn(learner, error, order)
-        left.append(float((_outputs(network, learner, batch, outputs) - target).double().square().mean()))
-    return left[0], left[1]
+        left.append(float((_outputs(network, learner, batch, whole) - target).double().square().mean()))
+    return left[0], left[1], left[2]
 
 
 def next_task_probe(
@@ -101,11 +115,12 @@ def learn(module: nn.Module, loss: Callable[[nn.Module, Tensor], Tensor], order:
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             child.train()
     device = next(module.parameters()).device
-    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=LR)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=LR)
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
         for rows in order.to(device):
             optimizer.zero_grad(set_to_none=True)
-            loss(module, rows).backward()
+            loss(module, rows).backward(inputs=trained)  # an actor's loss runs through the critic
             optimizer.step()
 
 

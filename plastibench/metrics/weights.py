@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from plastibench.layers.trace import Traced
 from plastibench.metrics.plasticity import Health
+from plastibench.metrics.spectra import eigenvalues
 from plastibench.network import Network
 
 
@@ -44,7 +45,7 @@ def spectral_norm(weight: Tensor) -> float:
     """Largest singular value of a weight as a matrix [out, everything else]."""
     matrix = weight.detach().flatten(1).double()
     gram = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
-    return float(torch.linalg.eigvalsh(gram)[-1].clamp_min(0).sqrt())
+    return float(eigenvalues(gram)[-1].sqrt())
 
 
 def _of(
@@ -64,15 +65,19 @@ def _of(
 
 
 def adam_update(optimizer: torch.optim.Optimizer | None, parameter: nn.Parameter) -> Tensor | None:
-    """By what Adam last moved a parameter, weight decay apart: lr m̂ / (sqrt(v̂) + ε); None where no state says so."""
-    state = optimizer.state.get(parameter) if optimizer is not None else None
-    if not state or "exp_avg" not in state or "exp_avg_sq" not in state or not float(state["step"]):
+    """By what Adam last moved a parameter, weight decay apart: lr m̂ / (sqrt(v̂) + ε); None where no state says so.
+
+    Other optimizers with the same moments (NAdam, LAMB) make other steps of them: they have no such figure.
+    """
+    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         return None
-    assert optimizer is not None
+    state = optimizer.state.get(parameter)
+    if not state or not float(state["step"]):
+        return None
     group = next(group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
     step, (beta1, beta2) = float(state["step"]), group["betas"]
     first = state["exp_avg"].double() / (1 - beta1**step)
-    second = state["exp_avg_sq"].double() / (1 - beta2**step)
+    second = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"].double() / (1 - beta2**step)
     return float(group["lr"]) * first / (second.sqrt() + group["eps"])
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,8 @@ from plastibench.layers.trace import trace
 from plastibench.metrics import gradients as module
 from plastibench.metrics.activity import tallies
 from plastibench.metrics.gradients import agreement_of, loss_gram, mean_gradient, ntk, ntk_ranks, vanishing
-from plastibench.metrics.ranks import effective_rank, feature_ranks, held_by, layer_ranks
+from plastibench.metrics.ranks import feature_ranks, layer_ranks
+from plastibench.metrics.spectra import effective_rank, held_by
 from plastibench.metrics.weights import adam_update, spectral_norm, weights
 from plastibench.network import Network
 from tests.helpers import array, double, drawn, images, network_of, small_resnet, small_vit, train
@@ -188,3 +192,20 @@ def test_the_effective_learning_rate_is_by_how_much_adam_moved_the_weights() -> 
         moved, size = moved + float(update.square().sum()), size + float(p.detach().square().sum())
     found = weights(network, trace(network, batch)).overall["effective-learning-rate"]
     assert found == pytest.approx((moved / size) ** 0.5)
+
+
+def test_other_optimizers_have_no_such_figure_and_amsgrad_has_its_own() -> None:
+    def trained(make: Callable[[Any], torch.optim.Optimizer]) -> Network:
+        network, batch = network_of(small_vit()), images()
+        network.optimizer = make(network.module.parameters())
+        train(network, batch, 4)
+        network.optimizer.param_groups[0]["lr"] = 1e-2
+        return network
+
+    nadam = trained(lambda parameters: torch.optim.NAdam(parameters))
+    assert "effective-learning-rate" not in weights(nadam, trace(nadam, images())).overall
+    network, batch = trained(lambda parameters: torch.optim.Adam(parameters, lr=1.0, amsgrad=True)), images()
+    before = [p.detach().clone() for p in network.module.parameters()]
+    train(network, batch, 1)
+    for old, new in zip(before, network.module.parameters(), strict=True):
+        torch.testing.assert_close((old - new).double(), adam_update(network.optimizer, new), rtol=1e-3, atol=1e-6)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -9,9 +10,14 @@ import torch.nn.functional as F
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from plastibench.metrics import PLASTICITY
+from plastibench.errors import UserError
+from plastibench.layers.trace import trace
+from plastibench.metrics import PLASTICITY, select
+from plastibench.metrics.groups import measure_groups
 from plastibench.metrics.plasticity import health, rank_metrics
+from plastibench.metrics.ranks import head_ranks
 from plastibench.network import Network
+from tests.helpers import images, network_of
 
 COUNT = 300  # more than one piece of the pass over the batch
 
@@ -135,6 +141,54 @@ def test_a_network_without_layernorm_has_no_spread_of_their_gradients(mlp: Netwo
     batch = batch_of(6, 4).double()
     batch["label"] = batch["label"].long()
     assert "layernorm-gradient-spread" not in health(mlp, batch).overall
+
+
+def test_a_head_that_is_a_convolution_has_the_ranks_of_a_linear_one() -> None:
+    class Pooled(nn.Module):
+        def __init__(self, convolution: bool) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(1, 8, 3)
+            self.head = nn.Conv2d(8, 10, 1) if convolution else nn.Linear(8, 10)
+            self.flat = not convolution
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x).tanh().mean((2, 3), keepdim=True)
+            return self.head(x.flatten(1) if self.flat else x).flatten(1)
+
+    batch, networks = images(64), [network_of(lambda flag=flag: Pooled(flag)) for flag in (True, False)]
+    networks[1].module.first.load_state_dict(networks[0].module.first.state_dict())
+    found = [{**health(n, batch).overall, **head_ranks(n, batch, trace(n, batch)).overall} for n in networks]
+    names = ("effective-rank", "srank", "stable-rank", "numerical-rank")
+    assert [found[0][name] for name in names] == pytest.approx([found[1][name] for name in names], rel=1e-5)
+    assert found[0]["numerical-rank"] == 8
+
+
+def test_what_is_not_finite_has_no_ranks_and_raises_nothing(mlp: Network) -> None:
+    batch = batch_of(6, 4).double()
+    batch["label"] = batch["label"].long()
+    with torch.no_grad():
+        mlp.module[0].weight[0, 0] = math.nan
+    found = health(mlp, batch).overall
+    assert math.isnan(found["effective-rank"]) and math.isnan(found["srank"])
+    more = measure_groups(mlp, batch, select(["all"]), torch.Generator().manual_seed(0)).overall
+    names = ("stable-rank", "layer-rank-share", "curvature-rank-proxy", "sam-sharpness", "ntk-effective-rank")
+    assert all(math.isnan(more[name]) for name in names)
+
+
+def test_a_frozen_layer_counts_nowhere_and_a_frozen_head_has_no_features(mlp: Network) -> None:
+    batch = batch_of(6, 4).double()
+    batch["label"] = batch["label"].long()
+    mlp.module[0].requires_grad_(False)
+    found = health(mlp, batch)
+    groups = measure_groups(mlp, batch, select(["activity", "ranks"]), torch.Generator())
+    assert groups.overall["dormant-ratio-layer-mean"] == found.layers["2"]["dormant-ratio"]
+    assert "0" not in groups.layers and "layer-rank-share" in groups.layers["2"]
+    mlp.module[4].requires_grad_(False)
+    assert "effective-rank" not in health(mlp, batch).overall
+    assert "stable-rank" not in measure_groups(mlp, batch, select(["ranks"]), torch.Generator()).overall
+    mlp.module.requires_grad_(False)
+    with pytest.raises(UserError, match="all parameters of the network are frozen"):
+        health(mlp, batch)
 
 
 def test_every_measured_metric_is_defined(mlp: Network) -> None:

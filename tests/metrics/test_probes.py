@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from plastibench.metrics.probes import learn, next_task_probe, orders, plasticity_probe
+from plastibench.interventions.plasticity_injection import PlasticityInjection
+from plastibench.layers.branches import merged_outputs
+from plastibench.layers.outputs import side_by_side
+from plastibench.layers.trace import trace
+from plastibench.metrics.gradients import ntk_ranks
+from plastibench.metrics.probes import learn, next_task, next_task_probe, orders, plasticity_probe, random_targets
+from plastibench.metrics.spectra import effective_rank
 from plastibench.network import Network
 from tests.helpers import agent_builder, array, drawn, images, loss, network_of
 
@@ -30,7 +38,7 @@ def adam(x: np.ndarray, y: np.ndarray, w: np.ndarray, b: np.ndarray, order: np.n
 
 def test_the_probe_fits_shifted_sines_of_a_fresh_network_as_numpy_does() -> None:
     network = network_of(LINEAR)
-    own, fresh = plasticity_probe(network, BATCH, ["1"], seed(7), steps=6)
+    own, redrawn, fresh = plasticity_probe(network, BATCH, ["1"], seed(7), steps=6)
     generator = seed(7)  # two fresh networks first, then the order
     sources = [drawn(LINEAR, int(torch.randint(2**62, (), generator=generator))) for _ in range(2)]
     order = orders(40, 6, generator).numpy()
@@ -41,7 +49,7 @@ def test_the_probe_fits_shifted_sines_of_a_fresh_network_as_numpy_does() -> None
         w, b = array(module[1].weight), array(module[1].bias)
         target = pattern + (x @ w.T + b).mean()
         assert found == pytest.approx(adam(x, target, w, b, order), rel=1e-4)
-    assert own != fresh
+    assert own != fresh and redrawn == fresh  # the output layer is all there is
 
 
 def test_a_network_without_a_gradient_is_less_plastic_than_a_fresh_one() -> None:
@@ -49,16 +57,57 @@ def test_a_network_without_a_gradient_is_less_plastic_than_a_fresh_one() -> None
     network = network_of(builder)
     with torch.no_grad():
         network.module[1].bias.fill_(-100.0)  # the whole first layer is dead
-    own, fresh = plasticity_probe(network, BATCH, ["5"], seed(), steps=60)
-    assert own > fresh + 0.1
+    own, redrawn, fresh = plasticity_probe(network, BATCH, ["5"], seed(), steps=60)
+    assert own > fresh + 0.1 and redrawn > fresh + 0.1
     found = next_task_probe(network, BATCH, ["5"], seed(), steps=200)
     assert found["next-task-probe-loss-gap"] > 0.05 and found["next-task-probe-accuracy-gap"] < -0.05
 
 
 def test_a_fresh_network_is_as_plastic_as_another() -> None:
     builder = agent_builder("mlp", (1, 2, 2), 2, width=64)
-    own, fresh = plasticity_probe(network_of(builder), BATCH, ["5"], seed(), steps=60)
-    assert own == pytest.approx(fresh, abs=0.1)
+    own, redrawn, fresh = plasticity_probe(network_of(builder), BATCH, ["5"], seed(), steps=60)
+    assert own == pytest.approx(fresh, abs=0.1) == redrawn
+
+
+def test_large_outputs_alone_are_no_loss_of_plasticity() -> None:
+    network = network_of(agent_builder("mlp", (1, 2, 2), 2, width=64))
+    with torch.no_grad():
+        network.module[5].weight *= 1000
+    own, redrawn, fresh = plasticity_probe(network, BATCH, ["5"], seed(), steps=60)
+    assert own > fresh + 1 and redrawn == pytest.approx(fresh, abs=0.1)
+
+
+@pytest.mark.parametrize("part", ["head", "tail"])
+def test_branches_of_plasticity_injection_are_one_output(part: str) -> None:
+    network = network_of(agent_builder("mlp", (1, 2, 2), 2, width=16))
+    plain = next_task_probe(network, BATCH, ["5"], seed(), steps=2)
+    PlasticityInjection(part=part).intervene(network, BATCH)
+    names = [unit.name for unit in trace(network, BATCH) if unit.output]
+    (whole,) = merged_outputs(network.module, names)
+    assert len(names) == 3 and whole == ("5" if part == "head" else whole)
+    with torch.no_grad():
+        found = side_by_side(network, network.module, BATCH, [whole])
+        assert torch.equal(found, network.module(BATCH["image"]))
+    units = trace(network, BATCH)
+    assert set(next_task(network, BATCH, units, seed()).overall) == set(plain)  # the accuracy is there as before
+    assert math.isfinite(random_targets(network, BATCH, units, seed()).overall["plasticity-probe-redrawn-gap"])
+    rows = []
+    for number in range(32):
+        network.module.zero_grad()
+        network.module.eval()(BATCH["image"][number : number + 1]).sum().backward()
+        rows.append(torch.cat([p.grad.flatten() for p in network.module.parameters() if p.requires_grad]))
+    gram = torch.stack(rows).double() @ torch.stack(rows).double().T
+    expected = effective_rank(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt())
+    assert ntk_ranks(network, BATCH, units).overall["ntk-effective-rank"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_gradients_of_other_modules_stay_as_they_are() -> None:
+    critic = drawn(lambda: nn.Linear(2, 1))
+    actor = Network(
+        drawn(LINEAR), None, lambda module, batch: critic(module(batch["image"])).mean(), fresh=LINEAR, role="actor"
+    )
+    next_task_probe(actor, BATCH, ["1"], seed(), steps=1)
+    assert all(p.grad is None for p in critic.parameters())
 
 
 def test_the_next_task_is_learned_on_the_training_loss() -> None:
