@@ -14,6 +14,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.agents.images import Normalise, crop_and_flip
+from plastibench.errors import RunError, UserError
 from plastibench.network import Network, eval_mode, seeded
 from plastibench.seeds import derive, generator
 
@@ -47,6 +48,7 @@ class Classifier:
         build = functools.partial(recipe.module, env.image_shape, env.classes)
         with seeded(derive(seed, "init")):
             module = build().to(device)
+        _see_that_it_runs(module, env.image_shape, device)
         self._network = Network(
             module,
             self._new_optimizer(module),
@@ -79,7 +81,7 @@ class Classifier:
         if self._pad:
             images = crop_and_flip(images, self._pad, self._augmentation)
         with self._autocast():
-            loss = F.cross_entropy(without(self._forward(self._normalise(images)), self.closed), batch["label"])
+            loss = F.cross_entropy(without(self._logits(images), self.closed), batch["label"])
         total = loss
         for penalty in network.penalties:
             if (extra := penalty(network, batch)) is not None:
@@ -148,6 +150,14 @@ class Classifier:
         self._augmentation.set_state(state["augmentation"].cpu())
         self._network.generator.set_state(state["intervention"].cpu())
 
+    def _logits(self, images: Tensor) -> Tensor:
+        try:
+            return self._forward(self._normalise(images))
+        except ValueError as error:
+            if len(images) > 1:
+                raise
+            raise RunError(f"a last batch of one image: {error}; take another --agent.batch-size") from error
+
     def _loss(self, module: nn.Module, batch: TensorDictBase) -> Tensor:
         """The training loss without augmentation: what interventions score with."""
         return F.cross_entropy(without(module(self._normalise(batch["image"])), self.closed), batch["label"])
@@ -172,6 +182,21 @@ class Classifier:
         if self.recipe.precision != "bfloat16":
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, torch.bfloat16)
+
+
+@torch.no_grad()
+def _see_that_it_runs(module: nn.Module, shape: tuple[int, int, int], device: torch.device) -> None:
+    """Let images through, two of them.
+
+    Raises:
+        UserError: The network does not take images of that size.
+    """
+    try:
+        with eval_mode(module):
+            module(torch.zeros(2, *shape, device=device))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"agent: {type(module).__name__} does not take images of {list(shape)} ({reason})") from error
 
 
 def without(logits: Tensor, closed: Tensor | None) -> Tensor:

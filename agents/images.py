@@ -11,6 +11,7 @@ class Normalise:
     """uint8 [B, C, H, W] to float32 with the data set's channel means and deviations."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:
+        std = tuple(s or 1.0 for s in std)  # a constant channel becomes 0
         self._scale = torch.tensor([1 / (255 * s) for s in std], device=device)[:, None, None]
         self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)[:, None, None]
 

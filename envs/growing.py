@@ -10,6 +10,7 @@ import numpy as np
 from plastibench.envs.datasets import ImageDataset
 from plastibench.envs.scenario import Scenario
 from plastibench.envs.stream import Integers, Task
+from plastibench.errors import UserError
 from plastibench.options import option
 
 
@@ -38,6 +39,8 @@ class Growing(Scenario):
     def tasks(self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator) -> Iterator[Task]:
         """Generate the tasks."""
         labels, classes = dataset.train_labels, len(dataset.classes)
+        if classes < 2 and any(self.noise):
+            raise UserError(f"{dataset.name} has one class, so that no label can be wrong; take --env.noise 0")
         chunks = np.array_split(order.permutation(len(labels)), self.length)
         seen = np.empty(0, np.int64)
         for chunk, ratio in zip(chunks[: self.task_count], self.noise, strict=False):

@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
+from gymnasium.utils.seeding import np_random
 
 from plastibench.envs.datasets import ImageDataset
 
@@ -103,6 +104,11 @@ class TaskStream(gymnasium.Env[Observation, Integers]):
         self._tasks = self.scenario.tasks(self.dataset, order, noise)
         self._number, self._arrived = -1, np.empty(0, np.int64)
         return self._next(next(self._tasks))
+
+    def sizes(self, seed: int) -> list[int]:
+        """Training images of each task after a reset with this seed; the stream itself stays where it is."""
+        order, noise = np_random(seed)[0].spawn(2)
+        return [len(task.labels) for task in self.scenario.tasks(self.dataset, order, noise)]
 
     def step(self, action: Integers) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """End the current task with the learner's answers and begin the next."""

@@ -16,6 +16,9 @@ from torch import nn
 
 from plastibench.agents.images import crop_and_flip
 from plastibench.checkpoint import tensor_bytes
+from plastibench.envs.stream import TaskStream
+from plastibench.errors import UserError
+from plastibench.process import set_up_torch
 from plastibench.replay import everything
 from plastibench.runner import Run
 from plastibench.spec import RunSpec
@@ -125,10 +128,13 @@ def cost(spec: RunSpec, data_dir: Path, updates: int = 5, rounds: int = 12, thre
 
 def _begun(spec: RunSpec, folder: Path, data_dir: Path, threads: int) -> Supervised:
     env = spec.create("env").make(data_dir)
+    if not isinstance(env, TaskStream):
+        raise UserError(f"{spec.env[0]}: only updates on supervised streams (cl-*, relabel-*, …) are timed")
+    set_up_torch(spec)
     agent = spec.create("agent").build(env, spec.run.seed, torch.device(spec.run.device))
     folder.mkdir(exist_ok=True)
     run = Run(spec, env, agent, folder, [], quiet=True, threads=threads, checkpoint_seconds=math.inf)
-    assert isinstance(run.course, Supervised)
+    assert isinstance(run.course, Supervised)  # as of every stream
     run.course.begin()
     return run.course
 

@@ -26,7 +26,7 @@ class Progress:
         """
         self._name, self._length, self._quiet, self._unit = name, length, quiet, unit
         self._start = self._last = time.monotonic()
-        self._done_before: int | None = None
+        self._first: tuple[float, int] | None = None  # when it was first told how much is done
         console = Console(stderr=True)
         self._live = (
             Live(console=console, auto_refresh=False, transient=True) if console.is_terminal and not quiet else None
@@ -45,15 +45,15 @@ class Progress:
             milestone: The end of a task; always shown.
         """
         now = time.monotonic()
-        if self._done_before is None:
-            self._done_before = done
+        if self._first is None:
+            self._first = now, done
         if self._quiet or not (milestone or self._live is not None or now - self._last > _PLAIN_INTERVAL):
             return
         elapsed = now - self._start
-        learned = done - self._done_before
-        left = elapsed / learned * (self._length - done) if learned else 0.0
+        since, done_then = self._first
+        left = f"{_clock((now - since) / (done - done_then) * (self._length - done))} left" if done > done_then else ""
         rate = count / elapsed if elapsed else 0.0
-        parts = [self._name, place, figure, f"{rate:,.0f} {self._unit}/s", f"{_clock(left)} left"]
+        parts = [self._name, place, figure, f"{rate:,.0f} {self._unit}/s", left]
         line = "  ".join(part for part in parts if part)
         if self._live is not None:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)

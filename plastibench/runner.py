@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import shlex
@@ -108,6 +109,7 @@ def run(
     threads: int = 0,
     announce: str = "",
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    stop: list[int] | None = None,
 ) -> dict[str, Any]:
     """Run a spec to its end, continuing where an earlier try stopped.
 
@@ -119,6 +121,7 @@ def run(
         threads: CPU threads; 0 means one for a small network, and as PyTorch chooses for a large one.
         announce: What the first line of progress begins with.
         checkpoint_seconds: At most this much work is lost in a crash; as many times more as seconds go by in saving.
+        stop: Becomes true when the run shall save its state and end; by default SIGINT and SIGTERM ask for that.
 
     Returns:
         The content of ``result.json``.
@@ -143,14 +146,14 @@ def run(
     set_up_torch(spec)
     env = spec.create("env").make(data_dir)
     agent = spec.create("agent").build(env, spec.run.seed, torch.device(device))
-    with only_one(folder), stop_requests() as stop:
+    with only_one(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as asked:
         if path.exists():  # another process has finished it meanwhile
             return results.read(path)
         checkpoint.clean_up(folder)
         tell("continues" if (folder / "checkpoint.pt").exists() else "begins")
         if not (folder / "spec.toml").exists():
             checkpoint.write_text(folder / "spec.toml", spec.to_toml())
-        return Run(spec, env, agent, folder, stop, quiet, threads, checkpoint_seconds).to_the_end()
+        return Run(spec, env, agent, folder, asked, quiet, threads, checkpoint_seconds).to_the_end()
 
 
 class Run:
@@ -384,7 +387,7 @@ class Run:
         if not path.exists():
             return {}
         state = checkpoint.load(path)
-        if state.get("spec") != self.spec.to_toml():
+        if not self._is_mine(state):
             raise UserError(f"checkpoint {path} belongs to another run; delete its folder to start the run anew")
         try:
             return self._take_back(state)
@@ -393,6 +396,12 @@ class Run:
             raise UserError(
                 f"checkpoint {path} does not fit ({type(error).__name__}: {reason}); delete its folder to start anew"
             ) from error
+
+    def _is_mine(self, state: dict[str, Any]) -> bool:
+        try:  # by its name, in which cuda:0 is cuda:1
+            return RunSpec.from_toml(state["spec"]).id == self.spec.id
+        except (LookupError, TypeError, UserError):
+            return False
 
     def _take_back(self, state: dict[str, Any]) -> dict[str, int]:
         self.total = state["total"]

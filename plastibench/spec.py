@@ -159,7 +159,20 @@ def read_tables(text: str, where: str) -> dict[str, dict[str, Any]]:
         names = name if isinstance(name, list) and table == "intervention" else [name]
         if not all(isinstance(each, str) for each in names):
             raise UserError(f"{where}: [{table}] name is {name!r}; expected text")
+    check_run_options(tables.get("run", {}), where)
     return tables
+
+
+def check_run_options(values: Mapping[str, Any], where: str) -> None:
+    """See that a table ``[run]`` holds options of runs alone.
+
+    Raises:
+        UserError: It names another.
+    """
+    known = options.options_of(RunOptions)
+    for name in values:
+        if options.field_name(name) not in known:
+            raise UserError(f"{where}: [run] has no option '{name}'{did_you_mean(name, known)}")
 
 
 def read_file(path: Path) -> dict[str, dict[str, Any]]:

@@ -233,11 +233,8 @@ class Supervised:
 
     @property
     def length(self) -> int:
-        """Updates of all tasks; knows the sizes of coming ones from a second stream of the same seed."""
-        stream = type(self.env)(self.env.dataset, self.scenario)
-        _, info = stream.reset(seed=derive(self.run.spec.run.seed, "stream"))
-        switches = range(self.scenario.task_count - 1)
-        sizes = [info["samples"], *(stream.step(stream.evaluation_labels)[4]["samples"] for _ in switches)]
+        """Updates of all tasks."""
+        sizes = self.env.sizes(derive(self.run.spec.run.seed, "stream"))
         return sum(math.ceil(size / self.agent.batch_size) for size in sizes) * self.scenario.epochs
 
     # Saving and restoring -----------------------------------------------------------------------------------------

@@ -33,12 +33,14 @@ def every_intervention() -> list[str]:
 def measure_costs(specs: Sequence[RunSpec], data_dir: Path, path: Path, quiet: bool = False) -> dict[str, Cost]:
     """Costs of each intervention by name; those in ``path`` are read, and new ones are added to it at once.
 
+    The file has them by what the runs are called without their seed: another agent or option is another cost.
+
     One that does not work on this agent is left out; its runs say why.
     """
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for spec in specs:
         name = spec.intervention[0]
-        if name in known:
+        if spec.group() in known:
             continue
         if not quiet:
             print(f"cost of {name}", file=sys.stderr, flush=True)
@@ -46,9 +48,10 @@ def measure_costs(specs: Sequence[RunSpec], data_dir: Path, path: Path, quiet: b
             found = cost(spec, data_dir)
         except UserError:
             continue
-        known[name] = {"update": found.update, "updates_each": found.updates_each, "memory": found.memory}
+        known[spec.group()] = {"update": found.update, "updates_each": found.updates_each, "memory": found.memory}
         checkpoint.write_text(path, json.dumps(known, indent=1) + "\n")
-    return {name: Cost(tuple(entry["update"]), entry["updates_each"], entry["memory"]) for name, entry in known.items()}
+    entries = {spec.intervention[0]: known[spec.group()] for spec in specs if spec.group() in known}
+    return {name: Cost(tuple(each["update"]), each["updates_each"], each["memory"]) for name, each in entries.items()}
 
 
 def table(found: Sequence[dict[str, Any]], costs: Mapping[str, Cost], failures: Mapping[str, str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ from plastibench import checkpoint, registry
 from plastibench.errors import UserError, did_you_mean
 from plastibench.options import field_name, is_list, options_of
 from plastibench.process import GPU_SHARE
-from plastibench.spec import PARTS, RunOptions, RunSpec, read_toml, seeds_of
+from plastibench.spec import PARTS, RunOptions, RunSpec, check_run_options, read_toml, seeds_of
 
 _TABLES = (*PARTS, "run")
 _REFRESH = 0.5  # seconds between looks at the processes
@@ -137,7 +138,11 @@ def prepare(specs: Sequence[RunSpec], runs_dir: Path) -> list[Job]:
         if (folder / "result.json").exists():
             job.state = "complete"
         elif not (folder / "spec.toml").exists():
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                reason = error.strerror or error
+                raise UserError(f"cannot use {folder}: {reason}; choose another place with --runs-dir") from error
             checkpoint.write_text(folder / "spec.toml", job.spec.to_toml())
     return pool
 
@@ -161,7 +166,8 @@ def _start(job: Job, options: list[str], on_gpu: dict[str, str]) -> None:
         [sys.executable, "-m", "plastibench", "resume", job.spec.id, "--one-of-many", *options],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="replace",  # whoever writes to stderr may do so in another encoding
         env={**os.environ, **on_gpu},
         start_new_session=True,
     )
@@ -186,6 +192,11 @@ def _look_after(job: Job, runs_dir: Path) -> None:
     job.state = {0: "complete", 130: "stopped"}.get(status, "stopped" if job.asked else "failed")
     note = runs_dir / job.spec.id / FAILURE
     if job.state == "failed":
+        if status < 0:
+            job.line = f"killed by {signal.Signals(-status).name}" + (
+                ", as it is where memory runs out" if status == -signal.SIGKILL else ""
+            )
+            job.lines.append(job.line)
         reason = "\n".join(job.lines) or f"exit status {status}"
         checkpoint.write_text(note, f"{reason}\n")
     else:
@@ -271,6 +282,7 @@ def _merged(shared: Mapping[str, Any], grid: Mapping[str, Any], path: Path) -> d
     for part in ("env", "agent"):
         if "name" not in tables.get(part, {}):
             raise UserError(f"{path}: [{part}] has no name")
+    check_run_options(tables.get("run", {}), str(path))
     return tables
 
 

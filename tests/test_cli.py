@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from plastibench import registry
+from plastibench import registry, results
 
 Say = Callable[..., Any]
 TINY = ["--env.epochs", "2", "--env.train-size", "40", "--env.stop-after", "3"]
@@ -255,6 +257,10 @@ MISTAKES = {
         ["run", "cl-digits", "--agent", "timm", "--agent.model", "resnet81", "--device", "cpu"],
         "no model 'resnet81'; did you mean 'resnet18'?",
     ),
+    "image size": (
+        ["run", "cl-digits", "--agent", "timm", "--agent.model", "test_convnext", "--device", "cpu"],
+        "does not take images of [1, 8, 8]",
+    ),
     "heads": (["run", "cl-digits", "--agent", "vit-nano", "--agent.heads", "7"], "dim 64 is not a multiple of heads 7"),
     "plugin": ([*RUN, "--plugin", "nowhere.py"], "--plugin nowhere.py does not load"),
     "kind": (["list", "colours"], "invalid choice: 'colours'"),
@@ -295,6 +301,7 @@ SPECS = {
         "[env]\nname='cl-digits'\n[agent]\nname='mlp'\n[run]\nsede=1",
         "no option 'sede'; did you mean 'seed'?",
     ),
+    "run table": ("[env]\nname='cl-digits'\n[agent]\nname='mlp'\n[run]\nenv='x'", "[run] has no option 'env'"),
     "flat": ("env='cl-digits'", "env must be a table, as in [env]"),
 }
 
@@ -344,6 +351,39 @@ def test_a_damaged_checkpoint_is_one_line_with_status_2(say: Say, runs: Path) ->
     (folder / "result.json").unlink()
     (folder / "checkpoint.pt").write_bytes(b"half a checkp")
     assert "checkpoint.pt cannot be read" in one_line(say(*RUN, "--runs-dir", runs, "--quiet"), 2)
+
+
+def test_a_run_whose_folder_was_renamed_is_not_begun_anew_elsewhere(say: Say, runs: Path) -> None:
+    assert say(*RUN, "--runs-dir", runs).status == 0
+    (folder,) = (path.parent for path in runs.glob("*/result.json"))
+    folder.rename(runs / "renamed")
+    error = one_line(say("resume", "renamed", "--runs-dir", runs), 2)
+    assert f"describes the run {folder.name}" in error
+    assert not folder.exists()
+
+
+def test_a_stop_that_is_asked_for_while_a_run_is_finished_ends_the_list(
+    say: Say, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = results.write
+
+    def stopped(*arguments: Any) -> None:
+        write(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(results, "write", stopped)
+    said = say(*RUN, "--seed", "0..2", "--runs-dir", runs)
+    assert said.status == 130 and "stopped before cl-digits_mlp_none_s1" in said.err
+    assert len(list(runs.glob("*/result.json"))) == 1
+    monkeypatch.setattr(results, "write", write)
+    assert say(*RUN, "--seed", "0..2", "--runs-dir", runs).status == 0
+    assert len(list(runs.glob("*/result.json"))) == 3
+
+
+def test_a_last_batch_of_one_that_batchnorm_cannot_take_is_told(say: Say, runs: Path) -> None:
+    sizes = ["--env.train-size", 17, "--agent.batch-size", 16, "--env.epochs", 1, "--env.stop-after", 1]
+    said = say("run", "relabel-digits", "--agent", "resnet18", *sizes, "--device", "cpu", "--runs-dir", runs, "--quiet")
+    assert "a last batch of one image" in one_line(said, 1)
 
 
 def test_leaderboard_of_nothing_is_one_line(say: Say, runs: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import dataclasses
 import json
 import math
 import pickle
@@ -556,6 +557,31 @@ def test_the_samples_shown_as_progress_are_those_of_this_try(
     monkeypatch.setattr(runner.Progress, "show", show)
     go(tiny(), tmp_path)
     assert shown == [12]  # one update was left; a rate over all 48 samples would be far too high
+
+
+def test_another_card_of_the_same_kind_goes_on_with_a_run(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny()
+    crash_at(monkeypatch, 6)
+    with pytest.raises(Stopped):
+        go(spec, tmp_path, checkpoint_seconds=0)
+    other = dataclasses.replace(spec, run=dataclasses.replace(spec.run, device="cpu:0"))
+    assert other.id == spec.id
+    assert go(other, tmp_path)["cost"]["updates"] == go(spec, tmp_path / "whole")["cost"]["updates"]
+
+
+def test_the_time_left_is_told_by_what_was_done_since_the_first_look(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("plastibench.progress.time.monotonic", lambda: now[0])
+    progress = runner.Progress("x", 100)
+    for seconds, done in ((5.0, 10), (7.0, 20), (9.0, 30)):  # five seconds before the first, then five a second
+        now[0] = seconds
+        progress.show(done, done, "", "", milestone=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert "left" not in lines[0] and lines[1].endswith("0:16 left") and lines[2].endswith("0:14 left")
 
 
 def test_a_run_that_another_process_finished_meanwhile_is_not_run_again(

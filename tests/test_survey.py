@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from plastibench import registry, survey
-from plastibench.benchmark import Cost, cost
+from plastibench.benchmark import Cost, _begun, cost
 from plastibench.checkpoint import tensor_bytes
 from plastibench.cli import main
+from plastibench.errors import UserError
 from plastibench.spec import RunSpec
 
 
@@ -86,3 +88,38 @@ def test_rows_are_in_order_and_have_their_costs() -> None:
         "| `high` (2) | 85.0 ± 7.1 | 50.0 ± 0.0 | 1.0 ± 0.0 | 2.0 | 1.12 (1.00–1.50) | 12.3 | 2 |",
         "| `low` (1) | 20.0 | 50.0 | 1.0 | 2.0 | – | – | – |",
     ]
+
+
+def test_costs_of_another_agent_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[str] = []
+
+    def timing(spec: RunSpec, data_dir: Path) -> Cost:
+        timed.append(spec.agent[0])
+        return Cost((1.0, float(len(timed)), 9.0), 1.0, 0.0)
+
+    monkeypatch.setattr(survey, "cost", timing)
+    path = tmp_path / survey.COSTS
+    found = [
+        survey.measure_costs([RunSpec.make("cl-digits", agent, "reset", device="cpu")], tmp_path, path, quiet=True)
+        for agent in ("mlp", "vit-nano", "mlp")
+    ]
+    assert timed == ["mlp", "vit-nano"]
+    assert [costs["reset"].update[1] for costs in found] == [1.0, 2.0, 1.0]
+
+
+def test_updates_are_timed_with_the_arithmetic_that_a_run_has(tmp_path: Path) -> None:
+    spec = RunSpec.make("cl-digits", "mlp", device="cpu", agent_options={"precision": "tf32", "width": 8})
+    try:
+        _begun(spec, tmp_path, tmp_path, 1).run.close()
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    with pytest.raises(UserError, match="rl-cartpole: only updates on supervised streams"):
+        _begun(RunSpec.make("rl-cartpole", "dqn-mlp", device="cpu"), tmp_path, tmp_path, 1)
+
+
+def test_bench_takes_the_roles_that_a_run_takes(say: Any, tmp_path: Path) -> None:
+    arguments = ["cl-digits", "--agent", "mlp", "--agent.width", 8, "--device", "cpu", "--updates", 1, "--rounds", 2]
+    assert say("bench", *arguments, "--intervention.roles", "classifier").status == 0
+    said = say("bench", *arguments, "--intervention.roles", "critic")
+    assert said.status == 2 and "has no network 'critic'" in said.err

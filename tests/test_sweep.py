@@ -116,6 +116,30 @@ def test_a_failing_run_keeps_its_reason_and_stops_no_other(tmp_path, capsys):
     assert sorted(line.split()[0] for line in capsys.readouterr().out.splitlines()) == ["complete", "failed"]
 
 
+@pytest.mark.parametrize(
+    ("body", "state", "words"),
+    [
+        ("import os; os.write(2, b'caf\\xe9 ' * 50_000 + b'\\n')", "complete", ""),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "failed", "killed by SIGKILL"),
+    ],
+)
+def test_whatever_a_process_says_and_however_it_ends_the_pool_goes_on(tmp_path, body, state, words):
+    (tmp_path / "plugin.py").write_text(body)
+    specs = read(file(tmp_path, SMALL))
+    pool = work_through(
+        specs, jobs=2, runs_dir=tmp_path / "r", data_dir=tmp_path, plugins=[str(tmp_path / "plugin.py")], quiet=True
+    )
+    assert [job.state for job in pool] == [state] * 2
+    notes = [note.read_text() for note in (tmp_path / "r").glob(f"*/{FAILURE}")]
+    assert len(notes) == (2 if words else 0) and all(words in note for note in notes)
+
+
+def test_a_place_that_cannot_be_used_is_told_in_a_line(tmp_path, say):
+    (tmp_path / "r").write_text("a file")
+    said = say("sweep", file(tmp_path, SMALL), "--runs-dir", tmp_path / "r", "--prepare")
+    assert said.status == 2 and said.err.count("\n") == 1 and "choose another place with --runs-dir" in said.err
+
+
 def test_interrupted_at_random_and_started_again_it_gives_the_same_results(tmp_path):
     path = file(tmp_path, SMALL.replace("epochs = 1", "epochs = 40") + '[intervention]\nname = "reset"\n')
     whole = work_through(read(path), jobs=2, runs_dir=tmp_path / "whole", data_dir=tmp_path, threads=1, quiet=True)

@@ -15,6 +15,7 @@ from plastibench.envs.datasets.base import ImageDataset, Images, Labels, build_d
 from plastibench.envs.datasets.cache import cache_entry, load_or_build
 from plastibench.envs.datasets.download import Wanted, download_stage
 from plastibench.envs.datasets.imagefolder import load_class_folders
+from plastibench.envs.datasets.source import fingerprint
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,20 @@ TORCHVISION_SETS = {
 def load_torchvision_set(name: str, data_dir: Path, download: bool) -> ImageDataset:
     """Load from the cache, torchvision's files, an image folder ``data_dir/<name>``, or the net, in this order."""
     spec = TORCHVISION_SETS[name]
-    entry = cache_entry(data_dir, name)
+    entry = cache_entry(data_dir, name, _state_of_unchecked(spec, data_dir))
     official = (entry, data_dir / spec.unpacked, data_dir / spec.archives[0])
     if (data_dir / name / "train").is_dir() and not any(path.exists() for path in official):
         return load_class_folders(name, data_dir, data_dir / name, channels=spec.channels, size=spec.size)
     return load_or_build(entry, lambda: _load_official(name, spec, data_dir, download))
+
+
+def _state_of_unchecked(spec: _Set, data_dir: Path) -> str:
+    """Stands for unpacked files without an archive, of which torchvision knows no checksum (MNIST's); else nothing."""
+    raw = data_dir / spec.unpacked
+    if raw.name != "raw" or not raw.is_dir() or all((data_dir / archive).exists() for archive in spec.archives):
+        return ""
+    states = [(path.name, path.stat()) for path in sorted(raw.iterdir())]
+    return fingerprint(*((name, state.st_size, state.st_mtime_ns) for name, state in states))
 
 
 def _load_official(name: str, spec: _Set, data_dir: Path, download: bool) -> ImageDataset:

@@ -96,13 +96,13 @@ def _survey(known: argparse.Namespace) -> int:
 
     known.jobs = max(1, known.jobs)
     names = listed(known.intervention) if known.intervention else survey.every_intervention()
-    tables: dict[str, dict[str, Any]] = {part: {} for part in ("env", "agent", "intervention")}
+    tables: dict[str, dict[str, Any]] = {part: {} for part in ("env", "agent", "intervention", "run")}
     read_option_flags(known.rest, tables)
-    run = {"seed": known.seed, "device": known.device}
+    tables["run"] |= {"seed": known.seed, "device": known.device}
     named = {"env": known.env, "agent": known.agent, "intervention": names}
     for part, name in named.items():
         tables[part]["name"] = name
-    specs = on_devices(specs_of({**tables, "run": run}))
+    specs = on_devices(specs_of(tables))
     status = work_pool(specs, known)
     if status == 130:
         return status

@@ -79,23 +79,29 @@ def _run(known: argparse.Namespace) -> int:
     if known.jobs > 1 and len(specs) > 1:
         return work_pool(on_devices(specs), known)
     from plastibench import leaderboard
+    from plastibench.process import stop_requests
     from plastibench.runner import Interrupted, run
 
     found = []
-    for number, spec in enumerate(specs):
-        try:
-            result = run(
-                spec,
-                runs_dir=known.runs_dir,
-                data_dir=known.data_dir,
-                quiet=known.quiet,
-                threads=known.threads,
-                announce=f"run {number + 1} of {len(specs)}: " if len(specs) > 1 else "",
-            )
-        except Interrupted as stopped:
-            print(f"plastibench: {stopped}; the same command continues it", file=sys.stderr)
-            return 130
-        found.append(result)
+    with stop_requests() as stop:
+        for number, spec in enumerate(specs):
+            if stop:  # asked for while the run before was being finished
+                print(f"plastibench: stopped before {spec.id}; the same command continues", file=sys.stderr)
+                return 130
+            try:
+                result = run(
+                    spec,
+                    runs_dir=known.runs_dir,
+                    data_dir=known.data_dir,
+                    quiet=known.quiet,
+                    threads=known.threads,
+                    announce=f"run {number + 1} of {len(specs)}: " if len(specs) > 1 else "",
+                    stop=stop,
+                )
+            except Interrupted as stopped:
+                print(f"plastibench: {stopped}; the same command continues it", file=sys.stderr)
+                return 130
+            found.append(result)
     print(f"\n{leaderboard.comparison(found)}\n")
     update_board(known.runs_dir)
     print(f"results:     {known.runs_dir}/<run>/result.json, all runs: plastibench leaderboard{_runs_flag(known)}")
@@ -257,9 +263,16 @@ def _resume(known: argparse.Namespace) -> int:
     from plastibench.runner import Interrupted, run
     from plastibench.spec import RunSpec
 
+    (spec,) = on_devices([RunSpec.from_toml(path.read_text(encoding="utf-8"))])
+    if spec.id != known.id:
+        raise UserError(
+            f"{path} describes the run {spec.id}: its folder was renamed, or the options of runs have changed since; "
+            f"give the folder that name{'' if '/' not in known.id else ' and its parent with --runs-dir'}, "
+            f"or begin anew with plastibench run --spec {path}"
+        )
     try:
         result = run(
-            RunSpec.from_toml(path.read_text(encoding="utf-8")),
+            spec,
             runs_dir=known.runs_dir,
             data_dir=known.data_dir,
             quiet=known.quiet,

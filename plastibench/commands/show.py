@@ -186,7 +186,7 @@ def _bench(known: argparse.Namespace) -> int:
     from plastibench.process import resolve_device
     from plastibench.spec import RunSpec
 
-    options: dict[str, dict[str, Any]] = {part: {} for part in ("env", "agent", "intervention")}
+    options: dict[str, dict[str, Any]] = {part: {} for part in ("env", "agent", "intervention", "run")}
     read_option_flags(known.rest, options)
     spec = RunSpec.make(
         known.env,
@@ -195,7 +195,7 @@ def _bench(known: argparse.Namespace) -> int:
         env_options=options["env"],
         agent_options=options["agent"],
         intervention_options=options["intervention"],
-        device=resolve_device(known.device),
+        **{**options["run"], "device": resolve_device(known.device)},
     )
     print(benchmark(spec, known.data_dir, max(1, known.updates), max(2, known.rounds), known.threads))
     return 0

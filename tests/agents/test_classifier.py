@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from plastibench.agents.classifier import Classifier
-from plastibench.agents.images import crop_and_flip
+from plastibench.agents.images import Normalise, crop_and_flip
 from plastibench.envs.scenario import make_stream
 from plastibench.envs.stream import TaskStream
 from plastibench.options import build
@@ -285,3 +285,11 @@ def test_bfloat16_rounds_the_arithmetic_but_not_the_weights_or_logits(plain: Tas
     rounded.begin_task(2)
     rounded.update(batch)
     assert {p.dtype for p in rounded.networks["classifier"].module.parameters()} == {torch.float32}
+
+
+def test_a_channel_that_never_varies_becomes_zero() -> None:
+    normalise = Normalise((0.5, 0.2), (0.0, 0.1), torch.device("cpu"))
+    images = torch.full((2, 2, 3, 3), 127.5)
+    images[:, 1] = 0.3 * 255
+    found = normalise(images)
+    torch.testing.assert_close(found, torch.stack([torch.zeros(2, 3, 3), torch.ones(2, 3, 3)], 1), atol=1e-5, rtol=0)

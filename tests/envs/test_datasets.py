@@ -419,6 +419,19 @@ def test_download_keeps_checked_archives(mnist_archives: Path, data_dir: Path, m
     assert f"delete {cache_of(data_dir)} and fetch the data again" in message
 
 
+def test_unpacked_mnist_that_was_replaced_is_read_anew(mnist_archives: Path, data_dir: Path) -> None:
+    raw = data_dir / "MNIST/raw"
+    raw.mkdir(parents=True)
+    for archive in mnist_archives.iterdir():
+        (raw / archive.stem).write_bytes(gzip.decompress(archive.read_bytes()))
+    first = load_dataset("mnist", data_dir, download=False)
+    images = raw / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:16] + bytes(images.stat().st_size - 16))
+    os.utime(images, ns=(0, 0))
+    second = load_dataset("mnist", data_dir, download=False)
+    assert first.train_images.any() and not second.train_images.any()
+
+
 def test_unpacked_mnist(mnist_archives: Path, data_dir: Path) -> None:
     raw = data_dir / "MNIST/raw"
     raw.mkdir(parents=True)

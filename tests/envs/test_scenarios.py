@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import warnings
@@ -414,3 +415,20 @@ def test_the_loss_among_open_classes_is_that_of_a_network_without_the_others() -
 )
 def test_published_results_keep_their_identity(env: str, agent: str, digest: str) -> None:
     assert RunSpec.make(env, agent, device="cpu").id == f"{env}_{agent}_none_s0_{digest}"
+
+
+@pytest.mark.parametrize(("name", "options"), [*CASES, ("cl-digits", {"train_size": 50, "stop_after": 4})])
+def test_sizes_are_those_of_the_tasks_that_come(name: str, options: dict[str, Any]) -> None:
+    stream = make_stream(name, **options)
+    expected = [info["samples"] for _, info in episode(stream, 3)]
+    stream.reset(seed=0)
+    before = stream.evaluation_labels
+    assert stream.sizes(3) == expected and len(expected) == stream.scenario.task_count
+    assert np.array_equal(stream.evaluation_labels, before)
+
+
+def test_one_class_has_no_wrong_labels() -> None:
+    stream = make_stream("cl-digits", train_size=20)
+    stream.dataset = dataclasses.replace(stream.dataset, classes=("all",), train_labels=np.zeros(20, np.int64))
+    with pytest.raises(UserError, match="one class, so that no label can be wrong"):
+        stream.reset(seed=0)
