@@ -130,6 +130,7 @@ def test_an_agent_learns_with_a_changed_network_and_its_target_follows() -> None
     network, target = learner.networks["critic"], learner.targets["critic"]
     for seed in range(2):
         learner.update(transitions("rl-cartpole", seed=seed))
+        learner.follow()
 
     def widen(module: nn.Module) -> None:
         module.body.append(nn.Linear(16, 16))
@@ -139,6 +140,7 @@ def test_an_agent_learns_with_a_changed_network_and_its_target_follows() -> None
     before = new.detach().clone()
     assert torch.equal(new, old)
     learner.update(transitions("rl-cartpole", seed=3))
+    learner.follow()
     assert not torch.equal(new, before)
     torch.testing.assert_close(old, (before + new) / 2)
     other = agent("dqn-mlp", target_every=1, tau=0.5)

@@ -27,7 +27,8 @@ ACT_AT_UPDATES_ONLY = {"none", "l2", "l2-decoupled", "l2-init", "l2-init-decoupl
                        "weight-clipping", "parseval", "spectral-decoupling", "self-distillation", "soft-shrink-perturb",
                        "shrink-perturb-noise", "noisy-updates", "ema", "continual-backprop",
                        "continual-backprop-adaptable", "self-normalized-resets", "upgd", "upgd-adam",
-                       "neuroplastic-expansion"}  # fmt: skip
+                       "neuroplastic-expansion", "selective-weight-reinit",
+                       "selective-weight-reinit-magnitude"}  # fmt: skip
 SELECTS_NOTHING = {("reset-mlp", "resnet"), ("reset-layernorm", "mlp"), ("reset-layernorm", "resnet"),
                    ("reset-mlp-qkv", "resnet"), ("rnr-mlp", "resnet"), ("rnr-attention", "mlp"),
                    ("rnr-attention", "resnet"),
