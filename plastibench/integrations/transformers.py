@@ -81,7 +81,7 @@ class PlasticityCallback(TrainerCallback):
         if self.keeper is None or self.keeper.network.module is not kwargs["model"]:
             if state.global_step:
                 raise UserError("PlasticityCallback: to resume, give Trainer(…) both the model and the callback")
-            self._attach(args, kwargs["model"])
+            self._attach(args, kwargs["model"], kwargs["optimizer"])
         assert self.keeper is not None
         self.keeper.optimizer = kwargs["optimizer"]
         if state.global_step:
@@ -105,7 +105,9 @@ class PlasticityCallback(TrainerCallback):
         if self.keeper is not None and _folder(args, state).is_dir():
             torch.save(self.keeper.state_dict(), _folder(args, state) / _FILE)
 
-    def _attach(self, args: TrainingArguments, model: nn.Module) -> None:
+    def _attach(
+        self, args: TrainingArguments, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+    ) -> None:
         if args.world_size > 1 or args.n_gpu > 1 or args.deepspeed or args.fsdp:
             raise UserError("PlasticityCallback: one process and one device only; processes would drift apart")
         if self._penalty is not None:
@@ -113,7 +115,7 @@ class PlasticityCallback(TrainerCallback):
         config = getattr(model, "config", None)
         fresh = (lambda: type(model)(copy.deepcopy(config))) if config is not None else None
         generator = torch.Generator().manual_seed(self.seed)
-        network = Network(model, None, _loss, fresh=fresh, generator=generator)
+        network = Network(model, optimizer, _loss, fresh=fresh, generator=generator)
         self.keeper = attach(copy.deepcopy(self.intervention), network, **self.options)
         if overrides(self.keeper.intervention, "penalty"):
             if args.label_smoothing_factor:

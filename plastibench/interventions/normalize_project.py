@@ -52,8 +52,8 @@ class NormalizeAndProject(Intervention):
         self._norms = {name: weight.detach().norm() for name, weight in _matrices(network.module).items()}
         outputs = network.outputs or [n for n, child in network.module.named_modules() if has_units(child)][-1:]
         if not self.output:
-            for name in outputs:
-                self._norms.pop(f"{name}.weight", None)
+            ends = tuple(f"{name}." for name in outputs)
+            self._norms = {name: norm for name, norm in self._norms.items() if not name.startswith(ends)}
 
     @torch.no_grad()
     def after_update(self, network: Network) -> None:

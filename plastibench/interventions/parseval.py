@@ -53,7 +53,8 @@ class Parseval(Intervention):
             stack = torch.stack([matrices[name] for name in names])  # [layers, short, long]
             aim = torch.stack([scales[name] for name in names])[:, None, None]
             identity = torch.eye(stack.shape[1], dtype=stack.dtype, device=stack.device)
-            distance = (stack @ stack.mT - aim * identity).square().sum()
+            with torch.autocast(stack.device.type, enabled=False):  # half a precision's rounding hides the distance
+                distance = (stack @ stack.mT - aim * identity).square().sum()
             total = distance if total is None else total + distance
         return None if total is None else self.strength * total
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tensordict import TensorDictBase
+from torch import Tensor
 
 from plastibench.errors import UserError
 from plastibench.interventions.base import Report
@@ -42,17 +44,19 @@ class Recouple(Wrapper):
             raise UserError(f"refit '{self.refit}' matches no module of this network")
         before, teacher = snapshot(units), teacher_of(network)
         report = self._inner.intervene(network, batch)
+        if network.module.state_dict().keys() != teacher.state_dict().keys():
+            raise UserError("recouple: the intervention before it changes the architecture; 'distil' can follow that")
         if only_units_differ(network, teacher, units):
             fits = refit_in_one_pass(network, batch, units, before, report.units, self._refits, self._solver())
-            return with_fits(report, units, fits)
+            return with_fits(report, units, fits, report.units)
         fits = {}
         for reader in units[1:]:
-            if self._refits(reader.name):
+            if self._refits(reader.name) and reader.trained:
                 keep = report.units.get(reader.name)
                 fit = refit_pair(network, batch, teacher, reader, self._solver(), keep)
                 if fit is not None:
                     fits[reader.name] = fit
-        return with_fits(report, units, fits)
+        return with_fits(report, units, fits, report.units)
 
     def _refits(self, name: str) -> bool:
         return self.refit == "all" or matches(self.refit, name)
@@ -61,10 +65,12 @@ class Recouple(Wrapper):
         return Solver(self.solver, self.ridge, self.max_growth)
 
 
-def with_fits(report: Report, units: list[Traced], fits: dict[str, Fit]) -> Report:
-    """The report, with each refitted module's residual and growth."""
-    sizes = {unit.name: sum(p.numel() for p in unit.module.parameters()) for unit in units}
+def with_fits(report: Report, units: list[Traced], fits: dict[str, Fit], spared: Mapping[str, Tensor]) -> Report:
+    """The report, with each refitted module's residual and growth, and the parameters of units that were not spared."""
+    modules = {unit.name: unit.module for unit in units}
     for name, fit in fits.items():
-        report.note(name, residual=fit.residual, norm_ratio=fit.norm_ratio)
-        report.parameters += sizes[name]
+        kept = int(spared[name].sum()) if name in spared else 0
+        if kept < len(fit.weight):
+            report.note(name, residual=fit.residual, norm_ratio=fit.norm_ratio)
+        report.parameters += sum(p.numel() // len(p) * (len(p) - kept) for p in modules[name].parameters())
     return report

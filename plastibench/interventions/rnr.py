@@ -25,7 +25,9 @@ from plastibench.options import matches, option
 class RnR(Intervention):
     """Re-draw dormant units, then refit every reader so that the network still returns what it did (paper, Alg. 1).
 
-    Source: the paper's section 3. Where the paper is silent the options say what was chosen.
+    Source: the paper's section 3. Where the paper is silent the options say what was chosen. The original and the
+    refitted network share BatchNorm's running statistics, so in a ResNet what was recoupled moves again as these are
+    learned anew. Memory: activations of an evaluation of twice the representative batch (``--representative``).
     """
 
     criterion: Criterion = option("low-gradient-quantile", "how units are scored; the first four compare with tau")
@@ -85,7 +87,7 @@ class RnR(Intervention):
             before = snapshot(units)
             report = self._reviver().intervene(network, batch)
             fits = refit_in_one_pass(network, batch, units, before, report.units, refitted.__contains__, self._solver())
-            return with_fits(report, units, fits)
+            return with_fits(report, units, fits, report.units)
         return self._pair_by_pair(network, batch, units, refitted)
 
     def _pair_by_pair(self, network: Network, batch: TensorDictBase, units: list[Traced], refitted: set[str]) -> Report:
@@ -108,11 +110,11 @@ class RnR(Intervention):
             fit = refit_pair(network, batch, teacher, reader, self._solver())
             if fit is not None:
                 fits[reader.name] = fit
-        return with_fits(report, units, fits)
+        return with_fits(report, units, fits, {})
 
     def _refitted(self, network: Network, units: list[Traced]) -> set[str]:
         """Names of the modules to recouple."""
-        readers = units[1:]
+        readers = [unit for unit in units[1:] if unit.trained]
         if self.refit is None:
             return {unit.name for unit in readers}
         if self.refit in ("mlp", "attention", "layernorm"):

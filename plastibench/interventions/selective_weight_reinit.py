@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor
+from torch import Tensor, nn
 
 from plastibench.interventions.base import Intervention, Report
 from plastibench.layers.gradients import gradients
@@ -24,8 +24,9 @@ class SelectiveWeightReinit(Intervention):
 
     Utility is ``|θ · ∂L/∂θ|``, with the gradient of the update that was just made, or ``|θ|``. ``threshold`` re-draws
     entries whose utility is at most ``factor`` times the tensor's mean; ``proportional`` the share ``factor`` with the
-    lowest, what is left of a whole number by chance. All trained parameters take part: biases, norms, tokens and
-    embeddings as well, but for those of which nothing says how they were drawn. ``replacement``: a fresh draw, or the
+    lowest, what is left of a whole number by chance. All trained parameters take part, biases, norms, tokens and
+    position embeddings included, but for those of which nothing says how they were drawn, and, where gradients decide,
+    tables of which a batch uses some rows (``nn.Embedding``). ``replacement``: a fresh draw, or the
     mean of the initial distribution (0, and 1 for the scale of a norm). With ``interval=0`` it acts when the run
     intervenes instead, as at task switches, by the gradient of the mean loss over the representative batch.
 
@@ -77,9 +78,9 @@ class SelectiveWeightReinit(Intervention):
     @torch.no_grad()
     def _redraw(self, network: Network, by: Mapping[str, Tensor]) -> int:
         """Re-draw by gradients of the parameters; how many entries were."""
-        fresh, stuck, count = network.fresh(), set(network.cannot_redraw()), 0
+        fresh, spared, count = network.fresh(), {*network.cannot_redraw(), *self._looked_up(network.module)}, 0
         for name, parameter in network.module.named_parameters():
-            if name not in by or name in stuck:
+            if name not in by or name in spared:
                 continue
             utility = parameter.abs() if self.utility == "magnitude" else (parameter * by[name]).abs()
             mask = self._least(utility, network.generator)
@@ -90,6 +91,14 @@ class SelectiveWeightReinit(Intervention):
             forget(network.optimizer, parameter, mask, self.moments)
             count += int(mask.sum())
         return count
+
+    def _looked_up(self, module: nn.Module) -> set[str]:
+        """Weights of which a batch uses some rows: no gradient says nothing of the others."""
+        if self.utility == "magnitude":
+            return set()
+        tables = [child for child in module.modules() if isinstance(child, nn.Embedding | nn.EmbeddingBag)]
+        theirs = {id(p) for table in tables for p in table.parameters()}
+        return {name for name, p in module.named_parameters() if id(p) in theirs}
 
     def _least(self, utility: Tensor, generator: torch.Generator) -> Tensor:
         if self.pruning == "threshold":

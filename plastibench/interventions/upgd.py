@@ -95,7 +95,7 @@ class UPGD(Intervention):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them."""
-        self._utility = state["utility"]
+        self._utility = {name: value.clone() for name, value in state["utility"].items()}
         if self._draws is not None and state["draws"] is not None:
             self._draws.set_state(state["draws"].cpu())
 
@@ -103,6 +103,8 @@ class UPGD(Intervention):
         return [p.grad for p in self._trained.values() if p.grad is not None]
 
     def _utilities(self) -> list[Tensor]:
+        for name, parameter in self._trained.items():  # loaded from elsewhere
+            self._utility[name] = self._utility[name].to(parameter.device)
         return [self._utility[name] for name in self._trained]
 
 

@@ -21,9 +21,15 @@ def trained(module: nn.Module, *, norms: bool = True) -> dict[str, Tensor]:
         module: Any module.
         norms: Include scales and shifts of normalisation layers.
     """
-    affine = () if norms else (child for child in module.modules() if isinstance(child, NORMS))
+    affine = () if norms else (child for child in module.modules() if _is_norm(child))
     spared = {id(parameter) for child in affine for parameter in child.parameters(recurse=False)}
     return {name: p for name, p in module.named_parameters() if p.requires_grad and id(p) not in spared}
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether this is a normalisation layer, of torch or by its name (``LlamaRMSNorm``, timm's ``RmsNorm``)."""
+    flat = all(p.ndim == 1 for p in module.parameters(recurse=False))
+    return isinstance(module, NORMS) or (type(module).__name__.lower().endswith("norm") and flat)
 
 
 def layers(network: Network, *, output: bool) -> dict[str, nn.Linear | nn.Conv2d]:

@@ -19,6 +19,8 @@ from plastibench.layers.trace import Traced
 from plastibench.layers.units import apply_module
 from plastibench.network import Network, as_evaluated
 
+_ROUNDING = 1e-5  # of a parameter's norm
+
 
 def snapshot(units: Iterable[Traced]) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Copies of weight and bias of each module."""
@@ -39,9 +41,10 @@ def refit_in_one_pass(
 
     The batch is doubled. Through the first half every module computes with its old parameters, through the second
     with its new ones; each module is refitted when the pass reaches it, from the inputs that the second half brings to
-    the outputs of the first. So no activation is kept and no module runs twice. The targets are those of the original
-    network throughout (global targets), which lets each reader repair what drifted before it. What belongs to no unit
-    (position embeddings, BatchNorm) serves both halves, so the surgery must have left it alone.
+    the outputs of the first. So no module runs twice, and there are no more activations than in an evaluation of twice
+    the batch. Frozen modules stay as they are. The targets are those of the original network throughout (global
+    targets), which lets each reader repair what drifted before it. What belongs to no unit (position embeddings,
+    BatchNorm) serves both halves, so the surgery must have left it alone.
 
     Args:
         network: The network after surgery; changed in place.
@@ -61,10 +64,11 @@ def refit_in_one_pass(
     def run(unit: Traced, inputs: Tensor) -> Tensor:
         old_inputs, new_inputs = inputs.chunk(2)
         targets = apply_module(unit.module, old_inputs, *before[unit.name])
-        fit = fit_for(unit.module) if unit.name not in fits and unit.name != first and refitted(unit.name) else None
+        wanted = unit.name not in fits and unit.name != first and unit.trained and refitted(unit.name)
+        fit = fit_for(unit.module) if wanted else None
         if fit is not None:
             fit.add(new_inputs, targets)
-            fits[unit.name] = fit.solve(solver)
+            fits[unit.name] = fit.solve(solver, revived.get(unit.name))
             write(network, unit, fits[unit.name], keep=revived.get(unit.name))
         outputs = apply_module(unit.module, new_inputs, *_parameters(unit.module))
         return torch.cat([targets, outputs])
@@ -103,7 +107,7 @@ def refit_pair(
             old_inputs = _input_of(teacher, taught, network, part)
             targets = apply_module(taught, old_inputs, *_parameters(taught))
             fit.add(_input_of(network.module, reader.module, network, part), targets)
-    solution = fit.solve(solver)
+    solution = fit.solve(solver, keep)
     write(network, reader, solution, keep)
     return solution
 
@@ -124,13 +128,21 @@ def teacher_of(network: Network) -> nn.Module:
 
 @torch.no_grad()
 def write(network: Network, unit: Traced, fit: Fit, keep: Tensor | None) -> None:
-    """Write a fit into its module, sparing the units in ``keep``; the module's optimizer state starts anew."""
+    """Write a fit into its module, sparing the units in ``keep``; the module's optimizer state starts anew.
+
+    A fit that moves nothing beyond rounding, as where nothing before the module was changed, leaves both.
+    """
+    moved = False
     for parameter, new in zip(_parameters(unit.module), (fit.weight, fit.bias), strict=True):
         if parameter is None or new is None:
             continue
         new = new.to(parameter.dtype)
-        parameter.copy_(new if keep is None else torch.where(broadcast_rows(keep, parameter), parameter, new))
-    forget_all(network.optimizer, list(unit.module.parameters(recurse=False)))
+        new = new if keep is None else torch.where(broadcast_rows(keep, parameter), parameter, new)
+        if float((new - parameter).norm()) > _ROUNDING * float(parameter.norm()):
+            parameter.copy_(new)
+            moved = True
+    if moved:
+        forget_all(network.optimizer, list(unit.module.parameters(recurse=False)))
 
 
 def _parameters(module: nn.Module, clone: bool = False) -> tuple[Tensor, Tensor | None]:

@@ -48,8 +48,8 @@ class Fit:
     Attributes:
         weight: New weight, shaped and typed as the old one.
         bias: New bias, or None where the module has none.
-        residual: ||new outputs - targets|| / ||targets|| over all rows.
-        norm_ratio: ||new weight|| / ||old weight||.
+        residual: ||new outputs - targets|| / ||targets|| over all rows and all units that do not keep their parameters.
+        norm_ratio: ||new weight|| / ||old weight|| of the same units.
     """
 
     weight: Tensor
@@ -67,7 +67,7 @@ class LinearFit:
         device = module.weight.device
         self.gram = torch.zeros(columns, columns, dtype=torch.float64, device=device)
         self.cross = torch.zeros(columns, unit_count(module), dtype=torch.float64, device=device)
-        self.target_square = torch.zeros((), dtype=torch.float64, device=device)
+        self.target_square = torch.zeros(unit_count(module), dtype=torch.float64, device=device)
 
     def add(self, inputs: Tensor, targets: Tensor) -> None:
         """Take in rows: ``inputs`` as the module receives them, ``targets`` as it should return them."""
@@ -76,27 +76,29 @@ class LinearFit:
                 rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)  # [n, p+1]
             self.gram += rows.mT @ rows
             self.cross += rows.mT @ wanted
-            self.target_square += wanted.square().sum()
+            self.target_square += wanted.square().sum(0)
 
-    def solve(self, solver: Solver) -> Fit:
+    def solve(self, solver: Solver, keep: Tensor | None = None) -> Fit:
         """The new parameters: S = R + (G + λI)⁻¹(C - G·R).
 
         R is the current solution for ``delta-ridge`` and 0 otherwise. Without a penalty the inverse is the
-        pseudo-inverse, whose null directions keep R.
+        pseudo-inverse, whose null directions keep R. Units in the mask ``keep`` [H] stay as they are.
         """
         current = self._current()  # [p+1, H]
+        fitted = slice(None) if keep is None else ~keep
         reference = current if solver.name == "delta-ridge" else torch.zeros_like(current)
         missing = self.cross - self.gram @ reference
         scale = float(self.gram.diagonal().mean())
         penalty = 0.0 if solver.name == "pinv" else solver.ridge * scale
         while True:
             solution = reference + _apply_inverse(self.gram, penalty, missing)
-            ratio = self._norm(solution) / max(self._norm(current), 1e-30)
+            ratio = self._norm(solution[:, fitted]) / max(self._norm(current[:, fitted]), 1e-30)
             if not solver.max_growth or ratio <= solver.max_growth or penalty >= 1e6 * scale:
                 break
             penalty = 10 * max(penalty, 1e-9 * scale)
-        square = self.target_square - 2 * (solution * self.cross).sum() + (solution * (self.gram @ solution)).sum()
-        residual = float((square.clamp_min(0) / self.target_square.clamp_min(1e-300)).sqrt())
+        square = self.target_square - 2 * (solution * self.cross).sum(0) + (solution * (self.gram @ solution)).sum(0)
+        residual = _residual(square[fitted], self.target_square[fitted])
+        solution = solution if keep is None else torch.where(keep, current, solution)
         weight = solution[: self.module.weight[0].numel()].mT.reshape(self.module.weight.shape)
         bias = solution[-1] if self.module.bias is not None else None
         return Fit(weight, bias, residual, ratio)
@@ -127,8 +129,8 @@ class LayerNormFit:
             self.rows += len(x)
             self.sums += torch.stack([x.sum(0), y.sum(0), (x * x).sum(0), (x * y).sum(0), (y * y).sum(0)])
 
-    def solve(self, solver: Solver) -> Fit:
-        """The new γ and β; a feature whose normalised input does not vary keeps its γ."""
+    def solve(self, solver: Solver, keep: Tensor | None = None) -> Fit:
+        """The new γ and β; a feature whose normalised input does not vary keeps its γ, one in ``keep`` [H] both."""
         x, y, xx, xy, yy = self.sums / self.rows
         variance = xx - x * x
         old = self.module.weight.detach().double()
@@ -137,9 +139,13 @@ class LayerNormFit:
         varies = variance > 1e-12
         weight = torch.where(varies, (xy - x * y) / variance.clamp_min(1e-12), old)
         bias = y - weight * x
+        fitted = slice(None) if keep is None else ~keep
         error = weight**2 * variance - 2 * weight * (xy - x * y) + (yy - y * y)
-        residual = float((error.clamp_min(0).sum() / yy.sum().clamp_min(1e-300)).sqrt())
-        ratio = float(weight.norm() / old.norm().clamp_min(1e-30))
+        residual = _residual(error[fitted], yy[fitted])
+        ratio = float(weight[fitted].norm() / old[fitted].norm().clamp_min(1e-30))
+        if keep is not None:
+            weight = torch.where(keep, old, weight)
+            bias = bias if self.module.bias is None else torch.where(keep, self.module.bias.detach().double(), bias)
         return Fit(weight, bias if self.module.bias is not None else None, residual, ratio)
 
 
@@ -151,6 +157,11 @@ def fit_for(module: nn.Module) -> LinearFit | LayerNormFit | None:
         plain = module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
         return LinearFit(module) if plain else None
     return LinearFit(module) if isinstance(module, nn.Linear) else None
+
+
+def _residual(error: Tensor, target: Tensor) -> float:
+    """Root of summed squared errors over summed squared targets. [H] both."""
+    return float((error.sum().clamp_min(0) / target.sum().clamp_min(1e-300)).sqrt())
 
 
 def _apply_inverse(gram: Tensor, penalty: float, right: Tensor) -> Tensor:

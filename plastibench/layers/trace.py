@@ -160,8 +160,8 @@ class Dataflow(TorchFunctionMode):
     def _enter_module(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         name = self.units[module]
         self.traced.setdefault(name, Traced(name, module))
-        mark = _mark(args[0]) if args else None
-        if mark is not None:
+        mark = _mark(args[0]) if args and getattr(module, "groups", 1) == 1 else None
+        if mark is not None:  # each unit of a grouped convolution reads others
             unit = mark.unit.movedim(_unit_axis(module), -1).flatten(0, -2)  # [rows, in]
             if bool((unit == unit[0]).all()):  # else a column holds other units in other rows
                 self.traced[mark.source].columns[name] = unit[0].long()
@@ -265,7 +265,8 @@ def trace(network: Network, batch: TensorDictBase) -> list[Traced]:
     """The modules with units in the order in which they run.
 
     Left out are modules that do not run; that do not compute what their class does (weights standardised on the fly,
-    padding of their own); and whose rows are no samples, so that no statistics over samples exist.
+    padding of their own); whose weight is computed from other parameters (``nn.utils.parametrizations``); and whose
+    rows are no samples, so that no statistics over samples exist.
 
     Args:
         network: The network.
@@ -307,6 +308,7 @@ def trace(network: Network, batch: TensorDictBase) -> list[Traced]:
         for hook in hooks:
             hook.remove()
     samples = {name for name, count in once.items() if sum(rows.get(name, [])) == 2 * count}
+    plain = {name: own and isinstance(flow.traced[name].module.weight, nn.Parameter) for name, own in plain.items()}
     units = [unit for unit in flow.traced.values() if plain[unit.name] and unit.name in samples]
     for unit in units:
         unit.output = unit.name in network.outputs if network.outputs else unit is units[-1]

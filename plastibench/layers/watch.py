@@ -89,6 +89,7 @@ class Watch:
         def see(reader: nn.Module, args: tuple[Any, ...]) -> None:
             if reader.training and torch.is_grad_enabled():
                 values = args[0].detach()
+                values = values.float() if values.itemsize < 4 else values  # under autocast
                 rows = values.movedim(1, -1) if isinstance(reader, nn.Conv2d) else values
                 self._seen(unit, rows.flatten(0, -2), columns)
 

@@ -197,6 +197,31 @@ def test_a_model_made_for_each_training_gets_an_intervention_of_its_own(tmp_path
     assert callback.keeper.steps == 1 and first.steps == 0
 
 
+class Words(torch.nn.Module):
+    """A model whose structure can be changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = torch.nn.Embedding(20, 8)
+        self.net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.net(self.words(input_ids).mean(1))
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize("name", ["crelu", "layernorm"])
+def test_what_is_added_to_a_model_made_for_a_training_is_trained(tmp_path: Path, name: str) -> None:
+    callback = PlasticityCallback(name)
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, max_steps=2, save_strategy="no"
+    )
+    training = transformers.Trainer(model_init=Words, args=arguments, train_dataset=samples(), callbacks=[callback])
+    training.train()
+    owned = {id(p) for group in training.optimizer.param_groups for p in group["params"]}
+    assert all(id(p) in owned for p in training.model.parameters() if p.requires_grad)
+
+
 # Going on after an interruption -----------------------------------------------------------------------------------
 
 

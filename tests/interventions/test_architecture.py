@@ -417,3 +417,15 @@ def test_targets_change_with_their_networks(name: str, role: str, env: str) -> N
         assert list(its) == list(target.module.state_dict())
     for seed in range(3):
         learner.update(transitions(env, seed=seed))
+
+
+def test_no_layer_of_an_output_that_has_several_is_projected() -> None:
+    def build() -> nn.Module:
+        module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU())
+        module.add_module("head", nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)))
+        return module
+
+    network = Network(build(), None, lambda m, b: m(b).sum(), fresh=build, outputs=("head",))
+    method = NormalizeAndProject()
+    method.prepare(network)
+    assert method._norms and not any(name.startswith("head") for name in method._norms)

@@ -10,6 +10,7 @@ from torch import nn
 from plastibench.errors import UserError
 from plastibench.interventions.continual_backprop import ContinualBackprop
 from plastibench.network import Network
+from plastibench.runner import run
 from tests.helpers import (
     agent_builder,
     array,
@@ -215,3 +216,9 @@ def test_a_network_without_hidden_units_is_named():
     method.prepare(network)
     with pytest.raises(UserError, match="no hidden units"):
         method.penalty(network, images())
+
+
+@pytest.mark.parametrize("name", ["continual-backprop", "self-normalized-resets"])
+def test_units_are_watched_under_half_a_precision(name, tiny, tmp_path):
+    spec = tiny(name, env="relabel-digits", agent="mlp", agent_options={"precision": "bfloat16"})
+    assert run(spec, runs_dir=tmp_path, quiet=True)["summary"]["final-accuracy"] >= 0

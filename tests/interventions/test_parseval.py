@@ -75,3 +75,17 @@ def test_the_outputs_that_a_network_names_are_spared():
     acting = method("parseval")
     acting.prepare(critic)
     assert list(acting.state_dict()["initial"]) == ["body.0", "body.2"]
+
+
+def test_half_a_precision_does_not_hide_how_far_a_matrix_is_from_orthogonal():
+    def gradient(half: bool) -> torch.Tensor:
+        network = network_of(lambda: torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 2)))
+        with torch.no_grad():
+            torch.nn.init.orthogonal_(network.module[0].weight, generator=torch.Generator().manual_seed(0))
+            network.module[0].weight += 1e-3 * torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
+        parseval = method("parseval", scale=1.0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            parseval.penalty(network, None).backward()
+        return network.module[0].weight.grad
+
+    torch.testing.assert_close(gradient(True), gradient(False))

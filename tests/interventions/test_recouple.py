@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from plastibench.errors import UserError
 from plastibench.interventions.base import Intervention, Report
+from plastibench.interventions.plasticity_injection import PlasticityInjection
 from plastibench.interventions.recouple import Recouple
 from plastibench.interventions.reset import Reset
 from plastibench.interventions.revive import Revive
@@ -306,3 +307,8 @@ def test_stored_initial_weights_survive_through_recouple():
     resumed.intervene(network, images())
     expected = 0.2 * jiggled["1.weight"] + 0.8 * initial["1.weight"]  # the first module is not refitted
     torch.testing.assert_close(network.module[1].weight.detach(), expected)
+
+
+def test_an_intervention_that_changes_the_architecture_cannot_be_recoupled():
+    with pytest.raises(UserError, match="changes the architecture"):
+        Recouple(PlasticityInjection()).intervene(prepared(small_vit()), images())

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from plastibench.errors import UserError
 from plastibench.interventions.revive import Revive
 from plastibench.interventions.rnr import RnR
+from plastibench.layers.trace import trace
+from plastibench.layers.units import has_units
 from plastibench.network import Network
 from tests.helpers import (
     agent_builder,
@@ -24,6 +26,7 @@ from tests.helpers import (
     images,
     jiggle,
     logits,
+    loss,
     lowest,
     network_of,
     redraw,
@@ -313,7 +316,7 @@ def test_the_report_says_what_was_done():
         assert {"residual", "norm_ratio"} <= set(report.modules[name])
         assert 0 < report.modules[name]["residual"] < 1
     revived = 6 * (64 + 1) + 2 * 6 * (12 + 1)
-    refit = 2 * 12 * 13 + 10 * 13
+    refit = 2 * 6 * 13 + 10 * 13
     assert report.parameters == revived + refit
 
 
@@ -452,3 +455,75 @@ def test_a_part_that_is_not_there_is_a_users_error_and_changes_nothing(refit):
     with pytest.raises(UserError):
         RnR(refit=refit).intervene(network, batch)
     assert not changed(before, network.module)
+
+
+@pytest.mark.parametrize("solver", ["delta-ridge", "pinv"])
+@pytest.mark.parametrize("builder", [MLP, small_vit(depth=1)])
+def test_the_report_describes_the_units_that_were_refitted(builder, solver):
+    network, batch = off_start(builder), images(64)
+    teacher, before = copy.deepcopy(network.module), state(network.module)
+    seen: dict[str, list[Tensor]] = {}
+
+    def outputs_of(module: nn.Module) -> None:
+        names = {child: name for name, child in module.named_modules()}
+        hooks = [
+            child.register_forward_hook(lambda m, args, out: seen.setdefault(names[m], []).append(out.detach()))
+            for child in module.modules()
+            if has_units(child)
+        ]
+        with torch.no_grad():
+            loss(module.eval(), batch)
+        for hook in hooks:
+            hook.remove()
+
+    report = RnR(quantile=0.4, solver=solver).intervene(network, batch)
+    outputs_of(teacher)
+    outputs_of(network.module)
+    for name, figures in report.modules.items():
+        if "residual" not in figures:
+            continue
+        mask = report.units.get(name)
+        rows = slice(None) if mask is None else ~mask
+        axis = 1 if seen[name][0].ndim == 4 else -1
+        wanted, found = (values.double().movedim(axis, -1)[..., rows] for values in seen[name])
+        assert figures["residual"] == pytest.approx(float((found - wanted).norm() / wanted.norm()), rel=1e-2, abs=1e-3)
+        new, old = network.module.get_submodule(name).weight[rows], before[f"{name}.weight"][rows]
+        assert figures["norm_ratio"] == pytest.approx(float(new.norm() / old.norm()), rel=1e-3)
+
+
+def test_nothing_revived_is_nothing_forgotten():
+    network, batch = train(off_start(MLP, lr=1e-2), images(32), 3), images(32)
+    before = {p: dict(network.optimizer.state[p]) for p in network.module.parameters()}
+    RnR(quantile=0.0).intervene(network, batch)
+    for parameter, was in before.items():
+        assert network.optimizer.state[parameter].keys() == was.keys()
+        assert torch.equal(network.optimizer.state[parameter]["exp_avg"], was["exp_avg"])
+
+
+@pytest.mark.parametrize("options", [{}, {"targets": "local"}], ids=str)
+def test_frozen_modules_are_not_refitted(options):
+    network, batch = off_start(MLP), images(64)
+    network.module.get_submodule("3").requires_grad_(False)
+    before = state(network.module)
+    report = RnR(quantile=0.4, **options).intervene(network, batch)
+    moved = {name.rpartition(".")[0] for name in changed(before, network.module)}
+    assert moved == {"1", "5", "7"} and "3" not in report.modules
+    assert not any("3" in unit for unit in report.units)
+
+
+def test_a_weight_that_is_computed_from_others_is_left_out_and_not_reported():
+    def build() -> nn.Module:
+        module = MLP()
+        nn.utils.parametrizations.weight_norm(module.get_submodule("3"))
+        return module
+
+    network, batch = off_start(build), images(64)
+    report = RnR(quantile=0.4).intervene(network, batch)
+    assert "3" not in report.modules and set(report.units) == {"1", "5"}
+
+
+def test_units_that_a_grouped_convolution_reads_are_not_taken_for_columns():
+    network, batch = off_start(lambda: between(nn.Conv2d(8, 8, 3, groups=2))), images(32)
+    unit = trace(network, batch)[0]
+    assert not unit.columns
+    Revive("redo", tau=10.0, outgoing="zero").intervene(network, batch)  # every hidden unit, and no error

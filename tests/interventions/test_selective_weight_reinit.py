@@ -183,3 +183,17 @@ def test_names_stand_for_the_settings_of_the_authors():
     assert (magnitude.utility, magnitude.factor, magnitude.replacement) == ("magnitude", 1e-3, "mean")
     with pytest.raises(UserError, match="at most 1"):
         build(SelectiveWeightReinit, {"pruning": "proportional", "factor": 2}, "selective-weight-reinit")
+
+
+def test_rows_that_no_sample_looked_up_are_not_useless():
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(4, 3))
+
+    module = build()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    network = Network(module, optimizer, lambda m, b: m(b).square().mean(), fresh=build)
+    method = SelectiveWeightReinit(interval=1, factor=1e3)
+    module(torch.tensor([[1], [2]])).square().mean().backward()
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    method.after_update(network)
+    assert torch.equal(module[0].weight, before["0.weight"]) and not torch.equal(module[2].weight, before["2.weight"])

@@ -124,3 +124,17 @@ def test_a_copy_restored_in_mid_run_goes_on_bit_by_bit():
         update(network, method, images(seed=seed))
         update(twin, other, images(seed=seed))
     assert not changed(state(network.module), twin.module)
+
+
+def test_a_state_that_was_loaded_is_its_own_copy():
+    network, batch = network_of(agent_builder("mlp", width=8), lr=1e-2), images()
+    first = UPGD()
+    first.prepare(network)
+    update(network, first, batch)
+    saved = first.state_dict()
+    second = UPGD()
+    second.prepare(network)
+    second.load_state_dict(saved)
+    before = {name: value.clone() for name, value in saved["utility"].items()}
+    update(network, second, batch)
+    assert all(torch.equal(saved["utility"][name], value) for name, value in before.items())

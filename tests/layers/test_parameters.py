@@ -59,3 +59,18 @@ def test_learning_rates_are_those_of_the_groups():
     assert learning_rates(network, trained(module).values()) == [0.5, 0.1, 0.0]
     with pytest.raises(UserError, match="give Network"):
         learning_rates(Network(module, None, loss), trained(module).values())
+
+
+def test_norms_of_others_are_known_by_their_names() -> None:
+    class LlamaRMSNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4))
+
+    class WeightNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 4))
+
+    module = nn.Sequential(nn.Linear(4, 4), LlamaRMSNorm(), WeightNorm())
+    assert list(trained(module, norms=False)) == ["0.weight", "0.bias", "2.weight"]
