@@ -91,10 +91,10 @@ class CalibratedPartialResets(Intervention):
         for unit in hidden:
             weight, shares = weights[unit.name], moved[unit.name]
             weight.lerp_(fresh.get_parameter(f"{unit.name}.weight"), broadcast_rows(shares, weight).expand_as(weight))
-            for reader in unit.readers:
+            for reader, places in unit.outgoing.items():
                 if reader in weights:
                     read = weights[reader]
-                    columns = shares[unit.columns[reader].to(shares.device)]
+                    columns = shares[places.to(shares.device)]
                     read.mul_(1 - columns.reshape(1, -1, *[1] * (read.ndim - 2)))
         self._scores.clear()
         return moved

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from plastibench.interventions.base import Intervention
 from plastibench.layers.optimizer_state import MomentRule
-from plastibench.layers.surgery import redraw_batch_norms, redraw_units, zero_outgoing
+from plastibench.layers.surgery import redraw_batch_norms, redraw_units, whole_neurons, zero_outgoing
 from plastibench.layers.trace import Traced
 from plastibench.layers.units import unit_count
-from plastibench.layers.watch import Watch, per_unit, whole_neurons
+from plastibench.layers.watch import Watch, per_unit
 from plastibench.network import Network
 from plastibench.options import option
 
@@ -29,7 +29,8 @@ class ContinualBackprop(Intervention):
     the optimizer's step, not inside the backward pass; what a removed unit sent on average goes into its readers' bias,
     which the source intends but computes after having forgotten the average; incoming weights come from the network's
     own initialisation, as do the BatchNorm entries of a replaced filter. Only classical hidden units take part: in a
-    ViT those of ``mlp.fc1``, averaged over tokens.
+    ViT those of ``mlp.fc1``, averaged over tokens. Where a LayerNorm stands between a unit and the weights that read
+    it, these weights count, and nothing is compensated.
     """
 
     rate: float = option(1e-4, "share of a layer's mature units that is replaced per update", low=0, high=1)
@@ -44,7 +45,6 @@ class ContinualBackprop(Intervention):
     def __post_init__(self) -> None:
         self._watch: Watch | None = None
         self._updates = 0
-        self._now: dict[str, tuple[Tensor, Tensor]] = {}  # E|h| or E|h - mean|, and E[h], of the latest pass
         self._units: dict[str, dict[str, Tensor]] = {}  # age, utility, mean; [H] each
         self._owed: dict[str, float] = {}
         self._young: dict[str, deque[tuple[int, int]]] = {}  # (when, how many were drawn), within the last maturity
@@ -52,13 +52,12 @@ class ContinualBackprop(Intervention):
 
     def prepare(self, network: Network) -> None:
         """Be ready to watch."""
-        self._watch = Watch(network, self._see)
+        self._watch = Watch(network, self._measure)
 
     def penalty(self, network: Network, batch: TensorDictBase) -> None:
         """No penalty; the first batch shows which units are hidden."""
         assert self._watch is not None
-        if not self._watch.units:
-            self._watch.begin(batch)
+        if self._watch.confirm(batch):
             for unit in self._watch.hidden:
                 empty = torch.zeros(unit_count(unit.module), device=network.device)
                 self._units[unit.name] = {name: empty.clone() for name in ("age", "utility", "mean")}
@@ -69,15 +68,16 @@ class ContinualBackprop(Intervention):
     def after_update(self, network: Network) -> None:
         """Note what the units did, and replace those that are due."""
         assert self._watch is not None
-        if not self._now:  # the very first pass ran before the units were known
+        seen = self._watch.take()
+        if not seen:
             return
         self._updates += 1
         modules = {unit.name: unit.module for unit in self._watch.units}
         due: dict[str, Tensor] = {}
-        for unit in self._watch.hidden:
+        for unit in (unit for unit in self._watch.hidden if unit.name in seen):
             state, young, size = self._units[unit.name], self._young[unit.name], unit_count(unit.module)
             state["age"] += 1
-            size_now, mean_now = self._now[unit.name]
+            size_now, mean_now = seen[unit.name]
             state["mean"].lerp_(mean_now, 1 - self.decay)
             worth = size_now * _outgoing(unit, modules)
             if self.utility == "adaptable":
@@ -119,13 +119,14 @@ class ContinualBackprop(Intervention):
             self._young = {name: deque(map(tuple, entries)) for name, entries in state["young"].items()}
             self._fresh = (*state["fresh"], None) if state["fresh"] else None
 
-    def _see(self, unit: Traced, rows: Tensor, columns: Tensor) -> None:
+    def _measure(self, unit: Traced, rows: Tensor, columns: Tensor) -> Tensor:
+        """E|h| or E|h - its mean|, and E[h]. [2, in]."""
         if self.utility == "adaptable":
             centre = self._unbiased(self._units[unit.name], "mean")[columns]
             size = (rows - centre).abs().mean(0)
         else:
             size = rows.abs().mean(0)
-        self._now[unit.name] = per_unit(unit, columns, size), per_unit(unit, columns, rows.mean(0))
+        return torch.stack([size, rows.mean(0)])
 
     def _unbiased(self, state: dict[str, Tensor], name: str) -> Tensor:
         """A running mean as if it had not begun at zero when the unit was drawn."""
@@ -165,10 +166,10 @@ class ContinualBackprop(Intervention):
 def _outgoing(unit: Traced, modules: dict[str, nn.Module]) -> Tensor:
     """Mean magnitude of the weights that read each unit, summed over readers. [H]."""
     total = torch.zeros(unit_count(unit.module), device=next(unit.module.parameters()).device)
-    for reader, columns in unit.columns.items():
-        weight = modules[reader].weight
-        assert isinstance(weight, Tensor)
-        if weight.ndim > 1:
+    for reader, columns in unit.outgoing.items():
+        if reader in modules:
+            weight = modules[reader].weight
+            assert isinstance(weight, Tensor)
             total += per_unit(unit, columns.to(total.device), weight.abs().transpose(0, 1).flatten(1).mean(1))
     return total
 

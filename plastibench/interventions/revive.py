@@ -13,7 +13,7 @@ from plastibench.interventions.base import Intervention, Report
 from plastibench.interventions.criteria import Criterion, dormant
 from plastibench.layers.optimizer_state import MomentRule
 from plastibench.layers.probe import measure
-from plastibench.layers.surgery import redraw_units, zero_outgoing
+from plastibench.layers.surgery import redraw_units, whole_neurons, zero_outgoing
 from plastibench.layers.trace import Traced, trace
 from plastibench.network import Network, as_batch
 from plastibench.options import matches, option
@@ -71,7 +71,12 @@ class Revive(Intervention):
         }
 
     def revive(self, network: Network, units: list[Traced], masks: dict[str, Tensor], fresh: nn.Module) -> Report:
-        """Re-draw the masked units with the weights they have in ``fresh``."""
+        """Re-draw the masked units with the weights they have in ``fresh``.
+
+        A hidden unit whose activation follows a LayerNorm is re-drawn whole: its entry of the norm, and the row of the
+        module whose outputs are normalised.
+        """
+        masks = whole_neurons(units, masks) if self.modules == "hidden" else masks
         report = Report(units=masks, parameters=redraw_units(network, units, masks, fresh, self.moments))
         for name, mask in masks.items():
             report.note(name, revived=float(mask.sum()), units=float(len(mask)))

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from plastibench.interventions.base import Intervention
 from plastibench.layers.optimizer_state import MomentRule
-from plastibench.layers.surgery import redraw_batch_norms, redraw_units, zero_outgoing
+from plastibench.layers.surgery import redraw_batch_norms, redraw_units, whole_neurons, zero_outgoing
 from plastibench.layers.trace import Traced
 from plastibench.layers.units import unit_count
-from plastibench.layers.watch import Watch, per_unit, whole_neurons
+from plastibench.layers.watch import Watch
 from plastibench.network import Network
 from plastibench.options import option
 
@@ -45,18 +45,17 @@ class SelfNormalizedResets(Intervention):
     def __post_init__(self) -> None:
         self._watch: Watch | None = None
         self._updates = 0
-        self._fired: dict[str, Tensor] = {}
+        self._looked = False
         self._units: dict[str, dict[str, Tensor]] = {}  # silence, threshold, ended silences: their sum and number; [H]
 
     def prepare(self, network: Network) -> None:
         """Be ready to watch."""
-        self._watch = Watch(network, self._see)
+        self._watch = Watch(network, self._measure)
 
     def penalty(self, network: Network, batch: TensorDictBase) -> None:
         """No penalty; the first batch shows which units are hidden."""
         assert self._watch is not None
-        if not self._watch.units:
-            self._watch.begin(batch)
+        if self._watch.confirm(batch):
             for unit in self._watch.hidden:
                 empty = torch.zeros(unit_count(unit.module), device=network.device)
                 self._units[unit.name] = {name: empty.clone() for name in ("silence", "sum", "number")}
@@ -66,11 +65,12 @@ class SelfNormalizedResets(Intervention):
     def after_update(self, network: Network) -> None:
         """Count silences; at times reset, at times renew the thresholds."""
         assert self._watch is not None
-        if not self._fired:  # the very first pass ran before the units were known
+        seen = self._watch.take()
+        if not seen:
             return
         self._updates += 1
-        for name, fired in self._fired.items():
-            state = self._units[name]
+        for name, share in seen.items():
+            state, fired = self._units[name], share > 0
             ended = fired & (state["silence"] > 0)
             state["sum"] += torch.where(ended, state["silence"], 0.0)
             state["number"] += ended
@@ -96,14 +96,16 @@ class SelfNormalizedResets(Intervention):
             device = self._watch.network.device
             self._units = {name: {k: v.to(device) for k, v in unit.items()} for name, unit in state["units"].items()}
 
-    def _see(self, unit: Traced, rows: Tensor, columns: Tensor) -> None:
-        if not self._fired and not self._updates and bool((rows < 0).any()):  # once, in the first pass
+    def _measure(self, unit: Traced, rows: Tensor, columns: Tensor) -> Tensor:
+        """The share of rows in which each column is positive. [in]."""
+        first, self._looked = not self._looked, True
+        if first and not self._updates and bool((rows < 0).any()):
             print(
                 "plastibench: self-normalized-resets counts silent units, but this network's activation is no ReLU; "
                 "expect few resets or none",
                 file=sys.stderr,
             )
-        self._fired[unit.name] = per_unit(unit, columns, (rows > 0).any(0).float()) > 0
+        return (rows > 0).float().mean(0)
 
     def _renew(self, state: dict[str, Tensor]) -> None:
         typical = -math.log(max(1 - self.percentile, 1e-12)) * state["sum"] / state["number"].clamp_min(1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from plastibench.layers.optimizer_state import MomentRule, forget
 from plastibench.layers.trace import Traced
+from plastibench.layers.units import unit_count
 from plastibench.network import Network
 
 
@@ -74,12 +75,24 @@ def zero_outgoing(network: Network, units: list[Traced], masks: dict[str, Tensor
         mask = masks.get(unit.name)
         if mask is None or not bool(mask.any()):
             continue
-        for reader in unit.readers:
+        for reader, places in unit.outgoing.items():
             weight = by_name[reader].module.weight if reader in by_name else None
-            if isinstance(weight, nn.Parameter) and weight.ndim > 1:
-                columns = reading_columns(mask, weight, unit.columns[reader])
+            if isinstance(weight, nn.Parameter):
+                columns = reading_columns(mask, weight, places)
                 weight.masked_fill_(columns, 0.0)
                 forget(network.optimizer, weight, columns, rule)
+
+
+def whole_neurons(units: list[Traced], masks: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The masks, and with those of a LayerNorm the same ones of the module whose outputs it normalises."""
+    modules = {unit.name: unit.module for unit in units}
+    found = dict(masks)
+    for unit in units:
+        for reader in unit.readers:
+            normed = reader in masks and isinstance(modules[reader], nn.LayerNorm) and not unit.activated
+            if normed and len(masks[reader]) == unit_count(unit.module):
+                found[unit.name] = masks[reader]
+    return found
 
 
 def reading_columns(mask: Tensor, weight: Tensor, columns: Tensor) -> Tensor:

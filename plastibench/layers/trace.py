@@ -90,6 +90,8 @@ class Traced:
         residual: Its output is added to, or concatenated into, a stream that others write to as well.
         columns: For each module with units whose input is this module's output (directly or through activations,
             dropout, pooling, scaling or reshapes), which of its units each input column holds. [in]
+        outgoing: Likewise for the modules whose weights multiply its units: the readers and, where one is a LayerNorm,
+            which only scales them, the readers of that.
         batch_norms: The BatchNorm modules whose features are its units.
     """
 
@@ -99,6 +101,7 @@ class Traced:
     residual: bool = False
     output: bool = False
     columns: dict[str, Tensor] = field(default_factory=dict)
+    outgoing: dict[str, Tensor] = field(default_factory=dict)
     batch_norms: list[str] = field(default_factory=list)
 
     @property
@@ -115,7 +118,7 @@ class Traced:
     @property
     def hidden(self) -> bool:
         """A neuron in the classical sense: activated, and read by known modules only (fc1 of a ViT's MLP)."""
-        return self.activated and bool(self.columns) and not self.residual
+        return self.activated and bool(self.outgoing) and not self.residual
 
 
 @dataclass
@@ -312,7 +315,31 @@ def trace(network: Network, batch: TensorDictBase) -> list[Traced]:
     units = [unit for unit in flow.traced.values() if plain[unit.name] and unit.name in samples]
     for unit in units:
         unit.output = unit.name in network.outputs if network.outputs else unit is units[-1]
+    follow_norms(units)
     return units
+
+
+def follow_norms(units: list[Traced]) -> None:
+    """Fill in what of each unit is ``outgoing``, given who reads whom; nothing where a norm's own readers are unknown.
+
+    Args:
+        units: In order of execution.
+    """
+    by_name = {unit.name: unit for unit in units}
+    for unit in reversed(units):
+        norms = {name for name in unit.columns if _is_norm(by_name.get(name))}
+        unit.outgoing = {name: columns for name, columns in unit.columns.items() if name not in norms}
+        for norm in norms:
+            behind = by_name[norm]
+            if behind.residual or not behind.outgoing:
+                unit.outgoing = {}
+                break
+            for name, columns in [*behind.outgoing.items()]:  # a norm may read itself
+                unit.outgoing[name] = unit.columns[norm][columns.to(unit.columns[norm].device)]
+
+
+def _is_norm(unit: Traced | None) -> bool:
+    return unit is not None and isinstance(unit.module, nn.LayerNorm)
 
 
 def _computes_as_its_class(module: nn.Module, inputs: Tensor, output: Tensor) -> bool:

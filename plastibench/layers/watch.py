@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,49 +11,72 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.errors import UserError
-from plastibench.layers.trace import Traced, trace
+from plastibench.layers.trace import Traced, follow_norms, trace
 from plastibench.layers.units import unit_count
 from plastibench.network import Network
 
-Seen = Callable[[Traced, Tensor, Tensor], None]
+Measure = Callable[[Traced, Tensor, Tensor], Tensor]
+Seen = tuple[Tensor, int]  # means over rows, [k, H], and the number of rows
 
 
 class Watch:
-    """Reports the activations of hidden units as their readers receive them, in passes that are trained on.
+    """Measures the activations of hidden units, as their first reader receives them, in passes that are trained on.
 
-    A pass counts when the module is in train mode and gradients are recorded; evaluation, acting and the passes of
-    other interventions are none. An actor's loss that runs through a critic counts for the critic, too.
+    A pass counts when the module is in train mode, gradients are recorded, and the network's penalty is asked for
+    afterwards. Evaluation, acting and the passes of other interventions are none, nor is an actor's loss that runs
+    through a critic. Passes whose gradients are accumulated count together.
 
     Attributes:
-        units: The hidden units and their readers; empty before :meth:`begin`.
+        units: The hidden units, their readers, and what else belongs to either; empty before the first :meth:`confirm`.
     """
 
-    def __init__(self, network: Network, seen: Seen) -> None:
+    def __init__(self, network: Network, measure: Measure) -> None:
         """Watch a network.
 
         Args:
             network: The network.
-            seen: Called with a unit's module, what its reader received [rows, in], and the unit that each column
-                holds [in]. Activations are detached.
+            measure: From a unit's module, what its reader received [rows, in], and the unit that each column holds
+                [in], to means over the rows. [k, H]. Activations are detached.
         """
-        self.network, self._seen = network, seen
+        self.network, self._measure = network, measure
         self.units: list[Traced] = []
+        self._pass: dict[str, Seen] = {}  # since the penalty was last asked for
+        self._seen: dict[str, Seen] = {}  # since take()
+        self._blind = 0  # updates of which nothing was seen
 
-    def begin(self, batch: TensorDictBase) -> None:
-        """Find the hidden units, and see them from the next pass on.
+    def confirm(self, batch: TensorDictBase) -> bool:
+        """What was seen since the last call is trained on: call from ``penalty``.
+
+        The first call finds the hidden units, which are seen from the next pass on.
+
+        Returns:
+            Whether this was that first call.
 
         Raises:
             UserError: There are none.
         """
-        traced = {unit.name: unit for unit in trace(self.network, batch)}
-        hidden = [unit for unit in traced.values() if unit.hidden]
-        if not hidden:
-            raise UserError("this network has no hidden units (activated, and read by known modules) to watch")
-        concerned = {name for unit in hidden for name in (unit.name, *unit.readers)}
-        for unit in traced.values():  # a hidden LayerNorm's unit is one neuron with the row that it normalises
-            if any(isinstance(traced[reader].module, nn.LayerNorm) for reader in unit.readers if reader in concerned):
-                concerned.add(unit.name)
-        self._attach([unit for name, unit in traced.items() if name in concerned], {unit.name for unit in hidden})
+        if not self.units:
+            self._begin(batch)
+            return True
+        for name, new in self._pass.items():
+            self._seen[name] = _together(self._seen[name], new) if name in self._seen else new
+        self._pass = {}
+        return False
+
+    def take(self) -> dict[str, Tensor]:
+        """Means over all rows of all passes of an update, [k, H] by module: call from ``after_update``.
+
+        Nothing in the very first update, whose only pass ran before the units were known.
+        """
+        seen, self._seen, self._pass = self._seen, {}, {}
+        self._blind += not seen
+        if self._blind == 2:
+            print(
+                f"plastibench: no pass of the {self.network.role} can be watched that is trained on; run its module in "
+                "train mode, and ask for the penalty after each forward pass",
+                file=sys.stderr,
+            )
+        return {name: means for name, (means, _) in seen.items()}
 
     @property
     def hidden(self) -> list[Traced]:
@@ -74,6 +98,17 @@ class Watch:
         ]
         self._attach(units, set(state["hidden"]))
 
+    def _begin(self, batch: TensorDictBase) -> None:
+        traced = {unit.name: unit for unit in trace(self.network, batch)}
+        hidden = [unit for unit in traced.values() if unit.hidden]
+        if not hidden:
+            raise UserError("this network has no hidden units (activated, and read by known modules) to watch")
+        concerned = {name for unit in hidden for name in (unit.name, *unit.readers, *unit.outgoing)}
+        for unit in traced.values():  # a hidden LayerNorm's unit is one neuron with the row that it normalises
+            if any(isinstance(traced[reader].module, nn.LayerNorm) for reader in unit.readers if reader in concerned):
+                concerned.add(unit.name)
+        self._attach([unit for name, unit in traced.items() if name in concerned], {unit.name for unit in hidden})
+
     def _attach(self, units: list[Traced], hidden: set[str]) -> None:
         modules = {unit.name: unit.module for unit in units}
         for unit in units:
@@ -81,7 +116,10 @@ class Watch:
             unit.columns = {name: columns for name, columns in unit.columns.items() if name in modules}
             if unit.activated:
                 modules[unit.readers[0]].register_forward_pre_hook(self._hook(unit))
+        follow_norms(units)
         self.units = units
+        if "torch._dynamo" in sys.modules:  # what is compiled already takes no notice of new hooks
+            torch.compiler.reset()
 
     def _hook(self, unit: Traced) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         columns = unit.columns[unit.readers[0]] = unit.columns[unit.readers[0]].to(self.network.device)
@@ -90,23 +128,22 @@ class Watch:
             if reader.training and torch.is_grad_enabled():
                 values = args[0].detach()
                 values = values.float() if values.itemsize < 4 else values  # under autocast
-                rows = values.movedim(1, -1) if isinstance(reader, nn.Conv2d) else values
-                self._seen(unit, rows.flatten(0, -2), columns)
+                rows = (values.movedim(1, -1) if isinstance(reader, nn.Conv2d) else values).flatten(0, -2)
+                with torch.no_grad():
+                    new = per_unit(unit, columns, self._measure(unit, rows, columns)), len(rows)
+                self._pass[unit.name] = _together(self._pass[unit.name], new) if unit.name in self._pass else new
 
-        return see
+        hook: Callable[[nn.Module, tuple[Any, ...]], None] = torch.compiler.disable(see)
+        return hook
 
 
 def per_unit(unit: Traced, columns: Tensor, values: Tensor) -> Tensor:
-    """Means over the columns of each unit, which all have equally many: [in] -> [H]."""
+    """Means over the columns of each unit, which all have equally many: [..., in] -> [..., H]."""
     count = unit_count(unit.module)
-    return values.new_zeros(count).index_add_(0, columns, values) * (count / len(values))
+    return values.new_zeros(*values.shape[:-1], count).index_add_(-1, columns, values) * (count / len(columns))
 
 
-def whole_neurons(units: list[Traced], masks: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The masks, and with those of a LayerNorm the same ones of the module whose outputs it normalises."""
-    found = dict(masks)
-    for unit in units:
-        for reader in unit.readers:
-            if reader in masks and not unit.activated and len(masks[reader]) == unit_count(unit.module):
-                found[unit.name] = masks[reader]
-    return found
+def _together(one: Seen, other: Seen) -> Seen:
+    """Means over the rows of both."""
+    rows = one[1] + other[1]
+    return one[0].lerp(other[0], other[1] / rows), rows

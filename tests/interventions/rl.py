@@ -14,8 +14,8 @@ from plastibench.registry import agents, envs
 RL = [("dqn-mlp", "critic"), ("dqn-dueling", "critic"), ("sac-mlp", "critic"), ("sac-mlp", "actor")]
 
 
-def rl_network(name: str, role: str = "critic", **options: Any) -> tuple[Network, TensorDictBase]:
-    """An agent's network by role, its optimizer having stepped once, and a prepared batch of 16 transitions."""
+def rl_agent(name: str, **options: Any) -> tuple[Any, TensorDictBase]:
+    """An agent, and a batch of 16 transitions."""
     if name == "dqn-dueling":
         name, options = "dqn-mlp", {**options, "dueling": True}
     entry, env = agents[name], envs["rl-pendulum" if name.startswith("sac") else "rl-cartpole"]
@@ -36,6 +36,11 @@ def rl_network(name: str, role: str = "critic", **options: Any) -> tuple[Network
         "reward": torch.randn(16, generator=generator),
         "discount": torch.full((16,), 0.9),
     }
-    batch = TensorDict(columns, batch_size=[16])
+    return learner, TensorDict(columns, batch_size=[16])
+
+
+def rl_network(name: str, role: str = "critic", **options: Any) -> tuple[Network, TensorDictBase]:
+    """An agent's network by role, its optimizer having stepped once, and a prepared batch of 16 transitions."""
+    learner, batch = rl_agent(name, **options)
     learner.update(batch.clone())
     return learner.networks[role], learner.prepare(batch)

@@ -24,6 +24,7 @@ from tests.helpers import (
     state,
     update,
 )
+from tests.interventions.rl import rl_agent
 
 MLP = agent_builder("mlp", width=8)
 
@@ -166,6 +167,59 @@ def test_a_layernorm_before_the_activation_is_drawn_together_with_its_row():
     assert bool(rows.any())
     assert torch.equal(rows, network.module[2].weight > 2.5)
     assert network.module[4].weight[:, rows].abs().max().item() < 0.05
+
+
+def test_a_layernorm_between_a_unit_and_its_reader_hands_on_what_it_is_worth():
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.LayerNorm(6), nn.Linear(6, 10))
+
+    network = network_of(build, lr=1e-3)
+    network._fresh = constant(build, 3.0)
+    with torch.no_grad():
+        network.module[4].weight[:, 2] *= 1e-3
+    method = ContinualBackprop(rate=0.05, maturity=1)
+    method.prepare(network)
+    norm = state(network.module[3])
+    for _ in range(6):
+        update(network, method, images())
+    assert (network.module[1].weight > 2.5).all(1).nonzero().flatten().tolist() == [2]
+    assert not network.module[4].weight[:, 2].any()
+    assert all((network.module[3].state_dict()[name] - value).abs().max() < 0.01 for name, value in norm.items())
+
+
+def test_micro_batches_count_like_one_batch():
+    whole, parts = network_of(MLP, lr=1e-2), network_of(MLP, lr=1e-2)
+    methods = [ContinualBackprop(rate=0.05, maturity=1, utility=utility) for utility in ("adaptable", "adaptable")]
+    for network, method in zip((whole, parts), methods, strict=True):
+        method.prepare(network)
+        update(network, method, images(16))
+    for seed in range(1, 5):
+        batch = images(16, seed=seed)
+        update(whole, methods[0], batch)
+        parts.optimizer.zero_grad()
+        for rows in (slice(0, 4), slice(4, 16)):
+            (loss(parts.module, batch[rows]) * len(batch[rows]) / 16).backward()
+            methods[1].penalty(parts, batch[rows])
+        parts.optimizer.step()
+        methods[1].after_update(parts)
+    for name in ("1", "3"):
+        for key, value in methods[0]._units[name].items():
+            torch.testing.assert_close(methods[1]._units[name][key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_critic_is_judged_by_its_own_batch_and_not_by_the_actors_pass():
+    learner, batch = rl_agent("sac-mlp", hidden=(8,), critics=1)
+    critic, method = learner.networks["critic"], ContinualBackprop(decay=0.0)
+    method.prepare(critic)
+    critic.penalties.append(method.penalty)
+    learner.update(batch.clone())
+    method.after_update(critic)
+    name = method._watch.hidden[0].name
+    inputs = torch.cat([batch["observation"], batch["action"]], 1)
+    expected = critic.module.get_submodule(name)(inputs).relu().mean(0)
+    learner.update(batch.clone())
+    method.after_update(critic)
+    torch.testing.assert_close(method._units[name]["mean"], expected.detach())
 
 
 def test_each_fresh_row_serves_once_and_the_random_state_is_left():

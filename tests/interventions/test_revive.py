@@ -106,6 +106,24 @@ def test_redo_redraws_silent_units_and_zeroes_what_reads_them():
     assert torch.equal(network.module[5].bias, before["5.bias"])
 
 
+@pytest.mark.parametrize("modules", ["hidden", "all"])
+def test_a_neuron_whose_activation_follows_a_layernorm_is_redrawn_with_its_row(modules):
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 10))
+
+    network = marked(build)
+    with torch.no_grad():
+        network.module[2].bias[[1, 4]] = -1e4
+    before = state(network.module)
+    report = Revive("redo", tau=0.0, modules=modules, outgoing="zero").intervene(network, images(24))
+    assert report.units["2"].nonzero().flatten().tolist() == [1, 4]
+    assert (network.module[2].bias[[1, 4]] == 7).all()
+    assert bool((network.module[1].weight[[1, 4]] == 7).all()) == (modules == "hidden")
+    assert torch.equal(network.module[1].weight[[0, 2, 3, 5]], before["1.weight"][[0, 2, 3, 5]])
+    assert not network.module[4].weight[:, [1, 4]].any()
+    assert report.units.get("1", torch.zeros(6)).any() == (modules == "hidden")  # so that Recouple keeps the rows
+
+
 def test_redo_at_zero_leaves_the_function_of_a_relu_network_as_it_was():
     network, batch = dead_unit_network(), images(24)
     network._fresh = lambda: drawn(MLP, 9)

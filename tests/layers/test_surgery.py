@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plastibench.layers.surgery import redraw_units, zero_outgoing
+from plastibench.layers.surgery import redraw_units, whole_neurons, zero_outgoing
 from plastibench.layers.trace import trace
 from tests.helpers import agent_builder, array, constant, images, jiggle, logits, network_of, small_vit, state, train
 
@@ -122,12 +122,38 @@ def test_readers_over_another_axis_are_left_alone():
     assert torch.equal(network.module.mixing.weight, before["mixing.weight"])  # its columns are tokens
 
 
-def test_readers_without_columns_are_left_alone():
-    network = network_of(lambda: sequential(nn.Flatten(), nn.Linear(64, 8), nn.LayerNorm(8), nn.Linear(8, 10)))
-    batch = images(8)
+@pytest.mark.parametrize("activation", [nn.Identity, nn.ReLU])
+def test_a_layernorm_between_keeps_its_entries_and_its_reader_loses_the_columns(activation):
+    layers = nn.Linear(64, 8), activation(), nn.LayerNorm(8), nn.Linear(8, 10)
+    network = network_of(lambda: sequential(nn.Flatten(), *layers))
     before = state(network.module)
-    zero_outgoing(network, trace(network, batch), {"1": mask(8, 1)}, "mean")
+    zero_outgoing(network, trace(network, images(8)), {"1": mask(8, 1, 5)}, "mean")
+    before["4.weight"][:, [1, 5]] = 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in state(network.module).items())
+
+
+def test_readers_behind_a_norm_of_which_not_all_is_known_are_left_alone():
+    class Mixed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self[2](F.relu(self[1](self[0](x))))
+            return self[3](x + 1.0 * x.roll(1, 1))
+
+    layers = nn.Flatten(), nn.Linear(64, 8), nn.LayerNorm(8), nn.Linear(8, 10)
+    network = network_of(lambda: Mixed(*layers))
+    before = state(network.module)
+    units = trace(network, images(8))
+    assert not any(unit.hidden for unit in units)
+    zero_outgoing(network, units, {"1": mask(8, 1)}, "mean")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(network.module).items())
+
+
+def test_a_layernorm_and_the_row_that_it_normalises_are_one_neuron():
+    layers = nn.Linear(64, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 10)
+    network = network_of(lambda: sequential(nn.Flatten(), *layers))
+    masks = {"2": mask(6, 0, 1), "5": mask(6, 2)}
+    found = whole_neurons(trace(network, images(8)), masks)
+    assert set(found) == {"1", "2", "5"}  # 4 is a layer of its own, though 5 has as many units
+    assert found["1"] is masks["2"]
 
 
 def test_zeroed_columns_lose_their_moments():

@@ -3,23 +3,38 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import nn
 
-from plastibench.layers.watch import Watch, per_unit, whole_neurons
+from plastibench.layers.trace import Traced
+from plastibench.layers.watch import Watch, per_unit
 from plastibench.network import Network
 from tests.helpers import agent_builder, array, drawn, images, loss, network_of, small_resnet, small_vit
 
+Found = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
-def watched(network: Network) -> tuple[Watch, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    watch = Watch(network, lambda unit, rows, columns: found.update({unit.name: (rows, columns)}))
-    return watch, found
+
+def watched(network: Network) -> tuple[Watch, Found]:
+    """A watch that measures means, and what it measured last: rows and columns by module."""
+    found: Found = {}
+
+    def measure(unit: Traced, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        found[unit.name] = rows, columns
+        return rows.mean(0)
+
+    return Watch(network, measure), found
+
+
+def hidden_by_hand(module: nn.Sequential, batch: TensorDict) -> tuple[np.ndarray, np.ndarray]:
+    rows = array(batch["image"]).reshape(len(batch), -1)
+    first = np.maximum(rows @ array(module[1].weight).T + array(module[1].bias), 0)
+    return first, np.maximum(first @ array(module[3].weight).T + array(module[3].bias), 0)
 
 
 def test_it_sees_what_the_readers_of_hidden_units_receive_in_training_passes_only():
     network, batch = network_of(agent_builder("mlp", width=8)), images()
     watch, found = watched(network)
-    watch.begin(batch)
+    assert watch.confirm(batch)
     assert [unit.name for unit in watch.hidden] == ["1", "3"]
     assert not found  # looking for the units is no training pass
     with torch.no_grad():
@@ -29,20 +44,58 @@ def test_it_sees_what_the_readers_of_hidden_units_receive_in_training_passes_onl
     assert not found
     network.module.train()
     loss(network.module, batch)
-    first, second = network.module[1], network.module[3]
-    hidden = np.maximum(array(batch["image"]).reshape(16, -1) @ array(first.weight).T + array(first.bias), 0)
-    np.testing.assert_allclose(array(found["1"][0]), hidden, atol=1e-6)
-    np.testing.assert_allclose(
-        array(found["3"][0]), np.maximum(hidden @ array(second.weight).T + array(second.bias), 0), atol=1e-6
-    )
+    for name, hidden in zip(("1", "3"), hidden_by_hand(network.module, batch), strict=True):
+        np.testing.assert_allclose(array(found[name][0]), hidden, atol=1e-6)
     assert not found["1"][0].requires_grad
+
+
+def test_passes_before_the_same_update_count_by_their_rows_and_those_after_the_penalty_not_at_all():
+    network, parts = network_of(agent_builder("mlp", width=8)), [images(4, seed=1), images(12, seed=2)]
+    watch, _ = watched(network)
+    watch.confirm(parts[0])
+    assert watch.take() == {}
+    for part in parts:
+        loss(network.module, part)
+        assert not watch.confirm(part)
+    loss(network.module, images(seed=3))  # as an actor's loss runs through the critic
+    whole = watch.take()
+    for name, hidden in zip(("1", "3"), hidden_by_hand(network.module, torch.cat(parts)), strict=True):
+        np.testing.assert_allclose(array(whole[name]), hidden.mean(0), atol=1e-6)
+    loss(network.module, parts[0])
+    watch.confirm(parts[0])
+    again = hidden_by_hand(network.module, parts[0])[0].mean(0)
+    np.testing.assert_allclose(array(watch.take()["1"]), again, atol=1e-6)
+
+
+def test_blind_updates_are_told_once(capsys: pytest.CaptureFixture[str]):
+    network, batch = network_of(agent_builder("mlp", width=8)), images()
+    watch, _ = watched(network)
+    network.module.eval()
+    for _ in range(4):
+        loss(network.module, batch)
+        watch.confirm(batch)
+        assert watch.take() == {}
+    assert capsys.readouterr().err.count("no pass of the network can be watched") == 1
+
+
+def test_a_module_that_was_compiled_before_is_seen():
+    network, batch = network_of(agent_builder("mlp", width=8)), images()
+    compiled = torch.compile(network.module, backend="eager")
+    compiled(batch["image"])
+    watch, _ = watched(network)
+    watch.confirm(batch)
+    for _ in range(2):
+        compiled(batch["image"]).sum().backward()
+        watch.confirm(batch)
+        expected = hidden_by_hand(network.module, batch)[1].mean(0)
+        np.testing.assert_allclose(array(watch.take()["3"]), expected, atol=1e-6)
 
 
 def test_a_vit_shows_its_mlps_and_a_resnet_its_inner_filters():
     for builder, names in ((small_vit(), {"blocks.0.mlp.fc1", "blocks.1.mlp.fc1"}), (small_resnet, None)):
         network = network_of(builder)
         watch, found = watched(network)
-        watch.begin(images())
+        watch.confirm(images())
         loss(network.module, images())
         assert set(found) == (names or {"conv1", *(f"layer{n}.{b}.conv1" for n in range(1, 5) for b in range(2))})
         for unit in watch.hidden:
@@ -52,38 +105,25 @@ def test_a_vit_shows_its_mlps_and_a_resnet_its_inner_filters():
 
 def test_columns_of_flattened_filters_are_averaged_by_filter():
     module = drawn(lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 36, 10)))
-    network = Network(module, None, loss)
-    watch, found = watched(network)
-    watch.begin(images())
-    loss(module, images())
-    rows, columns = found["0"]
-    mean = per_unit(watch.hidden[0], columns, rows.mean(0))
-    torch.testing.assert_close(mean, module[:2](images()["image"]).detach().mean((0, 2, 3)))
-
-
-def test_a_hidden_layernorm_stands_for_the_rows_that_it_normalises():
-    module = drawn(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 10)))
-    network = Network(module, None, loss)
+    network, batch = Network(module, None, loss), images()
     watch, _ = watched(network)
-    watch.begin(images())
-    assert [unit.name for unit in watch.hidden] == ["2"]
-    mask = torch.arange(6) < 2
-    assert {name: found.tolist() for name, found in whole_neurons(watch.units, {"2": mask}).items()} == {
-        "1": mask.tolist(),
-        "2": mask.tolist(),
-    }
+    watch.confirm(batch)
+    loss(module, batch)
+    watch.confirm(batch)
+    torch.testing.assert_close(watch.take()["0"], module[:2](batch["image"]).detach().mean((0, 2, 3)))
 
 
 def test_what_is_watched_survives_its_state():
-    batch, found = images(), {}
+    batch = images()
     network = network_of(agent_builder("mlp", width=8))
     watch, _ = watched(network)
-    watch.begin(batch)
+    watch.confirm(batch)
     again = network_of(agent_builder("mlp", width=8))
     restored, found = watched(again)
     restored.load_state_dict(watch.state_dict())
     assert [unit.name for unit in restored.hidden] == ["1", "3"]
     assert [unit.name for unit in restored.units] == ["1", "3", "5"]
+    assert [list(unit.outgoing) for unit in restored.units] == [["3"], ["5"], []]
     loss(again.module, batch)
     assert set(found) == {"1", "3"}
     assert found["1"][0].shape == (16, 8)
