@@ -79,8 +79,9 @@ class Keeper:
         self.detach()
         while hasattr(optimizer, "optimizer"):  # Accelerate and Lightning wrap it in something that takes no hooks
             optimizer = optimizer.optimizer  # type: ignore[union-attr]
-        self.network.optimizer = optimizer
+        self.network.optimizer = None
         if optimizer is not None:
+            self.network.follow(optimizer)
             self._handles.append(optimizer.register_step_pre_hook(self._before_step))
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
 

@@ -121,6 +121,12 @@ class Network:
         for network in (self, *self.followers):
             network._change(change, seed)
 
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take an optimizer that was made for the module as it is; parameters that changes have frozen leave it."""
+        self.optimizer = optimizer
+        if self._changes:
+            _own(optimizer, set(self.module.parameters()), [p for p in self.module.parameters() if p.requires_grad])
+
     def _change(self, change: Callable[[nn.Module], None], seed: int) -> None:
         device, before = self.device, set(self.module.parameters())
         if self._fresh is None and self._before is None:

@@ -68,6 +68,7 @@ class PlasticityCallback(Callback):
         self.schedule = Schedule(every, steps, epochs)
         self.size, self.draw, self.fresh, self.seed = size, draw, fresh, seed
         self.keeper: Keeper | None = None
+        self._loaded = False
         self._step = 0  # after the batch before
 
     @property
@@ -92,6 +93,8 @@ class PlasticityCallback(Callback):
             generator=torch.Generator().manual_seed(self.seed),
         )
         self.keeper = attach(copy.deepcopy(self.intervention), network, **self.options)
+        load = _after(self._load, pl_module.on_load_checkpoint)
+        pl_module.on_load_checkpoint = load  # type: ignore[assignment, method-assign]
         if overrides(self.keeper.intervention, "evaluated"):
             print("plastibench: Lightning validates the trained weights, not their slow copy", file=sys.stderr)
 
@@ -124,12 +127,13 @@ class PlasticityCallback(Callback):
             self.keeper.intervene(pack(drawn).to(network.device))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give ``training_step`` back."""
-        if hasattr(pl_module.__dict__.get("training_step"), "__wrapped__"):
-            del pl_module.training_step
+        """Give the module its own methods back."""
+        for name in ("training_step", "on_load_checkpoint"):
+            if hasattr(pl_module.__dict__.get(name), "__wrapped__"):
+                delattr(pl_module, name)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give ``training_step`` back."""
+        """Give the module its own methods back."""
         self.teardown(trainer, pl_module, "fit")
 
     def state_dict(self) -> dict[str, Any]:
@@ -137,9 +141,25 @@ class PlasticityCallback(Callback):
         return {} if self.keeper is None else self.keeper.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
-        if self.keeper is not None and state_dict:
+        """Take it back, unless that happened before the module's own state was loaded."""
+        if self.keeper is not None and state_dict and not self._loaded:
             self.keeper.load_state_dict(state_dict)
+        self._loaded = False
+
+    def _load(self, checkpoint: dict[str, Any]) -> None:
+        """Take the state from a whole checkpoint: it may say how the module has been rebuilt since ``setup``."""
+        if state := checkpoint.get("callbacks", {}).get(self.state_key):
+            self.load_state_dict(state)
+            self._loaded = True
+
+
+def _after(first: Callable[[Any], None], then: Callable[[Any], None]) -> Callable[[Any], None]:
+    @functools.wraps(then)
+    def both(argument: Any) -> None:
+        first(argument)
+        then(argument)
+
+    return both
 
 
 def _penalised(step: Callable[..., Any], keeper: Keeper) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ from plastibench.errors import UserError
 from plastibench.integrations.shared import Draw, Schedule, collate
 from plastibench.interventions.base import Intervention, overrides
 from plastibench.keeper import Keeper, attach
+from plastibench.layers.branches import branched
 from plastibench.network import Network, as_batch
 
 _FILE = "plastibench.pt"
@@ -33,6 +34,8 @@ class PlasticityCallback(TrainerCallback):
     - Trained on one device, in one process; a sharded or replicated model is refused.
     - Fresh weights come from the model's class and config, or from PyTorch's defaults where it has no config. Of a
       pretrained model that means new random weights.
+    - A model with branches (``plasticity-injection``) cannot be resumed: the Trainer loads its weights and makes its
+      optimizer before it says which checkpoint it resumes. Such a checkpoint is refused.
     - The Trainer evaluates the model itself. Evaluate a method's slow copy, ``callback.keeper.evaluated``, yourself.
 
     Attributes:
@@ -117,6 +120,7 @@ class PlasticityCallback(TrainerCallback):
         generator = torch.Generator().manual_seed(self.seed)
         network = Network(model, optimizer, _loss, fresh=fresh, generator=generator)
         self.keeper = attach(copy.deepcopy(self.intervention), network, **self.options)
+        model.register_load_state_dict_pre_hook(_refuses_other_branches)
         if overrides(self.keeper.intervention, "penalty"):
             if args.label_smoothing_factor:
                 raise UserError("PlasticityCallback: with label smoothing the Trainer ignores the model's loss")
@@ -142,6 +146,15 @@ def _adds_penalty(keeper: Keeper, args: TrainingArguments) -> Any:
         return output
 
     return add
+
+
+def _refuses_other_branches(module: nn.Module, state: Mapping[str, Any], *_: Any) -> None:
+    """The Trainer loads weights by name and takes no notice of those that fit nowhere."""
+    if branched(state) != branched(module.state_dict()):
+        raise UserError(
+            "PlasticityCallback: this checkpoint was saved before or after an injection that the model here has not "
+            "or has had; the Trainer cannot resume plasticity-injection (Lightning's and a loop of your own can)"
+        )
 
 
 def _loss(module: nn.Module, batch: TensorDictBase) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +130,11 @@ def branched_outputs(stages: list[Stage], outputs: Sequence[str], count: int) ->
         inner = ([str(position)] if len(stage) > 1 else []) + [output.removeprefix(stage[position]).lstrip(".")]
         names += [".".join([stage[0], "branches", str(number), *filter(None, inner)]) for number in range(count)]
     return tuple(names)
+
+
+def branched(names: Iterable[str]) -> set[str]:
+    """Those names of parameters and buffers that belong to branches."""
+    return {name for name in names if ".branches." in name}
 
 
 def merged_outputs(module: nn.Module, outputs: Sequence[str]) -> list[str]:

@@ -188,7 +188,9 @@ class Reseed(lightning.Callback):
         torch.manual_seed(trainer.global_step)
 
 
-@pytest.mark.parametrize("name", ["rnr", "upgd+redo", "neuroplastic-expansion", "continual-backprop"])
+@pytest.mark.parametrize(
+    "name", ["rnr", "upgd+redo", "neuroplastic-expansion", "continual-backprop", "plasticity-injection"]
+)
 def test_a_resumed_training_ends_bit_identical(fit: Callable[..., Any], tmp_path: Path, name: str) -> None:
     def callbacks() -> list[Any]:
         options = {"rate": 0.2, "maturity": 1} if name == "continual-backprop" else {}

@@ -242,6 +242,21 @@ def test_a_resumed_training_ends_bit_identical(trainer: Callable[..., Any], name
     assert helpers.changed(weights(whole), again.model)
 
 
+@pytest.mark.parametrize(("step", "refused"), [(1, True), (3, False)])
+def test_a_checkpoint_with_branches_is_refused(trainer: Callable[..., Any], step: int, refused: bool) -> None:
+    def callback() -> PlasticityCallback:
+        return PlasticityCallback("plasticity-injection", steps=(step,), options={"part": "head"})
+
+    trainer(callback(), save_strategy="steps", save_steps=2, max_steps=2).train()
+    again = trainer(callback(), max_steps=4)
+    if refused:
+        with pytest.raises(UserError, match="cannot resume plasticity-injection"):
+            again.train(resume_from_checkpoint=True)
+    else:
+        again.train(resume_from_checkpoint=True)
+        assert any("branches" in name for name in weights(again))
+
+
 def test_a_checkpoint_without_its_state_is_refused(trainer: Callable[..., Any]) -> None:
     trainer(save_strategy="steps", save_steps=2, max_steps=2).train()
     with pytest.raises(UserError, match=r"plastibench\.pt"):
