@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from plastibench.interventions.base import Intervention
 from plastibench.layers.optimizer_state import forget
-from plastibench.layers.units import has_units
+from plastibench.layers.units import has_units, tied
 from plastibench.network import Network
 from plastibench.options import option
 
@@ -118,9 +118,13 @@ def erdos_renyi(shapes: dict[str, tuple[int, ...]], density: float) -> dict[str,
 
 
 def _matrices(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights of every Linear and Conv module."""
+    """Weights of every Linear and Conv module that are no other module's, too."""
+    shared = tied(module)
     return {
         f"{name}.weight".lstrip("."): child.weight
         for name, child in module.named_modules()
-        if has_units(child) and not isinstance(child, nn.LayerNorm) and isinstance(child.weight, nn.Parameter)
+        if has_units(child)
+        and not isinstance(child, nn.LayerNorm)
+        and isinstance(child.weight, nn.Parameter)
+        and child.weight not in shared
     }

@@ -13,7 +13,7 @@ from plastibench.interventions.base import Intervention, Report
 from plastibench.layers.optimizer_state import forget_all
 from plastibench.layers.parts import from_block, selector, share_of
 from plastibench.layers.trace import trace
-from plastibench.layers.units import has_units, unit_count
+from plastibench.layers.units import has_units, tied, unit_count
 from plastibench.network import Network, as_batch
 from plastibench.options import matches, option
 
@@ -27,7 +27,7 @@ class Reset(Intervention):
     - ``all``: every parameter and buffer, class token, position embedding and BatchNorm statistics included; with the
       actor of SAC also the temperature.
     - ``mlp``: both layers of every MLP block. In a network without blocks: every Linear but the last.
-    - ``mlp-qkv``: these and the joint query-key-value projections.
+    - ``mlp-qkv``: these and the projections to queries, keys and values.
     - ``linear``: every Linear, the head included, the convolution of the patch embedding not.
     - ``layernorm``: every LayerNorm.
     - ``head``: the last Linear, or every output layer of a network that has several.
@@ -37,7 +37,8 @@ class Reset(Intervention):
     - ``match``: parameters whose names match the regular expression, instead of ``select``.
 
     With ``--every``, ``all`` is SR-SAC (D'Oro et al. 2023); ``--until`` is the ``no_resets_after`` of SR-SPR and BBF.
-    Of several critics in one module each loses its own last layers.
+    Of several critics in one module each loses its own last layers. A weight that is tied to another module's (an
+    output layer's to an embedding) is drawn anew with ``all``, ``last-k``, ``later`` and ``match`` only.
     """
 
     select: Part = option("all", "which parameters to re-draw")
@@ -91,10 +92,11 @@ class Reset(Intervention):
             return chosen
         if self.select == "later":
             return from_block(module, outputs, share_of(0.5 if self.share is None else self.share))[0]
-        selected = selector(self.select, module, outputs)
+        selected, shared = selector(self.select, module, outputs), tied(module)
         return [
             f"{prefix}.{name}"
             for prefix, child in module.named_modules()
             if selected(prefix, child)
-            for name, _ in child.named_parameters(recurse=False)
+            for name, parameter in child.named_parameters(recurse=False)
+            if parameter not in shared
         ]

@@ -9,18 +9,20 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.layers.probe import PIECE, pieces
+from plastibench.layers.units import tied
 from plastibench.network import Network, as_evaluated
 
 
 def weights_of(module: nn.Module) -> dict[str, nn.Parameter]:
     """Trained weights of every Linear and Conv2d by the module's name, in registration order.
 
-    A weight that is computed from other parameters, as under weight normalisation, is none that could be written.
+    Left out are weights that are computed from other parameters, as under weight normalisation, for they could not be
+    written, and those that other modules own, too.
     """
-    found = {}
+    found, shared = {}, tied(module)
     for name, child in module.named_modules():
         weight = child.weight if isinstance(child, nn.Linear | nn.Conv2d) else None
-        if isinstance(weight, nn.Parameter) and weight.requires_grad:
+        if isinstance(weight, nn.Parameter) and weight.requires_grad and weight not in shared:
             found[name] = weight
     return found
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from plastibench.errors import UserError
-from plastibench.layers.units import has_units
+from plastibench.layers.units import has_units, tied
 from plastibench.network import Network
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
@@ -33,22 +33,31 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def layers(network: Network, *, output: bool) -> dict[str, nn.Linear | nn.Conv2d]:
-    """Every Linear and Conv2d that is trained, by name, in registration order.
+    """Every Linear and Conv2d that is trained and has a weight of its own, by name, in registration order.
 
     Args:
         network: The network.
         output: Include its output layers. Which these are is known without a batch only if ``network.outputs`` says
             it; else the module with units that was registered last counts as the only one.
+
+    Raises:
+        UserError: There is none.
     """
     units = [(name, child) for name, child in network.module.named_modules() if has_units(child)]
     ends = network.outputs or tuple(name for name, _ in units[-1:])
-    return {
+    shared = tied(network.module)
+    found = {
         name: child
         for name, child in units
         if isinstance(child, nn.Linear | nn.Conv2d)
         and child.weight.requires_grad
+        and child.weight not in shared
         and (output or not any(name == end or name.startswith(f"{end}.") for end in ends))
     }
+    if not found:
+        which = "trained Linear or Conv2d" if output else "hidden, trained Linear or Conv2d"
+        raise UserError(f"{type(network.module).__name__} has no {which} with a weight of its own to act on")
+    return found
 
 
 def remembered(

@@ -10,40 +10,65 @@ from torch import nn
 
 _MLP = r"\.mlp\.fc[12]$"
 _SEQUENCES = nn.Sequential | nn.ModuleList
-_ATTENTION = r"(^|\.)(self_)?attn(\.|$)"
+_ATTENTION = r"attn|attention"
+_NO_ATTENTION = r"norm|drop|scale|(^|_)ln(_|$)"  # attn_norm, attention_layernorm
+_QKV = r"\.(qkv|[qkv]|[qkv]_(proj|lin)|qkv_proj|query|key|value|query_key_value|c_attn|q_attn|Wqkv|kv)$"
 
 
 def selector(part: str, module: nn.Module, outputs: Collection[str]) -> Callable[[str, nn.Module], bool]:
     """Whether a submodule, given by name and as such, belongs to a part of a network.
 
-    - ``mlp``: both layers of every MLP block. In a network without blocks: every Linear that is no output layer.
-    - ``mlp-qkv``: these and the joint query-key-value projections.
+    - ``mlp``: all matrices of the MLP blocks. In a network without such blocks: every Linear that is no output layer.
+    - ``mlp-qkv``: these and the projections to queries, keys and values.
     - ``attention``: all projections of attention blocks.
     - ``linear``: every Linear.
     - ``layernorm``: every LayerNorm.
     - ``head``: the output layers.
+
+    A block of a transformer is a member of a sequence that has an attention child (by its name); its MLP is whatever
+    multiplies by a matrix in the block and not in that child. So timm, torchvision, ``nn.TransformerEncoderLayer`` and
+    transformers are all known. Beside that, MLP blocks are known by timm's names (of a Mixer, of a ConvNeXt).
 
     Args:
         part: One of the above.
         module: The network.
         outputs: Names of its output layers.
     """
-    blocks = any(re.search(_MLP, name) for name, _ in module.named_modules())
-
-    def in_mlp(name: str, child: nn.Module) -> bool:
-        if blocks:
-            return re.search(_MLP, name) is not None
-        return isinstance(child, nn.Linear) and name not in outputs
-
+    attention = _attention(module)
+    matrices = [(name, child) for name, child in module.named_modules() if _is_matrix(child)]
+    homes = tuple(f"{name.rpartition('.')[0]}." for name in attention)
+    attending = {name for name, _ in matrices if name.startswith(tuple(f"{home}." for home in attention))}
+    mlp = {name for name, _ in matrices if name.startswith(homes) or re.search(_MLP, name)} - attending
+    if not mlp:
+        mlp = {name for name, child in matrices if isinstance(child, nn.Linear) and name not in outputs} - attending
+    qkv = {name for name in attending if re.search(_QKV, name)}
     parts: dict[str, Callable[[str, nn.Module], bool]] = {
-        "mlp": in_mlp,
-        "mlp-qkv": lambda name, child: name.endswith("qkv") or in_mlp(name, child),
-        "attention": lambda name, child: re.search(_ATTENTION, name) is not None,
+        "mlp": lambda name, child: name in mlp,
+        "mlp-qkv": lambda name, child: name in mlp | qkv or isinstance(child, nn.MultiheadAttention),
+        "attention": lambda name, child: name in attending,
         "linear": lambda name, child: isinstance(child, nn.Linear),
         "layernorm": lambda name, child: isinstance(child, nn.LayerNorm),
         "head": lambda name, child: name in outputs,
     }
     return parts[part]
+
+
+def _attention(module: nn.Module) -> list[str]:
+    """Names of the attention children of the blocks."""
+    blocks = {id(block) for child in module.modules() if isinstance(child, _SEQUENCES) for block in child.children()}
+    return [
+        f"{prefix}.{name}"
+        for prefix, block in module.named_modules()
+        if id(block) in blocks
+        for name, _ in block.named_children()
+        if re.search(_ATTENTION, name) and not re.search(_NO_ATTENTION, name)
+    ]
+
+
+def _is_matrix(child: nn.Module) -> bool:
+    """A Linear, or a module that is one under another name (transformers' ``Conv1D``)."""
+    weight = getattr(child, "weight", None)
+    return isinstance(weight, nn.Parameter) and weight.ndim == 2 and not isinstance(child, nn.Embedding)
 
 
 def blocks(module: nn.Module) -> list[str]:

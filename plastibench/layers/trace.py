@@ -16,7 +16,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from plastibench.layers.units import apply_module, has_units
+from plastibench.layers.units import apply_module, has_units, tied
 from plastibench.network import Network, as_evaluated
 
 ACTIVATIONS = frozenset(
@@ -93,6 +93,7 @@ class Traced:
         outgoing: Likewise for the modules whose weights multiply its units: the readers and, where one is a LayerNorm,
             which only scales them, the readers of that.
         batch_norms: The BatchNorm modules whose features are its units.
+        tied: Its weight is another module's, too.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Traced:
     columns: dict[str, Tensor] = field(default_factory=dict)
     outgoing: dict[str, Tensor] = field(default_factory=dict)
     batch_norms: list[str] = field(default_factory=list)
+    tied: bool = False
 
     @property
     def readers(self) -> list[str]:
@@ -111,9 +113,9 @@ class Traced:
 
     @property
     def trained(self) -> bool:
-        """Whether its weights are learned, and not frozen (by plasticity injection)."""
+        """Whether its weights are learned, and its own: neither frozen (by plasticity injection) nor tied."""
         weight = self.module.weight
-        return isinstance(weight, Tensor) and weight.requires_grad
+        return isinstance(weight, Tensor) and weight.requires_grad and not self.tied
 
     @property
     def hidden(self) -> bool:
@@ -313,14 +315,18 @@ def trace(network: Network, batch: TensorDictBase) -> list[Traced]:
     samples = {name for name, count in once.items() if sum(rows.get(name, [])) == 2 * count}
     plain = {name: own and isinstance(flow.traced[name].module.weight, nn.Parameter) for name, own in plain.items()}
     units = [unit for unit in flow.traced.values() if plain[unit.name] and unit.name in samples]
+    shared = tied(network.module)
     for unit in units:
+        unit.tied = unit.module.weight in shared
         unit.output = unit.name in network.outputs if network.outputs else unit is units[-1]
     follow_norms(units)
     return units
 
 
 def follow_norms(units: list[Traced]) -> None:
-    """Fill in what of each unit is ``outgoing``, given who reads whom; nothing where a norm's own readers are unknown.
+    """Fill in what of each unit is ``outgoing``, given who reads whom.
+
+    That is nothing where a reader's weight is tied to another module's, or a norm's own readers are unknown.
 
     Args:
         units: In order of execution.
@@ -328,6 +334,8 @@ def follow_norms(units: list[Traced]) -> None:
     by_name = {unit.name: unit for unit in units}
     for unit in reversed(units):
         norms = {name for name in unit.columns if _is_norm(by_name.get(name))}
+        if any(name in by_name and by_name[name].tied for name in unit.columns):
+            continue
         unit.outgoing = {name: columns for name, columns in unit.columns.items() if name not in norms}
         for norm in norms:
             behind = by_name[norm]

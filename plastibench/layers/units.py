@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TypeAlias
 
 import torch.nn.functional as F
@@ -19,6 +20,15 @@ def has_units(module: nn.Module) -> bool:
     if isinstance(module, nn.LayerNorm):
         return module.elementwise_affine and len(module.normalized_shape) == 1
     return isinstance(module, nn.Linear | nn.Conv2d)
+
+
+def tied(module: nn.Module) -> set[nn.Parameter]:
+    """Parameters that several modules own, as an output layer its weight with an embedding.
+
+    What changes them for the sake of one owner changes the other, so methods that work on layers leave them alone.
+    """
+    owners = Counter(p for child in module.modules() for p in child._parameters.values())  # asked for at every update
+    return {parameter for parameter, count in owners.items() if parameter is not None and count > 1}
 
 
 def unit_count(module: nn.Module) -> int:

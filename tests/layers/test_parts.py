@@ -89,3 +89,69 @@ def test_parts_have_the_modules_of_their_names(module, part, expected):
     found = {name for name, child in module.named_modules() if chosen(name, child)}
     assert {name for name in found if next(module.get_submodule(name).children(), None) is None} >= expected
     assert {name for name in found if list(module.get_submodule(name).parameters(recurse=False))} == expected
+
+
+def of(module: nn.Module, part: str) -> set[str]:
+    outputs = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)][-1:]
+    chosen = selector(part, module, outputs)
+    found = {name for name, child in module.named_modules() if chosen(name, child)}
+    return {name for name in found if list(module.get_submodule(name).parameters(recurse=False))}
+
+
+def torch_encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(8, 2, 16)
+    return nn.Sequential(nn.TransformerEncoder(layer, 1, enable_nested_tensor=False), nn.Linear(8, 3))
+
+
+def torchvision_vit() -> nn.Module:
+    torchvision = pytest.importorskip("torchvision")
+    return torchvision.models.VisionTransformer(8, 4, 1, 2, 8, 16, num_classes=3)
+
+
+def of_transformers(name: str) -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    small = {"vocab_size": 9, "bos_token_id": 0, "eos_token_id": 0}
+    made = {
+        "Bert": ("BertForMaskedLM", {**sizes, **small}),
+        "Llama": ("LlamaForCausalLM", {**sizes, **small}),
+        "GPT2": ("GPT2LMHeadModel", {"n_embd": 8, "n_layer": 1, "n_head": 2, **small}),
+        "DistilBert": ("DistilBertForMaskedLM", {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 16, **small}),
+    }
+    kind, options = made[name]
+    return getattr(transformers, kind)(getattr(transformers, f"{name}Config")(**options))
+
+
+@pytest.mark.parametrize(
+    ("build", "prefix", "mlp", "qkv"),
+    [
+        (torch_encoder, "0.layers.0", ["linear1", "linear2"], ["self_attn"]),
+        (torchvision_vit, "encoder.layers.encoder_layer_0", ["mlp.0", "mlp.3"], ["self_attention"]),
+        (
+            lambda: of_transformers("Bert"),
+            "bert.encoder.layer.0",
+            ["intermediate.dense", "output.dense"],
+            [f"attention.self.{name}" for name in ("query", "key", "value")],
+        ),
+        (
+            lambda: of_transformers("Llama"),
+            "model.layers.0",
+            ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"],
+            [f"self_attn.{name}_proj" for name in "qkv"],
+        ),
+        (lambda: of_transformers("GPT2"), "transformer.h.0", ["mlp.c_fc", "mlp.c_proj"], ["attn.c_attn"]),
+        (
+            lambda: of_transformers("DistilBert"),
+            "distilbert.transformer.layer.0",
+            ["ffn.lin1", "ffn.lin2"],
+            [f"attention.{name}_lin" for name in "qkv"],
+        ),
+    ],
+    ids=["torch", "torchvision", "bert", "llama", "gpt2", "distilbert"],
+)
+def test_transformers_of_other_libraries_have_the_same_parts(build, prefix, mlp, qkv):
+    module = build()
+    assert of(module, "mlp") == {f"{prefix}.{name}" for name in mlp}
+    assert of(module, "mlp-qkv") == {f"{prefix}.{name}" for name in (*mlp, *qkv)}
+    assert of(module, "attention")
+    assert not of(module, "attention") & of(module, "mlp")
