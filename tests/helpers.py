@@ -193,9 +193,9 @@ def changed(before: dict[str, Tensor], module: nn.Module) -> set[str]:
 
 
 def parameters_of(module: nn.Module, prefixes: Iterable[str]) -> set[str]:
-    """Names of the parameters below any of the prefixes (whole dotted parts)."""
+    """Names of the parameters and buffers below any of the prefixes (whole dotted parts)."""
     starts = tuple(f"{prefix}." for prefix in prefixes)
-    return {name for name, _ in module.named_parameters() if f"{name}.".startswith(starts)}
+    return {name for name in module.state_dict() if f"{name}.".startswith(starts)}
 
 
 def array(tensor: Tensor) -> np.ndarray:

@@ -10,6 +10,7 @@ from tensordict import TensorDictBase
 
 from plastibench.errors import UserError
 from plastibench.interventions.base import Intervention, Report
+from plastibench.layers.branches import renewable
 from plastibench.layers.optimizer_state import forget_all
 from plastibench.layers.parts import from_block, selector, share_of
 from plastibench.layers.trace import trace
@@ -24,8 +25,11 @@ Part = Literal["all", "mlp", "mlp-qkv", "linear", "layernorm", "head", "last-k",
 class Reset(Intervention):
     """Re-draw the selected parameters from the network's own initialisation; their optimizer state starts anew.
 
-    - ``all``: every parameter and buffer, class token, position embedding and BatchNorm statistics included; with the
-      actor of SAC also the temperature.
+    Frozen parameters stay. Of a module that loses all of its parameters the buffers start anew, too (BatchNorm's
+    statistics: those of features that are gone would drown the new ones).
+
+    - ``all``: every parameter and buffer, class token and position embedding included; with the actor of SAC also the
+      temperature.
     - ``mlp``: both layers of every MLP block. In a network without blocks: every Linear but the last.
     - ``mlp-qkv``: these and the projections to queries, keys and values.
     - ``linear``: every Linear, the head included, the convolution of the patch embedding not.
@@ -63,9 +67,13 @@ class Reset(Intervention):
         parameters = dict(module.named_parameters())
         for name in chosen:
             parameters[name].copy_(fresh.get_parameter(name))
-        if len(chosen) == len(parameters):
-            for name, buffer in module.named_buffers():
-                buffer.copy_(fresh.get_buffer(name))
+        whole = chosen == list(renewable(module))
+        for prefix, child in module.named_modules():
+            own = {f"{prefix}.{name}".lstrip(".") for name, _ in child.named_parameters(recurse=False)}
+            if (own and own <= set(chosen)) or (whole and not own):
+                for name, buffer in child.named_buffers(recurse=False):
+                    buffer.copy_(fresh.get_submodule(prefix).get_buffer(name))
+        if whole:
             for restart in network.restarts:
                 restart()
         forget_all(network.optimizer, [parameters[name] for name in chosen])
@@ -78,8 +86,9 @@ class Reset(Intervention):
         return report
 
     def _chosen(self, network: Network, batch: TensorDictBase) -> list[str]:
+        """Names, in order of registration."""
         module = network.module
-        names = [name for name, _ in module.named_parameters()]
+        names = list(renewable(module))
         if self.match:
             return [name for name in names if matches(self.match, name)]
         if self.select == "all":
@@ -89,14 +98,15 @@ class Reset(Intervention):
             chosen, blocks = from_block(module, outputs, lambda count: self.k)
             if blocks and not chosen:
                 raise UserError(f"reset: k is {self.k}, but the network has {blocks} blocks")
-            return chosen
+            return [name for name in chosen if name in names]
         if self.select == "later":
-            return from_block(module, outputs, share_of(0.5 if self.share is None else self.share))[0]
+            chosen = from_block(module, outputs, share_of(0.5 if self.share is None else self.share))[0]
+            return [name for name in chosen if name in names]
         selected, shared = selector(self.select, module, outputs), tied(module)
         return [
             f"{prefix}.{name}"
             for prefix, child in module.named_modules()
             if selected(prefix, child)
             for name, parameter in child.named_parameters(recurse=False)
-            if parameter not in shared
+            if f"{prefix}.{name}" in names and parameter not in shared
         ]

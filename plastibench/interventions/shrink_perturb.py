@@ -11,6 +11,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from plastibench.interventions.base import Intervention, Report
+from plastibench.layers.branches import renewable
 from plastibench.layers.optimizer_state import forget_all
 from plastibench.layers.parameters import remembered
 from plastibench.layers.trace import trace
@@ -24,7 +25,8 @@ class ShrinkPerturb(Intervention):
     """θ ← keep·θ + noise·θ', where θ' is a fresh draw or the stored initial weights.
 
     There is no bare α: repositories disagree whether 0.8 keeps 80 % (Ash & Adams, BBF) or 20 % (Lee et al.). All
-    parameters take part, LayerNorm and position embeddings included, as in both sources; buffers are left alone.
+    trained parameters take part, LayerNorm and position embeddings included, as in both sources; buffers and frozen
+    parameters are left alone.
 
     SR-SPR (0.8/0.2) and BBF (0.5/0.5) re-draw all behind the encoder instead of mixing it. Here ``heads="redraw"``
     re-draws the output layers, and every optimizer state starts anew (BBF's code keeps that of the encoder).
@@ -50,18 +52,19 @@ class ShrinkPerturb(Intervention):
         """Shrink and perturb; the optimizer's state starts anew."""
         if self.source == "initial" and not self._initial:
             self.prepare(network)
-        report = Report(parameters=sum(p.numel() for p in network.module.parameters()))
+        parameters = renewable(network.module)
+        report = Report(parameters=sum(p.numel() for p in parameters.values()))
         redrawn = self._redrawn(network, batch)
         fresh = dict(network.fresh().named_parameters()) if redrawn or not self._initial else {}
         if self._initial:  # what another intervention has added since begins as it is now
             remembered(self._initial, dict(network.module.named_parameters()))
         others = self._initial or fresh
-        for name, parameter in network.module.named_parameters():
+        for name, parameter in parameters.items():
             if name.rpartition(".")[0] in redrawn:
                 parameter.copy_(fresh[name])
             else:
                 parameter.mul_(self.keep).add_(others[name], alpha=self.noise)
-        forget_all(network.optimizer, list(network.module.parameters()))
+        forget_all(network.optimizer, list(parameters.values()))
         for name, units in redrawn.items():
             report.units[name] = torch.ones(units, dtype=torch.bool, device=network.device)
             report.note(name, revived=float(units), units=float(units))

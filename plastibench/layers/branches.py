@@ -137,6 +137,16 @@ def branched(names: Iterable[str]) -> set[str]:
     return {name for name in names if ".branches." in name}
 
 
+def renewable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that a reset may draw anew, by name, in order of registration: those that are trained.
+
+    And those of branches, frozen ones too: g and g⁰ cancel only if they are drawn together.
+    """
+    parameters = dict(module.named_parameters())
+    inside = branched(parameters)
+    return {name: parameter for name, parameter in parameters.items() if parameter.requires_grad or name in inside}
+
+
 def merged_outputs(module: nn.Module, outputs: Sequence[str]) -> list[str]:
     """Names of the modules that return the network's own outputs: of branches, the place where they are added up."""
     places = []

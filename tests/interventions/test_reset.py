@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 from plastibench.errors import UserError
 from plastibench.interventions.reset import Reset
-from plastibench.network import Network
+from plastibench.interventions.shrink_perturb import ShrinkPerturb
+from plastibench.network import Network, eval_mode
 from tests.helpers import (
     agent_builder,
     changed,
     images,
     logits,
+    loss,
     network_of,
     parameters_of,
     small_resnet,
@@ -79,7 +81,7 @@ def trained(name: str) -> tuple[Network, Tensor]:
 
 
 def assert_reset(network: Network, batch, reset: Reset, expected: set[str]) -> None:
-    """Exactly the expected parameters change and lose their optimizer state."""
+    """Exactly what is expected changes, and the parameters of it lose their optimizer state."""
     before = state(network.module)
     report = reset.intervene(network, batch)
     assert changed(before, network.module) == expected
@@ -149,12 +151,38 @@ def test_a_full_reset_of_batchnorm_starts_its_statistics_anew():
     assert int(norm.num_batches_tracked) == 0
 
 
-@pytest.mark.parametrize(("name", "select"), [("resnet", "linear"), ("resnet", "head"), ("resnet", "last-k")])
-def test_a_partial_reset_leaves_the_running_statistics(name, select):
-    network, batch = trained(name)
+@pytest.mark.parametrize(
+    ("select", "norms"),
+    [("linear", ()), ("head", ()), ("last-k", ("layer4.1.",)), ("later", ("layer3.", "layer4."))],
+)
+def test_a_partial_reset_renews_the_running_statistics_of_the_norms_that_it_redraws(select, norms):
+    network, batch = trained("resnet")
     before = {key: buffer.clone() for key, buffer in network.module.named_buffers()}
     Reset(select).intervene(network, batch)
-    assert all(torch.equal(buffer, before[key]) for key, buffer in network.module.named_buffers())
+    for key, buffer in network.module.named_buffers():
+        if key.startswith(norms):
+            assert torch.equal(buffer, torch.full_like(buffer, float(key.endswith("var")))), key
+        else:
+            assert torch.equal(buffer, before[key]), key
+
+
+def test_forgetting_later_layers_of_a_resnet_leaves_guesses_and_no_wild_outputs():
+    network, batch = trained("resnet")
+    Reset("later").intervene(network, batch)
+    with eval_mode(network.module), torch.no_grad():
+        assert float(loss(network.module, batch)) < 2 * math.log(10)
+
+
+@pytest.mark.parametrize("method", [Reset("all"), Reset("later"), Reset("linear"), ShrinkPerturb(0.5, 0.5)])
+def test_frozen_parameters_stay(method):
+    network, batch = trained("vit")
+    block = network.module.blocks[1].requires_grad_(False)
+    before = state(network.module)
+    method.intervene(network, batch)
+    moved = changed(before, network.module)
+    assert "head.weight" in moved
+    assert not {name for name in moved if name.startswith("blocks.1.")}
+    assert all(torch.equal(value, before[f"blocks.1.{name}"]) for name, value in block.state_dict().items())
 
 
 @pytest.mark.parametrize(
