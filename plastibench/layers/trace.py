@@ -67,6 +67,7 @@ _KEEPS = frozenset(
             "batch_norm",
             "layer_norm",
             "group_norm",
+            "rms_norm",
             "contiguous",
             "to",
             "float",

@@ -163,6 +163,13 @@ def test_flow_of_an_mlp():
     assert not any(unit.residual for unit in units.values())
 
 
+@pytest.mark.parametrize("norm", [nn.RMSNorm(8), nn.GroupNorm(2, 8), nn.LayerNorm(8, elementwise_affine=False)])
+def test_norms_that_have_no_units_of_their_own_pass_units_on(norm):
+    units = traced(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), norm, nn.Linear(8, 10)))
+    assert units["1"].hidden
+    assert list(units["1"].outgoing) == units["1"].readers == ["4"]
+
+
 def test_flow_of_a_resnet():
     build = agent_builder("resnet18")
     units = traced(build)
