@@ -13,7 +13,7 @@ from plastibench.interventions.base import Intervention, Report
 from plastibench.interventions.criteria import Criterion, dormant
 from plastibench.layers.optimizer_state import MomentRule
 from plastibench.layers.probe import measure
-from plastibench.layers.surgery import redraw_units, whole_neurons, zero_outgoing
+from plastibench.layers.surgery import redraw_batch_norms, redraw_units, whole_neurons, zero_outgoing
 from plastibench.layers.trace import Traced, trace
 from plastibench.network import Network, as_batch
 from plastibench.options import matches, option
@@ -24,7 +24,8 @@ class Revive(Intervention):
     """Re-draw the incoming weights of dormant units, as their module was initialised.
 
     The output layer is never revived. With ``outgoing="zero"`` and ``criterion="redo"`` this is ReDo (Sokar et al.
-    2023); with ``criterion="regrama"`` it is ReGraMa (Liu et al. 2025) on pre-activation gradients.
+    2023); with ``criterion="regrama"`` it is ReGraMa (Liu et al. 2025) on pre-activation gradients. Hidden units whose
+    readers are zeroed lose their entry of a BatchNorm before the nonlinearity, too.
     """
 
     criterion: Criterion = option("low-gradient-quantile", "how units are scored; the first four compare with tau")
@@ -40,10 +41,12 @@ class Revive(Intervention):
         """Score once over the batch, then re-draw."""
         batch = as_batch(batch)
         units = trace(network, batch)
-        masks = self.select(network, batch, units)
-        report = self.revive(network, units, masks, network.fresh())
+        masks, fresh = self.select(network, batch, units), network.fresh()
+        report = self.revive(network, units, masks, fresh)
         if self.outgoing == "zero":
             zero_outgoing(network, units, masks, self.moments)
+            if self.modules == "hidden":  # its shift may be what silences a filter
+                redraw_batch_norms(network, units, masks, fresh, self.moments)
         return report
 
     def select(self, network: Network, batch: TensorDictBase, units: list[Traced]) -> dict[str, Tensor]:

@@ -124,6 +124,21 @@ def test_a_neuron_whose_activation_follows_a_layernorm_is_redrawn_with_its_row(m
     assert report.units.get("1", torch.zeros(6)).any() == (modules == "hidden")  # so that Recouple keeps the rows
 
 
+def test_redo_wakes_a_filter_that_its_batchnorm_silences():
+    def build() -> nn.Module:
+        layers = nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 10)
+        return nn.Sequential(*layers)
+
+    network, batch = network_of(build), images(24)
+    network.module[1].bias.data[2] = -20.0
+    before = logits(network.module, batch)
+    report = Revive("redo", tau=0.0, modules="hidden", outgoing="zero").intervene(network, batch)
+    assert report.units["0"].nonzero().flatten().tolist() == [2]
+    torch.testing.assert_close(logits(network.module, batch), before)
+    network.module.eval()
+    assert bool((network.module[:3](batch["image"])[:, 2] > 0).any())
+
+
 def test_redo_at_zero_leaves_the_function_of_a_relu_network_as_it_was():
     network, batch = dead_unit_network(), images(24)
     network._fresh = lambda: drawn(MLP, 9)
