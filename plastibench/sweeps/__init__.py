@@ -1,0 +1,1 @@
+"""The sweeps of the paper's figures: one specification per figure and size."""
