@@ -127,17 +127,20 @@ class Classifier:
             "module": self._network.module.state_dict(),
             "optimizer": self._network.optimizer.state_dict(),
             "task": [self._update, self._updates, self._summed],
+            "closed": self.closed,
             "sums": self._sums,
             "augmentation": self._augmentation.get_state(),
             "intervention": self._network.generator.get_state(),
         }
 
     def extra_state(self) -> dict[str, Any]:
-        """What the loss of the finished network needs beside it: nothing."""
-        return {}
+        """What the loss of the finished network needs beside it."""
+        return {"closed": self.closed}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`extra_state` returned."""
+        closed = state.get("closed")
+        self.closed = None if closed is None else closed.to(self._device)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
@@ -147,6 +150,7 @@ class Classifier:
         self._network.optimizer.load_state_dict(state["optimizer"])
         self._update, self._updates, self._summed = state["task"]
         self._sums.copy_(state["sums"])
+        self.load_extra_state(state)
         self._augmentation.set_state(state["augmentation"].cpu())
         self._network.generator.set_state(state["intervention"].cpu())
 
@@ -171,7 +175,7 @@ class Classifier:
         """Linear from 0 over the warm-up, then cosine to 0 or constant, within the task (Table 1)."""
         recipe = self.recipe
         warmup = recipe.warmup * self._updates
-        if self._update < warmup:
+        if self._update < warmup and warmup >= 1:  # else the one update of a short task would learn nothing
             return recipe.lr * self._update / warmup
         if recipe.schedule == "constant":
             return recipe.lr

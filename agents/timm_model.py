@@ -30,4 +30,12 @@ class TimmModel(Recipe):
             model: nn.Module = timm.create_model(self.model, img_size=shape[1:], **options)
         except TypeError:  # models that take any image size have no such option
             model = timm.create_model(self.model, **options)
+        patches = getattr(model, "patch_embed", None)
+        size = getattr(patches, "patch_size", None) or (1, 1)
+        height, width = shape[1] % size[0], shape[2] % size[1]
+        if (height or width) and not getattr(patches, "dynamic_img_pad", False):
+            raise UserError(
+                f"agent timm: {self.model} cuts images into patches of {size[0]}x{size[1]}, which do not cover one of "
+                f"{shape[1]}x{shape[2]}; take another --env.image-size or model"
+            )
         return model

@@ -42,6 +42,11 @@ class Incremental(Scenario):
         total = len(np.unique(stream.dataset.train_labels))
         if self.groups > total:
             raise UserError(f"env: {total} classes are too few for {self.groups} groups; lower --env.groups")
+        untested = np.setdiff1d(stream.dataset.train_labels, stream.dataset.test_labels)
+        if len(untested):
+            raise UserError(
+                f"env: {len(untested)} of {total} classes have no test image; lower --env.train-size or take other data"
+            )
         return stream
 
     def tasks(self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator) -> Iterator[Task]:

@@ -123,13 +123,14 @@ class Keeper:
     def state_dict(self) -> dict[str, Any]:
         """What an exact resume needs beside the module's and the optimizer's state; safe for ``weights_only=True``."""
         generator = self.network.generator.get_state()
-        return {"intervention": self.intervention.state_dict(), "generator": generator, "steps": self.steps}
+        counts = {"steps": self.steps, "acted-at": self._acted_at}
+        return {"intervention": self.intervention.state_dict(), "generator": generator, **counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
         self.intervention.load_state_dict(state["intervention"])
         self.network.generator.set_state(state["generator"].cpu())
-        self.steps = self._acted_at = state["steps"]
+        self.steps, self._acted_at = state["steps"], state.get("acted-at", -1)
 
     def detach(self) -> None:
         """Follow the optimizer no more. What was done to the network stays."""

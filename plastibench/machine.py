@@ -6,6 +6,7 @@ import ctypes
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,11 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "missing"
     return found
+
+
+def command() -> str:
+    """The command line of this process, as one would type it."""
+    return shlex.join(["plastibench", *sys.argv[1:]])
 
 
 def commit() -> str:

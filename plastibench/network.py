@@ -204,14 +204,15 @@ def as_batch(batch: TensorDictBase | Mapping[str, Tensor]) -> TensorDictBase:
 def _own(optimizer: torch.optim.Optimizer, before: set[nn.Parameter], after: list[nn.Parameter]) -> None:
     """Have the optimizer step on ``after`` instead of ``before``; what is no one's but the optimizer's stays.
 
-    New parameters join group 0. Each group is put in the module's order, which is that of an optimizer made anew:
-    states are saved by position.
+    New parameters join group 0; those of ``before`` that it did not own stay out of it. Each group is put in the
+    module's order, which is that of an optimizer made anew: states are saved by position.
     """
     groups = optimizer.param_groups
     owner = {p: number for number, group in enumerate(groups) for p in group["params"]}
     for number, group in enumerate(groups):
         others = [p for p in group["params"] if p not in before]
-        group["params"] = [p for p in after if owner.get(p, 0) == number] + others
+        mine = [p for p in after if (owner.get(p) if p in before else 0) == number]
+        group["params"] = mine + others
     for gone in before - set(after):
         optimizer.state.pop(gone, None)
 

@@ -126,9 +126,9 @@ class OffPolicy:
             count = int(self.owed)
             self.owed -= count
             for first in range(0, count, _AT_ONCE):
-                for batch in self.memory.sample(min(_AT_ONCE, count - first)):
+                for number, batch in enumerate(self.memory.sample(min(_AT_ONCE, count - first)), first + 1):
                     self._learn(batch)
-                    if self.run.due():
+                    if self.run.due() and not (self.finished and number == count):  # nothing would learn after that
                         self._intervene()
         every = self.scenario.evaluate_every
         if self.steps // every > before // every or self.steps % self.steps_per_task == 0:
@@ -250,7 +250,7 @@ class OffPolicy:
     def _switch(self) -> None:
         """Begin the next task; interventions see what is remembered of those before, for nothing else is there yet."""
         self._enter(self.task + 1)
-        if not self.run.spec.run.every and len(self.memory):
+        if self.run.due_at_switch() and len(self.memory):
             self._intervene()
         if self.scenario.clear_replay:
             self.memory.clear()

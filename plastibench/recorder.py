@@ -79,6 +79,8 @@ class Recorder:
             _wait_for_the_next_second(folder)
             self._writer = SummaryWriter(str(folder))
         except OSError as error:
+            if length and not path.exists():
+                raise RunError(f"{path} is gone; delete {folder} to start the run anew") from error
             raise RunError(f"cannot write into {folder}: {error.strerror or error}") from error
         if not lengths:
             columns = [events.Column(f"leaderboard/{name}", *said) for name, said in LEADERBOARD.items()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -110,6 +109,7 @@ def run(
     announce: str = "",
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     stop: list[int] | None = None,
+    command: str = "",
 ) -> dict[str, Any]:
     """Run a spec to its end, continuing where an earlier try stopped.
 
@@ -122,6 +122,7 @@ def run(
         announce: What the first line of progress begins with.
         checkpoint_seconds: At most this much work is lost in a crash; as many times more as seconds go by in saving.
         stop: Becomes true when the run shall save its state and end; by default SIGINT and SIGTERM ask for that.
+        command: What the result says that it was made by; by default the command line of this process.
 
     Returns:
         The content of ``result.json``.
@@ -146,6 +147,7 @@ def run(
     set_up_torch(spec)
     env = spec.create("env").make(data_dir)
     agent = spec.create("agent").build(env, spec.run.seed, torch.device(device))
+    _check_options(spec, env, agent)
     with only_one(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as asked:
         if path.exists():  # another process has finished it meanwhile
             return results.read(path)
@@ -153,7 +155,11 @@ def run(
         tell("continues" if (folder / "checkpoint.pt").exists() else "begins")
         if not (folder / "spec.toml").exists():
             checkpoint.write_text(folder / "spec.toml", spec.to_toml())
-        return Run(spec, env, agent, folder, asked, quiet, threads, checkpoint_seconds).to_the_end()
+        before = torch.get_num_threads()
+        try:
+            return Run(spec, env, agent, folder, asked, quiet, threads, checkpoint_seconds, command).to_the_end()
+        finally:
+            torch.set_num_threads(before)  # the next run of this process may be a large one
 
 
 class Run:
@@ -169,14 +175,15 @@ class Run:
         quiet: bool,
         threads: int,
         checkpoint_seconds: float,
+        command: str = "",
     ) -> None:
         self.spec, self.agent, self.folder, self.stop = spec, agent, folder, stop
+        self.command = command or machine.command()
         self.checkpoint_seconds = checkpoint_seconds
         self.networks: list[Network] = list(agent.networks.values())
         size = sum(p.numel() for network in self.networks for p in network.module.parameters())
         if threads or size * agent.batch_size < _SMALL:
             torch.set_num_threads(threads or 1)
-        self._check_roles()
         self.interventions = [
             spec.create("intervention") if self.works_on(role) else Intervention() for role in agent.networks
         ]
@@ -249,8 +256,16 @@ class Run:
 
     def due(self) -> bool:
         """Whether the schedule asks for an intervention after this update."""
-        every, until = self.spec.run.every, self.spec.run.until
-        return bool(every) and self.total % every == 0 and (until is None or self.total <= until)
+        every = self.spec.run.every
+        return bool(every) and self.total % every == 0 and self._in_time()
+
+    def due_at_switch(self) -> bool:
+        """Whether it asks for one at this task switch."""
+        return not self.spec.run.every and self._in_time()
+
+    def _in_time(self) -> bool:
+        until = self.spec.run.until
+        return until is None or self.total <= until
 
     def averages(self) -> dict[str, float]:
         """Means of the training figures since the last call.
@@ -325,18 +340,11 @@ class Run:
 
     # The end, saving and restoring -------------------------------------------------------------------------------
 
-    def _check_roles(self) -> None:
-        for role in self.spec.run.roles or ():
-            if role not in self.agent.networks:
-                known = list(self.agent.networks)
-                hint = did_you_mean(role, known)
-                raise UserError(f"{self.spec.agent[0]} has no network '{role}'{hint} (it has: {', '.join(known)})")
-
     def _finish(self) -> dict[str, Any]:
         self.cost["seconds"] += time.monotonic() - self.clock
         self.clock = time.monotonic()
         origin = {
-            "command": shlex.join(["plastibench", *sys.argv[1:]]),
+            "command": self.command,
             "commit": self.commit,
             "versions": machine.versions(),
             "hardware": machine.hardware(self.spec.run.device),
@@ -375,6 +383,7 @@ class Run:
             "interventions": [intervention.state_dict() for intervention in self.interventions],
             "initial": self.initial,
             "course": self.course.state_dict(),
+            "data": self.course.data,
             "dropout": torch.get_rng_state(),
             "dropout-cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -389,6 +398,11 @@ class Run:
         state = checkpoint.load(path)
         if not self._is_mine(state):
             raise UserError(f"checkpoint {path} belongs to another run; delete its folder to start the run anew")
+        if state.get("data", self.course.data) != self.course.data:
+            raise UserError(
+                f"{self.spec.id}: the data have changed since its checkpoint was saved; bring them back, or delete "
+                f"{self.folder} to start the run anew"
+            )
         try:
             return self._take_back(state)
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -416,6 +430,22 @@ class Run:
         if torch.cuda.is_available() and state["dropout-cuda"]:
             torch.cuda.set_rng_state_all(state["dropout-cuda"])
         return dict(state["files"])
+
+
+def _check_options(spec: RunSpec, env: Any, agent: Any) -> None:
+    """See that the options of the run fit its env and agent."""
+    for role in spec.run.roles or ():
+        if role not in agent.networks:
+            known = list(agent.networks)
+            hint = did_you_mean(role, known)
+            raise UserError(f"{spec.agent[0]} has no network '{role}'{hint} (it has: {', '.join(known)})")
+    if isinstance(env, TaskStream):
+        for name, value in (
+            ("offline-updates", spec.run.offline_updates),
+            ("checkpoint-memory", spec.run.checkpoint_memory),
+        ):
+            if value:
+                raise UserError(f"--{name} is for agents that act (rl-*); {spec.env[0]} is a task stream")
 
 
 def _plain(report: Report, task: int, update: int, role: str) -> dict[str, Any]:

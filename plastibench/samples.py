@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def read_samples(text: str, count: int, shape: tuple[int, int, int], data_dir: P
         return Samples("noise", images, None, None)
     if text in DATASETS and text != "imagefolder":
         found = load_dataset(text, data_dir)
-        chosen = np.arange(len(found.train_images))[:: max(1, len(found.train_images) // count)][:count]
+        chosen = _spread(len(found.train_images), count)
         labels = torch.from_numpy(found.train_labels[chosen])
         samples = Samples(text, _scaled(found.train_images[chosen]), labels, len(found.classes))
     elif path.is_dir():
@@ -67,6 +68,11 @@ def read_samples(text: str, count: int, shape: tuple[int, int, int], data_dir: P
         raise UserError(f"--data {text}: no such folder, .npz file or data set{hint} (data sets: {', '.join(known)})")
     samples.images = _fitted(samples.images, shape)
     return samples
+
+
+def _spread(total: int, count: int) -> np.ndarray:
+    """Up to ``count`` of so many places, evenly: data may be sorted by class."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
 
 
 def _scaled(images: np.ndarray) -> Tensor:
@@ -92,8 +98,8 @@ def _folder(path: Path, count: int, shape: tuple[int, int, int]) -> Samples:
     groups = [_images_in(folder) for folder in classes] if classes else [_images_in(path)]
     if not any(groups):
         raise UserError(f"--data {path}: no images in it or in the folders in it ({', '.join(_ENDINGS)})")
-    each = -(-count // len(groups))
-    chosen = [(file, label) for label, files in enumerate(groups) for file in files[:each]][:count]
+    rounds = itertools.zip_longest(*([(file, label) for file in files] for label, files in enumerate(groups)))
+    chosen = [pair for each in rounds for pair in each if pair is not None][:count]
     images = np.empty((len(chosen), 3, *shape[1:]), np.uint8)
     for index, (file, _) in enumerate(chosen):
         try:
@@ -131,7 +137,8 @@ def _arrays(path: Path, count: int) -> Samples:
         images = images[:, None]
     elif images.shape[1] not in (1, 3, 4) and images.shape[3] in (1, 3, 4):
         images = images.transpose(0, 3, 1, 2)
-    images = images[:count]
+    places = _spread(len(images), count)
+    images = images[places]
     if images.dtype.kind == "f":
         if not np.isfinite(images).all():
             raise UserError(f"{path}: the images hold values that are not finite")
@@ -142,7 +149,7 @@ def _arrays(path: Path, count: int) -> Samples:
         return Samples(str(path), values, None, None)
     if labels.min() < 0:
         raise UserError(f"{path}: labels must not be negative")
-    chosen = torch.from_numpy(labels[:count].astype(np.int64))
+    chosen = torch.from_numpy(labels[places].astype(np.int64))
     return Samples(str(path), values, chosen, int(labels.max()) + 1)
 
 

@@ -14,6 +14,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from plastibench.agents.classifier import without
+from plastibench.errors import RunError
 from plastibench.metrics.performance import TaskRecord, comparison, mean, share, summary, task_figures
 from plastibench.replay import arrive, everything, growing_replay, representative
 from plastibench.seeds import derive, generator
@@ -93,15 +94,18 @@ class Supervised:
         self.run.measure("after")
 
     def advance(self) -> None:
-        """One update, and what falls due after it: an intervention, an evaluation, the end of the task."""
+        """One update, and what falls due after it: an intervention, an evaluation, the end of the task.
+
+        What a task has come to is measured before an intervention that falls due at its very end.
+        """
         self.learn()
-        if self.run.due():
+        per_epoch, ends = self.updates_per_epoch(), self.update == self._updates()
+        if self.run.due() and not ends:
             self._intervene_in_mid_task()
-        per_epoch = self.updates_per_epoch()
         if self.update % per_epoch == 0:
             self._end_epoch(self.update // per_epoch)
-            if self.update == self._updates():
-                self._end_task()
+        if ends:
+            self._end_task()
 
     def learn(self) -> None:
         """One update on the next batch."""
@@ -156,8 +160,10 @@ class Supervised:
         self.run.measure("end")
         if self.task + 1 == self.scenario.task_count:
             self.finished = True
-        else:
-            self._switch()
+            return
+        if self.run.due():
+            self._intervene_in_mid_task()
+        self._switch()
 
     def _switch(self) -> None:
         """Begin the next task: evaluate, receive data, intervene, renew the optimizer, evaluate."""
@@ -167,7 +173,7 @@ class Supervised:
         arrive(self.replay, observation["images"], observation["labels"])
         self._ask_anew(asked)
         self.task, self.update = self.task + 1, 0
-        if not self.run.spec.run.every:
+        if self.run.due_at_switch():
             self.run.intervene()
         self.agent.begin_task(self._updates())
         after = self._logits(asked)
@@ -179,6 +185,7 @@ class Supervised:
 
     def _intervene_in_mid_task(self) -> None:
         """Intervene, and see what it cost where two evaluations more are a small part of the interval."""
+        self.evaluated = -1, torch.empty(0)
         if self.run.spec.run.every < self.updates_per_epoch():
             self.run.intervene()
             return
@@ -209,6 +216,11 @@ class Supervised:
         averages = self.run.averages()
         logits = self._logits() if logits is None else logits
         self.evaluated = self.run.total, logits
+        if not bool(logits.isfinite().all()):
+            raise RunError(
+                f"{self.run.spec.id}: the network returned values that are not finite in task {self.task + 1}, after "
+                f"update {self.run.total}; try a smaller --agent.lr"
+            )
         accuracy = share(logits.argmax(1) == self.questions.answers)
         self.records[-1].curve.append((self.place, accuracy))
         self.run.record("training", {"accuracy": accuracy, **averages})

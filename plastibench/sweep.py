@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from plastibench import checkpoint, registry
+from plastibench import checkpoint, machine, registry
 from plastibench.errors import UserError, did_you_mean
 from plastibench.options import field_name, is_list, options_of
 from plastibench.process import GPU_SHARE
@@ -163,7 +163,7 @@ def _on_gpu(job: Job, pool: Sequence[Job], jobs: int) -> dict[str, str]:
 def _start(job: Job, options: list[str], on_gpu: dict[str, str]) -> None:
     # A session of its own: Ctrl-C reaches this process alone, which then asks the others to save.
     job.process = subprocess.Popen(
-        [sys.executable, "-m", "plastibench", "resume", job.spec.id, "--one-of-many", *options],
+        [sys.executable, "-m", "plastibench", "resume", job.spec.id, "--for-command", machine.command(), *options],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         encoding="utf-8",

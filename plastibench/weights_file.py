@@ -53,17 +53,20 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def without_prefix(state: Mapping[str, Tensor], known: set[str]) -> dict[str, Tensor]:
     """The state under the names of a model: ``module.``, ``_orig_mod.``, ``model.`` and the like are cut off.
 
-    Of all leading parts of names, and of none, those are cut off with which most names are known.
+    Of all leading parts of names, and of none, those are cut off with which most names are known; of several such
+    (``model.`` and ``model_ema.``) the shortest, and the first by the alphabet. Names that are known as they are stay.
     """
     prefixes = {""}
     for name in state:
         parts = name.split(".")
         prefixes.update(".".join(parts[:count]) + "." for count in range(1, min(4, len(parts))))
-    fitting = {p: sum(name.startswith(p) and name[len(p) :] in known for name in state) for p in prefixes}
-    best = max(sorted(prefixes, key=len), key=lambda prefix: fitting[prefix])
+    fitting = {p: sum(name.removeprefix(p) in known for name in state) for p in prefixes}
+    best = max(sorted(prefixes, key=lambda prefix: (len(prefix), prefix)), key=lambda prefix: fitting[prefix])
     if not fitting[best]:
         return dict(state)
-    return {name[len(best) :]: value for name, value in state.items() if name.startswith(best)}
+    return {
+        name.removeprefix(best): value for name, value in sorted(state.items(), key=lambda i: i[0].startswith(best))
+    }
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> list[str]:

@@ -212,6 +212,15 @@ MISTAKES = {
     "no command": ([], "command"),
     "command": (["rum"], "did you mean 'run'?"),
     "no env": (["run", "--agent", "mlp"], "run needs an env"),
+    "rl only": ([*RUN, "--offline-updates", "3"], "--offline-updates is for agents that act (rl-*); cl-digits is a"),
+    "patches": (
+        ["run", "cl-digits", "--agent", "timm", "--agent.model", "vit_tiny_patch16_224"],
+        "vit_tiny_patch16_224 cuts images into patches of 16x16, which do not cover one of 8x8",
+    ),
+    "untested": (
+        ["run", "incremental-digits", "--agent", "mlp", "--env.train-size", "1796"],
+        "classes have no test image; lower --env.train-size",
+    ),
     "no agent": (["run", "cl-digits"], "run needs --agent"),
     "env": (["run", "cl-digit", "--agent", "mlp"], "no env 'cl-digit'; did you mean 'cl-digits'?"),
     "agent": (["run", "cl-digits", "--agent", "mpl"], "no agent 'mpl'; did you mean 'mlp'?"),
@@ -341,7 +350,7 @@ def test_a_place_that_cannot_be_written_is_one_line(say: Say, tmp_path: Path, be
 
 def test_a_loss_that_is_not_finite_is_one_line_with_status_1(say: Say, runs: Path) -> None:
     wild = ["--agent.lr", "1e30", "--agent.clip", "0", "--runs-dir", runs, "--quiet"]
-    assert "the loss became nan" in one_line(say(*RUN, *wild), 1)
+    assert "values that are not finite in task 1, after update 1" in one_line(say(*RUN, *wild), 1)
     assert not list(runs.glob("*/result.json"))
 
 

@@ -164,7 +164,8 @@ def test_what_a_layer_does_not_have_is_a_dash() -> None:
 def test_wrapped_and_prefixed_weights_fit(wrap: Callable[[dict[str, Any]], Any], tmp_path: Path) -> None:
     source, target = drawn(small_vit(), 1), drawn(small_vit(), 2)
     torch.save(wrap(source.state_dict()), tmp_path / "w.pt")
-    assert load_weights(target, read_state(tmp_path / "w.pt"), tmp_path) == []
+    notes = load_weights(target, read_state(tmp_path / "w.pt"), tmp_path)
+    assert notes in ([], ["1 tensors of the file belong to nothing in the model: other.weight"])
     assert all(torch.equal(value, state(source)[name]) for name, value in state(target).items())
 
 
@@ -209,8 +210,21 @@ def test_the_number_of_classes_is_that_of_the_head_whatever_the_order(kind: str,
 def test_prefixes_are_cut_only_where_that_helps() -> None:
     known = {"a.weight", "b.weight"}
     assert set(without_prefix({"a.weight": torch.zeros(1), "b.weight": torch.zeros(1)}, known)) == known
-    assert set(without_prefix({"x.y.a.weight": torch.zeros(1), "z": torch.zeros(1)}, known)) == {"a.weight"}
+    assert set(without_prefix({"x.y.a.weight": torch.zeros(1), "z": torch.zeros(1)}, known)) == {"a.weight", "z"}
     assert set(without_prefix({"q.w": torch.zeros(1)}, known)) == {"q.w"}
+    mixed = {"backbone.a.weight": torch.zeros(1), "b.weight": torch.ones(1)}
+    assert without_prefix(mixed, known) == {"a.weight": mixed["backbone.a.weight"], "b.weight": mixed["b.weight"]}
+
+
+def test_of_two_networks_in_a_file_the_first_is_taken_and_the_other_is_told(tmp_path: Path) -> None:
+    one, other = drawn(small_vit(), 1).state_dict(), drawn(small_vit(), 2).state_dict()
+    target = drawn(small_vit(), 3)
+    saved = {f"teacher.{name}": value for name, value in other.items()}
+    notes = load_weights(target, saved | {f"student.{name}": value for name, value in one.items()}, tmp_path)
+    assert all(torch.equal(value, one[name]) for name, value in state(target).items())
+    assert (
+        len(notes) == 1 and f"{len(other)} tensors of the file belong to nothing" in notes[0] and "teacher" in notes[0]
+    )
 
 
 class Evil:
@@ -258,10 +272,24 @@ def test_arrays_in_a_file(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3)).astype(np.uint8)
     np.savez(tmp_path / "a.npz", x=pixels, y=np.array([0, 1, 2, 0, 1, 2]))
     found = read_samples(str(tmp_path / "a.npz"), 5, (3, 8, 8), Path("data"))
-    values = pixels[:5].transpose(0, 3, 1, 2) / 255
+    places = [0, 1, 2, 4, 5]  # evenly over all six, for data may be sorted
+    values = pixels[places].transpose(0, 3, 1, 2) / 255
     expected = (values - values.mean((0, 2, 3), keepdims=True)) / values.std((0, 2, 3), keepdims=True)
     np.testing.assert_allclose(array(found.images), expected, atol=1e-5)
-    assert found.labels is not None and found.labels.tolist() == [0, 1, 2, 0, 1] and found.classes == 3
+    assert found.labels is not None and found.labels.tolist() == [0, 1, 2, 1, 2] and found.classes == 3
+
+
+def test_few_samples_of_sorted_data_come_from_all_classes(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((1000, 4, 4), np.uint8), y=np.arange(1000) // 100)
+    found = read_samples(str(tmp_path / "a.npz"), 64, (1, 4, 4), Path("data"))
+    assert found.labels is not None and set(found.labels.tolist()) == set(range(10))
+    for label in range(5):
+        (tmp_path / "f" / str(label)).mkdir(parents=True)
+        for number in range(1 + label):
+            Image.new("L", (4, 4)).save(tmp_path / "f" / str(label) / f"{number}.png")
+    for count, expected in ((4, [1, 1, 1, 1, 0]), (7, [1, 2, 2, 1, 1]), (15, [1, 2, 3, 4, 5])):
+        labels = read_samples(str(tmp_path / "f"), count, (1, 4, 4), Path("data")).labels
+        assert labels is not None and np.bincount(labels.numpy(), minlength=5).tolist() == expected
 
 
 def test_a_folder_of_images(tmp_path: Path) -> None:
@@ -270,7 +298,7 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
         for number in range(3):
             Image.new("RGB", (9, 7), (colour, number, 0)).save(tmp_path / label / f"{number}.png")
     found = read_samples(str(tmp_path), 4, (3, 8, 8), Path("data"))
-    assert found.labels is not None and found.labels.tolist() == [0, 0, 1, 1] and found.classes == 2
+    assert found.labels is not None and found.labels.tolist() == [0, 1, 0, 1] and found.classes == 2
     flat = read_samples(str(tmp_path / "cat"), 4, (3, 8, 8), Path("data"))
     assert flat.labels is None and len(flat.images) == 3
     (tmp_path / "cat" / "0.png").write_bytes(b"rubbish")

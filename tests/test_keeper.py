@@ -312,6 +312,16 @@ def test_a_resumed_loop_ends_bit_identical(name: str) -> None:
     assert second.steps == 7
 
 
+def test_a_keeper_that_is_restored_does_not_warn_of_steps_that_it_has_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = (attach("upgd-adam+reset", helpers.network_of(MLP, lr=1e-3)) for _ in range(2))
+    step(first, helpers.images())
+    second.load_state_dict(first.state_dict())
+    second.intervene(helpers.images())
+    assert capsys.readouterr().err == ""
+    second.intervene(helpers.images())
+    assert "no optimizer step was seen" in capsys.readouterr().err
+
+
 # Mistakes ---------------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from plastibench import checkpoint, registry, runner, supervised
 from plastibench.agents.classifier import Classifier
@@ -306,12 +307,32 @@ def test_relabel_measures_on_the_labels_of_each_moment(tiny: Tiny, tmp_path: Pat
             assert task["before"] == task["after"] > 0.9
 
 
-@pytest.mark.parametrize(("every", "calls"), [(0, [2, 4]), (3, [3, 6]), (1, [1, 2, 3, 4, 5, 6]), (100, [])])
-def test_interventions_act_at_switches_or_every_so_many_updates(
+@pytest.mark.parametrize(("every", "calls"), [(0, [2, 4]), (3, [3]), (1, [1, 2, 3, 4, 5]), (100, [])])
+def test_interventions_act_at_switches_or_every_so_many_updates_but_not_after_the_last(
     tiny: Tiny, tmp_path: Path, every: int, calls: list[int]
 ) -> None:
     result = go(tiny("redo", every=every), tmp_path)
     assert [report["update"] for report in result["interventions"]] == calls
+
+
+@pytest.mark.parametrize(("every", "until", "calls"), [(0, 0, []), (0, 3, [2]), (1, 3, [1, 2, 3]), (0, 4, [2, 4])])
+def test_no_intervention_comes_after_its_time(
+    tiny: Tiny, tmp_path: Path, every: int, until: int, calls: list[int]
+) -> None:
+    result = go(tiny("redo", every=every, until=until), tmp_path)
+    assert [report["update"] for report in result["interventions"]] == calls
+
+
+def test_what_a_task_has_come_to_is_measured_before_an_intervention_at_its_end(tiny: Tiny, tmp_path: Path) -> None:
+    budget = {"epochs": 40, "train_size": 60, "stop_after": 2}
+    options = {"agent": "mlp", "env_options": budget, "agent_options": {"lr": 0.01, "width": 32, "batch_size": 60}}
+    plain = go(tiny("none", **options), tmp_path)
+    reset = go(tiny("reset", every=40, **options), tmp_path)
+    assert [report["update"] for report in reset["interventions"]] == [40]
+    assert reset["tasks"][0]["end"] == plain["tasks"][0]["end"] > 0.2
+    report = reset["interventions"][0]
+    assert report["before"] == reset["tasks"][0]["end"] and report["after"] < 0.2
+    assert reset["tasks"][1]["before"] == report["after"]  # the switch itself finds a network that was reset
 
 
 def test_the_representative_batch_has_the_size_that_was_asked_for(
@@ -524,6 +545,56 @@ def test_a_stop_request_saves_and_the_same_call_continues(
     assert updates[0] == 5
     go(spec, tmp_path / "part")
     assert_same_run(tmp_path / "whole" / spec.id, tmp_path / "part" / spec.id)
+
+
+def stopped_run(spec: RunSpec, runs_dir: Path, monkeypatch: pytest.MonkeyPatch, data_dir: Path | str = "data") -> Path:
+    """The folder of a run that was asked to stop after its fifth update."""
+    stop: list[int] = []
+    with monkeypatch.context() as patch:
+        watch_updates(patch, lambda agent, batch: stop.append(1) if agent._update else None)
+        with pytest.raises(Interrupted):
+            go(spec, runs_dir, stop=stop, data_dir=data_dir)
+    return runs_dir / spec.id
+
+
+def test_a_run_does_not_go_on_with_other_data(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for label in ("cat", "mouse"):
+        for part, count in (("train", 12), ("test", 3)):
+            (tmp_path / "images" / part / label).mkdir(parents=True)
+            for number in range(count):
+                Image.new("L", (8, 8), 10 * number + len(label + part)).save(
+                    tmp_path / "images" / part / label / f"{number}.png"
+                )
+    source = {"dataset": "imagefolder", "path": str(tmp_path / "images"), "image_size": 8, "train_size": 20}
+    spec = tiny("none", agent="mlp", env_options=source, agent_options={"batch_size": 2})
+    folder = stopped_run(spec, tmp_path / "runs", monkeypatch, tmp_path / "data")
+    (tmp_path / "images" / "train" / "cat").rename(tmp_path / "images" / "train" / "zebra")
+    (tmp_path / "images" / "test" / "cat").rename(tmp_path / "images" / "test" / "zebra")
+    with pytest.raises(UserError, match="the data have changed since its checkpoint"):
+        go(spec, tmp_path / "runs", data_dir=tmp_path / "data")
+    assert (folder / "checkpoint.pt").exists()
+
+
+def test_a_lost_log_is_named(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = tiny()
+    folder = stopped_run(spec, tmp_path, monkeypatch)
+    (folder / "metrics.csv").unlink()
+    with pytest.raises(RunError, match=r"metrics\.csv is gone; delete .* to start the run anew"):
+        go(spec, tmp_path)
+
+
+def test_a_run_leaves_the_number_of_threads_as_it_was(tiny: Tiny, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert run(tiny(), runs_dir=tmp_path, quiet=True)["origin"]["threads"] == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_command_is_the_one_that_was_typed(tiny: Tiny, tmp_path: Path) -> None:
+    assert go(tiny(), tmp_path, command="plastibench sweep x.toml")["origin"]["command"] == "plastibench sweep x.toml"
 
 
 def test_time_is_added_up_over_tries(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,40 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 
+from plastibench.agents.classifier import Classifier
 from plastibench.envs.scenario import make_stream
+from plastibench.network import eval_mode
 from plastibench.replay import arrive, everything, growing_replay
+from plastibench.runner import run
 from plastibench.seeds import derive
 from plastibench.spec import RunSpec
-from plastibench.subject import data_of_task
+from plastibench.subject import Subject, data_of_task, networks_of_run
+
+
+def test_classes_that_have_not_arrived_take_no_part_in_a_diagnosis(tmp_path: Path) -> None:
+    budget = {"train_size": 200, "epochs": 30, "stop_after": 2}
+    spec = RunSpec.make("incremental-digits", "mlp", "none", env_options=budget, device="cpu")
+    run(spec, runs_dir=tmp_path, quiet=True, threads=1)
+    (found,) = networks_of_run(tmp_path / spec.id, None, "cpu", samples=0, data_dir=Path("data"))
+    module, batch = found.network.module, found.batch
+    arrived = batch["label"].unique()
+    assert len(arrived) == 4
+    with eval_mode(module), torch.no_grad():
+        logits = Classifier.logits(agent_of(found), batch["image"])
+        expected = F.cross_entropy(logits[:, arrived], torch.searchsorted(arrived, batch["label"]))
+        assert float(found.network.loss(module, batch)) == pytest.approx(float(expected), rel=1e-4)
+    assert float(F.cross_entropy(logits, batch["label"])) > 1.05 * float(expected)
+
+
+def agent_of(subject: Subject) -> Any:
+    """The agent whose loss the subject's network has."""
+    return subject.network.loss.__self__  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("env", ["cl-digits", "relabel-digits", "permuted-digits", "warm-digits", "incremental-digits"])

@@ -247,7 +247,7 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=count, default=0, help="CPU threads (default: 1 for a small network)")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
-    parser.add_argument("--one-of-many", action="store_true", help=argparse.SUPPRESS)  # a sweep looks after the rest
+    parser.add_argument("--for-command", default="", help=argparse.SUPPRESS)  # one run of many; a pool sees to the rest
     add_places(parser)
     parser.set_defaults(do=_resume)
 
@@ -277,11 +277,12 @@ def _resume(known: argparse.Namespace) -> int:
             data_dir=known.data_dir,
             quiet=known.quiet,
             threads=known.threads,
+            command=known.for_command,
         )
     except Interrupted as stopped:
         print(f"plastibench: {stopped}; the same command continues it", file=sys.stderr)
         return 130
     print(f"\n{leaderboard.comparison([result])}\n")
-    if not known.one_of_many:
+    if not known.for_command:
         update_board(known.runs_dir)
     return 0

@@ -38,16 +38,19 @@ def forget(
         return
     changed = changed.expand_as(parameter)
     everything = bool(changed.all())
-    for name, value in state.items():
+    for name, value in [*state.items()]:
         if not isinstance(value, Tensor):
-            continue
-        if value.shape == parameter.shape and value.ndim:
+            if name == "step" and (rule == "restart" or everything):
+                state[name] = type(value)(0)
+        elif value.shape == parameter.shape and value.ndim:
             if rule == "mean" and name in _SQUARED and not everything:
                 value[changed] = value[~changed].mean()
             else:
                 value[changed] = 0
         elif name == "step" and (rule == "restart" or everything):
             value.zero_()
+        elif name == "mu_product" and (rule == "restart" or everything):  # NAdam's product over steps
+            value.fill_(1.0)
 
 
 def forget_all(optimizer: torch.optim.Optimizer | None, parameters: list[nn.Parameter]) -> None:

@@ -74,8 +74,8 @@ def test_learning_rate_without_warm_up_starts_at_its_peak(plain: TaskStream) -> 
     assert rates(classifier(plain, lr=0.4, warmup=0.0, schedule="constant"), plain, 3) == [0.4] * 3
 
 
-def test_learning_rate_of_a_task_of_one_update_and_of_warm_up_alone_is_finite(plain: TaskStream) -> None:
-    assert rates(classifier(plain, lr=0.4, warmup=0.1), plain, 1) == [0.0]
+def test_a_task_of_one_update_learns_and_one_of_warm_up_alone_has_finite_rates(plain: TaskStream) -> None:
+    assert rates(classifier(plain, lr=0.4, warmup=0.1), plain, 1) == [0.4]
     assert rates(classifier(plain, lr=0.4, warmup=1.0), plain, 4) == pytest.approx([0.0, 0.1, 0.2, 0.3])
 
 

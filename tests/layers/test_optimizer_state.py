@@ -36,6 +36,33 @@ def stepped(kind: str, steps: int = 3) -> tuple[nn.Parameter, torch.optim.Optimi
     return parameter, optimizer
 
 
+class Counting(torch.optim.SGD):
+    """Keeps the state that timm's and torch's less usual optimizers keep."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                state["step"] = state.get("step", 0) + 1
+                state["mu_product"] = state.get("mu_product", torch.ones(())) * 0.9
+
+
+@pytest.mark.parametrize(("rule", "rows", "begins_anew"), [("mean", ROWS, False), ("restart", ROWS, True)])
+def test_counts_that_are_no_tensors_and_products_over_steps_begin_anew(rule, rows, begins_anew):
+    parameter = nn.Parameter(torch.randn(5, 4))
+    optimizer = Counting([parameter], lr=LR)
+    for _ in range(3):
+        parameter.grad = torch.ones(5, 4)
+        optimizer.step()
+    forget(optimizer, parameter, rows, rule)
+    state = optimizer.state[parameter]
+    assert state["step"] == (0 if begins_anew else 3)
+    assert float(state["mu_product"]) == pytest.approx(1.0 if begins_anew else 0.9**3)
+    forget(optimizer, parameter, torch.ones(5, 1, dtype=torch.bool), "mean")
+    assert optimizer.state[parameter]["step"] == 0 and float(optimizer.state[parameter]["mu_product"]) == 1
+
+
 def copied(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in optimizer.state[parameter].items() if isinstance(value, Tensor)}
 

@@ -86,7 +86,7 @@ def test_commands_keep_the_board_and_its_failure_fails_no_run(
         (tmp_path / spec.id).mkdir()
         write_text(tmp_path / spec.id / "spec.toml", spec.to_toml())
     places = ("--runs-dir", tmp_path, "--quiet")
-    assert say("resume", specs[0].id, "--one-of-many", *places).status == 0
+    assert say("resume", specs[0].id, "--for-command", "plastibench run", *places).status == 0
     assert not (tmp_path / "leaderboard").exists()
     assert say("resume", specs[1].id, *places).status == 0
     assert len(scalars(tmp_path / "leaderboard" / "none", "cl-digits mlp/accuracy")) == 3
