@@ -20,7 +20,7 @@ from plastibench.envs.stream import TaskStream
 from plastibench.errors import UserError
 from plastibench.process import set_up_torch
 from plastibench.replay import everything
-from plastibench.runner import Run
+from plastibench.runner import Run, check_options
 from plastibench.spec import RunSpec
 from plastibench.supervised import Supervised
 
@@ -132,6 +132,7 @@ def _begun(spec: RunSpec, folder: Path, data_dir: Path, threads: int) -> Supervi
         raise UserError(f"{spec.env[0]}: only updates on supervised streams (cl-*, relabel-*, …) are timed")
     set_up_torch(spec)
     agent = spec.create("agent").build(env, spec.run.seed, torch.device(spec.run.device))
+    check_options(spec, env, agent)
     folder.mkdir(exist_ok=True)
     run = Run(spec, env, agent, folder, [], quiet=True, threads=threads, checkpoint_seconds=math.inf)
     assert isinstance(run.course, Supervised)  # as of every stream

@@ -127,7 +127,7 @@ class Keeper:
         return {"intervention": self.intervention.state_dict(), "generator": generator, **counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned."""
+        """Take back what :meth:`state_dict` returned; before module and optimizer, for that may rebuild the module."""
         self.intervention.load_state_dict(state["intervention"])
         self.network.generator.set_state(state["generator"].cpu())
         self.steps, self._acted_at = state["steps"], state.get("acted-at", -1)

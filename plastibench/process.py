@@ -66,6 +66,14 @@ def only_one(folder: Path) -> Iterator[None]:
         yield
 
 
+def remove_if_unused(folder: Path) -> None:
+    """Delete the folder of a run that could not begin, unless there is more in it than its lock."""
+    with contextlib.suppress(OSError):
+        if [path.name for path in folder.iterdir()] == ["lock"]:
+            (folder / "lock").unlink()
+            folder.rmdir()
+
+
 def _lock(file: IO[str], folder: Path) -> None:
     try:
         import fcntl

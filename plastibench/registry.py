@@ -103,7 +103,9 @@ class Registry:
                 return dataclasses.replace(entry, name=name, defaults=defaults)
         if name not in self._entries:
             hint = did_you_mean(name, self._entries)
-            raise UserError(f"no {self.kind} '{name}'{hint} (plastibench list {self.kind}s shows them all)")
+            raise UserError(
+                f"no {self.kind} '{name}'{hint} (plastibench list {self.kind}s shows all; --plugin brings your own)"
+            )
         return self._entries[name]
 
     def _combination(self, name: str) -> Entry:

@@ -23,7 +23,7 @@ from plastibench.metrics.groups import measure_groups
 from plastibench.metrics.plasticity import health
 from plastibench.network import Network
 from plastibench.offpolicy import OffPolicy
-from plastibench.process import only_one, resolve_device, set_up_torch, stop_requests
+from plastibench.process import only_one, remove_if_unused, resolve_device, set_up_torch, stop_requests
 from plastibench.progress import Progress
 from plastibench.recorder import Recorder
 from plastibench.seeds import derive, generator
@@ -147,17 +147,22 @@ def run(
     set_up_torch(spec)
     env = spec.create("env").make(data_dir)
     agent = spec.create("agent").build(env, spec.run.seed, torch.device(device))
-    _check_options(spec, env, agent)
+    check_options(spec, env, agent)
     with only_one(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as asked:
         if path.exists():  # another process has finished it meanwhile
             return results.read(path)
         checkpoint.clean_up(folder)
-        tell("continues" if (folder / "checkpoint.pt").exists() else "begins")
-        if not (folder / "spec.toml").exists():
-            checkpoint.write_text(folder / "spec.toml", spec.to_toml())
         before = torch.get_num_threads()
         try:
-            return Run(spec, env, agent, folder, asked, quiet, threads, checkpoint_seconds, command).to_the_end()
+            try:
+                under_way = Run(spec, env, agent, folder, asked, quiet, threads, checkpoint_seconds, command)
+            except UserError:
+                remove_if_unused(folder)
+                raise
+            tell("continues" if under_way.begun else "begins")
+            if not (folder / "spec.toml").exists():
+                checkpoint.write_text(folder / "spec.toml", spec.to_toml())
+            return under_way.to_the_end()
         finally:
             torch.set_num_threads(before)  # the next run of this process may be a large one
 
@@ -432,8 +437,12 @@ class Run:
         return dict(state["files"])
 
 
-def _check_options(spec: RunSpec, env: Any, agent: Any) -> None:
-    """See that the options of the run fit its env and agent."""
+def check_options(spec: RunSpec, env: Any, agent: Any) -> None:
+    """See that the options of the run fit its env and agent.
+
+    Raises:
+        UserError: A network that the agent has not, or an option that only agents that act have.
+    """
     for role in spec.run.roles or ():
         if role not in agent.networks:
             known = list(agent.networks)

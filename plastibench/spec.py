@@ -112,8 +112,8 @@ class RunSpec:
         return identity([self.env, self.agent, self.intervention], options.as_dict(self.run))
 
     def group(self) -> str:
-        """What runs have in common that differ in their seed alone."""
-        return dataclasses.replace(self, run=dataclasses.replace(self.run, seed=0)).id
+        """What runs have in common that differ in their seed alone, and in what is measured of them."""
+        return dataclasses.replace(self, run=dataclasses.replace(self.run, seed=0, metrics=None)).id
 
     def changed(self, part: str) -> dict[str, Any]:
         """The options of a part that differ from what its name stands for."""
@@ -152,7 +152,7 @@ def read_tables(text: str, where: str) -> dict[str, dict[str, Any]]:
         if table not in (*PARTS, "run"):
             raise UserError(f"{where}: no table [{table}]{did_you_mean(table, (*PARTS, 'run'))}")
         if not isinstance(content, dict):
-            raise UserError(f"{where}: {table} must be a table, as in [{table}]")
+            raise UserError(f"{where}: {table} must be a table, as in [{table}] or {table}.name = …")
         if table in PARTS and "name" not in content:
             raise UserError(f"{where}: [{table}] has no name")
         name = content.get("name", "")

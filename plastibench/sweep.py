@@ -90,13 +90,13 @@ def work_through(
         runs_dir: Where results go.
         data_dir: Where data sets are.
         plugins: What every process imports first.
-        threads: CPU threads of each; 0: the cores shared out.
+        threads: CPU threads of each; 0: one for a small network, the cores shared out for a large one.
         stop: Becomes true when the processes shall save their state and end.
         quiet: Show nothing.
     """
     pool = prepare(specs, runs_dir)
-    shared = threads or max(1, (os.cpu_count() or 1) // jobs)
-    options = ["--runs-dir", str(runs_dir), "--data-dir", str(data_dir), "--threads", str(shared)]
+    options = ["--runs-dir", str(runs_dir), "--data-dir", str(data_dir), "--threads", str(threads)]
+    shared = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))}
     options += [word for plugin in plugins for word in ("--plugin", plugin)]
     show = _Show(pool, quiet)
     try:
@@ -109,7 +109,7 @@ def work_through(
                         job.state = "stopped"
             free = jobs - sum(job.state == "running" for job in pool)
             for job in [job for job in pool if job.state == "waiting"][:free]:
-                _start(job, options, _on_gpu(job, pool, jobs))
+                _start(job, options, {**shared, **_on_gpu(job, pool, jobs)})
             if stop:
                 for job in pool:
                     if job.process is not None and job.state == "running" and not job.asked:
@@ -160,7 +160,7 @@ def _on_gpu(job: Job, pool: Sequence[Job], jobs: int) -> dict[str, str]:
     return found
 
 
-def _start(job: Job, options: list[str], on_gpu: dict[str, str]) -> None:
+def _start(job: Job, options: list[str], share: dict[str, str]) -> None:
     # A session of its own: Ctrl-C reaches this process alone, which then asks the others to save.
     job.process = subprocess.Popen(
         [sys.executable, "-m", "plastibench", "resume", job.spec.id, "--for-command", machine.command(), *options],
@@ -168,7 +168,7 @@ def _start(job: Job, options: list[str], on_gpu: dict[str, str]) -> None:
         stderr=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",  # whoever writes to stderr may do so in another encoding
-        env={**os.environ, **on_gpu},
+        env={**os.environ, **share},
         start_new_session=True,
     )
     job.state = "running"

@@ -79,9 +79,9 @@ def test_help_of_a_run_shows_the_options_of_what_is_named_with_the_defaults_of_t
     assert done.status == 0
     for text in (
         "--env.train-size",
-        "use only so many training images (default 200)",
+        "use only so many training images (at least 1, default 200)",
         "--agent.dim int",
-        "width of the residual stream (default 64)",
+        "width of the residual stream (at least 1, default 64)",
         "intervention redo:",
         "intervention rnr:",
         "--intervention.outgoing {keep,zero}",
@@ -212,6 +212,15 @@ MISTAKES = {
     "no command": ([], "command"),
     "command": (["rum"], "did you mean 'run'?"),
     "no env": (["run", "--agent", "mlp"], "run needs an env"),
+    "part of an option": (["run", "cl-digits", "--agent", "mlp", "--epochs", "3"], "did you mean '--env.epochs'?"),
+    "modules": (
+        [*RUN, "--intervention", "rnr", "--intervention.modules", "headd"],
+        "modules 'headd' selects nothing in this network (it has 1, 3, 5, …)",
+    ),
+    "refit": ([*RUN, "--intervention", "rnr", "--intervention.refit", "("], "refit: '(' is not a regular expression"),
+    "out": (["survey", "warm-digits", "--out", "nosuch/x.md"], "nosuch/x.md: no folder nosuch"),
+    "rounds": (["bench", "--rounds", "1"], "at least --updates 1 and --rounds 2"),
+    "plugin file": ([*RUN, "--plugin", "nosuch.py"], "--plugin nosuch.py: no such file"),
     "rl only": ([*RUN, "--offline-updates", "3"], "--offline-updates is for agents that act (rl-*); cl-digits is a"),
     "patches": (
         ["run", "cl-digits", "--agent", "timm", "--agent.model", "vit_tiny_patch16_224"],
@@ -271,7 +280,7 @@ MISTAKES = {
         "does not take images of [1, 8, 8]",
     ),
     "heads": (["run", "cl-digits", "--agent", "vit-nano", "--agent.heads", "7"], "dim 64 is not a multiple of heads 7"),
-    "plugin": ([*RUN, "--plugin", "nowhere.py"], "--plugin nowhere.py does not load"),
+    "plugin": ([*RUN, "--plugin", "nowhere.py"], "--plugin nowhere.py: no such file"),
     "kind": (["list", "colours"], "invalid choice: 'colours'"),
     "format": (["leaderboard", "--format", "pdf"], "invalid choice: 'pdf'"),
     "resume nothing": (["resume", "nothing"], "no run 'nothing' in "),

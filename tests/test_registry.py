@@ -86,7 +86,7 @@ def test_an_unknown_name_is_told_with_the_closest_one_and_where_to_look() -> Non
         registry.interventions["shrink-pertrub"]
     assert str(caught.value) == (
         "no intervention 'shrink-pertrub'; did you mean 'shrink-perturb'?"
-        " (plastibench list interventions shows them all)"
+        " (plastibench list interventions shows all; --plugin brings your own)"
     )
     with pytest.raises(UserError, match=r"no agent 'qqqqq' \(plastibench list agents"):
         registry.agents["qqqqq"]
@@ -236,7 +236,7 @@ def test_a_file_by_plugin_is_listed(plugin: Path, say: Callable[..., Any]) -> No
 def test_the_options_of_a_plugin_are_in_the_help(plugin: Path, say: Callable[..., Any]) -> None:
     done = say("run", "cl-digits", "--intervention", "halve", "--plugin", plugin, "--help")
     assert done.status == 0
-    assert "--intervention.factor float" in done.out and "what is left of each weight (default 0.5)" in done.out
+    assert "--intervention.factor float" in done.out and "what is left of each weight (0 to 1, default 0.5)" in done.out
 
 
 def test_a_plugin_runs_with_its_options_and_stands_in_the_leaderboard(

@@ -93,11 +93,12 @@ def test_the_id_does_not_depend_on_spelling_or_order_or_the_number_of_the_gpu() 
         {"every": 10},
         {"representative": 10},
         {"deterministic": True},
+        {"metrics": ("activity",)},
     ],
 )
-def test_any_changed_option_changes_the_id_and_only_the_seed_keeps_the_group(changes: dict[str, Any]) -> None:
+def test_any_changed_option_changes_the_id_and_only_seed_and_metrics_keep_the_group(changes: dict[str, Any]) -> None:
     assert spec(**changes).id != spec().id
-    assert (spec(**changes).group() == spec().group()) == (changes == {"seed": 1})
+    assert (spec(**changes).group() == spec().group()) == (not {"seed", "metrics"}.isdisjoint(changes))
 
 
 def test_names_with_the_same_options_still_have_different_ids() -> None:

@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from plastibench.commands.run import on_devices, specs_of, work_pool
-from plastibench.commands.shared import add_places, count, import_plugin, listed, read_option_flags
+from plastibench.commands.shared import add_places, count, import_plugin, listed, must_have_folder, read_option_flags
 from plastibench.errors import UserError, did_you_mean
 
 SIZES = ("digits", "paper")
+_THREADS = "CPU threads per process (default: 1 for a small network, cores / jobs for a large one)"
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``sweep``."""
     parser.add_argument(
-        "file", help="a TOML file of tables [env], [agent], [run] and [[grid]]; or a ready one: fig2, fig3, fig4, fig5"
+        "file",
+        help="a TOML file of tables [env], [agent], [intervention], [run] and [[grid]], in which lists are axes: "
+        "name = ['none', 'rnr'] in [intervention]; or a ready one: fig2, fig3, fig4, fig5",
     )
     parser.add_argument(
         "--size", choices=SIZES, default="digits", help="of a ready one: on digits, or as in the paper (default digits)"
@@ -33,7 +36,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
         help="only write specs, and print the ids of what is missing, for a scheduler that runs plastibench resume ID",
     )
     parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
-    parser.add_argument("--threads", type=count, default=0, help="CPU threads per process (default: cores / jobs)")
+    parser.add_argument("--threads", type=count, default=0, help=_THREADS)
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     add_places(parser)
     parser.set_defaults(do=_sweep)
@@ -82,7 +85,7 @@ def add_survey(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=count, default=os.cpu_count() or 1, help="processes at a time (default: cores)")
     parser.add_argument("--out", type=Path, help="write the table into this Markdown file, too")
     parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
-    parser.add_argument("--threads", type=count, default=0, help="CPU threads per process (default: cores / jobs)")
+    parser.add_argument("--threads", type=count, default=0, help=_THREADS)
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     add_places(parser)
     parser.set_defaults(do=_survey)
@@ -94,14 +97,14 @@ def _survey(known: argparse.Namespace) -> int:
     from plastibench import checkpoint, results, survey
     from plastibench.leaderboard import origin
 
+    must_have_folder(known.out)
     known.jobs = max(1, known.jobs)
     names = listed(known.intervention) if known.intervention else survey.every_intervention()
-    tables: dict[str, dict[str, Any]] = {part: {} for part in ("env", "agent", "intervention", "run")}
+    named = {"env": known.env, "agent": known.agent, "intervention": names}
+    tables: dict[str, dict[str, Any]] = {part: {"name": name} for part, name in named.items()}
+    tables["run"] = {}
     read_option_flags(known.rest, tables)
     tables["run"] |= {"seed": known.seed, "device": known.device}
-    named = {"env": known.env, "agent": known.agent, "intervention": names}
-    for part, name in named.items():
-        tables[part]["name"] = name
     specs = on_devices(specs_of(tables))
     status = work_pool(specs, known)
     if status == 130:

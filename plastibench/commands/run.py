@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -236,9 +237,16 @@ def _print_options(part: str, entry: registry.Entry) -> None:
         flag = f"--{part}.{flag_name(name)} {describe_type(cls, name)}"
         value = defaults.get(name, "none")
         shown = ",".join(map(str, value)) if isinstance(value, list) else value
-        text = f"{field.metadata.get('help', '')} (default {shown if shown != '' else 'empty'})"
+        text = f"{field.metadata.get('help', '')} ({_range(field)}default {shown if shown != '' else 'empty'})"
         print(f"  {flag}\n{textwrap.fill(text, 110, initial_indent=' ' * 8, subsequent_indent=' ' * 8)}")
     print()
+
+
+def _range(field: dataclasses.Field[Any]) -> str:
+    low, high = (None if (end := field.metadata.get(key)) is None else f"{end:,}" for key in ("low", "high"))
+    if low is not None and high is not None:
+        return f"{low} to {high}, "
+    return f"at least {low}, " if low is not None else f"at most {high}, " if high is not None else ""
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:

@@ -50,7 +50,7 @@ def read_option_flags(arguments: Sequence[str], tables: dict[str, dict[str, Any]
         flag, equals, value = rest.pop(0).partition("=")
         part, dot, option = flag.removeprefix("--").partition(".")
         if not (flag.startswith("--") and dot and part in tables):
-            raise UserError(f"unknown argument '{flag}'{did_you_mean(flag, RUN_FLAGS)} (plastibench run --help)")
+            raise UserError(f"unknown argument '{flag}'{_meant(flag, tables)} (plastibench run --help)")
         if not equals:
             if not rest or rest[0].startswith("--"):
                 raise UserError(f"{flag} needs a value")
@@ -58,6 +58,18 @@ def read_option_flags(arguments: Sequence[str], tables: dict[str, dict[str, Any]
         if (part, option) == ("intervention", "roles"):  # of every intervention, so it belongs to the run
             part = "run"
         tables[part][option] = value
+
+
+def _meant(flag: str, tables: dict[str, dict[str, Any]]) -> str:
+    """What an unknown argument may stand for: an option without its part, or an argument that looks like it."""
+    from plastibench.options import field_name, options_of
+
+    for part in tables:
+        kinds = KINDS.get(f"{part}s")
+        for name in listed(tables[part].get("name", "")) if kinds is not None else []:
+            if field_name(flag.removeprefix("--")) in options_of(kinds[name].load()):  # type: ignore[index]
+                return f"; did you mean '--{part}.{flag.removeprefix('--')}'?"
+    return did_you_mean(flag, RUN_FLAGS)
 
 
 def update_board(runs_dir: Path, drawn: bool = False) -> None:
@@ -96,6 +108,16 @@ def write_board(runs_dir: Path, found: Sequence[Any], drawn: bool) -> Path:
     return board.write(runs_dir, shown, pictures)
 
 
+def must_have_folder(path: Path | None) -> None:
+    """See that a file can be written, before the work whose outcome it is to hold.
+
+    Raises:
+        UserError: Its folder does not exist.
+    """
+    if path is not None and not path.parent.is_dir():
+        raise UserError(f"{path}: no folder {path.parent}")
+
+
 def listed(names: str | list[str]) -> list[str]:
     """Names from ``a,b`` or from a list, each once."""
     listed = names.split(",") if isinstance(names, str) else list(names)
@@ -114,6 +136,8 @@ def count(text: str) -> int:
 
 def import_plugin(plugin: str) -> None:
     """Import a user's own module or file, which registers what it brings."""
+    if plugin.endswith(".py") and not Path(plugin).is_file():
+        raise UserError(f"--plugin {plugin}: no such file")
     try:
         if plugin.endswith(".py"):
             spec = importlib.util.spec_from_file_location(Path(plugin).stem, plugin)

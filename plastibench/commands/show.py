@@ -10,7 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plastibench.commands.shared import KINDS, add_places, count, import_plugin, read_option_flags, write_board
+from plastibench.commands.shared import (
+    KINDS,
+    add_places,
+    count,
+    import_plugin,
+    must_have_folder,
+    read_option_flags,
+    write_board,
+)
 from plastibench.errors import UserError
 
 if TYPE_CHECKING:
@@ -117,6 +125,7 @@ def _leaderboard(known: argparse.Namespace) -> int:
     from plastibench.leaderboard import formats, load
     from plastibench.leaderboard.standings import standings
 
+    must_have_folder(known.out)
     if known.tensorboard:
         print(write_board(known.runs_dir, load(known.runs_dir), drawn=True))
         return 0
@@ -173,13 +182,15 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--intervention", default="rnr", help="intervention whose cost is measured (default rnr)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, … (default: a GPU where there is one)")
     parser.add_argument("--updates", type=count, default=5, help="updates per measurement (default 5)")
-    parser.add_argument("--rounds", type=count, default=20, help="rounds of four measurements (default 20)")
+    parser.add_argument("--rounds", type=count, default=20, help="rounds of four measurements, 2 at least (default 20)")
     parser.add_argument("--threads", type=count, default=0, help="CPU threads (default: 1 for a small network)")
     add_places(parser)
     parser.set_defaults(do=_bench)
 
 
 def _bench(known: argparse.Namespace) -> int:
+    if known.updates < 1 or known.rounds < 2:
+        raise UserError("bench: at least --updates 1 and --rounds 2")
     for part in ("env", "agent", "intervention"):
         KINDS[f"{part}s"][getattr(known, part)]
     from plastibench.benchmark import benchmark
@@ -197,5 +208,5 @@ def _bench(known: argparse.Namespace) -> int:
         intervention_options=options["intervention"],
         **{**options["run"], "device": resolve_device(known.device)},
     )
-    print(benchmark(spec, known.data_dir, max(1, known.updates), max(2, known.rounds), known.threads))
+    print(benchmark(spec, known.data_dir, known.updates, known.rounds, known.threads))
     return 0

@@ -45,8 +45,8 @@ FACTS = {
     "fire:Fire": Facts("reset", _ACT),
     "dash:Dash": Facts("reset", _ACT, 0, _BACKWARD),
     "selective_weight_reinit:SelectiveWeightReinit": Facts("weights", ("after_update", "intervene")),
-    "revive:Revive": Facts("units", _ACT, 0, _BACKWARD),
-    "rnr:RnR": Facts("units", _ACT, 0, f"{_BACKWARD}, and its least-squares fits"),
+    "revive:Revive": Facts("units", ("prepare", "intervene"), 0, _BACKWARD),
+    "rnr:RnR": Facts("units", ("prepare", "intervene"), 0, f"{_BACKWARD}, and its least-squares fits"),
     "continual_backprop:ContinualBackprop": Facts("units", ("prepare", "penalty", "after_update"), 0.025),
     "self_normalized_resets:SelfNormalizedResets": Facts("units", ("prepare", "penalty", "after_update"), 0.03),
     "calibrated_partial_resets:CalibratedPartialResets": Facts(

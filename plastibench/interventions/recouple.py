@@ -13,7 +13,7 @@ from plastibench.interventions.base import Report
 from plastibench.interventions.wrapper import Wrapper
 from plastibench.layers.recouple import only_units_differ, refit_in_one_pass, refit_pair, snapshot, teacher_of
 from plastibench.layers.solvers import Fit, Solver, SolverName
-from plastibench.layers.trace import Traced, trace
+from plastibench.layers.trace import Traced, must_match, trace
 from plastibench.network import Network, as_batch
 from plastibench.options import matches, option
 
@@ -36,12 +36,16 @@ class Recouple(Wrapper):
         0.0, "raise the penalty until no weight norm grows by more than this factor; 0: never", low=0
     )
 
+    def prepare(self, network: Network) -> None:
+        """Prepare the inner intervention, and see that there is something to refit."""
+        super().prepare(network)
+        self._check(network)
+
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
         """Act, then refit."""
+        self._check(network)
         batch = as_batch(batch)
         units = trace(network, batch)
-        if self.refit != "all" and not any(matches(self.refit, unit.name) for unit in units):
-            raise UserError(f"refit '{self.refit}' matches no module of this network")
         before, teacher = snapshot(units), teacher_of(network)
         report = self._inner.intervene(network, batch)
         if network.module.state_dict().keys() != teacher.state_dict().keys():
@@ -57,6 +61,10 @@ class Recouple(Wrapper):
                 if fit is not None:
                     fits[reader.name] = fit
         return with_fits(report, units, fits, report.units)
+
+    def _check(self, network: Network) -> None:
+        if self.refit != "all":
+            must_match(self.refit, network.module, "refit")
 
     def _refits(self, name: str) -> bool:
         return self.refit == "all" or matches(self.refit, name)

@@ -14,7 +14,7 @@ from plastibench.interventions.criteria import Criterion, dormant
 from plastibench.layers.optimizer_state import MomentRule
 from plastibench.layers.probe import measure
 from plastibench.layers.surgery import redraw_batch_norms, redraw_units, whole_neurons, zero_outgoing
-from plastibench.layers.trace import Traced, trace
+from plastibench.layers.trace import Traced, must_match, trace
 from plastibench.network import Network, as_batch
 from plastibench.options import matches, option
 
@@ -36,6 +36,11 @@ class Revive(Intervention):
     split_qkv: bool = option(False, "judge q, k and v of a joint projection apart")
     outgoing: Literal["keep", "zero"] = option("keep", "what becomes of the weights that read a revived unit")
     moments: MomentRule = option("mean", "what becomes of the optimizer's moments of re-drawn weights")
+
+    def prepare(self, network: Network) -> None:
+        """See that there is something to revive."""
+        if self.modules not in ("all", "hidden"):
+            must_match(self.modules, network.module, "modules")
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
         """Score once over the batch, then re-draw."""

@@ -16,7 +16,7 @@ from plastibench.interventions.revive import Revive
 from plastibench.layers.parts import selector
 from plastibench.layers.recouple import refit_in_one_pass, refit_pair, snapshot, teacher_of
 from plastibench.layers.solvers import Fit, Solver, SolverName
-from plastibench.layers.trace import Traced, trace
+from plastibench.layers.trace import Traced, must_match, trace
 from plastibench.network import Network, as_batch
 from plastibench.options import matches, option
 
@@ -60,6 +60,12 @@ class RnR(Intervention):
 
     def __post_init__(self) -> None:
         self._interventions = 0
+
+    def prepare(self, network: Network) -> None:
+        """See that there is something to revive and to recouple."""
+        self._reviver().prepare(network)
+        if self.refit not in (None, "mlp", "attention", "layernorm"):
+            must_match(self.refit, network.module, "refit")
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
         """Revive all modules but the last, and recouple all but the first, in execution order.

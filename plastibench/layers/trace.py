@@ -16,8 +16,10 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from plastibench.errors import UserError
 from plastibench.layers.units import apply_module, has_units, tied
 from plastibench.network import Network, as_evaluated
+from plastibench.options import matches
 
 ACTIVATIONS = frozenset(
     [
@@ -265,6 +267,26 @@ def _set_mark(value: Any, mark: _Mark | None) -> None:
 def unit_names(module: nn.Module) -> dict[nn.Module, str]:
     """Every module with units, in registration order, with its qualified name."""
     return {child: name for name, child in module.named_modules() if has_units(child)}
+
+
+def must_match(expression: str, module: nn.Module, what: str) -> None:
+    """See, before anything is trained, that an expression that selects modules by name finds some.
+
+    Args:
+        expression: A regular expression that a user gave.
+        module: The network.
+        what: How the user calls it: ``modules``.
+
+    Raises:
+        UserError: It is none, or finds nothing.
+    """
+    names = list(unit_names(module).values())
+    try:
+        found = any(matches(expression, name) for name in names)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
+    if not found:
+        raise UserError(f"{what} '{expression}' selects nothing in this network (it has {', '.join(names[:6])}, …)")
 
 
 def trace(network: Network, batch: TensorDictBase) -> list[Traced]:

@@ -244,7 +244,8 @@ def _entries(runs: Sequence[Result]) -> list[Entry]:
     found = []
     for name, group in zip(names, groups, strict=True):
         if names.count(name) > 1:
-            name = f"{name} {_run_options(group[0])}"
+            alike = [other[0] for other, named in zip(groups, names, strict=True) if named == name]
+            name = f"{name} {_run_options(group[0], alike)}"
         updates = {run["cost"].get("updates") for run in group} - {None, usual}
         apart = f"{max(updates):,} updates, the others {usual:,}" if updates else ""
         found.append(Entry(name, {run["seed"]: run for run in group}, apart))
@@ -257,9 +258,12 @@ def _usual_updates(runs: Sequence[Result]) -> int:
     return int(Counter(run["cost"].get("updates", 0) for run in base).most_common(1)[0][0])
 
 
-def _run_options(result: Result) -> str:
+def _run_options(result: Result, alike: Sequence[Result]) -> str:
     """What tells entries apart that have the same label: options of the run, or at last the group's own digest."""
-    kept = {key: value for key, value in result.get("run", {}).items() if key not in ("seed", "every")}
+    options = [other.get("run", {}) for other in alike]
+    keys = [key for key in dict.fromkeys(k for o in options for k in o) if key not in ("seed", "every", "metrics")]
+    differing = [key for key in keys if any(o.get(key) != options[0].get(key) for o in options)]
+    kept = {key: result.get("run", {}).get(key, "default") for key in differing}
     shown = " ".join(f"{key}={_shown(value)}" for key, value in kept.items())
     return f"{shown or 'run'} ({result['group'].rpartition('_')[2]})"
 

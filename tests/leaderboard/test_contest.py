@@ -64,7 +64,7 @@ def test_options_schedule_and_at_last_run_options_tell_entries_apart() -> None:
     (contest,) = contests(found)
     names = [entry.name for entry in contest.entries]
     assert names[1:3] == ["rnr quantile=0.2", "rnr every=7"]
-    assert names[0].startswith("rnr representative=2048") and names[3].startswith("rnr representative=64")
+    assert names[0].startswith("rnr representative=2048 (") and names[3].startswith("rnr representative=64 (")
     assert label(found[1]) == "rnr quantile=0.2"
 
 
