@@ -231,6 +231,8 @@ BUDGET += ["--env.stop-after", "3", "--device", "cpu", "--quiet"]
 def test_a_file_by_plugin_is_listed(plugin: Path, say: Callable[..., Any]) -> None:
     done = say("list", "interventions", "--plugin", plugin)
     assert done.status == 0 and "halve" in done.out and "Halve every weight." in done.out
+    (line,) = (line for line in done.out.splitlines() if "your own" in line)
+    assert line.split()[:4] == ["halve", "your", "own", "intervene"]
 
 
 def test_the_options_of_a_plugin_are_in_the_help(plugin: Path, say: Callable[..., Any]) -> None:

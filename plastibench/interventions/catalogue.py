@@ -83,6 +83,13 @@ FACTS = {
 }
 
 
+def hooks_of(kind: type) -> tuple[str, ...]:
+    """The hooks that a class of a user's own gives a body."""
+    from plastibench.interventions.base import Intervention
+
+    return tuple(hook for hook in _INNER if getattr(kind, hook, None) is not getattr(Intervention, hook))
+
+
 def facts(entry: Entry) -> Facts | None:
     """The facts of a built-in method; None of a user's own."""
     target = entry.target if isinstance(entry.target, str) else ""
