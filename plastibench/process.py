@@ -67,9 +67,10 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 def remove_if_unused(folder: Path) -> None:
-    """Delete the folder of a run that could not begin, unless there is more in it than its lock."""
+    """Delete the folder of a run that could not begin, unless there is more in it than its spec and lock."""
     with contextlib.suppress(OSError):
-        if [path.name for path in folder.iterdir()] == ["lock"]:
+        if {path.name for path in folder.iterdir()} == {"lock", "spec.toml"}:
+            (folder / "spec.toml").unlink()
             (folder / "lock").unlink()
             folder.rmdir()
 

@@ -152,17 +152,19 @@ def run(
         if path.exists():  # another process has finished it meanwhile
             return results.read(path)
         checkpoint.clean_up(folder)
+        new = not (folder / "spec.toml").exists()
+        if new:
+            checkpoint.write_text(folder / "spec.toml", spec.to_toml())
         before = torch.get_num_threads()
         try:
-            try:
-                under_way = Run(spec, env, agent, folder, asked, quiet, threads, checkpoint_seconds, command)
-            except UserError:
-                remove_if_unused(folder)
-                raise
+            under_way = Run(spec, env, agent, folder, asked, quiet, threads, checkpoint_seconds, command)
             tell("continues" if under_way.begun else "begins")
-            if not (folder / "spec.toml").exists():
-                checkpoint.write_text(folder / "spec.toml", spec.to_toml())
+            new = False
             return under_way.to_the_end()
+        except UserError:
+            if new:
+                remove_if_unused(folder)
+            raise
         finally:
             torch.set_num_threads(before)  # the next run of this process may be a large one
 
