@@ -91,12 +91,12 @@ class RunSpec:
         )
 
     @classmethod
-    def from_toml(cls, text: str) -> RunSpec:
-        """Read what :meth:`to_toml` wrote."""
-        tables = read_tables(text, "spec.toml")
+    def from_toml(cls, text: str, where: str = "spec.toml") -> RunSpec:
+        """Read what :meth:`to_toml` wrote; ``where`` it stood is for messages."""
+        tables = read_tables(text, where)
         for part in PARTS:
             if part not in tables:
-                raise UserError(f"spec.toml has no table [{part}]")
+                raise UserError(f"{where} has no table [{part}]")
         env, agent, intervention = (tables[part].pop("name") for part in PARTS)
         given: dict[str, Any] = {f"{part}_options": tables[part] for part in PARTS}
         return cls.make(env, agent, intervention, **given, **tables.get("run", {}))

@@ -242,7 +242,7 @@ def _open(folder: Path, device: str, data_dir: Path) -> _Saved:
     """Build the agent of a run and bring it to the state that was saved last."""
     spec_file = folder / "spec.toml"
     try:
-        spec = RunSpec.from_toml(spec_file.read_text(encoding="utf-8"))
+        spec = RunSpec.from_toml(spec_file.read_text(encoding="utf-8"), str(spec_file))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{folder}: no run in it ({spec_file.name}: {getattr(error, 'strerror', error)})") from error
     final, unfinished = folder / "final.pt", folder / "checkpoint.pt"

@@ -34,7 +34,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # rubbish makes readers fail in many ways
         reason = " ".join(str(error).split()).partition(".")[0][:120]
-        raise UserError(f"{path}: no weights that can be read safely ({type(error).__name__}: {reason})") from error
+        advice = "" if path.suffix == ".safetensors" else "; save model.state_dict(), not the model itself"
+        raise UserError(
+            f"{path}: no weights that can be read safely ({type(error).__name__}: {reason}){advice}"
+        ) from error
     for _ in range(_DEEPEST):  # a dict may hold itself
         if not isinstance(found, Mapping):
             break

@@ -261,6 +261,9 @@ MISTAKES = {
     "every": ([*RUN, "--every", "often"], "every is 'often'; expected a whole number"),
     "representative": ([*RUN, "--representative", "0"], "representative is 0; it must be at least 1"),
     "threads": ([*RUN, "--threads", "-1"], "--threads"),
+    "jobs": ([*RUN, "--jobs", "0"], "argument --jobs: '0' must be at least 1"),
+    "jobs of a sweep": (["sweep", "fig2", "--jobs", "0"], "argument --jobs: '0' must be at least 1"),
+    "threads of a diagnosis": (["diagnose", "resnet18", "--threads", "-1"], "--threads"),
     "device": ([*RUN, "--device", "gpu"], "device 'gpu' is not available here"),
     "device without data": ([*RUN, "--device", "meta"], "device 'meta'"),
     "spec file": (["run", "--spec", "nowhere.toml"], "cannot read nowhere.toml: No such file"),
@@ -426,3 +429,10 @@ def test_seeds_are_lists_and_ranges_without_repeats() -> None:
     assert seeds_of("4,1,4,0..1") == [4, 1, 0]
     assert seeds_of(" 2 , 5..5 ") == [2, 5]
     assert seeds_of([7, 8]) == [7, 8] and seeds_of(3) == [3]
+
+
+def test_a_damaged_spec_of_a_run_is_named_with_its_folder(say: Say, runs: Path) -> None:
+    (runs / "a").mkdir(parents=True)
+    (runs / "a" / "spec.toml").write_text("= =")
+    for command in (["resume", "a", "--runs-dir", runs], ["diagnose", runs / "a"]):
+        assert f"{runs / 'a' / 'spec.toml'} is not valid TOML" in one_line(say(*command), 2)

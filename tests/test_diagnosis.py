@@ -237,6 +237,7 @@ class Evil:
     [
         ("w.pt", lambda path: path.write_bytes(b"rubbish"), "no weights that can be read safely"),
         ("w.pt", lambda path: torch.save(Evil(), path), "no weights that can be read safely"),
+        ("w.pt", lambda path: torch.save(torch.nn.Linear(2, 2), path), "save model.state_dict(), not the model itself"),
         ("w.pt", lambda path: torch.save({"epoch": 3}, path), "holds no state dict"),
         ("w.pt", lambda path: torch.save({"networks": []}, path), "of a run of plastibench name the folder"),
         ("w.pt", lambda path: torch.save([1, 2], path), "holds no state dict"),

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from plastibench.commands.shared import count, import_plugin, read_option_flags
 from plastibench.errors import UserError
 from plastibench.metrics import select
 
@@ -30,7 +31,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw layers by metrics (.png, .svg, .pdf)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a stand-alone page")
     parser.add_argument("--device", default="auto", help="cpu, cuda, … (default: a GPU where there is one)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: as PyTorch chooses)")
+    parser.add_argument("--threads", type=count, default=0, help="CPU threads (default: as PyTorch chooses)")
     parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
     parser.add_argument(
         "--data-dir",
@@ -51,8 +52,6 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def _diagnose(known: argparse.Namespace) -> int:
-    from plastibench.commands.shared import import_plugin, read_option_flags
-
     for plugin in known.plugin:
         import_plugin(plugin)
     options: dict[str, dict[str, Any]] = {"agent": {}}

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from plastibench.commands.run import on_devices, specs_of, work_pool
-from plastibench.commands.shared import add_places, count, import_plugin, listed, must_have_folder, read_option_flags
+from plastibench.commands.shared import (
+    add_places,
+    count,
+    import_plugin,
+    listed,
+    must_have_folder,
+    positive,
+    read_option_flags,
+)
 from plastibench.errors import UserError, did_you_mean
 
 SIZES = ("digits", "paper")
@@ -28,7 +36,9 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", choices=SIZES, default="digits", help="of a ready one: on digits, or as in the paper (default digits)"
     )
-    parser.add_argument("--jobs", type=count, default=os.cpu_count() or 1, help="processes at a time (default: cores)")
+    parser.add_argument(
+        "--jobs", type=positive, default=os.cpu_count() or 1, help="processes at a time (default: cores)"
+    )
     parser.add_argument("--list", action="store_true", help="only show the runs and which of them are complete")
     parser.add_argument(
         "--prepare",
@@ -47,7 +57,6 @@ def _sweep(known: argparse.Namespace) -> int:
         import_plugin(plugin)
     from plastibench.sweep import FAILURE, prepare, read
 
-    known.jobs = max(1, known.jobs)
     specs = on_devices(read(_file(known.file, known.size)))
     if known.prepare:
         for job in prepare(specs, known.runs_dir):
@@ -82,7 +91,9 @@ def add_survey(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--intervention", help="only these: none,reset,rnr (default: every one that is registered)")
     parser.add_argument("--seed", default="0..2", help="seeds (default 0..2)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, … (default: a GPU where there is one)")
-    parser.add_argument("--jobs", type=count, default=os.cpu_count() or 1, help="processes at a time (default: cores)")
+    parser.add_argument(
+        "--jobs", type=positive, default=os.cpu_count() or 1, help="processes at a time (default: cores)"
+    )
     parser.add_argument("--out", type=Path, help="write the table into this Markdown file, too")
     parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
     parser.add_argument("--threads", type=count, default=0, help=_THREADS)
@@ -98,7 +109,6 @@ def _survey(known: argparse.Namespace) -> int:
     from plastibench.leaderboard import origin
 
     must_have_folder(known.out)
-    known.jobs = max(1, known.jobs)
     names = listed(known.intervention) if known.intervention else survey.every_intervention()
     named = {"env": known.env, "agent": known.agent, "intervention": names}
     tables: dict[str, dict[str, Any]] = {part: {"name": name} for part, name in named.items()}

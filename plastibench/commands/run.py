@@ -18,6 +18,7 @@ from plastibench.commands.shared import (
     count,
     import_plugin,
     listed,
+    positive,
     read_option_flags,
     update_board,
 )
@@ -51,7 +52,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--spec", type=Path, metavar="FILE", help="read names and options from a TOML file; flags win")
     parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
-    parser.add_argument("--jobs", type=count, default=1, help="processes at a time, where there are several runs")
+    parser.add_argument("--jobs", type=positive, default=1, help="processes at a time, where there are several runs")
     parser.add_argument("--threads", type=count, default=0, help="CPU threads (default: 1 for a small network)")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     add_places(parser)
@@ -271,7 +272,7 @@ def _resume(known: argparse.Namespace) -> int:
     from plastibench.runner import Interrupted, run
     from plastibench.spec import RunSpec
 
-    (spec,) = on_devices([RunSpec.from_toml(path.read_text(encoding="utf-8"))])
+    (spec,) = on_devices([RunSpec.from_toml(path.read_text(encoding="utf-8"), str(path))])
     if spec.id != known.id:
         raise UserError(
             f"{path} describes the run {spec.id}: its folder was renamed, or the options of runs have changed since; "

@@ -134,6 +134,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if count(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' must be at least 1")
+    return int(text)
+
+
 def import_plugin(plugin: str) -> None:
     """Import a user's own module or file, which registers what it brings."""
     if plugin.endswith(".py") and not Path(plugin).is_file():
