@@ -67,6 +67,8 @@ class Job:
     lines: list[str] = field(default_factory=list)
     card: int | None = None  # the GPU that it was given, where there are several
     asked: bool = False  # to save its state and end; a second signal would kill it before it has
+    begun: float = 0.0  # by the monotonic clock
+    seconds: float | None = None  # that its process took, where it is complete
 
 
 def work_through(
@@ -98,7 +100,7 @@ def work_through(
     options = ["--runs-dir", str(runs_dir), "--data-dir", str(data_dir), "--threads", str(threads)]
     shared = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))}
     options += [word for plugin in plugins for word in ("--plugin", plugin)]
-    show = _Show(pool, quiet)
+    show = _Show(pool, jobs, quiet)
     try:
         while any(job.state in ("waiting", "running") for job in pool):
             for job in (job for job in pool if job.state == "running"):
@@ -171,7 +173,7 @@ def _start(job: Job, options: list[str], share: dict[str, str]) -> None:
         env={**os.environ, **share},
         start_new_session=True,
     )
-    job.state = "running"
+    job.state, job.begun = "running", time.monotonic()
     job.listener = threading.Thread(target=_listen, args=(job,), daemon=True)
     job.listener.start()
 
@@ -190,6 +192,8 @@ def _look_after(job: Job, runs_dir: Path) -> None:
         return
     job.listener.join(_LAST_WORDS)
     job.state = {0: "complete", 130: "stopped"}.get(status, "stopped" if job.asked else "failed")
+    if job.state == "complete":
+        job.seconds = time.monotonic() - job.begun
     note = runs_dir / job.spec.id / FAILURE
     if job.state == "failed":
         if status < 0:
@@ -213,13 +217,31 @@ def _cards() -> int:
     return torch.cuda.device_count()
 
 
+def time_left(pool: Sequence[Job], jobs: int, now: float) -> int | None:
+    """Seconds until the last run ends, if each takes as long as those completed so far did on average.
+
+    Args:
+        pool: All runs.
+        jobs: Processes at a time.
+        now: By the monotonic clock.
+    """
+    took = [job.seconds for job in pool if job.seconds is not None]
+    if not took:
+        return None
+    usual = sum(took) / len(took)
+    ends = [max(0.0, usual - (now - job.begun)) for job in pool if job.state == "running"]
+    ends += [0.0] * (jobs - len(ends))
+    for _ in range(sum(job.state == "waiting" for job in pool)):
+        ends[ends.index(min(ends))] += usual  # the next one begins where a process ends first
+    return round(max(ends))
+
+
 class _Show:
     """One live table in a terminal, a line a minute elsewhere. Writes to stderr."""
 
-    def __init__(self, pool: list[Job], quiet: bool) -> None:
-        self._pool, self._quiet = pool, quiet
-        self._begun = self._last = time.monotonic()
-        self._at_start = sum(job.state == "complete" for job in pool)
+    def __init__(self, pool: list[Job], jobs: int, quiet: bool) -> None:
+        self._pool, self._jobs, self._quiet = pool, jobs, quiet
+        self._last = time.monotonic()
         console = Console(stderr=True)
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal and not quiet else None
         if self._live is not None:
@@ -246,10 +268,8 @@ class _Show:
         count = {state: sum(job.state == state for job in self._pool) for state in ("complete", "running", "failed")}
         parts = [f"{count['complete']} of {len(self._pool)} complete"]
         parts += [f"{count[state]} {state}" for state in ("running", "failed") if count[state]]
-        done = count["complete"] - self._at_start
-        left = sum(job.state in ("waiting", "running") for job in self._pool)
-        if done and left:
-            seconds = round((time.monotonic() - self._begun) / done * left)
+        seconds = time_left(self._pool, self._jobs, time.monotonic())
+        if seconds:
             parts.append(f"about {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left")
         return ", ".join(parts)
 

@@ -17,7 +17,7 @@ from plastibench.cli import main
 from plastibench.errors import UserError
 from plastibench.process import GPU_SHARE, set_up_torch
 from plastibench.spec import RunSpec
-from plastibench.sweep import FAILURE, Job, _on_gpu, read, work_through
+from plastibench.sweep import FAILURE, Job, _on_gpu, read, time_left, work_through
 
 SMALL = """
 [env]
@@ -232,3 +232,15 @@ def test_the_share_of_a_gpu_s_memory_is_set_before_anything_runs(monkeypatch) ->
     set_up_torch(replace(spec, run=replace(spec.run, device="cuda")))
     set_up_torch(replace(spec, run=replace(spec.run, device="cpu")))
     assert set_to == [(0.25, 1), (0.25, None)]
+
+
+def test_the_time_left_counts_what_running_runs_have_behind_them(tmp_path: Path) -> None:
+    spec = read(file(tmp_path, SMALL))[0]
+    complete = [Job(spec, "complete", seconds=80.0), Job(spec, "complete", seconds=120.0), Job(spec, "complete")]
+    running = [Job(spec, "running", begun=0.0), Job(spec, "running", begun=50.0)]
+    waiting = [Job(spec) for _ in range(3)]
+    assert time_left([*running, *waiting], 2, 60.0) is None  # nothing to go by yet
+    assert time_left([*complete, *running], 2, 60.0) == 90
+    assert time_left([*complete, *running, *waiting], 2, 60.0) == 240  # 40 and 90, then 140 and 190, then 240
+    assert time_left([*complete, *running], 2, 500.0) == 0  # slower than usual: about to end
+    assert time_left([*complete, Job(spec, "failed")], 2, 60.0) == 0
