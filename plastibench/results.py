@@ -10,6 +10,7 @@ from typing import Any
 from plastibench.checkpoint import write_text
 from plastibench.errors import UserError
 from plastibench.options import as_dict
+from plastibench.result_shape import mistake
 from plastibench.spec import PARTS, RunSpec
 
 SCHEMA = 2  # 1 said neither data nor version of the scenario, nor all options of the run
@@ -67,7 +68,7 @@ def read(path: Path) -> dict[str, Any]:
     """Read a result.
 
     Raises:
-        UserError: It cannot be read, or is no result of a schema known here.
+        UserError: It cannot be read, is no result of a schema known here, or was damaged or made by hand.
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -75,7 +76,18 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not isinstance(result, dict) or result.get("schema") not in (1, SCHEMA):
         raise UserError(f"{path} is not a result of schema 1 or {SCHEMA}")
+    if wrong := mistake(result):
+        raise UserError(f"{path}: {wrong}")
     return result
+
+
+def read_if_complete(folder: Path) -> dict[str, Any] | None:
+    """The result of the run in a folder, or None where there is none that can be read."""
+    path = folder / "result.json"
+    try:
+        return read(path) if path.exists() else None
+    except UserError:
+        return None
 
 
 def find(runs_dir: Path) -> list[Path]:

@@ -82,8 +82,12 @@ def run(
             print(f"{announce}{spec.id} {state}", file=sys.stderr)
 
     if path.exists():
+        try:
+            result = results.read(path)
+        except UserError as error:
+            raise UserError(f"{error}; delete it, and the run is made anew") from error
         tell("is complete already")
-        return results.read(path)
+        return result
     set_up_torch(spec)
     env = spec.create("env").make(data_dir)
     agent = spec.create("agent").build(env, spec.run.seed, torch.device(device))

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from plastibench import checkpoint, machine, registry
+from plastibench import checkpoint, machine, registry, results
 from plastibench.errors import UserError, did_you_mean
 from plastibench.options import field_name, is_list, options_of
 from plastibench.process import GPU_SHARE
@@ -137,7 +137,7 @@ def prepare(specs: Sequence[RunSpec], runs_dir: Path) -> list[Job]:
     pool = [Job(spec) for spec in specs]
     for job in pool:
         folder = runs_dir / job.spec.id
-        if (folder / "result.json").exists():
+        if results.read_if_complete(folder) is not None:
             job.state = "complete"
         elif not (folder / "spec.toml").exists():
             try:

@@ -83,7 +83,7 @@ def test_rows_are_in_order_and_have_their_costs() -> None:
         return {**part, "group": name, "seed": seed, "changed": changed, "every": 0, "summary": summary}
 
     runs = [result("low", 0, 0.2), result("high", 0, 0.8), result("high", 1, 0.9)]
-    rows = survey.table(runs, {"high": Cost((1.0, 1.125, 1.5), 12.34, 2.0)}, {}).splitlines()[2:]
+    rows = survey.table(runs, {"high": Cost((1.0, 1.125, 1.5), 12.34, 2.0)}, []).splitlines()[2:]
     assert rows == [
         "| `high` (2) | 85.0 ± 7.1 | 50.0 ± 0.0 | 1.0 ± 0.0 | 2.0 | 1.12 (1.00–1.50) | 12.3 | 2 |",
         "| `low` (1) | 20.0 | 50.0 | 1.0 | 2.0 | – | – | – |",
@@ -123,3 +123,49 @@ def test_bench_takes_the_roles_that_a_run_takes(say: Any, tmp_path: Path) -> Non
     assert say("bench", *arguments, "--intervention.roles", "classifier").status == 0
     said = say("bench", *arguments, "--intervention.roles", "critic")
     assert said.status == 2 and "has no network 'critic'" in said.err
+
+
+def test_a_survey_of_agents_that_act_shows_returns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["rl-bandit-digits", "--agent", "dqn-mlp", "--env.steps", "128", "--env.tasks", "2"]
+    arguments += ["--env.evaluate-every", "64", "--agent.learning-starts", "32", "--intervention", "none,reset"]
+    places = ["--seed", "0", "--jobs", "1", "--runs-dir", str(tmp_path / "r"), "--device", "cpu", "--quiet"]
+    with pytest.raises(SystemExit) as exit_:
+        main(["survey", *arguments, *places])
+    output = capsys.readouterr().out
+    assert exit_.value.code == 0
+    assert "| intervention (seeds) | final | average | drop | recovery |" in output
+    assert {"| `none` (1) ", "| `reset` (1) "} <= {line[: line.index(")") + 2] for line in output.splitlines()
+                                                   if line.startswith("| `")}  # fmt: skip
+
+
+def test_damaged_costs_are_told_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / survey.COSTS
+    for text in ('{"a', "[]", '{"x": {"update": [1, 2], "updates_each": 1, "memory": 0}}', '{"x": 3}'):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"costs\.json cannot be read .* delete it"):
+            survey.measure_costs([], tmp_path, path)
+        assert path.read_text() == text
+
+
+def test_failures_are_of_seeds_where_others_are_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["relabel-digits", "--agent", "mlp", "--agent.width", "16", "--env.epochs", "1"]
+    arguments += ["--env.stop-after", "2", "--intervention", "none", "--jobs", "1", "--device", "cpu", "--quiet"]
+    arguments += ["--runs-dir", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        main(["survey", *arguments, "--seed", "0"])
+    (complete,) = (path.parent for path in tmp_path.glob("*/result.json"))
+    (complete / "failure.txt").write_text("out of memory, once\n")
+    lost = RunSpec.from_toml((complete / "spec.toml").read_text().replace("seed = 0", "seed = 1"))
+    (tmp_path / lost.id).mkdir()
+    (tmp_path / lost.id / "result.json").write_text('{"schema": 2, "id')
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["survey", *arguments, "--seed", "0,1"])
+    output = capsys.readouterr()
+    assert "out of memory" not in output.out and "does not run here" not in output.out
+    assert "- `none` failed with seed 1: " in output.out and "delete it, and the run is made anew" in output.out
+    assert (tmp_path / lost.id / "result.json").read_text() == '{"schema": 2, "id'
+    with pytest.raises(SystemExit) as exit_:
+        main(["run", *arguments[:-3], *arguments[-2:], "--seed", "0,1", "--quiet", "--jobs", "2"])
+    output = capsys.readouterr()
+    assert exit_.value.code == 1 and "none" in output.out and output.err.count("delete it") == 1

@@ -55,6 +55,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
 def _sweep(known: argparse.Namespace) -> int:
     for plugin in known.plugin:
         import_plugin(plugin)
+    from plastibench import results
     from plastibench.sweep import FAILURE, prepare, read
 
     specs = on_devices(read(_file(known.file, known.size)))
@@ -66,8 +67,9 @@ def _sweep(known: argparse.Namespace) -> int:
     if known.list:
         for spec in specs:
             folder = known.runs_dir / spec.id
-            files = {"result.json": "complete", FAILURE: "failed", "checkpoint.pt": "begun"}
+            files = {"result.json": "damaged", FAILURE: "failed", "checkpoint.pt": "begun"}
             state = next((state for file, state in files.items() if (folder / file).exists()), "missing")
+            state = "complete" if results.read_if_complete(folder) is not None else state
             print(f"{state:8}  {spec.id}")
         return 0
     return work_pool(specs, known)
@@ -106,7 +108,7 @@ def _survey(known: argparse.Namespace) -> int:
     for plugin in known.plugin:
         import_plugin(plugin)
     from plastibench import checkpoint, results, survey
-    from plastibench.leaderboard import origin
+    from plastibench.leaderboard import acts, origin
 
     must_have_folder(known.out)
     names = listed(known.intervention) if known.intervention else survey.every_intervention()
@@ -120,13 +122,14 @@ def _survey(known: argparse.Namespace) -> int:
     if status == 130:
         return status
     first = {spec.intervention[0]: spec for spec in reversed(specs)}
-    paths = {spec.id: known.runs_dir / spec.id / "result.json" for spec in specs}
-    found = [results.read(path) for path in paths.values() if path.exists()]
+    there = (results.read_if_complete(known.runs_dir / spec.id) for spec in specs)
+    found = [result for result in there if result is not None]
     if not found:
         return 1
-    costs = survey.measure_costs([first[name] for name in names], known.data_dir, known.runs_dir / survey.COSTS)
+    timed = [] if acts(found[0]) else [first[name] for name in names]
+    costs = survey.measure_costs(timed, known.data_dir, known.runs_dir / survey.COSTS)
     table = survey.table(found, costs, _failures(specs, known.runs_dir))
-    legend = textwrap.fill(f"{survey.LEGEND} {origin(found)}", 110)
+    legend = textwrap.fill(f"{survey.legend(found)} {origin(found)}", 110)
     print(f"\n{table}\n\n{legend}")
     if known.out:
         command = shlex.join(["plastibench", *known.arguments])
@@ -134,14 +137,18 @@ def _survey(known: argparse.Namespace) -> int:
     return 0
 
 
-def _failures(specs: Sequence[Any], runs_dir: Path) -> dict[str, str]:
-    """Names of interventions whose runs failed, with the last line that each said."""
+def _failures(specs: Sequence[Any], runs_dir: Path) -> list[str]:
+    """A sentence for each intervention, or seed of it, whose runs failed, with the last line that each said."""
+    from plastibench import results
     from plastibench.sweep import FAILURE
 
+    complete = {spec.id for spec in specs if results.read_if_complete(runs_dir / spec.id) is not None}
+    some = {spec.intervention[0] for spec in specs if spec.id in complete}
     found = {}
     for spec in specs:
-        note = runs_dir / spec.id / FAILURE
-        if note.exists():
-            last = note.read_text(encoding="utf-8").strip().splitlines()[-1]
-            found[spec.intervention[0]] = last.removeprefix("plastibench: ")
-    return found
+        note, name = runs_dir / spec.id / FAILURE, spec.intervention[0]
+        if spec.id not in complete and note.exists():
+            _, _, last = note.read_text(encoding="utf-8").strip().rpartition("\n")
+            what = f"`{name}` failed with seed {spec.run.seed}" if name in some else f"`{name}` does not run here"
+            found[what] = last.removeprefix("plastibench: ")
+    return [f"{what}: {reason}" for what, reason in found.items()]

@@ -130,9 +130,8 @@ def work_pool(specs: Sequence[Any], known: argparse.Namespace) -> int:
             stop=stop,
             quiet=known.quiet,
         )
-    paths = [known.runs_dir / job.spec.id / "result.json" for job in pool]
-    found = [results.read(path) for path in paths if path.exists()]
-    if found:
+    there = (results.read_if_complete(known.runs_dir / job.spec.id) for job in pool)
+    if found := [result for result in there if result is not None]:
         print(f"\n{formats.table(standings(found))}\n")
         update_board(known.runs_dir, drawn=True)
     for job in pool:

@@ -1,6 +1,6 @@
 """Finished runs compared: what may be compared, statistics over seeds, and how they are shown."""
 
-from plastibench.leaderboard.comparison import comparison, final_accuracy, recovery
+from plastibench.leaderboard.comparison import comparison, final, recovery
 from plastibench.leaderboard.contest import Result, acts, by_group, contests, label, load, origin
 
 __all__ = [
@@ -9,7 +9,7 @@ __all__ = [
     "by_group",
     "comparison",
     "contests",
-    "final_accuracy",
+    "final",
     "label",
     "load",
     "origin",

@@ -81,14 +81,14 @@ def _steps(runs: list[Result]) -> str:
     return _back_after(runs, "mean-recovery-steps", 0)
 
 
-def final_accuracy(runs: list[Result]) -> float:
-    """Mean over runs of the accuracy after the last task."""
-    return _mean(runs, "final-accuracy")
+def final(runs: list[Result]) -> float:
+    """Mean over runs of the accuracy after the last task, or of the last returns."""
+    return _average(run["summary"]["final-return" if acts(run) else "final-accuracy"] for run in runs) or 0.0
 
 
 def recovery(runs: list[Result]) -> str:
-    """Epochs until the accuracy before a switch is back, and the share of switches after which it never is."""
-    return _back_after(runs, "mean-recovery-epochs", 1)
+    """Epochs or steps until the score before an intervention is back, and how often it never is."""
+    return _steps(runs) if acts(runs[0]) else _back_after(runs, "mean-recovery-epochs", 1)
 
 
 def _back_after(runs: list[Result], name: str, digits: int) -> str:
@@ -103,10 +103,6 @@ def _revived(runs: list[Result]) -> str:
 
 def _cost(runs: list[Result]) -> str:
     return percent(_average(run["cost"]["intervention-seconds"] / max(run["cost"]["seconds"], 1e-9) for run in runs))
-
-
-def _mean(runs: list[Result], name: str) -> float:
-    return _average(run["summary"][name] for run in runs) or 0.0
 
 
 def _average(values: Iterable[float | None]) -> float | None:

@@ -12,7 +12,6 @@ from typing import Any
 
 from plastibench import results
 from plastibench.errors import UserError
-from plastibench.leaderboard.shape import mistake
 
 Result = dict[str, Any]
 BASE = "none"
@@ -93,9 +92,6 @@ def load(runs_dir: Path, lean: bool = False) -> list[Result]:
     for path in results.find(runs_dir):
         try:
             result = results.read(path)
-            wrong = mistake(result)
-            if wrong:
-                raise UserError(f"{path}: {wrong}")
             first = found.get(result["id"], {"schema": 0, "summary": result["summary"], "folder": None})
             if first["summary"] != result["summary"]:
                 raise UserError(f"{path} is a second and different result of the run in {first['folder']}")

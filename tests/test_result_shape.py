@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from plastibench.leaderboard.shape import mistake
+from plastibench.result_shape import mistake
 from tests.leaderboard.made import acting, result
 
 BROKEN = {
