@@ -87,6 +87,32 @@ def paired_gain(scores: Mapping[Any, float], base: Mapping[Any, float]) -> Inter
     return mean_interval(shared) if shared else None
 
 
+def stratified_gain(scores: Sequence[Mapping[Any, float]], base: Sequence[Mapping[Any, float]]) -> Interval | None:
+    """Mean over scenarios of the mean difference over shared seeds; None where no scenario has any.
+
+    Scenarios are those that there are, not drawn from many: the interval is that of seeds alone, by the variances of
+    the scenarios' means and Welch and Satterthwaite's degrees of freedom. Without bounds where a scenario has one seed.
+
+    Args:
+        scores: By scenario, then by seed.
+        base: Likewise; scenarios in the same order.
+    """
+    pairs = [
+        [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+        for ours, theirs in zip(scores, base, strict=True)
+    ]
+    strata = [np.asarray(each, float) for each in pairs if each]
+    if not strata:
+        return None
+    value = float(np.mean([each.mean() for each in strata]))
+    if min(map(len, strata)) < 2:
+        return Interval(value)
+    squares = np.array([[each.var(ddof=1) / len(each)] for each in strata])
+    error, freedom = _pooled(squares, np.array([[len(each) - 1.0] for each in strata]))
+    half = float((student(freedom) * error)[0])
+    return Interval(value, value - half, value + half)
+
+
 def paired_improvement(scores: Mapping[Any, float], base: Mapping[Any, float]) -> Interval | None:
     """Share of the shared seeds in which ``scores`` is higher, a tie counting half, with Wilson's interval.
 
@@ -117,39 +143,69 @@ def probability_of_improvement(scores: Sequence[Sequence[float]], base: Sequence
 
 
 def ranks(entries: Sequence[Mapping[Any, float]]) -> list[int]:
-    """1 + how many others are better beyond doubt; whoever shares a rank cannot be told apart from its best.
-
-    Better beyond doubt: the 95 % t interval of the difference lies above 0; paired over shared seeds where there are
-    two or more, Welch's otherwise. One seed proves nothing. Not corrected for the number of comparisons.
+    """Those of :func:`stratified_ranks` in a single scenario.
 
     Args:
         entries: Scores by seed, of each entry; the higher the better.
     """
+    return stratified_ranks([[entry] for entry in entries])
+
+
+def stratified_ranks(entries: Sequence[Sequence[Mapping[Any, float]]]) -> list[int]:
+    """1 + how many others are better beyond doubt; whoever shares a rank cannot be told apart from its best.
+
+    Better beyond doubt: the 95 % t interval of the difference, a mean over scenarios, lies above 0; within each
+    scenario it is paired over shared seeds where there are two or more, Welch's otherwise. One seed proves nothing.
+    Not corrected for the number of comparisons.
+
+    Args:
+        entries: Scores by scenario, then by seed, of each entry; the higher the better.
+    """
+    tables = [_table(stratum) for stratum in zip(*entries, strict=True)]
+    own = [_moments(scores) for scores in tables]
+    found = []
+    for row in range(len(entries)):
+        parts = [_difference(scores, row, each) for scores, each in zip(tables, own, strict=True)]
+        difference, squares, freedom = (np.stack(each) for each in zip(*parts, strict=True))  # [scenarios, L] each
+        error, freedom = _pooled(squares, freedom)
+        with np.errstate(invalid="ignore"):
+            found.append(1 + int((difference.mean(0) - student(freedom) * error > 0).sum()))
+    return found
+
+
+def _pooled(squares: Floats, freedom: Floats) -> tuple[Floats, Floats]:
+    """Standard error of a mean over scenarios, and its degrees of freedom, of those in each. [scenarios, L] to [L]."""
+    together = squares.sum(0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pooled = np.where(together == 0, freedom.sum(0), together**2 / (squares**2 / freedom).sum(0))
+    return np.sqrt(together) / len(squares), pooled
+
+
+def _table(entries: Sequence[Mapping[Any, float]]) -> Floats:
+    """Scores of one scenario [L, S], NaN where there is none."""
     seeds = list(dict.fromkeys(seed for entry in entries for seed in entry))
-    scores = np.array([[entry.get(seed, np.nan) for seed in seeds] for entry in entries], float)  # [L, S]
-    scores = scores.reshape(len(entries), len(seeds))
-    own = _moments(scores)
-    return [1 + int((_beyond_doubt(scores, row, own)).sum()) for row in range(len(entries))]
+    scores = np.array([[entry.get(seed, np.nan) for seed in seeds] for entry in entries], float)
+    return scores.reshape(len(entries), len(seeds))
 
 
-def _beyond_doubt(scores: Floats, row: int, own: tuple[Floats, Floats, Floats]) -> npt.NDArray[np.bool_]:
-    """Which entries are better than that of a row. [L]."""
+def _difference(scores: Floats, row: int, own: tuple[Floats, Floats, Floats]) -> tuple[Floats, Floats, Floats]:
+    """By how much entries are better than that of a row, the squared error of it, and its degrees of freedom. [L] each.
+
+    NaN where too few seeds are there to tell.
+    """
     shared, mean, variance = _moments(scores - scores[row])
     paired = shared >= 2
     with np.errstate(divide="ignore", invalid="ignore"):
-        error = np.sqrt(variance / shared)
-        freedom = shared - 1
         count, means, variances = own
         parts = variances / count
         sum_of_parts = parts + parts[row]
         welch = sum_of_parts**2 / (parts**2 / (count - 1) + parts[row] ** 2 / (count[row] - 1))
         welch = np.where(sum_of_parts == 0, count + count[row] - 2, welch)
         several = (count >= 2) & (count[row] >= 2)
-        difference = np.where(paired, mean, means - means[row])
-        error = np.where(paired, error, np.sqrt(sum_of_parts))
-        freedom = np.where(paired, freedom, welch)
-        found: npt.NDArray[np.bool_] = (paired | several) & (difference - student(freedom) * error > 0)
-    return found
+        difference = np.where(paired, mean, np.where(several, means - means[row], np.nan))
+        square = np.where(paired, variance / shared, sum_of_parts)
+        freedom = np.where(paired, shared - 1, welch)
+    return difference, square, freedom
 
 
 def _moments(scores: Floats) -> tuple[Floats, Floats, Floats]:

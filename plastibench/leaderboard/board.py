@@ -56,7 +56,7 @@ def write(runs_dir: Path, shown: Standings, pictures: Mapping[str, bytes] | None
     together: list[list[str]] = []
     names = _short_names([contest for contest, _ in shown.tables])
     for (contest, rows), short in zip(shown.tables, names, strict=True):
-        tables.append((0, events.text(short, formats.markdown(Standings([(contest, rows)], [])))))
+        tables.append((0, events.text(short, formats.markdown(Standings([(contest, rows)], [], [])))))
         entries = _charted(contest, rows)
         together.append([entry.name for entry in entries])
         bands = {}

@@ -55,11 +55,19 @@ COLUMNS = (
 )
 OVERALL = (
     COLUMNS[0],
-    COLUMNS[1],
-    Column("contests", "scenarios", "text", "more", "in how many of them it was run"),
+    Column(
+        "rank", "rank", "rank", "less", "1 + how many have a mean that is higher beyond doubt (– not in all of them)"
+    ),
+    Column("contests", "scenarios", "text", "more", "in how many of them it counts"),
     Column("runs", "runs", "number", "more", "how many, over all scenarios"),
     Column("iqm", "IQM %", "share", "more", "interquartile mean of all final scores [95 %, stratified bootstrap]"),
-    Column("gain", "over none", "share", "more", "mean gain over none with the same scenario and seed, ± 95 %"),
+    Column(
+        "gain",
+        "over none",
+        "share",
+        "more",
+        "mean over scenarios of the mean gain over none with the same seed, ± 95 %",
+    ),
     Column("better", "P(> none)", "probability", "more", "share of these pairs in which it beats none [95 %, Wilson]"),
     Column("mean_rank", "mean rank", "number", "less", "mean of its ranks in the scenarios"),
 )

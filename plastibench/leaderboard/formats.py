@@ -12,7 +12,7 @@ from typing import Any
 from plastibench.leaderboard.columns import COLUMNS, OVERALL, Column, value_of
 from plastibench.leaderboard.contest import Contest
 from plastibench.leaderboard.rows import Row
-from plastibench.leaderboard.standings import Standings, notes, overall_notes
+from plastibench.leaderboard.standings import Standings, notes
 from plastibench.statistics import Interval
 from plastibench.tables import back_after, markdown_table, text_table
 
@@ -36,7 +36,7 @@ def table(shown: Standings, width: int = 0) -> str:
     if shown.overall:
         drawn = text_table(headings(OVERALL), [cells(row, OVERALL) for row in shown.overall])
         parts.append(f"all scenarios\n\n{drawn}")
-        parts += _wrapped(overall_notes(shown.overall))
+        parts += _wrapped(shown.overall_notes)
         used = {column.heading: column.meaning for column in OVERALL} | used
     more = [f"{hidden} columns more in a wider window, or with --format csv"] if hidden else []
     del used["intervention"]
@@ -53,7 +53,7 @@ def markdown(shown: Standings) -> str:
         parts += [f"### {contest.title}", _quoted(headings(columns, contest), lines), *_listed(notes(contest, made))]
     if shown.overall:
         lines = [cells(row, OVERALL) for row in shown.overall]
-        parts += ["### all scenarios", _quoted(headings(OVERALL), lines), *_listed(overall_notes(shown.overall))]
+        parts += ["### all scenarios", _quoted(headings(OVERALL), lines), *_listed(shown.overall_notes)]
     meanings = {column.heading: column.meaning for column in (*OVERALL, *COLUMNS) if column.key != "intervention"}
     return "\n\n".join([*parts, "\n".join(f"- {heading}: {meaning}" for heading, meaning in meanings.items())])
 

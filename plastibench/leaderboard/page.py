@@ -11,7 +11,7 @@ from plastibench.leaderboard.columns import COLUMNS, OVERALL, Column, value_of
 from plastibench.leaderboard.contest import Contest, origin
 from plastibench.leaderboard.formats import cells, columns_of, headings
 from plastibench.leaderboard.rows import Row
-from plastibench.leaderboard.standings import Standings, notes, overall_notes
+from plastibench.leaderboard.standings import Standings, notes
 from plastibench.statistics import Interval
 
 _WIDTH, _HEIGHT, _MARGIN = 120, 14, 5  # of the picture of an interval, in pixels
@@ -72,7 +72,7 @@ def page(shown: Standings, pictures: Mapping[str, Sequence[tuple[str, bytes]]] |
     links = [f'<li><a href="#c{n}">{html.escape(title)}</a></li>' for n, title in enumerate(titles)]
     if shown.overall:
         links.insert(0, '<li><a href="#all">all scenarios</a></li>')
-        parts.insert(0, _overall(shown.overall))
+        parts.insert(0, _overall(shown))
     meanings = {column.heading: column.meaning for column in (*OVERALL, *COLUMNS)}
     legend = "".join(f"<dt>{html.escape(head)}</dt><dd>{html.escape(text)}</dd>" for head, text in meanings.items())
     runs = sum(len(row["seeds"]) for _, made in shown.tables for row in made)
@@ -116,16 +116,16 @@ def _contest(
     )
 
 
-def _overall(made: Sequence[Row]) -> str:
+def _overall(shown: Standings) -> str:
     lines = [
         f"<tr>{''.join(_cell(t, row, c) for t, c in zip(cells(row, OVERALL), OVERALL, strict=True))}</tr>"
-        for row in made
+        for row in shown.overall
     ]
     header = "".join(_head(head, column) for head, column in zip(headings(OVERALL), OVERALL, strict=True))
     table = f"<table><thead><tr>{header}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     return (
         f'<section id="all"><h2>all scenarios</h2><div class=scroll>{table}</div>'
-        f"{_notes(overall_notes(made))}</section>\n"
+        f"{_notes(shown.overall_notes)}</section>\n"
     )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import statistics as plain
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from plastibench.leaderboard.contest import BASE, Contest, Entry, Result
+from plastibench.leaderboard.contest import Contest, Entry, Result
 from plastibench.metrics.performance import mean
 from plastibench.statistics import iqm_interval, mean_interval, paired_gain, paired_improvement, ranks
 
@@ -47,59 +47,6 @@ def rows(contest: Contest) -> list[Row]:
         }
         made.append(row)
     return sorted(made, key=lambda row: -row["final"].value)
-
-
-def overall(made: Sequence[Contest]) -> list[Row]:
-    """Over all contests: rank, interquartile mean over their runs, and how often ``none`` is beaten.
-
-    An entry is ranked if it stands in every contest. What counts are accuracies as shares and normalised returns; a
-    contest without these, or of one entry alone, is left out.
-
-    Keys: ``rank``, ``tied``, ``intervention``, ``contests``, ``of``, ``runs``, ``iqm``, ``gain``, ``better``,
-    ``mean_rank`` (of the contests in which it has several seeds), ``lacking``.
-    """
-    fields = [contest for contest in made if sum(bool(_normalised(e, contest)) for e in contest.entries) > 1]
-    if len(fields) < 2:
-        return []
-    scores: dict[str, list[dict[int, float]]] = {}  # by name, then by contest
-    positions: dict[str, list[int]] = {}
-    for number, contest in enumerate(fields):
-        entries = [entry for entry in contest.entries if not entry.apart and _normalised(entry, contest)]
-        found = [_normalised(entry, contest) for entry in entries]
-        for entry, values, position in zip(entries, found, ranks(found), strict=True):
-            scores.setdefault(entry.name, [{} for _ in fields])[number] = values
-            if len(values) > 1:
-                positions.setdefault(entry.name, []).append(position)
-    flat = {name: _flat(by_contest) for name, by_contest in scores.items()}
-    complete = [name for name, by_contest in scores.items() if all(by_contest)]
-    places = dict(zip(complete, ranks([flat[name] for name in complete]), strict=True))
-    shared = Counter(places.values())
-    rows_ = []
-    for name, by_contest in scores.items():
-        rank = places.get(name)
-        rows_.append(
-            {
-                "rank": rank,
-                "tied": rank is not None and shared[rank] > 1,
-                "intervention": name,
-                "contests": sum(map(bool, by_contest)),
-                "of": len(fields),
-                "runs": len(flat[name]),
-                "iqm": iqm_interval([list(values.values()) for values in by_contest if values]),
-                **_against(flat[name], flat.get(BASE, {}), is_base=name == BASE),
-                "mean_rank": mean(positions.get(name, [])),
-                "lacking": [f.title for f, values in zip(fields, by_contest, strict=True) if not values],
-            }
-        )
-    return sorted(rows_, key=lambda row: (-row["contests"], -row["iqm"].value))
-
-
-def _flat(by_contest: Sequence[Mapping[int, float]]) -> dict[Any, float]:
-    return {(number, seed): value for number, values in enumerate(by_contest) for seed, value in values.items()}
-
-
-def _normalised(entry: Entry, contest: Contest) -> dict[int, float]:
-    return entry.scores("normalised-return" if contest.acts else "final-accuracy")
 
 
 def _performance(entry: Entry, contest: Contest) -> Row:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from plastibench.leaderboard.columns import condition, sort
 from plastibench.leaderboard.contest import Contest, Result, contests
-from plastibench.leaderboard.rows import Row, overall, rows
+from plastibench.leaderboard.overall import overall
+from plastibench.leaderboard.rows import Row, rows
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,12 @@ class Standings:
     Attributes:
         tables: Each contest and its rows.
         overall: Rows over all contests; empty where there are fewer than two.
+        overall_notes: What a reader of these must know: what is not counted, who is not ranked, and why.
     """
 
     tables: list[tuple[Contest, list[Row]]]
     overall: list[Row]
+    overall_notes: list[str]
 
 
 def standings(found: Sequence[Result], *, sorted_by: str = "final", filters: Sequence[str] = ()) -> Standings:
@@ -43,8 +46,8 @@ def standings(found: Sequence[Result], *, sorted_by: str = "final", filters: Seq
         if kept:
             tables.append((contest, sort(kept, sorted_by)))
     shown = {row["intervention"] for _, kept in tables for row in kept}
-    together = overall([contest for contest, _ in tables])
-    return Standings(tables, [row for row in together if row["intervention"] in shown])
+    together, told = overall([contest for contest, _ in tables])
+    return Standings(tables, [row for row in together if row["intervention"] in shown], told)
 
 
 def notes(contest: Contest, made: Sequence[Row]) -> list[str]:
@@ -57,12 +60,3 @@ def notes(contest: Contest, made: Sequence[Row]) -> list[str]:
     if contest.base is None:
         found.append("no run of none, over which gains would be counted")
     return found
-
-
-def overall_notes(made: Sequence[Row]) -> list[str]:
-    """Who is not ranked over all scenarios, and why."""
-    lacking: dict[tuple[str, ...], list[str]] = {}
-    for row in made:
-        if row["lacking"]:
-            lacking.setdefault(tuple(row["lacking"]), []).append(row["intervention"])
-    return [f"not ranked, not run in {'; '.join(where)}: {', '.join(names)}" for where, names in lacking.items()]
