@@ -25,11 +25,13 @@ _SHAPE: dict[str, Any] = {
     "interventions": list,
     "plasticity": list,
 }
+_SCENARIO = {"version": (int, type(None)), "data": (str, type(None))}
 _FINAL = {"tasks": "final-accuracy", "returns": "final-return"}
-_EACH = {
+_EACH: dict[str, dict[str, Any]] = {
     "tasks": {"task": int, "end": _FIGURE, "drop": _MAYBE},
     "returns": {"task": int, "steps": int, "value": _FIGURE},
     "events": {"steps": int, "drop": _MAYBE},
+    "plasticity": {"task": int, "phase": str, "role": str},
 }
 
 
@@ -44,9 +46,13 @@ def mistake(result: Mapping[str, Any]) -> str:
     for name in ("schedule", "run", "scenario"):
         if name in result and not isinstance(result[name], dict):
             found = found or f"{name} is {_told(result[name])}"
+    if isinstance(result.get("scenario"), dict):
+        found = found or _mismatch(result["scenario"], _SCENARIO, "scenario.")
     kinds = [name for name in _FINAL if name in result]
     if len(kinds) != 1 or not result[kinds[0]]:
         return found or "it holds neither tasks nor returns"
+    if kinds == ["returns"] and "events" not in result:
+        found = found or "events are missing"
     if result["summary"].get(_FINAL[kinds[0]]) is None:
         found = found or f"summary.{_FINAL[kinds[0]]} is missing"
     for name, shape in _EACH.items():
@@ -55,6 +61,9 @@ def mistake(result: Mapping[str, Any]) -> str:
             return found or f"{name} is no list of objects"
         for number, row in enumerate(rows):
             found = found or _mismatch(row, shape, f"{name}[{number}].")
+            if name == "plasticity" and not found:
+                figures = {key: value for key, value in row.items() if key not in shape}
+                found = next((f"{name}[{number}].{k} is {_told(v)}" for k, v in figures.items() if not _numeric(v)), "")
     return found
 
 
@@ -77,6 +86,10 @@ def _fits(value: Any, wanted: Any) -> bool:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and math.isfinite(value) and abs(value) < _LARGEST
     return isinstance(value, wanted) and not (wanted is int and isinstance(value, bool))
+
+
+def _numeric(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _told(value: Any) -> str:

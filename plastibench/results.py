@@ -48,7 +48,7 @@ def compose(
         "options": {"env": spec.env[1], "agent": spec.agent[1], "intervention": spec.intervention[1]},
         "changed": {part: spec.changed(part) for part in PARTS},
         "every": spec.run.every,
-        "schedule": {name: value for name, value in as_dict(spec.run).items() if name in _SCHEDULE},
+        "schedule": schedule(as_dict(spec.run)),
         "run": as_dict(spec.run),
         "scenario": scenario,
         **course,
@@ -57,6 +57,11 @@ def compose(
         "cost": cost,
         "origin": origin,
     }
+
+
+def schedule(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the options of a run those that say when and on what is intervened, and stand in a row's name."""
+    return {name: value for name, value in run.items() if name in _SCHEDULE}
 
 
 def write(folder: Path, result: dict[str, Any]) -> None:

@@ -26,6 +26,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *escaped])
 
 
+def printable(text: str) -> str:
+    """The text without what would steer a terminal or cannot be written; white space becomes single spaces."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     """A share as points of a hundred, or a dash."""
     return "–" if value is None else f"{100 * value:.{digits}f}"

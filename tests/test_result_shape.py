@@ -24,7 +24,13 @@ BROKEN = {
     ],
     "tasks/1/end": [("high", "tasks[1].end is 'high'")],
     "schedule": [(None, "schedule is None")],
-    "plasticity": [("none", "plasticity is 'none'")],
+    "plasticity": [
+        ("none", "plasticity is 'none'"),
+        ([1], "plasticity is no list of objects"),
+        ([{"dormant-ratio": 0.5}], "plasticity[0].task is missing"),
+        ([{"task": 0, "phase": "end", "role": "critic", "dormant-ratio": "x"}], "plasticity[0].dormant-ratio is 'x'"),
+    ],
+    "scenario": [({"data": [1]}, "scenario.data is [1]"), ({"version": "x"}, "scenario.version is 'x'")],
 }
 
 
@@ -38,6 +44,12 @@ def test_what_readers_rely_on_is_there(path: str) -> None:
             inner = inner[key]
         inner[last] = value
         assert message in mistake(made) or (value == {} and mistake(made).startswith("origin."))
+
+
+def test_what_acts_has_events() -> None:
+    made = acting()
+    del made["events"]
+    assert mistake(made) == "events are missing"
 
 
 def test_results_of_runs_are_well(pytestconfig: pytest.Config) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from plastibench.figures.seeds import ENOUGH
 from plastibench.leaderboard import Result, by_group
+from plastibench.tables import printable
 
 _SHOWN = 4  # commits and machines that are named
 
@@ -36,7 +37,7 @@ def caption(found: Sequence[Result], *sentences: str, intervals: str = "bands") 
 def origin(found: Iterable[Result]) -> str:
     """Commit, hardware and precision of results in one sentence; several of each where they differ."""
     made = [result["origin"] for result in found]
-    commits = _listed(_short(one["commit"]) for one in made)
+    commits = _listed(_short(one["commit"] or "") for one in made)
     machines = _listed(_machine(one["hardware"]) for one in made)
     precisions = _listed(one["precision"] for one in made)
     return f"Commit {commits}; {machines}; {precisions}."
@@ -56,4 +57,4 @@ def _machine(hardware: dict[str, str | int]) -> str:
 def _listed(values: Iterable[str]) -> str:
     distinct = list(dict.fromkeys(values))
     more = len(distinct) - _SHOWN
-    return " / ".join(distinct[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return printable(" / ".join(distinct[:_SHOWN])) + (f" and {more} more" if more > 0 else "")

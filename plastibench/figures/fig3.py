@@ -14,7 +14,7 @@ from plastibench.errors import UserError
 from plastibench.figures.caption import caption
 from plastibench.figures.gradients import of_run
 from plastibench.figures.seeds import Array, contests, interval
-from plastibench.figures.style import COLOURS, Style, finish, handles, panels, styles, title
+from plastibench.figures.style import COLOURS, Style, finish, handles, panels, plain, styles, title
 from plastibench.leaderboard import Result, acts, label
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _distributions(axis: Axes, networks: Networks, looks: Mapping[str, Style]) -
         look = {"color": looks[name]["color"], "linestyle": looks[name]["linestyle"]}
         at = places if bent else np.repeat(places, 2)[1:-1]
         each = 1 if bent else 2  # the outline of a histogram has two corners to a bin
-        axis.plot(at, np.repeat(mean, each), label=name, **look)
+        axis.plot(at, np.repeat(mean, each), label=plain(name), **look)
         if not np.isnan(half).any():
             axis.fill_between(at, np.repeat(low, each), np.repeat(high, each), color=look["color"], alpha=0.13, lw=0)
     axis.set(xlabel="E[∂L/∂z_i]", ylabel="% of features up to here" if bent else "% of features per bin")

@@ -108,7 +108,13 @@ def _read(path: Path, run_id: str) -> Gradients:
         content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if content["schema"] != _SCHEMA or content["id"] != run_id:
             raise ValueError(f"of schema {content['schema']} and run {content['id']}")
-        return _arrays(content["layers"])
+        found = _arrays(content["layers"])
+        for name, sides in found.items():
+            if any(v.ndim != 1 or not v.size or not np.isfinite(v).all() for v in sides.values()):
+                raise ValueError(f"{name} must have finite numbers, at least one")
+            if len({v.size for v in sides.values()}) > 1:
+                raise ValueError(f"{name} has more numbers of one network than of the other")
+        return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}: {error}); delete it, and it is made anew"

@@ -12,7 +12,7 @@ import numpy as np
 from plastibench.errors import UserError, did_you_mean
 from plastibench.figures.caption import caption
 from plastibench.figures.seeds import Array, contests
-from plastibench.figures.style import count_tasks, finish, panels
+from plastibench.figures.style import count_tasks, finish, panels, plain
 from plastibench.leaderboard import Result, by_group, label
 from plastibench.metrics import METRICS
 
@@ -71,6 +71,8 @@ def layers_of(path: Path) -> dict[str, Values]:
                 group, _, rest = row["metric"].partition("/")
                 if group.startswith("layers-") and row["phase"] in ("end", "training"):
                     layer, _, metric = rest.rpartition("/")
+                    if int(row["task"]) < 0:
+                        raise ValueError(f"task {row['task']}")
                     key = group.removeprefix("layers-"), layer, int(row["task"])
                     found.setdefault(metric, {})[key] = float(row["value"])
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
@@ -104,6 +106,8 @@ def _draw(
         len(rows), columns, height=sum(heights) / len(rows), sharey="row", gridspec_kw={"height_ratios": heights}
     )
     every = scale * np.concatenate([values.ravel() for _, some in rows for _, _, values in some])
+    if not np.isfinite(every).any():
+        raise UserError(f"no layer has a finite '{metric}' at the end of a task")
     low, high = float(np.nanmin(every)), float(np.nanmax(every))
     if scale == 100.0:
         low = 0.0
@@ -123,8 +127,8 @@ def _draw(
             images.append(image)
             axis.set_facecolor("#dddddd")  # where nothing was measured
             axis.grid(visible=False)
-            axis.set_title(name if len(maps) == 1 else f"{name}\n{', '.join(names)}", fontsize=8.5)
-            axis.set_yticks(range(len(layers)), [_short(layer) for layer in layers], fontsize=7)
+            axis.set_title(plain(name if len(maps) == 1 else f"{name}\n{', '.join(names)}"), fontsize=8.5)
+            axis.set_yticks(range(len(layers)), [plain(_short(layer)) for layer in layers], fontsize=7)
             axis.tick_params(axis="y", length=0)
             axis.set_xlabel("task")
             count_tasks(axis)

@@ -12,7 +12,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
 from plastibench.figures.seeds import Array
-from plastibench.figures.style import renderer_of
+from plastibench.figures.style import plain, renderer_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,7 @@ def place(
     inside = axis.get_window_extent(renderer)
     for name, position, colour in zip(names, positions, colours, strict=True):
         text = axis.annotate(
-            name.replace("$", r"\$"),
+            plain(name),
             position,
             (0, 0),
             textcoords="offset points",

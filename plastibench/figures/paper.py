@@ -140,7 +140,7 @@ def revived_by(run: Result) -> str:
     if set(run["changed"]["intervention"]) - {"criterion", "tau", "quantile"}:
         return ""
     options = run["options"]["intervention"]
-    criterion = options["criterion"]
+    criterion = options.get("criterion", "")
     return f"{_CRITERIA.get(criterion, criterion)} ({options['tau' if criterion in THRESHOLDS else 'quantile']})"
 
 

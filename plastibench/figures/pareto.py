@@ -34,7 +34,7 @@ def pareto(found: Sequence[Result]) -> Figure:
     shown = {
         names: results
         for names, results in contests(found).items()
-        if any(run["summary"]["mean-drop"] is not None for run in results)
+        if any(run["summary"].get("mean-drop") is not None for run in results)
     }
     if not shown:
         raise UserError("no run has a drop: nothing was intervened on in them, or no evaluation is finished")
@@ -93,7 +93,7 @@ def point(axis: Axes, runs: list[Result], style: Style) -> tuple[Array, Array]:
     name = final_name(runs[0])
     scale = 1.0 if acts(runs[0]) else 100.0
     summaries = [run["summary"] for run in runs if run["summary"][name] is not None]
-    values = scale * np.array([[summary["mean-drop"] or 0.0, summary[name]] for summary in summaries])  # [seeds, 2]
+    values = scale * np.array([[summary.get("mean-drop") or 0.0, summary[name]] for summary in summaries])  # [seeds, 2]
     mean, half = interval(values)
     bars: dict[str, Any] = {} if np.isnan(half).any() else {"xerr": half[0], "yerr": half[1]}
     look = {**style, "linestyle": "none"}

@@ -116,15 +116,20 @@ def count_steps(axis: Axes) -> None:
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
+def plain(text: str) -> str:
+    """Names as they are: matplotlib would set what stands between dollars as mathematics."""
+    return text.replace("$", r"\$")
+
+
 def title(axis: Axes, text: str, width: int = 46) -> None:
     """Head a panel; a long name goes on in the next line."""
-    lines = textwrap.wrap(text, width)
+    lines = textwrap.wrap(plain(text), width)
     axis.set_title("\n".join(lines), fontsize=9.5 if len(lines) < 3 else 8)
 
 
 def handles(shown: Mapping[str, Style]) -> list[Line2D]:
     """What a legend shows of each style, by the name to show."""
-    return [Line2D([], [], label=name, **style) for name, style in shown.items()]
+    return [Line2D([], [], label=plain(name), **style) for name, style in shown.items()]
 
 
 def finish(figure: Figure, entries: Sequence[Any], caption: str) -> Figure:
@@ -137,6 +142,7 @@ def finish(figure: Figure, entries: Sequence[Any], caption: str) -> Figure:
     """
     renderer = renderer_of(figure)
     width, height = figure.get_size_inches()
+    caption = plain(caption)
     text = figure.text(0.012, 0, "", fontsize=8, color="#333333", va="bottom", linespacing=1.25)
     for characters in range(190, 40, -4):  # as many to the line as fit, with room for a viewer whose font is wider
         text.set_text("\n".join(textwrap.wrap(caption, characters)))

@@ -13,7 +13,8 @@ from plastibench import registry, results
 from plastibench.errors import UserError
 from plastibench.metrics import performance, returns
 from plastibench.options import build
-from plastibench.spec import PARTS, identity
+from plastibench.result_shape import mistake
+from plastibench.spec import PARTS, RunSpec, identity
 
 _LARGEST = 64 << 20  # bytes; a result has some ten thousand
 _SHOWN = 5  # problems told at a time
@@ -33,7 +34,7 @@ def add(path: Path, runs_dir: Path) -> tuple[Path, list[str]]:
         UserError: It cannot be read, is not plausible, or another result of the same run is there.
     """
     result = _read(path)
-    problems = _shape(result) or list(_contradictions(result))
+    problems = _shape(result) or list(filter(None, [mistake(result)])) or list(_contradictions(result))
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise UserError(f"{path} is not added: {'; '.join(problems[:_SHOWN])}{more}")
@@ -84,6 +85,7 @@ def _shape(result: Result) -> list[str]:
 def _contradictions(result: Result) -> Iterator[str]:
     """What cannot be true although it has the right form."""
     yield from _identity(result)
+    yield from _names(result)
     yield from _cost(result)
     acts = "returns" in result
     summary = _summary_of_returns(result) if acts else _summary_of_tasks(result)
@@ -106,10 +108,29 @@ def _identity(result: Result) -> Iterator[str]:
             yield f"{key} is {result[key]}, but the names and options in it make {expected}"
 
 
+def _names(result: Result) -> Iterator[str]:
+    """Whether all is told that sets it apart from what its names stand for: rows are called after it."""
+    try:
+        given: dict[str, Any] = {f"{part}_options": result["options"][part] for part in PARTS}
+        spec = RunSpec.make(*(result[part] for part in PARTS), **given)
+    except UserError:
+        spec = None  # not known here with these options
+    for part in PARTS:
+        stated, options = result["changed"][part], result["options"][part]
+        if spec is not None and stated != json.loads(json.dumps(spec.changed(part))):
+            yield f"changed.{part} is not what differs from the options of {result[part]}"
+        elif not all(name in options and options[name] == value for name, value in stated.items()):
+            yield f"changed.{part} is not in options.{part}"
+    if result.get("schedule", {}) != results.schedule(result["run"]):
+        yield "schedule is not what run says"
+
+
 def _cost(result: Result) -> Iterator[str]:
     cost = result["cost"]
     if cost["intervention-seconds"] > cost["seconds"]:
         yield "the intervention took longer than the whole run"
+    elif cost["intervention-seconds"] + cost.get("metric-seconds", 0.0) > cost["seconds"]:
+        yield "intervention and metrics took longer than the whole run"
     last = max((report["update"] for report in result["interventions"]), default=0)
     if last > cost["updates"]:
         yield f"an intervention at update {last:,} of {cost['updates']:,}"
@@ -120,7 +141,7 @@ def _summary_of_tasks(result: Result) -> Mapping[str, Any]:
     summary = performance.summary(made)
     if result["every"]:  # drops are then those in mid-task, which the tasks do not hold
         summary = {key: value for key, value in summary.items() if key not in _IN_MID_TASK}
-    return {key: value for key, value in summary.items() if key in result["summary"]}
+    return summary
 
 
 _IN_MID_TASK = ("mean-drop", "mean-agreement", "mean-output-kl")
@@ -129,10 +150,11 @@ _IN_MID_TASK = ("mean-drop", "mean-agreement", "mean-output-kl")
 def _summary_of_returns(result: Result) -> Mapping[str, Any]:
     curve = [returns.Evaluation(**_only(point, returns.Evaluation)) for point in result["returns"]]
     events = [returns.Event(**_only(event, returns.Event)) for event in result["events"]]
-    summary = returns.summary(curve, events)
-    known = {key: value for key, value in summary.items() if key in result["summary"]}
-    known.pop("normalised-return", None)  # by bounds that the result does not hold
-    return known
+    scenario = _scenario(result)
+    summary = returns.summary(curve, events, scenario.bounds if scenario is not None else None)
+    if scenario is None:
+        del summary["normalised-return"]  # by bounds that the result does not hold
+    return summary
 
 
 def _tasks(result: Result) -> Iterator[str]:

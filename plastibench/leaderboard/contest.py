@@ -12,6 +12,7 @@ from typing import Any
 
 from plastibench import results
 from plastibench.errors import UserError
+from plastibench.tables import printable
 
 Result = dict[str, Any]
 BASE = "none"
@@ -160,7 +161,7 @@ def label(result: Result, part: str = "intervention", also: Iterable[str] = ()) 
             changed["every"] = result["every"]
         changed.update(result.get("schedule", {}))
     words = [result[part], *(f"{key.replace('__', '.')}={_shown(value)}" for key, value in changed.items())]
-    return " ".join(" ".join(words).split())  # in one line, whatever it holds
+    return printable(" ".join(words))  # in one line, whatever it holds
 
 
 def origin(found: Sequence[Result]) -> str:
@@ -175,7 +176,7 @@ def origin(found: Sequence[Result]) -> str:
         "precision": [one["precision"] for one in made],
     }
     told = [f"{name} {_several(values)}".strip() for name, values in facts.items()]
-    return f"{len(made)} runs: {'; '.join(told)}"
+    return printable(f"{len(made)} runs: {'; '.join(told)}")
 
 
 def _several(values: Sequence[str]) -> str:

@@ -50,7 +50,11 @@ def markdown(shown: Standings) -> str:
     for contest, made in shown.tables:
         columns = columns_of(contest)
         lines = [cells(row, columns, contest) for row in made]
-        parts += [f"### {contest.title}", _quoted(headings(columns, contest), lines), *_listed(notes(contest, made))]
+        parts += [
+            f"### {_escaped(contest.title)}",
+            _quoted(headings(columns, contest), lines),
+            *_listed(notes(contest, made)),
+        ]
     if shown.overall:
         lines = [cells(row, OVERALL) for row in shown.overall]
         parts += ["### all scenarios", _quoted(headings(OVERALL), lines), *_listed(shown.overall_notes)]
@@ -115,11 +119,16 @@ def _fitting(made: Sequence[Row], contest: Contest, width: int) -> tuple[list[Co
 
 
 def _quoted(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return markdown_table(header, [[f"`{first}`", *others] for first, *others in lines])
+    return markdown_table(header, [["`" + first.replace("`", "'") + "`", *others] for first, *others in lines])
 
 
 def _listed(found: Sequence[str]) -> list[str]:
-    return ["\n".join(f"- {note}" for note in found)] if found else []
+    return ["\n".join(f"- {_escaped(note)}" for note in found)] if found else []
+
+
+def _escaped(text: str) -> str:
+    """Names may come from elsewhere: no HTML in them."""
+    return text.replace("<", "&lt;").replace("`", "'")
 
 
 def _wrapped(found: Sequence[str]) -> list[str]:

@@ -57,7 +57,7 @@ def acting(intervention: str = "none", seed: int = 0, final: float = 100.0, **mo
     options = {"env": "rl-cartpole", "agent": "dqn-mlp", "device": "cpu", **more}
     spec = RunSpec.make(intervention=intervention, seed=seed, **options)
     curve = [returns.Evaluation(0, steps, final * steps / 3000, 0.1) for steps in (0, 1000, 2000, 3000)]
-    course = returns.result(curve, [], (0.0, 500.0))
+    course = returns.result(curve, [], spec.create("env").bounds)
     return _composed(spec, course, {"agent-steps": 3000}, {"version": 1, "data": None})
 
 

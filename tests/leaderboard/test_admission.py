@@ -52,6 +52,10 @@ BAD = {
     "options/agent/lr": (0.1, "but the names and options in it make"),
     "id": ("../../evil", "id: '../../evil' does not match"),
     "cost/intervention-seconds": (11.0, "the intervention took longer than the whole run"),
+    "cost/metric-seconds": (10.5, "intervention and metrics took longer than the whole run"),
+    "changed/intervention": ({"force": 3}, "changed.intervention is not what differs from the options of reset"),
+    "schedule": ({"until": 7}, "schedule is not what run says"),
+    "summary": ({}, "summary.final-accuracy is missing"),
     "cost/seconds": (-1, "cost.seconds: -1 is less than or equal to the minimum of 0"),
     "cost/updates": (0, "cost.updates: 0 is less than the minimum of 1"),
     "origin/versions": ({}, "origin.versions: 'plastibench' is a required property"),
@@ -123,3 +127,25 @@ def test_an_intervention_that_is_not_known_here_is_taken_as_stated(tmp_path: Pat
     made["id"] = made["group"] = identity(parts, made["run"])
     _, (unchecked,) = add(file(tmp_path, made), tmp_path / "runs")
     assert "intervention theirs is not known here" in unchecked
+
+
+def test_options_that_a_name_does_not_tell_are_noticed(tmp_path: Path) -> None:
+    made = result("rnr", intervention_options={"quantile": 0.2})
+    assert made["changed"]["intervention"] == {"quantile": 0.2}
+    made["changed"]["intervention"] = {}
+    with pytest.raises(UserError, match=r"changed.intervention is not what differs"):
+        add(file(tmp_path, made), tmp_path / "runs")
+
+
+def test_a_normalised_return_is_that_of_the_evaluations(tmp_path: Path) -> None:
+    made = acting("reset")
+    made["summary"]["normalised-return"] += 0.1
+    with pytest.raises(UserError, match=r"summary normalised-return is .*, but the evaluations make it"):
+        add(file(tmp_path, made), tmp_path / "runs")
+
+
+def test_a_figure_that_is_left_out_is_noticed(tmp_path: Path) -> None:
+    made = result("reset", drop=0.2)
+    del made["summary"]["mean-drop"]
+    with pytest.raises(UserError, match=r"summary mean-drop is None"):
+        add(file(tmp_path, made), tmp_path / "runs")

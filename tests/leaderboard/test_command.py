@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -88,3 +89,31 @@ def test_many_results_are_read_in_time(count: int, seconds: float, tmp_path: Pat
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert time.monotonic() - start < seconds
     assert text.count("rnr penalty=") >= count / 5
+
+
+def test_names_from_elsewhere_do_no_harm(runs: Path, tmp_path: Path, capsys) -> None:
+    strange = ["$\\frac{$", "\x1b[31mred", "\ud800", "`<b>", "<script>alert(1)</script>|", "é"]
+    found = []
+    for number, text in enumerate(strange):
+        for seed in range(2):
+            made = result("reset", seed, 0.4)
+            made["id"], made["group"] = f"strange{number}_s{seed}", f"strange{number}"
+            made["changed"]["intervention"] = made["options"]["intervention"] = {"x": text}
+            made["origin"] = {**made["origin"], "commit": None}
+            made["origin"]["hardware"] = {**made["origin"]["hardware"], "processor": f"a CPU {text}"}
+            found.append(made)
+    written(runs, found)
+    for form in ("table", "markdown", "csv", "json", "html"):
+        assert say("--runs-dir", runs, "--format", form) == 0
+        text = capsys.readouterr().out
+        assert "\x1b" not in text
+        if form in ("markdown", "html"):
+            bare = re.sub(r"`[^`\n]*`", "", text)  # in a code span it is only shown
+            assert "<script>alert" not in bare and "<b>" not in bare
+        text.encode()
+    assert say("--runs-dir", runs, "--tensorboard") == 0
+    for kind in ("curves", "pareto", "overview"):
+        with pytest.raises(SystemExit) as exit_:
+            main(["figures", kind, str(tmp_path / kind), "--runs-dir", str(runs)])
+        assert exit_.value.code == 0 and (tmp_path / f"{kind}.svg").is_file()
+    assert "$\\frac{$" in (tmp_path / "curves.svg").read_text()  # as it is, not set as mathematics
