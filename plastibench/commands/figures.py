@@ -57,6 +57,8 @@ def _chosen(found: list[dict[str, Any]], part: str, wanted: str | None, runs_dir
         return found
     there = sorted({label(result, part) for result in found})
     names = [wanted] if wanted in there else listed(wanted)  # an option that is a list has commas of its own
+    if not names:
+        raise UserError(f"--{part} is empty (there are {', '.join(there)})")
     for name in sorted(set(names) - set(there)):
         raise UserError(f"no finished run of {part} '{name}' in {runs_dir} (there are {', '.join(there)})")
     return [result for name in names for result in found if label(result, part) == name]

@@ -112,8 +112,10 @@ def must_have_folder(path: Path | None) -> None:
     """See that a file can be written, before the work whose outcome it is to hold.
 
     Raises:
-        UserError: Its folder does not exist.
+        UserError: Its folder does not exist, or it is a folder itself.
     """
+    if path is not None and path.is_dir():
+        raise UserError(f"{path} is a folder; name a file in it")
     if path is not None and not path.parent.is_dir():
         raise UserError(f"{path}: no folder {path.parent}")
 

@@ -128,6 +128,10 @@ def _leaderboard(known: argparse.Namespace) -> int:
 
     must_have_folder(known.out)
     if known.tensorboard:
+        if known.filter or known.out or known.sort != "final" or known.format != "table":
+            raise UserError(
+                "--tensorboard writes the whole leaderboard; leave --filter, --sort, --format and --out away"
+            )
         print(write_board(known.runs_dir, load(known.runs_dir), drawn=True))
         return 0
     shown = standings(load(known.runs_dir, lean=known.format != "html"), sorted_by=known.sort, filters=known.filter)

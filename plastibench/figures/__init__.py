@@ -64,7 +64,15 @@ def draw(kind: str, found: Sequence[Result], **options: Any) -> Figure:
             takes = ", ".join(known) or "none"
             raise UserError(f"figures {kind} has no option '{name.replace('_', '-')}' (it has: {takes})")
     with matplotlib.rc_context(RC):
-        return function(found, **given)
+        return function(_once(found), **given)
+
+
+def _once(found: Sequence[Result]) -> list[Result]:
+    """Of runs that differ in what was measured of them alone, one: they would count as another seed."""
+    from plastibench.leaderboard import contests
+
+    kept = {id(run) for contest in contests(found) for entry in contest.entries for run in entry.runs.values()}
+    return [run for run in found if id(run) in kept]
 
 
 def png(figure: Figure, dpi: int = _DPI) -> bytes:

@@ -122,7 +122,7 @@ def condition(text: str) -> Callable[[Row], bool]:
     if key in _TEXTS:
         if sign not in ("=", "!="):
             raise UserError(f"--filter {text}: {key} is text; use {key}=PATTERN or {key}!=PATTERN")
-        patterns = [pattern.strip() for pattern in wanted.split(",")]
+        patterns = [wanted, *(pattern.strip() for pattern in wanted.split(","))]  # an option may have commas of its own
         return lambda row: _matches(row[key], patterns) == (sign == "=")
     if key not in KEYS:
         known = [*_TEXTS[:2], *KEYS]

@@ -117,3 +117,16 @@ def test_commands_that_draw_nothing_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_an_empty_choice_is_refused(say: Any, tmp_path: Path, runs: Path) -> None:
+    for part in ("env", "agent", "intervention"):
+        done = say("figures", "curves", tmp_path / "x", f"--{part}", "", "--runs-dir", runs)
+        assert done.status == 2 and f"--{part} is empty (there are " in done.err and done.err.count("\n") == 1
+
+
+def test_a_run_that_was_measured_twice_is_one_seed(tmp_path: Path) -> None:
+    found = several("none", "reset")
+    again = {**found[-1], "id": f"{found[-1]['id']}-measured"}
+    text = figures.svg(figures.draw("curves", [*found, again])).decode()
+    assert text == figures.svg(figures.draw("curves", found)).decode() and "Means over" in text

@@ -47,6 +47,17 @@ def test_sort_and_filter(runs: Path, capsys) -> None:
     assert "no row fulfils seeds>7" in capsys.readouterr().err
     assert say("--runs-dir", runs, "--sort", "fnal") == 2
     assert "did you mean 'final'?" in capsys.readouterr().err
+    for more in (["--filter", "env=x"], ["--sort", "drop"], ["--format", "csv"], ["--out", runs.parent / "x.html"]):
+        assert say("--runs-dir", runs, "--tensorboard", *more) == 2
+        assert "leave --filter, --sort, --format and --out away" in capsys.readouterr().err
+    assert say("--runs-dir", runs, "--out", runs) == 2
+    assert f"{runs} is a folder; name a file in it" in capsys.readouterr().err
+
+
+def test_a_row_whose_name_has_commas_can_be_named(runs: Path, capsys) -> None:
+    written(runs, [result("rnr", seed, 0.5, roles=("actor", "critic")) for seed in range(2)])
+    assert say("--runs-dir", runs, "--format", "json", "--filter", "intervention=rnr roles=actor,critic") == 0
+    assert [row["intervention"] for row in json.loads(capsys.readouterr().out)] == ["rnr roles=actor,critic"]
 
 
 def test_results_from_elsewhere_join(runs: Path, tmp_path: Path, capsys) -> None:
