@@ -120,7 +120,7 @@ def contests(found: Iterable[Result]) -> list[Contest]:
         differing = _differences([runs[0] for runs in variants])
         for runs in variants:
             env, agent = (label(runs[0], part, differing) for part in ("env", "agent"))
-            facts = {**_conditions(runs[0]), "data": _data(runs[0]) or "unknown"}
+            facts = {**conditions(runs[0]), "data": data_of(runs[0]) or "unknown"}
             extra = [f"{key}={value}" for key, value in facts.items() if key in differing]
             differs = ""
             if differing:
@@ -188,32 +188,33 @@ def _several(values: Sequence[str]) -> str:
 # What must be the same -------------------------------------------------------------------------------------------
 
 
-def _conditions(result: Result) -> dict[str, Any]:
+def conditions(result: Result) -> dict[str, Any]:
     """What is neither option of env or agent nor data, and must be the same all the same."""
     return {"version": result.get("scenario", {}).get("version", 1)}
 
 
 def _terms(result: Result) -> str:
     options = {part: result["options"][part] for part in ("env", "agent")}
-    return json.dumps([options, _conditions(result), acts(result)], sort_keys=True)
+    return json.dumps([options, conditions(result), acts(result)], sort_keys=True)
 
 
 def _with_data(variants: list[list[Result]]) -> list[list[Result]]:
     """Split each by its data, where more than one is stated; results of schema 1 do not say."""
     split = []
     for runs in variants:
-        stated = {_data(run) for run in runs if _data(run)}
+        stated = {data_of(run) for run in runs if data_of(run)}
         if len(stated) < 2:
             split.append(runs)
             continue
         by_data: dict[str | None, list[Result]] = defaultdict(list)
         for run in runs:
-            by_data[_data(run)].append(run)
+            by_data[data_of(run)].append(run)
         split += by_data.values()
     return split
 
 
-def _data(result: Result) -> str | None:
+def data_of(result: Result) -> str | None:
+    """The digest of the data, where it is stated."""
     data: str | None = result.get("scenario", {}).get("data")
     return data
 
@@ -225,7 +226,7 @@ def _differences(samples: Sequence[Result]) -> list[str]:
     facts: list[dict[str, Any]] = []
     for sample in samples:
         options = {f"{p}.{key}": value for p in ("env", "agent") for key, value in sample["options"][p].items()}
-        facts.append({**options, **_conditions(sample), "data": _data(sample)})
+        facts.append({**options, **conditions(sample), "data": data_of(sample)})
     keys = dict.fromkeys(key for fact in facts for key in fact)
     missing = object()
     return [key for key in keys if any(fact.get(key, missing) != facts[0].get(key, missing) for fact in facts)]

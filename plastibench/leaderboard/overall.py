@@ -6,7 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from plastibench.leaderboard.contest import BASE, Contest, Entry
+from plastibench.leaderboard.contest import BASE, Contest, Entry, conditions, data_of
 from plastibench.leaderboard.rows import Row
 from plastibench.metrics.performance import mean
 from plastibench.statistics import Interval, iqm_interval, paired_improvement, ranks, stratified_gain, stratified_ranks
@@ -83,10 +83,10 @@ def _apart(fields: Sequence[Contest]) -> tuple[list[Contest], list[str]]:
     for contest in fields:
         run = next(iter(contest.entries[0].runs.values()))
         options = {key: value for key, value in run["options"]["env"].items() if key != _MEASURING}
-        facts = [run["env"], options, run["agent"], run["options"]["agent"], run.get("scenario", {})]
+        facts = [run["env"], options, run["agent"], run["options"]["agent"], conditions(run)]
         alike[json.dumps(facts, sort_keys=True)].append(contest)
     kept, told = [], []
-    for group in alike.values():
+    for group in (same for contests in alike.values() for same in _with_the_same_data(contests)):
         largest = max(group, key=lambda contest: sum(len(entry.runs) for entry in contest.entries))
         kept.append(largest)
         told += [
@@ -95,6 +95,15 @@ def _apart(fields: Sequence[Contest]) -> tuple[list[Contest], list[str]]:
             if contest is not largest
         ]
     return kept, told
+
+
+def _with_the_same_data(contests: Sequence[Contest]) -> list[list[Contest]]:
+    """Split by what data are stated; results of schema 1 state none and may have any."""
+    by_data: dict[str | None, list[Contest]] = defaultdict(list)
+    for contest in contests:
+        stated = (data_of(run) for entry in contest.entries for run in entry.runs.values())
+        by_data[next(filter(None, stated), None)].append(contest)
+    return list(by_data.values()) if len(by_data.keys() - {None}) > 1 else [list(contests)]
 
 
 def _unranked(rows: Sequence[Row], reasons: Mapping[str, Mapping[str, list[str]]]) -> list[str]:

@@ -121,6 +121,12 @@ def test_the_same_runs_evaluated_more_often_count_once() -> None:
     assert {row["of"] for row in rows_} == {2}
     assert "evaluate_every=99" in told and "is not counted: it differs from" in told
     assert overall(contests([*often, *seldom])) == ([], [])
+    for run in seldom:
+        run["scenario"] = {}  # as of schema 1
+    assert {row["of"] for row in overall(contests([*often, *seldom, *other]))[0]} == {2}
+    for run in seldom:
+        run["scenario"] = {"version": 1, "data": "0123456789ab"}
+    assert {row["of"] for row in overall(contests([*often, *seldom, *other]))[0]} == {3}
 
 
 def test_why_an_entry_is_not_ranked_over_all_is_told_as_it_is() -> None:
