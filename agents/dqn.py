@@ -142,9 +142,10 @@ class DQNAgent(OffPolicyAgent):
         return batch
 
     @torch.no_grad()
-    def value(self, observation: Tensor, action: Tensor) -> Tensor:
+    def value(self, observation: Tensor, action: Tensor, modules: dict[str, nn.Module] | None = None) -> Tensor:
         """Q of actions. [B]."""
-        return _at(self.expected(self._critic.module(observation)), action)
+        module = (modules or {}).get("critic", self._critic.module)
+        return _at(self.expected(module(observation)), action)
 
     def state_dict(self) -> dict[str, Any]:
         """Also where exploration stands."""

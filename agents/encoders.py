@@ -69,6 +69,8 @@ class Encoder:
         return modules, inputs
 
     def _vit(self, shape: tuple[int, int, int]) -> nn.Module:
+        if self.dim % self.heads:
+            raise UserError(f"dim {self.dim} is not a multiple of heads {self.heads}")
         patch = self.patch_size or (2 if shape[1] <= 20 else 12)
         options = VisionTransformer(patch_size=patch, dim=self.dim, depth=self.depth, heads=self.heads, dropout=0.0)
         return options.module(shape, 0)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from plastibench.agents.encoders import Encoder
 from plastibench.agents.images import random_shift
+from plastibench.errors import UserError
 from plastibench.network import Loss, Network, seeded
 from plastibench.options import option
 from plastibench.seeds import derive, generator
@@ -43,7 +44,8 @@ class OffPolicyRecipe(Encoder):
     tau: float = option(1.0, "share of the network that each target update takes over; 1: copy", low=0, high=1)
     target_every: int = option(500, "updates between target updates", low=1)
     target_policy: Literal["keep", "copy", "same"] = option(
-        "keep", "target network after an intervention: left, copied from the network, or intervened on likewise"
+        "keep",
+        "target after an intervention: left, copied from the network, or intervened on too, by draws of its own",
     )
     clip: float = option(10.0, "largest gradient norm; 0: no clipping", low=0)
     clip_rewards: bool = option(False, "learn from the signs of rewards, as usual on Atari")
@@ -58,7 +60,6 @@ class OffPolicyRecipe(Encoder):
             UserError: It is a supervised task stream.
         """
         from plastibench.envs.control import ControlStream
-        from plastibench.errors import UserError
 
         if not isinstance(env, ControlStream):
             raise UserError(
@@ -86,6 +87,8 @@ class OffPolicyAgent:
         self.batch_size = recipe.batch_size
         self.label = recipe.precision
         self.shape, self.bytes = stream.observation_shape, stream.frame[1].itemsize == 1 and stream.frame[1].kind == "u"
+        if recipe.random_shift and len(self.shape) != 3:
+            raise UserError(f"random-shift moves images, which {stream.scenario.id} does not show")
         self.networks: dict[str, Network] = {}
         self.targets: dict[str, Network] = {}
         self._forward: dict[str, Callable[..., Tensor]] = {}  # modules, compiled if wanted, by role
@@ -211,8 +214,8 @@ class OffPolicyAgent:
         """
         raise NotImplementedError
 
-    def value(self, observation: Tensor, action: Tensor) -> Tensor:
-        """What the critic expects of actions. [B]."""
+    def value(self, observation: Tensor, action: Tensor, modules: dict[str, nn.Module] | None = None) -> Tensor:
+        """What the critic expects of actions. [B]; ``modules`` as for :meth:`act`."""
         raise NotImplementedError
 
     def learned(self, reward: npt.NDArray[Any]) -> npt.NDArray[Any]:

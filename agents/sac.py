@@ -223,9 +223,9 @@ class ContinuousSAC(_SoftActorCritic):
         return batch
 
     @torch.no_grad()
-    def value(self, observation: Tensor, action: Tensor) -> Tensor:
+    def value(self, observation: Tensor, action: Tensor, modules: dict[str, nn.Module] | None = None) -> Tensor:
         """Smallest Q of actions. [B]."""
-        values: Tensor = self._critic.module(observation, action)
+        values: Tensor = (modules or {}).get("critic", self._critic.module)(observation, action)
         return values.amin(0)
 
     def _values(self, critics: Callable[..., Tensor], batch: TensorDictBase) -> Tensor:
@@ -299,9 +299,9 @@ class DiscreteSAC(_SoftActorCritic):
         return batch
 
     @torch.no_grad()
-    def value(self, observation: Tensor, action: Tensor) -> Tensor:
+    def value(self, observation: Tensor, action: Tensor, modules: dict[str, nn.Module] | None = None) -> Tensor:
         """Smallest Q of actions. [B]."""
-        values = self._critic.module(observation).amin(0)
+        values = (modules or {}).get("critic", self._critic.module)(observation).amin(0)
         return values.gather(1, action.long()[:, None]).squeeze(1)
 
     def _values(self, critics: Callable[..., Tensor], batch: TensorDictBase) -> Tensor:

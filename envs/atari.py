@@ -17,7 +17,7 @@ class Atari(Control):
 
     id: str = option("breakout", "any game of the ALE")
     sticky: float = option(0.25, "probability that the last action is repeated (Machado et al. 2018)", low=0, high=1)
-    frames: int = option(4, "frames in an observation", low=1)
+    frames: int = option(4, "frames in an observation", low=1, high=64)
     noops: int = option(30, "at most so many idle steps at the start of an episode", low=0)
     evaluate_every: int = option(50_000, "steps between evaluations", low=1)
 

@@ -27,7 +27,7 @@ _BOUNDS = {"CartPole-v1": (22.5, 500.0)}
 class Control:
     """Any gymnasium environment by its id."""
 
-    id: str = option("CartPole-v1", "gymnasium id")
+    id: str = option("CartPole-v1", "gymnasium id; images have their channels last")
     steps: int = option(100_000, "steps of the agent in each task", low=1)
     envs: int = option(8, "copies that are stepped together", low=1)
     evaluate_every: int = option(5_000, "steps between evaluations", low=1)
@@ -41,7 +41,7 @@ class Control:
     @property
     def bounds(self) -> tuple[float, float] | None:
         """Returns of a random and of a good policy, where they are known."""
-        return _BOUNDS.get(self.id)
+        return None if self.max_episode_steps else _BOUNDS.get(self.id)
 
     @property
     def task_count(self) -> int:
@@ -112,6 +112,10 @@ class ControlStream:
                 f"{scenario.id}: observations must be arrays and actions discrete or a box, "
                 f"not {probe.single_observation_space} and {space}"
             )
+        if isinstance(space, spaces.Discrete) and space.start:
+            raise UserError(f"{scenario.id}: actions must be counted from 0, not from {space.start}")
+        if isinstance(space, spaces.Box) and space.dtype.kind != "f":
+            raise UserError(f"{scenario.id}: actions of a box must be real numbers, not {space.dtype}")
         self.actions, self.low, self.high = 0, np.empty(0, np.float32), np.empty(0, np.float32)
         if isinstance(space, spaces.Discrete):
             self.actions = int(space.n)
@@ -145,11 +149,11 @@ def make_vector(name: str, count: int, max_episode_steps: int = 0, **options: An
             max_episode_steps=max_episode_steps or None,
             **options,
         )
+    except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+        raise UserError(f"environment '{name}' lacks a package: {_first_line(error)}") from error
     except gymnasium.error.Error as error:
         hint = did_you_mean(name, gymnasium.registry)
         raise UserError(f"no environment '{name}' in gymnasium{hint}: {_first_line(error)}") from error
-    except ImportError as error:
-        raise UserError(f"environment '{name}' lacks a package: {_first_line(error)}") from error
 
 
 def needs(module: str, extra: str) -> Any:

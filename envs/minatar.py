@@ -61,6 +61,10 @@ class MinAtarSequence(Control):
     rounds: int = option(1, "how often the games come round", low=1)
     max_episode_steps: int = option(5_000, "cut episodes off after so many steps; 0: never", low=0)
 
+    def __post_init__(self) -> None:
+        for game in self.games:
+            choose(game, list(GAMES), "MinAtar game")
+
     @property
     def task_count(self) -> int:
         """Games times rounds."""

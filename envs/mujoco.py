@@ -36,12 +36,17 @@ class MuJoCo(Control):
 class SlipperyAnt(MuJoCo):
     """An ant on ground whose friction is drawn anew for each task, log-uniformly; the first task has the usual one."""
 
+    version = 2  # in 1 other robots than the ant had the same friction everywhere, in the first task too
     id: str = option("ant", "the robot")
     steps: int = option(200_000, "steps of the agent in each task", low=1)
     tasks: int = option(10, "tasks", low=1)
-    low: float = option(0.02, "smallest friction", low=0.0001)
-    high: float = option(2.0, "largest friction", low=0.0001)
+    low: float = option(0.02, "smallest friction, in the usual one", low=0.0001)
+    high: float = option(2.0, "largest friction, in the usual one", low=0.0001)
     friction_seed: int = option(0, "draws the frictions, which all runs share", low=0)
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
 
     @property
     def task_count(self) -> int:
@@ -52,11 +57,11 @@ class SlipperyAnt(MuJoCo):
         """Copies with the sliding friction of the task between all bodies and the ground."""
         envs: Any = super().vector(task, count)
         for env in envs.envs:
-            env.unwrapped.model.geom_friction[:, 0] = self.friction(task)
+            env.unwrapped.model.geom_friction[:, 0] *= self.friction(task)
         return envs
 
     def friction(self, task: int) -> float:
-        """Coefficient of sliding friction in a task."""
+        """Sliding friction in a task over the usual one, whose coefficient is 1 for the ant."""
         if not task:
             return 1.0
         exponent = np.random.default_rng([self.friction_seed, task]).uniform(math.log(self.low), math.log(self.high))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import zlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,7 +72,8 @@ class OffPolicy:
             roles = [role for role in agent.targets if run.works_on(role)]
             self.target_interventions = {role: run.spec.create("intervention") for role in roles}
             for role, intervention in self.target_interventions.items():
-                intervention.prepare(agent.targets[role])
+                with self._trained_like_its_network(role):  # it would find nothing to act on in a frozen one
+                    intervention.prepare(agent.targets[role])
 
         self.task = -1
         self.steps = 0  # of the agent, since the start
@@ -185,9 +188,12 @@ class OffPolicy:
         self.envs.action_space.seed(derive(seed, f"random-actions-{task}{again}") % 2**31)
 
     def _choose(self) -> Array:
+        """Actions of the type that the environment states: acted out again, they must be the same to the last bit."""
         if self.steps < self.agent.recipe.learning_starts:
-            return np.asarray(self.envs.action_space.sample())
-        return self.agent.act(on_device(self.seen, self.device), greedy=False).numpy()
+            chosen = np.asarray(self.envs.action_space.sample())
+        else:
+            chosen = self.agent.act(on_device(self.seen, self.device), greedy=False).numpy()
+        return chosen.astype(self.envs.single_action_space.dtype, copy=False)
 
     def _step(self, action: Array) -> None:
         """Act and remember."""
@@ -241,11 +247,19 @@ class OffPolicy:
             if policy == "copy":
                 target.module.load_state_dict(self.agent.networks[role].module.state_dict())
             elif policy == "same":
-                trained = self.agent.networks[role].module.parameters()
-                for parameter, own in zip(target.module.parameters(), trained, strict=True):
-                    parameter.requires_grad_(own.requires_grad)
-                self.target_interventions[role].intervene(target, self.representative())
-                target.module.requires_grad_(False)
+                with self._trained_like_its_network(role):
+                    self.target_interventions[role].intervene(target, self.representative())
+
+    @contextlib.contextmanager
+    def _trained_like_its_network(self, role: str) -> Iterator[None]:
+        """For a time the target's parameters need gradients where those of its network do."""
+        target, trained = self.agent.targets[role].module, self.agent.networks[role].module.parameters()
+        for parameter, own in zip(target.parameters(), trained, strict=True):
+            parameter.requires_grad_(own.requires_grad)
+        try:
+            yield
+        finally:
+            target.requires_grad_(False)
 
     def _switch(self) -> None:
         """Begin the next task; interventions see what is remembered of those before, for nothing else is there yet."""

@@ -50,7 +50,7 @@ def play(
             action, bonus = agent.act(shown, greedy=True, modules=modules), torch.zeros(len(shown))
         else:
             action, bonus = agent.sample(shown, draws, modules)
-        return action.cpu(), agent.value(shown, action.to(agent.device)).cpu().numpy(), bonus.cpu().numpy()
+        return action.cpu(), agent.value(shown, action.to(agent.device), modules).cpu().numpy(), bonus.cpu().numpy()
 
     count = scenario.evaluation_episodes
     envs = scenario.vector(task, count)

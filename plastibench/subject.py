@@ -219,7 +219,7 @@ def networks_of_run(folder: Path, data: str | None, device: str, *, samples: int
         return [Subject(title, networks["classifier"], batch, where, initial["classifier"])]
     task = env.scenario.task_count - 1 if saved.source.name == "final.pt" else int(saved.state["course"]["task"])
     batch = _played(env, agent, spec, task)[: samples or PROBE]
-    where = f"transitions of {spec.env[0]}, drawn from {_ACTED:,} steps that the loaded agent played anew"
+    where = f"transitions of {spec.env[0]}, drawn from {_acted(spec):,} steps that the loaded agent played anew"
     where += f" in task {task + 1}" if env.scenario.task_count > 1 else ""
     return [Subject(f"{title}: {role}", n, batch, where, initial[role]) for role, n in networks.items()]
 
@@ -257,7 +257,8 @@ def _open(folder: Path, device: str, data_dir: Path) -> _Saved:
     env = spec.create("env").make(data_dir)
     recipe = spec.create("agent")
     if hasattr(recipe, "storage"):  # what is played here is few and not for learning
-        recipe = dataclasses.replace(recipe, storage="device", prioritized=False, buffer_size=2 * _ACTED)
+        acted = _acted(spec)
+        recipe = dataclasses.replace(recipe, storage="device", prioritized=False, buffer_size=2 * acted)
     agent = recipe.build(env, spec.run.seed, torch.device(device))
     try:
         initial = _load(spec, agent, state)
@@ -306,6 +307,11 @@ def data_of_task(env: TaskStream, spec: RunSpec, task: int) -> TensorDictBase:
     return TensorDict(content, batch_size=[len(images)])
 
 
+def _acted(spec: RunSpec) -> int:
+    """Steps to play: where many environments wait for long returns, the first transitions come late."""
+    return max(_ACTED, 2 * int(spec.env[1]["envs"]) * int(spec.agent[1]["n_step"]))
+
+
 def _played(env: Any, agent: Any, spec: RunSpec, task: int) -> TensorDictBase:
     """Transitions of the agent as it is now; the memory of a run is not on disk."""
     with tempfile.TemporaryDirectory() as folder:
@@ -313,7 +319,7 @@ def _played(env: Any, agent: Any, spec: RunSpec, task: int) -> TensorDictBase:
         course = OffPolicy(stand_in, env, agent)
         try:
             agent.explore_less(1.0)
-            course.remember(task, _ACTED)
+            course.remember(task, _acted(spec))
             return course.probe()
         finally:
             course.close()

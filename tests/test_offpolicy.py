@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import math
@@ -235,6 +236,13 @@ def test_only_the_networks_of_the_roles_are_worked_on(begun: Any) -> None:
     assert not same(critic, weights(learner.networks["critic"].module))
 
 
+@pytest.mark.parametrize("intervention", ["weight-clipping", "parseval", "rnr"])
+def test_what_works_on_layers_finds_them_in_a_target_that_it_works_on_likewise(begun: Any, intervention: str) -> None:
+    _, course, learner = begun(tiny(intervention, agent_options={"target_policy": "same"}), steps=40)
+    assert set(course.target_interventions) == {"critic"}
+    assert not any(p.requires_grad for p in learner.targets["critic"].module.parameters())
+
+
 @pytest.mark.parametrize("policy", ["keep", "copy", "same"])
 def test_targets_are_kept_copied_or_worked_on_likewise(begun: Any, policy: str) -> None:
     made, course, learner = begun(tiny("reset", agent_options={"target_policy": policy, "target_every": 10**6}))
@@ -349,6 +357,87 @@ def test_a_run_that_crashed_and_went_on_is_the_run_that_did_not(
             go(spec, tmp_path / "part", checkpoint_seconds=0)
     go(spec, tmp_path / "part")
     assert_same_run(tmp_path / "whole" / spec.id, tmp_path / "part" / spec.id)
+
+
+class Doubles(gymnasium.Env[Any, Any]):
+    """Actions of double precision: last bits of arithmetic with them are in the reward, and in nothing that is seen."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
+    action_space: Any = gymnasium.spaces.Box(-1, 1, (2,), np.float64)
+
+    def _seen(self) -> Any:
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._seen(), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        return self._seen(), float(np.sin(100 * action).sum()), False, self.steps >= 20, {}
+
+
+class FromOne(Doubles):
+    action_space = gymnasium.spaces.Discrete(3, start=1)
+
+
+class Whole(Doubles):
+    action_space = gymnasium.spaces.Box(0, 5, (2,), np.int64)
+
+
+for _made in (Doubles, FromOne, Whole):
+    gymnasium.register(f"tests/{_made.__name__}-v0", entry_point=_made)
+
+
+def test_actions_of_double_precision_are_acted_out_again_to_the_last_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny(env="gym", agent="sac-mlp", env_options={"id": "tests/Doubles-v0"})
+    go(spec, tmp_path / "whole")
+    done, original = [0], OffPolicy.advance
+
+    def advance(self: OffPolicy) -> None:
+        done[0] += 1
+        if done[0] == 25:
+            raise Stopped
+        original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OffPolicy, "advance", advance)
+        with pytest.raises(Stopped):
+            go(spec, tmp_path / "part", checkpoint_seconds=0)
+    go(spec, tmp_path / "part")
+    assert_same_run(tmp_path / "whole" / spec.id, tmp_path / "part" / spec.id)
+
+
+@pytest.mark.parametrize("agent", ["dqn-mlp", "sac-mlp"])
+def test_the_bias_is_that_of_the_critic_that_acts(begun: Any, agent: str) -> None:
+    _, course, learner = begun(tiny(agent=agent), steps=80)
+    seen = torch.from_numpy(course.seen)
+    slow = {role: copy.deepcopy(network.module) for role, network in learner.networks.items()}
+    action = learner.act(seen, greedy=True)
+    with torch.no_grad():
+        assert torch.equal(learner.value(seen, action), learner.value(seen, action, slow))
+        for parameter in slow["critic"].parameters():
+            parameter.mul_(2.0)
+        assert not torch.allclose(learner.value(seen, action), learner.value(seen, action, slow))
+    tasks = (course.scenario, 0, learner)
+    assert play(*tasks, {}, 7)[1] != play(*tasks, {"critic": slow["critic"]}, 7)[1]
+
+
+def test_returns_of_shorter_episodes_are_not_normalised_by_the_usual_bounds(tmp_path: Path) -> None:
+    usual = go(tiny(env_options={"max_episode_steps": 0}), tmp_path)
+    assert usual["summary"]["normalised-return"] is not None
+    shorter = go(tiny(env_options={"max_episode_steps": 30}), tmp_path)
+    assert shorter["summary"]["normalised-return"] is None
+
+
+def test_a_run_with_long_returns_in_many_environments_is_looked_at(tmp_path: Path) -> None:
+    spec = tiny(env_options={"envs": 64, "steps": 640}, agent_options={"n_step": 20})
+    go(spec, tmp_path)
+    (network, *_) = networks_of_run(tmp_path / spec.id, None, "cpu", samples=16, data_dir=tmp_path)
+    assert network is not None
 
 
 @pytest.mark.parametrize("moment", [3, 9, 14])
@@ -525,7 +614,7 @@ class Knowing:
     def act(self, observation: Any, greedy: bool, modules: Any) -> Any:
         return torch.zeros(len(observation), dtype=torch.long)
 
-    def value(self, observation: Any, action: Any) -> Any:
+    def value(self, observation: Any, action: Any, modules: Any = None) -> Any:
         left = 7 - observation.flatten() % 100 if self.ends else math.inf * torch.ones(len(observation))
         later = torch.where(left.isinf(), 0.0, 0.9 ** (left - 1))
         rewards = (1 - 0.9 * later) / (1 - 0.9)  # 1 + 0.9 + ... of `left` steps
@@ -589,6 +678,13 @@ def test_the_command_compares_and_the_leaderboard_reads(say: Any, tmp_path: Path
         (["gym", "--env.id", "Nothing-v0", "--agent", "dqn-mlp"], "no environment 'Nothing-v0'"),
         (["rl-minatar-pong", "--agent", "dqn-mlp"], "no env 'rl-minatar-pong'"),
         (["rl-cartpole", "--agent", "dqn-mlp", "--agent.v-min", "20"], "is not below v-max"),
+        (["rl-cartpole", "--agent", "dqn-mlp", "--agent.random-shift", "2"], "random-shift moves images"),
+        (["rl-minatar-breakout", "--agent", "dqn-vit", "--agent.heads", "3"], "dim 64 is not a multiple of heads 3"),
+        (["rl-minatar-sequence", "--agent", "dqn-mlp", "--env.games", "breakout,pong"], "no MinAtar game 'pong'"),
+        (["rl-slippery-ant", "--agent", "sac-mlp", "--env.low", "3"], "low 3.0 is above high 2.0"),
+        (["rl-atari-pong", "--agent", "dqn-cnn", "--env.frames", "300"], "frames is 300"),
+        (["gym", "--env.id", "tests/FromOne-v0", "--agent", "dqn-mlp"], "actions must be counted from 0, not from 1"),
+        (["gym", "--env.id", "tests/Whole-v0", "--agent", "sac-mlp"], "actions of a box must be real numbers"),
     ],
 )
 def test_wrong_requests_get_one_line(say: Any, tmp_path: Path, arguments: list[str], words: str) -> None:

@@ -146,8 +146,8 @@ def test_a_stack_of_the_library_is_what_an_agent_sees() -> None:
     ],
 )
 def test_what_does_not_exist_or_does_not_fit_is_told(name: str, options: dict[str, Any], words: str) -> None:
-    one = scenario(name, **options)
     with pytest.raises(UserError, match=words):
+        one = scenario(name, **options)
         [one.make(), *(one.vector(task, 1) for task in range(one.task_count))]
 
 
