@@ -146,9 +146,12 @@ def test_a_stack_of_the_library_is_what_an_agent_sees() -> None:
     ],
 )
 def test_what_does_not_exist_or_does_not_fit_is_told(name: str, options: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match=words):
+    def make_all() -> None:
         one = scenario(name, **options)
         [one.make(), *(one.vector(task, 1) for task in range(one.task_count))]
+
+    with pytest.raises(UserError, match=words):
+        make_all()
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
