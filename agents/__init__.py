@@ -1,6 +1,6 @@
 """Agents: networks with their optimizers and updates. Importing this package registers names and imports none."""
 
-from plastibench.registry import agents
+from plastibench.config.registry import agents
 
 _VIT = "plastibench.agents.vit:VisionTransformer"
 _SMALL = {"patch_size": 8, "dim": 384, "heads": 6, "lr": 1e-4}

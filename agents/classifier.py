@@ -14,12 +14,12 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.agents.images import Normalise, crop_and_flip
-from plastibench.errors import RunError, UserError
-from plastibench.network import Network, eval_mode, seeded
-from plastibench.seeds import derive, generator
+from plastibench.config.errors import RunError, UserError
+from plastibench.nn.network import Network, eval_mode, seeded
+from plastibench.utils.seeding import derive, generator
 
 if TYPE_CHECKING:
-    from plastibench.agents.recipe import Recipe
+    from plastibench.agents.classifier_config import ClassifierConfig
     from plastibench.envs.stream import TaskStream
 
 _EVALUATION_BATCH = 1024
@@ -36,16 +36,16 @@ class Classifier:
         closed: True for classes that do not exist yet, bool [K], or none; they take no part in the loss.
     """
 
-    def __init__(self, recipe: Recipe, env: TaskStream, seed: int, device: torch.device) -> None:
-        self.recipe = recipe
-        self.batch_size = recipe.batch_size
-        self.label = recipe.precision
+    def __init__(self, config: ClassifierConfig, env: TaskStream, seed: int, device: torch.device) -> None:
+        self.config = config
+        self.batch_size = config.batch_size
+        self.label = config.precision
         self.closed: Tensor | None = None
         self._device = device
         self._pad = env.augment_pad
         self._augmentation = generator(seed, "augmentation", device)
         self._normalise = Normalise(env.dataset.mean, env.dataset.std, device)
-        build = functools.partial(recipe.module, env.image_shape, env.classes)
+        build = functools.partial(config.module, env.image_shape, env.classes)
         with seeded(derive(seed, "init")):
             module = build().to(device)
         _see_that_it_runs(module, env.image_shape, device)
@@ -59,8 +59,8 @@ class Classifier:
         )
         self.networks = {"classifier": self._network}
         self._forward: Callable[[Tensor], Tensor] = module
-        if recipe.compile != "no":
-            self._forward = torch.compile(module, mode=None if recipe.compile == "default" else recipe.compile)
+        if config.compile != "no":
+            self._forward = torch.compile(module, mode=None if config.compile == "default" else config.compile)
         self._update = 0  # of this task
         self._updates = 1
         self._sums = torch.zeros(2, device=device)  # loss and gradient norm before clipping, since the last averages
@@ -88,7 +88,7 @@ class Classifier:
                 total = total + extra
         optimizer.zero_grad(set_to_none=True)
         total.backward()
-        limit = self.recipe.clip or math.inf
+        limit = self.config.clip or math.inf
         norm = nn.utils.clip_grad_norm_(network.module.parameters(), limit)
         for tell in network.before_steps:
             tell(network)
@@ -98,7 +98,7 @@ class Classifier:
         self._summed += 1
         self._update += 1
 
-    def take_averages(self) -> dict[str, float]:
+    def pop_averages(self) -> dict[str, float]:
         """Mean loss and gradient norm of the updates since the last call; waits for the device once."""
         if not self._summed:
             return {}
@@ -167,23 +167,23 @@ class Classifier:
         return F.cross_entropy(without(module(self._normalise(batch["image"])), self.closed), batch["label"])
 
     def _new_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
-        recipe = self.recipe
+        config = self.config
         trained = [p for p in module.parameters() if p.requires_grad]
-        return torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        return torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
     def _learning_rate(self) -> float:
         """Linear from 0 over the warm-up, then cosine to 0 or constant, within the task (Table 1)."""
-        recipe = self.recipe
-        warmup = recipe.warmup * self._updates
+        config = self.config
+        warmup = config.warmup * self._updates
         if self._update < warmup and warmup >= 1:  # else the one update of a short task would learn nothing
-            return recipe.lr * self._update / warmup
-        if recipe.schedule == "constant":
-            return recipe.lr
+            return config.lr * self._update / warmup
+        if config.schedule == "constant":
+            return config.lr
         progress = (self._update - warmup) / max(1.0, self._updates - warmup)
-        return recipe.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.recipe.precision != "bfloat16":
+        if self.config.precision != "bfloat16":
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, torch.bfloat16)
 

@@ -11,17 +11,17 @@ import torch.nn.functional as F
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from plastibench.agents.offpolicy import OffPolicyAgent, OffPolicyRecipe
-from plastibench.errors import UserError
-from plastibench.options import option
-from plastibench.seeds import generator
+from plastibench.agents.offpolicy_agent import OffPolicyAgent, OffPolicyConfig
+from plastibench.config.errors import UserError
+from plastibench.config.options import option
+from plastibench.utils.seeding import generator
 
 if TYPE_CHECKING:
-    from plastibench.envs.control import ControlStream
+    from plastibench.envs.control import RLEnvironment
 
 
 @dataclass(frozen=True)
-class DQN(OffPolicyRecipe):
+class DQN(OffPolicyConfig):
     """DQN with its usual extensions, for discrete actions."""
 
     double: bool = option(
@@ -53,14 +53,14 @@ class DQN(OffPolicyRecipe):
 class QNetwork(nn.Module):
     """Observations to the value of every action, or to logits over the atoms of its distribution."""
 
-    def __init__(self, recipe: DQN, shape: tuple[int, ...], bytes_: bool, actions: int) -> None:
+    def __init__(self, config: DQN, shape: tuple[int, ...], bytes_: bool, actions: int) -> None:
         super().__init__()
-        self.encoder, features = recipe.encode(shape, bytes_)
-        layers, features = recipe.hidden_layers(features)
+        self.encoder, features = config.encode(shape, bytes_)
+        layers, features = config.hidden_layers(features)
         self.body = nn.Sequential(*layers)
-        self.shape = (actions, recipe.atoms)
-        self.advantage = nn.Linear(features, actions * recipe.atoms)
-        self.value = nn.Linear(features, recipe.atoms) if recipe.dueling else None
+        self.shape = (actions, config.atoms)
+        self.advantage = nn.Linear(features, actions * config.atoms)
+        self.value = nn.Linear(features, config.atoms) if config.dueling else None
 
     def forward(self, observation: Tensor) -> Tensor:
         """[B, ...] to [B, actions], or to [B, actions, atoms]."""
@@ -74,29 +74,29 @@ class QNetwork(nn.Module):
 class DQNAgent(OffPolicyAgent):
     """One critic and its target."""
 
-    recipe: DQN
+    config: DQN
 
-    def __init__(self, recipe: DQN, stream: ControlStream, seed: int, device: torch.device) -> None:
-        super().__init__(recipe, stream, seed, device)
+    def __init__(self, config: DQN, stream: RLEnvironment, seed: int, device: torch.device) -> None:
+        super().__init__(config, stream, seed, device)
         self._actions = stream.actions
-        self._support = torch.linspace(recipe.v_min, recipe.v_max, recipe.atoms, device=device)
+        self._support = torch.linspace(config.v_min, config.v_max, config.atoms, device=device)
         self._exploration = generator(seed, "exploration")
         self._share = 0.0
-        outputs = ["advantage", "value"] if recipe.dueling else ["advantage"]
+        outputs = ["advantage", "value"] if config.dueling else ["advantage"]
         self._critic = self._add("critic", self._build, self._loss, outputs, target=True)
 
     def _build(self) -> nn.Module:
-        return QNetwork(self.recipe, self.shape, self.bytes, self._actions)
+        return QNetwork(self.config, self.shape, self.bytes, self._actions)
 
-    def explore_less(self, share: float) -> None:
+    def set_progress(self, share: float) -> None:
         """The share of random actions declines linearly."""
         self._share = share
 
     @property
     def epsilon(self) -> float:
         """Probability of a random action now."""
-        done = min(1.0, self._share / self.recipe.exploration) if self.recipe.exploration else 1.0
-        return 1.0 + done * (self.recipe.epsilon - 1.0)
+        done = min(1.0, self._share / self.config.exploration) if self.config.exploration else 1.0
+        return 1.0 + done * (self.config.epsilon - 1.0)
 
     @torch.no_grad()
     def act(self, observation: Tensor, greedy: bool, modules: dict[str, nn.Module] | None = None) -> Tensor:
@@ -110,7 +110,7 @@ class DQNAgent(OffPolicyAgent):
 
     def expected(self, outputs: Tensor) -> Tensor:
         """Action values from what the network returns. [B, A]."""
-        return (outputs.softmax(2) * self._support).sum(2) if self.recipe.atoms > 1 else outputs
+        return (outputs.softmax(2) * self._support).sum(2) if self.config.atoms > 1 else outputs
 
     def update(self, batch: TensorDictBase) -> None:
         """One step on the TD error."""
@@ -131,9 +131,9 @@ class DQNAgent(OffPolicyAgent):
         reward = batch["reward"]
         with self._autocast():
             outputs = self._forward["critic-target"](following).float()
-            chooser = self._forward["critic"](following).float() if self.recipe.double else outputs
-        if self.recipe.atoms == 1:
-            best = _at(outputs, chooser.argmax(1)) if self.recipe.double else outputs.amax(1)
+            chooser = self._forward["critic"](following).float() if self.config.double else outputs
+        if self.config.atoms == 1:
+            best = _at(outputs, chooser.argmax(1)) if self.config.double else outputs.amax(1)
             batch["target"] = reward + batch["discount"] * best
         else:
             action = self.expected(chooser).argmax(1)
@@ -163,10 +163,10 @@ class DQNAgent(OffPolicyAgent):
     def _losses(self, module: Callable[..., Tensor], batch: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Loss and size of the TD error of each transition, both [B]."""
         chosen = _at(module(batch["observation"]).float(), batch["action"])
-        if self.recipe.atoms > 1:
+        if self.config.atoms > 1:
             losses = -(batch["target"] * chosen.log_softmax(1)).sum(1)
             return losses, losses
-        measure = F.smooth_l1_loss if self.recipe.loss == "huber" else F.mse_loss
+        measure = F.smooth_l1_loss if self.config.loss == "huber" else F.mse_loss
         return measure(chosen, batch["target"], reduction="none"), (chosen - batch["target"]).abs()
 
 

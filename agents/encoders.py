@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from plastibench.agents.vit import VisionTransformer
-from plastibench.errors import UserError
-from plastibench.options import option
+from plastibench.config.errors import UserError
+from plastibench.config.options import option
 
 
 class Scale(nn.Module):

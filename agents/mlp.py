@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from plastibench.agents.recipe import Recipe
-from plastibench.options import option
+from plastibench.agents.classifier_config import ClassifierConfig
+from plastibench.config.options import option
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 @dataclass(frozen=True)
-class MLP(Recipe):
+class MLP(ClassifierConfig):
     """Linear and ReLU layers on the flattened image; no weight decay, constant learning rate."""
 
     weight_decay: float = option(0.0, "decoupled weight decay", low=0)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from plastibench.agents.recipe import Recipe
-from plastibench.options import option
+from plastibench.agents.classifier_config import ClassifierConfig
+from plastibench.config.options import option
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 @dataclass(frozen=True)
-class ResNet18(Recipe):
+class ResNet18(ClassifierConfig):
     """timm's ResNet-18 with the stem that is usual for 32x32 images: one 3x3 convolution and no pooling."""
 
     lr: float = option(1e-3, "peak learning rate of AdamW", low=0)

@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from plastibench.agents.offpolicy import OffPolicyAgent, OffPolicyRecipe
-from plastibench.options import option
+from plastibench.agents.offpolicy_agent import OffPolicyAgent, OffPolicyConfig
+from plastibench.config.options import option
 
 if TYPE_CHECKING:
-    from plastibench.envs.control import ControlStream
+    from plastibench.envs.control import RLEnvironment
 
 _LOG_STD = -5.0, 2.0
 
 
 @dataclass(frozen=True)
-class SAC(OffPolicyRecipe):
+class SAC(OffPolicyConfig):
     """SAC; the kind of the actions decides between the continuous and the discrete form (Christodoulou 2019)."""
 
     batch_size: int = option(256, "transitions per update", low=1)
@@ -46,11 +46,11 @@ class SAC(OffPolicyRecipe):
 class Critics(nn.Module):
     """An ensemble of critics on one encoder."""
 
-    def __init__(self, recipe: SAC, shape: tuple[int, ...], bytes_: bool, inputs: int, outputs: int) -> None:
+    def __init__(self, config: SAC, shape: tuple[int, ...], bytes_: bool, inputs: int, outputs: int) -> None:
         """``inputs``: dimensions of actions that are inputs; ``outputs``: actions that are outputs."""
         super().__init__()
-        self.encoder, features = recipe.encode(shape, bytes_)
-        layers = [recipe.hidden_layers(features + inputs) for _ in range(recipe.critics)]
+        self.encoder, features = config.encode(shape, bytes_)
+        layers = [config.hidden_layers(features + inputs) for _ in range(config.critics)]
         self.heads = nn.ModuleList(nn.Sequential(*hidden, nn.Linear(width, outputs)) for hidden, width in layers)
         self.output_names = [f"heads.{number}.{len(hidden)}" for number, (hidden, _) in enumerate(layers)]
 
@@ -66,10 +66,10 @@ class Critics(nn.Module):
 class Actor(nn.Module):
     """Observations to the parameters of the policy."""
 
-    def __init__(self, recipe: SAC, shape: tuple[int, ...], bytes_: bool, outputs: int) -> None:
+    def __init__(self, config: SAC, shape: tuple[int, ...], bytes_: bool, outputs: int) -> None:
         super().__init__()
-        self.encoder, features = recipe.encode(shape, bytes_)
-        layers, features = recipe.hidden_layers(features)
+        self.encoder, features = config.encode(shape, bytes_)
+        layers, features = config.hidden_layers(features)
         self.body = nn.Sequential(*layers)
         self.policy = nn.Linear(features, outputs)
 
@@ -82,26 +82,26 @@ class Actor(nn.Module):
 class _SoftActorCritic(OffPolicyAgent):
     """What both forms share. The actor has an encoder of its own, so that work on the critic leaves it as it is."""
 
-    recipe: SAC
+    config: SAC
     entropic = True
 
-    def __init__(self, recipe: SAC, stream: ControlStream, seed: int, device: torch.device) -> None:
-        super().__init__(recipe, stream, seed, device)
+    def __init__(self, config: SAC, stream: RLEnvironment, seed: int, device: torch.device) -> None:
+        super().__init__(config, stream, seed, device)
         self._set_up(stream)
         inputs, outputs, policy = self._sizes()
 
         def critics() -> Critics:
-            return Critics(recipe, self.shape, self.bytes, inputs, outputs)
+            return Critics(config, self.shape, self.bytes, inputs, outputs)
 
         def actor() -> Actor:
-            return Actor(recipe, self.shape, self.bytes, policy)
+            return Actor(config, self.shape, self.bytes, policy)
 
         names = critics().output_names
         self._critic = self._add("critic", critics, self._critic_loss, names, target=True)
         self._actor = self._add("actor", actor, self._actor_loss, ["policy"], target=False)
-        start = math.log(recipe.temperature) if recipe.temperature else 0.0
-        self._log_temperature = torch.full((), start, device=device, requires_grad=not recipe.temperature)
-        if not recipe.temperature:
+        start = math.log(config.temperature) if config.temperature else 0.0
+        self._log_temperature = torch.full((), start, device=device, requires_grad=not config.temperature)
+        if not config.temperature:
             assert self._actor.optimizer is not None
             self._actor.optimizer.add_param_group({"params": [self._log_temperature]})
             self._actor.restarts.append(self._restart_temperature)
@@ -152,7 +152,7 @@ class _SoftActorCritic(OffPolicyAgent):
         self._log_temperature.data.zero_()
         self._actor.optimizer.state.pop(self._log_temperature, None)
 
-    def _set_up(self, stream: ControlStream) -> None:
+    def _set_up(self, stream: RLEnvironment) -> None:
         """Take what is needed from the action space."""
         raise NotImplementedError
 
@@ -178,7 +178,7 @@ class _SoftActorCritic(OffPolicyAgent):
 class ContinuousSAC(_SoftActorCritic):
     """Actions are tanh of a Gaussian, scaled to the bounds of the action space."""
 
-    def _set_up(self, stream: ControlStream) -> None:
+    def _set_up(self, stream: RLEnvironment) -> None:
         low, high = torch.from_numpy(stream.low).to(self.device), torch.from_numpy(stream.high).to(self.device)
         self._middle, self._half = (high + low) / 2, (high - low) / 2
 
@@ -189,7 +189,7 @@ class ContinuousSAC(_SoftActorCritic):
     @property
     def target_entropy(self) -> float:
         """Minus the option per dimension (Haarnoja et al. 2018: 1)."""
-        scale = self.recipe.target_entropy
+        scale = self.config.target_entropy
         return -(1.0 if scale is None else scale) * len(self._middle)
 
     @torch.no_grad()
@@ -257,7 +257,7 @@ class ContinuousSAC(_SoftActorCritic):
 class DiscreteSAC(_SoftActorCritic):
     """Critics return the values of all actions, so expectations over the policy are exact."""
 
-    def _set_up(self, stream: ControlStream) -> None:
+    def _set_up(self, stream: RLEnvironment) -> None:
         self._actions = stream.actions
 
     def _sizes(self) -> tuple[int, int, int]:
@@ -266,7 +266,7 @@ class DiscreteSAC(_SoftActorCritic):
     @property
     def target_entropy(self) -> float:
         """A share of the entropy of the uniform policy."""
-        scale = self.recipe.target_entropy
+        scale = self.config.target_entropy
         return (0.5 if scale is None else scale) * math.log(self._actions)
 
     @torch.no_grad()

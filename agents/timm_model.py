@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from plastibench.agents.recipe import Recipe
-from plastibench.errors import UserError, did_you_mean
-from plastibench.options import option
+from plastibench.agents.classifier_config import ClassifierConfig
+from plastibench.config.errors import UserError, did_you_mean
+from plastibench.config.options import option
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 @dataclass(frozen=True)
-class TimmModel(Recipe):
+class TimmModel(ClassifierConfig):
     """A timm model, untrained, for the images of the task stream."""
 
     model: str = option("resnet18", "a name from timm.list_models()")

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from plastibench.agents.recipe import Recipe
-from plastibench.errors import UserError
-from plastibench.options import option
+from plastibench.agents.classifier_config import ClassifierConfig
+from plastibench.config.errors import UserError
+from plastibench.config.options import option
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 @dataclass(frozen=True)
-class VisionTransformer(Recipe):
+class VisionTransformer(ClassifierConfig):
     """A vision transformer with class token.
 
     ``variant="hnt"`` follows the code of Lee et al. 2024 (dojeon-ai/Hare-Tortoise) where it differs from timm:

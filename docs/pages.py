@@ -8,10 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from plastibench import registry
+from plastibench.config import registry
+from plastibench.config.options import describe_type, flag_name, options_of
 from plastibench.interventions.base import Intervention
 from plastibench.metrics import METRICS
-from plastibench.options import describe_type, flag_name, options_of
 
 ROOT = Path(__file__).parent.parent
 SURVEYS = ROOT / "runs" / "reference" / "survey"
@@ -25,7 +25,7 @@ HOOKS = {
 }
 API = [
     "network",
-    "keeper",
+    "attached",
     "interventions.base",
     "runner",
     "spec",

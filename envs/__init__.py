@@ -6,7 +6,7 @@ from typing import Any
 
 import gymnasium
 
-from plastibench.registry import envs
+from plastibench.config.registry import envs
 
 _GROWING = "plastibench.envs.growing:Growing"
 _RELABEL = "plastibench.envs.relabel:Relabel"

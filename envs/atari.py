@@ -7,8 +7,8 @@ from typing import Any
 
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from plastibench.config.options import option
 from plastibench.envs.control import Control, Frames, choose, needs
-from plastibench.options import option
 
 
 @dataclass(frozen=True)

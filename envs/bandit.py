@@ -11,9 +11,9 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from plastibench.envs.control import Control, ControlStream, Frames
+from plastibench.config.options import option
+from plastibench.envs.control import Control, Frames, RLEnvironment
 from plastibench.envs.datasets import load_dataset
-from plastibench.options import option
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class DigitsBandit(Control):
         """Random actions pay one time in ten."""
         return 0.1, 1.0
 
-    def make(self, data_dir: str | Path = "data") -> ControlStream:
+    def make(self, data_dir: str | Path = "data") -> RLEnvironment:
         """The stream itself; loads the data."""
         dataset = load_dataset(self.id, data_dir, train_size=self.images)
         images = dataset.train_images.astype(np.float32) / 255 - 0.5
         object.__setattr__(self, "_images", images)  # of a frozen dataclass: loaded once, and no option
-        return ControlStream(self)
+        return RLEnvironment(self)
 
     def vector(self, task: int, count: int) -> VectorEnv[Any, Any, Any]:
         """Bandits that show the same images in orders of their own."""

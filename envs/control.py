@@ -14,8 +14,8 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from plastibench.errors import UserError, did_you_mean
-from plastibench.options import option
+from plastibench.config.errors import UserError, did_you_mean
+from plastibench.config.options import option
 
 Frames = npt.NDArray[Any]
 _SAME_STEP = {"autoreset_mode": AutoresetMode.SAME_STEP}  # the default shows a dead step after each episode
@@ -48,9 +48,9 @@ class Control:
         """How many tasks a run has; a subclass that changes something has several."""
         return 1
 
-    def make(self, data_dir: str | Path = "data") -> ControlStream:
+    def make(self, data_dir: str | Path = "data") -> RLEnvironment:
         """The stream itself."""
-        return ControlStream(self)
+        return RLEnvironment(self)
 
     def vector(self, task: int, count: int) -> VectorEnv[Any, Any, Any]:
         """``count`` copies of the environment of a task."""
@@ -83,7 +83,7 @@ class Control:
         return 0
 
 
-class ControlStream:
+class RLEnvironment:
     """Tasks with one space of observations and actions; a switch is the change from one to the next.
 
     Attributes:

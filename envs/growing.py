@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from plastibench.config.errors import UserError
+from plastibench.config.options import option
 from plastibench.envs.datasets import ImageDataset
 from plastibench.envs.scenario import Scenario
 from plastibench.envs.stream import Integers, Task
-from plastibench.errors import UserError
-from plastibench.options import option
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv
 
+from plastibench.config.options import option
 from plastibench.envs.control import Control, Frames, choose, make_vector, needs
-from plastibench.options import option
 
 GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 

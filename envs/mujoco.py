@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv
 
+from plastibench.config.options import option
 from plastibench.envs.control import Control, choose, make_vector, needs
-from plastibench.options import option
 
 ROBOTS = (
     *("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum", "InvertedPendulum"),

@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
+from plastibench.config.options import option
 from plastibench.envs.datasets import ImageDataset
 from plastibench.envs.scenario import Scenario
 from plastibench.envs.stream import Task
-from plastibench.options import option
 
 
 @dataclass(frozen=True)

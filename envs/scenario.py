@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from plastibench.config.options import build, option
+from plastibench.config.registry import envs
 from plastibench.envs.datasets import ImageDataset, load_dataset
 from plastibench.envs.stream import Task, TaskStream
-from plastibench.options import build, option
-from plastibench.registry import envs
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from plastibench.config.options import option
 from plastibench.envs.datasets import ImageDataset
 from plastibench.envs.scenario import Scenario
 from plastibench.envs.stream import Task
-from plastibench.options import option
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,40 @@ The public names below are imported on first use, so that ``import plastibench``
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
 
-# In a source tree plastibench.envs and plastibench.agents stand beside this folder, not inside it. They are not
-# importable as plain `envs` and `agents`, because users have folders of those names.
-_root = Path(__file__).resolve().parent.parent
-if (_root / "pyproject.toml").is_file() and (_root / "envs" / "__init__.py").is_file():
-    __path__.append(str(_root))
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+class _SourceTreeFinder(MetaPathFinder):
+    """Finds ``plastibench.envs`` and ``plastibench.agents`` in a source tree, where they are top-level folders.
+
+    They are deliberately not importable as ``envs`` and ``agents``: users have folders with those names.
+    """
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """The spec of one of the two packages; None for every other name."""
+        if name not in ("plastibench.envs", "plastibench.agents"):
+            return None
+        folder = _ROOT / name.rpartition(".")[2]
+        return spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+
+
+if (_ROOT / "pyproject.toml").is_file() and (_ROOT / "envs" / "__init__.py").is_file():
+    sys.meta_path.append(_SourceTreeFinder())
 
 _PUBLIC = {
-    "Network": "plastibench.network",
-    "attach": "plastibench.keeper",
+    "Network": "plastibench.nn.network",
+    "attach": "plastibench.interventions.attach",
     "Intervention": "plastibench.interventions.base",
     "Report": "plastibench.interventions.base",
     "NoIntervention": "plastibench.interventions.none",
@@ -28,12 +48,12 @@ _PUBLIC = {
     "Revive": "plastibench.interventions.revive",
     "RnR": "plastibench.interventions.rnr",
     "ShrinkPerturb": "plastibench.interventions.shrink_perturb",
-    "RunSpec": "plastibench.spec",
-    "run": "plastibench.runner",
-    "option": "plastibench.options",
-    "register_intervention": "plastibench.registry",
-    "register_agent": "plastibench.registry",
-    "register_env": "plastibench.registry",
+    "RunSpec": "plastibench.config.spec",
+    "run": "plastibench.training.runner",
+    "option": "plastibench.config.options",
+    "register_intervention": "plastibench.config.registry",
+    "register_agent": "plastibench.config.registry",
+    "register_env": "plastibench.config.registry",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

@@ -1,6 +1,6 @@
 """``python -m plastibench``."""
 
-from plastibench.cli import main
+from plastibench.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plastibench import results
-from plastibench.recorder import Recorder
-from plastibench.spec import RunSpec
+from plastibench.config.spec import RunSpec
+from plastibench.results.files import compose_result, write_result
+from plastibench.training.recorder import Recorder
 from tests.leaderboard.made import ORIGIN
 
 # Accuracy at the end of three tasks for seeds 0, 1, 2; `reset` has one seed and the greatest final accuracy.
@@ -92,20 +92,20 @@ def _acted(runs_dir: Path, intervention: str, seed: int, values: list[float]) ->
         "unrecovered-share": 1.0,
         "final-q-bias": 0.0,
     }
-    course = {"summary": summary, "returns": points, "events": []}
-    return _finish(runs_dir, _spec("rl-cartpole", "dqn-mlp", intervention, seed), course)
+    trainer = {"summary": summary, "returns": points, "events": []}
+    return _finish(runs_dir, _spec("rl-cartpole", "dqn-mlp", intervention, seed), trainer)
 
 
-def _finish(runs_dir: Path, spec: RunSpec, course: dict[str, Any]) -> dict[str, Any]:
+def _finish(runs_dir: Path, spec: RunSpec, trainer: dict[str, Any]) -> dict[str, Any]:
     cost = {"seconds": 8.0, "intervention-seconds": 2.0, "metric-seconds": 0.5, "updates": 60}
     scenario = {"version": 1, "data": "0123456789ab"}
-    result = results.compose(spec, course, [], [], cost, ORIGIN, scenario)
+    result = compose_result(spec, trainer, [], [], cost, ORIGIN, scenario)
     folder = _folder(runs_dir, spec)
     recorder = Recorder(folder, spec, scenario=scenario)
     for step, value in enumerate([0.125, 0.25, 0.5]):
         recorder.scalars(step, 0, step, "training", {"accuracy": value})
     recorder.finish(60, result)
-    results.write(folder, result)
+    write_result(folder, result)
     return result
 
 

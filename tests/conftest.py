@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from plastibench import cli
-from plastibench.spec import RunSpec
+from plastibench.cli.main import main
+from plastibench.config.spec import RunSpec
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -65,7 +65,7 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
     def command(*arguments: object) -> Said:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            cli.main([str(argument) for argument in arguments])
+            main([str(argument) for argument in arguments])
         out, err = capsys.readouterr()
         return Said(int(ended.value.code or 0), out, err)
 

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
+from plastibench.config.options import build
+from plastibench.config.registry import agents, envs, interventions
 from plastibench.interventions.base import Intervention
-from plastibench.memory import Layout, Memory
-from plastibench.network import Network
-from plastibench.options import build
-from plastibench.registry import agents, envs, interventions
+from plastibench.nn.network import Network
+from plastibench.training.replay_buffer import BufferSpec, ReplayBuffer
 
 torch.set_num_threads(1)
 
@@ -50,8 +50,8 @@ def agent_builder(
     name: str, shape: tuple[int, int, int] = (1, 8, 8), classes: int = 10, **options: object
 ) -> Callable[[], nn.Module]:
     entry = agents[name]
-    recipe = build(entry.load(), {**entry.defaults, **options}, name)
-    return functools.partial(recipe.module, shape, classes)
+    config = build(entry.load(), {**entry.defaults, **options}, name)
+    return functools.partial(config.module, shape, classes)
 
 
 def small_vit(**options: object) -> Callable[[], nn.Module]:
@@ -86,8 +86,8 @@ def network_of(
 def rl_agent(name: str = "dqn-mlp", env: str = "rl-cartpole", **options: object) -> Any:
     """A small off-policy agent."""
     entry = agents[name]
-    recipe = build(entry.load(), {**entry.defaults, "hidden": (12, 12), **options}, name)
-    return recipe.build(build(envs[env].load(), envs[env].defaults, env).make(), 0, torch.device("cpu"))
+    config = build(entry.load(), {**entry.defaults, "hidden": (12, 12), **options}, name)
+    return config.build(build(envs[env].load(), envs[env].defaults, env).make(), 0, torch.device("cpu"))
 
 
 def transitions(agent: Any, count: int = 16, actions: int = 2, seed: int = 0) -> TensorDict:
@@ -314,8 +314,12 @@ def lowest(scores: np.ndarray, quantile: float) -> Tensor:
 def need_priorities() -> None:
     """Skip the test where torchrl's compiled part does not load: it was made for another torch."""
     try:
-        Memory(
-            Layout(1, 1, ((1,), torch.float32), torch.int32), 1, torch.device("cpu"), torch.Generator(), priority=(1, 1)
+        ReplayBuffer(
+            BufferSpec(1, 1, ((1,), torch.float32), torch.int32),
+            1,
+            torch.device("cpu"),
+            torch.Generator(),
+            priority=(1, 1),
         )
     except UserError as error:
         pytest.skip(str(error))

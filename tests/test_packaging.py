@@ -84,15 +84,15 @@ def test_envs_and_agents_of_the_user_are_left_alone() -> None:
 
 
 NOTHING_ABOVE = {
-    "plastibench.layers": (
+    "plastibench.nn": (
         "plastibench.interventions",
         "plastibench.metrics",
-        "plastibench.runner",
+        "plastibench.training.runner",
         "plastibench.cli",
         "plastibench.agents",
         "plastibench.envs",
-        "plastibench.recorder",
-        "plastibench.results",
+        "plastibench.training.recorder",
+        "plastibench.results.files",
         "plastibench.leaderboard",
     ),
     "plastibench.interventions": ("plastibench.agents", "plastibench.envs", "plastibench.metrics"),
@@ -101,10 +101,10 @@ NOTHING_ABOVE = {
     "plastibench.envs": ("plastibench.interventions", "plastibench.metrics", "plastibench.agents"),
 }
 HARNESS = (
-    "plastibench.runner",
+    "plastibench.training.runner",
     "plastibench.cli",
-    "plastibench.commands",
-    "plastibench.recorder",
+    "plastibench.cli",
+    "plastibench.training.recorder",
     "plastibench.leaderboard",
 )
 
@@ -115,7 +115,7 @@ def test_imports_go_one_way(package: str) -> None:
     assert modules
     for module in modules:
         forbidden = [name for name in imported(module) if below(name, *NOTHING_ABOVE[package], *HARNESS)]
-        # `from plastibench.registry import interventions` names the registry and not the package
+        # `from plastibench.config.registry import interventions` names the registry and not the package
         assert not forbidden, f"{module} imports {forbidden}"
 
 
@@ -128,12 +128,17 @@ def test_nothing_imports_the_integrations() -> None:
 def test_the_integrations_need_no_harness() -> None:
     above = (*HARNESS, "plastibench.agents", "plastibench.envs", "plastibench.metrics")
     for module in SOURCES:
-        if below(module, "plastibench.integrations", "plastibench.keeper"):
+        if below(module, "plastibench.integrations", "plastibench.interventions.attach"):
             assert not [name for name in imported(module) if below(name, *above)], module
 
 
 def test_the_spec_knows_no_torch() -> None:
-    for module in ("plastibench.spec", "plastibench.options", "plastibench.registry", "plastibench.errors"):
+    for module in (
+        "plastibench.config.spec",
+        "plastibench.config.options",
+        "plastibench.config.registry",
+        "plastibench.config.errors",
+    ):
         assert not [name for name in imported(module) if below(name, "torch", "tensordict", "gymnasium")]
 
 
@@ -151,9 +156,9 @@ def test_third_party_imports_are_declared_dependencies() -> None:
 
 def test_the_command_points_to_the_main_function() -> None:
     import plastibench
-    from plastibench.cli import main
+    from plastibench.cli.main import main
 
-    assert PROJECT["project"]["scripts"] == {"plastibench": "plastibench.cli:main"}
+    assert PROJECT["project"]["scripts"] == {"plastibench": "plastibench.cli.main:main"}
     assert callable(main)
     assert PROJECT["project"]["version"] == plastibench.__version__
     assert (ROOT / "plastibench" / "py.typed").is_file()

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from plastibench.runner import run
-from plastibench.spec import RunSpec
+from plastibench.config.spec import RunSpec
+from plastibench.training.runner import run
 
 pytestmark = [
     pytest.mark.data,

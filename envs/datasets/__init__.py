@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from plastibench.envs.datasets.base import ImageDataset, keep_training_images
+from plastibench.config.errors import UserError, did_you_mean
 from plastibench.envs.datasets.digits import load_digits
+from plastibench.envs.datasets.image_dataset import ImageDataset, keep_training_images
 from plastibench.envs.datasets.imagefolder import load_imagefolder
 from plastibench.envs.datasets.tiny_imagenet import load_tiny_imagenet
 from plastibench.envs.datasets.torchvision_sets import load_torchvision_set
-from plastibench.errors import UserError, did_you_mean
 
 __all__ = ["DATASETS", "ImageDataset", "load_dataset"]
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from plastibench.envs.datasets.base import ImageDataset
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
+from plastibench.envs.datasets.image_dataset import ImageDataset
 
 FORMAT = 1
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from plastibench.envs.datasets.base import ImageDataset, Images, Labels, build_dataset
+from plastibench.config.errors import UserError
+from plastibench.envs.datasets.image_dataset import ImageDataset, Images, Labels, build_dataset
 from plastibench.envs.datasets.source import FileSource
-from plastibench.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from plastibench.envs.datasets.base import ImageDataset, build_dataset, check_train_size, fixed_permutation
+from plastibench.envs.datasets.image_dataset import ImageDataset, build_dataset, check_train_size, fixed_permutation
 
 DEFAULT_TRAIN_SIZE = 1200
 

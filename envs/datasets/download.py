@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
 
 TIMEOUT_S = 20.0
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from plastibench.envs.datasets.base import ImageDataset, fixed_permutation
+from plastibench.config.errors import UserError
 from plastibench.envs.datasets.cache import cache_entry, load_or_build
 from plastibench.envs.datasets.decode import dataset_from_files
+from plastibench.envs.datasets.image_dataset import ImageDataset, fixed_permutation
 from plastibench.envs.datasets.source import FileSource, fingerprint, scan_folder
-from plastibench.errors import UserError
 
 DEFAULT_IMAGE_SIZE = 32
 LARGEST_IMAGE_SIZE = 1024

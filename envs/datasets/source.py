@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
 
 
 @dataclass(frozen=True)

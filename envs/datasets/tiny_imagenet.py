@@ -6,12 +6,12 @@ import os
 import zipfile
 from pathlib import Path
 
-from plastibench.envs.datasets.base import ImageDataset
+from plastibench.config.errors import UserError
 from plastibench.envs.datasets.cache import cache_entry, load_or_build
 from plastibench.envs.datasets.decode import dataset_from_files
 from plastibench.envs.datasets.download import Wanted, download_stage
+from plastibench.envs.datasets.image_dataset import ImageDataset
 from plastibench.envs.datasets.source import FileSource, fingerprint, scan_folder
-from plastibench.errors import UserError
 
 _ROOT = "tiny-imagenet-200"
 _URL = f"http://cs231n.stanford.edu/{_ROOT}.zip"

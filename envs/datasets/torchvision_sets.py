@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from plastibench.envs.datasets.base import ImageDataset, Images, Labels, build_dataset
 from plastibench.envs.datasets.cache import cache_entry, load_or_build
 from plastibench.envs.datasets.download import Wanted, download_stage
+from plastibench.envs.datasets.image_dataset import ImageDataset, Images, Labels, build_dataset
 from plastibench.envs.datasets.imagefolder import load_class_folders
 from plastibench.envs.datasets.source import fingerprint
 

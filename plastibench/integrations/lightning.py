@@ -13,11 +13,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
 from plastibench.integrations.shared import Draw, Schedule, collate
+from plastibench.interventions.attach import Attached, attach
 from plastibench.interventions.base import Intervention, overrides
-from plastibench.keeper import Keeper, attach
-from plastibench.network import Network, as_batch
+from plastibench.nn.network import Network, as_batch
 
 
 class PlasticityCallback(Callback):
@@ -28,10 +28,10 @@ class PlasticityCallback(Callback):
     part of Lightning's checkpoints.
 
     - Automatic optimization with one optimizer, on one device; anything else is refused.
-    - Validation sees the module itself. Evaluate a method's slow copy, ``callback.keeper.evaluated``, yourself.
+    - Validation sees the module itself. Evaluate a method's slow copy, ``callback.attached.evaluated``, yourself.
 
     Attributes:
-        keeper: The intervention at work, once there is a module.
+        attached: The intervention at work, once there is a module.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class PlasticityCallback(Callback):
         self.intervention, self.loss, self.options = intervention, loss, dict(options or {})
         self.schedule = Schedule(every, steps, epochs)
         self.size, self.draw, self.fresh, self.seed = size, draw, fresh, seed
-        self.keeper: Keeper | None = None
+        self.attached: Attached | None = None
         self._loaded = False
         self._step = 0  # after the batch before
 
@@ -79,7 +79,7 @@ class PlasticityCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Prepare the module, on its device, while it has no optimizer yet."""
-        if stage != "fit" or (self.keeper is not None and self.keeper.network.module is pl_module):
+        if stage != "fit" or (self.attached is not None and self.attached.network.module is pl_module):
             return
         if trainer.world_size > 1 or not pl_module.automatic_optimization:
             raise UserError("PlasticityCallback: one device and automatic optimization only")
@@ -92,22 +92,22 @@ class PlasticityCallback(Callback):
             fresh=self.fresh,
             generator=torch.Generator().manual_seed(self.seed),
         )
-        self.keeper = attach(copy.deepcopy(self.intervention), network, **self.options)
+        self.attached = attach(copy.deepcopy(self.intervention), network, **self.options)
         load = _after(self._load, pl_module.on_load_checkpoint)
         pl_module.on_load_checkpoint = load  # type: ignore[assignment, method-assign]
-        if overrides(self.keeper.intervention, "evaluated"):
+        if overrides(self.attached.intervention, "evaluated"):
             print("plastibench: Lightning validates the trained weights, not their slow copy", file=sys.stderr)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow the optimizer of this fit, and add the penalty to the loss."""
-        assert self.keeper is not None
+        assert self.attached is not None
         if len(trainer.optimizers) != 1:
             raise UserError(
                 f"PlasticityCallback: one optimizer only; configure_optimizers made {len(trainer.optimizers)}"
             )
-        self.keeper.optimizer = trainer.optimizers[0]
-        if overrides(self.keeper.intervention, "penalty"):
-            step = _penalised(pl_module.training_step, self.keeper)
+        self.attached.optimizer = trainer.optimizers[0]
+        if overrides(self.attached.intervention, "penalty"):
+            step = _penalised(pl_module.training_step, self.attached)
             pl_module.training_step = step  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -121,10 +121,10 @@ class PlasticityCallback(Callback):
         before, self._step = self._step, trainer.global_step
         epoch = trainer.current_epoch + 1 if trainer.is_last_batch else 0
         if self._step > before and self.schedule.due(self._step, epoch):  # it stands still while batches accumulate
-            assert self.keeper is not None
-            network = self.keeper.network
+            assert self.attached is not None
+            network = self.attached.network
             drawn = self.draw() if self.draw else collate(trainer.train_dataloader, self.size, network.generator)
-            self.keeper.intervene(pack(drawn).to(network.device))
+            self.attached.intervene(pack(drawn).to(network.device))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the module its own methods back."""
@@ -138,12 +138,12 @@ class PlasticityCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The intervention's state."""
-        return {} if self.keeper is None else self.keeper.state_dict()
+        return {} if self.attached is None else self.attached.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back, unless that happened before the module's own state was loaded."""
-        if self.keeper is not None and state_dict and not self._loaded:
-            self.keeper.load_state_dict(state_dict)
+        if self.attached is not None and state_dict and not self._loaded:
+            self.attached.load_state_dict(state_dict)
         self._loaded = False
 
     def _load(self, checkpoint: dict[str, Any]) -> None:
@@ -162,13 +162,13 @@ def _after(first: Callable[[Any], None], then: Callable[[Any], None]) -> Callabl
     return both
 
 
-def _penalised(step: Callable[..., Any], keeper: Keeper) -> Callable[..., Any]:
+def _penalised(step: Callable[..., Any], attached: Attached) -> Callable[..., Any]:
     @functools.wraps(step)
     def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
         output = step(batch, *args, **kwargs)
         if isinstance(output, Mapping):
-            return {**output, "loss": output["loss"] + keeper.penalty(pack(batch))}
-        return None if output is None else output + keeper.penalty(pack(batch))
+            return {**output, "loss": output["loss"] + attached.penalty(pack(batch))}
+        return None if output is None else output + attached.penalty(pack(batch))
 
     return training_step
 

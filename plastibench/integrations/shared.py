@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from plastibench.errors import UserError
-from plastibench.network import seeded
+from plastibench.config.errors import UserError
+from plastibench.nn.network import seeded
 
 Draw = Callable[[], Any]
 

@@ -13,12 +13,12 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
 from plastibench.integrations.shared import Draw, Schedule, collate
+from plastibench.interventions.attach import Attached, attach
 from plastibench.interventions.base import Intervention, overrides
-from plastibench.keeper import Keeper, attach
-from plastibench.layers.branches import branched
-from plastibench.network import Network, as_batch
+from plastibench.nn.branches import branched
+from plastibench.nn.network import Network, as_batch
 
 _FILE = "plastibench.pt"
 
@@ -36,10 +36,10 @@ class PlasticityCallback(TrainerCallback):
       pretrained model that means new random weights.
     - A model with branches (``plasticity-injection``) cannot be resumed: the Trainer loads its weights and makes its
       optimizer before it says which checkpoint it resumes. Such a checkpoint is refused.
-    - The Trainer evaluates the model itself. Evaluate a method's slow copy, ``callback.keeper.evaluated``, yourself.
+    - The Trainer evaluates the model itself. Evaluate a method's slow copy, ``callback.attached.evaluated``, yourself.
 
     Attributes:
-        keeper: The intervention at work, once there is a model.
+        attached: The intervention at work, once there is a model.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class PlasticityCallback(TrainerCallback):
         self.intervention, self.options = intervention, dict(options or {})
         self.schedule = Schedule(every, steps, epochs)
         self.size, self.draw, self.seed = size, draw, seed
-        self.keeper: Keeper | None = None
+        self.attached: Attached | None = None
         self._penalty: torch.utils.hooks.RemovableHandle | None = None
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -81,32 +81,32 @@ class PlasticityCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Follow the optimizer of this training, and take up the checkpoint's state."""
-        if self.keeper is None or self.keeper.network.module is not kwargs["model"]:
+        if self.attached is None or self.attached.network.module is not kwargs["model"]:
             if state.global_step:
                 raise UserError("PlasticityCallback: to resume, give Trainer(…) both the model and the callback")
             self._attach(args, kwargs["model"], kwargs["optimizer"])
-        assert self.keeper is not None
-        self.keeper.optimizer = kwargs["optimizer"]
+        assert self.attached is not None
+        self.attached.optimizer = kwargs["optimizer"]
         if state.global_step:
             given = args.resume_from_checkpoint
             folder = Path(given) if isinstance(given, str) and Path(given).is_dir() else _folder(args, state)
             if not (folder / _FILE).is_file():
                 raise UserError(f"PlasticityCallback: {folder} has no {_FILE}; resume in the folder of the first run")
-            self.keeper.load_state_dict(torch.load(folder / _FILE, map_location="cpu", weights_only=True))
+            self.attached.load_state_dict(torch.load(folder / _FILE, map_location="cpu", weights_only=True))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Intervene where it is due."""
         epoch = state.epoch or 0.0
         if self.schedule.due(state.global_step, int(epoch) if epoch == int(epoch) else 0):
-            assert self.keeper is not None
-            network = self.keeper.network
+            assert self.attached is not None
+            network = self.attached.network
             batch = self.draw() if self.draw else collate(kwargs["train_dataloader"], self.size, network.generator)
-            self.keeper.intervene(as_batch(batch).to(network.device))
+            self.attached.intervene(as_batch(batch).to(network.device))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save the intervention's state beside the model's."""
-        if self.keeper is not None and _folder(args, state).is_dir():
-            torch.save(self.keeper.state_dict(), _folder(args, state) / _FILE)
+        if self.attached is not None and _folder(args, state).is_dir():
+            torch.save(self.attached.state_dict(), _folder(args, state) / _FILE)
 
     def _attach(
         self, args: TrainingArguments, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
@@ -119,21 +119,21 @@ class PlasticityCallback(TrainerCallback):
         fresh = (lambda: type(model)(copy.deepcopy(config))) if config is not None else None
         generator = torch.Generator().manual_seed(self.seed)
         network = Network(model, optimizer, _loss, fresh=fresh, generator=generator)
-        self.keeper = attach(copy.deepcopy(self.intervention), network, **self.options)
+        self.attached = attach(copy.deepcopy(self.intervention), network, **self.options)
         model.register_load_state_dict_pre_hook(_refuses_other_branches)
-        if overrides(self.keeper.intervention, "penalty"):
+        if overrides(self.attached.intervention, "penalty"):
             if args.label_smoothing_factor:
                 raise UserError("PlasticityCallback: with label smoothing the Trainer ignores the model's loss")
-            self._penalty = model.register_forward_hook(_adds_penalty(self.keeper, args), with_kwargs=True)
-        if overrides(self.keeper.intervention, "evaluated"):
+            self._penalty = model.register_forward_hook(_adds_penalty(self.attached, args), with_kwargs=True)
+        if overrides(self.attached.intervention, "evaluated"):
             print("plastibench: the Trainer evaluates the trained weights, not their slow copy", file=sys.stderr)
 
 
-def _adds_penalty(keeper: Keeper, args: TrainingArguments) -> Any:
+def _adds_penalty(attached: Attached, args: TrainingArguments) -> Any:
     """A forward hook; a plain function, for copies of the model copy its hooks."""
 
     def add(module: nn.Module, _: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        if module is not keeper.network.module or not (module.training and torch.is_grad_enabled()):
+        if module is not attached.network.module or not (module.training and torch.is_grad_enabled()):
             return output
         if not isinstance(output, Mapping) or output.get("loss") is None:
             raise UserError("PlasticityCallback: the model returns no loss to which the penalty could be added")
@@ -142,7 +142,7 @@ def _adds_penalty(keeper: Keeper, args: TrainingArguments) -> Any:
         # epoch may accumulate fewer; its penalty is smaller in proportion.)
         parts = args.gradient_accumulation_steps if kwargs.pop("num_items_in_batch", None) is not None else 1
         batch = {name: value for name, value in kwargs.items() if isinstance(value, Tensor)}
-        output["loss"] = output["loss"] + keeper.penalty(batch) / parts  # type: ignore[index]
+        output["loss"] = output["loss"] + attached.penalty(batch) / parts  # type: ignore[index]
         return output
 
     return add

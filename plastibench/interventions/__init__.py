@@ -1,6 +1,6 @@
 """Interventions: one file per method. Importing this package registers their names and imports none of them."""
 
-from plastibench.registry import interventions
+from plastibench.config.registry import interventions
 
 _HERE = "plastibench.interventions"
 

@@ -8,7 +8,7 @@ from typing import Any
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from plastibench.network import Network
+from plastibench.nn.network import Network
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Report:
 class Intervention:
     """Anything that keeps a network trainable. One instance serves one network.
 
-    A subclass is a dataclass whose fields (made with :func:`plastibench.options.option`) are its options, and
+    A subclass is a dataclass whose fields (made with :func:`plastibench.config.options.option`) are its options, and
     overrides one or two of the hooks below; each does nothing by default. Hooks edit tensors in place, draw random
     numbers from ``network.generator`` only, and leave gradients and train/eval modes as they found them.
     """

@@ -9,13 +9,13 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
+from plastibench.config.options import option
 from plastibench.interventions.base import Intervention, Report
-from plastibench.layers.gradients import weights_of
-from plastibench.layers.surgery import broadcast_rows
-from plastibench.layers.trace import Traced, trace
-from plastibench.network import Network, as_batch
-from plastibench.options import option
+from plastibench.nn.dataflow import TracedLayer, trace
+from plastibench.nn.loss_gradients import weights_of
+from plastibench.nn.network import Network, as_batch
+from plastibench.nn.reinit import broadcast_rows
 
 
 @dataclass
@@ -83,7 +83,7 @@ class CalibratedPartialResets(Intervention):
         """Restore scores and the number of updates."""
         self._scores, self._updates = dict(state["scores"]), state["updates"]
 
-    def _act(self, network: Network, units: list[Traced]) -> dict[str, Tensor]:
+    def _act(self, network: Network, units: list[TracedLayer]) -> dict[str, Tensor]:
         """Move every hidden unit, in execution order; how far, by module."""
         weights, fresh = weights_of(network.module), network.fresh()
         hidden = [unit for unit in units if unit.name in weights and not unit.output]

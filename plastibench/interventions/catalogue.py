@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from plastibench.registry import Entry
+from plastibench.config.registry import Entry
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from plastibench.config.options import build, field_name, options_of
+from plastibench.config.registry import Entry
 from plastibench.interventions.base import Intervention, Report, overrides
-from plastibench.network import Network
-from plastibench.options import build, field_name, options_of
-from plastibench.registry import Entry
+from plastibench.nn.network import Network
 
 
 class Combined(Intervention):

@@ -10,14 +10,14 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from plastibench.config.options import option
 from plastibench.interventions.base import Intervention
-from plastibench.layers.optimizer_state import MomentRule
-from plastibench.layers.surgery import redraw_batch_norms, redraw_units, whole_neurons, zero_outgoing
-from plastibench.layers.trace import Traced
-from plastibench.layers.units import unit_count
-from plastibench.layers.watch import Watch, per_unit
-from plastibench.network import Network
-from plastibench.options import option
+from plastibench.nn.activation_monitor import ActivationMonitor, per_unit
+from plastibench.nn.dataflow import TracedLayer
+from plastibench.nn.network import Network
+from plastibench.nn.optimizer_state import MomentRule
+from plastibench.nn.reinit import redraw_batch_norms, redraw_units, whole_neurons, zero_outgoing
+from plastibench.nn.units import unit_count
 
 
 @dataclass
@@ -43,7 +43,7 @@ class ContinualBackprop(Intervention):
     moments: MomentRule = option("mean", "what becomes of the optimizer's moments of re-drawn weights")
 
     def __post_init__(self) -> None:
-        self._watch: Watch | None = None
+        self._watch: ActivationMonitor | None = None
         self._updates = 0
         self._units: dict[str, dict[str, Tensor]] = {}  # age, utility, mean; [H] each
         self._owed: dict[str, float] = {}
@@ -52,7 +52,7 @@ class ContinualBackprop(Intervention):
 
     def prepare(self, network: Network) -> None:
         """Be ready to watch."""
-        self._watch = Watch(network, self._measure)
+        self._watch = ActivationMonitor(network, self._measure)
 
     def penalty(self, network: Network, batch: TensorDictBase) -> None:
         """No penalty; the first batch shows which units are hidden."""
@@ -119,7 +119,7 @@ class ContinualBackprop(Intervention):
             self._young = {name: deque(map(tuple, entries)) for name, entries in state["young"].items()}
             self._fresh = (*state["fresh"], None) if state["fresh"] else None
 
-    def _measure(self, unit: Traced, rows: Tensor, columns: Tensor) -> Tensor:
+    def _measure(self, unit: TracedLayer, rows: Tensor, columns: Tensor) -> Tensor:
         """E|h| or E|h - its mean|, and E[h]. [2, in]."""
         if self.utility == "adaptable":
             centre = self._unbiased(self._units[unit.name], "mean")[columns]
@@ -163,7 +163,7 @@ class ContinualBackprop(Intervention):
         return fresh
 
 
-def _outgoing(unit: Traced, modules: dict[str, nn.Module]) -> Tensor:
+def _outgoing(unit: TracedLayer, modules: dict[str, nn.Module]) -> Tensor:
     """Mean magnitude of the weights that read each unit, summed over readers. [H]."""
     total = torch.zeros(unit_count(unit.module), device=next(unit.module.parameters()).device)
     for reader, columns in unit.outgoing.items():
@@ -174,14 +174,14 @@ def _outgoing(unit: Traced, modules: dict[str, nn.Module]) -> Tensor:
     return total
 
 
-def _incoming(unit: Traced) -> Tensor:
+def _incoming(unit: TracedLayer) -> Tensor:
     """Mean magnitude of each unit's own weights. [H]."""
     weight = unit.module.weight
     assert isinstance(weight, Tensor)
     return weight.abs().flatten(1).mean(1) if weight.ndim > 1 else weight.abs()
 
 
-def _compensate(unit: Traced, modules: dict[str, nn.Module], lost: Tensor) -> None:
+def _compensate(unit: TracedLayer, modules: dict[str, nn.Module], lost: Tensor) -> None:
     """Give the readers' biases what the units that go sent on average. ``lost``: [H]."""
     for reader, columns in unit.columns.items():
         module = modules[reader]

@@ -8,11 +8,11 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from plastibench.config.options import option
 from plastibench.interventions.base import Intervention, Report
-from plastibench.layers.gradients import gradients, weights_of
-from plastibench.layers.optimizer_state import forget_all
-from plastibench.network import Network, as_batch
-from plastibench.options import option
+from plastibench.nn.loss_gradients import gradients, weights_of
+from plastibench.nn.network import Network, as_batch
+from plastibench.nn.optimizer_state import forget_all
 
 
 @dataclass

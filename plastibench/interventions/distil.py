@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from plastibench.config.options import option
 from plastibench.interventions.base import Intervention, Report
 from plastibench.interventions.wrapper import Wrapper
-from plastibench.layers.branches import merged_outputs
-from plastibench.layers.descend import Objective, descend
-from plastibench.layers.outputs import of_layers
-from plastibench.layers.recouple import teacher_of
-from plastibench.layers.trace import trace
-from plastibench.network import Network, as_batch, as_evaluated
-from plastibench.options import option
+from plastibench.nn.batch_outputs import of_layers
+from plastibench.nn.branches import merged_outputs
+from plastibench.nn.dataflow import trace
+from plastibench.nn.finetune import Objective, finetune
+from plastibench.nn.network import Network, as_batch, as_evaluated
+from plastibench.nn.refit import teacher_of
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Distil(Wrapper):
         batch = as_batch(batch)
         objective = self._objective(network, batch)
         report = self._inner.intervene(network, batch)
-        taken = descend(
+        taken = finetune(
             network,
             batch,
             objective,

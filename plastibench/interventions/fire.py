@@ -10,12 +10,12 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
+from plastibench.config.options import matches, option
 from plastibench.interventions.base import Intervention, Report
-from plastibench.layers.optimizer_state import forget
-from plastibench.layers.trace import trace
-from plastibench.network import Network, as_batch
-from plastibench.options import matches, option
+from plastibench.nn.dataflow import trace
+from plastibench.nn.network import Network, as_batch
+from plastibench.nn.optimizer_state import forget
 
 _JOINT = r"(^|\.)(qkv\.weight|in_proj_weight)$"
 _QUERY_KEY = r"(^|\.)(to_|w)?(q|k|query|key)(_?proj)?\.weight$"

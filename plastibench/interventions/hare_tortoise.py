@@ -8,10 +8,10 @@ from typing import Any, Literal
 from tensordict import TensorDictBase
 from torch import nn
 
+from plastibench.config.options import option
 from plastibench.interventions.base import Intervention, Report
-from plastibench.layers.slow import SlowCopy
-from plastibench.network import Network
-from plastibench.options import option
+from plastibench.nn.ema import EmaCopy
+from plastibench.nn.network import Network
 
 
 @dataclass
@@ -25,7 +25,7 @@ class EMA(Intervention):
     momentum: float = option(0.999, "m", low=0, high=1)
 
     def __post_init__(self) -> None:
-        self._slow = SlowCopy()
+        self._slow = EmaCopy()
         self._updates = 0
 
     def prepare(self, network: Network) -> None:

@@ -11,13 +11,13 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from plastibench.config.options import option
 from plastibench.interventions.base import Intervention, Report
-from plastibench.layers.gradients import weights_of
-from plastibench.layers.optimizer_state import MomentRule, forget
-from plastibench.layers.parts import beginnings
-from plastibench.layers.trace import trace
-from plastibench.network import Network, as_batch
-from plastibench.options import option
+from plastibench.nn.dataflow import trace
+from plastibench.nn.loss_gradients import weights_of
+from plastibench.nn.network import Network, as_batch
+from plastibench.nn.optimizer_state import MomentRule, forget
+from plastibench.nn.selectors import beginnings
 
 
 @dataclass

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
+from plastibench.config.options import option
 from plastibench.interventions.base import Intervention
-from plastibench.layers.activations import normalise_activations, remove_affine
-from plastibench.network import Network
-from plastibench.options import option
+from plastibench.nn.network import Network
+from plastibench.nn.nonlinearities import normalise_activations, remove_affine
 
 
 @dataclass

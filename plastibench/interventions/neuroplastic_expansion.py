@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plastibench.config.options import option
 from plastibench.interventions.base import Intervention
-from plastibench.layers.optimizer_state import forget
-from plastibench.layers.units import has_units, tied
-from plastibench.network import Network
-from plastibench.options import option
+from plastibench.nn.network import Network
+from plastibench.nn.optimizer_state import forget
+from plastibench.nn.units import has_units, tied
 
 
 @dataclass

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from plastibench.config.options import option
 from plastibench.interventions.base import Intervention
-from plastibench.layers.activations import find_sites, normalise_activations, remove_affine
-from plastibench.layers.units import has_units
-from plastibench.network import Network
-from plastibench.options import option
+from plastibench.nn.network import Network
+from plastibench.nn.nonlinearities import find_sites, normalise_activations, remove_affine
+from plastibench.nn.units import has_units
 
 
 @dataclass

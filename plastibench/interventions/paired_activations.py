@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from plastibench.config.options import option
 from plastibench.interventions.base import Intervention
-from plastibench.layers.activations import CReLU, Fourier, pair_activations
-from plastibench.network import Network
-from plastibench.options import option
+from plastibench.nn.network import Network
+from plastibench.nn.nonlinearities import CReLU, Fourier, pair_activations
 
 _PAIRED = {"crelu": CReLU, "fourier": Fourier}
 

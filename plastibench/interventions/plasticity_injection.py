@@ -11,11 +11,11 @@ import torch
 from tensordict import TensorDictBase
 from torch import nn
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
+from plastibench.config.options import option
 from plastibench.interventions.base import Intervention, Report
-from plastibench.layers.branches import Stage, branch, branched_outputs, head_stages, outputs_of, tail_stages
-from plastibench.network import Network, as_batch, as_evaluated, seeded
-from plastibench.options import option
+from plastibench.nn.branches import Stage, branch, branched_outputs, head_stages, outputs_of, tail_stages
+from plastibench.nn.network import Network, as_batch, as_evaluated, seeded
 
 _TRIAL = 7_919_317  # a seed that is no one's: a branch that happened to equal the tail would hide what mixes them
 

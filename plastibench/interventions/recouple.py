@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
+from plastibench.config.options import matches, option
 from plastibench.interventions.base import Report
 from plastibench.interventions.wrapper import Wrapper
-from plastibench.layers.recouple import only_units_differ, refit_in_one_pass, refit_pair, snapshot, teacher_of
-from plastibench.layers.solvers import Fit, Solver, SolverName
-from plastibench.layers.trace import Traced, must_match, trace
-from plastibench.network import Network, as_batch
-from plastibench.options import matches, option
+from plastibench.nn.dataflow import TracedLayer, must_match, trace
+from plastibench.nn.least_squares import Fit, Solver, SolverName
+from plastibench.nn.network import Network, as_batch
+from plastibench.nn.refit import only_units_differ, refit_in_one_pass, refit_pair, snapshot, teacher_of
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Recouple(Wrapper):
         return Solver(self.solver, self.ridge, self.max_growth)
 
 
-def with_fits(report: Report, units: list[Traced], fits: dict[str, Fit], spared: Mapping[str, Tensor]) -> Report:
+def with_fits(report: Report, units: list[TracedLayer], fits: dict[str, Fit], spared: Mapping[str, Tensor]) -> Report:
     """The report, with each refitted module's residual and growth, and the parameters of units that were not spared."""
     modules = {unit.name: unit.module for unit in units}
     for name, fit in fits.items():

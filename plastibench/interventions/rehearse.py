@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from tensordict import TensorDictBase
 
 from plastibench.interventions.distil import Distil
-from plastibench.layers.descend import Objective
-from plastibench.network import Network
+from plastibench.nn.finetune import Objective
+from plastibench.nn.network import Network
 
 
 @dataclass

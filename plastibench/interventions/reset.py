@@ -8,15 +8,15 @@ from typing import Literal
 import torch
 from tensordict import TensorDictBase
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
+from plastibench.config.options import matches, option
 from plastibench.interventions.base import Intervention, Report
-from plastibench.layers.branches import renewable
-from plastibench.layers.optimizer_state import forget_all
-from plastibench.layers.parts import from_block, selector, share_of
-from plastibench.layers.trace import trace
-from plastibench.layers.units import has_units, tied, unit_count
-from plastibench.network import Network, as_batch
-from plastibench.options import matches, option
+from plastibench.nn.branches import renewable
+from plastibench.nn.dataflow import trace
+from plastibench.nn.network import Network, as_batch
+from plastibench.nn.optimizer_state import forget_all
+from plastibench.nn.selectors import from_block, selector, share_of
+from plastibench.nn.units import has_units, tied, unit_count
 
 Part = Literal["all", "mlp", "mlp-qkv", "linear", "layernorm", "head", "last-k", "later"]
 
@@ -61,7 +61,7 @@ class Reset(Intervention):
         chosen = self._chosen(network, as_batch(batch))
         if not chosen:
             raise UserError(f"reset: '{self.match or self.select}' selects no parameter of this network")
-        if stuck := sorted(set(network.cannot_redraw()) & set(chosen)):
+        if stuck := sorted(set(network.not_reinitializable()) & set(chosen)):
             raise UserError(f"reset: nothing says how {stuck[0]} was initialised; give Network(…, fresh=…) a builder")
         fresh = network.fresh()
         parameters = dict(module.named_parameters())

@@ -8,15 +8,15 @@ from typing import Literal
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
+from plastibench.config.options import matches, option
 from plastibench.interventions.base import Intervention, Report
-from plastibench.interventions.criteria import Criterion, dormant
-from plastibench.layers.optimizer_state import MomentRule
-from plastibench.layers.probe import measure
-from plastibench.layers.surgery import redraw_batch_norms, redraw_units, whole_neurons, zero_outgoing
-from plastibench.layers.trace import Traced, must_match, trace
-from plastibench.network import Network, as_batch
-from plastibench.options import matches, option
+from plastibench.nn.dataflow import TracedLayer, must_match, trace
+from plastibench.nn.dormancy import Criterion, dormant
+from plastibench.nn.network import Network, as_batch
+from plastibench.nn.optimizer_state import MomentRule
+from plastibench.nn.reinit import redraw_batch_norms, redraw_units, whole_neurons, zero_outgoing
+from plastibench.nn.unit_statistics import measure
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Revive(Intervention):
                 redraw_batch_norms(network, units, masks, fresh, self.moments)
         return report
 
-    def select(self, network: Network, batch: TensorDictBase, units: list[Traced]) -> dict[str, Tensor]:
+    def select(self, network: Network, batch: TensorDictBase, units: list[TracedLayer]) -> dict[str, Tensor]:
         """Masks of dormant units by module name.
 
         Raises:
@@ -78,7 +78,7 @@ class Revive(Intervention):
             for unit in chosen
         }
 
-    def revive(self, network: Network, units: list[Traced], masks: dict[str, Tensor], fresh: nn.Module) -> Report:
+    def revive(self, network: Network, units: list[TracedLayer], masks: dict[str, Tensor], fresh: nn.Module) -> Report:
         """Re-draw the masked units with the weights they have in ``fresh``.
 
         A hidden unit whose activation follows a LayerNorm is re-drawn whole: its entry of the norm, and the row of the
@@ -90,7 +90,7 @@ class Revive(Intervention):
             report.note(name, revived=float(mask.sum()), units=float(len(mask)))
         return report
 
-    def _acts_on(self, unit: Traced) -> bool:
+    def _acts_on(self, unit: TracedLayer) -> bool:
         if unit.residual and not self.residual_writers:
             return False
         if self.modules == "hidden":

@@ -8,17 +8,17 @@ from typing import Any, Literal
 
 from tensordict import TensorDictBase
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
+from plastibench.config.options import matches, option
 from plastibench.interventions.base import Intervention, Report
-from plastibench.interventions.criteria import Criterion
 from plastibench.interventions.recouple import with_fits
 from plastibench.interventions.revive import Revive
-from plastibench.layers.parts import selector
-from plastibench.layers.recouple import refit_in_one_pass, refit_pair, snapshot, teacher_of
-from plastibench.layers.solvers import Fit, Solver, SolverName
-from plastibench.layers.trace import Traced, must_match, trace
-from plastibench.network import Network, as_batch
-from plastibench.options import matches, option
+from plastibench.nn.dataflow import TracedLayer, must_match, trace
+from plastibench.nn.dormancy import Criterion
+from plastibench.nn.least_squares import Fit, Solver, SolverName
+from plastibench.nn.network import Network, as_batch
+from plastibench.nn.refit import refit_in_one_pass, refit_pair, snapshot, teacher_of
+from plastibench.nn.selectors import selector
 
 
 @dataclass
@@ -88,7 +88,7 @@ class RnR(Intervention):
         """Restore how often it has acted; checkpoints of versions that did not count say nothing."""
         self._interventions = state.get("interventions", 0)
 
-    def _act(self, network: Network, batch: TensorDictBase, units: list[Traced], refitted: set[str]) -> Report:
+    def _act(self, network: Network, batch: TensorDictBase, units: list[TracedLayer], refitted: set[str]) -> Report:
         if self.targets == "global" and self.scoring == "once":
             before = snapshot(units)
             report = self._reviver().intervene(network, batch)
@@ -96,7 +96,9 @@ class RnR(Intervention):
             return with_fits(report, units, fits, report.units)
         return self._pair_by_pair(network, batch, units, refitted)
 
-    def _pair_by_pair(self, network: Network, batch: TensorDictBase, units: list[Traced], refitted: set[str]) -> Report:
+    def _pair_by_pair(
+        self, network: Network, batch: TensorDictBase, units: list[TracedLayer], refitted: set[str]
+    ) -> Report:
         """Algorithm 1 to the letter: about one forward pass of the network and its teacher per pair of modules."""
         reviver, fresh, teacher = self._reviver(), network.fresh(), teacher_of(network)
         masks = reviver.select(network, batch, units)
@@ -118,7 +120,7 @@ class RnR(Intervention):
                 fits[reader.name] = fit
         return with_fits(report, units, fits, {})
 
-    def _refitted(self, network: Network, units: list[Traced]) -> set[str]:
+    def _refitted(self, network: Network, units: list[TracedLayer]) -> set[str]:
         """Names of the modules to recouple."""
         readers = [unit for unit in units[1:] if unit.trained]
         if self.refit is None:

@@ -10,12 +10,12 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from plastibench.config.options import option
 from plastibench.interventions.base import Intervention, Report
-from plastibench.layers.gradients import gradients
-from plastibench.layers.optimizer_state import MomentRule, forget
-from plastibench.layers.parameters import trained
-from plastibench.network import Network, as_batch
-from plastibench.options import option
+from plastibench.nn.loss_gradients import gradients
+from plastibench.nn.network import Network, as_batch
+from plastibench.nn.optimizer_state import MomentRule, forget
+from plastibench.nn.parameters import trained
 
 
 @dataclass
@@ -78,7 +78,7 @@ class SelectiveWeightReinit(Intervention):
     @torch.no_grad()
     def _redraw(self, network: Network, by: Mapping[str, Tensor]) -> int:
         """Re-draw by gradients of the parameters; how many entries were."""
-        fresh, spared, count = network.fresh(), {*network.cannot_redraw(), *self._looked_up(network.module)}, 0
+        fresh, spared, count = network.fresh(), {*network.not_reinitializable(), *self._looked_up(network.module)}, 0
         for name, parameter in network.module.named_parameters():
             if name not in by or name in spared:
                 continue

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from plastibench.config.options import option
 from plastibench.interventions.base import Intervention
-from plastibench.layers.outputs import outputs
-from plastibench.layers.slow import SlowCopy
-from plastibench.network import Network
-from plastibench.options import option
+from plastibench.nn.batch_outputs import outputs
+from plastibench.nn.ema import EmaCopy
+from plastibench.nn.network import Network
 
 
 @dataclass
@@ -35,7 +35,7 @@ class SelfDistillation(Intervention):
     distance: Literal["auto", "kl", "mse"] = option("auto", "between outputs; auto: by the network's role")
 
     def __post_init__(self) -> None:
-        self._teacher = SlowCopy()
+        self._teacher = EmaCopy()
 
     def prepare(self, network: Network) -> None:
         """Copy the teacher."""

@@ -11,14 +11,14 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from plastibench.config.options import option
 from plastibench.interventions.base import Intervention
-from plastibench.layers.optimizer_state import MomentRule
-from plastibench.layers.surgery import redraw_batch_norms, redraw_units, whole_neurons, zero_outgoing
-from plastibench.layers.trace import Traced
-from plastibench.layers.units import unit_count
-from plastibench.layers.watch import Watch
-from plastibench.network import Network
-from plastibench.options import option
+from plastibench.nn.activation_monitor import ActivationMonitor
+from plastibench.nn.dataflow import TracedLayer
+from plastibench.nn.network import Network
+from plastibench.nn.optimizer_state import MomentRule
+from plastibench.nn.reinit import redraw_batch_norms, redraw_units, whole_neurons, zero_outgoing
+from plastibench.nn.units import unit_count
 
 
 @dataclass
@@ -43,14 +43,14 @@ class SelfNormalizedResets(Intervention):
     moments: MomentRule = option("mean", "what becomes of the optimizer's moments of re-drawn weights")
 
     def __post_init__(self) -> None:
-        self._watch: Watch | None = None
+        self._watch: ActivationMonitor | None = None
         self._updates = 0
         self._looked = False
         self._units: dict[str, dict[str, Tensor]] = {}  # silence, threshold, ended silences: their sum and number; [H]
 
     def prepare(self, network: Network) -> None:
         """Be ready to watch."""
-        self._watch = Watch(network, self._measure)
+        self._watch = ActivationMonitor(network, self._measure)
 
     def penalty(self, network: Network, batch: TensorDictBase) -> None:
         """No penalty; the first batch shows which units are hidden."""
@@ -96,7 +96,7 @@ class SelfNormalizedResets(Intervention):
             device = self._watch.network.device
             self._units = {name: {k: v.to(device) for k, v in unit.items()} for name, unit in state["units"].items()}
 
-    def _measure(self, unit: Traced, rows: Tensor, columns: Tensor) -> Tensor:
+    def _measure(self, unit: TracedLayer, rows: Tensor, columns: Tensor) -> Tensor:
         """The share of rows in which each column is positive. [in]."""
         first, self._looked = not self._looked, True
         if first and not self._updates and bool((rows < 0).any()):

@@ -10,14 +10,14 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from plastibench.config.options import option
 from plastibench.interventions.base import Intervention, Report
-from plastibench.layers.branches import renewable
-from plastibench.layers.optimizer_state import forget_all
-from plastibench.layers.parameters import remembered
-from plastibench.layers.trace import trace
-from plastibench.layers.units import unit_count
-from plastibench.network import Network, as_batch
-from plastibench.options import option
+from plastibench.nn.branches import renewable
+from plastibench.nn.dataflow import trace
+from plastibench.nn.network import Network, as_batch
+from plastibench.nn.optimizer_state import forget_all
+from plastibench.nn.parameters import remembered
+from plastibench.nn.units import unit_count
 
 
 @dataclass

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from plastibench.config.options import option
 from plastibench.interventions.base import Intervention
-from plastibench.layers.parameters import remembered, trained
-from plastibench.network import Network
-from plastibench.options import option
+from plastibench.nn.network import Network
+from plastibench.nn.parameters import remembered, trained
 
 
 @dataclass

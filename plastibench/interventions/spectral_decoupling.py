@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from plastibench.config.options import option
 from plastibench.interventions.base import Intervention
-from plastibench.layers.outputs import outputs
-from plastibench.network import Network
-from plastibench.options import option
+from plastibench.nn.batch_outputs import outputs
+from plastibench.nn.network import Network
 
 
 @dataclass

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from plastibench.config.options import option
 from plastibench.interventions.base import Intervention
-from plastibench.layers.parameters import learning_rates
-from plastibench.layers.units import has_units
-from plastibench.network import Network
-from plastibench.options import option
+from plastibench.nn.network import Network
+from plastibench.nn.parameters import learning_rates
+from plastibench.nn.units import has_units
 
 
 @dataclass

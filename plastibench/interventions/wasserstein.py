@@ -11,10 +11,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from plastibench.config.options import option
 from plastibench.interventions.base import Intervention
-from plastibench.layers.parameters import remembered, trained
-from plastibench.network import Network
-from plastibench.options import option
+from plastibench.nn.network import Network
+from plastibench.nn.parameters import remembered, trained
 
 
 @dataclass

@@ -9,10 +9,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from plastibench.config.options import option
 from plastibench.interventions.base import Intervention, Report
-from plastibench.layers.parameters import layers
-from plastibench.network import Network
-from plastibench.options import option
+from plastibench.nn.network import Network
+from plastibench.nn.parameters import layers
 
 
 @dataclass

@@ -8,10 +8,10 @@ from typing import Any
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from plastibench.config.options import build, option
+from plastibench.config.registry import interventions
 from plastibench.interventions.base import Intervention
-from plastibench.network import Network
-from plastibench.options import build, option
-from plastibench.registry import interventions
+from plastibench.nn.network import Network
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Finished runs compared: what may be compared, statistics over seeds, and how they are shown."""
 
-from plastibench.leaderboard.comparison import comparison, final, recovery
-from plastibench.leaderboard.contest import Result, acts, by_group, contests, label, load, origin
+from plastibench.leaderboard.run_tables import comparison, final, recovery
+from plastibench.leaderboard.settings import Result, acts, by_group, contests, label, load, origin
 
 __all__ = [
     "Result",

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from plastibench.errors import UserError, did_you_mean
+from plastibench.config.errors import UserError, did_you_mean
 from plastibench.leaderboard.rows import Row
-from plastibench.statistics import Interval
+from plastibench.results.confidence import Interval
 
 
 @dataclass(frozen=True)

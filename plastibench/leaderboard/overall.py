@@ -6,10 +6,17 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from plastibench.leaderboard.contest import BASE, Contest, Entry, conditions, data_of
 from plastibench.leaderboard.rows import Row
-from plastibench.metrics.performance import mean
-from plastibench.statistics import Interval, iqm_interval, paired_improvement, ranks, stratified_gain, stratified_ranks
+from plastibench.leaderboard.settings import BASE, Entry, Setting, conditions, data_of
+from plastibench.results.accuracy import mean
+from plastibench.results.confidence import (
+    Interval,
+    iqm_interval,
+    paired_improvement,
+    ranks,
+    stratified_gain,
+    stratified_ranks,
+)
 
 _MEASURING = "evaluate_every"  # an option of envs that leaves the training as it is
 _MANY = 3  # names of scenarios that a note tells
@@ -17,7 +24,7 @@ _MANY = 3  # names of scenarios that a note tells
 Scores = Mapping[int, float]  # by seed
 
 
-def overall(made: Sequence[Contest]) -> tuple[list[Row], list[str]]:
+def overall(made: Sequence[Setting]) -> tuple[list[Row], list[str]]:
     """Over all contests: rank, interquartile mean over their runs, and how often ``none`` is beaten.
 
     An entry is ranked if it stands in every contest with two seeds or more. What counts are accuracies as shares and
@@ -77,9 +84,9 @@ def overall(made: Sequence[Contest]) -> tuple[list[Row], list[str]]:
     return rows, [*told, *_unranked(rows, reasons)]
 
 
-def _apart(fields: Sequence[Contest]) -> tuple[list[Contest], list[str]]:
+def _apart(fields: Sequence[Setting]) -> tuple[list[Setting], list[str]]:
     """Of contests that differ in nothing but how often is evaluated the largest: the others hold the same runs."""
-    alike: dict[str, list[Contest]] = defaultdict(list)
+    alike: dict[str, list[Setting]] = defaultdict(list)
     for contest in fields:
         run = next(iter(contest.entries[0].runs.values()))
         options = {key: value for key, value in run["options"]["env"].items() if key != _MEASURING}
@@ -97,9 +104,9 @@ def _apart(fields: Sequence[Contest]) -> tuple[list[Contest], list[str]]:
     return kept, told
 
 
-def _with_the_same_data(contests: Sequence[Contest]) -> list[list[Contest]]:
+def _with_the_same_data(contests: Sequence[Setting]) -> list[list[Setting]]:
     """Split by what data are stated; results of schema 1 state none and may have any."""
-    by_data: dict[str | None, list[Contest]] = defaultdict(list)
+    by_data: dict[str | None, list[Setting]] = defaultdict(list)
     for contest in contests:
         stated = (data_of(run) for entry in contest.entries for run in entry.runs.values())
         by_data[next(filter(None, stated), None)].append(contest)
@@ -121,7 +128,7 @@ def _titles(where: Sequence[str]) -> str:
     return f"{' and '.join(where[:_MANY])}{more}"
 
 
-def _scores(entry: Entry, contest: Contest) -> Scores:
+def _scores(entry: Entry, contest: Setting) -> Scores:
     return entry.scores("normalised-return" if contest.acts else "final-accuracy")
 
 

@@ -7,21 +7,21 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from plastibench.leaderboard.contest import Contest, Entry, Result
-from plastibench.metrics.performance import mean
-from plastibench.statistics import iqm_interval, mean_interval, paired_gain, paired_improvement, ranks
+from plastibench.leaderboard.settings import Entry, Result, Setting
+from plastibench.results.accuracy import mean
+from plastibench.results.confidence import iqm_interval, mean_interval, paired_gain, paired_improvement, ranks
 
 Row = dict[str, Any]
 
 
-def rows(contest: Contest) -> list[Row]:
+def rows(contest: Setting) -> list[Row]:
     """The rows of a contest, the best mean first; what cannot be ranked has no rank, and says why.
 
     Keys: ``env``, ``agent``, ``rank`` (None where there is none), ``tied``, ``intervention``, ``seeds``, ``final``,
     ``iqm``, ``gain``, ``better`` (share of shared seeds in which it beats ``none``), ``average``, ``auc``, ``drop``,
     ``lowest`` and ``q_bias`` (of agents that act), ``recovery`` (epochs or steps), ``unrecovered``, ``time`` and
     ``memory`` (of the run, over ``none``'s), ``cost`` (share of the run's time that the intervention took), ``apart``.
-    Figures with an interval are :class:`~plastibench.statistics.Interval`; accuracies are shares.
+    Figures with an interval are :class:`~plastibench.results.confidence.Interval`; accuracies are shares.
     """
     base = contest.base
     scores = {entry.name: entry.scores(contest.score) for entry in contest.entries}
@@ -49,7 +49,7 @@ def rows(contest: Contest) -> list[Row]:
     return sorted(made, key=lambda row: -row["final"].value)
 
 
-def _performance(entry: Entry, contest: Contest) -> Row:
+def _performance(entry: Entry, contest: Setting) -> Row:
     final = list(entry.scores(contest.score).values())
     drops = list(entry.scores("mean-drop").values())
     kind = "return" if contest.acts else "accuracy"

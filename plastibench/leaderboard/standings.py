@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from plastibench.leaderboard.columns import condition, sort
-from plastibench.leaderboard.contest import Contest, Result, contests
 from plastibench.leaderboard.overall import overall
 from plastibench.leaderboard.rows import Row, rows
+from plastibench.leaderboard.settings import Result, Setting, contests
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Standings:
         overall_notes: What a reader of these must know: what is not counted, who is not ranked, and why.
     """
 
-    tables: list[tuple[Contest, list[Row]]]
+    tables: list[tuple[Setting, list[Row]]]
     overall: list[Row]
     overall_notes: list[str]
 
@@ -50,7 +50,7 @@ def standings(found: Sequence[Result], *, sorted_by: str = "final", filters: Seq
     return Standings(tables, [row for row in together if row["intervention"] in shown], told)
 
 
-def notes(contest: Contest, made: Sequence[Row]) -> list[str]:
+def notes(contest: Setting, made: Sequence[Row]) -> list[str]:
     """What a reader of a contest's table must know: what is not in it, what is not ranked, and why."""
     found = [contest.differs] if contest.differs else []
     found += [f"not ranked: {row['intervention']}, {row['apart']}" for row in made if row["apart"]]

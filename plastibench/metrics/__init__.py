@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from plastibench.errors import UserError, did_you_mean
+from plastibench.config.errors import UserError, did_you_mean
 
 PERFORMANCE = {
     "accuracy": "share of evaluation images (clean test set; relabel-*: training set) that are classified rightly; "

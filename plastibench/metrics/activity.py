@@ -9,13 +9,13 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from plastibench.interventions.criteria import below_threshold, normalised
-from plastibench.layers.attention import attention_entropies
-from plastibench.layers.trace import Traced
-from plastibench.layers.units import unit_count
-from plastibench.layers.visit import visit_activations
-from plastibench.metrics.plasticity import DORMANT, Health
-from plastibench.network import Network
+from plastibench.metrics.plasticity import DORMANT, PlasticityReport
+from plastibench.nn.attention import attention_entropies
+from plastibench.nn.dataflow import TracedLayer
+from plastibench.nn.dormancy import below_threshold, normalised
+from plastibench.nn.module_outputs import visit_activations
+from plastibench.nn.network import Network
+from plastibench.nn.units import unit_count
 
 DUPLICATE = 0.95  # |correlation| beyond which two units say the same
 COLLAPSED = 0.1  # share of log T below which a head attends to next to nothing but one token
@@ -52,11 +52,11 @@ def evenly(rows: Tensor, count: int) -> Tensor:
     return rows[torch.linspace(0, len(rows) - 1, count, device=rows.device).long()]
 
 
-def tallies(network: Network, batch: TensorDictBase, units: Sequence[Traced]) -> dict[str, Tally]:
+def tallies(network: Network, batch: TensorDictBase, units: Sequence[TracedLayer]) -> dict[str, Tally]:
     """One pass over the batch; what each module but the outputs and frozen ones hands on, summed up."""
     found: dict[str, Tally] = {}
 
-    def visit(unit: Traced, h: Tensor) -> None:
+    def visit(unit: TracedLayer, h: Tensor) -> None:
         if unit.name not in found:
             found[unit.name] = Tally(unit.module, network.device, min(1.0, 256 / len(batch)))
         found[unit.name].add(h)
@@ -65,14 +65,14 @@ def tallies(network: Network, batch: TensorDictBase, units: Sequence[Traced]) ->
     return found
 
 
-def activity(found: Mapping[str, Tally], units: Sequence[Traced]) -> Health:
+def activity(found: Mapping[str, Tally], units: Sequence[TracedLayer]) -> PlasticityReport:
     """Shares of units that are active, dead, dormant, or copies of others.
 
     Args:
         found: From :func:`tallies`.
-        units: From :func:`plastibench.layers.trace.trace`.
+        units: From :func:`plastibench.nn.dataflow.trace`.
     """
-    result = Health()
+    result = PlasticityReport()
     dormant: list[float] = []
     active, zero, dead, copies = [], [], [], []  # one tensor [H] per layer
     for unit in units:
@@ -99,9 +99,9 @@ def activity(found: Mapping[str, Tally], units: Sequence[Traced]) -> Health:
     return result
 
 
-def attention(network: Network, batch: TensorDictBase) -> Health:
+def attention(network: Network, batch: TensorDictBase) -> PlasticityReport:
     """How widely attention is spread, and in how many heads it is not."""
-    result, heads = Health(), attention_entropies(network, batch)
+    result, heads = PlasticityReport(), attention_entropies(network, batch)
     for name, entropies in heads.items():
         collapsed = float((entropies < COLLAPSED).double().mean())
         result.layers[name] = {"attention-entropy": float(entropies.mean()), "collapsed-head-ratio": collapsed}

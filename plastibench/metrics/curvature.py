@@ -10,11 +10,11 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from plastibench.layers.probe import pieces
 from plastibench.metrics.gradients import loss_gram, mean_gradient
-from plastibench.metrics.plasticity import Health
+from plastibench.metrics.plasticity import PlasticityReport
 from plastibench.metrics.spectra import eigenvalues, held_by
-from plastibench.network import Network, as_evaluated
+from plastibench.nn.network import Network, as_evaluated
+from plastibench.nn.unit_statistics import pieces
 
 SAMPLES = 256
 STEPS, SIGNS = 20, 30
@@ -24,26 +24,26 @@ _PIECE = 64  # samples whose graph of first derivatives is held at once
 Product = Callable[[list[Tensor]], list[Tensor]]
 
 
-def top(network: Network, batch: TensorDictBase, generator: torch.Generator) -> Health:
+def top(network: Network, batch: TensorDictBase, generator: torch.Generator) -> PlasticityReport:
     """The largest eigenvalue of the loss's Hessian."""
     value = top_eigenvalue(_product(network, batch), _trained(network), generator)
-    return Health(overall={"hessian-top-eigenvalue": value})
+    return PlasticityReport(overall={"hessian-top-eigenvalue": value})
 
 
-def trace(network: Network, batch: TensorDictBase, generator: torch.Generator) -> Health:
+def trace(network: Network, batch: TensorDictBase, generator: torch.Generator) -> PlasticityReport:
     """The trace of the loss's Hessian, and how sure it is."""
     value, error = hessian_trace(_product(network, batch), _trained(network), generator)
-    return Health(overall={"hessian-trace": value, "hessian-trace-error": error})
+    return PlasticityReport(overall={"hessian-trace": value, "hessian-trace-error": error})
 
 
-def rank_proxy(network: Network, batch: TensorDictBase) -> Health:
+def rank_proxy(network: Network, batch: TensorDictBase) -> PlasticityReport:
     """A stand-in for the rank of the Hessian: that of the samples' gradients."""
-    return Health(overall={"curvature-rank-proxy": held_by(eigenvalues(loss_gram(network, batch)), 0.99)})
+    return PlasticityReport(overall={"curvature-rank-proxy": held_by(eigenvalues(loss_gram(network, batch)), 0.99)})
 
 
-def sharpness(network: Network, batch: TensorDictBase) -> Health:
+def sharpness(network: Network, batch: TensorDictBase) -> PlasticityReport:
     """How much the loss rises close by."""
-    return Health(overall={"sam-sharpness": sam_sharpness(network, batch[:SAMPLES])})
+    return PlasticityReport(overall={"sam-sharpness": sam_sharpness(network, batch[:SAMPLES])})
 
 
 def _product(network: Network, batch: TensorDictBase) -> Product:

@@ -9,25 +9,25 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from plastibench.layers.branches import merged_outputs
-from plastibench.layers.outputs import side_by_side
-from plastibench.layers.probe import pieces
-from plastibench.layers.trace import Traced
-from plastibench.metrics.plasticity import Health
+from plastibench.metrics.plasticity import PlasticityReport
 from plastibench.metrics.spectra import effective_rank, eigenvalues
-from plastibench.network import Network, as_evaluated
+from plastibench.nn.batch_outputs import side_by_side
+from plastibench.nn.branches import merged_outputs
+from plastibench.nn.dataflow import TracedLayer
+from plastibench.nn.network import Network, as_evaluated
+from plastibench.nn.unit_statistics import pieces
 
 SAMPLES, NTK_SAMPLES = 64, 32
 TINY = 1e-8
 _HELD = 2**28  # numbers of gradients in memory at once: 1 GiB of float32
 
 
-def vanishing(network: Network, batch: TensorDictBase, units: Sequence[Traced]) -> Health:
+def vanishing(network: Network, batch: TensorDictBase, units: Sequence[TracedLayer]) -> PlasticityReport:
     """Entries of the mean gradient that are exactly or nearly 0, over all parameters and module by module."""
     mean = mean_gradient(network, batch)
     values = torch.cat([g.flatten() for g in mean.values()])
     tiny = TINY * float(values.double().square().mean().sqrt())
-    result = Health(overall=_shares(values, tiny))
+    result = PlasticityReport(overall=_shares(values, tiny))
     for unit in units:
         names = [f"{unit.name}.{name}".lstrip(".") for name, _ in unit.module.named_parameters(recurse=False)]
         own = [mean[name].flatten() for name in names if name in mean]
@@ -41,12 +41,12 @@ def _shares(values: Tensor, tiny: float) -> dict[str, float]:
     return {"zero-gradient-ratio": float(zero), "tiny-gradient-ratio": float(small)}
 
 
-def ntk_ranks(network: Network, batch: TensorDictBase, units: Sequence[Traced]) -> Health:
+def ntk_ranks(network: Network, batch: TensorDictBase, units: Sequence[TracedLayer]) -> PlasticityReport:
     """Ranks of the empirical neural tangent kernel."""
     outputs = merged_outputs(network.module, [unit.name for unit in units if unit.output])
     spectrum = eigenvalues(ntk(network, batch, outputs))
     above = spectrum > len(spectrum) * torch.finfo(torch.float32).eps * spectrum.max()
-    return Health(
+    return PlasticityReport(
         overall={"ntk-effective-rank": effective_rank(spectrum.sqrt()), "ntk-numerical-rank": float(above.sum())}
     )
 
@@ -65,9 +65,9 @@ def mean_gradient(network: Network, batch: TensorDictBase) -> dict[str, Tensor]:
     return total
 
 
-def agreement(network: Network, batch: TensorDictBase) -> Health:
+def agreement(network: Network, batch: TensorDictBase) -> PlasticityReport:
     """Whether the gradients of samples agree."""
-    return Health(overall=agreement_of(loss_gram(network, batch)))
+    return PlasticityReport(overall=agreement_of(loss_gram(network, batch)))
 
 
 def loss_gram(network: Network, batch: TensorDictBase, samples: int = SAMPLES) -> Tensor:

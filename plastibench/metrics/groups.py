@@ -9,13 +9,13 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from plastibench.layers.trace import Traced, trace
 from plastibench.metrics import WEIGHTS, curvature, gradients, probes
 from plastibench.metrics.activity import activity, attention, tallies
-from plastibench.metrics.plasticity import Health
+from plastibench.metrics.plasticity import PlasticityReport
 from plastibench.metrics.ranks import head_ranks, layer_ranks
 from plastibench.metrics.weights import weights
-from plastibench.network import Network
+from plastibench.nn.dataflow import TracedLayer, trace
+from plastibench.nn.network import Network
 
 
 def measure_groups(
@@ -24,8 +24,8 @@ def measure_groups(
     names: Collection[str],
     generator: torch.Generator,
     initial: Mapping[str, Tensor] | None = None,
-    units: Sequence[Traced] | None = None,
-) -> Health:
+    units: Sequence[TracedLayer] | None = None,
+) -> PlasticityReport:
     """Measure the named metrics (:func:`plastibench.metrics.select`), and compute nothing for others.
 
     Args:
@@ -34,7 +34,7 @@ def measure_groups(
         names: Of metrics, no groups. What does not exist for this network is left out.
         generator: A CPU generator for metrics that draw.
         initial: Parameters at the start, by name.
-        units: What :func:`plastibench.layers.trace.trace` found, where that is known already.
+        units: What :func:`plastibench.nn.dataflow.trace` found, where that is known already.
     """
     units = trace(network, batch) if units is None else units
     tallied = functools.cache(lambda: tallies(network, batch, units))
@@ -43,7 +43,7 @@ def measure_groups(
     def draws(number: int) -> torch.Generator:
         return torch.Generator().manual_seed(seeds[number])
 
-    parts: list[tuple[Collection[str], Callable[[], Health]]] = [
+    parts: list[tuple[Collection[str], Callable[[], PlasticityReport]]] = [
         (
             ("dormant-ratio-layer-mean", "fau", "dead-unit-ratio", "zero-activation-ratio", "duplicate-ratio"),
             lambda: activity(tallied(), units),
@@ -74,7 +74,7 @@ def measure_groups(
             lambda: probes.next_task(network, batch, units, draws(3)),
         ),
     ]
-    result = Health()
+    result = PlasticityReport()
     for members, compute in parts:
         if any(name in names for name in members):
             found = compute()

@@ -10,19 +10,19 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from plastibench.errors import UserError
-from plastibench.interventions.criteria import below_threshold, normalised
-from plastibench.layers.probe import measure, pieces
-from plastibench.layers.trace import Traced, trace
-from plastibench.layers.units import unit_rows
+from plastibench.config.errors import UserError
 from plastibench.metrics.spectra import effective_rank, held_by, singular_values
-from plastibench.network import Network, as_evaluated
+from plastibench.nn.dataflow import TracedLayer, trace
+from plastibench.nn.dormancy import below_threshold, normalised
+from plastibench.nn.network import Network, as_evaluated
+from plastibench.nn.unit_statistics import measure, pieces
+from plastibench.nn.units import unit_rows
 
 DORMANT, GRADIENT_DORMANT, LOW_GRADIENT = 0.1, 0.01, 0.1  # thresholds on scores relative to the layer's mean
 
 
 @dataclass
-class Health:
+class PlasticityReport:
     """Plasticity of a network at one moment.
 
     Attributes:
@@ -35,19 +35,19 @@ class Health:
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
     layernorm_gradients: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, other: Health) -> None:
+    def add(self, other: PlasticityReport) -> None:
         """Take in what was measured beside it."""
         self.overall.update(other.overall)
         for layer, values in other.layers.items():
             self.layers.setdefault(layer, {}).update(values)
 
 
-def health(
+def plasticity_report(
     network: Network,
     batch: TensorDictBase,
     initial: Mapping[str, Tensor] | None = None,
-    units: Sequence[Traced] | None = None,
-) -> Health:
+    units: Sequence[TracedLayer] | None = None,
+) -> PlasticityReport:
     """Measure a network; definitions are in :data:`plastibench.metrics.PLASTICITY`.
 
     Frozen modules have no plasticity to measure: of them only the weights are counted.
@@ -56,7 +56,7 @@ def health(
         network: The network; left as it was.
         batch: Probe batch.
         initial: Parameters at the start, by name, for the distance; one without an entry is left out of it.
-        units: What :func:`plastibench.layers.trace.trace` found, where that is known already.
+        units: What :func:`plastibench.nn.dataflow.trace` found, where that is known already.
 
     Raises:
         UserError: All parameters are frozen.
@@ -67,7 +67,7 @@ def health(
     inner = [unit for unit in units if unit.trained and not unit.output]
     head = trained_head(units)
     statistics = measure(network, batch, inner)
-    result = Health()
+    result = PlasticityReport()
     dormant, gradient_dormant, low, total = 0, 0, 0, 0
     for unit in inner:
         values = statistics[unit.name]
@@ -101,13 +101,13 @@ def health(
     return result
 
 
-def trained_head(units: Sequence[Traced]) -> Traced | None:
+def trained_head(units: Sequence[TracedLayer]) -> TracedLayer | None:
     """The output layer whose input counts as the network's features: the first that learns."""
     return next((unit for unit in units if unit.trained and unit.output), None)
 
 
 @torch.no_grad()
-def features(network: Network, batch: TensorDictBase, head: Traced) -> Tensor:
+def features(network: Network, batch: TensorDictBase, head: TracedLayer) -> Tensor:
     """What the output layer receives, one row per sample. [N, D]"""
     rows: list[Tensor] = []
 

@@ -14,12 +14,12 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from plastibench.layers.branches import merged_outputs
-from plastibench.layers.outputs import side_by_side
-from plastibench.layers.probe import pieces
-from plastibench.layers.trace import Traced
-from plastibench.metrics.plasticity import Health
-from plastibench.network import Network, as_evaluated
+from plastibench.metrics.plasticity import PlasticityReport
+from plastibench.nn.batch_outputs import side_by_side
+from plastibench.nn.branches import merged_outputs
+from plastibench.nn.dataflow import TracedLayer
+from plastibench.nn.network import Network, as_evaluated
+from plastibench.nn.unit_statistics import pieces
 
 STEPS, BATCH, LR = 100, 128, 1e-3
 TARGETS = 3
@@ -27,22 +27,24 @@ FREQUENCY = 1e5
 
 
 def random_targets(
-    network: Network, batch: TensorDictBase, units: Sequence[Traced], generator: torch.Generator
-) -> Health:
+    network: Network, batch: TensorDictBase, units: Sequence[TracedLayer], generator: torch.Generator
+) -> PlasticityReport:
     """How well the network fits targets that nothing has prepared it for, beside a fresh one."""
     found = [plasticity_probe(network, batch, _names(units), generator) for _ in range(TARGETS)]
     own, redrawn, fresh = (sum(losses) / TARGETS for losses in zip(*found, strict=True))
     gaps = {"plasticity-probe-gap": own - fresh, "plasticity-probe-redrawn-gap": redrawn - fresh}
-    return Health(overall={"plasticity-probe-loss": own, **gaps})
+    return PlasticityReport(overall={"plasticity-probe-loss": own, **gaps})
 
 
-def next_task(network: Network, batch: TensorDictBase, units: Sequence[Traced], generator: torch.Generator) -> Health:
+def next_task(
+    network: Network, batch: TensorDictBase, units: Sequence[TracedLayer], generator: torch.Generator
+) -> PlasticityReport:
     """How well it learns the present data, beside a fresh one."""
     outputs = merged_outputs(network.module, _names(units))
-    return Health(overall=next_task_probe(network, batch, outputs, generator))
+    return PlasticityReport(overall=next_task_probe(network, batch, outputs, generator))
 
 
-def _names(units: Sequence[Traced]) -> list[str]:
+def _names(units: Sequence[TracedLayer]) -> list[str]:
     return [unit.name for unit in units if unit.output]
 
 

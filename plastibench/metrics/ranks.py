@@ -8,30 +8,30 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from plastibench.layers.trace import Traced
 from plastibench.metrics.activity import Tally
-from plastibench.metrics.plasticity import Health, features, trained_head
+from plastibench.metrics.plasticity import PlasticityReport, features, trained_head
 from plastibench.metrics.spectra import effective_rank, eigenvalues, held_by, singular_values
-from plastibench.network import Network
+from plastibench.nn.dataflow import TracedLayer
+from plastibench.nn.network import Network
 
 EPSILON = 0.01  # of feature-rank
 
 
-def head_ranks(network: Network, batch: TensorDictBase, units: Sequence[Traced]) -> Health:
+def head_ranks(network: Network, batch: TensorDictBase, units: Sequence[TracedLayer]) -> PlasticityReport:
     """Ranks of what the head receives.
 
     Args:
         network: The network; left as it was.
         batch: Probe batch; at least twice as many samples as the head has inputs, or the ranks count samples.
-        units: From :func:`plastibench.layers.trace.trace`.
+        units: From :func:`plastibench.nn.dataflow.trace`.
     """
     head = trained_head(units)
-    return Health(overall=feature_ranks(features(network, batch, head)) if head is not None else {})
+    return PlasticityReport(overall=feature_ranks(features(network, batch, head)) if head is not None else {})
 
 
-def layer_ranks(found: Mapping[str, Tally]) -> Health:
+def layer_ranks(found: Mapping[str, Tally]) -> PlasticityReport:
     """Ranks of what each module hands on, from :func:`plastibench.metrics.activity.tallies`."""
-    result = Health()
+    result = PlasticityReport()
     for name, tally in found.items():
         rank = effective_rank(eigenvalues(tally.gram).sqrt())
         result.layers[name] = {"layer-rank-share": rank / min(len(tally.gram), tally.thinned_rows)}

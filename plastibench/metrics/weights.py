@@ -7,22 +7,24 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from plastibench.layers.trace import Traced
-from plastibench.metrics.plasticity import Health
+from plastibench.metrics.plasticity import PlasticityReport
 from plastibench.metrics.spectra import eigenvalues
-from plastibench.network import Network
+from plastibench.nn.dataflow import TracedLayer
+from plastibench.nn.network import Network
 
 
 @torch.no_grad()
-def weights(network: Network, units: Sequence[Traced], initial: Mapping[str, Tensor] | None = None) -> Health:
+def weights(
+    network: Network, units: Sequence[TracedLayer], initial: Mapping[str, Tensor] | None = None
+) -> PlasticityReport:
     """The metrics of :data:`plastibench.metrics.WEIGHTS`.
 
     Args:
         network: The network; left as it was.
-        units: From :func:`plastibench.layers.trace.trace`.
+        units: From :func:`plastibench.nn.dataflow.trace`.
         initial: Parameters at the start, by name, for the cosine.
     """
-    result = Health()
+    result = PlasticityReport()
     parameters = dict(network.module.named_parameters())
     result.overall.update(_of(parameters, network, initial))
     for unit in units:

@@ -1,1 +1,1 @@
-"""The sweeps of the paper's figures: one specification per figure and size."""
+"""Many runs: grids, worker pools, surveys and benchmarks."""

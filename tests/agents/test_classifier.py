@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from plastibench.agents.classifier import Classifier
 from plastibench.agents.images import Normalise, crop_and_flip
+from plastibench.config.options import build
+from plastibench.config.registry import agents
 from plastibench.envs.scenario import make_stream
 from plastibench.envs.stream import TaskStream
-from plastibench.options import build
-from plastibench.registry import agents
-from plastibench.seeds import generator
+from plastibench.utils.seeding import generator
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_updates_equal_clipped_adamw_steps_done_by_hand(
     agent = classifier(augmented, name, seed=2, lr=0.01, warmup=0.0, schedule="constant", **options)
     network = agent.networks["classifier"]
     module = copy.deepcopy(network.module).train()
-    twin = ByHand(module, agent.recipe.weight_decay, agent.recipe.clip)
+    twin = ByHand(module, agent.config.weight_decay, agent.config.clip)
     crops = generator(2, "augmentation")
     agent.begin_task(6)
     network.module.train()
@@ -141,16 +141,16 @@ def test_updates_equal_clipped_adamw_steps_done_by_hand(
         loss = F.cross_entropy(module(images), batch["label"])
         losses.append(loss.item())
         norms.append(twin.step(loss, 0.01))
-    if agent.recipe.clip:
-        assert max(norms) > agent.recipe.clip  # or the clipping would go untested
+    if agent.config.clip:
+        assert max(norms) > agent.config.clip  # or the clipping would go untested
     for (parameter_name, found), expected in zip(network.module.named_parameters(), module.parameters(), strict=True):
         if parameter_name.endswith("qkv.bias"):  # softmax cancels the keys' bias: its gradient is mere rounding
             found, expected = (torch.cat([bias[:16], bias[32:]]) for bias in (found, expected))
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-5, msg=parameter_name)
-    averages = agent.take_averages()
+    averages = agent.pop_averages()
     assert averages["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
     assert averages["gradient-norm"] == pytest.approx(np.mean(norms), rel=1e-3)
-    assert agent.take_averages() == {}
+    assert agent.pop_averages() == {}
 
 
 def test_dropout_is_on_while_training_and_off_while_evaluating(plain: TaskStream) -> None:
@@ -204,7 +204,7 @@ def test_penalties_of_interventions_join_the_loss_and_not_the_recorded_one(plain
     shared = zip(weights, without.networks["classifier"].module.parameters(), strict=True)
     for gradient, plain_gradient in shared:
         torch.testing.assert_close(gradient.grad, plain_gradient.grad + 3)
-    assert with_penalty.take_averages()["loss"] == without.take_averages()["loss"]
+    assert with_penalty.pop_averages()["loss"] == without.pop_averages()["loss"]
 
 
 def test_gradients_do_not_accumulate_from_update_to_update(plain: TaskStream) -> None:
@@ -272,7 +272,7 @@ def test_the_state_of_an_agent_is_all_that_an_exact_continuation_needs(augmented
     train(resumed, range(3, 8))
     for one, other in zip(*(a.networks["classifier"].module.parameters() for a in (whole, resumed)), strict=True):
         assert torch.equal(one, other)
-    assert whole.take_averages() == resumed.take_averages()
+    assert whole.pop_averages() == resumed.pop_averages()
 
 
 def test_bfloat16_rounds_the_arithmetic_but_not_the_weights_or_logits(plain: TaskStream) -> None:

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from plastibench.agents.vit import VisionTransformer
-from plastibench.errors import UserError
-from plastibench.options import build
-from plastibench.registry import agents
+from plastibench.config.errors import UserError
+from plastibench.config.options import build
+from plastibench.config.registry import agents
 
 
 def module_of(name: str, shape: tuple[int, int, int], classes: int, **options: object) -> nn.Module:

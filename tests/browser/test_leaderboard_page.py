@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from plastibench.figures.of_leaderboard import pictures
-from plastibench.leaderboard.page import page
+from plastibench.leaderboard.html import page
 from plastibench.leaderboard.standings import standings
+from plastibench.plotting.leaderboard_plots import pictures
 from tests.browser.conftest import PHONE, Browser
 from tests.leaderboard.made import acting, result
 

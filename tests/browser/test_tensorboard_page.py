@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from plastibench.leaderboard import board
+from plastibench.leaderboard import tensorboard
 from plastibench.leaderboard.standings import standings
 from tests import boards
 from tests.browser.conftest import Browser
@@ -21,7 +21,7 @@ _WIDE = 2300  # all columns of the table stand in it
 def served(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[boards.Served]:
     runs_dir = tmp_path_factory.mktemp("runs")
     found = boards.make(runs_dir)
-    board.write(runs_dir, standings(found), {"overview": boards.png(300, 200)})
+    tensorboard.write(runs_dir, standings(found), {"overview": boards.png(300, 200)})
     with boards.serve(runs_dir, found) as served:
         yield served
 

@@ -10,11 +10,11 @@ import pytest
 from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.wrappers import FrameStackObservation
 
+from plastibench.config.errors import UserError
+from plastibench.config.options import build
+from plastibench.config.registry import envs
 from plastibench.envs.minatar import GAMES, MinAtarSequence, PermutedMinAtar
 from plastibench.envs.mujoco import SlipperyAnt
-from plastibench.errors import UserError
-from plastibench.options import build
-from plastibench.registry import envs
 
 
 def scenario(name: str, **options: Any) -> Any:

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plastibench.envs.datasets import DATASETS, ImageDataset, base, decode, load_dataset, torchvision_sets
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
+from plastibench.envs.datasets import DATASETS, ImageDataset, decode, image_dataset, load_dataset, torchvision_sets
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -83,11 +83,11 @@ def cache_of(data_dir: Path) -> Path:
 def test_statistics_are_those_of_numpy() -> None:
     images = noise(0, 1500, 3, 5, 4)  # more than one block of images
     images[:, 1] //= 7
-    mean, std = base.channel_statistics(images)
+    mean, std = image_dataset.channel_statistics(images)
     scaled = images.astype(np.float64) / 255
     np.testing.assert_allclose(mean, scaled.mean((0, 2, 3)), rtol=1e-13)
     np.testing.assert_allclose(std, scaled.std((0, 2, 3)), rtol=1e-12)
-    assert base.channel_statistics(images[::-1]) == (mean, std)
+    assert image_dataset.channel_statistics(images[::-1]) == (mean, std)
 
 
 def test_importing_is_cheap() -> None:
@@ -138,7 +138,7 @@ def test_digits_split_is_fixed_and_nested() -> None:
     assert len(large.test_images) == 1597
     assert set(small.train_labels) == set(range(10))  # shuffled: the file itself runs 0, 1, 2, ...
     assert small.train_labels[:10].tolist() != list(range(10))
-    assert small.mean == base.channel_statistics(small.train_images)[0] != large.mean
+    assert small.mean == image_dataset.channel_statistics(small.train_images)[0] != large.mean
 
 
 @pytest.mark.parametrize("train_size", [0, -1, 1797, 2.5])
@@ -157,7 +157,7 @@ def test_image_folder(folder: Path, data_dir: Path) -> None:
     for index in range(5):
         image = data.train_images[index] if index < 3 else data.test_images[index - 3]
         np.testing.assert_array_equal(image, noise(index, 8, 8, 3).transpose(2, 0, 1))
-    assert data.mean == base.channel_statistics(data.train_images)[0]
+    assert data.mean == image_dataset.channel_statistics(data.train_images)[0]
     assert load_dataset("imagefolder", data_dir, path=folder).train_images.shape == (3, 3, 32, 32)
 
 
@@ -253,7 +253,7 @@ def test_train_size_keeps_a_fixed_part(folder: Path, data_dir: Path) -> None:
         np.testing.assert_array_equal(part.train_images, whole.train_images[kept])
         np.testing.assert_array_equal(part.train_labels, whole.train_labels[kept])
         np.testing.assert_array_equal(part.test_images, whole.test_images)
-        assert part.mean == base.channel_statistics(part.train_images)[0]
+        assert part.mean == image_dataset.channel_statistics(part.train_images)[0]
     assert "train_size 4 is outside 1 to 3" in user_error("imagefolder", data_dir, path=folder, train_size=4)
 
 

@@ -16,15 +16,15 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-from plastibench import supervised
 from plastibench.agents.classifier import Classifier
+from plastibench.config.errors import UserError
+from plastibench.config.registry import envs
+from plastibench.config.spec import RunSpec
 from plastibench.envs.datasets import DATASETS
 from plastibench.envs.scenario import make_stream
 from plastibench.envs.stream import TaskStream
-from plastibench.errors import UserError
-from plastibench.registry import envs
-from plastibench.runner import run
-from plastibench.spec import RunSpec
+from plastibench.training import supervised
+from plastibench.training.runner import run
 
 NAMES = ("warm", "permuted", "incremental", "relabel")
 SMALL: dict[str, dict[str, Any]] = {  # tasks of which several are different, in a third of a second
@@ -315,7 +315,7 @@ def test_accuracies_at_a_switch_belong_to_the_task_that_ended_and_curves_to_thei
 
     copies: list[tuple[torch.nn.Module, torch.nn.Module]] = []
     ends: list[torch.nn.Module] = []
-    intervene, measure = Reset.intervene, supervised.Supervised._end_task
+    intervene, measure = Reset.intervene, supervised.SupervisedTrainer._end_task
 
     def noted(self: Reset, network: Any, batch: Any) -> Any:
         old = copy.deepcopy(network.module)
@@ -323,12 +323,12 @@ def test_accuracies_at_a_switch_belong_to_the_task_that_ended_and_curves_to_thei
         copies.append((old, copy.deepcopy(network.module)))
         return report
 
-    def ended(self: supervised.Supervised) -> None:
+    def ended(self: supervised.SupervisedTrainer) -> None:
         ends.append(copy.deepcopy(self.run.networks[0].module))
         measure(self)
 
     monkeypatch.setattr(Reset, "intervene", noted)
-    monkeypatch.setattr(supervised.Supervised, "_end_task", ended)
+    monkeypatch.setattr(supervised.SupervisedTrainer, "_end_task", ended)
     wanted = spec(name, {**options, "epochs": 20}, "reset")
     tasks = go(wanted, tmp_path)["tasks"]
     stream = make_stream(name, **options)

@@ -11,11 +11,11 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import plastibench.envs  # noqa: F401 - registers the streams in gymnasium
+from plastibench.config.errors import UserError
 from plastibench.envs.datasets import load_dataset
 from plastibench.envs.growing import Growing, with_wrong_labels
 from plastibench.envs.scenario import make_stream
 from plastibench.envs.stream import TaskStream
-from plastibench.errors import UserError
 
 NOISE = (0.5, 0.4, 0.4, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1, 0.0)  # dojeon-ai/Hare-Tortoise, configs/_continual.yaml
 
@@ -67,8 +67,8 @@ def test_gymnasium_makes_the_stream_and_its_checker_finds_nothing_to_warn_of(nam
 
 
 def test_every_registered_stream_has_a_gymnasium_id() -> None:
+    from plastibench.config.registry import envs
     from plastibench.envs.scenario import Scenario
-    from plastibench.registry import envs
 
     streams = [name for name, entry in envs.all().items() if issubclass(entry.load(), Scenario)]
     assert len(streams) >= 8 and {f"plastibench/{name}-v0" for name in streams} <= set(gymnasium.registry)

@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from plastibench import Intervention, Report
-from plastibench.network import Network
+from plastibench.nn.network import Network
 
 PULL = 0.5
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
 from tests import helpers
 from tests.integrations.methods import Pull, Slow, Witness, pull
 
@@ -82,9 +82,9 @@ def fit(tmp_path: Path) -> Callable[..., Any]:
 def test_it_acts_after_the_steps_named(fit: Callable[..., Any]) -> None:
     callback = PlasticityCallback(Witness(), loss, every=3, steps=(1,), epochs=(2,), size=20)
     fit(module(), callback)
-    witness = callback.keeper.intervention
+    witness = callback.attached.intervention
     assert [when for when, _ in witness.seen] == [1, 3, 6, 8]
-    assert witness.updates == callback.keeper.steps == len(witness.gradients) == 8
+    assert witness.updates == callback.attached.steps == len(witness.gradients) == 8
     for _, batch in witness.seen:
         assert unpack(batch)[0].shape == (20, 1, 8, 8) and unpack(batch)[1].shape == (20,)
 
@@ -92,7 +92,7 @@ def test_it_acts_after_the_steps_named(fit: Callable[..., Any]) -> None:
 def test_accumulated_batches_are_one_step(fit: Callable[..., Any]) -> None:
     callback = PlasticityCallback(Witness(), loss, every=1, epochs=(1,))
     fit(module(), callback, accumulate_grad_batches=2)
-    assert [when for when, _ in callback.keeper.intervention.seen] == [1, 2, 3, 4]
+    assert [when for when, _ in callback.attached.intervention.seen] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -100,7 +100,7 @@ def test_gradients_are_seen_clipped(fit: Callable[..., Any], precision: str) -> 
     """Lightning makes them in a closure, which the optimizer's step calls."""
     callback = PlasticityCallback(Witness(), loss)
     fit(module(), callback, gradient_clip_val=1e-3, precision=precision)
-    norms = torch.stack([gradient.norm() for gradient in callback.keeper.intervention.gradients])
+    norms = torch.stack([gradient.norm() for gradient in callback.attached.intervention.gradients])
     torch.testing.assert_close(norms, torch.full((8,), 1e-3), rtol=1e-3, atol=0.0)
 
 
@@ -118,7 +118,7 @@ def test_an_intervention_changes_weights_and_not_the_data(fit: Callable[..., Any
 def test_rnr_scores_with_the_given_loss(fit: Callable[..., Any]) -> None:
     callback = PlasticityCallback("rnr", loss, steps=(3,), options={"quantile": 0.25})
     fit(module(), callback)
-    assert {name: int(mask.sum()) for name, mask in callback.keeper.report.units.items()} == {"net.1": 4, "net.4": 4}
+    assert {name: int(mask.sum()) for name, mask in callback.attached.report.units.items()} == {"net.1": 4, "net.4": 4}
 
 
 def test_fresh_weights_come_from_the_builder(fit: Callable[..., Any]) -> None:
@@ -166,16 +166,16 @@ def test_it_goes_on_in_the_next_fit(fit: Callable[..., Any]) -> None:
     callback, network = PlasticityCallback(Witness(), loss, epochs=(1,)), module()
     fit(network, callback, max_epochs=1)
     fit(network, callback, max_epochs=1)
-    witness = callback.keeper.intervention
-    assert witness.updates == callback.keeper.steps == 8 and [when for when, _ in witness.seen] == [4, 8]
+    witness = callback.attached.intervention
+    assert witness.updates == callback.attached.steps == 8 and [when for when, _ in witness.seen] == [4, 8]
 
 
 def test_another_module_gets_an_intervention_of_its_own(fit: Callable[..., Any]) -> None:
     callback = PlasticityCallback(Witness(), loss)
     fit(module(), callback, max_epochs=1)
-    first = callback.keeper
+    first = callback.attached
     fit(module(), callback, max_epochs=1)
-    assert callback.keeper is not first and first.steps == callback.keeper.steps == 4
+    assert callback.attached is not first and first.steps == callback.attached.steps == 4
 
 
 # Going on after an interruption -----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
 from plastibench.integrations.shared import Schedule, collate
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from plastibench.errors import UserError
-from plastibench.network import as_evaluated
+from plastibench.config.errors import UserError
+from plastibench.nn.network import as_evaluated
 from tests import helpers
 from tests.integrations.methods import Pull, Slow, Witness, pull
 
@@ -67,9 +67,9 @@ def weights(trainer: Any) -> dict[str, torch.Tensor]:
 def test_it_acts_after_the_steps_named(trainer: Callable[..., Any]) -> None:
     callback = PlasticityCallback(Witness(), every=4, steps=(1,), epochs=(2,), size=20)
     trainer(callback, max_steps=9).train()
-    witness = callback.keeper.intervention
+    witness = callback.attached.intervention
     assert [when for when, _ in witness.seen] == [1, 4, 8]  # 8 is the end of the second epoch, too
-    assert witness.updates == callback.keeper.steps == len(witness.gradients) == 9
+    assert witness.updates == callback.attached.steps == len(witness.gradients) == 9
     for _, batch in witness.seen:
         assert batch["input_ids"].shape == (20, 6) and batch["labels"].shape == (20,)
 
@@ -77,14 +77,14 @@ def test_it_acts_after_the_steps_named(trainer: Callable[..., Any]) -> None:
 def test_accumulated_batches_are_one_step(trainer: Callable[..., Any]) -> None:
     callback = PlasticityCallback(Witness(), every=2, epochs=(1, 3))
     trainer(callback, max_steps=6, gradient_accumulation_steps=2).train()
-    assert [when for when, _ in callback.keeper.intervention.seen] == [2, 4, 6]
-    assert callback.keeper.steps == 6
+    assert [when for when, _ in callback.attached.intervention.seen] == [2, 4, 6]
+    assert callback.attached.steps == 6
 
 
 def test_gradients_are_seen_clipped(trainer: Callable[..., Any]) -> None:
     callback = PlasticityCallback(Witness())
     trainer(callback, max_grad_norm=1e-3).train()
-    norms = torch.stack([gradient.norm() for gradient in callback.keeper.intervention.gradients])
+    norms = torch.stack([gradient.norm() for gradient in callback.attached.intervention.gradients])
     torch.testing.assert_close(norms, torch.full((6,), 1e-3), rtol=1e-3, atol=0.0)
 
 
@@ -103,7 +103,7 @@ def test_an_intervention_changes_weights_and_not_the_data(trainer: Callable[...,
 def test_rnr_acts_on_the_whole_model(trainer: Callable[..., Any]) -> None:
     callback = PlasticityCallback("rnr", steps=(3,), options={"quantile": 0.25})
     trainer(callback, max_steps=3).train()
-    units = callback.keeper.report.units
+    units = callback.attached.report.units
     assert (
         int(units["bert.encoder.layer.0.intermediate.dense"].sum()) == 8
         and int(units["bert.encoder.layer.0.attention.self.query"].sum()) == 4
@@ -163,7 +163,7 @@ def test_scores_are_computed_in_full_precision(trainer: Callable[..., Any]) -> N
     callback = PlasticityCallback(Witness(), steps=(1,))
     training = trainer(callback, bf16=True, max_steps=1)
     training.train()
-    network, (_, batch) = callback.keeper.network, callback.keeper.intervention.seen[0]
+    network, (_, batch) = callback.attached.network, callback.attached.intervention.seen[0]
     plain = model()
     plain.load_state_dict(network.module.state_dict())
     with as_evaluated(network.module):
@@ -179,8 +179,8 @@ def test_it_goes_on_when_training_is_started_again(trainer: Callable[..., Any]) 
     training.train()
     training.train_dataset = samples(seed=1)
     training.train()
-    witness = callback.keeper.intervention
-    assert witness.updates == callback.keeper.steps == 8 and [when for when, _ in witness.seen] == [4, 8]
+    witness = callback.attached.intervention
+    assert witness.updates == callback.attached.steps == 8 and [when for when, _ in witness.seen] == [4, 8]
 
 
 def test_a_model_made_for_each_training_gets_an_intervention_of_its_own(tmp_path: Path) -> None:
@@ -191,10 +191,10 @@ def test_a_model_made_for_each_training_gets_an_intervention_of_its_own(tmp_path
     training = transformers.Trainer(
         model_init=lambda: model(), args=arguments, train_dataset=samples(), callbacks=[callback]
     )
-    first = callback.keeper
+    first = callback.attached
     training.train()
-    assert callback.keeper is not first and callback.keeper.network.module is training.model
-    assert callback.keeper.steps == 1 and first.steps == 0
+    assert callback.attached is not first and callback.attached.network.module is training.model
+    assert callback.attached.steps == 1 and first.steps == 0
 
 
 class Words(torch.nn.Module):

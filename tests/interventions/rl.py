@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from plastibench.network import Network
-from plastibench.options import build
-from plastibench.registry import agents, envs
+from plastibench.config.options import build
+from plastibench.config.registry import agents, envs
+from plastibench.nn.network import Network
 
 RL = [("dqn-mlp", "critic"), ("dqn-dueling", "critic"), ("sac-mlp", "critic"), ("sac-mlp", "actor")]
 
@@ -20,8 +20,8 @@ def rl_agent(name: str, **options: Any) -> tuple[Any, TensorDictBase]:
         name, options = "dqn-mlp", {**options, "dueling": True}
     entry, env = agents[name], envs["rl-pendulum" if name.startswith("sac") else "rl-cartpole"]
     stream = build(env.load(), dict(env.defaults), "env").make()
-    recipe: Any = build(entry.load(), {**entry.defaults, "hidden": (8, 8, 8), "batch_size": 16, **options}, name)
-    learner = recipe.build(stream, 0, torch.device("cpu"))
+    config: Any = build(entry.load(), {**entry.defaults, "hidden": (8, 8, 8), "batch_size": 16, **options}, name)
+    learner = config.build(stream, 0, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     shape = (16, *stream.observation_shape)
     action = (

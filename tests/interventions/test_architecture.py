@@ -8,18 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
+from plastibench.config.options import build
+from plastibench.config.registry import interventions
 from plastibench.interventions.base import Intervention
 from plastibench.interventions.layer_norm import AffineFree, LayerNorms
 from plastibench.interventions.normalize_project import NormalizeAndProject
 from plastibench.interventions.paired_activations import PairedActivations
-from plastibench.layers.activations import find_sites
-from plastibench.layers.trace import trace
-from plastibench.metrics.plasticity import health
-from plastibench.network import Network
-from plastibench.options import build
-from plastibench.registry import interventions
-from tests.agents.test_offpolicy import agent, transitions
+from plastibench.metrics.plasticity import plasticity_report
+from plastibench.nn.dataflow import trace
+from plastibench.nn.network import Network
+from plastibench.nn.nonlinearities import find_sites
+from tests.agents.test_offpolicy_agents import agent, transitions
 from tests.helpers import (
     agent_builder,
     array,
@@ -193,7 +193,7 @@ def test_units_of_halved_layers_are_known_by_both_of_their_features(name: str) -
     assert units["1"].columns["3"].tolist() == [*range(8), *range(8)]
     with torch.no_grad():  # a unit without inputs: its features are constant
         network.module[1].weight[2], network.module[1].bias[2] = 0.0, 0.0
-    found = health(network, batch)
+    found = plasticity_report(network, batch)
     assert found.layers["1"]["dormant-ratio"] == (1 / 8 if name == "crelu" else 0.0)
     reviver = method_of("redo", tau=0.5 if name == "crelu" else 0.0)
     before = state(network.module)
@@ -396,7 +396,7 @@ def test_metrics_and_unit_level_methods_work_on_changed_networks(builder: str, n
         }
         return
     train(network, batch)
-    assert np.isfinite(list(health(network, batch, state(network.module)).overall.values())).all()
+    assert np.isfinite(list(plasticity_report(network, batch, state(network.module)).overall.values())).all()
     for other in ("redo", "rnr", "reset"):
         before = state(network.module)
         method_of(other, **({"tau": 1.0} if other == "redo" else {})).intervene(network, batch)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from plastibench.config.registry import interventions
 from plastibench.interventions.base import Report, overrides
-from plastibench.network import Network
-from plastibench.registry import interventions
+from plastibench.nn.network import Network
 from tests.helpers import (
     agent_builder,
     changed,

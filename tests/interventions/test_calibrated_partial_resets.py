@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
 from plastibench.interventions.calibrated_partial_resets import CalibratedPartialResets
-from plastibench.network import Network
+from plastibench.nn.network import Network
 from tests.helpers import (
     agent_builder,
     array,

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from plastibench.checkpoint import tensor_bytes
+from plastibench.config.registry import Entry, interventions
 from plastibench.interventions.base import Intervention
 from plastibench.interventions.catalogue import FACTS, Facts, facts
-from plastibench.registry import Entry, interventions
+from plastibench.utils.atomic_io import tensor_bytes
 from tests.helpers import agent_builder, images, method, network_of, update
 
 VIT = agent_builder("vit-nano")
@@ -52,7 +52,7 @@ def test_costs_in_words():
 
 
 def test_the_list_shows_kind_hooks_cost_and_source(capsys):
-    from plastibench.cli import main
+    from plastibench.cli.main import main
 
     with pytest.raises(SystemExit):
         main(["list", "interventions"])

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
+from plastibench.config.options import build
+from plastibench.config.registry import interventions
+from plastibench.config.spec import RunSpec
 from plastibench.interventions.base import Intervention, Report, overrides
 from plastibench.interventions.combined import Combined
 from plastibench.interventions.wrapper import Wrapper
-from plastibench.network import Network
-from plastibench.options import build
-from plastibench.registry import interventions
-from plastibench.spec import RunSpec
+from plastibench.nn.network import Network
 from tests.helpers import agent_builder, array, images, network_of, state
 
 MLP = agent_builder("mlp", width=8)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
 from plastibench.interventions.continual_backprop import ContinualBackprop
-from plastibench.network import Network
-from plastibench.runner import run
+from plastibench.nn.network import Network
+from plastibench.training.runner import run
 from tests.helpers import (
     agent_builder,
     array,

@@ -8,14 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
+from plastibench.config.options import build
+from plastibench.config.registry import interventions
 from plastibench.interventions.distil import Distil
 from plastibench.interventions.none import NoIntervention
 from plastibench.interventions.rehearse import Rehearse
 from plastibench.interventions.reset import Reset
 from plastibench.interventions.shrink_perturb import ShrinkPerturb
-from plastibench.options import build
-from plastibench.registry import interventions
 from tests.helpers import (
     agent_builder,
     array,

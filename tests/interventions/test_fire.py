@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
 from plastibench.interventions.fire import Fire, projected
 from tests.helpers import agent_builder, array, changed, images, network_of, small_resnet, small_vit, state, train
 from tests.interventions.rl import RL, rl_network

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from plastibench.errors import UserError
-from plastibench.network import Network
+from plastibench.config.errors import UserError
+from plastibench.nn.network import Network
 from tests.helpers import (
     agent_builder,
     array,

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
+from plastibench.config.options import build
+from plastibench.config.registry import interventions
 from plastibench.interventions.base import Intervention, Report, overrides
-from plastibench.network import Network, as_batch
-from plastibench.options import build
-from plastibench.registry import interventions
+from plastibench.nn.network import Network, as_batch
 from tests.helpers import agent_builder, changed, images, loss, network_of, small_resnet, small_vit, state, train
 
 BUILDERS = {"vit": agent_builder("vit-nano"), "mlp": agent_builder("mlp"), "resnet": small_resnet}
@@ -219,9 +219,9 @@ def test_a_fresh_copy_is_new_and_leaves_the_random_state(with_builder):
 def test_what_cannot_be_redrawn_without_a_builder_is_named():
     module = BUILDERS["vit"]()
     module.extra = nn.PReLU()
-    assert set(Network(module, None, loss).cannot_redraw()) >= {"cls_token", "pos_embed"}
-    assert Network(module, None, loss, fresh=BUILDERS["vit"]).cannot_redraw() == []
-    assert Network(BUILDERS["mlp"](), None, loss).cannot_redraw() == []
+    assert set(Network(module, None, loss).not_reinitializable()) >= {"cls_token", "pos_embed"}
+    assert Network(module, None, loss, fresh=BUILDERS["vit"]).not_reinitializable() == []
+    assert Network(BUILDERS["mlp"](), None, loss).not_reinitializable() == []
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from plastibench.agents.classifier import Classifier
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
+from plastibench.config.options import build
+from plastibench.config.registry import interventions
 from plastibench.interventions.plasticity_injection import PlasticityInjection
-from plastibench.layers.branches import Branches
-from plastibench.layers.trace import trace
-from plastibench.metrics.plasticity import health
-from plastibench.network import Network
-from plastibench.options import build
-from plastibench.registry import interventions
-from plastibench.runner import Run
-from tests.agents.test_offpolicy import agent, drift, outputs, transitions
+from plastibench.metrics.plasticity import plasticity_report
+from plastibench.nn.branches import Branches
+from plastibench.nn.dataflow import trace
+from plastibench.nn.network import Network
+from plastibench.training.runner import Run
+from tests.agents.test_offpolicy_agents import agent, drift, outputs, transitions
 from tests.helpers import (
     agent_builder,
     array,
@@ -35,8 +35,8 @@ from tests.helpers import (
     state,
     train,
 )
-from tests.test_offpolicy import tiny as tiny_rl
-from tests.test_runner import Stopped, assert_same_run, crash_at, go
+from tests.training.test_offpolicy import tiny as tiny_rl
+from tests.training.test_runner import Stopped, assert_same_run, crash_at, go
 
 MLP = agent_builder("mlp", width=8)
 VIT = small_vit(depth=3)
@@ -226,7 +226,7 @@ def test_metrics_and_unit_level_methods_leave_frozen_units_alone(name: str) -> N
     units = trace(network, batch)
     assert [unit.name for unit in units if unit.output] == list(network.outputs) and len(network.outputs) == 3
     frozen = {unit.name for unit in units if not unit.trained}
-    found = health(network, batch)
+    found = plasticity_report(network, batch)
     assert {n for n, figures in found.layers.items() if "dormant-ratio" in figures} == {
         unit.name for unit in units if unit.trained and not unit.output
     }
@@ -345,7 +345,7 @@ def test_what_follows_the_encoder_is_injected_in_networks_and_targets(
     assert not any(
         torch.equal(a, b) for a, b in zip(in_branch(own, 1).values(), in_branch(own, 2).values(), strict=True)
     )
-    found = health(learner.networks["critic"], learner.prepare(batch))
+    found = plasticity_report(learner.networks["critic"], learner.prepare(batch))
     assert np.isfinite(list(found.overall.values())).all()
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
+from plastibench.config.options import build
 from plastibench.interventions.base import Intervention, Report
 from plastibench.interventions.plasticity_injection import PlasticityInjection
 from plastibench.interventions.recouple import Recouple
@@ -15,8 +16,7 @@ from plastibench.interventions.reset import Reset
 from plastibench.interventions.revive import Revive
 from plastibench.interventions.rnr import RnR
 from plastibench.interventions.shrink_perturb import ShrinkPerturb
-from plastibench.network import Network
-from plastibench.options import build
+from plastibench.nn.network import Network
 from tests.helpers import (
     agent_builder,
     changed,

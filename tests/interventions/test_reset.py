@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
 from plastibench.interventions.reset import Reset
 from plastibench.interventions.shrink_perturb import ShrinkPerturb
-from plastibench.network import Network, eval_mode
+from plastibench.nn.network import Network, eval_mode
 from tests.helpers import (
     agent_builder,
     changed,

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
 from plastibench.interventions.revive import Revive
-from plastibench.layers.trace import trace
+from plastibench.nn.dataflow import trace
 from tests.helpers import (
     agent_builder,
     array,

@@ -9,12 +9,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
 from plastibench.interventions.revive import Revive
 from plastibench.interventions.rnr import RnR
-from plastibench.layers.trace import trace
-from plastibench.layers.units import has_units
-from plastibench.network import Network
+from plastibench.nn.dataflow import trace
+from plastibench.nn.network import Network
+from plastibench.nn.units import has_units
 from tests.helpers import (
     agent_builder,
     array,

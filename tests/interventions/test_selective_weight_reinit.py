@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
+from plastibench.config.options import build
 from plastibench.interventions.selective_weight_reinit import SelectiveWeightReinit
-from plastibench.network import Network
-from plastibench.options import build
+from plastibench.nn.network import Network
 from tests.helpers import (
     agent_builder,
     array,

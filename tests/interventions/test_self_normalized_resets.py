@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
 from plastibench.interventions.self_normalized_resets import SelfNormalizedResets
-from plastibench.network import Network
+from plastibench.nn.network import Network
 from tests.helpers import agent_builder, array, changed, constant, images, loss, network_of, small_vit, state, update
 
 MLP = agent_builder("mlp", width=8)

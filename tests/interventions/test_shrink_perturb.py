@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from plastibench.config.options import build
+from plastibench.config.registry import interventions
 from plastibench.interventions.shrink_perturb import ShrinkPerturb
-from plastibench.options import build
-from plastibench.registry import interventions
 from tests.helpers import (
     agent_builder,
     array,

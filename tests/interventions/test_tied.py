@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
+from plastibench.config.options import build
+from plastibench.config.registry import interventions
 from plastibench.interventions.base import Intervention
-from plastibench.layers.trace import trace
-from plastibench.layers.units import tied
-from plastibench.network import Network
-from plastibench.options import build
-from plastibench.registry import interventions
+from plastibench.nn.dataflow import trace
+from plastibench.nn.network import Network
+from plastibench.nn.units import tied
 from tests.helpers import changed, drawn, state
 
 WORDS = 12

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from plastibench import results
-from plastibench.metrics import performance, returns
-from plastibench.spec import RunSpec
+from plastibench.config.spec import RunSpec
+from plastibench.results import accuracy, returns
+from plastibench.results.files import compose_result, write_result
 
 ORIGIN = {
     "command": "plastibench run …",
@@ -39,17 +39,17 @@ def result(
     env_options = {"noise": (0.5, 0.1, 0.0), "epochs": 2, **options.pop("env_options", {})}
     spec = RunSpec.make(intervention=intervention, seed=seed, env_options=env_options, **options)
     ends = [final - 0.2, final - 0.1, final]
-    records = [performance.TaskRecord(0, 10, 0.5, curve=[(0.0, 0.1), (2.0, ends[0])], train_accuracy=1.0)]
+    records = [accuracy.TaskRecord(0, 10, 0.5, curve=[(0.0, 0.1), (2.0, ends[0])], train_accuracy=1.0)]
     for number, (before, end) in enumerate(itertools.pairwise(ends), 1):
         found = {"before": before, "after": before - drop, "agreement": 1 - drop, "output_kl": drop}
-        record = performance.TaskRecord.after_switch(number, 10 * (number + 1), 0.0, found)
+        record = accuracy.TaskRecord.after_switch(number, 10 * (number + 1), 0.0, found)
         record.curve, record.train_accuracy = [(0.0, before - drop), (2.0, end)], 1.0
         records.append(record)
-    course = {
-        "summary": performance.summary(records),
-        "tasks": [performance.task_figures(record) for record in records],
+    trainer = {
+        "summary": accuracy.summary(records),
+        "tasks": [accuracy.task_figures(record) for record in records],
     }
-    return _composed(spec, course, cost, {"version": version, "data": data})
+    return _composed(spec, trainer, cost, {"version": version, "data": data})
 
 
 def acting(intervention: str = "none", seed: int = 0, final: float = 100.0, **more: Any) -> dict[str, Any]:
@@ -57,14 +57,14 @@ def acting(intervention: str = "none", seed: int = 0, final: float = 100.0, **mo
     options = {"env": "rl-cartpole", "agent": "dqn-mlp", "device": "cpu", **more}
     spec = RunSpec.make(intervention=intervention, seed=seed, **options)
     curve = [returns.Evaluation(0, steps, final * steps / 3000, 0.1) for steps in (0, 1000, 2000, 3000)]
-    course = returns.result(curve, [], spec.create("env").bounds)
-    return _composed(spec, course, {"agent-steps": 3000}, {"version": 1, "data": None})
+    trainer = returns.result(curve, [], spec.create("env").bounds)
+    return _composed(spec, trainer, {"agent-steps": 3000}, {"version": 1, "data": None})
 
 
-def _composed(spec: RunSpec, course: Any, cost: dict[str, Any] | None, scenario: dict[str, Any]) -> dict[str, Any]:
+def _composed(spec: RunSpec, trainer: Any, cost: dict[str, Any] | None, scenario: dict[str, Any]) -> dict[str, Any]:
     usual = {"seconds": 10.0, "intervention-seconds": 0.5, "metric-seconds": 1.0, "updates": 60}
     sizes = {"network-bytes": 1000, "intervention-bytes": 0}
-    made = results.compose(spec, course, [], [], {**usual, **sizes, **(cost or {})}, ORIGIN, scenario)
+    made = compose_result(spec, trainer, [], [], {**usual, **sizes, **(cost or {})}, ORIGIN, scenario)
     plain: dict[str, Any] = json.loads(json.dumps(made))
     return plain
 
@@ -74,5 +74,5 @@ def written(folder: Path, found: Sequence[dict[str, Any]]) -> Path:
     for each in found:
         place = folder / each["id"]
         place.mkdir(parents=True, exist_ok=True)
-        results.write(place, each)
+        write_result(place, each)
     return folder

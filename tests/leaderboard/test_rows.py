@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from plastibench.leaderboard.contest import contests
 from plastibench.leaderboard.overall import overall
 from plastibench.leaderboard.rows import rows
-from plastibench.statistics import paired_gain, stratified_gain, stratified_ranks
+from plastibench.leaderboard.settings import contests
+from plastibench.results.confidence import paired_gain, stratified_gain, stratified_ranks
 from tests.leaderboard.made import acting, result
 
 NONE = [0.50, 0.52, 0.47, 0.51, 0.49]

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import nn
 
-from plastibench.layers.attention import attention_entropies
-from plastibench.layers.trace import trace
-from plastibench.layers.visit import visit_activations
 from plastibench.metrics.activity import activity, attention, duplicates, evenly, tallies
-from plastibench.network import Network
+from plastibench.nn.attention import attention_entropies
+from plastibench.nn.dataflow import trace
+from plastibench.nn.module_outputs import visit_activations
+from plastibench.nn.network import Network
 from tests.helpers import array, drawn, images, jiggle, loss, network_of, small_vit
 
 

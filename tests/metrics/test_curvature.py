@@ -11,7 +11,7 @@ from plastibench.metrics import CURVATURE
 from plastibench.metrics.curvature import hessian_product, hessian_trace, sam_sharpness, top_eigenvalue
 from plastibench.metrics.gradients import mean_gradient
 from plastibench.metrics.groups import measure_groups
-from plastibench.network import Network
+from plastibench.nn.network import Network
 from tests.helpers import double, images, jiggle, network_of, small_resnet, small_vit
 
 

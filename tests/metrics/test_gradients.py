@@ -9,15 +9,15 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 
-from plastibench.layers.outputs import side_by_side
-from plastibench.layers.trace import trace
 from plastibench.metrics import gradients as module
 from plastibench.metrics.activity import tallies
 from plastibench.metrics.gradients import agreement_of, loss_gram, mean_gradient, ntk, ntk_ranks, vanishing
 from plastibench.metrics.ranks import feature_ranks, layer_ranks
 from plastibench.metrics.spectra import effective_rank, held_by
 from plastibench.metrics.weights import adam_update, spectral_norm, weights
-from plastibench.network import Network
+from plastibench.nn.batch_outputs import side_by_side
+from plastibench.nn.dataflow import trace
+from plastibench.nn.network import Network
 from tests.helpers import array, double, drawn, images, network_of, small_resnet, small_vit, train
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from plastibench.errors import UserError
+from plastibench.config.errors import UserError
+from plastibench.config.spec import RunSpec
 from plastibench.metrics import GROUPS, METRICS, PLASTICITY, curvature, probes, select
 from plastibench.metrics.groups import measure_groups
-from plastibench.spec import RunSpec
 from tests.helpers import agent_builder, changed, images, network_of, small_resnet, small_vit, state, train
 
 BUILDERS = {"vit": small_vit(), "mlp": agent_builder("mlp", width=16), "resnet": small_resnet}

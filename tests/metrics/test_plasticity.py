@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from plastibench.errors import UserError
-from plastibench.layers.trace import trace
+from plastibench.config.errors import UserError
 from plastibench.metrics import PLASTICITY, select
 from plastibench.metrics.groups import measure_groups
-from plastibench.metrics.plasticity import health, rank_metrics
+from plastibench.metrics.plasticity import plasticity_report, rank_metrics
 from plastibench.metrics.ranks import head_ranks
-from plastibench.network import Network
+from plastibench.nn.dataflow import trace
+from plastibench.nn.network import Network
 from tests.helpers import images, network_of
 
 COUNT = 300  # more than one piece of the pass over the batch
@@ -67,7 +67,7 @@ def test_ratios_of_dormant_units_equal_numpys(mlp: Network) -> None:
     batch = batch_of(6, 4).double()
     batch["label"] = batch["label"].long()
     reference = by_numpy(mlp.module, batch)
-    found = health(mlp, batch)
+    found = plasticity_report(mlp, batch)
     counts = np.zeros(3, int)
     for name, size in (("0", 8), ("2", 9)):
         activation, gradient = (values / values.mean() for values in reference[name])
@@ -87,7 +87,7 @@ def test_ranks_are_those_of_what_the_head_receives(mlp: Network) -> None:
     share = np.linalg.svd(features, compute_uv=False)
     share = share / share.sum()
     positive = share[share > 0]
-    found = health(mlp, batch).overall
+    found = plasticity_report(mlp, batch).overall
     assert found["effective-rank"] == pytest.approx(np.exp(-(positive * np.log(positive)).sum()), rel=1e-9)
     assert found["srank"] == 1 + int((np.cumsum(share) < 0.99).sum())
 
@@ -96,7 +96,7 @@ def test_weight_norms_and_distance_equal_numpys(mlp: Network) -> None:
     batch = batch_of(6, 4).double()
     batch["label"] = batch["label"].long()
     initial = {name: p.detach() + 0.1 for name, p in mlp.module.named_parameters()}
-    found = health(mlp, batch, initial)
+    found = plasticity_report(mlp, batch, initial)
     now = np.concatenate([p.detach().numpy().ravel() for p in mlp.module.parameters()])
     start = now + 0.1
     assert found.overall["weight-norm"] == pytest.approx(np.linalg.norm(now), rel=1e-6)
@@ -104,9 +104,9 @@ def test_weight_norms_and_distance_equal_numpys(mlp: Network) -> None:
     weight = mlp.module[2].weight.detach().numpy()
     assert found.layers["2"]["weight-norm"] == pytest.approx(np.linalg.norm(weight), rel=1e-6)
     assert "weight-norm" in found.layers["4"] and "dormant-ratio" not in found.layers["4"]
-    assert "weight-distance" not in health(mlp, batch).overall
+    assert "weight-distance" not in plasticity_report(mlp, batch).overall
     same = {name: p.detach().clone() for name, p in mlp.module.named_parameters()}
-    assert health(mlp, batch, same).overall["weight-distance"] == 0.0
+    assert plasticity_report(mlp, batch, same).overall["weight-distance"] == 0.0
 
 
 def test_layernorm_gradients_are_signed_means_over_samples_and_tokens() -> None:
@@ -126,7 +126,7 @@ def test_layernorm_gradients_are_signed_means_over_samples_and_tokens() -> None:
 
     torch.manual_seed(1)
     module, batch = Tokens(), batch_of(6, 4)
-    found = health(Network(module, None, loss), batch)
+    found = plasticity_report(Network(module, None, loss), batch)
     first, last, logits = module.split(batch["x"])
     total = F.cross_entropy(logits, batch["label"], reduction="sum")
     for name, output in (("norm", first), ("last", last)):
@@ -140,7 +140,7 @@ def test_layernorm_gradients_are_signed_means_over_samples_and_tokens() -> None:
 def test_a_network_without_layernorm_has_no_spread_of_their_gradients(mlp: Network) -> None:
     batch = batch_of(6, 4).double()
     batch["label"] = batch["label"].long()
-    assert "layernorm-gradient-spread" not in health(mlp, batch).overall
+    assert "layernorm-gradient-spread" not in plasticity_report(mlp, batch).overall
 
 
 def test_a_head_that_is_a_convolution_has_the_ranks_of_a_linear_one() -> None:
@@ -157,7 +157,7 @@ def test_a_head_that_is_a_convolution_has_the_ranks_of_a_linear_one() -> None:
 
     batch, networks = images(64), [network_of(lambda flag=flag: Pooled(flag)) for flag in (True, False)]
     networks[1].module.first.load_state_dict(networks[0].module.first.state_dict())
-    found = [{**health(n, batch).overall, **head_ranks(n, batch, trace(n, batch)).overall} for n in networks]
+    found = [{**plasticity_report(n, batch).overall, **head_ranks(n, batch, trace(n, batch)).overall} for n in networks]
     names = ("effective-rank", "srank", "stable-rank", "numerical-rank")
     assert [found[0][name] for name in names] == pytest.approx([found[1][name] for name in names], rel=1e-5)
     assert found[0]["numerical-rank"] == 8
@@ -168,7 +168,7 @@ def test_what_is_not_finite_has_no_ranks_and_raises_nothing(mlp: Network) -> Non
     batch["label"] = batch["label"].long()
     with torch.no_grad():
         mlp.module[0].weight[0, 0] = math.nan
-    found = health(mlp, batch).overall
+    found = plasticity_report(mlp, batch).overall
     assert math.isnan(found["effective-rank"]) and math.isnan(found["srank"])
     more = measure_groups(mlp, batch, select(["all"]), torch.Generator().manual_seed(0)).overall
     names = ("stable-rank", "layer-rank-share", "curvature-rank-proxy", "sam-sharpness", "ntk-effective-rank")
@@ -179,22 +179,22 @@ def test_a_frozen_layer_counts_nowhere_and_a_frozen_head_has_no_features(mlp: Ne
     batch = batch_of(6, 4).double()
     batch["label"] = batch["label"].long()
     mlp.module[0].requires_grad_(False)
-    found = health(mlp, batch)
+    found = plasticity_report(mlp, batch)
     groups = measure_groups(mlp, batch, select(["activity", "ranks"]), torch.Generator())
     assert groups.overall["dormant-ratio-layer-mean"] == found.layers["2"]["dormant-ratio"]
     assert "0" not in groups.layers and "layer-rank-share" in groups.layers["2"]
     mlp.module[4].requires_grad_(False)
-    assert "effective-rank" not in health(mlp, batch).overall
+    assert "effective-rank" not in plasticity_report(mlp, batch).overall
     assert "stable-rank" not in measure_groups(mlp, batch, select(["ranks"]), torch.Generator()).overall
     mlp.module.requires_grad_(False)
     with pytest.raises(UserError, match="all parameters of the network are frozen"):
-        health(mlp, batch)
+        plasticity_report(mlp, batch)
 
 
 def test_every_measured_metric_is_defined(mlp: Network) -> None:
     batch = batch_of(6, 4).double()
     batch["label"] = batch["label"].long()
-    found = health(mlp, batch, dict(mlp.module.named_parameters()))
+    found = plasticity_report(mlp, batch, dict(mlp.module.named_parameters()))
     assert set(found.overall) | {"layernorm-gradient-spread"} == set(PLASTICITY)
     assert {name for values in found.layers.values() for name in values} <= set(PLASTICITY)
 
@@ -211,7 +211,7 @@ def test_measuring_leaves_weights_gradients_modes_and_random_states_as_they_were
     modes = [child.training for child in module.modules()]
     hooks = [len(child._forward_hooks) + len(child._forward_pre_hooks) for child in module.modules()]
     random_state, generator_state = torch.get_rng_state(), network.generator.get_state()
-    assert health(network, batch_of(6, 4), state).overall["dormant-ratio"] >= 0
+    assert plasticity_report(network, batch_of(6, 4), state).overall["dormant-ratio"] >= 0
     assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
     assert [child.training for child in module.modules()] == modes
     assert hooks == [len(child._forward_hooks) + len(child._forward_pre_hooks) for child in module.modules()]
@@ -225,7 +225,7 @@ def test_dropout_does_not_reach_the_measurement() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.9), nn.Linear(8, 4)).train()
     network, batch = Network(module, None, loss), batch_of(6, 4)
-    assert health(network, batch).overall == health(network, batch).overall
+    assert plasticity_report(network, batch).overall == plasticity_report(network, batch).overall
 
 
 @pytest.mark.parametrize(

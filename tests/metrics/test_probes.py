@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from plastibench.interventions.plasticity_injection import PlasticityInjection
-from plastibench.layers.branches import merged_outputs
-from plastibench.layers.outputs import side_by_side
-from plastibench.layers.trace import trace
 from plastibench.metrics.gradients import ntk_ranks
 from plastibench.metrics.probes import learn, next_task, next_task_probe, orders, plasticity_probe, random_targets
 from plastibench.metrics.spectra import effective_rank
-from plastibench.network import Network
+from plastibench.nn.batch_outputs import side_by_side
+from plastibench.nn.branches import merged_outputs
+from plastibench.nn.dataflow import trace
+from plastibench.nn.network import Network
 from tests.helpers import agent_builder, array, drawn, images, loss, network_of
 
 LINEAR = lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 2))  # noqa: E731

@@ -1,0 +1,98 @@
+"""What every data set is once it is loaded: arrays, class names and the statistics of the training images."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from plastibench.config.errors import UserError
+
+Images = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)  # eq=False: comparing arrays with == gives no single truth
+class ImageDataset:
+    """A labelled image data set, whole in memory.
+
+    Attributes:
+        name: The name it was loaded by.
+        train_images: uint8 [N, C, H, W].
+        train_labels: int64 [N], 0..K-1.
+        test_images: uint8 [M, C, H, W].
+        test_labels: int64 [M], 0..K-1.
+        classes: K names; a label is an index into them.
+        mean: Per channel, of the training images scaled to [0, 1].
+        std: Per channel, the population standard deviation of the same.
+    """
+
+    name: str
+    train_images: Images
+    train_labels: Labels
+    test_images: Images
+    test_labels: Labels
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Stands for every image and label, so that results on other data are known as such."""
+        found = hashlib.sha256()
+        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            found.update(f"{array.dtype.str}{array.shape}".encode())
+            found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()[:12]
+
+
+def build_dataset(
+    name: str, train: tuple[Images, Labels], test: tuple[Images, Labels], classes: tuple[str, ...]
+) -> ImageDataset:
+    """Put images and labels together and add the statistics of the training images."""
+    mean, std = channel_statistics(train[0])
+    return ImageDataset(name, *train, *test, classes, mean, std)
+
+
+def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and population standard deviation per channel of uint8 [N, C, H, W], scaled to [0, 1].
+
+    The sums are exact integers taken from histograms, so the only rounding is that of the last division and root:
+    the result does not depend on the order of the images or on the machine.
+    """
+    means, deviations = [], []
+    for channel in range(images.shape[1]):
+        histogram = np.zeros(256, np.int64)
+        for start in range(0, len(images), 1024):  # bincount widens its input eightfold: keep that small
+            histogram += np.bincount(images[start : start + 1024, channel].ravel(), minlength=256)
+        counts = histogram.tolist()
+        pixels = sum(counts)
+        total = sum(value * count for value, count in enumerate(counts))
+        squares = sum(value * value * count for value, count in enumerate(counts))
+        means.append(total / (255 * pixels))
+        deviations.append(math.sqrt((pixels * squares - total * total) / (255 * pixels) ** 2))
+    return tuple(means), tuple(deviations)
+
+
+def fixed_permutation(length: int) -> npt.NDArray[np.int64]:
+    """Shuffle 0..length-1 into the one order that splits and subsets are cut from, whatever the run's seed."""
+    return np.random.Generator(np.random.PCG64(0)).permutation(length)
+
+
+def check_train_size(name: str, train_size: int, largest: int) -> None:
+    """Raise UserError unless ``1 <= train_size <= largest``."""
+    if not (isinstance(train_size, int) and 1 <= train_size <= largest):
+        raise UserError(f"{name}: train_size {train_size} is outside 1 to {largest}; choose a whole number in there")
+
+
+def keep_training_images(dataset: ImageDataset, train_size: int) -> ImageDataset:
+    """Keep only the first ``train_size`` training images of the fixed permutation."""
+    check_train_size(dataset.name, train_size, len(dataset.train_images))
+    kept = fixed_permutation(len(dataset.train_images))[:train_size]
+    images = dataset.train_images[kept]
+    mean, std = channel_statistics(images)
+    return replace(dataset, train_images=images, train_labels=dataset.train_labels[kept], mean=mean, std=std)

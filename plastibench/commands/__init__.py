@@ -1,1 +1,0 @@
-"""The commands of ``plastibench``, a module per group: what arguments they take and what they call."""

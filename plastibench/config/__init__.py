@@ -1,0 +1,1 @@
+"""Names and options: registries, typed options, run specs, and the errors users see."""

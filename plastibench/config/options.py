@@ -1,0 +1,198 @@
+"""Typed options: one dataclass field is a Python argument, a command-line flag and a line of TOML at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union
+
+from plastibench.config.errors import UserError, did_you_mean
+
+T = TypeVar("T")
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+def option(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
+    """Declare a dataclass field as a documented option.
+
+    Args:
+        default: The default value.
+        help: One line for ``--help``.
+        low: Smallest value allowed, itself included.
+        high: Largest value allowed, itself included.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+def options_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of the dataclass ``cls`` that a user may set, by name."""
+    if not dataclasses.is_dataclass(cls):  # a plugin without options
+        return {}
+    return {field.name: field for field in dataclasses.fields(cls) if field.init}
+
+
+def field_name(flag: str) -> str:
+    """The field behind ``replay-ratio``, or behind ``l2-init.strength`` of a combination."""
+    return flag.replace(".", "__").replace("-", "_")
+
+
+def flag_name(field: str) -> str:
+    """How a user types a field: the reverse of :func:`field_name`."""
+    return field.replace("__", ".").replace("_", "-")
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Make ``cls(**values)`` after checking every name, type and range.
+
+    Values may be strings (from a command line) or typed (from TOML or Python).
+
+    Args:
+        cls: A dataclass whose fields were made with :func:`option`.
+        values: Option name to value.
+        where: What the options belong to, for the error message: ``intervention rnr``.
+
+    Raises:
+        UserError: An unknown name, a wrong type or a value out of range.
+    """
+    fields = options_of(cls)
+    hints = typing.get_type_hints(cls)
+    checked = {}
+    for name, value in values.items():
+        key = field_name(name)
+        if key not in fields:
+            known = [flag_name(field) for field in fields]
+            raise UserError(
+                f"{where} has no option '{name}'{did_you_mean(name, known)} (it has: {', '.join(known) or 'none'})"
+            )
+        checked[key] = _convert(value, hints[key], f"{where}: {name}")
+        _check_range(checked[key], fields[key], f"{where}: {name}")
+    try:
+        return cls(**checked)
+    except ValueError as error:  # a dataclass's own __post_init__ may check how options fit together
+        raise UserError(f"{where}: {error}") from error
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a regular expression that a user gave is found in a name.
+
+    Raises:
+        UserError: It is no regular expression.
+    """
+    try:
+        return re.search(pattern, name) is not None
+    except re.error as error:
+        raise UserError(f"'{pattern}' is not a regular expression: {error}") from error
+
+
+def as_dict(options: Any) -> dict[str, Any]:
+    """The options of a dataclass instance as plain values that TOML can hold; ``None`` is left out."""
+    values = {name: getattr(options, name) for name in options_of(type(options))}
+    return {name: _plain(value) for name, value in values.items() if value is not None}
+
+
+def is_list(cls: type, name: str) -> bool:
+    """Whether an option holds several values."""
+    return typing.get_origin(_without_none(typing.get_type_hints(cls)[field_name(name)])) is tuple
+
+
+def describe_type(cls: type, name: str) -> str:
+    """How ``--help`` names the values of an option: ``float``, ``{a,b}``, ``int,…``."""
+    return describe(_without_none(typing.get_type_hints(cls)[name]))
+
+
+def describe(hint: Any) -> str:
+    """A type as ``--help`` and error messages name it."""
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return describe(typing.get_args(hint)[0])
+    if typing.get_origin(hint) is Literal:
+        return "{" + ",".join(map(str, typing.get_args(hint))) + "}"
+    if typing.get_origin(hint) is tuple:
+        return f"{typing.get_args(hint)[0].__name__},…"
+    return {str: "text"}.get(hint, str(getattr(hint, "__name__", hint)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    if dataclasses.is_dataclass(value):
+        return as_dict(value)
+    return value
+
+
+def _without_none(hint: Any) -> Any:
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        return inner[0] if len(inner) == 1 else Union[tuple(inner)]  # noqa: UP007 - built at run time
+    return hint
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """``value`` as the type ``hint``, or a UserError that says what was expected."""
+    optional = _without_none(hint) is not hint
+    hint = _without_none(hint)
+    if optional and (value is None or value == "none"):
+        return None
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        if value in choices:
+            return value
+        text = [str(choice) for choice in choices]
+        raise UserError(f"{where} is '{value}'{did_you_mean(str(value), text)} (choose from {', '.join(text)})")
+    if origin in (Union, types.UnionType):  # of classes: only an instance fits, nothing is converted
+        if isinstance(value, typing.get_args(hint)):
+            return value
+        raise UserError(f"{where} is {value!r}; expected {describe(hint)}")
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            raise UserError(f"{where} is {value!r}; expected a list")
+        inner = typing.get_args(hint)[0]
+        return tuple(_convert(item, inner, where) for item in items)
+    return _scalar(value, hint, where)
+
+
+def _scalar(value: Any, kind: Any, where: str) -> Any:
+    wrong = UserError(f"{where} is {value!r}; expected {_a(kind)}")
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in _BOOLEANS:
+            return _BOOLEANS[value.lower()]
+        raise wrong
+    if kind is str:
+        if isinstance(value, str):
+            return value
+        raise wrong
+    if isinstance(value, bool):
+        raise wrong
+    try:
+        number = kind(value)
+    except (TypeError, ValueError, OverflowError):
+        raise wrong from None
+    if kind is int and isinstance(value, float) and value != number:
+        raise wrong
+    if kind is float and not math.isfinite(number):
+        raise UserError(f"{where} is {value!r}; expected a finite number")
+    return number
+
+
+def _a(kind: Any) -> str:
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, str(kind))
+
+
+def _check_range(value: Any, field: dataclasses.Field[Any], where: str) -> None:
+    low, high = field.metadata.get("low"), field.metadata.get("high")
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, int | float) and (
+            (low is not None and number < low) or (high is not None and number > high)
+        ):
+            if high is None:
+                bounds = f"at least {low}"
+            else:
+                bounds = f"at most {high}" if low is None else f"between {low} and {high}"
+            raise UserError(f"{where} is {number}; it must be {bounds}")

@@ -1,0 +1,228 @@
+"""What a run is: names and options of env, agent and intervention. Frozen, readable as TOML, with an identity."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from plastibench.config import options, registry
+from plastibench.config.errors import UserError, did_you_mean
+from plastibench.config.options import option
+from plastibench.metrics import select
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PARTS = ("env", "agent", "intervention")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """Options of the run itself."""
+
+    seed: int = option(0, "seed of every random generator", low=0)
+    every: int = option(0, "intervene every so many updates; 0: at task switches", low=0)
+    representative: int = option(2048, "samples in the batch that interventions see (paper: 2048)", low=1)
+    device: str = option("auto", "cpu, cuda, cuda:1, …; auto: a GPU where there is one")
+    deterministic: bool = option(False, "only deterministic kernels, also on a GPU (slower)")
+    # None leaves the identity of specs that were made before an option existed as it was.
+    roles: tuple[str, ...] | None = option(None, "networks that are intervened on, as critic; none: all")
+    until: int | None = option(None, "no intervention after so many updates; none: always", low=0)
+    offline_updates: int | None = option(
+        None, "rl: extra updates right after an intervention, before the agent acts again", low=0
+    )
+    checkpoint_memory: bool | None = option(
+        None, "rl: checkpoints hold the replay memory; a resumed run goes on at once, with new episodes"
+    )
+    metrics: tuple[str, ...] | None = option(None, "plasticity metrics or groups of them beside the usual ones")
+
+    def __post_init__(self) -> None:
+        select(self.metrics or ())
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+    """One run: everything that its result depends on.
+
+    Attributes:
+        env: Name of the task stream, with all its options.
+        agent: Likewise.
+        intervention: Likewise.
+        run: Seed, schedule and device.
+    """
+
+    env: tuple[str, Mapping[str, Any]]
+    agent: tuple[str, Mapping[str, Any]]
+    intervention: tuple[str, Mapping[str, Any]]
+    run: RunOptions
+
+    @classmethod
+    def make(
+        cls,
+        env: str,
+        agent: str,
+        intervention: str = "none",
+        *,
+        env_options: Mapping[str, Any] | None = None,
+        agent_options: Mapping[str, Any] | None = None,
+        intervention_options: Mapping[str, Any] | None = None,
+        **run: Any,
+    ) -> RunSpec:
+        """Check names and options and fill in defaults.
+
+        Raises:
+            UserError: A name or option that does not exist, or a value that does not fit.
+        """
+        return cls(
+            _complete(registry.envs, env, env_options or {}),
+            _complete(registry.agents, agent, agent_options or {}),
+            _complete(registry.interventions, intervention, intervention_options or {}),
+            options.build(RunOptions, run, "run"),
+        )
+
+    @classmethod
+    def from_toml(cls, text: str, where: str = "spec.toml") -> RunSpec:
+        """Read what :meth:`to_toml` wrote; ``where`` it stood is for messages."""
+        tables = read_tables(text, where)
+        for part in PARTS:
+            if part not in tables:
+                raise UserError(f"{where} has no table [{part}]")
+        env, agent, intervention = (tables[part].pop("name") for part in PARTS)
+        given: dict[str, Any] = {f"{part}_options": tables[part] for part in PARTS}
+        return cls.make(env, agent, intervention, **given, **tables.get("run", {}))
+
+    def to_toml(self) -> str:
+        """The whole spec, with every option."""
+        tables = {part: {"name": getattr(self, part)[0], **getattr(self, part)[1]} for part in PARTS}
+        return tomli_w.dumps({**tables, "run": options.as_dict(self.run)})
+
+    @property
+    def id(self) -> str:
+        """Readable and unique: names, seed, and a digest of all options (the device by kind only)."""
+        return identity([self.env, self.agent, self.intervention], options.as_dict(self.run))
+
+    def group(self) -> str:
+        """What runs have in common that differ in their seed alone, and in what is measured of them."""
+        return dataclasses.replace(self, run=dataclasses.replace(self.run, seed=0, metrics=None)).id
+
+    def changed(self, part: str) -> dict[str, Any]:
+        """The options of a part that differ from what its name stands for."""
+        name, values = getattr(self, part)
+        _, usual = _complete(getattr(registry, f"{part}s"), name, {})
+        return {key: value for key, value in values.items() if usual.get(key) != value}
+
+    def create(self, part: str) -> Any:
+        """A new scenario, agent config or intervention as this spec says."""
+        name, values = getattr(self, part)
+        entry = getattr(registry, f"{part}s")[name]
+        return options.build(entry.load(), values, f"{part} {name}")
+
+
+def identity(parts: Sequence[tuple[str, Mapping[str, Any]]], run: Mapping[str, Any]) -> str:
+    """What a run is called, see :attr:`RunSpec.id`.
+
+    Args:
+        parts: Name and all options of env, agent and intervention.
+        run: All options of the run.
+    """
+    kind = str(run["device"]).partition(":")[0]
+    content = json.dumps([*parts, {**run, "device": kind}], sort_keys=True, default=dict)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:6]
+    return f"{'_'.join(name for name, _ in parts)}_s{run['seed']}_{digest}"
+
+
+def read_tables(text: str, where: str) -> dict[str, dict[str, Any]]:
+    """The tables ``env``, ``agent``, ``intervention`` and ``run`` of a TOML spec.
+
+    Raises:
+        UserError: Not TOML, an unknown table, or a missing name.
+    """
+    tables = _parse(text, where)
+    for table, content in tables.items():
+        if table not in (*PARTS, "run"):
+            raise UserError(f"{where}: no table [{table}]{did_you_mean(table, (*PARTS, 'run'))}")
+        if not isinstance(content, dict):
+            raise UserError(f"{where}: {table} must be a table, as in [{table}] or {table}.name = …")
+        if table in PARTS and "name" not in content:
+            raise UserError(f"{where}: [{table}] has no name")
+        name = content.get("name", "")
+        names = name if isinstance(name, list) and table == "intervention" else [name]
+        if not all(isinstance(each, str) for each in names):
+            raise UserError(f"{where}: [{table}] name is {name!r}; expected text")
+    check_run_options(tables.get("run", {}), where)
+    return tables
+
+
+def check_run_options(values: Mapping[str, Any], where: str) -> None:
+    """See that a table ``[run]`` holds options of runs alone.
+
+    Raises:
+        UserError: It names another.
+    """
+    known = options.options_of(RunOptions)
+    for name in values:
+        if options.field_name(name) not in known:
+            raise UserError(f"{where}: [run] has no option '{name}'{did_you_mean(name, known)}")
+
+
+def read_file(path: Path) -> dict[str, dict[str, Any]]:
+    """The tables of a spec file."""
+    return read_tables(_text(path), str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Any TOML file.
+
+    Raises:
+        UserError: It cannot be read, or is no TOML.
+    """
+    return _parse(_text(path), str(path))
+
+
+def seeds_of(text: Any) -> list[int]:
+    """``3``, ``0,1,2`` or ``0..4`` as whole numbers, each once."""
+    if text == []:
+        raise UserError("seed is an empty list; name at least one")
+    if isinstance(text, list | int):
+        return list(text) if isinstance(text, list) else [text]
+    seeds: list[int] = []
+    for part in str(text).split(","):
+        found = re.fullmatch(r"\s*(\d+)(?:\.\.(\d+))?\s*", part)
+        if not found or (found.group(2) and int(found.group(2)) < int(found.group(1))):
+            raise UserError(f"--seed {text}: expected a whole number, a list 0,1,2 or a range 0..4")
+        seeds += range(int(found.group(1)), int(found.group(2) or found.group(1)) + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{where} is not valid TOML: {error}") from error
+
+
+def _complete(known: registry.Registry, name: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    entry = known[name]
+    built: Any = options.build(entry.load(), {**entry.defaults, **values}, f"{known.kind} {name}")
+    values = options.as_dict(built)
+    for option_name, usual in entry.defaults.items():  # none is left out, unless it would come back as something else
+        if usual is not None and getattr(built, option_name) is None:
+            values[option_name] = "none"
+    return name, values

@@ -1,0 +1,1 @@
+"""Examine the plasticity of one network, layer by layer."""

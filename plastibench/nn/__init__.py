@@ -1,0 +1,1 @@
+"""Everything that inspects or edits modules from the inside: units, dataflow, statistics, reinitialization."""

@@ -1,0 +1,196 @@
+"""Closed forms that refit a module to reproduce given outputs from new inputs (paper 3.4), in float64.
+
+Rows are streamed into Gram matrices, so memory does not grow with the batch. A plain ``lstsq`` will not do: the inputs
+of qkv, fc1 and head are LayerNorm outputs, which together with the bias column are exactly rank-deficient, and CUDA's
+only driver (gels) assumes full rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from plastibench.nn.units import unit_count, unit_rows
+
+SolverName = Literal["delta-ridge", "ridge", "pinv"]
+_CHUNK = 16384  # rows converted to float64 at a time
+_RANK_TOLERANCE = 1e-10  # of Gram eigenvalues: 1e-5 of the singular values
+
+
+@dataclass(frozen=True)
+class Solver:
+    """How a linear system is solved.
+
+    Attributes:
+        name: ``pinv``: the minimum-norm least-squares solution, as printed in the paper. ``ridge``: penalises the new
+            weights. ``delta-ridge``: penalises the change from the current weights, so that directions which the batch
+            does not determine keep what they had. With a penalty of many mean diagonals only the few directions in
+            which the inputs are largest (their mean first of all) are corrected: that restores most of the output and
+            leaves the weights free of the large values that come with an exact fit.
+        ridge: Penalty relative to the mean diagonal of the Gram matrix; unused by pinv.
+        max_growth: The penalty is raised tenfold until ||W'|| <= max_growth·||W||; 0 never does.
+    """
+
+    name: SolverName = "delta-ridge"
+    ridge: float = 10.0
+    max_growth: float = 0.0
+
+
+@dataclass
+class Fit:
+    """A refitted module.
+
+    Attributes:
+        weight: New weight, shaped and typed as the old one.
+        bias: New bias, or None where the module has none.
+        residual: ||new outputs - targets|| / ||targets|| over all rows and all units that do not keep their parameters.
+        norm_ratio: ||new weight|| / ||old weight|| of the same units.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    residual: float
+    norm_ratio: float
+
+
+class LinearFit:
+    """Least squares for a Linear or Conv2d: accumulates G = AᵀA and C = AᵀY with A = [inputs, 1]."""
+
+    def __init__(self, module: nn.Linear | nn.Conv2d) -> None:
+        self.module = module
+        columns = module.weight[0].numel() + (module.bias is not None)
+        device = module.weight.device
+        self.gram = torch.zeros(columns, columns, dtype=torch.float64, device=device)
+        self.cross = torch.zeros(columns, unit_count(module), dtype=torch.float64, device=device)
+        self.target_square = torch.zeros(unit_count(module), dtype=torch.float64, device=device)
+
+    def add(self, inputs: Tensor, targets: Tensor) -> None:
+        """Take in rows: ``inputs`` as the module receives them, ``targets`` as it should return them."""
+        for rows, wanted in _linear_rows(self.module, inputs, targets):
+            if self.module.bias is not None:
+                rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)  # [n, p+1]
+            self.gram += rows.mT @ rows
+            self.cross += rows.mT @ wanted
+            self.target_square += wanted.square().sum(0)
+
+    def solve(self, solver: Solver, keep: Tensor | None = None) -> Fit:
+        """The new parameters: S = R + (G + λI)⁻¹(C - G·R).
+
+        R is the current solution for ``delta-ridge`` and 0 otherwise. Without a penalty the inverse is the
+        pseudo-inverse, whose null directions keep R. Units in the mask ``keep`` [H] stay as they are.
+        """
+        current = self._current()  # [p+1, H]
+        fitted = slice(None) if keep is None else ~keep
+        reference = current if solver.name == "delta-ridge" else torch.zeros_like(current)
+        missing = self.cross - self.gram @ reference
+        scale = float(self.gram.diagonal().mean())
+        penalty = 0.0 if solver.name == "pinv" else solver.ridge * scale
+        while True:
+            solution = reference + _apply_inverse(self.gram, penalty, missing)
+            ratio = self._norm(solution[:, fitted]) / max(self._norm(current[:, fitted]), 1e-30)
+            if not solver.max_growth or ratio <= solver.max_growth or penalty >= 1e6 * scale:
+                break
+            penalty = 10 * max(penalty, 1e-9 * scale)
+        square = self.target_square - 2 * (solution * self.cross).sum(0) + (solution * (self.gram @ solution)).sum(0)
+        residual = _residual(square[fitted], self.target_square[fitted])
+        solution = solution if keep is None else torch.where(keep, current, solution)
+        weight = solution[: self.module.weight[0].numel()].mT.reshape(self.module.weight.shape)
+        bias = solution[-1] if self.module.bias is not None else None
+        return Fit(weight, bias, residual, ratio)
+
+    def _current(self) -> Tensor:
+        weight = self.module.weight.detach().double().flatten(1).mT  # [p, H]
+        if self.module.bias is None:
+            return weight
+        return torch.cat([weight, self.module.bias.detach().double()[None]])
+
+    def _norm(self, solution: Tensor) -> float:
+        return float(solution[: self.module.weight[0].numel()].norm())
+
+
+class LayerNormFit:
+    """Per-feature regression for a LayerNorm: γ' = Cov(x̂', Y)/Var(x̂'), β' = E[Y] - γ'·E[x̂'] (paper 3.4.2)."""
+
+    def __init__(self, module: nn.LayerNorm) -> None:
+        self.module = module
+        self.rows = 0
+        shape = (5, unit_count(module))
+        self.sums = torch.zeros(shape, dtype=torch.float64, device=module.weight.device)  # x, y, xx, xy, yy
+
+    def add(self, inputs: Tensor, targets: Tensor) -> None:
+        """Take in rows, as :meth:`LinearFit.add`."""
+        for raw, wanted in zip(inputs.flatten(0, -2).split(_CHUNK), targets.flatten(0, -2).split(_CHUNK), strict=True):
+            x, y = F.layer_norm(raw.double(), self.module.normalized_shape, eps=self.module.eps), wanted.double()
+            self.rows += len(x)
+            self.sums += torch.stack([x.sum(0), y.sum(0), (x * x).sum(0), (x * y).sum(0), (y * y).sum(0)])
+
+    def solve(self, solver: Solver, keep: Tensor | None = None) -> Fit:
+        """The new γ and β; a feature whose normalised input does not vary keeps its γ, one in ``keep`` [H] both."""
+        x, y, xx, xy, yy = self.sums / self.rows
+        variance = xx - x * x
+        old = self.module.weight.detach().double()
+        if self.module.bias is None:  # a line through the origin
+            x, y, variance = torch.zeros_like(x), torch.zeros_like(y), xx
+        varies = variance > 1e-12
+        weight = torch.where(varies, (xy - x * y) / variance.clamp_min(1e-12), old)
+        bias = y - weight * x
+        fitted = slice(None) if keep is None else ~keep
+        error = weight**2 * variance - 2 * weight * (xy - x * y) + (yy - y * y)
+        residual = _residual(error[fitted], yy[fitted])
+        ratio = float(weight[fitted].norm() / old[fitted].norm().clamp_min(1e-30))
+        if keep is not None:
+            weight = torch.where(keep, old, weight)
+            bias = bias if self.module.bias is None else torch.where(keep, self.module.bias.detach().double(), bias)
+        return Fit(weight, bias if self.module.bias is not None else None, residual, ratio)
+
+
+def fit_for(module: nn.Module) -> LinearFit | LayerNormFit | None:
+    """An empty fit for the module, or None where none exists (a convolution with groups or unusual padding)."""
+    if isinstance(module, nn.LayerNorm):
+        return LayerNormFit(module)
+    if isinstance(module, nn.Conv2d):
+        plain = module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        return LinearFit(module) if plain else None
+    return LinearFit(module) if isinstance(module, nn.Linear) else None
+
+
+def _residual(error: Tensor, target: Tensor) -> float:
+    """Root of summed squared errors over summed squared targets. [H] both."""
+    return float((error.sum().clamp_min(0) / target.sum().clamp_min(1e-300)).sqrt())
+
+
+def _apply_inverse(gram: Tensor, penalty: float, right: Tensor) -> Tensor:
+    """(G + λI)⁻¹ right, by Cholesky where λ > 0 and through the eigenvectors of G, as a pseudo-inverse, where not."""
+    if penalty > _RANK_TOLERANCE * float(gram.trace()):  # a fainter one would not tame rounding in null directions
+        factor, failed = torch.linalg.cholesky_ex(gram + penalty * torch.eye(len(gram)).to(gram))
+        if not failed:
+            return torch.cholesky_solve(right, factor)
+    try:
+        eigenvalues, vectors = torch.linalg.eigh(gram)
+    except RuntimeError:  # many exact repetitions of 0: a nudge far below the tolerance separates them
+        nudge = 1e-13 * gram.diagonal().mean() * torch.arange(len(gram)).to(gram) / len(gram)
+        eigenvalues, vectors = torch.linalg.eigh(gram + nudge.diag())
+    kept = eigenvalues > _RANK_TOLERANCE * eigenvalues[-1].clamp_min(1e-300)
+    inverse = torch.where(kept, 1 / (eigenvalues + penalty), 0.0)
+    return vectors @ (inverse[:, None] * (vectors.mT @ right))
+
+
+def _linear_rows(module: nn.Linear | nn.Conv2d, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Chunks of (rows [n, p], targets [n, H]) in float64; a convolution's rows are its receptive fields."""
+    if isinstance(module, nn.Linear):
+        for rows, wanted in zip(
+            inputs.flatten(0, -2).split(_CHUNK), unit_rows(module, targets).split(_CHUNK), strict=True
+        ):
+            yield rows.double(), wanted.double()
+        return
+    positions = targets.shape[-2] * targets.shape[-1]
+    samples = max(1, _CHUNK // positions)
+    for images, wanted in zip(inputs.split(samples), targets.split(samples), strict=True):
+        assert isinstance(module.padding, tuple)
+        fields = F.unfold(images.double(), module.kernel_size, module.dilation, module.padding, module.stride)
+        yield fields.mT.flatten(0, 1), unit_rows(module, wanted).double()  # [n, C·kh·kw], [n, H]

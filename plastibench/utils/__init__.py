@@ -1,0 +1,1 @@
+"""Helpers that know nothing about plasticity: files, seeds, provenance, tables, progress."""

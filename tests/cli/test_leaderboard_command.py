@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plastibench.cli.main import main
+from plastibench.config.spec import PARTS, identity
+from tests.leaderboard.made import result, written
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    finals = {"none": 0.5, "reset": 0.7, "rnr": 0.6}
+    found = [result(name, seed, final + 0.01 * seed) for name, final in finals.items() for seed in range(3)]
+    return written(tmp_path / "runs", found)
+
+
+def say(*words: Any) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main(["leaderboard", *map(str, words)])
+    return int(exit_.value.code or 0)
+
+
+def test_every_format_can_be_written_to_a_file(runs: Path, capsys) -> None:
+    for form, beginning in (("table", "cl-digits"), ("markdown", "### "), ("csv", "scope,"), ("json", "[")):
+        assert say("--runs-dir", runs, "--format", form) == 0
+        text = capsys.readouterr().out
+        assert text.startswith(beginning)
+        place = runs.parent / f"out.{form}"
+        assert say("--runs-dir", runs, "--format", form, "--out", place) == 0
+        assert place.read_text() == text and capsys.readouterr().out.strip() == str(place)
+    assert say("--runs-dir", runs, "--format", "html", "--out", runs.parent / "out.html") == 0
+    assert (runs.parent / "out.html").read_text().startswith("<!doctype html>")
+
+
+def test_sort_and_filter(runs: Path, capsys) -> None:
+    assert say("--runs-dir", runs, "--format", "json", "--sort", "seeds", "--filter", "intervention=r*") == 0
+    assert [row["intervention"] for row in json.loads(capsys.readouterr().out)] == ["reset", "rnr"]
+    assert say("--runs-dir", runs, "--filter", "seeds>7") == 2
+    assert "no row fulfils seeds>7" in capsys.readouterr().err
+    assert say("--runs-dir", runs, "--sort", "fnal") == 2
+    assert "did you mean 'final'?" in capsys.readouterr().err
+    for more in (["--filter", "env=x"], ["--sort", "drop"], ["--format", "csv"], ["--out", runs.parent / "x.html"]):
+        assert say("--runs-dir", runs, "--tensorboard", *more) == 2
+        assert "leave --filter, --sort, --format and --out away" in capsys.readouterr().err
+    assert say("--runs-dir", runs, "--out", runs) == 2
+    assert f"{runs} is a folder; name a file in it" in capsys.readouterr().err
+
+
+def test_a_row_whose_name_has_commas_can_be_named(runs: Path, capsys) -> None:
+    written(runs, [result("rnr", seed, 0.5, roles=("actor", "critic")) for seed in range(2)])
+    assert say("--runs-dir", runs, "--format", "json", "--filter", "intervention=rnr roles=actor,critic") == 0
+    assert [row["intervention"] for row in json.loads(capsys.readouterr().out)] == ["rnr roles=actor,critic"]
+
+
+def test_results_from_elsewhere_join(runs: Path, tmp_path: Path, capsys) -> None:
+    sent = tmp_path / "sent.json"
+    sent.write_text(json.dumps(result("fire", 4, 0.9)))
+    assert say("add", sent, "--runs-dir", runs) == 0
+    assert capsys.readouterr().out.endswith("result.json\n")
+    assert say("--runs-dir", runs) == 0
+    assert "not ranked, one seed: fire" in capsys.readouterr().out
+    assert say("add", sent, "--runs-dir", runs) == 2
+    assert "is there already" in capsys.readouterr().err
+    for words in (["add"], ["ad", sent]):
+        assert say(*words, "--runs-dir", runs) == 2
+        assert "expected leaderboard add FILE" in capsys.readouterr().err
+
+
+def test_it_answers_without_importing_torch(runs: Path) -> None:
+    code = (
+        f"import sys; from plastibench.cli.main import main\ntry: main(['leaderboard', '--runs-dir', {str(runs)!r}])\n"
+    )
+    code += "except SystemExit: pass\nassert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "seconds"), [(200, 2.0), (10_000, 20.0)])
+def test_many_results_are_read_in_time(count: int, seconds: float, tmp_path: Path) -> None:
+    """The figures are promises of the documentation, on a machine with nothing else to do."""
+    base = result("rnr", 0, 0.5)
+    base["plasticity"] = [{"phase": "end", "figure": 0.123456} for _ in range(200)]  # as large as those of real runs
+    for number in range(count):
+        group, seed = divmod(number, 5)
+        made = {**base, "seed": seed, "run": {**base["run"], "seed": seed}}
+        options = {"env": {**base["options"]["env"], "epochs": 1 + group % 20}, "agent": base["options"]["agent"]}
+        made["options"] = {**options, "intervention": {**base["options"]["intervention"], "penalty": group + 1.0}}
+        made["changed"] = {"env": {}, "agent": {}, "intervention": {"penalty": group + 1.0}}
+        parts = [(made[part], made["options"][part]) for part in PARTS]
+        made["id"], made["group"] = (identity(parts, {**made["run"], "seed": s}) for s in (seed, 0))
+        written(tmp_path, [made])
+    start = time.monotonic()
+    command = [sys.executable, "-m", "plastibench", "leaderboard", "--runs-dir", str(tmp_path)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert time.monotonic() - start < seconds
+    assert text.count("rnr penalty=") >= count / 5
+
+
+def test_names_from_elsewhere_do_no_harm(runs: Path, tmp_path: Path, capsys) -> None:
+    strange = ["$\\frac{$", "\x1b[31mred", "\ud800", "`<b>", "<script>alert(1)</script>|", "é"]
+    found = []
+    for number, text in enumerate(strange):
+        for seed in range(2):
+            made = result("reset", seed, 0.4)
+            made["id"], made["group"] = f"strange{number}_s{seed}", f"strange{number}"
+            made["changed"]["intervention"] = made["options"]["intervention"] = {"x": text}
+            made["origin"] = {**made["origin"], "commit": None}
+            made["origin"]["hardware"] = {**made["origin"]["hardware"], "processor": f"a CPU {text}"}
+            found.append(made)
+    written(runs, found)
+    for form in ("table", "markdown", "csv", "json", "html"):
+        assert say("--runs-dir", runs, "--format", form) == 0
+        text = capsys.readouterr().out
+        assert "\x1b" not in text
+        if form in ("markdown", "html"):
+            bare = re.sub(r"`[^`\n]*`", "", text)  # in a code span it is only shown
+            assert "<script>alert" not in bare and "<b>" not in bare
+        text.encode()
+    assert say("--runs-dir", runs, "--tensorboard") == 0
+    for kind in ("curves", "pareto", "overview"):
+        with pytest.raises(SystemExit) as exit_:
+            main(["figures", kind, str(tmp_path / kind), "--runs-dir", str(runs)])
+        assert exit_.value.code == 0 and (tmp_path / f"{kind}.svg").is_file()
+    assert "$\\frac{$" in (tmp_path / "curves.svg").read_text()  # as it is, not set as mathematics

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from plastibench.config.errors import RunError
+from plastibench.config.spec import RunSpec
+from plastibench.leaderboard import tensorboard
+from plastibench.leaderboard.standings import standings
+from plastibench.results.files import find_results
+from tests import boards
+
+
+def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
+    read = EventAccumulator(str(folder)).Reload()
+    return [(event.step, event.value) for event in read.Scalars(tag)]
+
+
+def test_a_board_replaces_the_one_before_and_lines_that_left_it_are_gone(tmp_path: Path) -> None:
+    found = boards.make(tmp_path)
+    before = find_results(tmp_path)
+    for _ in range(8):
+        folder = tensorboard.write(tmp_path, standings(found))
+    assert find_results(tmp_path) == before
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["none", "reset", "rnr quantile=0.2"]
+    sizes = [path.stat().st_size for path in sorted((folder / "none").iterdir())]
+    assert sizes[-1] > 0 and set(sizes[:-1]) == {0} and len(sizes) == 6
+    mean = pytest.approx(100 * (0.6 + 0.7 + 0.65) / 3)
+    assert scalars(folder / "none", "cl-digits mlp/accuracy")[-1] == (3, mean)
+    (folder / "reset" / "note.txt").write_text("of the user")
+    tensorboard.write(tmp_path, standings([result for result in found if result["intervention"] == "none"]))
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["none", "reset"]
+    assert [path.name for path in (folder / "reset").iterdir()] == ["note.txt"]
+
+
+def test_labels_become_folders_that_exist_once_and_stay_inside(tmp_path: Path) -> None:
+    found = boards.make(tmp_path)
+    long = {"weights": "../../a/b.pt", "names": ["block"] * 40}
+    for result in found[:3]:
+        result["changed"]["intervention"] = {**long, "tau": result["seed"]}
+        result["group"] += str(result["seed"])
+    folder = tensorboard.write(tmp_path / "deep" / "runs", standings(found))
+    names = [path.name for path in folder.iterdir() if path.is_dir()]
+    assert len(names) == 5 and all(len(name) <= 60 for name in names)  # the fifth of a chart is not shown
+    assert len({name for name in names if "~" in name}) == 2
+    assert [path.name for path in (tmp_path / "deep" / "runs").iterdir()] == ["leaderboard"]
+
+
+def test_lines_of_one_chart_have_different_colours_where_there_are_enough() -> None:
+    first, second = ["none", "reset", "rnr", "a", "b", "c", "d"], ["e", "none", "reset", "rnr", "f"]
+    for together in ([first, second], [["keep20", *"abcdef"], ["redo", "keep20"]]):
+        order = tensorboard._by_colour(together)
+        assert sorted(order) == sorted({name for names in together for name in names})
+        colours = {name: place % 7 for place, name in enumerate(order)}
+        for names in together:
+            assert len({colours[name] for name in names}) == len(names)
+
+
+def test_a_picture_that_is_none_and_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    found = boards.make(tmp_path)
+    folder = tensorboard.write(tmp_path, standings(found))
+    there = sorted(path.name for path in folder.rglob("*"))
+    with pytest.raises(ValueError, match="fig2' is not PNG"):
+        tensorboard.write(tmp_path, standings(found), {"fig2": b"<svg/>"})
+    assert sorted(path.name for path in folder.rglob("*")) == there
+    tensorboard.write(tmp_path, standings(found), {"fig2": boards.png(3, 2)})
+    tensorboard.write(tmp_path, standings(found))  # those that are there stay
+    assert EventAccumulator(str(folder / "~pictures")).Reload().Tags()["images"] == ["figures/fig2"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "leaderboard").write_text("a file")
+    with pytest.raises((RunError, OSError)):
+        tensorboard.write(tmp_path / "other", standings(found))
+
+
+def test_commands_keep_the_board_and_its_failure_fails_no_run(
+    tiny: Callable[..., RunSpec], say: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from plastibench.utils.atomic_io import write_text
+
+    specs = [tiny("none", agent="mlp", seed=seed) for seed in (0, 1, 2)]
+    for spec in specs:
+        (tmp_path / spec.id).mkdir()
+        write_text(tmp_path / spec.id / "spec.toml", spec.to_toml())
+    places = ("--runs-dir", tmp_path, "--quiet")
+    assert say("resume", specs[0].id, "--for-command", "plastibench run", *places).status == 0
+    assert not (tmp_path / "leaderboard").exists()
+    assert say("resume", specs[1].id, *places).status == 0
+    assert len(scalars(tmp_path / "leaderboard" / "none", "cl-digits mlp/accuracy")) == 3
+
+    def fail(*_: Any) -> None:
+        raise OSError("no space\nleft")
+
+    monkeypatch.setattr(tensorboard, "write", fail)
+    said = say("resume", specs[2].id, *places)
+    assert (said.status, said.err) == (0, "plastibench: TensorBoard's leaderboard is not up to date: no space left\n")

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from plastibench.cli.main import main
+from plastibench.config import registry
+from plastibench.config.errors import UserError
+from plastibench.config.spec import RunSpec
+from plastibench.sweeps import survey
+from plastibench.sweeps.benchmark import Cost, _begun, cost
+from plastibench.utils.atomic_io import tensor_bytes
+
+
+def test_a_survey_compares_times_and_says_what_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "relabel-digits",
+        "--agent",
+        "mlp",
+        "--agent.width",
+        "16",
+        "--env.epochs",
+        "1",
+        "--env.stop-after",
+        "2",
+    ]
+    arguments += ["--intervention", "none,shrink-perturb-keep20,reset-layernorm", "--seed", "0", "--jobs", "2"]
+    places = ["--runs-dir", str(tmp_path / "r"), "--out", str(tmp_path / "table.md"), "--device", "cpu", "--quiet"]
+    with pytest.raises(SystemExit) as exit_:
+        main(["survey", *arguments, *places])
+    assert exit_.value.code == 0
+    output = capsys.readouterr()
+    written = (tmp_path / "table.md").read_text()
+    assert written.startswith("`plastibench survey relabel-digits --agent mlp ")
+    assert written.splitlines()[2] in output.out
+    assert re.search(r"2 runs: commit.*torch\s\d.*on\scpu;\sthreads\seach:\s1;\sprecision\sfloat32", written, re.S)
+    rows = [line.split("|")[1:-1] for line in written.splitlines() if line.startswith("| `")]
+    assert {row[0].strip() for row in rows} == {"`none` (1)", "`shrink-perturb-keep20` (1)"}
+    keeps = {row[0].strip(): float(row[-1]) for row in rows}
+    assert keeps == {"`none` (1)": 0, "`shrink-perturb-keep20` (1)": 1}
+    assert "`reset-layernorm` does not run here: reset: 'layernorm' selects no parameter" in written
+
+
+def test_costs_count_what_is_kept_and_slowed_down(tmp_path: Path) -> None:
+    spec = RunSpec.make("cl-digits", "mlp", "upgd", device="cpu")
+    found = cost(spec, tmp_path, updates=2, rounds=4)
+    assert found.memory == pytest.approx(1, abs=0.15)  # utilities; the rest is the state of its noise
+    assert found.update[0] <= found.update[1] <= found.update[2]
+    from plastibench.interventions.upgd import UPGD
+
+    before = UPGD.before_update
+    UPGD.before_update = lambda self, network: (time.sleep(0.05), before(self, network))[1]  # some thirty updates
+    try:
+        slower = cost(spec, tmp_path, updates=2, rounds=4)
+    finally:
+        UPGD.before_update = before
+    assert slower.update[1] > 1.5 * found.update[1]
+
+
+def test_bytes_are_those_of_all_tensors_within() -> None:
+    state = {"a": torch.zeros(3, dtype=torch.float64), "b": [torch.zeros(2), (torch.zeros(1, dtype=torch.uint8), 5)]}
+    assert tensor_bytes(state) == 24 + 8 + 1
+
+
+def test_a_survey_is_of_everything_that_stands_for_itself() -> None:
+    names = survey.every_intervention()
+    assert {"none", "rnr", "redo", "upgd"} <= set(names) <= set(registry.interventions.all())
+
+
+def test_rows_are_in_order_and_have_their_costs() -> None:
+    def result(name: str, seed: int, final: float) -> dict[str, object]:
+        summary = {"final-accuracy": final, "average-accuracy": 0.5, "mean-drop": 0.01, "mean-recovery-epochs": 2.0}
+        summary["unrecovered-share"] = 0.0
+        part = {"env": "e", "agent": "a", "intervention": name}
+        changed = {"env": {}, "agent": {}, "intervention": {}}
+        return {**part, "group": name, "seed": seed, "changed": changed, "every": 0, "summary": summary}
+
+    runs = [result("low", 0, 0.2), result("high", 0, 0.8), result("high", 1, 0.9)]
+    rows = survey.table(runs, {"high": Cost((1.0, 1.125, 1.5), 12.34, 2.0)}, []).splitlines()[2:]
+    assert rows == [
+        "| `high` (2) | 85.0 ± 7.1 | 50.0 ± 0.0 | 1.0 ± 0.0 | 2.0 | 1.12 (1.00–1.50) | 12.3 | 2 |",
+        "| `low` (1) | 20.0 | 50.0 | 1.0 | 2.0 | – | – | – |",
+    ]
+
+
+def test_costs_of_another_agent_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[str] = []
+
+    def timing(spec: RunSpec, data_dir: Path) -> Cost:
+        timed.append(spec.agent[0])
+        return Cost((1.0, float(len(timed)), 9.0), 1.0, 0.0)
+
+    monkeypatch.setattr(survey, "cost", timing)
+    path = tmp_path / survey.COSTS
+    found = [
+        survey.measure_costs([RunSpec.make("cl-digits", agent, "reset", device="cpu")], tmp_path, path, quiet=True)
+        for agent in ("mlp", "vit-nano", "mlp")
+    ]
+    assert timed == ["mlp", "vit-nano"]
+    assert [costs["reset"].update[1] for costs in found] == [1.0, 2.0, 1.0]
+
+
+def test_updates_are_timed_with_the_arithmetic_that_a_run_has(tmp_path: Path) -> None:
+    spec = RunSpec.make("cl-digits", "mlp", device="cpu", agent_options={"precision": "tf32", "width": 8})
+    try:
+        _begun(spec, tmp_path, tmp_path, 1).run.close()
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    with pytest.raises(UserError, match="rl-cartpole: only updates on supervised streams"):
+        _begun(RunSpec.make("rl-cartpole", "dqn-mlp", device="cpu"), tmp_path, tmp_path, 1)
+
+
+def test_bench_takes_the_roles_that_a_run_takes(say: Any, tmp_path: Path) -> None:
+    arguments = ["cl-digits", "--agent", "mlp", "--agent.width", 8, "--device", "cpu", "--updates", 1, "--rounds", 2]
+    assert say("bench", *arguments, "--intervention.roles", "classifier").status == 0
+    said = say("bench", *arguments, "--intervention.roles", "critic")
+    assert said.status == 2 and "has no network 'critic'" in said.err
+
+
+def test_a_survey_of_agents_that_act_shows_returns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["rl-bandit-digits", "--agent", "dqn-mlp", "--env.steps", "128", "--env.tasks", "2"]
+    arguments += ["--env.evaluate-every", "64", "--agent.learning-starts", "32", "--intervention", "none,reset"]
+    places = ["--seed", "0", "--jobs", "1", "--runs-dir", str(tmp_path / "r"), "--device", "cpu", "--quiet"]
+    with pytest.raises(SystemExit) as exit_:
+        main(["survey", *arguments, *places])
+    output = capsys.readouterr().out
+    assert exit_.value.code == 0
+    assert "| intervention (seeds) | final | average | drop | recovery |" in output
+    assert {"| `none` (1) ", "| `reset` (1) "} <= {line[: line.index(")") + 2] for line in output.splitlines()
+                                                   if line.startswith("| `")}  # fmt: skip
+
+
+def test_damaged_costs_are_told_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / survey.COSTS
+    for text in ('{"a', "[]", '{"x": {"update": [1, 2], "updates_each": 1, "memory": 0}}', '{"x": 3}'):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"costs\.json cannot be read .* delete it"):
+            survey.measure_costs([], tmp_path, path)
+        assert path.read_text() == text
+
+
+def test_failures_are_of_seeds_where_others_are_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["relabel-digits", "--agent", "mlp", "--agent.width", "16", "--env.epochs", "1"]
+    arguments += ["--env.stop-after", "2", "--intervention", "none", "--jobs", "1", "--device", "cpu", "--quiet"]
+    arguments += ["--runs-dir", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        main(["survey", *arguments, "--seed", "0"])
+    (complete,) = (path.parent for path in tmp_path.glob("*/result.json"))
+    (complete / "failure.txt").write_text("out of memory, once\n")
+    lost = RunSpec.from_toml((complete / "spec.toml").read_text().replace("seed = 0", "seed = 1"))
+    (tmp_path / lost.id).mkdir()
+    (tmp_path / lost.id / "result.json").write_text('{"schema": 2, "id')
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["survey", *arguments, "--seed", "0,1"])
+    output = capsys.readouterr()
+    assert "out of memory" not in output.out and "does not run here" not in output.out
+    assert "- `none` failed with seed 1: " in output.out and "delete it, and the run is made anew" in output.out
+    assert (tmp_path / lost.id / "result.json").read_text() == '{"schema": 2, "id'
+    with pytest.raises(SystemExit) as exit_:
+        main(["run", *arguments[:-3], *arguments[-2:], "--seed", "0,1", "--quiet", "--jobs", "2"])
+    output = capsys.readouterr()
+    assert exit_.value.code == 1 and "none" in output.out and output.err.count("delete it") == 1

@@ -1,0 +1,293 @@
+"""Commands in processes of their own: signals, two at once, full disks, closed pipes."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+FORKS = multiprocessing.get_context("forkserver") if hasattr(os, "fork") else None
+SLOW_IMPORTS = [  # what a run imports by and by, imported once for all children
+    "plastibench.training.runner",
+    "plastibench.leaderboard",
+    "plastibench.agents.classifier",
+    "plastibench.envs.growing",
+    "plastibench.interventions.rnr",
+    "sklearn.datasets",
+    "timm.models.vision_transformer",
+    "torch._dynamo",
+]
+pytestmark = pytest.mark.skipif(FORKS is None, reason="needs fork")
+
+RUN = [
+    "run", "cl-digits", "--agent", "vit-nano", "--agent.depth", "1", "--agent.dim", "16", "--agent.dropout", "0.2",
+    "--agent.batch-size", "8", "--agent.lr", "0.01", "--env.train-size", "60", "--env.epochs", "4",
+    "--env.stop-after", "3", "--env.augment", "crop-flip", "--intervention", "rnr", "--every", "5",
+    "--representative", "10", "--device", "cpu", "--quiet", "--threads", "1",
+]  # fmt: skip
+UPDATES = 4 * (1 + 2 + 3)
+
+
+@dataclass
+class Settings:
+    """How a child differs from a command in a shell."""
+
+    folder: Path
+    name: str
+    checkpoint_seconds: float = 60.0
+    pause: float = 0.0  # before every update, to be able to hit one
+    stop_when_writing: int = 0  # be killed while the checkpoint number so-and-so is written
+    stdout: str | None = None
+
+
+def child(arguments: list[str], settings: Settings) -> None:
+    """A command as a shell would run it, from a process that has torch imported already."""
+    for descriptor, name in ((1, "out"), (2, "err")):
+        path = settings.stdout if descriptor == 1 and settings.stdout else settings.folder / f"{settings.name}.{name}"
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.alarm(60)
+    torch.set_num_threads(1)
+    from plastibench.agents.classifier import Classifier
+    from plastibench.cli.main import main
+    from plastibench.training import runner
+    from plastibench.utils import atomic_io
+
+    runner.run.__kwdefaults__["checkpoint_seconds"] = settings.checkpoint_seconds
+    update, fsync, written = Classifier.update, os.fsync, [0]
+
+    def slow(self: Classifier, batch: Any) -> None:
+        (settings.folder / f"{settings.name}.learning").touch()
+        time.sleep(settings.pause)
+        update(self, batch)
+
+    def deadly(descriptor: int) -> None:
+        if "checkpoint" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            written[0] += 1
+            if written[0] == settings.stop_when_writing:
+                os.kill(os.getpid(), signal.SIGKILL)
+        fsync(descriptor)
+
+    Classifier.update = slow  # type: ignore[method-assign]
+    atomic_io.os.fsync = deadly  # type: ignore[assignment]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python has it when a command begins
+    main(arguments)
+
+
+class Child:
+    """A command under way."""
+
+    def __init__(self, arguments: list[Any], folder: Path, name: str = "child", **settings: Any) -> None:
+        self.folder, self.name = folder, name
+        values = Settings(folder, name, **settings)
+        self.process = FORKS.Process(target=child, args=([str(argument) for argument in arguments], values))
+        self.process.start()
+
+    def send(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def end(self) -> int:
+        """Wait; the exit status, or minus the signal."""
+        self.process.join(70)
+        assert self.process.exitcode is not None
+        return self.process.exitcode
+
+    @property
+    def out(self) -> str:
+        return (self.folder / f"{self.name}.out").read_text()
+
+    @property
+    def err(self) -> str:
+        return (self.folder / f"{self.name}.err").read_text()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forkserver() -> None:
+    if FORKS is not None:
+        FORKS.set_forkserver_preload([*SLOW_IMPORTS, __name__])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = Child([*RUN, "--runs-dir", folder / "runs"], folder)
+    assert done.end() == 0, done.err
+    run = next((folder / "runs").glob("*/result.json")).parent  # beside it stands the leaderboard
+    assert json.loads((run / "result.json").read_text())["cost"]["updates"] == UPDATES
+    return run
+
+
+def timeless(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    result = json.loads((folder / "result.json").read_text())
+    result["cost"] = {name: value for name, value in result["cost"].items() if "seconds" not in name}
+    result["origin"] = None
+    for report in result["interventions"]:
+        report["seconds"] = None
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    return result, [row for row in rows if "seconds," not in row]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert timeless(one) == timeless(other)
+    states = [torch.load(folder / "final.pt", weights_only=True)["networks"][0] for folder in (one, other)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def wait_for(path: Path, process: Child) -> None:
+    limit = time.monotonic() + 30
+    while not path.exists() and process.process.is_alive() and time.monotonic() < limit:
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=["kill", "term", "int"])
+def test_a_run_stopped_by_signals_at_random_moments_ends_bit_identical(
+    whole: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    chance = random.Random(int(number))
+    folder = tmp_path / "runs" / whole.name
+    stopped = 0
+    arguments = [*RUN, "--runs-dir", tmp_path / "runs"]
+    for attempt in range(4):
+        under_way = Child(arguments, tmp_path, f"try{attempt}", checkpoint_seconds=0.0, pause=0.02)
+        wait_for(tmp_path / f"try{attempt}.learning", under_way)
+        time.sleep(chance.uniform(0.02, 0.15))
+        under_way.send(number)
+        status = under_way.end()
+        if status == 0:
+            break
+        stopped += 1
+        if number is signal.SIGKILL:
+            assert status == -signal.SIGKILL
+        elif status != -number:  # the signal came while the command was starting up: nothing to say yet
+            assert status == 130
+            assert under_way.err.count("\n") == 1, under_way.err
+        assert not (folder / "result.json").exists()
+    assert stopped >= 2
+    last = Child(arguments, tmp_path, "last")
+    assert last.end() == 0, last.err
+    assert_same_run(whole, folder)
+
+
+def test_sigterm_says_in_one_line_how_to_go_on_and_resume_by_id_does(whole: Path, tmp_path: Path) -> None:
+    under_way = Child([*RUN, "--runs-dir", tmp_path / "runs"], tmp_path, pause=0.03)
+    wait_for(tmp_path / "runs" / whole.name / "metrics.csv", under_way)
+    time.sleep(0.2)
+    under_way.send(signal.SIGTERM)
+    assert under_way.end() == 130
+    assert under_way.err.startswith(f"plastibench: {whole.name} stopped in task ")
+    assert under_way.err.endswith("; the same command continues it\n") and under_way.err.count("\n") == 1
+    assert (tmp_path / "runs" / whole.name / "checkpoint.pt").exists()
+    resumed = Child(["resume", whole.name, "--runs-dir", tmp_path / "runs", "--quiet"], tmp_path, "resumed")
+    assert resumed.end() == 0, resumed.err
+    assert_same_run(whole, tmp_path / "runs" / whole.name)
+
+
+def test_a_run_killed_while_it_writes_a_checkpoint_leaves_no_litter(whole: Path, tmp_path: Path) -> None:
+    arguments = [*RUN, "--runs-dir", tmp_path / "runs"]
+    killed = Child(arguments, tmp_path, checkpoint_seconds=0.0, stop_when_writing=5)
+    assert killed.end() == -signal.SIGKILL
+    last = Child(arguments, tmp_path, "last")
+    assert last.end() == 0, last.err
+    folder = tmp_path / "runs" / whole.name
+    assert_same_run(whole, folder)
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_second_process_on_the_same_run_is_refused_and_the_first_goes_on(whole: Path, tmp_path: Path) -> None:
+    arguments = [*RUN, "--runs-dir", tmp_path / "runs"]
+    first = Child(arguments, tmp_path, "first", pause=0.05)
+    wait_for(tmp_path / "runs" / whole.name / "metrics.csv", first)
+    second = Child(arguments, tmp_path, "second")
+    assert second.end() == 2
+    assert "is being run by another process" in second.err and second.err.count("\n") == 1
+    assert first.end() == 0, first.err
+    assert_same_run(whole, tmp_path / "runs" / whole.name)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 512 KiB."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if libc.mount(b"tmpfs", str(folder).encode(), b"tmpfs", 0, b"size=512k") != 0:
+        pytest.skip("mounting is not permitted here")
+    yield folder
+    assert libc.umount(str(folder).encode()) == 0
+
+
+@pytest.mark.parametrize("left", [0, 40, 120, 250])  # KiB: what fails first differs
+def test_a_full_disk_ends_the_run_in_one_line_and_room_lets_it_go_on(
+    whole: Path, tmp_path: Path, small_disk: Path, left: int
+) -> None:
+    filler = small_disk / "filler"
+    descriptor = os.open(filler, os.O_WRONLY | os.O_CREAT)
+    try:
+        for _ in range((512 - left) // 4 if left else 1000):
+            os.write(descriptor, bytes(4096))
+    except OSError:
+        assert not left
+    os.close(descriptor)
+    arguments = [*RUN, "--runs-dir", small_disk / "runs"]
+    full = Child(arguments, tmp_path, "full", checkpoint_seconds=0.0)
+    status = full.end()
+    assert full.err.count("\n") == 1 and "No space left on device" in full.err, full.err
+    folder = small_disk / "runs" / whole.name
+    assert not (folder / "result.json").exists()
+    assert status == 1, full.err
+    filler.unlink()
+    last = Child(arguments, tmp_path, "last")
+    assert last.end() == 0, last.err
+    assert_same_run(whole, folder)
+
+
+def test_output_to_a_closed_pipe_is_no_error() -> None:
+    command = [sys.executable, "-m", "plastibench", "list"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    process.stdout.close()
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.decode()) == (0, "")
+
+
+def test_a_terminal_without_greek_letters_is_no_error() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "plastibench", "list"]
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-300:]
+    assert b"rnr" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list", "interventions"], ["run", "cl-digtis"]])
+def test_help_and_lists_and_mistakes_do_not_wait_for_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom plastibench.cli.main import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'tensordict', 'timm'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_python_m_plastibench_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "plastibench", "--version"], capture_output=True, text=True, cwd=ROOT)
+    from plastibench import __version__
+
+    assert (done.returncode, done.stdout) == (0, f"plastibench {__version__}\n")

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata, plugin_data_pb2
+
+from plastibench.agents.classifier import Classifier
+from plastibench.config.spec import RunSpec
+from plastibench.training.recorder import LEADERBOARD, leaderboard_figures
+from plastibench.training.runner import run
+
+Tiny = Callable[..., RunSpec]
+
+
+def read(folder: Path) -> EventAccumulator:
+    found = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0})
+    return found.Reload()
+
+
+def content(folder: Path) -> dict[str, list[Any]]:
+    """Every scalar and histogram by tag, without the time, in order."""
+    events = read(folder)
+    scalars = {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if not tag.endswith("seconds") and "seconds/" not in tag and tag != "leaderboard/cost"
+    }
+    histograms = {
+        tag: [(event.step, event.histogram_value) for event in events.Histograms(tag)]
+        for tag in events.Tags()["histograms"]
+    }
+    return {**scalars, **histograms}
+
+
+@pytest.fixture
+def finished(tiny: Tiny, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    spec = tiny("rnr", {"quantile": 0.25}, seed=2)
+    result = run(spec, runs_dir=tmp_path, quiet=True, threads=1)
+    return tmp_path / spec.id, result
+
+
+def test_curves_histograms_plasticity_and_leaderboard_are_recorded(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = finished
+    found = content(folder)
+    curve = [accuracy for task in result["tasks"] for _, accuracy in task["curve"]]
+    assert [value for _, value in found["accuracy"]] == pytest.approx(curve)
+    assert [step for step, _ in found["accuracy"]] == [0, 1, 2, 2, 3, 4, 4, 5, 6]
+    assert {"loss", "gradient-norm", "drop/after", "output-kl/after", "train-accuracy/end"} <= set(found)
+    for name in ("dormant-ratio", "effective-rank", "weight-distance", "layernorm-gradient-spread"):
+        expected = [measured[name] for measured in result["plasticity"] if measured["phase"] == "end"]
+        assert [value for _, value in found[f"plasticity-classifier/{name}/end"]] == pytest.approx(expected)
+    assert [step for step, _ in found["layernorm-gradient-end/norm"]] == [2, 4, 6]
+    assert [step for step, _ in found["layernorm-gradient-after/blocks.0.norm2"]] == [0, 2, 4]
+    assert found["layernorm-gradient-end/norm"][0][1].num == 16  # one value per feature
+    ends = [pytest.approx(task["end"]) for task in result["tasks"]]
+    assert found["leaderboard/final"] == [(2, ends[0]), (4, ends[1]), (6, ends[2])]
+    assert ends[2] == result["summary"]["final-accuracy"]
+    assert found["leaderboard/auc"] == [(6, pytest.approx(result["summary"]["auc"]))]
+    assert found["leaderboard/updates"] == [(6, 6)]
+
+
+def test_the_table_and_tensorboard_say_the_same(finished: tuple[Path, dict[str, Any]]) -> None:
+    import csv
+
+    folder, _ = finished
+    found, table = content(folder), {}
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            tag = row["metric"] if row["phase"] == "training" else f"{row['metric']}/{row['phase']}"
+            table.setdefault(tag, []).append((int(row["update"]), pytest.approx(float(row["value"]), rel=1e-6)))
+    compared = [tag for tag in table if "seconds" not in tag]
+    assert len(compared) > 50
+    for tag in compared:
+        assert found[tag] == table[tag], tag
+
+
+def test_hyperparameters_begin_and_end_a_session(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = finished
+    plugin = read(folder).PluginTagToContent("hparams")
+    assert {metadata.EXPERIMENT_TAG, metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG} <= set(plugin)
+    parsed = {tag: plugin_data_pb2.HParamsPluginData.FromString(value) for tag, value in plugin.items()}
+    start = parsed[metadata.SESSION_START_INFO_TAG].session_start_info.hparams
+    assert start["env"].string_value == "cl-digits" and start["intervention"].string_value == "rnr"
+    assert start["seed"].number_value == 2 and "quantile=0.25" in start["options"].string_value
+    columns = parsed[metadata.EXPERIMENT_TAG].experiment
+    assert [info.name.tag for info in columns.metric_infos] == [f"leaderboard/{name}" for name in LEADERBOARD]
+    assert [info.name for info in columns.hparam_infos if info.differs] == [
+        *("env", "agent", "intervention", "options", "seed")
+    ]
+    scalars = read(folder).Tags()["scalars"]
+    assert {info.name.tag for info in columns.metric_infos} <= {*scalars, "leaderboard/recovery"}
+    assert parsed[metadata.SESSION_END_INFO_TAG].session_end_info.status == 1  # STATUS_SUCCESS
+
+
+def test_a_run_is_one_run_in_tensorboard_and_its_spec_is_readable_there(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, _ = finished
+    assert not [path for path in folder.iterdir() if path.is_dir()]
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+    events = read(folder)
+    (text,) = [event for tag in events.Tags()["tensors"] if tag.startswith("spec") for event in events.Tensors(tag)]
+    assert b'name = "rnr"' in text.tensor_proto.string_val[0]
+
+
+def test_every_run_has_the_same_hyperparameters_with_the_same_types(tiny: Tiny, tmp_path: Path) -> None:
+    found = []
+    for spec in (tiny("none"), tiny("reset", every=4, agent="mlp"), tiny(env="relabel-digits", agent="mlp")):
+        run(spec, runs_dir=tmp_path, quiet=True, threads=1)
+        value = read(tmp_path / spec.id).PluginTagToContent("hparams")[metadata.SESSION_START_INFO_TAG]
+        hparams = plugin_data_pb2.HParamsPluginData.FromString(value).session_start_info.hparams
+        found.append({name: item.WhichOneof("kind") for name, item in hparams.items()})
+    assert found[0] == found[1] == found[2]
+    assert {"seed", "every", "version", "data", "env options", "agent options"} <= set(found[0])
+
+
+def test_a_row_has_accuracy_or_return_and_recovery_in_epochs_or_steps() -> None:
+    cost = {"seconds": 20.0, "intervention-seconds": 1.0, "updates": 7}
+    epochs = {"final-accuracy": 0.9, "mean-drop": 0.1, "auc": 0.5, "mean-recovery-epochs": 3.0, "unrecovered-share": 0}
+    row = leaderboard_figures({"summary": epochs, "cost": cost})
+    assert list(row) == list(LEADERBOARD)
+    assert row == {"final": 0.9, "drop": 0.1, "auc": 0.5, "recovery": 3.0, "cost": 0.05, "unrecovered": 0} | {
+        "seconds": 20.0,
+        "updates": 7,
+    }
+    steps = {"final-return": 9.0, "average-return": 5.0, "mean-drop": 1.0, "mean-recovery-steps": None}
+    row = leaderboard_figures({"summary": {**steps, "unrecovered-share": 1.0}, "cost": cost})
+    assert [row[name] for name in ("final", "drop", "auc", "recovery", "unrecovered")] == [9.0, 1.0, 5.0, None, 1.0]
+
+
+@pytest.mark.parametrize("checkpoint_seconds", [0.0, 1e9], ids=["with a checkpoint", "before the first checkpoint"])
+@pytest.mark.parametrize("updates", [3, 4, 5])
+def test_an_interrupted_run_shows_every_point_once_and_none_is_missing(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int, checkpoint_seconds: float
+) -> None:
+    class Stopped(BaseException):
+        pass
+
+    spec = tiny("rnr", agent_options={"batch_size": 8})
+    run(spec, runs_dir=tmp_path / "whole", quiet=True, threads=1)
+    done, original = [0], Classifier.update
+
+    def crash(self: Classifier, batch: Any) -> None:
+        done[0] += 1
+        if done[0] > updates:
+            raise Stopped
+        original(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "update", crash)
+        with pytest.raises(Stopped):
+            run(spec, runs_dir=tmp_path / "part", quiet=True, threads=1, checkpoint_seconds=checkpoint_seconds)
+    run(spec, runs_dir=tmp_path / "part", quiet=True, threads=1)
+    whole, part = content(tmp_path / "whole" / spec.id), content(tmp_path / "part" / spec.id)
+    assert whole.keys() == part.keys()
+    steps = {tag: [step for step, _ in events] for tag, events in part.items()}
+    assert {tag: steps[tag] for tag in ("accuracy", "loss", "drop/after")} == {
+        tag: [step for step, _ in whole[tag]] for tag in ("accuracy", "loss", "drop/after")
+    }
+    assert part == whole
+    assert json.loads((tmp_path / "part" / spec.id / "result.json").read_text())["id"] == spec.id
