@@ -33,14 +33,14 @@ class Classifier:
         networks: Its networks by role; here ``classifier`` alone.
         batch_size: Samples per update.
         label: Precision of the arithmetic, for the result.
-        closed: True for classes that do not exist yet, bool [K], or none; they take no part in the loss.
+        masked_classes: True for classes that do not exist yet, bool [K], or None; they take no part in the loss.
     """
 
     def __init__(self, config: ClassifierConfig, env: TaskStream, seed: int, device: torch.device) -> None:
         self.config = config
         self.batch_size = config.batch_size
         self.label = config.precision
-        self.closed: Tensor | None = None
+        self.masked_classes: Tensor | None = None
         self._device = device
         self._pad = env.augment_pad
         self._augmentation = generator(seed, "augmentation", device)
@@ -55,6 +55,7 @@ class Classifier:
             self._loss,
             fresh=build,
             role="classifier",
+            clip=config.clip,
             generator=generator(seed, "intervention"),
         )
         self.networks = {"classifier": self._network}
@@ -81,18 +82,8 @@ class Classifier:
         if self._pad:
             images = crop_and_flip(images, self._pad, self._augmentation)
         with self._autocast():
-            loss = F.cross_entropy(without(self._logits(images), self.closed), batch["label"])
-        total = loss
-        for penalty in network.penalties:
-            if (extra := penalty(network, batch)) is not None:
-                total = total + extra
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        limit = self.config.clip or math.inf
-        norm = nn.utils.clip_grad_norm_(network.module.parameters(), limit)
-        for tell in network.before_steps:
-            tell(network)
-        optimizer.step()
+            loss = F.cross_entropy(mask_logits(self._logits(images), self.masked_classes), batch["label"])
+        norm = network.update(loss, batch)
         self._sums[0] += loss.detach()
         self._sums[1] += norm
         self._summed += 1
@@ -127,7 +118,7 @@ class Classifier:
             "module": self._network.module.state_dict(),
             "optimizer": self._network.optimizer.state_dict(),
             "task": [self._update, self._updates, self._summed],
-            "closed": self.closed,
+            "masked_classes": self.masked_classes,
             "sums": self._sums,
             "augmentation": self._augmentation.get_state(),
             "intervention": self._network.generator.get_state(),
@@ -135,12 +126,12 @@ class Classifier:
 
     def extra_state(self) -> dict[str, Any]:
         """What the loss of the finished network needs beside it."""
-        return {"closed": self.closed}
+        return {"masked_classes": self.masked_classes}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`extra_state` returned."""
-        closed = state.get("closed")
-        self.closed = None if closed is None else closed.to(self._device)
+        masked = state.get("masked_classes", state.get("closed"))  # "closed" in files of version 0.1
+        self.masked_classes = None if masked is None else masked.to(self._device)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` returned."""
@@ -163,8 +154,10 @@ class Classifier:
             raise RunError(f"a last batch of one image: {error}; take another --agent.batch-size") from error
 
     def _loss(self, module: nn.Module, batch: TensorDictBase) -> Tensor:
-        """The training loss without augmentation: what interventions score with."""
-        return F.cross_entropy(without(module(self._normalise(batch["image"])), self.closed), batch["label"])
+        """The training loss without augmentation, on which interventions compute their scores."""
+        return F.cross_entropy(
+            mask_logits(module(self._normalise(batch["image"])), self.masked_classes), batch["label"]
+        )
 
     def _new_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         config = self.config
@@ -203,6 +196,6 @@ def _see_that_it_runs(module: nn.Module, shape: tuple[int, int, int], device: to
         raise UserError(f"agent: {type(module).__name__} does not take images of {list(shape)} ({reason})") from error
 
 
-def without(logits: Tensor, closed: Tensor | None) -> Tensor:
-    """Logits [N, K] in which closed classes, bool [K], have probability 0; finite, so that divergences stay so."""
-    return logits if closed is None else logits.masked_fill(closed, _NEVER)
+def mask_logits(logits: Tensor, masked_classes: Tensor | None) -> Tensor:
+    """Give masked classes, bool [K], probability 0 in logits [N, K]; the logits stay finite, and so do divergences."""
+    return logits if masked_classes is None else logits.masked_fill(masked_classes, _NEVER)

@@ -114,18 +114,19 @@ class DQNAgent(OffPolicyAgent):
 
     def update(self, batch: TensorDictBase) -> None:
         """One step on the TD error."""
-        batch = self.prepare(self._shifted(batch))
+        batch = self.add_targets(self._shifted(batch))
         with self._autocast():
             losses, errors = self._losses(self._forward["critic"], batch)
         if "weight" in batch:
             batch["td_error"] = errors.detach()
             losses = losses * batch["weight"]
         loss = losses.mean()
-        norm = self._step(self._critic, loss, batch)
+        norm = self._critic.update(loss, batch)
         self._note(**{"loss": loss, "gradient-norm": norm})
+        self._update_targets()
 
     @torch.no_grad()
-    def prepare(self, batch: TensorDictBase, noise: torch.Generator | None = None) -> TensorDictBase:
+    def add_targets(self, batch: TensorDictBase, noise: torch.Generator | None = None) -> TensorDictBase:
         """Adds ``target``: values [B], or distributions [B, atoms]."""
         following = batch["next_observation"]
         reward = batch["reward"]

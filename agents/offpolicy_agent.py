@@ -108,7 +108,8 @@ class OffPolicyAgent:
             module = build().to(self.device)
         optimizer = torch.optim.Adam(module.parameters(), lr=self.config.lr, eps=self.config.eps, fused=True)
         own = generator(self._seed, f"intervention-{role}")
-        network = Network(module, optimizer, loss, fresh=build, role=role, outputs=outputs, generator=own)
+        clip = self.config.clip
+        network = Network(module, optimizer, loss, fresh=build, role=role, outputs=outputs, clip=clip, generator=own)
         self.networks[role] = network
         self._forward[role] = self._compiled(module)
         if target:
@@ -117,7 +118,7 @@ class OffPolicyAgent:
             self.targets[role] = Network(
                 frozen, None, loss, fresh=build, role=f"{role}-target", outputs=outputs, generator=own
             )
-            network.lead(self.targets[role])
+            network.add_replica(self.targets[role])
             self._forward[f"{role}-target"] = self._compiled(frozen)
         return network
 
@@ -125,28 +126,9 @@ class OffPolicyAgent:
         mode = self.config.compile
         return module if mode == "no" else torch.compile(module, mode=None if mode == "default" else mode)
 
-    def _step(self, network: Network, loss: Tensor, batch: TensorDictBase) -> Tensor:
-        """One optimizer step on a loss and the penalties of interventions; the gradient norm before clipping."""
-        for penalty in network.penalties:
-            if (extra := penalty(network, batch)) is not None:
-                loss = loss + extra
-        assert network.optimizer is not None
-        parameters = network.optimizer.param_groups[0]["params"]
-        trained = [p for group in network.optimizer.param_groups for p in group["params"]]
-        for parameter in trained:
-            parameter.grad = None
-        loss.backward(inputs=trained)  # the actor's loss runs through the critic, whose gradients nobody wants
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
-        if self.config.clip:
-            nn.utils.clip_grads_with_norm_(parameters, self.config.clip, norm, foreach=True)
-        for tell in network.before_steps:
-            tell(network)
-        network.optimizer.step()
-        return norm
-
     @torch.no_grad()
-    def follow(self) -> None:
-        """Move the targets, when it is time: after an update and what interventions do to weights right after it."""
+    def _update_targets(self) -> None:
+        """Count an update and move the target networks when it is time; a subclass calls this at its end of update."""
         self._updates += 1
         if self._updates % self.config.target_every:
             return
@@ -205,7 +187,7 @@ class OffPolicyAgent:
         """One update of every network on a sampled batch; writes ``td_error`` [B] into one that has weights."""
         raise NotImplementedError
 
-    def prepare(self, batch: TensorDictBase, noise: torch.Generator | None = None) -> TensorDictBase:
+    def add_targets(self, batch: TensorDictBase, noise: torch.Generator | None = None) -> TensorDictBase:
         """The batch with all that the networks' losses need: ``target`` values, and noise of actions.
 
         Args:

@@ -108,7 +108,7 @@ class _SoftActorCritic(OffPolicyAgent):
 
     def update(self, batch: TensorDictBase) -> None:
         """A step of the critics, of the actor, and of the temperature."""
-        batch = self.prepare(self._shifted(batch))
+        batch = self.add_targets(self._shifted(batch))
         with self._autocast():
             values = self._values(self._forward["critic"], batch)  # [critics, B]
         errors = values - batch["target"]
@@ -117,12 +117,13 @@ class _SoftActorCritic(OffPolicyAgent):
             batch["td_error"] = errors.detach().abs().mean(0)
             losses = losses * batch["weight"]
         loss = losses.mean()
-        norm = self._step(self._critic, loss, batch)
+        norm = self._critic.update(loss, batch)
         with self._autocast():
             policy_loss, entropy = self._policy(self._forward["actor"], batch)
         temperature = self._log_temperature.exp()
-        self._step(self._actor, policy_loss + temperature * (entropy.detach() - self.target_entropy), batch)
+        self._actor.update(policy_loss + temperature * (entropy.detach() - self.target_entropy), batch)
         self._note(**{"loss": loss, "gradient-norm": norm, "entropy": entropy, "temperature": temperature})
+        self._update_targets()
 
     def state_dict(self) -> dict[str, Any]:
         """Also the temperature."""
@@ -210,7 +211,7 @@ class ContinuousSAC(_SoftActorCritic):
         return action, -self._log_temperature.exp() * log_probability
 
     @torch.no_grad()
-    def prepare(self, batch: TensorDictBase, noise: torch.Generator | None = None) -> TensorDictBase:
+    def add_targets(self, batch: TensorDictBase, noise: torch.Generator | None = None) -> TensorDictBase:
         """Adds ``target`` [B] and the ``noise`` [B, action] that draws the actor's actions."""
         following = batch["next_observation"]
         with self._autocast():
@@ -288,7 +289,7 @@ class DiscreteSAC(_SoftActorCritic):
         return action, -self._log_temperature.exp() * chosen
 
     @torch.no_grad()
-    def prepare(self, batch: TensorDictBase, noise: torch.Generator | None = None) -> TensorDictBase:
+    def add_targets(self, batch: TensorDictBase, noise: torch.Generator | None = None) -> TensorDictBase:
         """Adds ``target``. [B]."""
         following = batch["next_observation"]
         with self._autocast():

@@ -104,7 +104,7 @@ def transitions(agent: Any, count: int = 16, actions: int = 2, seed: int = 0) ->
         },
         batch_size=[count],
     )
-    return agent.prepare(batch)
+    return agent.add_targets(batch)
 
 
 def method(name: str, **options: object) -> Any:

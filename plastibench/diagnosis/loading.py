@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import tempfile
-import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +24,7 @@ from plastibench.diagnosis.state_dicts import load_weights, read_state, without_
 from plastibench.envs.stream import TaskStream
 from plastibench.nn.branches import outputs_of
 from plastibench.nn.network import Network, eval_mode, seeded
+from plastibench.training.learner import Learner
 from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.supervised import PROBE
 from plastibench.utils import atomic_io
@@ -214,11 +213,11 @@ def networks_of_run(folder: Path, data: str | None, device: str, *, samples: int
         return [Subject(title, network, batch, found.name, initial["classifier"], notes)]
     if isinstance(env, TaskStream):
         finished = saved.source.name == "final.pt"
-        task = env.scenario.task_count - 1 if finished else int(saved.state["course"]["position"][0])
+        task = env.scenario.task_count - 1 if finished else int(saved.state["trainer"]["task"])
         batch = data_of_task(env, spec, task)[: min(samples or PROBE, PROBE)].to(device)
         where = f"the samples of {spec.env[0]} that came first, with their labels in task {task + 1}"
         return [Subject(title, networks["classifier"], batch, where, initial["classifier"])]
-    task = env.scenario.task_count - 1 if saved.source.name == "final.pt" else int(saved.state["course"]["task"])
+    task = env.scenario.task_count - 1 if saved.source.name == "final.pt" else int(saved.state["trainer"]["task"])
     batch = _played(env, agent, spec, task)[: samples or PROBE]
     where = f"transitions of {spec.env[0]}, drawn from {_acted(spec):,} steps that the loaded agent played anew"
     where += f" in task {task + 1}" if env.scenario.task_count > 1 else ""
@@ -278,11 +277,12 @@ def _load(spec: RunSpec, agent: Any, state: dict[str, Any]) -> dict[str, dict[st
         if intervention is not None:  # it may have changed the architecture
             intervention.prepare(network)
     initial = {role: {n: p.detach().clone() for n, p in each.module.named_parameters()} for role, each in networks}
-    for intervention, saved in zip(interventions, state.get("interventions", ()), strict=False):
+    learner = state["trainer"]["learner"] if "trainer" in state else state
+    for intervention, saved in zip(interventions, learner["interventions"], strict=True):
         if intervention is not None:
             intervention.load_state_dict(saved)
-    if "agent" in state:
-        agent.load_state_dict(state["agent"])
+    if "agent" in learner:
+        agent.load_state_dict(learner["agent"])
         return initial
     for (_, network), saved in zip(networks, state["networks"], strict=True):
         network.module.load_state_dict(saved)
@@ -315,12 +315,10 @@ def _acted(spec: RunSpec) -> int:
 
 def _played(env: Any, agent: Any, spec: RunSpec, task: int) -> TensorDictBase:
     """Transitions of the agent as it is now; the memory of a run is not on disk."""
-    with tempfile.TemporaryDirectory() as folder:
-        stand_in: Any = types.SimpleNamespace(spec=spec, folder=Path(folder), total=0, works_on=lambda role: False)
-        trainer = OffPolicyTrainer(stand_in, env, agent)
-        try:
-            agent.set_progress(1.0)
-            trainer.remember(task, _acted(spec))
-            return trainer.probe()
-        finally:
-            trainer.close()
+    trainer = OffPolicyTrainer(env, Learner(agent), spec.run)
+    try:
+        agent.set_progress(1.0)
+        trainer.collect(task, _acted(spec))
+        return trainer.probe()
+    finally:
+        trainer.close()

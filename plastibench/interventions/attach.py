@@ -1,7 +1,8 @@
-"""An intervention in a training loop of one's own: what plastibench's runner does, as a few calls."""
+"""Put an intervention to work on one network: in a harness run, in your own training loop, or once."""
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,44 +16,108 @@ from plastibench.config.errors import UserError
 from plastibench.config.options import build
 from plastibench.config.registry import interventions
 from plastibench.interventions.base import Intervention, Report, overrides
-from plastibench.nn.network import Network, as_batch
+from plastibench.nn.network import Loss, Network, as_batch
 
 Batch: TypeAlias = TensorDictBase | Mapping[str, Tensor]
 
 
-def attach(intervention: str | Intervention, network: Network, **options: Any) -> Attached:
-    """Prepare the network, and follow its optimizer from now on.
+def attach(
+    intervention: str | Intervention,
+    model: Network | nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    loss_fn: Loss | None = None,
+    **options: Any,
+) -> Attached:
+    """Attach an intervention to a model and follow its optimizer.
+
+    The architecture may change here, so attach before you load a state dict.
 
     Args:
-        intervention: A registered name, or several as ``l2-init+rnr``; or an instance that serves no other network.
-        network: What to keep trainable. Its architecture may change here, so attach before loading a state.
-        options: Of a named intervention; those of a combination as ``l2_init__strength=0.001``.
+        intervention: A registered name or a combination such as ``l2-init+rnr``; or an instance that serves no other
+            network.
+        model: The module to keep trainable, or a :class:`~plastibench.nn.network.Network` that describes it.
+        optimizer: Its optimizer; only with a module.
+        loss_fn: ``loss_fn(model, batch)``, the mean training loss of a batch; only with a module. Methods that score
+            units by gradients call it.
+        options: Options of a named intervention; those of a combination as ``l2_init__strength=0.001``.
+
+    Returns:
+        The handle of the attached intervention.
 
     Raises:
-        UserError: An unknown name, or an option that does not fit.
+        UserError: An unknown name, an option that does not fit, or a model that the method cannot act on.
+    """
+    if isinstance(model, Network):
+        if optimizer is not None or loss_fn is not None:
+            raise UserError("attach: a Network has its optimizer and loss already; pass them with a plain module only")
+        network = model
+    else:
+        network = Network(model, optimizer, loss_fn or _no_loss)
+    method = create(intervention, **options)
+    method.prepare(network)
+    return Attached(method, network)
+
+
+def apply(
+    intervention: str | Intervention,
+    model: nn.Module,
+    batch: Batch | None = None,
+    loss_fn: Loss | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Apply an intervention once, for example before fine-tuning; the model is edited in place and returned.
+
+    Args:
+        intervention: A registered name or an instance.
+        model: The module to act on.
+        batch: Representative data; methods that look at activations or gradients need it.
+        loss_fn: ``loss_fn(model, batch)``, the mean training loss; methods that look at gradients need it.
+        options: Options of a named intervention.
+
+    Raises:
+        UserError: The method needs a batch or a loss that was not given; the model is then unchanged.
+    """
+    before = copy.deepcopy(model.state_dict())
+    handle = attach(intervention, model, None, loss_fn, **options)
+    try:
+        handle.intervene(_NoBatch() if batch is None else batch)
+    except BaseException:
+        if model.state_dict().keys() == before.keys():
+            model.load_state_dict(before)
+        raise
+    finally:
+        handle.detach()
+    return model
+
+
+def create(intervention: str | Intervention, **options: Any) -> Intervention:
+    """An instance of a named intervention; an instance is returned as it is.
+
+    Raises:
+        UserError: An unknown name, an option that does not fit, or options beside an instance.
     """
     if isinstance(intervention, str):
         entry = interventions[intervention]
         intervention = build(entry.load(), {**entry.defaults, **options}, f"intervention {intervention}")
     elif options:
-        raise UserError(f"attach: {type(intervention).__name__} has its options already; give them with a name only")
+        name = type(intervention).__name__
+        raise UserError(f"attach: {name} is an instance and has its options already; options need a name")
     assert isinstance(intervention, Intervention)
-    intervention.prepare(network)
-    return Attached(intervention, network)
+    return intervention
 
 
 class Attached:
-    """An intervention at work on one network; made by :func:`attach`.
+    """An intervention at work on one network; created by :func:`attach`.
 
-    Every step of the optimizer calls ``before_update`` and ``after_update``, also where a learning-rate schedule or a
-    ``GradScaler`` stands in between, or gradients come from a closure. Gradients are seen unscaled: a fused optimizer
-    that would unscale them itself finds that done. Steps that the scaler skips are none (after a fused optimizer
-    finding this out waits for the device). What runs between backward pass and step, as clipping, has been done.
+    It takes part in every optimizer step, whether the step is made by :meth:`Network.update
+    <plastibench.nn.network.Network.update>`, your own loop, a learning-rate scheduler's wrapper, a ``GradScaler`` or
+    with a closure. It sees unscaled and clipped gradients. Steps that a scaler skips are not counted (with a fused
+    optimizer, finding this out waits for the device).
 
     Attributes:
         intervention: The intervention.
         network: Its network.
-        steps: Optimizer steps seen.
+        steps: Optimizer steps so far.
         report: What the latest call of :meth:`intervene` did.
     """
 
@@ -60,83 +125,81 @@ class Attached:
         self.intervention, self.network = intervention, network
         self.steps = 0
         self.report: Report | None = None
+        self._penalizes = overrides(intervention, "penalty")
         self._before = overrides(intervention, "before_update")
         self._after = overrides(intervention, "after_update")
-        self._awaits_penalty = overrides(intervention, "penalty")
+        self._awaits_penalty = self._penalizes
         self._acted_at = 0
         self._every = 0
         self._draw: Callable[[], Batch] | None = None
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self.optimizer = network.optimizer
+        network.attach(self)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
-        """The network's optimizer; assign the new one where a task begins with one."""
+        """The network's optimizer; assign the new one if a task starts with a new optimizer."""
         return self.network.optimizer
 
     @optimizer.setter
     def optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
-        self.detach()
-        while hasattr(optimizer, "optimizer"):  # Accelerate and Lightning wrap it in something that takes no hooks
-            optimizer = optimizer.optimizer  # type: ignore[union-attr]
-        self.network.optimizer = None
-        if optimizer is not None:
-            self.network.follow(optimizer)
-            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
-            self._handles.append(optimizer.register_step_post_hook(self._after_step))
+        self.network.optimizer = optimizer
 
     def schedule(self, every: int, draw: Callable[[], Batch]) -> None:
-        """Intervene by itself after every so many optimizer steps, on the batch that ``draw()`` then returns."""
+        """Intervene automatically after every ``every`` optimizer steps, on the batch that ``draw()`` returns."""
         if every < 1:
             raise UserError(f"schedule: every is {every}; it must be at least 1")
         self._every, self._draw = every, draw
 
     def penalty(self, batch: Batch) -> Tensor | float:
-        """What to add to the loss of this batch, after its forward pass; 0 where the intervention asks for nothing."""
-        self._awaits_penalty = False
-        found = self.intervention.penalty(self.network, as_batch(batch))
+        """The term to add to the loss of this batch, after its forward pass; 0 if the method has none.
+
+        Call it in a loop that steps the optimizer itself; ``Network.update`` adds the penalty.
+        """
+        found = self.penalty_for(as_batch(batch))
         return 0.0 if found is None else found
 
-    def intervene(self, batch: Batch) -> Report:
-        """Act: at a task switch, or every so many updates.
+    def intervene(self, batch: Batch, *, expect_steps: bool = True) -> Report:
+        """Act on the network: at a task boundary, or every N updates.
 
         Args:
-            batch: A large representative batch of the data to come, with all that the network's loss needs.
+            batch: A large representative batch of the data to come, with everything that the network's loss needs.
+            expect_steps: Warn if no optimizer step was seen since the last call.
         """
-        if self.steps == self._acted_at and (self._before or self._after):
+        if expect_steps and self.steps == self._acted_at and (self._before or self._after):
             print(
                 "plastibench: no optimizer step was seen since the last intervention; "
-                "if you made a new optimizer, assign it: attached.optimizer = optimizer",
+                "if you created a new optimizer, assign it: attached.optimizer = optimizer",
                 file=sys.stderr,
             )
         self._acted_at = self.steps
         started = time.perf_counter()
-        self.report = self.intervention.intervene(self.network, as_batch(batch))
+        self.report = self.intervention.intervene(
+            self.network, batch if isinstance(batch, _NoBatch) else as_batch(batch)
+        )
+        if self.network.device.type == "cuda":
+            torch.cuda.synchronize(self.network.device)
         self.report.seconds = time.perf_counter() - started
         return self.report
 
     @property
     def evaluated(self) -> nn.Module:
-        """The module to evaluate: the network's own, or a slow copy of it."""
+        """The module to evaluate: the network's own, or an averaged copy of it."""
         return self.intervention.evaluated(self.network)
 
     def state_dict(self) -> dict[str, Any]:
-        """What an exact resume needs beside the module's and the optimizer's state; safe for ``weights_only=True``."""
+        """State for an exact resume, besides the module's and the optimizer's; safe for ``weights_only=True``."""
         generator = self.network.generator.get_state()
         counts = {"steps": self.steps, "acted-at": self._acted_at}
         return {"intervention": self.intervention.state_dict(), "generator": generator, **counts}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned; before module and optimizer, for that may rebuild the module."""
+        """Restore from :meth:`state_dict`. Call it before you load module and optimizer: it may rebuild the module."""
         self.intervention.load_state_dict(state["intervention"])
         self.network.generator.set_state(state["generator"].cpu())
         self.steps, self._acted_at = state["steps"], state.get("acted-at", -1)
 
     def detach(self) -> None:
-        """Follow the optimizer no more. What was done to the network stays."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """Stop following the optimizer. What was done to the network stays."""
+        self.network.detach(self)
 
     def __enter__(self) -> Attached:
         return self
@@ -144,36 +207,28 @@ class Attached:
     def __exit__(self, *exception: object) -> None:
         self.detach()
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first is the optimizer itself
-        if closure is None:
-            self._tell(optimizer)
-            return None
+    # What the network calls around every update ------------------------------------------------------------------
 
-        def then_tell() -> Any:  # gradients are there only once the closure has run
-            loss = closure()
-            self._tell(optimizer)
-            return loss
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the intervention reads gradients."""
+        return self._before or self._after
 
-        return args[:1], {**kwargs, "closure": then_tell}
+    def penalty_for(self, batch: TensorDictBase) -> Tensor | None:
+        """The penalty of this batch, or None."""
+        self._awaits_penalty = False
+        return self.intervention.penalty(self.network, batch) if self._penalizes else None
 
-    def _tell(self, optimizer: torch.optim.Optimizer) -> None:
+    def before_step(self) -> None:
+        """Call ``before_update``; refuse a step whose loss lacks the penalty."""
         if self._awaits_penalty:
             name = type(self.intervention).__name__
             raise UserError(f"{name} sees batches through its penalty: add attached.penalty(batch) to every loss")
-        if not (self._before or self._after) or _skipped(optimizer):
-            return
-        if (scale := getattr(optimizer, "grad_scale", None)) is not None:
-            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-                if parameter.grad is not None:
-                    parameter.grad.div_(scale.to(parameter.grad.device))
-            optimizer.grad_scale = None  # type: ignore[attr-defined]
         if self._before:
             self.intervention.before_update(self.network)
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if _skipped(optimizer):
-            return
+    def after_step(self) -> None:
+        """Call ``after_update``, and intervene if the schedule says so."""
         self.steps += 1
         if self._after:
             self.intervention.after_update(self.network)
@@ -181,7 +236,14 @@ class Attached:
             self.intervene(self._draw())
 
 
-def _skipped(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a GradScaler has told a fused optimizer, which makes no step then, that gradients are not finite."""
-    found = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found)
+class _NoBatch:
+    """Stands for the batch that :func:`apply` was not given; any use of it says what is missing."""
+
+    def _refuse(self, *_: Any) -> Any:
+        raise UserError("apply: this method looks at data; pass batch=… (and loss_fn=… if it looks at gradients)")
+
+    __getattr__ = __getitem__ = __len__ = __iter__ = _refuse
+
+
+def _no_loss(module: nn.Module, batch: TensorDictBase) -> Tensor:
+    raise UserError("this method looks at the training loss; pass loss_fn=…, a function of (model, batch)")

@@ -71,7 +71,7 @@ class PlasticityInjection(Intervention):
         """
         if self._network is None:
             self.prepare(network)
-        if self._done >= self.times or network.led:
+        if self._done >= self.times or network.is_replica:
             return Report()
         self._try(network, as_batch(batch)[:3])
         return self._inject(network)
@@ -83,7 +83,7 @@ class PlasticityInjection(Intervention):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Rebuild the network of ``prepare`` as often, so that its saved weights fit."""
         for _ in range(self._done, state["done"]):
-            if self._network is not None and not self._network.led:
+            if self._network is not None and not self._network.is_replica:
                 self._inject(self._network)
         self._done = state["done"]
 
@@ -91,7 +91,7 @@ class PlasticityInjection(Intervention):
         before = set(network.module.parameters())
         network.rebuild(self._change(network))
         self._done += 1
-        for each in (network, *network.followers):
+        for each in (network, *network.replicas):
             each.outputs = branched_outputs(self._stages, self._outputs, 1 + 2 * self._done)
         return Report(parameters=sum(p.numel() for p in set(network.module.parameters()) - before if p.requires_grad))
 

@@ -26,7 +26,7 @@ class EmaCopy:
         if self._follower is None:
             module = copy.deepcopy(network.module).requires_grad_(False)
             self._follower = Network(module, None, network.loss, role=f"{network.role}-slow", outputs=network.outputs)
-            network.lead(self._follower)
+            network.add_replica(self._follower)
         if self._saved:  # only now: between loading and the first use, the architecture may have been rebuilt
             self._follower.module.load_state_dict(self._saved)
             self._saved = {}

@@ -1,10 +1,11 @@
-"""A trainable module with all that an intervention may need to know of it."""
+"""A trainable module with its optimizer and loss: what interventions act on, and the one place that steps weights."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -13,22 +14,38 @@ from torch import Tensor, nn
 Loss = Callable[[nn.Module, TensorDictBase], Tensor]
 
 
+class UpdateHook(Protocol):
+    """Something attached to a network that takes part in every update."""
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether it reads gradients, so that a ``GradScaler``'s scale must be taken out first."""
+
+    def penalty_for(self, batch: TensorDictBase) -> Tensor | None:
+        """A scalar to add to the loss of this batch, or None."""
+
+    def before_step(self) -> None:
+        """Called before every optimizer step, when gradients are there (and clipped)."""
+
+    def after_step(self) -> None:
+        """Called after every optimizer step; the gradients are still there."""
+
+
 class Network:
-    """One trainable module of an agent: what interventions work on.
+    """One trainable module of an agent.
 
     Attributes:
-        module: The module itself, uncompiled; interventions edit its tensors in place.
-        optimizer: Its optimizer, or None where the caller builds a new one after every intervention.
+        module: The module, uncompiled; interventions edit its tensors in place.
         loss: ``loss(module, batch)``: the training loss, averaged over the samples of the batch. It must treat
-            samples independently (in eval mode BatchNorm does).
+            samples independently (BatchNorm does so in eval mode).
         role: Its part in the agent: ``classifier``, ``critic``, ``actor``, ``encoder``.
-        outputs: Names of the modules whose outputs are the network's own, where it is not the last one alone.
-        generator: Source of all randomness of interventions, so that they never disturb the training's.
-        penalties: Functions of (network, batch) whose scalars the agent adds to the training loss.
-        before_steps: Functions of the network that the agent calls between backward pass and optimizer step.
-        restarts: Functions to call when the whole network is drawn anew: what starts with it and is in no module.
-        followers: Networks of the same architecture, as a target network, that are rebuilt together with this one.
-        led: Whether this network is such a follower, which is never rebuilt by itself.
+        outputs: Names of the output modules, if the network has more outputs than the module that runs last.
+        clip: Largest gradient norm in :meth:`update`; 0 disables clipping.
+        generator: Source of all randomness of interventions, so that they never disturb that of training.
+        attached: What takes part in every update; see :meth:`attach`.
+        restarts: Functions to call when the whole network is reinitialized, for training state outside the module.
+        replicas: Networks of the same architecture, such as a target network, that are rebuilt together with this one.
+        is_replica: Whether this network is such a replica, which is never rebuilt by itself.
     """
 
     def __init__(
@@ -40,35 +57,139 @@ class Network:
         fresh: Callable[[], nn.Module] | None = None,
         role: str = "network",
         outputs: Sequence[str] = (),
+        clip: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
         """Describe a network.
 
         Args:
             module: The module to keep trainable.
-            optimizer: Its optimizer, whose state is reset with the weights.
+            optimizer: Its optimizer, whose state is reset together with the weights; None if the caller creates a
+                new one after every intervention.
             loss: Mean training loss of a batch.
-            fresh: Builds the module anew with new random weights. Without it, a copy is re-initialised module by
-                module through ``reset_parameters``, which knows PyTorch's defaults only.
+            fresh: Builds a newly initialized module. By default, a copy of the module is reinitialized through the
+                ``reset_parameters`` of its children, which only know PyTorch's default initialization.
             role: Its part in the agent.
-            outputs: Output modules of a network that has several, as two critics or a value and an advantage;
-                none is ever revived. By default the module with units that runs last.
+            outputs: Output modules of a network that has several, such as two critics or a value and an advantage;
+                none of them is ever revived. By default the module with units that runs last.
+            clip: Largest gradient norm in :meth:`update`; 0 disables clipping.
             generator: A CPU generator; by default one seeded with 0.
         """
         self.module = module
-        self.optimizer = optimizer
         self.loss = loss
         self.role = role
         self.outputs = tuple(outputs)
+        self.clip = clip
         self.generator = generator if generator is not None else torch.Generator().manual_seed(0)
-        self.penalties: list[Callable[[Network, TensorDictBase], Tensor | None]] = []
-        self.before_steps: list[Callable[[Network], None]] = []
+        self.attached: list[UpdateHook] = []
         self.restarts: list[Callable[[], None]] = []
-        self.followers: list[Network] = []
-        self.led = False
+        self.replicas: list[Network] = []
+        self.is_replica = False
         self._fresh = fresh
-        self._before: nn.Module | None = None  # the module as it was before the first change, where nothing builds it
+        self._original: nn.Module | None = None  # the module before its first rebuild, if no builder was given
         self._changes: list[Callable[[nn.Module], None]] = []
+        self._step_hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self.optimizer = optimizer
+
+    # Updates -----------------------------------------------------------------------------------------------------
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The optimizer of the module, without the wrappers of Accelerate or Lightning.
+
+        Assign the new one when training goes on with another optimizer: attached hooks follow it, and parameters that
+        a rebuild has frozen leave it.
+        """
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
+        while hasattr(optimizer, "optimizer"):  # the wrappers accept no step hooks
+            optimizer = optimizer.optimizer  # type: ignore[union-attr]
+        self._optimizer = optimizer
+        if optimizer is not None and self._changes:
+            _own(optimizer, set(self.module.parameters()), [p for p in self.module.parameters() if p.requires_grad])
+        self._hook_steps()
+
+    def update(self, loss: Tensor, batch: TensorDictBase) -> Tensor:
+        """Take one optimizer step on a loss and the penalties of everything attached.
+
+        The order is: penalties, backward, clipping, ``before_step`` hooks, optimizer step, ``after_step`` hooks. The
+        hooks run around every ``optimizer.step()``, so a training loop that steps the optimizer itself calls them too.
+
+        Args:
+            loss: Scalar loss of the batch.
+            batch: The batch, for penalties.
+
+        Returns:
+            Gradient norm of the optimizer's first parameter group, before clipping.
+        """
+        optimizer = self._optimizer
+        assert optimizer is not None
+        for hook in self.attached:
+            if (penalty := hook.penalty_for(batch)) is not None:
+                loss = loss + penalty
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        for parameter in trained:
+            parameter.grad = None
+        loss.backward(inputs=trained)  # only these: an actor's loss runs through the critic, too
+        first = optimizer.param_groups[0]["params"]
+        norm: Tensor = nn.utils.get_total_norm([p.grad for p in first if p.grad is not None], foreach=True)
+        if self.clip:
+            nn.utils.clip_grads_with_norm_(first, self.clip, norm, foreach=True)
+        optimizer.step()
+        return norm
+
+    def attach(self, hook: UpdateHook) -> None:
+        """Let a hook take part in every update from now on."""
+        self.attached.append(hook)
+        self._hook_steps()
+
+    def detach(self, hook: UpdateHook) -> None:
+        """Remove a hook; nothing happens if it is not attached."""
+        if hook in self.attached:
+            self.attached.remove(hook)
+        self._hook_steps()
+
+    def _hook_steps(self) -> None:
+        for handle in self._step_hooks:
+            handle.remove()
+        self._step_hooks = []
+        if self._optimizer is not None and self.attached:
+            self._step_hooks.append(self._optimizer.register_step_pre_hook(self._before_step))
+            self._step_hooks.append(self._optimizer.register_step_post_hook(self._after_step))
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first argument is the optimizer itself
+        if closure is None:
+            self._call_before_step(optimizer)
+            return None
+
+        def closure_then_hooks() -> Any:  # gradients exist only after the closure has run
+            loss = closure()
+            self._call_before_step(optimizer)
+            return loss
+
+        return args[:1], {**kwargs, "closure": closure_then_hooks}
+
+    def _call_before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        scale = getattr(optimizer, "grad_scale", None)
+        if _skips_step(optimizer):
+            return
+        if scale is not None and any(hook.needs_gradients for hook in self.attached):
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                if parameter.grad is not None:
+                    parameter.grad.div_(scale.to(parameter.grad.device))
+            optimizer.grad_scale = None  # type: ignore[attr-defined]
+        for hook in self.attached:
+            hook.before_step()
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if not _skips_step(optimizer):
+            for hook in [*self.attached]:
+                hook.after_step()
+
+    # Fresh weights and other architectures -----------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
@@ -76,15 +197,15 @@ class Network:
         return next(self.module.parameters()).device
 
     def fresh(self) -> nn.Module:
-        """A newly initialised copy of the module on its device; the global random state is left as it was."""
+        """A newly initialized module on the same device; the global random state does not change."""
         with seeded(self._seed()):
             module = self.builder()()
         return module.to(self.device)
 
     def builder(self) -> Callable[[], nn.Module]:
-        """Builds newly initialised modules of the present architecture, on the CPU, from the global random state.
+        """A function that builds newly initialized modules of the current architecture on the CPU.
 
-        For changes that need new weights, which draw from a seeded state (see :meth:`rebuild`).
+        It draws from the global random state; call it inside :func:`seeded` (see :meth:`rebuild`).
         """
         changes = [*self._changes]
 
@@ -92,62 +213,56 @@ class Network:
             if self._fresh is not None:
                 module = self._fresh()
             else:
-                module = _reinitialised(self.module if self._before is None else self._before)
+                module = _reinitialized(self.module if self._original is None else self._original)
             for change in changes:
                 change(module)
             return module
 
         return build
 
-    def lead(self, follower: Network) -> None:
-        """Have another network of the same architecture, as a target, rebuilt together with this one."""
-        self.followers.append(follower)
-        follower.led = True
+    def add_replica(self, replica: Network) -> None:
+        """Rebuild another network of the same architecture, such as a target network, together with this one."""
+        self.replicas.append(replica)
+        replica.is_replica = True
 
     def rebuild(self, change: Callable[[nn.Module], None]) -> None:
-        """Change the architecture in place; optimizer, fresh draws and followers change with it.
+        """Change the architecture in place; optimizer, fresh modules and replicas change with it.
 
-        What a change draws at random is the same in the followers, and whatever it keeps stays theirs. Called on a
-        follower this does nothing, so that an intervention may be prepared on a target as on any network.
+        Replicas draw the same random numbers and keep their own weights otherwise. On a replica this does nothing, so
+        that an intervention can be prepared on a target network like on any other.
 
         Args:
-            change: Replaces children or parameters of a module that it is given; called with this network's module
-                now and with every fresh one later, always inside of :func:`seeded`. Parameters that it freezes leave
+            change: Replaces children or parameters of the module it is given. It is called with this network's module
+                now and with every fresh module later, always inside :func:`seeded`. Parameters that it freezes leave
                 the optimizer and lose their gradients.
         """
-        if self.led:
+        if self.is_replica:
             return
         seed = self._seed()
-        for network in (self, *self.followers):
+        for network in (self, *self.replicas):
             network._change(change, seed)
-
-    def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take an optimizer that was made for the module as it is; parameters that changes have frozen leave it."""
-        self.optimizer = optimizer
-        if self._changes:
-            _own(optimizer, set(self.module.parameters()), [p for p in self.module.parameters() if p.requires_grad])
 
     def _change(self, change: Callable[[nn.Module], None], seed: int) -> None:
         device, before = self.device, set(self.module.parameters())
-        if self._fresh is None and self._before is None:
-            self._before = copy.deepcopy(self.module)
+        if self._fresh is None and self._original is None:
+            self._original = copy.deepcopy(self.module)
         with seeded(seed):
             change(self.module)
         self.module.to(device)
         self._changes.append(change)
-        if self.led:
+        if self.is_replica:
             self.module.requires_grad_(False)
         for parameter in self.module.parameters():
             if not parameter.requires_grad:
                 parameter.grad = None
-        if self.optimizer is not None:
-            _own(self.optimizer, before, [p for p in self.module.parameters() if p.requires_grad])
+        if self._optimizer is not None:
+            _own(self._optimizer, before, [p for p in self.module.parameters() if p.requires_grad])
 
     def _seed(self) -> int:
         return int(torch.randint(2**62, (), generator=self.generator))
 
     def not_reinitializable(self) -> list[str]:
-        """Parameters that :meth:`fresh` returns unchanged, because nothing says how they were initialised."""
+        """Names of the parameters that :meth:`fresh` cannot reinitialize, because no module says how."""
         if self._fresh is not None:
             return []
         return [
@@ -160,7 +275,7 @@ class Network:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Global CPU randomness from ``seed`` inside the block, and undisturbed after it."""
+    """Seed the global CPU generator inside the block and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
@@ -168,7 +283,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; every submodule's own mode comes back afterwards."""
+    """Eval mode inside the block; restore the mode of every submodule afterwards."""
     training = {child: child.training for child in module.modules()}
     module.eval()
     try:
@@ -180,7 +295,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def as_evaluated(module: nn.Module) -> Iterator[None]:
-    """Eval mode, full float32 precision, no autocast, and no fused encoder, which would run no submodule."""
+    """Eval mode in full float32 precision: no autocast, no TF32, and no fused encoder, which skips the submodules."""
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     fused = torch.backends.mha.get_fastpath_enabled()
     device = next(module.parameters()).device.type
@@ -195,17 +310,17 @@ def as_evaluated(module: nn.Module) -> Iterator[None]:
 
 
 def as_batch(batch: TensorDictBase | Mapping[str, Tensor]) -> TensorDictBase:
-    """A TensorDict whose first dimension counts samples, from one or from a plain dict of tensors."""
+    """Convert a TensorDict or a dict of tensors to a TensorDict with one batch dimension."""
     if isinstance(batch, TensorDictBase):
         return batch if batch.batch_dims == 1 else batch.reshape(-1)
     return TensorDict(dict(batch), batch_size=[len(next(iter(batch.values())))])
 
 
 def _own(optimizer: torch.optim.Optimizer, before: set[nn.Parameter], after: list[nn.Parameter]) -> None:
-    """Have the optimizer step on ``after`` instead of ``before``; what is no one's but the optimizer's stays.
+    """Replace the parameters ``before`` by ``after`` in the optimizer; parameters outside the module stay.
 
-    New parameters join group 0; those of ``before`` that it did not own stay out of it. Each group is put in the
-    module's order, which is that of an optimizer made anew: states are saved by position.
+    New parameters join group 0; parameters of ``before`` that it did not own stay out of it. Each group is sorted in
+    the module's order, like that of a newly created optimizer, because optimizer states are saved by position.
     """
     groups = optimizer.param_groups
     owner = {p: number for number, group in enumerate(groups) for p in group["params"]}
@@ -217,10 +332,16 @@ def _own(optimizer: torch.optim.Optimizer, before: set[nn.Parameter], after: lis
         optimizer.state.pop(gone, None)
 
 
-def _reinitialised(module: nn.Module) -> nn.Module:
+def _reinitialized(module: nn.Module) -> nn.Module:
     module = copy.deepcopy(module).cpu()
     for child in module.modules():
         reset = getattr(child, "reset_parameters", None)
         if callable(reset):
             reset()
     return module
+
+
+def _skips_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a GradScaler has told a fused optimizer to skip this step, because gradients are not finite."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)

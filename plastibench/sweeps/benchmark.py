@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from plastibench.agents.images import crop_and_flip
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.envs.stream import TaskStream
-from plastibench.training.runner import Run, check_options
+from plastibench.training.runner import check_options, choose_threads, make_trainer
 from plastibench.training.supervised import SupervisedTrainer
 from plastibench.training.task_buffer import all_samples
 from plastibench.utils.atomic_io import tensor_bytes
@@ -38,25 +37,22 @@ def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads:
         rounds: Rounds, in each of which both are measured twice; medians count. At least 2.
         threads: CPU threads, as for a run.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = _begun(spec, Path(folder), data_dir, threads)
-        run = trainer.run
-        epoch = trainer.updates_per_epoch()
-        plain = plain_loop(trainer)
-        ours, theirs = [], []
-        for round_number in range(rounds + 1):
-            pair = [_seconds(trainer, step, updates) for step in (plain, trainer.learn, trainer.learn, plain)]
-            if round_number:  # the first warms up
-                theirs.append((pair[0] + pair[3]) / 2)
-                ours.append((pair[1] + pair[2]) / 2)
-        low, ratio, high = statistics.quantiles((a / b for a, b in zip(ours, theirs, strict=True)), n=4)
-        start = time.perf_counter()
-        run.intervene()
-        _wait(trainer)
-        intervention = time.perf_counter() - start
-        update = statistics.median(ours) / updates
-        total, switches = trainer.length, trainer.scenario.task_count - 1
-        run.close()
+    trainer = _started(spec, data_dir, threads)
+    epoch = trainer.updates_per_epoch()
+    plain = plain_loop(trainer)
+    ours, theirs = [], []
+    for round_number in range(rounds + 1):
+        pair = [_seconds(trainer, step, updates) for step in (plain, trainer.learn, trainer.learn, plain)]
+        if round_number:  # the first warms up
+            theirs.append((pair[0] + pair[3]) / 2)
+            ours.append((pair[1] + pair[2]) / 2)
+    low, ratio, high = statistics.quantiles((a / b for a, b in zip(ours, theirs, strict=True)), n=4)
+    start = time.perf_counter()
+    trainer.intervene()
+    _wait(trainer)
+    intervention = time.perf_counter() - start
+    update = statistics.median(ours) / updates
+    total, switches = trainer.length, trainer.task_stream.task_count - 1
     scale = epoch / updates
     share = switches * intervention / (total * update + switches * intervention)
     rate = trainer.agent.batch_size / update
@@ -102,50 +98,49 @@ def cost(spec: RunSpec, data_dir: Path, updates: int = 5, rounds: int = 12, thre
         threads: CPU threads.
     """
     base = dataclasses.replace(spec, intervention=RunSpec.make(spec.env[0], spec.agent[0]).intervention)
-    with tempfile.TemporaryDirectory() as folder:
-        trainers = [_begun(each, Path(folder) / name, data_dir, threads) for name, each in (("a", base), ("b", spec))]
-        plain, with_it = trainers
-        ratios, seconds = [], []
-        for round_number in range(rounds + 2):
-            pair = [_seconds(trainer, trainer.learn, updates) for trainer in (plain, with_it, with_it, plain)]
-            if round_number > 1:  # the first warm up, and find what they work on
-                ratios.append((pair[1] + pair[2]) / (pair[0] + pair[3]))
-                seconds.append((pair[0] + pair[3]) / 2 / updates)
-        start = time.perf_counter()
-        with_it.run.intervene()
-        _wait(with_it)
-        acting = time.perf_counter() - start
-        module = with_it.run.networks[0].module
-        bought = sum(p.numel() * p.element_size() for p in module.parameters())
-        bought -= sum(p.numel() * p.element_size() for p in plain.run.networks[0].module.parameters())
-        parameters = sum(p.numel() * p.element_size() for p in plain.run.networks[0].module.parameters())
-        kept = tensor_bytes([intervention.state_dict() for intervention in with_it.run.interventions])
-        for trainer in trainers:
-            trainer.run.close()
+    without, with_it = (_started(each, data_dir, threads) for each in (base, spec))
+    ratios, seconds = [], []
+    for round_number in range(rounds + 2):
+        pair = [_seconds(each, each.learn, updates) for each in (without, with_it, with_it, without)]
+        if round_number > 1:  # the first two warm up
+            ratios.append((pair[1] + pair[2]) / (pair[0] + pair[3]))
+            seconds.append((pair[0] + pair[3]) / 2 / updates)
+    start = time.perf_counter()
+    with_it.intervene()
+    _wait(with_it)
+    acting = time.perf_counter() - start
+    parameters = _parameter_bytes(without)
+    kept = tensor_bytes(with_it.learner.intervention_states()) + _parameter_bytes(with_it) - parameters
     low, middle, high = statistics.quantiles(ratios, n=4)
-    return Cost((low, middle, high), acting / statistics.median(seconds), (kept + bought) / parameters)
+    return Cost((low, middle, high), acting / statistics.median(seconds), kept / parameters)
 
 
-def _begun(spec: RunSpec, folder: Path, data_dir: Path, threads: int) -> SupervisedTrainer:
+def _started(spec: RunSpec, data_dir: Path, threads: int) -> SupervisedTrainer:
+    """A trainer in its first task, outside any folder."""
     env = spec.create("env").make(data_dir)
     if not isinstance(env, TaskStream):
-        raise UserError(f"{spec.env[0]}: only updates on supervised streams (cl-*, relabel-*, …) are timed")
+        raise UserError(f"{spec.env[0]}: only updates on supervised task streams (cl-*, relabel-*, …) can be timed")
     set_up_torch(spec)
     agent = spec.create("agent").build(env, spec.run.seed, torch.device(spec.run.device))
     check_options(spec, env, agent)
-    folder.mkdir(exist_ok=True)
-    run = Run(spec, env, agent, folder, [], quiet=True, threads=threads, checkpoint_seconds=math.inf)
-    assert isinstance(run.trainer, SupervisedTrainer)  # as of every stream
-    run.trainer.begin()
-    return run.trainer
+    choose_threads(agent, threads)
+    trainer = make_trainer(spec, env, agent)
+    assert isinstance(trainer, SupervisedTrainer)
+    trainer.begin()
+    return trainer
+
+
+def _parameter_bytes(trainer: SupervisedTrainer) -> int:
+    parameters = trainer.learner.networks["classifier"].module.parameters()
+    return sum(p.numel() * p.element_size() for p in parameters)
 
 
 def plain_loop(trainer: SupervisedTrainer) -> Callable[[], None]:
     """One update as a person would write it who needs nothing else."""
     config, device = trainer.agent.config, trainer.device
-    data = all_samples(trainer.replay)
+    data = all_samples(trainer.buffer)
     images, labels = data["image"].clone(), data["label"].clone()
-    model = trainer.run.networks[0].fresh()
+    model = trainer.learner.networks["classifier"].fresh()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     mean = torch.tensor(trainer.env.dataset.mean, device=device)[:, None, None]
     std = torch.tensor(trainer.env.dataset.std, device=device)[:, None, None]

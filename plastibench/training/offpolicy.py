@@ -1,107 +1,124 @@
-"""The course of a run in which an agent acts, remembers, and learns from what it remembers."""
+"""Train an off-policy RL agent: act in environments, store transitions, learn from the replay buffer."""
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import zlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium.vector import VectorEnv
 from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 
+from plastibench.agents.offpolicy_agent import OffPolicyAgent
 from plastibench.config.errors import UserError
-from plastibench.interventions.base import Intervention
+from plastibench.config.spec import RunOptions
+from plastibench.envs.control import RLEnvironment
 from plastibench.results import returns
 from plastibench.results.returns import Evaluation, Event
+from plastibench.training.learner import Learner
 from plastibench.training.replay_buffer import BufferSpec, ReplayBuffer
 from plastibench.training.rollout import on_device, play
+from plastibench.training.target_networks import TargetNetworks
+from plastibench.training.trainer import Log, Trainer
 from plastibench.utils.seeding import derive, generator
-
-if TYPE_CHECKING:
-    from plastibench.agents.offpolicy_agent import OffPolicyAgent
-    from plastibench.envs.control import RLEnvironment
-    from plastibench.training.runner import Run
 
 Array = npt.NDArray[Any]
 _PROBE = 512  # transitions for the plasticity metrics
-_AT_ONCE = 16  # batches that are drawn together
+_BATCHES_AT_ONCE = 16  # batches that are sampled together
 
 
-class OffPolicyTrainer:
-    """An agent in vectorised environments, one task after the other.
+class OffPolicyTrainer(Trainer):
+    """Trains an RL agent in vectorized environments, one task after the other.
 
-    Counted apart: steps of the agent, summed over all environments; steps of the environments, which skip frames; and
-    updates. Schedules of interventions count updates.
+    Three counts are kept apart: steps of the agent, summed over all environments; steps of the environments, which
+    repeat actions (frame skip); and updates. Schedules of interventions count updates.
     """
 
     axis = "steps"
     unit = "steps"
 
-    def __init__(self, run: Run, env: RLEnvironment, agent: OffPolicyAgent) -> None:
-        self.run, self.env, self.agent, self.scenario = run, env, agent, env.scenario
-        seed, self.device = run.spec.run.seed, agent.device
-        config = agent.config
+    def __init__(
+        self,
+        env: RLEnvironment,
+        learner: Learner,
+        options: RunOptions,
+        log: Log | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        """Create the replay buffer.
+
+        Args:
+            env: The tasks' environments.
+            learner: What learns.
+            options: Seed, schedule and sizes of the run.
+            log: Where metrics go.
+            folder: Where the files of a memory-mapped replay buffer go; only needed for ``storage = "memmap"``.
+        """
+        super().__init__(learner, options, log)
+        assert isinstance(learner.agent, OffPolicyAgent)
+        self.env, self.agent = env, learner.agent
+        self.device = self.agent.device
+        config = self.agent.config
         shape, dtype = env.frame
         priority = (config.priority_alpha, config.priority_beta) if config.prioritized else None
-        mapped = config.storage == "memmap"
-        kept_on = torch.device("cpu") if mapped else self.device
-        self.elsewhere = kept_on != self.device
-        self.order = generator(seed, "order", "cpu" if priority else kept_on)
-        self.draws = generator(seed, "representative")
-        self.layout = BufferSpec(
+        self._mapped = folder / "memory" if folder is not None and config.storage == "memmap" else None
+        buffer_device = torch.device("cpu") if self._mapped is not None else self.device
+        self._moves_batches = buffer_device != self.device
+        self.order = generator(options.seed, "order", "cpu" if priority else buffer_device)
+        self.draws = generator(options.seed, "representative")
+        layout = BufferSpec(
             capacity=config.buffer_size,
-            envs=self.scenario.envs,
+            envs=self.task_stream.envs,
             frame=(shape, torch.from_numpy(np.empty(0, dtype)).dtype),
             action=torch.int32 if env.actions else torch.float32,
-            stack=self.scenario.stack,
+            stack=self.task_stream.stack,
             n_step=config.n_step,
             gamma=config.gamma,
         )
-        folder = run.folder / "memory" if mapped else None
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
-        self.memory = ReplayBuffer(self.layout, agent.batch_size, kept_on, self.order, priority=priority, folder=folder)
-        self.target_interventions: dict[str, Intervention] = {}
-        if config.target_policy == "same":
-            roles = [role for role in agent.targets if run.works_on(role)]
-            self.target_interventions = {role: run.spec.create("intervention") for role in roles}
-            for role, intervention in self.target_interventions.items():
-                with self._trained_like_its_network(role):  # it would find nothing to act on in a frozen one
-                    intervention.prepare(agent.targets[role])
+        if self._mapped is not None:
+            shutil.rmtree(self._mapped, ignore_errors=True)  # left by a killed process
+        self.buffer = ReplayBuffer(
+            layout, self.agent.batch_size, buffer_device, self.order, priority=priority, folder=self._mapped
+        )
+        self.targets = TargetNetworks(self.agent.targets, config.target_policy, learner)
 
         self.task = -1
         self.steps = 0  # of the agent, since the start
         self.steps_before = 0
-        self.owed = 0.0  # updates that are due, as a fraction
-        self.actions: list[list[Array]] = []  # all of each task: the state of the environments follows from them
+        self.owed = 0.0  # updates due, including a fraction
+        self.actions: list[list[Array]] = []  # all actions of each task; replaying them restores the environments
         self.curve: list[Evaluation] = []
         self.events: list[Event] = []
-        self.episodes: list[float] = []  # returns of the episodes in training since the last evaluation
-        self.churning: tuple[Tensor, Tensor] | None = None
+        self.episodes: list[float] = []  # returns of the training episodes since the last evaluation
+        self._churn: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # probe and answers before the next update
         self.envs: VectorEnv[Any, Any, Any]
 
-    # The course --------------------------------------------------------------------------------------------------
+    @property
+    def task_stream(self) -> Any:
+        """The options of the environment."""
+        return self.env.scenario
+
+    # The run ------------------------------------------------------------------------------------------------------
 
     @property
-    def place(self) -> float:
+    def position(self) -> float:
         """Steps of the agent since the start of the run."""
         return self.steps
 
     @property
     def length(self) -> int:
         """Steps of the whole run."""
-        return self.steps_per_task * self.scenario.task_count
+        return self.steps_per_task * self.task_stream.task_count
 
     @property
     def steps_per_task(self) -> int:
         """A multiple of the number of environments."""
-        return -(-self.scenario.steps // self.scenario.envs) * self.scenario.envs
+        return -(-self.task_stream.steps // self.task_stream.envs) * self.task_stream.envs
 
     @property
     def finished(self) -> bool:
@@ -114,81 +131,77 @@ class OffPolicyTrainer:
         self._evaluate()
 
     def advance(self) -> None:
-        """One step of all environments, the updates that it pays for, and what falls due."""
+        """Step all environments once, make the updates that are due, then intervene and evaluate if it is time."""
         if self.steps == self.steps_per_task * (self.task + 1):
-            self._switch()
+            self._begin_next_task()
         self.agent.set_progress(self.steps / self.length)
-        action = self._choose()
+        action = self._choose_actions()
         self._step(action)
         before = self.steps
-        self.steps += self.scenario.envs
+        self.steps += self.task_stream.envs
         starts = max(self.agent.config.learning_starts, self.agent.batch_size)
         if self.steps > starts:
-            self.owed += self.agent.config.replay_ratio * min(self.scenario.envs, self.steps - starts)
-        if len(self.memory):  # else the updates come when the first transition is complete
+            self.owed += self.agent.config.replay_ratio * min(self.task_stream.envs, self.steps - starts)
+        if len(self.buffer):  # with n-step returns, the first transitions are complete some steps later
             count = int(self.owed)
             self.owed -= count
-            for first in range(0, count, _AT_ONCE):
-                for number, batch in enumerate(self.memory.sample(min(_AT_ONCE, count - first)), first + 1):
+            for first in range(0, count, _BATCHES_AT_ONCE):
+                for number, batch in enumerate(self.buffer.sample(min(_BATCHES_AT_ONCE, count - first)), first + 1):
                     self._learn(batch)
-                    if self.run.due() and not (self.finished and number == count):  # nothing would learn after that
-                        self._intervene()
-        every = self.scenario.evaluate_every
+                    last = self.finished and number == count  # an intervention after it would be followed by nothing
+                    if self.learner.due() and not last:
+                        self._intervene_and_evaluate()
+        every = self.task_stream.evaluate_every
         if self.steps // every > before // every or self.steps % self.steps_per_task == 0:
             self._evaluate()
 
     def representative(self) -> TensorDictBase:
-        """Transitions drawn from the whole memory, with targets."""
-        return self._prepared(self.run.spec.run.representative, self.draws, "representative")
+        """Transitions drawn from the whole replay buffer, with targets."""
+        return self._prepared(self.options.representative, self.draws, "representative")
 
     def probe(self) -> TensorDictBase:
-        """Transitions drawn from the whole memory, the same for every method while the memory is."""
-        return self._prepared(_PROBE, generator(self.run.spec.run.seed, f"probe-{self.steps}"), "probe")
+        """Transitions drawn from the whole replay buffer; equal buffers give equal probes."""
+        return self._prepared(_PROBE, generator(self.options.seed, f"probe-{self.steps}"), "probe")
 
     def _prepared(self, size: int, draws: torch.Generator, purpose: str) -> TensorDictBase:
-        noise = generator(self.run.spec.run.seed, f"{purpose}-noise-{self.run.total}", self.device)
-        return self.agent.prepare(self.memory.draw(size, draws).to(self.device), noise)
-
-    @property
-    def data(self) -> None:
-        """Nothing beside the environment itself, which its id and its package's version name."""
-        return None
+        noise = generator(self.options.seed, f"{purpose}-noise-{self.learner.updates}", self.device)
+        return self.agent.add_targets(self.buffer.draw(size, draws).to(self.device), noise)
 
     def counts(self) -> dict[str, int]:
-        """Steps of the agent and of the environments, and the bytes of the memory."""
-        frames = self.steps * self.scenario.frame_skip
-        return {"agent-steps": self.steps, "environment-steps": frames, "memory-bytes": self.memory.bytes}
+        """Steps of the agent and of the environments, and the size of the replay buffer in bytes."""
+        frames = self.steps * self.task_stream.frame_skip
+        return {"agent-steps": self.steps, "environment-steps": frames, "memory-bytes": self.buffer.bytes}
 
     def result(self) -> dict[str, Any]:
-        """Returns and what followed each intervention."""
-        return returns.result(self.curve, self.events, self.scenario.bounds)
+        """The returns, and the effect of each intervention."""
+        return returns.result(self.curve, self.events, self.task_stream.bounds)
 
-    def remember(self, task: int, steps: int) -> None:
-        """Act so many steps in a task and remember them, without learning: for a look at networks that are finished."""
+    def collect(self, task: int, steps: int) -> None:
+        """Act for a number of steps in a task and store the transitions, without learning."""
         self._enter(task)
-        self.steps = self.agent.config.learning_starts  # from where actions are the agent's own
-        for _ in range(-(-steps // self.scenario.envs)):
-            self._step(self._choose())
+        self.steps = self.agent.config.learning_starts  # from here on the agent chooses the actions
+        for _ in range(-(-steps // self.task_stream.envs)):
+            self._step(self._choose_actions())
 
     # Acting and learning -----------------------------------------------------------------------------------------
 
     def _enter(self, task: int, again: str = "") -> None:
-        """Make and reset the environments of a task; ``again`` names a later beginning with other episodes."""
+        """Create and reset the environments of a task; ``again`` names a later start with other episodes."""
         if self.task >= 0:
             self.envs.close()
         self.task = task
         self.actions.append([])
-        self.envs = self.scenario.vector(task, self.scenario.envs)
-        seed = self.run.spec.run.seed
+        self.envs = self.task_stream.vector(task, self.task_stream.envs)
+        seed = self.options.seed
         observation, _ = self.envs.reset(seed=derive(seed, f"env-{task}{again}") % 2**31)
-        self.frames = self.scenario.observe(task, observation)
-        self.seen = self.scenario.first_seen(self.frames)
-        self.sums = np.zeros(self.scenario.envs)
-        self.memory.begin(self.frames)
+        self.frames = self.task_stream.observe(task, observation)
+        self.seen = self.task_stream.first_seen(self.frames)
+        self.sums = np.zeros(self.task_stream.envs)
+        self.buffer.begin(self.frames)
         self.envs.action_space.seed(derive(seed, f"random-actions-{task}{again}") % 2**31)
 
-    def _choose(self) -> Array:
-        """Actions of the type that the environment states: acted out again, they must be the same to the last bit."""
+    def _choose_actions(self) -> Array:
+        """Actions in the dtype of the action space: a resumed run replays them bit for bit."""
         if self.steps < self.agent.config.learning_starts:
             chosen = np.asarray(self.envs.action_space.sample())
         else:
@@ -196,198 +209,172 @@ class OffPolicyTrainer:
         return chosen.astype(self.envs.single_action_space.dtype, copy=False)
 
     def _step(self, action: Array) -> None:
-        """Act and remember."""
-        if not self.run.spec.run.checkpoint_memory:
+        """Step the environments and store what happened."""
+        if not self.options.checkpoint_memory:
             self.actions[-1].append(action)
         observation, reward, terminated, truncated, info = self.envs.step(action)
         ended = terminated | truncated
-        frames = self.scenario.observe(self.task, observation)
+        frames = self.task_stream.observe(self.task, observation)
         final = {
-            env: self.scenario.observe(self.task, np.asarray(info["final_obs"][env])[None])[0]
+            env: self.task_stream.observe(self.task, np.asarray(info["final_obs"][env])[None])[0]
             for env in np.flatnonzero(truncated & ~terminated)
         }
-        self.memory.add(action, self.agent.transform_reward(reward), terminated, truncated, frames, final)
-        self.frames, self.seen = frames, self.scenario.next_seen(self.seen, frames, ended)
+        self.buffer.add(action, self.agent.transform_reward(reward), terminated, truncated, frames, final)
+        self.frames, self.seen = frames, self.task_stream.next_seen(self.seen, frames, ended)
         self.sums += reward
         self.episodes += self.sums[ended].tolist()
         self.sums[ended] = 0
 
     def _learn(self, batch: TensorDictBase) -> None:
-        if self.elsewhere:
+        if self._moves_batches:
             batch = batch.to(self.device)
-        self.run.learn(batch)
-        self.agent.follow()
-        self.memory.update_priority(batch)
-        if self.churning is not None:
-            self._measure_churn(*self.churning)
-            self.churning = None
+        self.learner.learn(batch)
+        self.buffer.update_priority(batch)
+        if self._churn is not None:
+            self._measure_churn(*self._churn)
+            self._churn = None
 
-    def _intervene(self) -> None:
-        """Intervene, and see what it cost where two evaluations more are a small part of the interval."""
-        self.churning = None  # of an update, not of an intervention
-        every = self.run.spec.run.every
-        seen = not every or every >= self.agent.config.replay_ratio * self.scenario.evaluate_every
-        before = self._play()[0] if seen else 0.0
-        self.run.intervene()
-        self._lead_targets()
-        for _ in range(self.run.spec.run.offline_updates or 0):
-            for batch in self.memory.sample():
+    def _intervene_and_evaluate(self) -> None:
+        """Intervene, and measure the drop if two more evaluations are a small part of the interval."""
+        self._churn = None  # churn is measured over an update, not over an intervention
+        every = self.options.every
+        measured = not every or every >= self.agent.config.replay_ratio * self.task_stream.evaluate_every
+        before = self._play()[0] if measured else 0.0
+        self.intervene()
+        self.targets.after_intervention(self.representative)
+        for _ in range(self.options.offline_updates or 0):
+            for batch in self.buffer.sample():
                 self._learn(batch)
-        if seen:
-            event = Event(self.task, self.steps, self.run.total, before, self._play()[0])
+        if measured:
+            event = Event(self.task, self.steps, self.learner.updates, before, self._play()[0])
             self.events.append(event)
-            self.run.record("after", {"return-after": event.after, "drop": event.before - event.after})
+            self.record("after", {"return-after": event.after, "drop": event.before - event.after})
 
-    def _lead_targets(self) -> None:
-        """What becomes of the targets, as the agent's target policy says."""
-        policy = self.agent.config.target_policy
-        for role, target in self.agent.targets.items():
-            if not self.run.works_on(role):
-                continue
-            if policy == "copy":
-                target.module.load_state_dict(self.agent.networks[role].module.state_dict())
-            elif policy == "same":
-                with self._trained_like_its_network(role):
-                    self.target_interventions[role].intervene(target, self.representative())
-
-    @contextlib.contextmanager
-    def _trained_like_its_network(self, role: str) -> Iterator[None]:
-        """For a time the target's parameters need gradients where those of its network do."""
-        target, trained = self.agent.targets[role].module, self.agent.networks[role].module.parameters()
-        for parameter, own in zip(target.parameters(), trained, strict=True):
-            parameter.requires_grad_(own.requires_grad)
-        try:
-            yield
-        finally:
-            target.requires_grad_(False)
-
-    def _switch(self) -> None:
-        """Begin the next task; interventions see what is remembered of those before, for nothing else is there yet."""
+    def _begin_next_task(self) -> None:
+        """Cross a task boundary. Interventions see transitions of the earlier tasks: there are no others yet."""
         self._enter(self.task + 1)
-        if self.run.due_at_switch() and len(self.memory):
-            self._intervene()
-        if self.scenario.clear_replay:
-            self.memory.clear()
-            self.memory.begin(self.frames)
+        if self.learner.due_at_boundary() and len(self.buffer):
+            self._intervene_and_evaluate()
+        if self.task_stream.clear_replay:
+            self.buffer.clear()
+            self.buffer.begin(self.frames)
         self._evaluate()
 
     # Evaluation --------------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> None:
-        """Returns of the greedy policy, the averages of training since the last time, and plasticity."""
-        averages = self.run.averages()
+        """Record returns of the greedy policy, the training averages since the last evaluation, and plasticity."""
+        averages = self.learner.pop_averages()
         value, bias = self._play()
         if self.agent.entropic:
-            seed = self.run.spec.run.seed
+            seed = self.options.seed
             bias = self._play(generator(seed, f"evaluation-{self.steps}", self.device))[1]
         self.curve.append(Evaluation(self.task, self.steps, value, bias))
         episodes = {"training-return": float(np.mean(self.episodes))} if self.episodes else {}
         self.episodes = []
-        counts = {"agent-steps": self.steps, "environment-steps": self.steps * self.scenario.frame_skip}
-        self.run.record("training", {"return": value, "q-bias": bias, **episodes, **averages, **counts})
-        if len(self.memory) and self.run.total:
-            self.run.measure("training")
-            fresh = generator(self.run.spec.run.seed, f"churn-{self.steps}")
-            batch = self.memory.draw(_PROBE, fresh).to(self.device)
-            self.churning = batch["observation"], batch["action"]
-            self._before_churn = self._answers(*self.churning)
-        place = f"task {self.task + 1}/{self.scenario.task_count}, " if self.scenario.task_count > 1 else ""
-        place += f"step {self.steps:,}"
+        counts = {"agent-steps": self.steps, "environment-steps": self.steps * self.task_stream.frame_skip}
+        self.record("training", {"return": value, "q-bias": bias, **episodes, **averages, **counts})
+        if len(self.buffer) and self.learner.updates:
+            self.measure("training")
+            fresh = generator(self.options.seed, f"churn-{self.steps}")
+            batch = self.buffer.draw(_PROBE, fresh).to(self.device)
+            probe = batch["observation"], batch["action"]
+            self._churn = *probe, *self._answers(*probe)
+        position = f"task {self.task + 1}/{self.task_stream.task_count}, " if self.task_stream.task_count > 1 else ""
+        position += f"step {self.steps:,}"
         done = self.steps - self.steps_before
         end = self.steps % self.steps_per_task == 0 and self.steps > 0
-        self.run.progress.show(self.steps, done, place, f"return {value:8.2f}", milestone=end)
+        self.log.progress(self.steps, done, position, f"return {value:8.2f}", milestone=end)
 
     def _play(self, draws: torch.Generator | None = None) -> tuple[float, float]:
-        seed = derive(self.run.spec.run.seed, f"evaluation-{self.steps}") % 2**31
-        return play(self.scenario, self.task, self.agent, self._evaluated(), seed, draws)
-
-    def _evaluated(self) -> dict[str, nn.Module]:
-        pairs = zip(self.run.networks, self.run.interventions, strict=True)
-        return {network.role: intervention.evaluated(network) for network, intervention in pairs}
+        seed = derive(self.options.seed, f"evaluation-{self.steps}") % 2**31
+        modules = self.learner.evaluated_modules()
+        return play(self.task_stream, self.task, self.agent, modules, seed, draws)
 
     def _answers(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         return self.agent.act(observation, greedy=True), self.agent.value(observation, action)
 
-    def _measure_churn(self, observation: Tensor, action: Tensor) -> None:
-        """How much one update changed answers for transitions that were not in its batch, mostly."""
-        (old_action, old_value), (new_action, new_value) = self._before_churn, self._answers(observation, action)
+    def _measure_churn(self, observation: Tensor, action: Tensor, old_action: Tensor, old_value: Tensor) -> None:
+        """Record how much one update changed actions and values, mostly on transitions outside its batch."""
+        new_action, new_value = self._answers(observation, action)
         changed = (old_action != new_action).flatten(1).any(1) if old_action.ndim > 1 else old_action != new_action
-        figures = {"q-churn": float((new_value - old_value).abs().mean())}
+        values = {"q-churn": float((new_value - old_value).abs().mean())}
         if self.env.actions:
-            figures["policy-churn"] = float(changed.float().mean())
-        self.run.record("training", figures)
+            values["policy-churn"] = float(changed.float().mean())
+        self.record("training", values)
 
     def close(self) -> None:
-        """Close the environments, and delete what of the memory is in files; a resumed run acts it out again."""
+        """Close the environments and delete the buffer's files; a resumed run fills the buffer again."""
         if self.task >= 0:
             self.envs.close()
-        if self.agent.config.storage == "memmap":
-            shutil.rmtree(self.run.folder / "memory", ignore_errors=True)
+        if self._mapped is not None:
+            shutil.rmtree(self._mapped, ignore_errors=True)
 
     # Saving and restoring ----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an exact resume needs.
+        """State for an exact resume.
 
-        Environments have no state that could be saved in general, but they repeat themselves: from the same seed and
-        the same actions follow the same frames, and the memory with them. Where the memory itself is saved, a resumed
-        run begins new episodes instead.
+        Environments cannot be saved in general, but they are deterministic: the same seeds and actions lead to the
+        same frames and the same replay buffer. If the buffer itself is saved, a resumed run starts new episodes.
         """
-        whole = self.run.spec.run.checkpoint_memory
+        whole = self.options.checkpoint_memory
         return {
-            "task": self.task,
+            **super().state_dict(),
             "steps": self.steps,
             "owed": self.owed,
             "actions": [torch.from_numpy(np.stack(taken)) if taken else torch.empty(0) for taken in self.actions],
             "curve": [vars(point) for point in self.curve],
             "events": [vars(event) for event in self.events],
             "episodes": self.episodes,
-            "churning": [*self.churning, *self._before_churn] if self.churning is not None else [],
+            "churn": [*self._churn] if self._churn is not None else [],
             "order": self.order.get_state(),
             "draws": self.draws.get_state(),
-            "memory": self.memory.state_dict() if whole else self.memory.sampler_state(),
-            "targets": {role: each.state_dict() for role, each in self.target_interventions.items()},
+            "buffer": self.buffer.state_dict() if whole else self.buffer.sampler_state(),
+            "targets": self.targets.state_dict(),
             "seen": zlib.crc32(np.ascontiguousarray(self.seen).tobytes()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned.
+        """Restore from :meth:`state_dict`.
 
         Raises:
-            UserError: The environments did not repeat themselves.
+            UserError: The environments are not deterministic.
         """
-        if self.run.spec.run.checkpoint_memory:
-            self.memory.load_state_dict(state["memory"])
+        super().load_state_dict(state)
+        self.task = -1  # no environment is open yet
+        if self.options.checkpoint_memory:
+            self.buffer.load_state_dict(state["buffer"])
             self._enter(state["task"], again=f"-from-{state['steps']}")
         else:
-            self._act_out(state)
-            self.memory.load_sampler_state(state["memory"])
+            self._replay_actions(state)
+            self.buffer.load_sampler_state(state["buffer"])
         self.steps = self.steps_before = state["steps"]
         self.owed, self.episodes = state["owed"], state["episodes"]
         self.curve = [Evaluation(**point) for point in state["curve"]]
         self.events = [Event(**event) for event in state["events"]]
-        if state["churning"]:
-            observation, action, *answers = (value.to(self.device) for value in state["churning"])
-            self.churning, self._before_churn = (observation, action), (answers[0].cpu(), answers[1])
+        if state["churn"]:
+            observation, action, old_action, old_value = state["churn"]
+            device = self.device
+            self._churn = observation.to(device), action.to(device), old_action.cpu(), old_value.to(device)
         self.order.set_state(state["order"].cpu())
         self.draws.set_state(state["draws"])
-        for role, each in self.target_interventions.items():
-            each.load_state_dict(state["targets"][role])
+        self.targets.load_state_dict(state["targets"])
 
-    def _act_out(self, state: dict[str, Any]) -> None:
-        """Do all that was done, so that environments and memory are as they were."""
+    def _replay_actions(self, state: dict[str, Any]) -> None:
+        """Take all earlier actions again, to restore the environments and the replay buffer."""
         for task, taken in enumerate(state["actions"]):
             self._enter(task)
-            if task and self.scenario.clear_replay:
-                self.memory.clear()
-                self.memory.begin(self.frames)
+            if task and self.task_stream.clear_replay:
+                self.buffer.clear()
+                self.buffer.begin(self.frames)
             for action in taken.numpy():
                 if self.steps < self.agent.config.learning_starts:
                     self.envs.action_space.sample()
                 self._step(action)
-                self.steps += self.scenario.envs
+                self.steps += self.task_stream.envs
         if zlib.crc32(np.ascontiguousarray(self.seen).tobytes()) != state["seen"]:
             raise UserError(
-                f"{self.run.spec.id} cannot be continued: its environment does not repeat itself; "
-                f"delete {self.run.folder} and start anew with --checkpoint-memory, which needs no repetition"
+                "the environment is not deterministic, so the run cannot be resumed; delete its folder and start again "
+                "with --checkpoint-memory, which does not repeat past steps"
             )

@@ -1,36 +1,29 @@
-"""The loop that every run shares, and what it keeps: interventions, figures, cost, checkpoints."""
+"""Run a spec in its own folder: lock it, restore, train, save checkpoints, and write the result."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
 
 from plastibench.config.errors import RunError, UserError, did_you_mean
 from plastibench.config.spec import RunSpec
 from plastibench.envs.stream import TaskStream
-from plastibench.interventions.base import Intervention, Report, overrides
-from plastibench.metrics import select
-from plastibench.metrics.groups import measure_groups
-from plastibench.metrics.plasticity import plasticity_report
-from plastibench.nn.dataflow import trace
-from plastibench.nn.network import Network
 from plastibench.results.files import compose_result, read_result, write_result
+from plastibench.training.learner import Learner
 from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.recorder import Recorder
 from plastibench.training.supervised import SupervisedTrainer
-from plastibench.training.trainer import Trainer
+from plastibench.training.trainer import Log, Trainer
 from plastibench.utils import atomic_io, provenance
 from plastibench.utils.progress import Progress
 from plastibench.utils.runtime import only_one, remove_if_unused, resolve_device, set_up_torch, stop_requests
-from plastibench.utils.seeding import derive, generator
+from plastibench.utils.seeding import derive
 
 CHECKPOINT_SECONDS = 60.0
 _SMALL = 30_000_000  # parameters times samples per update; below, two threads are no faster than one
@@ -52,26 +45,26 @@ def run(
     stop: list[int] | None = None,
     command: str = "",
 ) -> dict[str, Any]:
-    """Run a spec to its end, continuing where an earlier try stopped.
+    """Run a spec to its end, continuing from its checkpoint if there is one.
 
     Args:
         spec: What to run.
-        runs_dir: The run's folder is made in here.
+        runs_dir: Parent of the run's folder.
         data_dir: Where data sets are.
         quiet: Show no progress.
-        threads: CPU threads; 0 means one for a small network, and as PyTorch chooses for a large one.
-        announce: What the first line of progress begins with.
-        checkpoint_seconds: At most this much work is lost in a crash; as many times more as seconds go by in saving.
-        stop: Becomes true when the run shall save its state and end; by default SIGINT and SIGTERM ask for that.
-        command: What the result says that it was made by; by default the command line of this process.
+        threads: CPU threads; 0: one for a small network, PyTorch's default for a large one.
+        announce: Prefix of the first line of progress.
+        checkpoint_seconds: Seconds between checkpoints; more if saving itself takes long.
+        stop: The run checkpoints and stops once this list is not empty; by default SIGINT and SIGTERM fill it.
+        command: The command recorded in the result; by default this process's command line.
 
     Returns:
         The content of ``result.json``.
 
     Raises:
         UserError: Something in the spec or the data does not fit.
-        RunError: The run itself failed, through a NaN or a full disk.
-        Interrupted: SIGINT or SIGTERM arrived; the same call continues.
+        RunError: The run itself failed, for example with NaN or a full disk.
+        Interrupted: The run was stopped; the same call continues it.
     """
     device = resolve_device(spec.run.device)
     spec = dataclasses.replace(spec, run=dataclasses.replace(spec.run, device=device))
@@ -86,36 +79,64 @@ def run(
         try:
             result = read_result(path)
         except UserError as error:
-            raise UserError(f"{error}; delete it, and the run is made anew") from error
-        tell("is complete already")
+            raise UserError(f"{error}; delete it to rerun") from error
+        tell("is already complete")
         return result
     set_up_torch(spec)
     env = spec.create("env").make(data_dir)
     agent = spec.create("agent").build(env, spec.run.seed, torch.device(device))
     check_options(spec, env, agent)
-    with only_one(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as asked:
+    with only_one(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as stop_list:
         if path.exists():  # another process has finished it meanwhile
             return read_result(path)
         atomic_io.clean_up(folder)
         new = not (folder / "spec.toml").exists()
         if new:
             atomic_io.write_text(folder / "spec.toml", spec.to_toml())
-        before = torch.get_num_threads()
+        threads_before = torch.get_num_threads()
+        choose_threads(agent, threads)
         try:
-            under_way = Run(spec, env, agent, folder, asked, quiet, threads, checkpoint_seconds, command)
-            tell("continues" if under_way.begun else "begins")
+            this = _Run(spec, env, agent, folder, stop_list, quiet, checkpoint_seconds, command)
+            tell("continues" if this.resumed else "starts")
             new = False
-            return under_way.to_the_end()
+            return this.to_the_end()
+        except RunError as error:
+            raise RunError(f"{spec.id}: {error}") from error
         except UserError:
             if new:
                 remove_if_unused(folder)
             raise
         finally:
-            torch.set_num_threads(before)  # the next run of this process may be a large one
+            torch.set_num_threads(threads_before)  # the next run of this process may be a large one
 
 
-class Run:
-    """One run under way: the networks and what works on them, the figures, and the state that a checkpoint holds."""
+def make_learner(spec: RunSpec, agent: Any) -> Learner:
+    """The learner that a spec describes."""
+    torch.manual_seed(derive(spec.run.seed, "dropout"))  # only dropout draws from the global generator
+    options = spec.run
+    return Learner(
+        agent, lambda: spec.create("intervention"), roles=options.roles, every=options.every, until=options.until
+    )
+
+
+def make_trainer(spec: RunSpec, env: Any, agent: Any, log: Log | None = None, folder: Path | None = None) -> Trainer:
+    """The trainer that a spec describes.
+
+    Args:
+        spec: What to run.
+        env: Its task stream or RL environment.
+        agent: Its agent.
+        log: Where metrics go; by default nowhere.
+        folder: Where a memory-mapped replay buffer goes.
+    """
+    learner = make_learner(spec, agent)
+    if isinstance(env, TaskStream):
+        return SupervisedTrainer(env, learner, spec.run, log)
+    return OffPolicyTrainer(env, learner, spec.run, log, folder)
+
+
+class _Run:
+    """One run in its folder: what is recorded, saved and restored there."""
 
     def __init__(
         self,
@@ -125,176 +146,50 @@ class Run:
         folder: Path,
         stop: list[int],
         quiet: bool,
-        threads: int,
         checkpoint_seconds: float,
-        command: str = "",
+        command: str,
     ) -> None:
         self.spec, self.agent, self.folder, self.stop = spec, agent, folder, stop
         self.command = command or provenance.command()
+        self.commit = provenance.commit()  # of the running code; the code on disk may change before the end
         self.checkpoint_seconds = checkpoint_seconds
-        self.networks: list[Network] = list(agent.networks.values())
-        size = sum(p.numel() for network in self.networks for p in network.module.parameters())
-        if threads or size * agent.batch_size < _SMALL:
-            torch.set_num_threads(threads or 1)
-        self.interventions = [
-            spec.create("intervention") if self.works_on(role) else Intervention() for role in agent.networks
-        ]
-        torch.manual_seed(derive(spec.run.seed, "dropout"))  # dropout alone draws from the global generator
-        for network, intervention in zip(self.networks, self.interventions, strict=True):
-            intervention.prepare(network)
-            if overrides(intervention, "penalty"):
-                network.penalties.append(intervention.penalty)
-            if overrides(intervention, "before_update"):
-                network.before_steps.append(intervention.before_update)
-        self.initial = [{k: p.detach().clone() for k, p in n.module.named_parameters()} for n in self.networks]
-        self._after_update = [
-            (network, intervention)
-            for network, intervention in zip(self.networks, self.interventions, strict=True)
-            if overrides(intervention, "after_update")
-        ]
-
-        self.commit = provenance.commit()  # of the code that runs; by the end there may be another on disk
-        self.total = 0  # updates since the start
-        self.reports: list[dict[str, Any]] = []
-        self.plasticity: list[dict[str, Any]] = []
-        self.cost = {"seconds": 0.0, "intervention-seconds": 0.0, "metric-seconds": 0.0}
-        self.trainer: Trainer = (SupervisedTrainer if isinstance(env, TaskStream) else OffPolicyTrainer)(
-            self, env, agent
-        )
+        self.seconds = 0.0
+        self.trainer = make_trainer(spec, env, agent, folder=folder)
         lengths = self._restore()
-        self.begun = bool(lengths)
-        self.scenario = {"version": getattr(self.trainer.scenario, "version", 1), "data": self.trainer.data}
+        self.resumed = bool(lengths)
+        self.scenario = {"version": getattr(self.trainer.task_stream, "version", 1), "data": self.trainer.data}
         self.recorder = Recorder(folder, spec, lengths, self.trainer.axis, self.scenario)
-        self.clock = time.monotonic()
-        self.saved = self.clock
+        name = f"{spec.intervention[0]} seed {spec.run.seed}"
+        self.progress = Progress(name, self.trainer.length, quiet, self.trainer.unit)
+        self.trainer.log = _RunLog(self.recorder, self.progress)
+        self.clock = self.saved = time.monotonic()
         self.saving = 0.0  # seconds that the latest checkpoint took
-        self.progress = Progress(
-            f"{spec.intervention[0]} seed {spec.run.seed}", self.trainer.length, quiet, self.trainer.unit
-        )
 
     def to_the_end(self) -> dict[str, Any]:
-        """Go through the whole course; return the result."""
+        """Train until the end, with checkpoints on the way; return the result."""
+        trainer = self.trainer
         try:
-            if not self.begun:
-                self.trainer.begin()
-            while not self.trainer.finished:
-                self.trainer.advance()
+            if not self.resumed:
+                trainer.begin()
+            while not trainer.finished:
+                trainer.advance()
                 if self.stop or time.monotonic() - self.saved > self.checkpoint_seconds * max(1.0, self.saving):
                     self._save()
                     if self.stop:
-                        place = f"task {self.trainer.task + 1} after {self.total} updates"
                         size = (self.folder / "checkpoint.pt").stat().st_size / 1e6
-                        raise Interrupted(f"{self.spec.id} stopped in {place}, its state of {size:.1f} MB is saved")
+                        raise Interrupted(
+                            f"{self.spec.id} stopped in task {trainer.task + 1} after {trainer.learner.updates} "
+                            f"updates; its state ({size:.1f} MB) is saved"
+                        )
             return self._finish()
         finally:
-            self.close()
-
-    def close(self) -> None:
-        """Close files and progress; the state stays as it was last saved."""
-        self.progress.close()
-        self.recorder.close()
-        self.trainer.close()
-
-    # What courses call -------------------------------------------------------------------------------------------
-
-    def learn(self, batch: TensorDictBase) -> None:
-        """One update of the agent; nothing in here waits for the device."""
-        self.agent.update(batch)
-        self.total += 1
-        for network, intervention in self._after_update:
-            intervention.after_update(network)
-
-    def works_on(self, role: str) -> bool:
-        """Whether the network of this role is intervened on."""
-        return self.spec.run.roles is None or role in self.spec.run.roles
-
-    def due(self) -> bool:
-        """Whether the schedule asks for an intervention after this update."""
-        every = self.spec.run.every
-        return bool(every) and self.total % every == 0 and self._in_time()
-
-    def due_at_switch(self) -> bool:
-        """Whether it asks for one at this task switch."""
-        return not self.spec.run.every and self._in_time()
-
-    def _in_time(self) -> bool:
-        until = self.spec.run.until
-        return until is None or self.total <= until
-
-    def averages(self) -> dict[str, float]:
-        """Means of the training figures since the last call.
-
-        Raises:
-            RunError: One is not finite.
-        """
-        averages: dict[str, float] = self.agent.pop_averages()
-        for name, value in averages.items():
-            if not math.isfinite(value):
-                raise RunError(
-                    f"{self.spec.id}: the {name} became {value} in task {self.trainer.task + 1}, "
-                    f"before update {self.total}; try a smaller --agent.lr"
-                )
-        return averages
-
-    def intervene(self) -> None:
-        """Have the interventions act on every network, on a fresh representative batch."""
-        batch = self.trainer.representative()
-        for network, intervention, initial in zip(self.networks, self.interventions, self.initial, strict=True):
-            if not self.works_on(network.role):
-                continue
-            start = time.monotonic()
-            try:
-                report = intervention.intervene(network, batch)
-            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-                loss = self.agent.pop_averages().get("loss", math.nan)
-                raise RunError(
-                    f"{self.spec.id}: the loss became {loss} in task {self.trainer.task + 1}, and {network.role} "
-                    f"cannot be worked on after update {self.total}; try a smaller --agent.lr"
-                ) from error
-            if network.device.type == "cuda":
-                torch.cuda.synchronize(network.device)
-            report.seconds = time.monotonic() - start
-            for name, parameter in network.module.named_parameters():  # what it has added begins here
-                if name not in initial:
-                    initial[name] = parameter.detach().clone()
-            self.cost["intervention-seconds"] += report.seconds
-            self.reports.append(_plain(report, self.trainer.task, self.total, network.role))
-            totals = {"seconds": report.seconds, "revived-share": report.revived_share}
-            self.record(
-                "after", {**totals, "parameters": float(report.parameters)}, prefix=f"intervention-{network.role}"
-            )
-            for module, figures in report.modules.items():
-                self.record("after", figures, prefix=f"intervention-{network.role}/{module}")
-
-    def measure(self, phase: str) -> None:
-        """Plasticity metrics of every network, on the same data for every method."""
-        start = time.monotonic()
-        probe = self.trainer.probe()
-        for network, initial in zip(self.networks, self.initial, strict=True):
-            units = trace(network, probe)
-            found = plasticity_report(network, probe, initial, units)
-            if more := select(self.spec.run.metrics or ()):
-                name = f"metrics-{network.role}-{self.trainer.task}-{phase}-{self.trainer.place}"
-                draws = generator(self.spec.run.seed, name)
-                found.add(measure_groups(network, probe, more, draws, initial, units))
-            moment = {"task": self.trainer.task, "phase": phase, "place": self.trainer.place, "role": network.role}
-            self.plasticity.append({**moment, **found.overall})
-            self.record(phase, found.overall, prefix=f"plasticity-{network.role}")
-            for layer, values in found.layers.items():
-                self.record(phase, values, prefix=f"layers-{network.role}/{layer}")
-            for layer, gradients in found.layernorm_gradients.items():
-                self.recorder.histogram(self.total, f"layernorm-gradient-{phase}/{layer}", gradients)
-        self.cost["metric-seconds"] += time.monotonic() - start
-
-    def record(self, phase: str, values: dict[str, Any], prefix: str = "") -> None:
-        """Record figures at the present place."""
-        self.recorder.scalars(self.total, self.trainer.task, self.trainer.place, phase, values, prefix)
-
-    # The end, saving and restoring -------------------------------------------------------------------------------
+            self.progress.close()
+            self.recorder.close()
+            trainer.close()
 
     def _finish(self) -> dict[str, Any]:
-        self.cost["seconds"] += time.monotonic() - self.clock
-        self.clock = time.monotonic()
+        trainer, learner = self.trainer, self.trainer.learner
+        self._count_seconds()
         origin = {
             "command": self.command,
             "commit": self.commit,
@@ -303,85 +198,96 @@ class Run:
             "threads": torch.get_num_threads(),
             "precision": self.agent.label,
         }
-        states = [intervention.state_dict() for intervention in self.interventions]  # they may decide the architecture
-        modules = [network.module.state_dict() for network in self.networks]
+        states = learner.intervention_states()
+        modules = [network.module.state_dict() for network in learner.networks.values()]
         final = {"networks": modules, "interventions": states, "extra": self.agent.extra_state()}
-        kept = {
+        cost = {
+            "seconds": self.seconds,
+            "intervention-seconds": learner.intervention_seconds,
+            "metric-seconds": trainer.metric_seconds,
+            "updates": learner.updates,
+            **trainer.counts(),
             "network-bytes": atomic_io.tensor_bytes(modules),
             "intervention-bytes": atomic_io.tensor_bytes(states),
         }
-        cost = {**self.cost, "updates": self.total, **self.trainer.counts(), **kept}
         result = compose_result(
-            self.spec, self.trainer.result(), self.reports, self.plasticity, cost, origin, self.scenario
+            self.spec, trainer.result(), trainer.reports, trainer.plasticity, cost, origin, self.scenario
         )
-        self.recorder.finish(self.total, result)
+        self.recorder.finish(learner.updates, result)
         atomic_io.save(self.folder / "final.pt", final)
-        write_result(self.folder, result)  # last: a folder with a result is a run that is complete
+        write_result(self.folder, result)  # last: a folder with a result is a complete run
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
         return result
 
-    def _save(self) -> None:
+    def _count_seconds(self) -> None:
         now = time.monotonic()
-        self.cost["seconds"] += now - self.clock
-        self.clock = self.saved = now
+        self.seconds += now - self.clock
+        self.clock = now
+
+    def _save(self) -> None:
+        self._count_seconds()
+        self.saved = self.clock
         state = {
             "spec": self.spec.to_toml(),
-            "total": self.total,
-            "reports": self.reports,
-            "plasticity": self.plasticity,
-            "cost": self.cost,
+            "seconds": self.seconds,
             "files": self.recorder.flush(),
-            "agent": self.agent.state_dict(),
-            "interventions": [intervention.state_dict() for intervention in self.interventions],
-            "initial": self.initial,
-            "course": self.trainer.state_dict(),
+            "trainer": self.trainer.state_dict(),
             "data": self.trainer.data,
             "dropout": torch.get_rng_state(),
             "dropout-cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
         atomic_io.save(self.folder / "checkpoint.pt", state)
-        self.saving = time.monotonic() - now
+        self.saving = time.monotonic() - self.saved
 
     def _restore(self) -> dict[str, int]:
-        """Continue from a checkpoint, where there is one; return how many bytes of which files it covers."""
+        """Restore from the checkpoint, if there is one; return the length in bytes of each log file it covers."""
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             return {}
         state = atomic_io.load(path)
         if not self._is_mine(state):
-            raise UserError(f"checkpoint {path} belongs to another run; delete its folder to start the run anew")
+            raise UserError(f"checkpoint {path} belongs to another run; delete its folder to start over")
         if state.get("data", self.trainer.data) != self.trainer.data:
             raise UserError(
-                f"{self.spec.id}: the data have changed since its checkpoint was saved; bring them back, or delete "
-                f"{self.folder} to start the run anew"
+                f"{self.spec.id}: the data has changed since its checkpoint was saved; restore the data, or delete "
+                f"{self.folder} to start over"
             )
         try:
-            return self._take_back(state)
+            self.trainer.load_state_dict(state["trainer"])
+            self.seconds = state["seconds"]
+            torch.set_rng_state(state["dropout"])
+            if torch.cuda.is_available() and state["dropout-cuda"]:
+                torch.cuda.set_rng_state_all(state["dropout-cuda"])
+            return dict(state["files"])
+        except UserError as error:
+            raise UserError(f"{self.spec.id}: {error}") from error
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:100]
             raise UserError(
-                f"checkpoint {path} does not fit ({type(error).__name__}: {reason}); delete its folder to start anew"
+                f"checkpoint {path} does not fit ({type(error).__name__}: {reason}); delete its folder to start over"
             ) from error
 
     def _is_mine(self, state: dict[str, Any]) -> bool:
-        try:  # by its name, in which cuda:0 is cuda:1
+        try:  # by id, in which cuda:0 and cuda:1 are the same
             return RunSpec.from_toml(state["spec"]).id == self.spec.id
         except (LookupError, TypeError, UserError):
             return False
 
-    def _take_back(self, state: dict[str, Any]) -> dict[str, int]:
-        self.total = state["total"]
-        self.reports, self.plasticity, self.cost = state["reports"], state["plasticity"], state["cost"]
-        for intervention, saved in zip(self.interventions, state["interventions"], strict=True):
-            intervention.load_state_dict(saved)  # before the weights: it may have changed the architecture in mid-run
-        self.agent.load_state_dict(state["agent"])
-        device = self.networks[0].device
-        self.initial = [{name: value.to(device) for name, value in initial.items()} for initial in state["initial"]]
-        self.trainer.load_state_dict(state["course"])
-        torch.set_rng_state(state["dropout"])
-        if torch.cuda.is_available() and state["dropout-cuda"]:
-            torch.cuda.set_rng_state_all(state["dropout-cuda"])
-        return dict(state["files"])
+
+class _RunLog:
+    """Sends a trainer's metrics to the recorder and its progress to the terminal."""
+
+    def __init__(self, recorder: Recorder, progress: Progress) -> None:
+        self.scalars = recorder.scalars
+        self.histogram = recorder.histogram
+        self.progress = progress.show
+
+
+def choose_threads(agent: Any, threads: int) -> None:
+    """Set the number of CPU threads; 0: one for a small network, unchanged for a large one."""
+    size = sum(p.numel() for network in agent.networks.values() for p in network.module.parameters())
+    if threads or size * agent.batch_size < _SMALL:
+        torch.set_num_threads(threads or 1)
 
 
 def check_options(spec: RunSpec, env: Any, agent: Any) -> None:
@@ -402,19 +308,3 @@ def check_options(spec: RunSpec, env: Any, agent: Any) -> None:
         ):
             if value:
                 raise UserError(f"--{name} is for agents that act (rl-*); {spec.env[0]} is a task stream")
-
-
-def _plain(report: Report, task: int, update: int, role: str) -> dict[str, Any]:
-    """A report in a few numbers; its figures module by module are in ``metrics.csv`` and TensorBoard."""
-    residuals = [figures["residual"] for figures in report.modules.values() if "residual" in figures]
-    growth = [figures["norm_ratio"] for figures in report.modules.values() if "norm_ratio" in figures]
-    return {
-        "task": task,
-        "update": update,
-        "role": role,
-        "seconds": report.seconds,
-        "revived-share": report.revived_share,
-        "parameters": report.parameters,
-        "mean-residual": sum(residuals) / len(residuals) if residuals else None,
-        "largest-norm-ratio": max(growth) if growth else None,
-    }

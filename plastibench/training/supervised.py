@@ -1,11 +1,11 @@
-"""The course of a run on a task stream: epochs over the data so far, a switch between tasks."""
+"""Train a classifier on a task stream: epochs over the data of each task, and what happens at task boundaries."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,94 +13,109 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from plastibench.agents.classifier import without
+from plastibench.agents.classifier import Classifier, mask_logits
 from plastibench.config.errors import RunError
+from plastibench.config.spec import RunOptions
+from plastibench.envs.stream import TaskStream
 from plastibench.results.accuracy import TaskRecord, comparison, mean, share, summary, task_figures
+from plastibench.training.learner import Learner
 from plastibench.training.task_buffer import add_task_data, all_samples, make_task_buffer, representative
+from plastibench.training.trainer import Log, Trainer
 from plastibench.utils.seeding import derive, generator
 
-if TYPE_CHECKING:
-    from plastibench.agents.classifier import Classifier
-    from plastibench.envs.stream import TaskStream
-    from plastibench.training.runner import Run
-
-EARLY_EPOCHS = 5  # epochs after a switch that are all evaluated, to see the recovery
+EARLY_EPOCHS = 5  # epochs after a task boundary that are all evaluated, to see the recovery
 PROBE = 512  # samples for the plasticity metrics
 
 
 @dataclass(frozen=True)
 class EvalSet:
-    """What the network is asked during a task.
+    """What the network is evaluated on during a task.
 
     Attributes:
-        shown: The images as the stream has them, uint8 [M, C, H, W].
-        images: The same on the device.
-        answers: Their right classes. [M]
-        closed: True for classes that are not asked for, bool [K], or none.
+        source: The images as the task stream has them, uint8 [M, C, H, W].
+        images: The same images on the device.
+        labels: Their classes. [M]
+        masked_classes: True for classes that are not evaluated, bool [K], or None.
     """
 
-    shown: npt.NDArray[np.uint8]
+    source: npt.NDArray[np.uint8]
     images: Tensor
-    answers: Tensor
-    closed: Tensor | None
+    labels: Tensor
+    masked_classes: Tensor | None
 
     @classmethod
-    def of(cls, env: TaskStream, device: torch.device, before: EvalSet | None) -> EvalSet:
-        """Those of the current task; images are moved only where they differ from those of the questions before."""
-        shown, classes = env.evaluation_images, env.evaluation_classes
-        kept = before if before is not None and before.shown is shown else None
-        images = kept.images if kept else torch.from_numpy(shown).to(device)
-        closed = None
+    def of(cls, env: TaskStream, device: torch.device, previous: EvalSet | None) -> EvalSet:
+        """The evaluation set of the current task; images move to the device only if they differ from the previous."""
+        source, classes = env.evaluation_images, env.evaluation_classes
+        same = previous if previous is not None and previous.source is source else None
+        images = same.images if same else torch.from_numpy(source).to(device)
+        masked = None
         if classes is not None:
-            closed = torch.ones(env.classes, dtype=torch.bool)
-            closed[torch.from_numpy(classes)] = False
-            closed = closed.to(device)
-        return cls(shown, images, torch.from_numpy(env.evaluation_labels).to(device), closed)
+            masked = torch.ones(env.classes, dtype=torch.bool)
+            masked[torch.from_numpy(classes)] = False
+            masked = masked.to(device)
+        return cls(source, images, torch.from_numpy(env.evaluation_labels).to(device), masked)
 
 
-class SupervisedTrainer:
-    """A classifier learns the tasks of a stream, one after the other."""
+class SupervisedTrainer(Trainer):
+    """Trains a classifier on the tasks of a stream, one after the other."""
 
     axis = "epoch"
     unit = "samples"
 
-    def __init__(self, run: Run, env: TaskStream, agent: Classifier) -> None:
-        self.run, self.env, self.agent, self.scenario = run, env, agent, env.scenario
-        seed, self.device = run.spec.run.seed, torch.device(run.spec.run.device)
-        self.order = generator(seed, "order", self.device)
-        self.draws = generator(seed, "representative")
-        self.replay = make_task_buffer(len(env.dataset.train_images), agent.batch_size, self.device, self.order)
-        self.task = 0
+    def __init__(self, env: TaskStream, learner: Learner, options: RunOptions, log: Log | None = None) -> None:
+        super().__init__(learner, options, log)
+        assert isinstance(learner.agent, Classifier)
+        self.env, self.agent = env, learner.agent
+        self.device = torch.device(options.device)
+        self.order = generator(options.seed, "order", self.device)
+        self.draws = generator(options.seed, "representative")
+        self.buffer = make_task_buffer(len(env.dataset.train_images), self.agent.batch_size, self.device, self.order)
         self.update = 0  # within the task
         self.samples = self.samples_before = 0
-        self.finished = False
-        self.questions: EvalSet
-        self.evaluated = -1, torch.empty(0)  # at which update the outputs were last computed, and these
+        self._finished = False
+        self.eval_set: EvalSet
+        self.evaluated = -1, torch.empty(0)  # the update at which logits were last computed, and these logits
         self.records: list[TaskRecord] = []
 
     @property
-    def place(self) -> float:
+    def task_stream(self) -> Any:
+        """The options of the task stream."""
+        return self.env.scenario
+
+    @property
+    def data(self) -> str:
+        """Digest of the data set that the task stream draws from."""
+        return self.env.dataset.digest
+
+    @property
+    def position(self) -> float:
         """Epochs since the start of the task."""
         return self.update / self.updates_per_epoch()
 
+    @property
+    def finished(self) -> bool:
+        """Whether the last task has ended."""
+        return self._finished
+
     def begin(self) -> None:
         """Receive the first task."""
-        observation, info = self.env.reset(seed=derive(self.run.spec.run.seed, "stream"))
-        add_task_data(self.replay, observation["images"], observation["labels"])
-        self._ask_anew(None)
+        observation, info = self.env.reset(seed=derive(self.options.seed, "stream"))
+        add_task_data(self.buffer, observation["images"], observation["labels"])
+        self._renew_eval_set(None)
         self.records.append(TaskRecord(0, info["samples"], info["noise"]))
         self.agent.begin_task(self._updates())
         self._evaluate()
-        self.run.measure("after")
+        self.measure("after")
 
     def advance(self) -> None:
-        """One update, and what falls due after it: an intervention, an evaluation, the end of the task.
+        """Make one update, then intervene, evaluate or end the task if it is time.
 
-        What a task has come to is measured before an intervention that falls due at its very end.
+        At the end of a task, the task's results are measured before an intervention that is due at the same update.
         """
         self.learn()
         per_epoch, ends = self.updates_per_epoch(), self.update == self._updates()
-        if self.run.due() and not ends:
+        if self.learner.due() and not ends:
             self._intervene_in_mid_task()
         if self.update % per_epoch == 0:
             self._end_epoch(self.update // per_epoch)
@@ -108,181 +123,173 @@ class SupervisedTrainer:
             self._end_task()
 
     def learn(self) -> None:
-        """One update on the next batch."""
-        batch = self.replay.sample()
-        self.run.learn(batch)
+        """Make one update on the next batch."""
+        batch = self.buffer.sample()
+        self.learner.learn(batch)
         self.update += 1
         self.samples += len(batch)
 
     def representative(self) -> TensorDictBase:
         """Samples drawn from all data so far."""
-        return representative(self.replay, self.run.spec.run.representative, self.draws)
+        return representative(self.buffer, self.options.representative, self.draws)
 
     def probe(self) -> TensorDictBase:
-        """The samples that came first, with their present labels."""
-        return all_samples(self.replay)[:PROBE]
-
-    @property
-    def data(self) -> str:
-        """Stands for the data that the stream draws from."""
-        return self.env.dataset.digest
+        """The samples that arrived first, with their current labels."""
+        return all_samples(self.buffer)[:PROBE]
 
     def counts(self) -> dict[str, int]:
-        """What was consumed, for the result's ``cost``."""
+        """Samples consumed, for the result's ``cost``."""
         return {"samples": self.samples}
 
     def result(self) -> dict[str, Any]:
-        """Tasks and summary. Where interventions act in mid-task, drops are counted there and not at the switches."""
+        """Tasks and summary. With interventions in mid-task, drops are measured there and not at task boundaries."""
         found = summary(self.records)
-        if self.run.spec.run.every:
-            found.update(_drops_in_mid_task(self.run.reports))
+        if self.options.every:
+            found.update(_drops_in_mid_task(self.reports))
         return {"summary": found, "tasks": [task_figures(record) for record in self.records]}
 
-    def close(self) -> None:
-        """Nothing is held open."""
-
-    # Epochs and tasks ---------------------------------------------------------------------------------------------
+    # Epochs and tasks --------------------------------------------------------------------------------------------
 
     def _end_epoch(self, epoch: int) -> None:
-        last = self.scenario.epochs
-        if epoch <= EARLY_EPOCHS or epoch % self.scenario.evaluate_every == 0 or epoch == last:
+        last = self.task_stream.epochs
+        if epoch <= EARLY_EPOCHS or epoch % self.task_stream.evaluate_every == 0 or epoch == last:
             self._evaluate()
-        place = f"task {self.task + 1}/{self.scenario.task_count}, epoch {epoch}/{last}"
+        position = f"task {self.task + 1}/{self.task_stream.task_count}, epoch {epoch}/{last}"
         accuracy = self.records[-1].curve[-1][1] if self.records[-1].curve else None
-        figure = "" if accuracy is None else f"accuracy {100 * accuracy:5.1f} %"
+        value = "" if accuracy is None else f"accuracy {100 * accuracy:5.1f} %"
         samples = self.samples - self.samples_before
-        self.run.progress.show(self.run.total, samples, place, figure, milestone=epoch == last)
+        self.log.progress(self.learner.updates, samples, position, value, milestone=epoch == last)
 
     def _end_task(self) -> None:
         record = self.records[-1]
         record.train_accuracy = self._train_accuracy()
-        self.run.record("end", {"accuracy": record.end, "train-accuracy": record.train_accuracy})
-        self.run.measure("end")
-        if self.task + 1 == self.scenario.task_count:
-            self.finished = True
+        self.record("end", {"accuracy": record.end, "train-accuracy": record.train_accuracy})
+        self.measure("end")
+        if self.task + 1 == self.task_stream.task_count:
+            self._finished = True
             return
-        if self.run.due():
+        if self.learner.due():
             self._intervene_in_mid_task()
-        self._switch()
+        self._begin_next_task()
 
-    def _switch(self) -> None:
-        """Begin the next task: evaluate, receive data, intervene, renew the optimizer, evaluate."""
-        asked, (evaluated_at, logits) = self.questions, self.evaluated
-        before = logits if evaluated_at == self.run.total else self._logits()
+    def _begin_next_task(self) -> None:
+        """Cross a task boundary: evaluate, receive data, intervene, renew the optimizer, evaluate again."""
+        previous, (evaluated_at, logits) = self.eval_set, self.evaluated
+        before = logits if evaluated_at == self.learner.updates else self._logits()
         observation, _, _, _, info = self.env.step(before.argmax(1).cpu().numpy())
-        add_task_data(self.replay, observation["images"], observation["labels"])
-        self._ask_anew(asked)
+        add_task_data(self.buffer, observation["images"], observation["labels"])
+        self._renew_eval_set(previous)
         self.task, self.update = self.task + 1, 0
-        if self.run.due_at_switch():
-            self.run.intervene()
+        if self.learner.due_at_boundary():
+            self.intervene()
         self.agent.begin_task(self._updates())
-        after = self._logits(asked)
-        found = comparison(before, after, asked.answers)
+        after = self._logits(previous)
+        found = comparison(before, after, previous.labels)
         self.records.append(TaskRecord.after_switch(self.task, info["samples"], info["noise"], found))
         self._record_comparison(found)
-        self._evaluate(after if self.questions.images is asked.images else None)
-        self.run.measure("after")
+        self._evaluate(after if self.eval_set.images is previous.images else None)
+        self.measure("after")
 
     def _intervene_in_mid_task(self) -> None:
-        """Intervene, and see what it cost where two evaluations more are a small part of the interval."""
+        """Intervene, and measure the drop if two more evaluations are a small part of the interval."""
         self.evaluated = -1, torch.empty(0)
-        if self.run.spec.run.every < self.updates_per_epoch():
-            self.run.intervene()
+        if self.options.every < self.updates_per_epoch():
+            self.intervene()
             return
         before = self._logits()
-        self.run.intervene()
-        found = comparison(before, self._logits(), self.questions.answers)
-        self.run.reports[-1].update(found)
+        self.intervene()
+        found = comparison(before, self._logits(), self.eval_set.labels)
+        self.reports[-1].update(found)
         self._record_comparison(found)
 
     # Evaluation ---------------------------------------------------------------------------------------------------
 
-    def _ask_anew(self, before: EvalSet | None) -> None:
-        """Take the current task's questions from the stream."""
-        self.questions = EvalSet.of(self.env, self.device, before)
-        self.agent.closed = self.questions.closed
+    def _renew_eval_set(self, previous: EvalSet | None) -> None:
+        self.eval_set = EvalSet.of(self.env, self.device, previous)
+        self.agent.masked_classes = self.eval_set.masked_classes
 
-    def _logits(self, asked: EvalSet | None = None) -> Tensor:
-        """Outputs for the questions of the current task, or for others."""
-        asked = asked or self.questions
-        return without(self._outputs(asked.images), asked.closed)
+    def _logits(self, eval_set: EvalSet | None = None) -> Tensor:
+        """Logits on the current task's evaluation set, or on another. [M, K]."""
+        eval_set = eval_set or self.eval_set
+        return mask_logits(self._outputs(eval_set.images), eval_set.masked_classes)
 
     def _outputs(self, images: Tensor) -> Tensor:
-        network, intervention = self.run.networks[0], self.run.interventions[0]
-        return self.agent.logits(images, intervention.evaluated(network))
+        return self.agent.logits(images, self.learner.evaluated_modules()["classifier"])
 
     def _evaluate(self, logits: Tensor | None = None) -> None:
-        """Accuracy on the current task's own answers, and the averages of training since the last time."""
-        averages = self.run.averages()
+        """Record the accuracy on the current task, and the training averages since the last evaluation."""
+        averages = self.learner.pop_averages()
         logits = self._logits() if logits is None else logits
-        self.evaluated = self.run.total, logits
+        self.evaluated = self.learner.updates, logits
         if not bool(logits.isfinite().all()):
             raise RunError(
-                f"{self.run.spec.id}: the network returned values that are not finite in task {self.task + 1}, after "
-                f"update {self.run.total}; try a smaller --agent.lr"
+                f"the network's outputs are not finite in task {self.task + 1} after update {self.learner.updates}; "
+                "try a smaller --agent.lr"
             )
-        accuracy = share(logits.argmax(1) == self.questions.answers)
-        self.records[-1].curve.append((self.place, accuracy))
-        self.run.record("training", {"accuracy": accuracy, **averages})
+        accuracy = share(logits.argmax(1) == self.eval_set.labels)
+        self.records[-1].curve.append((self.position, accuracy))
+        self.record("training", {"accuracy": accuracy, **averages})
 
     def _train_accuracy(self) -> float:
         batch = self.representative()
-        logits = without(self._outputs(batch["image"]), self.questions.closed)
+        logits = mask_logits(self._outputs(batch["image"]), self.eval_set.masked_classes)
         return share(logits.argmax(1) == batch["label"])
 
     def _record_comparison(self, found: dict[str, float]) -> None:
         shown = {"accuracy-after": found["after"], "agreement": found["agreement"], "output-kl": found["output_kl"]}
-        self.run.record("after", {**shown, "drop": found["before"] - found["after"]})
+        self.record("after", {**shown, "drop": found["before"] - found["after"]})
 
     # Arithmetic of updates ----------------------------------------------------------------------------------------
 
     def updates_per_epoch(self) -> int:
         """Updates in one pass over the data so far; the last batch may be short."""
-        return max(1, math.ceil(len(self.replay) / self.agent.batch_size))
+        return max(1, math.ceil(len(self.buffer) / self.agent.batch_size))
 
     def _updates(self) -> int:
-        return self.updates_per_epoch() * self.scenario.epochs
+        return self.updates_per_epoch() * self.task_stream.epochs
 
     @property
     def length(self) -> int:
         """Updates of all tasks."""
-        sizes = self.env.sizes(derive(self.run.spec.run.seed, "stream"))
-        return sum(math.ceil(size / self.agent.batch_size) for size in sizes) * self.scenario.epochs
+        sizes = self.env.sizes(derive(self.options.seed, "stream"))
+        return sum(math.ceil(size / self.agent.batch_size) for size in sizes) * self.task_stream.epochs
 
     # Saving and restoring -----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an exact resume needs; the data itself comes from the stream again."""
+        """State for an exact resume; the data itself comes from the task stream again."""
         return {
-            "position": [self.task, self.update, self.samples, self.finished],
+            **super().state_dict(),
+            "position": [self.update, self.samples, self._finished],
             "records": [dataclasses.asdict(record) for record in self.records],
-            "sampler": dict(self.replay.sampler.state_dict()),
+            "sampler": dict(self.buffer.sampler.state_dict()),
             "order": self.order.get_state(),
             "draws": self.draws.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned."""
-        self.task, self.update, self.samples, self.finished = state["position"]
+        """Restore from :meth:`state_dict`."""
+        super().load_state_dict(state)
+        self.update, self.samples, self._finished = state["position"]
         self.samples_before = self.samples
-        observation, _ = self.env.reset(seed=derive(self.run.spec.run.seed, "stream"))
-        add_task_data(self.replay, observation["images"], observation["labels"])
+        observation, _ = self.env.reset(seed=derive(self.options.seed, "stream"))
+        add_task_data(self.buffer, observation["images"], observation["labels"])
         for _ in range(self.task):
             observation = self.env.step(self.env.evaluation_labels)[0]
-            add_task_data(self.replay, observation["images"], observation["labels"])
-        self._ask_anew(None)
+            add_task_data(self.buffer, observation["images"], observation["labels"])
+        self._renew_eval_set(None)
         self.records = [TaskRecord(**record) for record in state["records"]]
         for record in self.records:
             record.curve = [(epoch, accuracy) for epoch, accuracy in record.curve]
-        self.replay.sampler.load_state_dict(state["sampler"])
+        self.buffer.sampler.load_state_dict(state["sampler"])
         self.order.set_state(state["order"])
         self.draws.set_state(state["draws"])
 
 
 def _drops_in_mid_task(reports: list[dict[str, Any]]) -> dict[str, float | None]:
-    acted = [report for report in reports if "before" in report]
+    measured = [report for report in reports if "before" in report]
     return {
-        "mean-drop": mean([report["before"] - report["after"] for report in acted]),
-        "mean-agreement": mean([report["agreement"] for report in acted]),
-        "mean-output-kl": mean([report["output_kl"] for report in acted]),
+        "mean-drop": mean([report["before"] - report["after"] for report in measured]),
+        "mean-agreement": mean([report["agreement"] for report in measured]),
+        "mean-output-kl": mean([report["output_kl"] for report in measured]),
     }

@@ -1,68 +1,202 @@
-"""What a run asks of its trainer, be it epochs on a task stream or steps in an environment."""
+"""What the two trainers share: recording, measuring, and when to intervene."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import time
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Protocol
 
 from tensordict import TensorDictBase
+from torch import Tensor
+
+from plastibench.config.spec import RunOptions
+from plastibench.interventions.base import Report
+from plastibench.metrics import select
+from plastibench.metrics.groups import measure_groups
+from plastibench.metrics.plasticity import plasticity_report
+from plastibench.nn.dataflow import trace
+from plastibench.training.learner import Learner
+from plastibench.utils.seeding import generator
 
 
-class Trainer(Protocol):
-    """What happens when: how data arrives, when the agent learns, is evaluated and is worked on.
+class Log(Protocol):
+    """Where a trainer sends its metrics and its progress."""
+
+    def scalars(
+        self, update: int, task: int, position: float, phase: str, values: dict[str, Any], prefix: str = ""
+    ) -> None:
+        """Record values under ``prefix/name``."""
+
+    def histogram(self, update: int, name: str, values: Tensor) -> None:
+        """Record a distribution."""
+
+    def progress(self, done: int, count: int, position: str, value: str, *, milestone: bool = False) -> None:
+        """Show how far the run is."""
+
+
+class NoLog:
+    """Discards everything: for trainers in benchmarks, diagnosis and tests."""
+
+    def scalars(
+        self, update: int, task: int, position: float, phase: str, values: dict[str, Any], prefix: str = ""
+    ) -> None:
+        """Discard."""
+
+    def histogram(self, update: int, name: str, values: Tensor) -> None:
+        """Discard."""
+
+    def progress(self, done: int, count: int, position: str, value: str, *, milestone: bool = False) -> None:
+        """Discard."""
+
+
+class Trainer(ABC):
+    """Drives one run: owns the environment, the buffer and the position, and hands batches to the learner.
 
     Attributes:
-        axis: What :attr:`place` counts; names a column of ``metrics.csv``.
+        axis: What :attr:`position` counts; the name of a column in ``metrics.csv``.
         unit: What the rate in the progress line counts.
+        learner: What learns.
+        options: Seed, schedule and sizes of the run.
+        log: Where metrics go.
         task: Number of the current task, from 0.
-        place: How far the run is, for the curves: epochs of the task, or steps in the environment.
-        scenario: The options of the env, with a ``version`` where it has had several.
-        data: Digest of the data it draws from; none where an environment is its own source.
+        reports: What each intervention did, in a few numbers.
+        plasticity: Plasticity metrics at each measurement.
+        metric_seconds: Time spent in plasticity metrics so far.
     """
 
-    axis: str
-    unit: str
-    task: int
-    scenario: Any
+    axis: ClassVar[str]
+    unit: ClassVar[str]
+
+    def __init__(self, learner: Learner, options: RunOptions, log: Log | None = None) -> None:
+        self.learner, self.options, self.log = learner, options, log or NoLog()
+        self.task = 0
+        self.reports: list[dict[str, Any]] = []
+        self.plasticity: list[dict[str, Any]] = []
+        self.metric_seconds = 0.0
+
+    @property
+    @abstractmethod
+    def task_stream(self) -> Any:
+        """The options of the environment, with a ``version`` if there were several."""
 
     @property
     def data(self) -> str | None:
-        """See above."""
+        """Digest of the data set, or None if the environment itself is the source."""
+        return None
 
     @property
-    def place(self) -> float:
-        """Where the run is on its axis."""
+    @abstractmethod
+    def position(self) -> float:
+        """Position of the curves: epochs of the task, or environment steps."""
 
     @property
+    @abstractmethod
     def finished(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the run is complete."""
 
     @property
+    @abstractmethod
     def length(self) -> int:
-        """Updates (or steps) of the whole run, for the time left."""
+        """Length of the whole run in updates or steps, for the remaining time."""
 
+    @abstractmethod
     def begin(self) -> None:
-        """Receive the first task."""
+        """Start the first task."""
 
+    @abstractmethod
     def advance(self) -> None:
-        """Go on by the smallest stretch after which the state can be saved."""
+        """Train until the next moment at which the state can be saved."""
 
+    @abstractmethod
     def representative(self) -> TensorDictBase:
-        """A fresh representative batch, with all that the networks' losses need."""
+        """Draw a representative batch with everything that the networks' losses need."""
 
+    @abstractmethod
     def probe(self) -> TensorDictBase:
         """The batch on which plasticity is measured."""
 
+    @abstractmethod
     def counts(self) -> dict[str, int]:
-        """What was consumed, for the result's ``cost``."""
+        """Samples or steps consumed, for the result's ``cost``."""
 
+    @abstractmethod
     def result(self) -> dict[str, Any]:
-        """The course's own part of ``result.json``, with its ``summary``."""
+        """The trainer's part of the result: its ``summary`` and the values behind it."""
 
-    def close(self) -> None:
-        """Let go of what is open."""
+    def close(self) -> None:  # noqa: B027 - optional
+        """Release resources."""
+
+    # Shared ------------------------------------------------------------------------------------------------------
+
+    def record(self, phase: str, values: dict[str, Any], prefix: str = "") -> None:
+        """Record values at the current position."""
+        self.log.scalars(self.learner.updates, self.task, self.position, phase, values, prefix)
+
+    def intervene(self) -> dict[str, Report]:
+        """Let the interventions act on a fresh representative batch, and record what they did."""
+        reports = self.learner.intervene(self.representative())
+        for role, report in reports.items():
+            self.reports.append(_summarized(report, self.task, self.learner.updates, role))
+            totals = {
+                "seconds": report.seconds,
+                "revived-share": report.revived_share,
+                "parameters": float(report.parameters),
+            }
+            self.record("after", totals, prefix=f"intervention-{role}")
+            for module, values in report.modules.items():
+                self.record("after", values, prefix=f"intervention-{role}/{module}")
+        return reports
+
+    def measure(self, phase: str) -> None:
+        """Measure the plasticity of every network, on the same data for every method."""
+        start = time.monotonic()
+        probe = self.probe()
+        names = select(self.options.metrics or ())
+        for role, network in self.learner.networks.items():
+            units, initial = trace(network, probe), self.learner.initial[role]
+            found = plasticity_report(network, probe, initial, units)
+            if names:
+                purpose = f"metrics-{role}-{self.task}-{phase}-{self.position}"
+                draws = generator(self.options.seed, purpose)
+                found.add(measure_groups(network, probe, names, draws, initial, units))
+            moment = {"task": self.task, "phase": phase, "place": self.position, "role": role}
+            self.plasticity.append({**moment, **found.overall})
+            self.record(phase, found.overall, prefix=f"plasticity-{role}")
+            for layer, values in found.layers.items():
+                self.record(phase, values, prefix=f"layers-{role}/{layer}")
+            for layer, gradients in found.layernorm_gradients.items():
+                self.log.histogram(self.learner.updates, f"layernorm-gradient-{phase}/{layer}", gradients)
+        self.metric_seconds += time.monotonic() - start
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an exact resume needs."""
+        """State for an exact resume, the learner's included; a subclass adds its own."""
+        return {
+            "task": self.task,
+            "reports": self.reports,
+            "plasticity": self.plasticity,
+            "metric-seconds": self.metric_seconds,
+            "learner": self.learner.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned."""
+        """Restore from :meth:`state_dict`."""
+        self.task = state["task"]
+        self.reports, self.plasticity = state["reports"], state["plasticity"]
+        self.metric_seconds = state["metric-seconds"]
+        self.learner.load_state_dict(state["learner"])
+
+
+def _summarized(report: Report, task: int, update: int, role: str) -> dict[str, Any]:
+    """A report in a few numbers; its values per module are in ``metrics.csv`` and TensorBoard."""
+    residuals = [values["residual"] for values in report.modules.values() if "residual" in values]
+    ratios = [values["norm_ratio"] for values in report.modules.values() if "norm_ratio" in values]
+    return {
+        "task": task,
+        "update": update,
+        "role": role,
+        "seconds": report.seconds,
+        "revived-share": report.revived_share,
+        "parameters": report.parameters,
+        "mean-residual": sum(residuals) / len(residuals) if residuals else None,
+        "largest-norm-ratio": max(ratios) if ratios else None,
+    }

@@ -17,6 +17,9 @@ from plastibench.config.options import build
 from plastibench.config.registry import agents
 from plastibench.envs.scenario import make_stream
 from plastibench.envs.stream import TaskStream
+from plastibench.interventions.attach import Attached
+from plastibench.interventions.base import Intervention
+from plastibench.nn.network import Network
 from plastibench.utils.seeding import generator
 
 
@@ -193,10 +196,16 @@ def test_evaluation_leaves_the_mode_of_every_submodule_as_it_was(plain: TaskStre
     assert [child.training for child in module] == [True, False, True, True, True, True]
 
 
+class SumOfWeights(Intervention):
+    def penalty(self, network: Network, batch: Any) -> Any:
+        return 3 * sum(p.sum() for p in network.module.parameters())
+
+
 def test_penalties_of_interventions_join_the_loss_and_not_the_recorded_one(plain: TaskStream) -> None:
     with_penalty, without = (classifier(plain, lr=0.1, clip=0.0) for _ in range(2))
     weights = list(with_penalty.networks["classifier"].module.parameters())
-    with_penalty.networks["classifier"].penalties += [lambda n, b: 3 * sum(p.sum() for p in weights), lambda n, b: None]
+    for method in (SumOfWeights(), Intervention()):
+        Attached(method, with_penalty.networks["classifier"])
     (batch,) = batches(plain, 1)
     for agent in (with_penalty, without):
         agent.begin_task(5)

@@ -78,7 +78,7 @@ def test_td_targets_are_reward_plus_discounted_value(double: bool) -> None:
     online = outputs(learner.networks["critic"].module, batch["next_observation"])
     choice = (online if double else target).argmax(1)
     expected = batch["reward"].numpy() + batch["discount"].numpy() * target[np.arange(8), choice]
-    np.testing.assert_allclose(learner.prepare(batch)["target"].numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(learner.add_targets(batch)["target"].numpy(), expected, rtol=1e-5)
     assert (online.argmax(1) != target.argmax(1)).any()  # else both readings agree anyway
 
 
@@ -113,7 +113,7 @@ def test_the_loss_is_that_of_torchrl() -> None:
     data = TensorDict(
         {"observation": batch["observation"], "action": batch["action"].long(), "next": following}, batch_size=[32]
     )
-    ours = learner._loss(learner.networks["critic"].module, learner.prepare(batch))
+    ours = learner._loss(learner.networks["critic"].module, learner.add_targets(batch))
     assert float(ours) == pytest.approx(float(theirs(data)["loss"]), rel=1e-5)
 
 
@@ -145,7 +145,6 @@ def test_every_form_learns_the_values_of_a_bandit(options: dict[str, Any]) -> No
         batch["reward"] = torch.where(batch["action"] == 1, 1.0, -1.0)
         batch["discount"] = torch.zeros(32)
         learner.update(batch)
-        learner.follow()
     test = transitions("rl-cartpole", 64, 5000)["observation"]
     values = [learner.value(test, torch.full((64,), action)).mean().item() for action in (0, 1)]
     assert values == pytest.approx([-1, 1], abs=0.15)
@@ -154,7 +153,7 @@ def test_every_form_learns_the_values_of_a_bandit(options: dict[str, Any]) -> No
 
 def test_dueling_streams_are_outputs_and_no_unit_of_them_is_scored() -> None:
     learner = agent("dqn-mlp", dueling=True)
-    units = trace(learner.networks["critic"], learner.prepare(transitions("rl-cartpole")))
+    units = trace(learner.networks["critic"], learner.add_targets(transitions("rl-cartpole")))
     assert {unit.name: unit.output for unit in units} == {
         "body.0": False,
         "body.2": False,
@@ -182,7 +181,6 @@ def test_the_target_follows_by_polyak_averaging() -> None:
     slow = [p.double().clone() for p in learner.targets["critic"].module.parameters()]
     for seed in range(5):
         learner.update(transitions("rl-pendulum", seed=seed))
-        learner.follow()
         fast = [p.detach().double() for p in learner.networks["critic"].module.parameters()]
         slow = [0.9 * old + 0.1 * new for old, new in zip(slow, fast, strict=True)]
     for expected, found in zip(slow, learner.targets["critic"].module.parameters(), strict=True):
@@ -194,7 +192,6 @@ def test_the_target_is_copied_every_so_many_updates() -> None:
     equal = []
     for seed in range(6):
         learner.update(transitions("rl-cartpole", seed=seed))
-        learner.follow()
         pairs = zip(
             learner.networks["critic"].module.parameters(), learner.targets["critic"].module.parameters(), strict=True
         )
@@ -240,7 +237,7 @@ def test_continuous_targets_take_the_smaller_critic_and_the_entropy() -> None:
     learner, batch = agent("sac-mlp", "rl-pendulum", temperature=0.3), transitions("rl-pendulum")
     drift(learner)
     state = learner._noise.get_state()
-    found = learner.prepare(batch)["target"]
+    found = learner.add_targets(batch)["target"]
     learner._noise.set_state(state)
     policy = learner.networks["actor"].module(batch["next_observation"]).detach()
     action, log_probability = learner._draw(policy, learner._normal(policy))
@@ -259,20 +256,20 @@ def test_discrete_targets_are_exact_expectations() -> None:
     values = outputs(learner.targets["critic"].module, batch["next_observation"]).min(0)
     soft = (policy * (values - 0.3 * np.log(policy))).sum(1)
     expected = batch["reward"].numpy() + batch["discount"].numpy() * soft
-    np.testing.assert_allclose(learner.prepare(batch)["target"], expected, rtol=1e-4)
+    np.testing.assert_allclose(learner.add_targets(batch)["target"], expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("env", ["rl-pendulum", "rl-cartpole"])
 def test_the_actor_learns_from_the_critics_without_moving_them(env: str) -> None:
     learner, batch = agent("sac-mlp", env), transitions(env)
-    learner.prepare(batch)
+    learner.add_targets(batch)
     critic, actor = learner.networks["critic"], learner.networks["actor"]
     before = [p.detach().clone() for p in critic.module.parameters()]
     loss, _ = learner._policy(actor.module, batch)
     was = float(loss)
     for _ in range(30):
         loss, _ = learner._policy(actor.module, batch)
-        learner._step(actor, loss, batch)
+        actor.update(loss, batch)
     assert float(learner._policy(actor.module, batch)[0]) < was - 1e-3
     assert all(torch.equal(a, b) for a, b in zip(before, critic.module.parameters(), strict=True))
     assert all(p.grad is None for p in critic.module.parameters())
@@ -285,14 +282,14 @@ def test_the_temperature_starts_anew_with_the_whole_actor_and_with_nothing_less(
         learner.update(batch.clone())
     adapted = float(log_temperature)
     assert adapted and log_temperature in actor.optimizer.state
-    Reset(select="head").intervene(actor, learner.prepare(batch.clone()))
+    Reset(select="head").intervene(actor, learner.add_targets(batch.clone()))
     assert float(log_temperature) == adapted and log_temperature in actor.optimizer.state
-    Reset().intervene(actor, learner.prepare(batch.clone()))
+    Reset().intervene(actor, learner.add_targets(batch.clone()))
     assert float(log_temperature) == 0 and log_temperature not in actor.optimizer.state
     learner.update(batch.clone())
     assert abs(float(log_temperature)) == pytest.approx(learner.config.lr, rel=1e-3)  # Adam's first step
     fixed = agent("sac-mlp", "rl-pendulum", temperature=0.2)
-    Reset().intervene(fixed.networks["actor"], fixed.prepare(batch.clone()))
+    Reset().intervene(fixed.networks["actor"], fixed.add_targets(batch.clone()))
     assert float(fixed._log_temperature) == pytest.approx(math.log(0.2))
 
 
@@ -338,7 +335,7 @@ def test_drawn_actions_follow_the_policy() -> None:
 def test_every_critic_of_an_ensemble_is_an_output_and_differs() -> None:
     learner = agent("sac-mlp", "rl-pendulum", critics=3)
     assert isinstance(learner, ContinuousSAC)
-    units = trace(learner.networks["critic"], learner.prepare(transitions("rl-pendulum")))
+    units = trace(learner.networks["critic"], learner.add_targets(transitions("rl-pendulum")))
     assert [unit.name for unit in units if unit.output] == ["heads.0.4", "heads.1.4", "heads.2.4"]
     values = outputs(learner.networks["critic"].module, torch.ones(1, 3), torch.ones(1, 1))
     assert len(set(values.flatten().tolist())) == 3

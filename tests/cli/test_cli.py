@@ -144,7 +144,7 @@ def test_several_interventions_and_seeds_end_in_one_table_and_a_leaderboard(
 def test_the_same_command_again_does_nothing_twice(finished: Any, say: Say, runs: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in runs.glob("cl-digits_*/**/*")}
     again = say(*RUN, "--intervention", "none,reset,redo", "--seed", "0,1", "--runs-dir", runs)
-    assert again.status == 0 and again.err.count("is complete already") == 6
+    assert again.status == 0 and again.err.count("is already complete") == 6
     assert {path: path.stat().st_mtime_ns for path in runs.glob("cl-digits_*/**/*")} == before
     assert again.out == finished.out
 
@@ -152,7 +152,7 @@ def test_the_same_command_again_does_nothing_twice(finished: Any, say: Say, runs
 def test_resume_of_a_complete_run_says_so(finished: Any, say: Say, runs: Path) -> None:
     name = next(runs.glob("cl-digits_*")).name
     done = say("resume", name, "--runs-dir", runs)
-    assert done.status == 0 and "is complete already" in done.out + done.err
+    assert done.status == 0 and "is already complete" in done.out + done.err
     message = one_line(say("resume", name[:-1] + "x", "--runs-dir", runs), 2)
     assert f"did you mean '{name}'?" in message
 

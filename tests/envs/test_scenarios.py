@@ -324,7 +324,7 @@ def test_accuracies_at_a_switch_belong_to_the_task_that_ended_and_curves_to_thei
         return report
 
     def ended(self: supervised.SupervisedTrainer) -> None:
-        ends.append(copy.deepcopy(self.run.networks[0].module))
+        ends.append(copy.deepcopy(self.learner.networks["classifier"].module))
         measure(self)
 
     monkeypatch.setattr(Reset, "intervene", noted)
@@ -390,7 +390,7 @@ def test_outputs_of_classes_that_have_not_arrived_are_never_trained_and_never_sa
 def test_the_loss_among_open_classes_is_that_of_a_network_without_the_others() -> None:
     stream = make_stream("incremental-digits", train_size=30)
     agent = RunSpec.make("incremental-digits", "mlp").create("agent").build(stream, 0, torch.device("cpu"))
-    agent.closed = torch.tensor([False, False, True, False] + [True] * 6)
+    agent.masked_classes = torch.tensor([False, False, True, False] + [True] * 6)
     batch = {"image": torch.from_numpy(stream.dataset.train_images[:5]), "label": torch.tensor([0, 1, 3, 3, 0])}
     network = agent.networks["classifier"]
     logits = agent.logits(batch["image"]).double().numpy()[:, [0, 1, 3]]

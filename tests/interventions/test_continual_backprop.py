@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from plastibench.config.errors import UserError
+from plastibench.interventions.attach import attach
 from plastibench.interventions.continual_backprop import ContinualBackprop
 from plastibench.nn.network import Network
 from plastibench.training.runner import run
@@ -210,15 +211,12 @@ def test_micro_batches_count_like_one_batch():
 def test_a_critic_is_judged_by_its_own_batch_and_not_by_the_actors_pass():
     learner, batch = rl_agent("sac-mlp", hidden=(8,), critics=1)
     critic, method = learner.networks["critic"], ContinualBackprop(decay=0.0)
-    method.prepare(critic)
-    critic.penalties.append(method.penalty)
+    attach(method, critic)
     learner.update(batch.clone())
-    method.after_update(critic)
     name = method._watch.hidden[0].name
     inputs = torch.cat([batch["observation"], batch["action"]], 1)
     expected = critic.module.get_submodule(name)(inputs).relu().mean(0)
     learner.update(batch.clone())
-    method.after_update(critic)
     torch.testing.assert_close(method._units[name]["mean"], expected.detach())
 
 

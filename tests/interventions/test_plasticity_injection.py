@@ -21,7 +21,7 @@ from plastibench.metrics.plasticity import plasticity_report
 from plastibench.nn.branches import Branches
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
-from plastibench.training.runner import Run
+from plastibench.training.learner import Learner
 from tests.agents.test_offpolicy_agents import agent, drift, outputs, transitions
 from tests.helpers import (
     agent_builder,
@@ -394,16 +394,16 @@ def test_a_run_of_an_agent_interrupted_after_its_injection_ends_as_the_whole_one
     )
     result = go(spec, tmp_path / "whole")
     assert [report["parameters"] > 0 for report in result["interventions"]].count(True) > 0
-    done, original = [0], Run.learn
+    done, original = [0], Learner.learn
 
-    def learn(self: Run, batch: Any) -> None:
+    def learn(self: Learner, batch: Any) -> None:
         done[0] += 1
         if done[0] == crash:
             raise Stopped
         original(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "learn", learn)
+        patch.setattr(Learner, "learn", learn)
         with pytest.raises(Stopped):
             go(spec, tmp_path / "part", checkpoint_seconds=0)
     go(spec, tmp_path / "part")

@@ -99,22 +99,22 @@ def test_a_rebuild_draws_from_the_networks_generator_alone() -> None:
     assert all(torch.equal(outcomes[0][name], outcomes[1][name]) for name in outcomes[0])
 
 
-def test_followers_draw_the_same_keep_their_own_and_stay_frozen() -> None:
-    leader, follower = network_of(MLP, lr=1e-2), network_of(MLP, seed=1)
-    follower.module.requires_grad_(False)
-    leader.lead(follower)
-    own = state(follower.module)
-    leader.rebuild(replace_first)
-    mine, its = state(leader.module), state(follower.module)
+def test_replicas_draw_the_same_weights_keep_their_own_and_stay_frozen() -> None:
+    network, replica = network_of(MLP, lr=1e-2), network_of(MLP, seed=1)
+    replica.module.requires_grad_(False)
+    network.add_replica(replica)
+    own = state(replica.module)
+    network.rebuild(replace_first)
+    mine, its = state(network.module), state(replica.module)
     assert mine.keys() == its.keys()
     assert all(torch.equal(mine[name], its[name]) for name in mine if name.startswith("1."))
     assert all(torch.equal(own[name], its[name]) for name in own if not name.startswith("1."))
-    assert not any(p.requires_grad for p in follower.module.parameters())
-    assert all(p.requires_grad for p in leader.module.parameters())
-    assert state(follower.fresh()).keys() == its.keys()
-    follower.rebuild(freeze_first)  # not by itself
-    assert state(follower.module).keys() == its.keys()
-    assert len(follower._changes) == 1
+    assert not any(p.requires_grad for p in replica.module.parameters())
+    assert all(p.requires_grad for p in network.module.parameters())
+    assert state(replica.fresh()).keys() == its.keys()
+    replica.rebuild(freeze_first)  # not by itself
+    assert state(replica.module).keys() == its.keys()
+    assert len(replica._changes) == 1
 
 
 def test_a_compiled_forward_follows_the_change() -> None:
@@ -130,7 +130,6 @@ def test_an_agent_learns_with_a_changed_network_and_its_target_follows() -> None
     network, target = learner.networks["critic"], learner.targets["critic"]
     for seed in range(2):
         learner.update(transitions("rl-cartpole", seed=seed))
-        learner.follow()
 
     def widen(module: nn.Module) -> None:
         module.body.append(nn.Linear(16, 16))
@@ -140,7 +139,6 @@ def test_an_agent_learns_with_a_changed_network_and_its_target_follows() -> None
     before = new.detach().clone()
     assert torch.equal(new, old)
     learner.update(transitions("rl-cartpole", seed=3))
-    learner.follow()
     assert not torch.equal(new, before)
     torch.testing.assert_close(old, (before + new) / 2)
     other = agent("dqn-mlp", target_every=1, tau=0.5)

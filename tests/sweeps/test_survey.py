@@ -13,7 +13,7 @@ from plastibench.config import registry
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.sweeps import survey
-from plastibench.sweeps.benchmark import Cost, _begun, cost
+from plastibench.sweeps.benchmark import Cost, _started, cost
 from plastibench.utils.atomic_io import tensor_bytes
 
 
@@ -108,12 +108,12 @@ def test_costs_of_another_agent_are_its_own(tmp_path: Path, monkeypatch: pytest.
 def test_updates_are_timed_with_the_arithmetic_that_a_run_has(tmp_path: Path) -> None:
     spec = RunSpec.make("cl-digits", "mlp", device="cpu", agent_options={"precision": "tf32", "width": 8})
     try:
-        _begun(spec, tmp_path, tmp_path, 1).run.close()
+        _started(spec, tmp_path, 1)
         assert torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    with pytest.raises(UserError, match="rl-cartpole: only updates on supervised streams"):
-        _begun(RunSpec.make("rl-cartpole", "dqn-mlp", device="cpu"), tmp_path, tmp_path, 1)
+    with pytest.raises(UserError, match="rl-cartpole: only updates on supervised"):
+        _started(RunSpec.make("rl-cartpole", "dqn-mlp", device="cpu"), tmp_path, 1)
 
 
 def test_bench_takes_the_roles_that_a_run_takes(say: Any, tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import copy
 import csv
 import json
 import math
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,9 +25,11 @@ from plastibench.config.errors import UserError
 from plastibench.config.options import build
 from plastibench.config.spec import RunSpec
 from plastibench.diagnosis.loading import _open, networks_of_run
+from plastibench.training.learner import Learner
 from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.rollout import play
-from plastibench.training.runner import Interrupted, Run, run
+from plastibench.training.runner import Interrupted, make_trainer, run
+from plastibench.training.trainer import Trainer
 from plastibench.utils import atomic_io
 from tests.helpers import need_priorities
 from tests.training.test_runner import Stopped, assert_same_run, timeless
@@ -64,23 +68,22 @@ def go(spec: RunSpec, folder: Path, **options: Any) -> dict[str, Any]:
 @pytest.fixture
 def begun(tmp_path: Path) -> Iterator[Any]:
     """A function that makes a run and lets it learn for some steps."""
-    runs: list[Run] = []
+    trainers: list[Trainer] = []
 
-    def begin(spec: RunSpec, steps: int = 160) -> tuple[Run, OffPolicyTrainer, OffPolicyAgent]:
+    def begin(spec: RunSpec, steps: int = 160) -> tuple[OffPolicyTrainer, OffPolicyAgent]:
         env = spec.create("env").make()
         agent = spec.create("agent").build(env, spec.run.seed, torch.device("cpu"))
-        made = Run(spec, env, agent, tmp_path, [], True, 1, math.inf)
-        runs.append(made)
-        trainer = made.trainer
+        trainer = make_trainer(spec, env, agent, folder=tmp_path)
+        trainers.append(trainer)
         assert isinstance(trainer, OffPolicyTrainer)
         trainer.begin()
         while trainer.steps < steps:
             trainer.advance()
-        return made, trainer, agent
+        return trainer, agent
 
     yield begin
-    for made in runs:
-        made.close()
+    for trainer in trainers:
+        trainer.close()
 
 
 def weights(module: torch.nn.Module) -> list[torch.Tensor]:
@@ -139,10 +142,8 @@ def test_evaluations_leave_the_noise_of_actions_alone(tmp_path: Path) -> None:
 
 
 def test_only_signs_of_rewards_are_learned_where_asked_one_by_one_before_they_are_summed(begun: Any) -> None:
-    _, trainer, _ = begun(
-        tiny(env="rl-pendulum", agent="sac-mlp", agent_options={"clip_rewards": True, "n_step": 3}), 80
-    )
-    batch = trainer.memory.draw(100, torch.Generator())
+    trainer, _ = begun(tiny(env="rl-pendulum", agent="sac-mlp", agent_options={"clip_rewards": True, "n_step": 3}), 80)
+    batch = trainer.buffer.draw(100, torch.Generator())
     assert batch["reward"].tolist() == pytest.approx([-(1 + 0.99 + 0.99**2)] * len(batch))  # all rewards are negative
     assert trainer.curve[-1].value < -60
 
@@ -185,16 +186,16 @@ DO_NOT_FIT = {("rnr-attention", "sac-mlp"), ("layernorm", "sac-mlp")}
 def test_every_intervention_acts_on_every_network_of_every_agent_and_on_no_target(
     begun: Any, intervention: str, env: str, agent: str, options: dict[str, Any]
 ) -> None:
-    made, trainer, learner = begun(tiny(intervention, env, agent, agent_options=options), 80)
+    trainer, learner = begun(tiny(intervention, env, agent, agent_options=options), 80)
     before = {role: weights(network.module) for role, network in learner.networks.items()}
     targets = {role: weights(target.module) for role, target in learner.targets.items()}
-    made.intervene()
+    trainer.intervene()
     for role, network in learner.networks.items():
         assert not same(before[role], weights(network.module)), role
         assert all(torch.isfinite(p).all() for p in network.module.parameters())
     assert all(same(targets[role], weights(target.module)) for role, target in learner.targets.items())
     trainer.advance()  # and learning goes on
-    assert {report["role"] for report in made.reports} == set(learner.networks)
+    assert {report["role"] for report in trainer.reports} == set(learner.networks)
 
 
 @pytest.mark.parametrize("intervention", registry.interventions.all())
@@ -213,12 +214,12 @@ def test_every_registered_intervention_runs_on_agents_that_act_or_says_why_not(
         with pytest.raises(UserError):
             begun(spec, 80)[0].intervene()
         return
-    made, trainer, learner = begun(spec, 80)
+    trainer, learner = begun(spec, 80)
     targets = {
         role: {name: p.detach().clone() for name, p in target.module.named_parameters()}
         for role, target in learner.targets.items()
     }
-    made.intervene()
+    trainer.intervene()
     for role, target in learner.targets.items():
         now = dict(target.module.named_parameters())
         assert list(now) == [name for name, _ in learner.networks[role].module.named_parameters()]
@@ -226,31 +227,31 @@ def test_every_registered_intervention_runs_on_agents_that_act_or_says_why_not(
     trainer.advance()
     for network in learner.networks.values():
         assert all(torch.isfinite(p).all() for p in network.module.parameters())
-    assert {report["role"] for report in made.reports} == set(learner.networks)
+    assert {report["role"] for report in trainer.reports} == set(learner.networks)
 
 
 def test_only_the_networks_of_the_roles_are_worked_on(begun: Any) -> None:
-    made, _, learner = begun(tiny("reset", "rl-pendulum", "sac-mlp", roles=("critic",)))
+    trainer, learner = begun(tiny("reset", "rl-pendulum", "sac-mlp", roles=("critic",)))
     actor, critic = (weights(learner.networks[role].module) for role in ("actor", "critic"))
-    made.intervene()
+    trainer.intervene()
     assert same(actor, weights(learner.networks["actor"].module))
     assert not same(critic, weights(learner.networks["critic"].module))
 
 
 @pytest.mark.parametrize("intervention", ["weight-clipping", "parseval", "rnr"])
 def test_what_works_on_layers_finds_them_in_a_target_that_it_works_on_likewise(begun: Any, intervention: str) -> None:
-    _, trainer, learner = begun(tiny(intervention, agent_options={"target_policy": "same"}), steps=40)
-    assert set(trainer.target_interventions) == {"critic"}
+    trainer, learner = begun(tiny(intervention, agent_options={"target_policy": "same"}), steps=40)
+    assert set(trainer.targets.interventions) == {"critic"}
     assert not any(p.requires_grad for p in learner.targets["critic"].module.parameters())
 
 
 @pytest.mark.parametrize("policy", ["keep", "copy", "same"])
 def test_targets_are_kept_copied_or_worked_on_likewise(begun: Any, policy: str) -> None:
-    made, trainer, learner = begun(tiny("reset", agent_options={"target_policy": policy, "target_every": 10**6}))
+    trainer, learner = begun(tiny("reset", agent_options={"target_policy": policy, "target_every": 10**6}))
     target, network = learner.targets["critic"].module, learner.networks["critic"].module
     before = weights(target)
-    made.intervene()
-    trainer._lead_targets()
+    trainer.intervene()
+    trainer.targets.after_intervention(trainer.representative)
     after, copied = weights(target), weights(network)
     assert (same(before, after), same(after, copied)) == {
         "keep": (True, False),
@@ -263,16 +264,14 @@ def test_targets_are_kept_copied_or_worked_on_likewise(begun: Any, policy: str) 
 def test_rnr_keeps_the_values_that_a_reset_forgets_and_revives_units(begun: Any) -> None:
     change = {}
     for name in ("rnr", "reset"):
-        made, trainer, learner = begun(
-            tiny(name, agent_options={"hidden": (64, 64), "lr": 3e-3}, representative=200), 240
-        )
+        trainer, learner = begun(tiny(name, agent_options={"hidden": (64, 64), "lr": 3e-3}, representative=200), 240)
         batch = trainer.representative()
         before = learner.value(batch["observation"], batch["action"])
-        made.intervene()
+        trainer.intervene()
         after = learner.value(batch["observation"], batch["action"])
         change[name] = float((after - before).norm() / before.norm())
     assert change["rnr"] < 0.25 < 0.5 < change["reset"]
-    assert made.reports[-1]["revived-share"] == 1.0
+    assert trainer.reports[-1]["revived-share"] == 1.0
 
 
 def test_schedules_count_updates_end_when_asked_and_offline_updates_come_on_top(tmp_path: Path) -> None:
@@ -293,19 +292,19 @@ def test_interventions_come_at_task_switches_and_are_evaluated(tmp_path: Path) -
 
 def test_targets_take_over_what_interventions_do_to_weights_after_an_update(begun: Any) -> None:
     options = {"target_every": 5, "lr": 1e-2, "replay_ratio": 1.0}
-    made, _, learner = begun(tiny("weight-clipping", agent_options=options), 80)
-    assert made.total == 40  # a copy has just been made
+    trainer, learner = begun(tiny("weight-clipping", agent_options=options), 80)
+    assert trainer.learner.updates == 40  # a copy has just been made
     assert same(weights(learner.targets["critic"].module), weights(learner.networks["critic"].module))
 
 
 def test_churn_is_that_of_an_update_and_not_of_an_intervention(begun: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"tasks": 2, "steps": 80, "clear_replay": True}
-    made, trainer, _ = begun(tiny("reset", "rl-minatar-permuted", "dqn-cnn", env_options=options), 80)
-    assert trainer.churning is not None  # the evaluation at the end of the task looked at the network
+    trainer, _ = begun(tiny("reset", "rl-minatar-permuted", "dqn-cnn", env_options=options), 80)
+    assert trainer._churn is not None  # the evaluation at the end of the task looked at the network
     seen = []
-    monkeypatch.setattr(trainer, "_measure_churn", lambda *answers: seen.append(made.total))
+    monkeypatch.setattr(trainer, "_measure_churn", lambda *answers: seen.append(trainer.learner.updates))
     trainer.advance()
-    assert len(made.reports) == 1 and trainer.steps == 84 and made.total > 20 and not seen
+    assert len(trainer.reports) == 1 and trainer.steps == 84 and trainer.learner.updates > 20 and not seen
 
 
 @pytest.mark.parametrize("n_step", [1, 5])
@@ -319,8 +318,8 @@ def test_updates_that_wait_for_a_first_transition_are_made_up_for(tmp_path: Path
 @pytest.mark.parametrize("clear", [True, False])
 def test_the_memory_outlives_a_switch_unless_it_is_cleared(begun: Any, clear: bool) -> None:
     options = {"tasks": 2, "steps": 80, "clear_replay": clear}
-    _, trainer, _ = begun(tiny(env="rl-minatar-permuted", agent="dqn-cnn", env_options=options), 84)
-    assert trainer.task == 1 and len(trainer.memory) == (4 if clear else 84)
+    trainer, _ = begun(tiny(env="rl-minatar-permuted", agent="dqn-cnn", env_options=options), 84)
+    assert trainer.task == 1 and len(trainer.buffer) == (4 if clear else 84)
 
 
 # Exact resume -----------------------------------------------------------------------------------------------------
@@ -344,16 +343,16 @@ def test_a_run_that_crashed_and_went_on_is_the_run_that_did_not(
     agent_options = {"replay_ratio": 0.4, **options}
     spec = tiny(intervention, env, agent, env_options=env_options, agent_options=agent_options, every=every)
     go(spec, tmp_path / "whole")
-    done, original = [0], Run.learn
+    done, original = [0], Learner.learn
 
-    def learn(self: Run, batch: Any) -> None:
+    def learn(self: Learner, batch: Any) -> None:
         done[0] += 1
         if done[0] == crash:
             raise Stopped
         original(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "learn", learn)
+        patch.setattr(Learner, "learn", learn)
         with pytest.raises(Stopped):
             go(spec, tmp_path / "part", checkpoint_seconds=0)
     go(spec, tmp_path / "part")
@@ -414,7 +413,7 @@ def test_actions_of_double_precision_are_acted_out_again_to_the_last_bit(
 
 @pytest.mark.parametrize("agent", ["dqn-mlp", "sac-mlp"])
 def test_the_bias_is_that_of_the_critic_that_acts(begun: Any, agent: str) -> None:
-    _, trainer, learner = begun(tiny(agent=agent), steps=80)
+    trainer, learner = begun(tiny(agent=agent), steps=80)
     seen = torch.from_numpy(trainer.seen)
     slow = {role: copy.deepcopy(network.module) for role, network in learner.networks.items()}
     action = learner.act(seen, greedy=True)
@@ -423,7 +422,7 @@ def test_the_bias_is_that_of_the_critic_that_acts(begun: Any, agent: str) -> Non
         for parameter in slow["critic"].parameters():
             parameter.mul_(2.0)
         assert not torch.allclose(learner.value(seen, action), learner.value(seen, action, slow))
-    tasks = (trainer.scenario, 0, learner)
+    tasks = (trainer.task_stream, 0, learner)
     assert play(*tasks, {}, 7)[1] != play(*tasks, {"critic": slow["critic"]}, 7)[1]
 
 
@@ -470,7 +469,7 @@ def test_a_stop_request_saves_and_the_run_goes_on(tmp_path: Path, monkeypatch: p
     def advance(self: OffPolicyTrainer) -> None:
         original(self)
         if self.steps == 100:
-            self.run.stop.append(15)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         patch.setattr(OffPolicyTrainer, "advance", advance)
@@ -499,14 +498,14 @@ def test_a_run_with_its_memory_in_checkpoints_goes_on_at_once_in_new_episodes(
     def advance(self: OffPolicyTrainer) -> None:
         original(self)
         if self.steps == 160:
-            self.run.stop.append(15)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         patch.setattr(OffPolicyTrainer, "advance", advance)
         with pytest.raises(Interrupted):
             go(spec, tmp_path / "part")
-    held = atomic_io.load(tmp_path / "part" / spec.id / "checkpoint.pt")["course"]
-    assert len(held["memory"]["transitions"]["at"]) == min(160, spec.agent[1]["buffer_size"])
+    held = atomic_io.load(tmp_path / "part" / spec.id / "checkpoint.pt")["trainer"]
+    assert len(held["buffer"]["transitions"]["at"]) == min(160, spec.agent[1]["buffer_size"])
     assert not any(map(len, held["actions"]))
     shutil.copytree(tmp_path / "part", tmp_path / "again")
     steps: list[int] = []
@@ -547,10 +546,10 @@ def test_what_is_left_of_a_run_is_looked_at_with_its_targets_and_temperature(tmp
     assert not same(weights(learner.targets["critic"].module), weights(learner.networks["critic"].module))
 
 
-def test_a_run_that_was_stopped_is_looked_at_in_the_task_where_it_is(begun: Any, tmp_path: Path) -> None:
+def test_a_stopped_run_is_diagnosed_in_its_current_task(begun: Any, tmp_path: Path) -> None:
     spec = tiny(env="rl-minatar-permuted", agent="dqn-cnn", env_options={"tasks": 3, "steps": 80})
-    made, _, _ = begun(spec, 120)
-    made._save()
+    trainer, _ = begun(spec, 120)
+    atomic_io.save(tmp_path / "checkpoint.pt", {"trainer": trainer.state_dict()})
     (tmp_path / "spec.toml").write_text(spec.to_toml())
     (found,) = networks_of_run(tmp_path, None, "cpu", samples=8, data_dir=tmp_path)
     assert found.data.endswith("in task 2")
@@ -591,8 +590,8 @@ for _name, _options in (
 def test_values_are_bootstrapped_where_an_episode_was_cut_and_not_where_it_ended(
     begun: Any, name: str, discount: float
 ) -> None:
-    _, trainer, _ = begun(tiny(env="gym", env_options={"id": name, "max_episode_steps": 0}), 100)
-    batch = trainer.memory.draw(100, torch.Generator())
+    trainer, _ = begun(tiny(env="gym", env_options={"id": name, "max_episode_steps": 0}), 100)
+    batch = trainer.buffer.draw(100, torch.Generator())
     old, new = batch["observation"].flatten(), batch["next_observation"].flatten()
     last = old % 100 == 6
     assert last.sum() > 5 and (batch["discount"][~last] == pytest.approx(0.99)) and (new[~last] == old[~last] + 1).all()
@@ -641,14 +640,14 @@ def test_an_environment_that_does_not_repeat_itself_is_not_continued(
 ) -> None:
     spec = tiny(env="gym", env_options={"id": "Liar-v0", "max_episode_steps": 0})
 
-    def learn(self: Run, batch: Any) -> None:
+    def learn(self: Learner, batch: Any) -> None:
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "learn", learn)
+        patch.setattr(Learner, "learn", learn)
         with pytest.raises(Stopped):
             go(spec, tmp_path, checkpoint_seconds=0)
-    with pytest.raises(UserError, match=r"does not repeat itself.*checkpoint-memory"):
+    with pytest.raises(UserError, match=r"not deterministic.*checkpoint-memory"):
         go(spec, tmp_path)
 
 

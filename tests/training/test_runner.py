@@ -27,7 +27,7 @@ from plastibench.envs.scenario import Scenario
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.network import Network
 from plastibench.results.accuracy import divergence
-from plastibench.training import runner, supervised
+from plastibench.training import runner, supervised, trainer
 from plastibench.training.runner import Interrupted, run
 from plastibench.utils import atomic_io
 
@@ -148,7 +148,7 @@ def test_running_again_says_complete_and_returns_the_same_result_untouched(
     again = run(spec, runs_dir=tmp_path)
     assert again == first
     assert {path: path.read_bytes() for path in (tmp_path / spec.id).iterdir()} == before
-    assert f"{spec.id} is complete already" in capsys.readouterr().err
+    assert f"{spec.id} is already complete" in capsys.readouterr().err
 
 
 def test_two_runs_of_a_spec_are_bit_identical_and_another_seed_is_not(tiny: Tiny, tmp_path: Path) -> None:
@@ -501,7 +501,7 @@ def test_a_crash_between_updates_costs_nothing_but_time(
 
     places: dict[str, tuple[Any, str, int]] = {
         "evaluate": (Classifier, "logits", 7),
-        "measure": (runner, "plasticity_report", 4),
+        "measure": (trainer, "plasticity_report", 4),
         "intervene": (RnR, "intervene", 2),
         "finish": (runner.Recorder, "finish", 1),
         "result": (runner, "write_result", 1),
@@ -541,7 +541,7 @@ def test_a_stop_request_saves_and_the_same_call_continues(
     with monkeypatch.context() as patch:
         watch_updates(patch, stop_once)
         with pytest.raises(
-            Interrupted, match=rf"{spec.id} stopped in task 3 after 5 updates, its state of 0\.\d MB is saved"
+            Interrupted, match=rf"{spec.id} stopped in task 3 after 5 updates; its state \(0\.\d MB\) is saved"
         ):
             go(spec, tmp_path / "part")
     assert updates[0] == 5
@@ -572,7 +572,7 @@ def test_a_run_does_not_go_on_with_other_data(tiny: Tiny, tmp_path: Path, monkey
     folder = stopped_run(spec, tmp_path / "runs", monkeypatch, tmp_path / "data")
     (tmp_path / "images" / "train" / "cat").rename(tmp_path / "images" / "train" / "zebra")
     (tmp_path / "images" / "test" / "cat").rename(tmp_path / "images" / "test" / "zebra")
-    with pytest.raises(UserError, match="the data have changed since its checkpoint"):
+    with pytest.raises(UserError, match="the data has changed since its checkpoint"):
         go(spec, tmp_path / "runs", data_dir=tmp_path / "data")
     assert (folder / "checkpoint.pt").exists()
 

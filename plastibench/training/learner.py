@@ -1,0 +1,182 @@
+"""An agent with its attached interventions: what learns, independent of environments and files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from plastibench.config.errors import RunError
+from plastibench.interventions.attach import Attached
+from plastibench.interventions.base import Intervention, Report
+from plastibench.nn.network import Network
+
+
+class Agent(Protocol):
+    """What a learner needs of an agent."""
+
+    networks: dict[str, Network]
+
+    def update(self, batch: TensorDictBase) -> None:
+        """Update every network on a batch, through :meth:`Network.update`."""
+
+    def pop_averages(self) -> dict[str, float]:
+        """Means of the training metrics since the last call."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for an exact resume."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore from :meth:`state_dict`."""
+
+    def extra_state(self) -> dict[str, Any]:
+        """What the losses of the trained networks need besides their weights."""
+
+
+class Learner:
+    """Updates an agent, and lets interventions act on its networks when the schedule says so.
+
+    It does not know where batches come from or where metrics go: a trainer hands batches in and gets reports back.
+
+    Attributes:
+        agent: The agent.
+        attached: The intervention of each network, by role; networks outside ``roles`` have one that does nothing.
+        updates: Updates since the start.
+        initial: Parameters of each network before training, by role; a parameter that a method adds later starts when
+            it is added.
+        intervention_seconds: Time spent in interventions so far.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        make_intervention: Callable[[], Intervention] = Intervention,
+        *,
+        roles: Sequence[str] | None = None,
+        every: int = 0,
+        until: int | None = None,
+    ) -> None:
+        """Attach an intervention to every network of the agent.
+
+        Args:
+            agent: The agent.
+            make_intervention: Creates an intervention; each instance serves one network.
+            roles: Roles of the networks to modify; None for all.
+            every: Intervene every N updates; 0: at task boundaries.
+            until: No intervention after this many updates; None for no limit.
+        """
+        self.agent = agent
+        self.make_intervention = make_intervention
+        self.roles, self.every, self.until = roles, every, until
+        methods = {role: make_intervention() if self.modifies(role) else Intervention() for role in agent.networks}
+        self.attached: dict[str, Attached] = {}
+        for role, network in agent.networks.items():
+            methods[role].prepare(network)
+            self.attached[role] = Attached(methods[role], network)
+        self.initial = {role: _parameters(network.module) for role, network in agent.networks.items()}
+        self.updates = 0
+        self.intervention_seconds = 0.0
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """The agent's networks, by role."""
+        return self.agent.networks
+
+    def modifies(self, role: str) -> bool:
+        """Whether interventions act on the network with this role."""
+        return self.roles is None or role in self.roles
+
+    def learn(self, batch: TensorDictBase) -> None:
+        """Update the agent once. Nothing in here waits for the device."""
+        self.agent.update(batch)
+        self.updates += 1
+
+    def due(self) -> bool:
+        """Whether the schedule asks for an intervention after the latest update."""
+        return bool(self.every) and self.updates % self.every == 0 and self._within_limit()
+
+    def due_at_boundary(self) -> bool:
+        """Whether the schedule asks for an intervention at a task boundary."""
+        return not self.every and self._within_limit()
+
+    def intervene(self, batch: TensorDictBase) -> dict[str, Report]:
+        """Let the interventions act on their networks.
+
+        Args:
+            batch: A representative batch with everything that the networks' losses need.
+
+        Returns:
+            What was done, by role.
+
+        Raises:
+            RunError: The weights have diverged, so that a method cannot solve its equations.
+        """
+        reports: dict[str, Report] = {}
+        for role, attached in self.attached.items():
+            if not self.modifies(role):
+                continue
+            try:
+                reports[role] = attached.intervene(batch, expect_steps=False)
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+                loss = self.agent.pop_averages().get("loss", math.nan)
+                raise RunError(
+                    f"the loss became {loss} and the intervention failed on the {role} after update {self.updates}; "
+                    "try a smaller --agent.lr"
+                ) from error
+            for name, parameter in attached.network.module.named_parameters():
+                if name not in self.initial[role]:
+                    self.initial[role][name] = parameter.detach().clone()
+        self.intervention_seconds += sum(report.seconds for report in reports.values())
+        return reports
+
+    def evaluated_modules(self) -> dict[str, nn.Module]:
+        """The modules to evaluate, by role: the networks' own, or averaged copies."""
+        return {role: attached.evaluated for role, attached in self.attached.items()}
+
+    def pop_averages(self) -> dict[str, float]:
+        """Means of the agent's training metrics since the last call.
+
+        Raises:
+            RunError: A value is not finite.
+        """
+        averages = self.agent.pop_averages()
+        for name, value in averages.items():
+            if not math.isfinite(value):
+                raise RunError(f"the {name} became {value} before update {self.updates}; try a smaller --agent.lr")
+        return averages
+
+    def intervention_states(self) -> list[dict[str, Any]]:
+        """The state of every intervention; it may decide the architecture of its network."""
+        return [attached.intervention.state_dict() for attached in self.attached.values()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for an exact resume."""
+        return {
+            "updates": self.updates,
+            "interventions": self.intervention_states(),
+            "agent": self.agent.state_dict(),
+            "initial": self.initial,
+            "intervention-seconds": self.intervention_seconds,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore from :meth:`state_dict`."""
+        self.updates, self.intervention_seconds = state["updates"], state["intervention-seconds"]
+        for attached, saved in zip(self.attached.values(), state["interventions"], strict=True):
+            attached.intervention.load_state_dict(saved)  # before the weights: it may rebuild the module
+            attached.steps = self.updates
+        self.agent.load_state_dict(state["agent"])
+        for role, values in state["initial"].items():
+            device = self.networks[role].device
+            self.initial[role] = {name: value.to(device) for name, value in values.items()}
+
+    def _within_limit(self) -> bool:
+        return self.until is None or self.updates <= self.until
+
+
+def _parameters(module: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}

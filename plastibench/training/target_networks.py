@@ -1,0 +1,73 @@
+"""What happens to target networks when an intervention changes the networks they follow."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+from tensordict import TensorDictBase
+
+from plastibench.interventions.base import Intervention
+from plastibench.nn.network import Network
+from plastibench.training.learner import Learner
+
+Policy = Literal["keep", "copy", "same"]
+
+
+class TargetNetworks:
+    """Applies the agent's target policy after every intervention.
+
+    ``keep`` leaves the targets, ``copy`` copies the network's weights, and ``same`` lets an intervention of their own
+    act on the targets, with random draws of its own.
+    """
+
+    def __init__(self, targets: dict[str, Network], policy: Policy, learner: Learner) -> None:
+        """Prepare the targets' own interventions, if the policy needs them.
+
+        Args:
+            targets: Target networks, by the role of the network they follow.
+            policy: The agent's ``target_policy``.
+            learner: What acts on the networks.
+        """
+        self.policy, self.learner = policy, learner
+        self.targets = {role: target for role, target in targets.items() if learner.modifies(role)}
+        self.interventions: dict[str, Intervention] = {}
+        if policy == "same":
+            self.interventions = {role: learner.make_intervention() for role in self.targets}
+            for role, intervention in self.interventions.items():
+                with self._trainable(role):  # in a frozen network, methods find nothing to act on
+                    intervention.prepare(self.targets[role])
+
+    def after_intervention(self, representative: Callable[[], TensorDictBase]) -> None:
+        """Treat the targets of all networks that were intervened on.
+
+        Args:
+            representative: Draws the batch that the targets' interventions see.
+        """
+        for role, target in self.targets.items():
+            if self.policy == "copy":
+                target.module.load_state_dict(self.learner.networks[role].module.state_dict())
+            elif self.policy == "same":
+                with self._trainable(role):
+                    self.interventions[role].intervene(target, representative())
+
+    @contextlib.contextmanager
+    def _trainable(self, role: str) -> Iterator[None]:
+        """Let the target's parameters require gradients where those of its network do."""
+        target, network = self.targets[role].module, self.learner.networks[role].module
+        for parameter, own in zip(target.parameters(), network.parameters(), strict=True):
+            parameter.requires_grad_(own.requires_grad)
+        try:
+            yield
+        finally:
+            target.requires_grad_(False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for an exact resume."""
+        return {role: intervention.state_dict() for role, intervention in self.interventions.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore from :meth:`state_dict`."""
+        for role, intervention in self.interventions.items():
+            intervention.load_state_dict(state[role])
