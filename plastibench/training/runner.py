@@ -15,7 +15,7 @@ from tensordict import TensorDictBase
 
 from plastibench.config.errors import RunError, UserError, did_you_mean
 from plastibench.config.spec import RunSpec
-from plastibench.envs.stream import TaskStream
+from plastibench.envs.task_stream import TaskStream
 from plastibench.interventions.base import Intervention, Report, overrides
 from plastibench.metrics import select
 from plastibench.metrics.groups import measure_groups
@@ -163,7 +163,7 @@ class Run:
         )
         lengths = self._restore()
         self.begun = bool(lengths)
-        self.scenario = {"version": getattr(self.trainer.scenario, "version", 1), "data": self.trainer.data}
+        self.scenario = {"version": getattr(self.trainer.config, "version", 1), "data": self.trainer.data}
         self.recorder = Recorder(folder, spec, lengths, self.trainer.axis, self.scenario)
         self.clock = time.monotonic()
         self.saved = self.clock

@@ -15,14 +15,14 @@ class Trainer(Protocol):
         unit: What the rate in the progress line counts.
         task: Number of the current task, from 0.
         place: How far the run is, for the curves: epochs of the task, or steps in the environment.
-        scenario: The options of the env, with a ``version`` where it has had several.
+        config: The options of the env, with a ``version``.
         data: Digest of the data it draws from; none where an environment is its own source.
     """
 
     axis: str
     unit: str
     task: int
-    scenario: Any
+    config: Any
 
     @property
     def data(self) -> str | None:

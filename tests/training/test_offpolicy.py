@@ -423,7 +423,7 @@ def test_the_bias_is_that_of_the_critic_that_acts(begun: Any, agent: str) -> Non
         for parameter in slow["critic"].parameters():
             parameter.mul_(2.0)
         assert not torch.allclose(learner.value(seen, action), learner.value(seen, action, slow))
-    tasks = (trainer.scenario, 0, learner)
+    tasks = (trainer.config, 0, learner)
     assert play(*tasks, {}, 7)[1] != play(*tasks, {"critic": slow["critic"]}, 7)[1]
 
 
@@ -676,16 +676,16 @@ def test_the_command_compares_and_the_leaderboard_reads(say: Any, tmp_path: Path
         (["cl-digits", "--agent", "dqn-mlp"], "supervised stream"),
         (["rl-pendulum", "--agent", "dqn-mlp"], "needs discrete actions"),
         (["rl-cartpole", "--agent", "dqn-vit"], "is for images"),
-        (["gym", "--env.id", "Nothing-v0", "--agent", "dqn-mlp"], "no environment 'Nothing-v0'"),
+        (["gym", "--env.id", "Nothing-v0", "--agent", "dqn-mlp"], "unknown gymnasium environment 'Nothing-v0'"),
         (["rl-minatar-pong", "--agent", "dqn-mlp"], "no env 'rl-minatar-pong'"),
         (["rl-cartpole", "--agent", "dqn-mlp", "--agent.v-min", "20"], "is not below v-max"),
         (["rl-cartpole", "--agent", "dqn-mlp", "--agent.random-shift", "2"], "random-shift moves images"),
         (["rl-minatar-breakout", "--agent", "dqn-vit", "--agent.heads", "3"], "dim 64 is not a multiple of heads 3"),
-        (["rl-minatar-sequence", "--agent", "dqn-mlp", "--env.games", "breakout,pong"], "no MinAtar game 'pong'"),
+        (["rl-minatar-sequence", "--agent", "dqn-mlp", "--env.games", "breakout,pong"], "unknown MinAtar game 'pong'"),
         (["rl-slippery-ant", "--agent", "sac-mlp", "--env.low", "3"], "low 3.0 is above high 2.0"),
         (["rl-atari-pong", "--agent", "dqn-cnn", "--env.frames", "300"], "frames is 300"),
-        (["gym", "--env.id", "tests/FromOne-v0", "--agent", "dqn-mlp"], "actions must be counted from 0, not from 1"),
-        (["gym", "--env.id", "tests/Whole-v0", "--agent", "sac-mlp"], "actions of a box must be real numbers"),
+        (["gym", "--env.id", "tests/FromOne-v0", "--agent", "dqn-mlp"], "discrete actions must start at 0, not at 1"),
+        (["gym", "--env.id", "tests/Whole-v0", "--agent", "sac-mlp"], "Box actions must be floating point"),
     ],
 )
 def test_wrong_requests_get_one_line(say: Any, tmp_path: Path, arguments: list[str], words: str) -> None:
