@@ -18,7 +18,7 @@ from plastibench.config.spec import RunSpec
 from plastibench.envs.task_stream import TaskStream
 from plastibench.interventions.base import Intervention, Report, overrides
 from plastibench.metrics import select
-from plastibench.metrics.groups import measure_groups
+from plastibench.metrics.compute import compute_metrics
 from plastibench.metrics.plasticity import plasticity_report
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
@@ -276,7 +276,7 @@ class Run:
             if more := select(self.spec.run.metrics or ()):
                 name = f"metrics-{network.role}-{self.trainer.task}-{phase}-{self.trainer.place}"
                 draws = generator(self.spec.run.seed, name)
-                found.add(measure_groups(network, probe, more, draws, initial, units))
+                found.add(compute_metrics(network, probe, more, draws, initial, units))
             moment = {"task": self.trainer.task, "phase": phase, "place": self.trainer.place, "role": network.role}
             self.plasticity.append({**moment, **found.overall})
             self.record(phase, found.overall, prefix=f"plasticity-{network.role}")
