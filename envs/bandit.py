@@ -22,10 +22,10 @@ class DigitsBandit(RLEnvConfig):
 
     The agent must memorise the value function of every task, as with random labels in supervised learning. Episodes
     last one step, so there is no bootstrapping and a lower return is due to the critic alone. Images are those of a
-    data set, as in the bandit of bsuite (Osband et al. 2020).
+    dataset, as in the bandit of bsuite (Osband et al. 2020).
     """
 
-    id: str = option("digits", "data set that supplies the images")
+    id: str = option("digits", "dataset that supplies the images")
     steps: int = option(8_000, "agent steps per task, summed over all parallel environments", low=1)
     envs: int = option(32, "number of parallel environments", low=1)
     evaluate_every: int = option(4_000, "agent steps between evaluations", low=1)

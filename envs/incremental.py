@@ -48,7 +48,7 @@ class Incremental(TaskStreamConfig):
         if len(untested):
             raise UserError(
                 f"env: {len(untested)} of {total} classes have no test image; "
-                "lower --env.train-size or use another data set"
+                "lower --env.train-size or use another dataset"
             )
         return stream
 

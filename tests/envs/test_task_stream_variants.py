@@ -103,7 +103,7 @@ def test_stream_depends_on_the_seed_only(name: str, options: dict) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_variant_exists_for_every_data_set(name: str) -> None:
+def test_every_variant_exists_for_every_dataset(name: str) -> None:
     for data in DATASETS:
         config = RunSpec.make(f"{name}-{data}", "mlp").create("env")
         assert config.dataset == data and config.task_count >= 2
