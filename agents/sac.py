@@ -16,7 +16,7 @@ from plastibench.agents.offpolicy_agent import OffPolicyAgent, OffPolicyConfig
 from plastibench.config.options import option
 
 if TYPE_CHECKING:
-    from plastibench.envs.control import RLEnvironment
+    from plastibench.envs.rl_env import RLEnvironment
 
 _LOG_STD = -5.0, 2.0
 
@@ -39,7 +39,7 @@ class SAC(OffPolicyConfig):
     def build(self, env: Any, seed: int, device: torch.device) -> OffPolicyAgent:
         """The agent for an environment."""
         stream = self.check(env)
-        kind = DiscreteSAC if stream.actions else ContinuousSAC
+        kind = DiscreteSAC if stream.num_actions else ContinuousSAC
         return kind(self, stream, seed, device)
 
 
@@ -180,7 +180,7 @@ class ContinuousSAC(_SoftActorCritic):
     """Actions are tanh of a Gaussian, scaled to the bounds of the action space."""
 
     def _set_up(self, stream: RLEnvironment) -> None:
-        low, high = torch.from_numpy(stream.low).to(self.device), torch.from_numpy(stream.high).to(self.device)
+        low, high = (torch.from_numpy(bound).to(self.device) for bound in (stream.action_low, stream.action_high))
         self._middle, self._half = (high + low) / 2, (high - low) / 2
 
     def _sizes(self) -> tuple[int, int, int]:
@@ -259,7 +259,7 @@ class DiscreteSAC(_SoftActorCritic):
     """Critics return the values of all actions, so expectations over the policy are exact."""
 
     def _set_up(self, stream: RLEnvironment) -> None:
-        self._actions = stream.actions
+        self._actions = stream.num_actions
 
     def _sizes(self) -> tuple[int, int, int]:
         return 0, self._actions, self._actions

@@ -95,10 +95,12 @@ for _data, _title in _DATA.items():
 
 for _name in envs.builtin:
     gymnasium.register(
-        f"plastibench/{_name}-v0", entry_point="plastibench.envs.scenario:make_stream", kwargs={"name": _name}
+        f"plastibench/{_name}-v0",
+        entry_point="plastibench.envs.task_stream_config:make_task_stream",
+        kwargs={"name": _name},
     )
 
-_CONTROL = "plastibench.envs.control:Control"
+_CONTROL = "plastibench.envs.rl_env:RLEnvConfig"
 _MINATAR = "plastibench.envs.minatar:MinAtar"
 
 envs.add("gym", _CONTROL, "any gymnasium environment (--env.id)")

@@ -1,4 +1,4 @@
-"""Atari 2600 games of the Arcade Learning Environment, preprocessed and stepped in its own vector environment."""
+"""Atari 2600 games of the Arcade Learning Environment, in its own vector environment."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ from typing import Any
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from plastibench.config.options import option
-from plastibench.envs.control import Control, Frames, choose, needs
+from plastibench.envs.rl_env import Frames, RLEnvConfig
+from plastibench.envs.vector_envs import import_extra, match_name
 
 
 @dataclass(frozen=True)
-class Atari(Control):
-    """84x84 grey frames, every fourth one, a maximum over two; rewards as the game counts them."""
+class Atari(RLEnvConfig):
+    """84x84 greyscale frames, frame skip 4 with max-pooling over the last two frames, unclipped rewards."""
 
     id: str = option("breakout", "any game of the ALE")
-    sticky: float = option(0.25, "probability that the last action is repeated (Machado et al. 2018)", low=0, high=1)
-    frames: int = option(4, "frames in an observation", low=1, high=64)
-    noops: int = option(30, "at most so many idle steps at the start of an episode", low=0)
-    evaluate_every: int = option(50_000, "steps between evaluations", low=1)
+    sticky: float = option(0.25, "probability of repeating the previous action (Machado et al. 2018)", low=0, high=1)
+    frames: int = option(4, "stacked frames per observation", low=1, high=64)
+    noops: int = option(30, "maximum number of no-op steps at the start of an episode", low=0)
+    evaluate_every: int = option(50_000, "agent steps between evaluations", low=1)
 
     frame_skip = 4
 
-    def vector(self, task: int, count: int) -> VectorEnv[Any, Any, Any]:
-        """Copies of the game, one frame at a time; frames are stacked where they are remembered."""
-        ale = needs("ale_py", "atari")
-        vector_env = needs("ale_py.vector_env", "atari")
-        name = choose(self.id, ale.roms.get_all_rom_ids(), "Atari game")
+    def make_vec(self, task: int, num_envs: int) -> VectorEnv[Any, Any, Any]:
+        """Create copies of the game that return single frames; the replay buffer stacks them."""
+        ale = import_extra("ale_py", "atari")
+        vector_env = import_extra("ale_py.vector_env", "atari")
+        name = match_name(self.id, ale.roms.get_all_rom_ids(), "Atari game")
         limit = {"max_num_frames_per_episode": 4 * self.max_episode_steps} if self.max_episode_steps else {}
         env: VectorEnv[Any, Any, Any] = vector_env.AtariVectorEnv(
             name,
-            count,
+            num_envs,
             stack_num=1,
             frameskip=self.frame_skip,
             repeat_action_probability=self.sticky,
@@ -42,11 +43,11 @@ class Atari(Control):
         )
         return env
 
-    def observe(self, task: int, observation: Frames) -> Frames:
-        """The newest frame. [n, 84, 84]."""
-        return observation[:, -1]
+    def preprocess(self, task: int, observations: Frames) -> Frames:
+        """Return the newest frame. [n, 84, 84]."""
+        return observations[:, -1]
 
     @property
-    def stack(self) -> int:
-        """As many as the option says."""
+    def stack_size(self) -> int:
+        """The number of frames set by ``frames``."""
         return self.frames

@@ -1,4 +1,4 @@
-"""A contextual bandit whose paying actions are drawn anew for each task: plasticity loss of a critic in minutes."""
+"""A contextual bandit whose rewarded actions change with every task: shows plasticity loss of a critic in minutes."""
 
 from __future__ import annotations
 
@@ -12,68 +12,75 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from plastibench.config.options import option
-from plastibench.envs.control import Control, Frames, RLEnvironment
 from plastibench.envs.datasets import load_dataset
+from plastibench.envs.rl_env import Frames, RLEnvConfig, RLEnvironment
 
 
 @dataclass(frozen=True)
-class DigitsBandit(Control):
-    """A digit is shown; one action of ten pays. Which one is random for each image, and drawn anew for each task.
+class DigitsBandit(RLEnvConfig):
+    """Each image of a digit has one rewarded action out of ten, drawn at random for every task.
 
-    The value function of every task must be memorised, as in relabelled supervised data; episodes last one step, so
-    nothing is bootstrapped and every loss of return is the critic's. Images as in bsuite's bandit (Osband et al. 2020).
+    The agent must memorise the value function of every task, as with random labels in supervised learning. Episodes
+    last one step, so there is no bootstrapping and a lower return is due to the critic alone. Images are those of a
+    dataset, as in the bandit of bsuite (Osband et al. 2020).
     """
 
-    id: str = option("digits", "the data set whose training images are shown")
-    steps: int = option(8_000, "steps of the agent in each task", low=1)
-    envs: int = option(32, "copies that are stepped together", low=1)
-    evaluate_every: int = option(4_000, "steps between evaluations", low=1)
-    evaluation_episodes: int = option(400, "episodes per evaluation: by default one for each image", low=1)
-    clear_replay: bool = option(True, "forget all transitions at a task switch")
-    tasks: int = option(10, "tasks", low=1)
-    images: int = option(400, "how many images", low=1)
-    label_seed: int = option(0, "draws which action pays, which all runs share", low=0)
+    id: str = option("digits", "dataset that supplies the images")
+    steps: int = option(8_000, "agent steps per task, summed over all parallel environments", low=1)
+    envs: int = option(32, "number of parallel environments", low=1)
+    evaluate_every: int = option(4_000, "agent steps between evaluations", low=1)
+    evaluation_episodes: int = option(400, "episodes per evaluation (default: one per image)", low=1)
+    clear_replay: bool = option(True, "empty the replay buffer at each task boundary")
+    tasks: int = option(10, "number of tasks", low=1)
+    images: int = option(400, "number of images", low=1)
+    label_seed: int = option(0, "seed of the rewarded actions, shared by all runs", low=0)
 
     @property
     def task_count(self) -> int:
-        """As many as the option says."""
+        """The number of tasks set by ``tasks``."""
         return self.tasks
 
     @property
-    def bounds(self) -> tuple[float, float]:
-        """Random actions pay one time in ten."""
+    def reference_returns(self) -> tuple[float, float]:
+        """A random policy is rewarded in one of ten steps."""
         return 0.1, 1.0
 
     def make(self, data_dir: str | Path = "data") -> RLEnvironment:
-        """The stream itself; loads the data."""
+        """Load the images and build the RL environment."""
         dataset = load_dataset(self.id, data_dir, train_size=self.images)
         images = dataset.train_images.astype(np.float32) / 255 - 0.5
-        object.__setattr__(self, "_images", images)  # of a frozen dataclass: loaded once, and no option
+        object.__setattr__(self, "_images", images)  # cached on the frozen dataclass; not an option
         return RLEnvironment(self)
 
-    def vector(self, task: int, count: int) -> VectorEnv[Any, Any, Any]:
-        """Bandits that show the same images in orders of their own."""
+    def make_vec(self, task: int, num_envs: int) -> VectorEnv[Any, Any, Any]:
+        """Create bandits that show the same images; call :meth:`make` first."""
         images: npt.NDArray[np.float32] = self._images  # type: ignore[attr-defined]
-        paying = np.random.default_rng([self.label_seed, task]).integers(0, 10, len(images))
-        return BanditVector(images, paying, count)
+        rewarded = np.random.default_rng([self.label_seed, task]).integers(0, 10, len(images))
+        return BanditVectorEnv(images, rewarded, num_envs)
 
-    def observe(self, task: int, observation: Frames) -> Frames:
-        """As shown: channels first already."""
-        return observation
+    def preprocess(self, task: int, observations: Frames) -> Frames:
+        """Return the images unchanged: they are channels-first already."""
+        return observations
 
 
-class BanditVector(VectorEnv[Any, Any, Any]):
-    """Each step answers for the image shown, ends the episode, and shows the next image of a random order."""
+class BanditVectorEnv(VectorEnv[Any, Any, Any]):
+    """Bandits that share one random order of images: a step rewards the action and moves on to the next image."""
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
 
-    def __init__(self, images: npt.NDArray[np.float32], paying: npt.NDArray[np.int64], count: int) -> None:
-        """``images`` [M, C, H, W]; ``paying``: the action that pays for each. [M]."""
-        self.num_envs = count
+    def __init__(self, images: npt.NDArray[np.float32], rewarded: npt.NDArray[np.int64], num_envs: int) -> None:
+        """Create the bandits.
+
+        Args:
+            images: [M, C, H, W]
+            rewarded: The rewarded action of each image. [M]
+            num_envs: Number of bandits.
+        """
+        self.num_envs = num_envs
         self.single_observation_space = spaces.Box(-0.5, 0.5, images.shape[1:], np.float32)
         self.single_action_space = spaces.Discrete(10)
-        self.action_space = spaces.MultiDiscrete([10] * count)
-        self._images, self._paying = images, paying
+        self.action_space = spaces.MultiDiscrete([10] * num_envs)
+        self._images, self._rewarded = images, rewarded
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         """Show the first images."""
@@ -82,11 +89,11 @@ class BanditVector(VectorEnv[Any, Any, Any]):
         return self._show(), {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """1 for the action that pays, else 0."""
-        reward = (np.asarray(actions) == self._paying[self._shown]).astype(np.float64)
-        ended = np.ones(self.num_envs, bool)
-        final = self._images[self._shown]
-        return self._show(), reward, ended, np.zeros(self.num_envs, bool), {"final_obs": final, "_final_obs": ended}
+        """Return reward 1 for the rewarded action and 0 otherwise; every episode terminates."""
+        reward = (np.asarray(actions) == self._rewarded[self._shown]).astype(np.float64)
+        terminated = np.ones(self.num_envs, bool)
+        info = {"final_obs": self._images[self._shown], "_final_obs": terminated}
+        return self._show(), reward, terminated, np.zeros(self.num_envs, bool), info
 
     def _show(self) -> npt.NDArray[np.float32]:
         while len(self._order) < self.num_envs:

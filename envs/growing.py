@@ -1,4 +1,4 @@
-"""The paper's scenario: data that grows while its labels become cleaner (paper section 4; Lee et al. 2024)."""
+"""Growing data with decreasing label noise: the paper's task stream (paper section 4; Lee et al. 2024)."""
 
 from __future__ import annotations
 
@@ -10,46 +10,47 @@ import numpy as np
 from plastibench.config.errors import UserError
 from plastibench.config.options import option
 from plastibench.envs.datasets import ImageDataset
-from plastibench.envs.scenario import Scenario
-from plastibench.envs.stream import Integers, Task
+from plastibench.envs.task_stream import Integers, Task
+from plastibench.envs.task_stream_config import TaskStreamConfig
 
 
 @dataclass(frozen=True)
-class Growing(Scenario):
-    """The training set is cut at random into as many chunks as there are noise ratios; task k holds chunks 1..k.
+class Growing(TaskStreamConfig):
+    """The training set grows by one random chunk per task while the label noise decreases.
 
-    In each task a share of all labels so far is wrong: drawn anew for every task over old and new images alike, always
-    a wrong class, and fixed within the task. The ratios are those of the scenario's official code
-    (dojeon-ai/Hare-Tortoise, ``configs/_continual.yaml``); the paper gives only their ends, 0.5 and 0.
+    The training set is split at random into one chunk per noise ratio; task k contains chunks 1 to k. In each task, a
+    fraction of all labels so far is replaced by a wrong class. The wrong labels are redrawn for every task, for old
+    and new images alike, and stay fixed within the task. The default ratios are those of the official code
+    (dojeon-ai/Hare-Tortoise, ``configs/_continual.yaml``); the paper gives only the first (0.5) and the last (0).
     """
 
     noise: tuple[float, ...] = option(
-        (0.5, 0.4, 0.4, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1, 0.0), "share of wrong labels in each task", low=0, high=1
+        (0.5, 0.4, 0.4, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1, 0.0), "fraction of wrong labels in each task", low=0, high=1
     )
 
     def __post_init__(self) -> None:
         if not self.noise:
-            raise ValueError("noise is empty; it needs the share of each task")
+            raise ValueError("noise is empty; give the fraction of wrong labels of at least one task")
 
     @property
-    def length(self) -> int:
-        """How many tasks the scenario has."""
+    def full_task_count(self) -> int:
+        """One task per noise ratio."""
         return len(self.noise)
 
     def tasks(self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator) -> Iterator[Task]:
         """Generate the tasks."""
         labels, classes = dataset.train_labels, len(dataset.classes)
         if classes < 2 and any(self.noise):
-            raise UserError(f"{dataset.name} has one class, so that no label can be wrong; take --env.noise 0")
-        chunks = np.array_split(order.permutation(len(labels)), self.length)
+            raise UserError(f"{dataset.name} has a single class, so no label can be wrong; set --env.noise 0")
+        chunks = np.array_split(order.permutation(len(labels)), self.full_task_count)
         seen = np.empty(0, np.int64)
         for chunk, ratio in zip(chunks[: self.task_count], self.noise, strict=False):
             seen = np.concatenate([seen, chunk])
-            yield Task(chunk, with_wrong_labels(labels[seen], ratio, classes, noise), ratio)
+            yield Task(chunk, corrupt_labels(labels[seen], ratio, classes, noise), ratio)
 
 
-def with_wrong_labels(labels: Integers, ratio: float, classes: int, generator: np.random.Generator) -> Integers:
-    """The labels with ``floor(ratio·n)`` of them, chosen at random, replaced by a wrong class drawn uniformly."""
+def corrupt_labels(labels: Integers, ratio: float, classes: int, generator: np.random.Generator) -> Integers:
+    """Replace ``floor(ratio * n)`` randomly chosen labels by a wrong class, drawn uniformly. [n]."""
     count = int(len(labels) * ratio + 1e-9)
     wrong = generator.permutation(len(labels))[:count]
     labels = labels.copy()

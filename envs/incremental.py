@@ -1,4 +1,4 @@
-"""Classes that arrive in groups (class-incremental learning as in Dohare et al. 2024)."""
+"""Class-incremental learning: classes are added in groups (Dohare et al. 2024)."""
 
 from __future__ import annotations
 
@@ -12,32 +12,34 @@ import numpy as np
 from plastibench.config.errors import UserError
 from plastibench.config.options import option
 from plastibench.envs.datasets import ImageDataset
-from plastibench.envs.scenario import Scenario
-from plastibench.envs.stream import Task, TaskStream
+from plastibench.envs.task_stream import Task, TaskStream
+from plastibench.envs.task_stream_config import TaskStreamConfig
 
 
 @dataclass(frozen=True)
-class Incremental(Scenario):
-    """The classes, in random order, are split into groups of equal size; each task brings the images of one more.
+class Incremental(TaskStreamConfig):
+    """Each task adds the images of one group of classes; the class order is random.
 
-    The network has an output for every class from the start. As in Dohare et al. 2024 outputs of classes that have
-    not arrived take no part in loss and predictions, and accuracy is that on the test images of the classes so far. It
-    falls from task to task because there are more classes to tell apart: a network that is reset at every switch says
-    what can be reached.
+    The network has an output for every class from the start. As in Dohare et al. 2024, outputs of classes that have
+    not been added yet are excluded from the loss and from predictions, and accuracy is measured on the test images of
+    the classes so far. Accuracy falls from task to task because there are more classes to distinguish. A network that
+    is reset at every task boundary (intervention ``reset``) shows what accuracy is possible.
     """
 
-    groups: int = option(5, "groups of classes, each of which is a task", low=1)
-    data: Literal["all", "new"] = option(
-        "all", "train on the classes so far (all), or on a task's new ones alone (new)"
-    )
+    groups: int = option(5, "number of class groups; each group is one task", low=1)
+    data: Literal["all", "new"] = option("all", "training data: all classes so far (all) or the task's new ones (new)")
 
     @property
-    def length(self) -> int:
-        """How many tasks the scenario has."""
+    def full_task_count(self) -> int:
+        """One task per group."""
         return self.groups
 
     def make(self, data_dir: str | Path = "data") -> TaskStream:
-        """The stream itself; loads the data."""
+        """Load the data and build the task stream.
+
+        Raises:
+            UserError: There are fewer classes than groups, or a class has no test image.
+        """
         stream = super().make(data_dir)
         total = len(np.unique(stream.dataset.train_labels))
         if self.groups > total:
@@ -45,16 +47,17 @@ class Incremental(Scenario):
         untested = np.setdiff1d(stream.dataset.train_labels, stream.dataset.test_labels)
         if len(untested):
             raise UserError(
-                f"env: {len(untested)} of {total} classes have no test image; lower --env.train-size or take other data"
+                f"env: {len(untested)} of {total} classes have no test image; "
+                "lower --env.train-size or use another dataset"
             )
         return stream
 
     def tasks(self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator) -> Iterator[Task]:
         """Generate the tasks."""
         labels = dataset.train_labels
-        classes = order.permutation(np.unique(labels))  # a part of the data may lack some
+        classes = order.permutation(np.unique(labels))  # a subset of the data may lack some classes
         known, seen = classes[:0], classes[:0]
         for group in np.array_split(classes, self.groups)[: self.task_count]:
-            arrivals = order.permutation(np.flatnonzero(np.isin(labels, group)))
-            known, seen = np.concatenate([known, group]), np.concatenate([seen, arrivals])
-            yield Task(arrivals, labels[seen if self.data == "all" else arrivals], 0.0, classes=known)
+            new = order.permutation(np.flatnonzero(np.isin(labels, group)))
+            known, seen = np.concatenate([known, group]), np.concatenate([seen, new])
+            yield Task(new, labels[seen if self.data == "all" else new], 0.0, classes=known)

@@ -1,4 +1,4 @@
-"""MinAtar (Young & Tian 2019): five Atari games in 10x10 cells; alone, with permuted channels, or one after another."""
+"""MinAtar (Young & Tian 2019): five Atari games on a 10x10 grid; single, with permuted channels, or in sequence."""
 
 from __future__ import annotations
 
@@ -12,77 +12,78 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from plastibench.config.options import option
-from plastibench.envs.control import Control, Frames, choose, make_vector, needs
+from plastibench.envs.rl_env import Frames, RLEnvConfig
+from plastibench.envs.vector_envs import import_extra, make_gymnasium_vec, match_name
 
 GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 
 
 @dataclass(frozen=True)
-class MinAtar(Control):
-    """One game, its own minimal set of actions, sticky with probability 0.1."""
+class MinAtar(RLEnvConfig):
+    """One game with its minimal action set; actions are sticky with probability 0.1."""
 
     id: str = option("breakout", "asterix, breakout, freeway, seaquest or space-invaders")
-    max_episode_steps: int = option(5_000, "cut episodes off after so many steps; 0: never", low=0)
+    max_episode_steps: int = option(5_000, "truncate episodes after this many steps (0: no limit)", low=0)
 
-    def vector(self, task: int, count: int) -> VectorEnv[Any, Any, Any]:
-        """Copies of the game."""
-        return _game(self.id, count, self.max_episode_steps, minimal=True)
+    def make_vec(self, task: int, num_envs: int) -> VectorEnv[Any, Any, Any]:
+        """Create copies of the game."""
+        return _make_game(self.id, num_envs, self.max_episode_steps, minimal=True)
 
 
 @dataclass(frozen=True)
 class PermutedMinAtar(MinAtar):
-    """One game whose channels are permuted anew for each task; the first task shows them as they are."""
+    """One game whose channels are permuted in every task but the first."""
 
-    version = 2  # in 1 a task could have the permutation of the one before it
-    tasks: int = option(5, "tasks", low=1)
-    permutation_seed: int = option(0, "draws the permutations, which all runs share", low=0)
+    version = 2  # in version 1, a task could repeat the permutation of the previous task
+    tasks: int = option(5, "number of tasks", low=1)
+    permutation_seed: int = option(0, "seed of the permutations, shared by all runs", low=0)
 
     @property
     def task_count(self) -> int:
-        """As many as the option says."""
+        """The number of tasks set by ``tasks``."""
         return self.tasks
 
-    def observe(self, task: int, observation: Frames) -> Frames:
-        """Channels first, in the order of the task."""
-        images = np.moveaxis(observation, -1, 1)
+    def preprocess(self, task: int, observations: Frames) -> Frames:
+        """Move channels to the front and permute them."""
+        images = np.moveaxis(observations, -1, 1)
         return images[:, self.permutation(task, images.shape[1])]
 
     def permutation(self, task: int, channels: int) -> np.ndarray[Any, Any]:
-        """The order of the channels in a task. [channels]."""
+        """Return the channel order of a task. [channels]."""
         return _permutations(self.permutation_seed, task + 1, channels)[task]
 
 
 @dataclass(frozen=True)
-class MinAtarSequence(Control):
-    """Games one after another, with the full set of six actions, channels padded to ten."""
+class MinAtarSequence(RLEnvConfig):
+    """Several games in sequence, with the full set of six actions and channels padded to ten."""
 
     id: str = option("", "unused; see games")
-    games: tuple[str, ...] = option(("breakout", "asterix", "space-invaders"), "the games of one round")
-    rounds: int = option(1, "how often the games come round", low=1)
-    max_episode_steps: int = option(5_000, "cut episodes off after so many steps; 0: never", low=0)
+    games: tuple[str, ...] = option(("breakout", "asterix", "space-invaders"), "games of one round, in order")
+    rounds: int = option(1, "number of rounds", low=1)
+    max_episode_steps: int = option(5_000, "truncate episodes after this many steps (0: no limit)", low=0)
 
     def __post_init__(self) -> None:
         for game in self.games:
-            choose(game, list(GAMES), "MinAtar game")
+            match_name(game, list(GAMES), "MinAtar game")
 
     @property
     def task_count(self) -> int:
-        """Games times rounds."""
+        """Number of games times number of rounds."""
         return len(self.games) * self.rounds
 
-    def vector(self, task: int, count: int) -> VectorEnv[Any, Any, Any]:
-        """Copies of the task's game."""
-        return _game(self.games[task % len(self.games)], count, self.max_episode_steps, minimal=False)
+    def make_vec(self, task: int, num_envs: int) -> VectorEnv[Any, Any, Any]:
+        """Create copies of the game of a task."""
+        return _make_game(self.games[task % len(self.games)], num_envs, self.max_episode_steps, minimal=False)
 
-    def observe(self, task: int, observation: Frames) -> Frames:
-        """Channels first, padded to the ten of the richest game."""
-        images = np.moveaxis(observation, -1, 1)
+    def preprocess(self, task: int, observations: Frames) -> Frames:
+        """Move channels to the front and pad them to ten, the largest number of any game."""
+        images = np.moveaxis(observations, -1, 1)
         return np.pad(images, ((0, 0), (0, 10 - images.shape[1]), (0, 0), (0, 0)))
 
 
 @functools.cache
 def _permutations(seed: int, count: int, channels: int) -> list[np.ndarray[Any, Any]]:
-    """So many orders of channels, the first as they are; none comes again before all others were there. [channels]."""
+    """Draw ``count`` channel orders, the identity first; none repeats before all others were used. [channels]."""
     draws = np.random.default_rng(seed)
     found = [np.arange(channels)]
     while len(found) < count:
@@ -93,15 +94,15 @@ def _permutations(seed: int, count: int, channels: int) -> list[np.ndarray[Any, 
     return found
 
 
-def _game(name: str, count: int, max_episode_steps: int, minimal: bool) -> VectorEnv[Any, Any, Any]:
-    needs("minatar.gym", "minatar")
+def _make_game(name: str, num_envs: int, max_episode_steps: int, minimal: bool) -> VectorEnv[Any, Any, Any]:
+    import_extra("minatar.gym", "minatar")
     import gymnasium
     from minatar.gym import register_envs
 
-    game = choose(name, list(GAMES), "MinAtar game")
+    game = match_name(name, list(GAMES), "MinAtar game")
     full = f"MinAtar/{game}-v{int(minimal)}"
     if full not in gymnasium.registry:
         register_envs()
-    with warnings.catch_warnings():  # version 0 is no older than version 1: it is the full set of actions
+    with warnings.catch_warnings():  # v0 is not outdated: it is the game with the full action set
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        return make_vector(full, count, max_episode_steps)
+        return make_gymnasium_vec(full, num_envs, max_episode_steps)

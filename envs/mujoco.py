@@ -1,4 +1,4 @@
-"""MuJoCo's robots, and an ant on ground whose friction changes (Dohare et al. 2024)."""
+"""MuJoCo robots, and an ant on ground with changing friction (Dohare et al. 2024)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from plastibench.config.options import option
-from plastibench.envs.control import Control, choose, make_vector, needs
+from plastibench.envs.rl_env import RLEnvConfig
+from plastibench.envs.vector_envs import import_extra, make_gymnasium_vec, match_name
 
 ROBOTS = (
     *("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum", "InvertedPendulum"),
@@ -19,30 +20,30 @@ ROBOTS = (
 
 
 @dataclass(frozen=True)
-class MuJoCo(Control):
-    """One of gymnasium's robots, version 5."""
+class MuJoCo(RLEnvConfig):
+    """A MuJoCo robot of gymnasium, version 5."""
 
-    id: str = option("half-cheetah", "ant, half-cheetah, hopper, humanoid, walker2d, …")
-    steps: int = option(1_000_000, "steps of the agent in each task", low=1)
-    envs: int = option(1, "copies that are stepped together", low=1)
+    id: str = option("half-cheetah", "ant, half-cheetah, hopper, humanoid, walker2d, ...")
+    steps: int = option(1_000_000, "agent steps per task, summed over all parallel environments", low=1)
+    envs: int = option(1, "number of parallel environments", low=1)
 
-    def vector(self, task: int, count: int) -> VectorEnv[Any, Any, Any]:
-        """Copies of the robot."""
-        needs("mujoco", "mujoco")
-        return make_vector(f"{choose(self.id, list(ROBOTS), 'robot')}-v5", count, self.max_episode_steps)
+    def make_vec(self, task: int, num_envs: int) -> VectorEnv[Any, Any, Any]:
+        """Create copies of the robot."""
+        import_extra("mujoco", "mujoco")
+        return make_gymnasium_vec(f"{match_name(self.id, list(ROBOTS), 'robot')}-v5", num_envs, self.max_episode_steps)
 
 
 @dataclass(frozen=True)
 class SlipperyAnt(MuJoCo):
-    """An ant on ground whose friction is drawn anew for each task, log-uniformly; the first task has the usual one."""
+    """An ant on ground whose friction is drawn log-uniformly for every task; the first task has normal friction."""
 
-    version = 2  # in 1 other robots than the ant had the same friction everywhere, in the first task too
+    version = 2  # in version 1, all bodies had equal friction, even in the first task: no change for the ant only
     id: str = option("ant", "the robot")
-    steps: int = option(200_000, "steps of the agent in each task", low=1)
-    tasks: int = option(10, "tasks", low=1)
-    low: float = option(0.02, "smallest friction, in the usual one", low=0.0001)
-    high: float = option(2.0, "largest friction, in the usual one", low=0.0001)
-    friction_seed: int = option(0, "draws the frictions, which all runs share", low=0)
+    steps: int = option(200_000, "agent steps per task, summed over all parallel environments", low=1)
+    tasks: int = option(10, "number of tasks", low=1)
+    low: float = option(0.02, "smallest friction, relative to the normal friction", low=0.0001)
+    high: float = option(2.0, "largest friction, relative to the normal friction", low=0.0001)
+    friction_seed: int = option(0, "seed of the frictions, shared by all runs", low=0)
 
     def __post_init__(self) -> None:
         if self.low > self.high:
@@ -50,18 +51,18 @@ class SlipperyAnt(MuJoCo):
 
     @property
     def task_count(self) -> int:
-        """As many as the option says."""
+        """The number of tasks set by ``tasks``."""
         return self.tasks
 
-    def vector(self, task: int, count: int) -> VectorEnv[Any, Any, Any]:
-        """Copies with the sliding friction of the task between all bodies and the ground."""
-        envs: Any = super().vector(task, count)
+    def make_vec(self, task: int, num_envs: int) -> VectorEnv[Any, Any, Any]:
+        """Create copies of the robot with the sliding friction of a task between all bodies and the ground."""
+        envs: Any = super().make_vec(task, num_envs)
         for env in envs.envs:
             env.unwrapped.model.geom_friction[:, 0] *= self.friction(task)
         return envs
 
     def friction(self, task: int) -> float:
-        """Sliding friction in a task over the usual one, whose coefficient is 1 for the ant."""
+        """Return the sliding friction of a task, relative to the normal one (coefficient 1 for the ant)."""
         if not task:
             return 1.0
         exponent = np.random.default_rng([self.friction_seed, task]).uniform(math.log(self.low), math.log(self.high))

@@ -1,4 +1,4 @@
-"""Pixels that change places at every switch: inputs are new, the problem is the same (Goodfellow et al. 2013)."""
+"""Permuted pixels: each task applies a new pixel permutation to the same problem (Goodfellow et al. 2013)."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import numpy as np
 
 from plastibench.config.options import option
 from plastibench.envs.datasets import ImageDataset
-from plastibench.envs.scenario import Scenario
-from plastibench.envs.stream import Task
+from plastibench.envs.task_stream import Task
+from plastibench.envs.task_stream_config import TaskStreamConfig
 
 
 @dataclass(frozen=True)
-class Permuted(Scenario):
-    """In each task the pixels of all images, of training and evaluation, change places in one new way at random.
+class Permuted(TaskStreamConfig):
+    """Each task permutes the pixels of all training and evaluation images with a new random permutation.
 
-    As in Dohare et al. 2024, the first task is permuted too, labels are right, and the data of a task replaces that of
-    the one before. Theirs shows each image once and is scored while it is learned; here a task has epochs and is scored
-    on the test set in the task's permutation. All channels of a pixel move together. Every task is equally hard, so a
-    network that keeps its plasticity reaches the same score in each.
+    As in Dohare et al. 2024, the first task is permuted too, all labels are correct, and the data of a task replaces
+    that of the previous task. Their version shows each image once and measures accuracy during training; here a task
+    has several epochs and is evaluated on the test set under the same permutation. All channels of a pixel move
+    together. All tasks are equally hard, so a network that keeps its plasticity reaches the same accuracy in each.
     """
 
-    epochs: int = option(20, "passes over the data in each task", low=1)
+    epochs: int = option(20, "epochs per task", low=1)
     evaluate_every: int = option(5, "epochs between evaluations; the first five are always evaluated", low=1)
-    augment: Literal["none"] = option("none", "none: a crop of permuted pixels means nothing")
+    augment: Literal["none"] = option("none", "always none: permuted pixels cannot be cropped or flipped")
     switches: int = option(50, "number of tasks", low=1)
-    samples: int = option(0, "images drawn anew for each task; 0: the whole training set", low=0)
+    samples: int = option(0, "training images per task, drawn at random for each (0: the full training set)", low=0)
 
     @property
-    def length(self) -> int:
-        """How many tasks the scenario has."""
+    def full_task_count(self) -> int:
+        """The number of tasks set by ``switches``."""
         return self.switches
 
     def tasks(self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator) -> Iterator[Task]:
         """Generate the tasks."""
         total, pixels = len(dataset.train_labels), dataset.train_images[0, 0].size
         for _ in range(self.task_count):
-            arrivals = order.permutation(total)[: self.samples or total]
-            yield Task(arrivals, dataset.train_labels[arrivals], 0.0, pixels=order.permutation(pixels))
+            new = order.permutation(total)[: self.samples or total]
+            yield Task(new, dataset.train_labels[new], 0.0, pixel_order=order.permutation(pixels))

@@ -1,4 +1,4 @@
-"""Random labels, drawn anew for every task: the plainest test of trainability (Zhang et al. 2017; Lyle et al. 2023)."""
+"""Random labels, re-randomized at every task: a direct test of trainability (Zhang et al. 2017; Lyle et al. 2023)."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ import numpy as np
 
 from plastibench.config.options import option
 from plastibench.envs.datasets import ImageDataset
-from plastibench.envs.scenario import Scenario
-from plastibench.envs.stream import Task
+from plastibench.envs.task_stream import Task
+from plastibench.envs.task_stream_config import TaskStreamConfig
 
 
 @dataclass(frozen=True)
-class Relabel(Scenario):
-    """All images are there from the first task on; at each switch every label is drawn uniformly at random.
+class Relabel(TaskStreamConfig):
+    """The images stay the same; every task draws all labels uniformly at random.
 
-    Nothing can be transferred between tasks, so the score is how well the labels of the current task are learned:
-    accuracy on the training images. A network that keeps its plasticity reaches the same score in every task.
+    Nothing transfers between tasks. Accuracy is measured on the training images, so it shows how well the network
+    learns the labels of the current task. A network that keeps its plasticity reaches the same accuracy in every task.
     """
 
-    epochs: int = option(20, "passes over the data in each task", low=1)
+    epochs: int = option(20, "epochs per task", low=1)
     evaluate_every: int = option(5, "epochs between evaluations; the first five are always evaluated", low=1)
-    augment: Literal["none", "crop-flip"] = option("none", "random crop after padding by 4 pixels, and flip")
+    augment: Literal["none", "crop-flip"] = option("none", "crop-flip: random crop (padding 4) and horizontal flip")
     switches: int = option(20, "number of tasks", low=1)
 
     score_on = "train"
 
     @property
-    def length(self) -> int:
-        """How many tasks the scenario has."""
+    def full_task_count(self) -> int:
+        """The number of tasks set by ``switches``."""
         return self.switches
 
     def tasks(self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator) -> Iterator[Task]:
         """Generate the tasks."""
         labels, classes = dataset.train_labels, len(dataset.classes)
-        arrivals = order.permutation(len(labels))
+        indices = order.permutation(len(labels))
         for number in range(self.task_count):
             drawn = noise.integers(classes, size=len(labels))
-            wrong = float(np.mean(drawn != labels[arrivals]))
-            yield Task(arrivals if number == 0 else arrivals[:0], drawn, wrong)
+            wrong = float(np.mean(drawn != labels[indices]))
+            yield Task(indices if number == 0 else indices[:0], drawn, wrong)

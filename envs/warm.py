@@ -1,4 +1,4 @@
-"""A warm start: part of the data first, then all of it (Ash & Adams 2020; Lee et al. 2024)."""
+"""Warm start: train on part of the data, then on all of it (Ash & Adams 2020; Lee et al. 2024)."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import numpy as np
 
 from plastibench.config.options import option
 from plastibench.envs.datasets import ImageDataset
-from plastibench.envs.scenario import Scenario
-from plastibench.envs.stream import Task
+from plastibench.envs.task_stream import Task
+from plastibench.envs.task_stream_config import TaskStreamConfig
 
 
 @dataclass(frozen=True)
-class WarmStart(Scenario):
-    """The first task has a share of the training images, drawn at random; the second has all. Labels are right.
+class WarmStart(TaskStreamConfig):
+    """The first task has a random fraction of the training images; the second has all. All labels are correct.
 
-    What matters is the gap on the test set between a network that has been trained on the share before and one that
-    was not: intervention ``reset`` at the switch is the latter, with the same data, order and number of updates. Half
-    of the data first is Ash & Adams's experiment.
+    The quantity of interest is the difference in test accuracy between a network that was first trained on the
+    fraction and one that was not. Intervention ``reset`` at the task boundary gives the latter, with the same data,
+    order and number of updates. A fraction of one half is the experiment of Ash & Adams.
     """
 
-    share: float = option(0.5, "share of the training images in the first task", low=0, high=1)
+    share: float = option(0.5, "fraction of the training images in the first task", low=0, high=1)
 
     @property
-    def length(self) -> int:
-        """Two tasks: the start, and what it is worth."""
+    def full_task_count(self) -> int:
+        """Two tasks: part of the data, then all of it."""
         return 2
 
     def tasks(self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator) -> Iterator[Task]:
         """Generate the tasks."""
-        arrivals = order.permutation(len(dataset.train_labels))
-        first = max(1, round(self.share * len(arrivals)))  # no task without an image
-        for start, end in ((0, first), (first, len(arrivals)))[: self.task_count]:
-            yield Task(arrivals[start:end], dataset.train_labels[arrivals[:end]], 0.0)
+        indices = order.permutation(len(dataset.train_labels))
+        first = max(1, round(self.share * len(indices)))  # every task needs an image
+        for start, end in ((0, first), (first, len(indices)))[: self.task_count]:
+            yield Task(indices[start:end], dataset.train_labels[indices[:end]], 0.0)

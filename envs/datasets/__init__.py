@@ -1,6 +1,6 @@
-"""Image data sets by name, as plain arrays; real data wherever it can be found.
+"""Image datasets by name, as NumPy arrays.
 
-Importing this costs no more than numpy: torchvision, scikit-learn and Pillow are imported when a data set needs them.
+Importing this package imports only NumPy; torchvision, scikit-learn and Pillow are imported when a dataset needs them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.envs.datasets.digits import load_digits
-from plastibench.envs.datasets.image_dataset import ImageDataset, keep_training_images
+from plastibench.envs.datasets.image_dataset import ImageDataset, subset_training_images
 from plastibench.envs.datasets.imagefolder import load_imagefolder
 from plastibench.envs.datasets.tiny_imagenet import load_tiny_imagenet
 from plastibench.envs.datasets.torchvision_sets import load_torchvision_set
@@ -17,13 +17,13 @@ from plastibench.envs.datasets.torchvision_sets import load_torchvision_set
 __all__ = ["DATASETS", "ImageDataset", "load_dataset"]
 
 DATASETS: dict[str, str] = {
-    "digits": "1,797 greyscale 8x8 digits that come with scikit-learn; needs no files",
+    "digits": "1,797 greyscale 8x8 digits, 10 classes; part of scikit-learn, no download",
     "mnist": "70,000 greyscale 28x28 digits, 10 classes",
     "fashion-mnist": "70,000 greyscale 28x28 pieces of clothing, 10 classes",
     "cifar10": "60,000 colour 32x32 photographs, 10 classes",
     "cifar100": "60,000 colour 32x32 photographs, 100 classes",
     "tiny-imagenet": "110,000 colour 64x64 photographs, 200 classes",
-    "imagefolder": "your own images in path/train/<class>/* and path/test/<class>/*",
+    "imagefolder": "your own images in <path>/train/<class>/* and <path>/test/<class>/*",
 }
 
 
@@ -36,27 +36,28 @@ def load_dataset(
     train_size: int | None = None,
     download: bool = True,
 ) -> ImageDataset:
-    """Load a data set.
+    """Load a dataset.
 
     Args:
-        name: One of `DATASETS`.
-        data_dir: Where data sets lie, are downloaded to, and are cached after decoding.
-        path: The image folder, for "imagefolder".
-        image_size: The size its images are brought to (32 unless told), for "imagefolder".
-        train_size: Train on this many images only, the first of a fixed permutation; the official test set stays
-            whole. "digits" has no official test set: all images left over are its test set (1,200 unless told).
-        download: Whether missing data may be downloaded.
+        name: One of ``DATASETS``.
+        data_dir: Folder that holds the datasets, downloads and the cache of decoded images.
+        path: For "imagefolder": the image folder.
+        image_size: For "imagefolder": height and width after resizing (default: 32).
+        train_size: Number of training images, the first of a fixed permutation (default: all). The official test set
+            is always complete. "digits" has no official test set: it trains on 1,200 images by default and tests on
+            the rest.
+        download: Whether to download missing data.
 
     Returns:
-        The data set: images uint8 [N, C, H, W] and labels int64 [N].
+        The dataset: images uint8 [N, C, H, W] and labels int64 [N].
 
     Raises:
-        UserError: One line that says what is wrong or missing, where, and what to do.
+        UserError: The dataset is unknown, missing or damaged.
     """
     if name not in DATASETS:
-        raise UserError(f"no data set '{name}'; there are {', '.join(DATASETS)}{did_you_mean(name, DATASETS)}")
+        raise UserError(f"unknown dataset '{name}'{did_you_mean(name, DATASETS)} (available: {', '.join(DATASETS)})")
     if name != "imagefolder" and (path is not None or image_size is not None):
-        raise UserError(f"path and image_size are for the data set imagefolder only; leave them out for {name}")
+        raise UserError(f"path and image_size are for imagefolder only; remove them for {name}")
     data_folder = Path(data_dir).expanduser()
     if name == "digits":
         return load_digits(train_size)
@@ -68,4 +69,4 @@ def load_dataset(
         dataset = load_tiny_imagenet(data_folder, download)
     else:
         dataset = load_torchvision_set(name, data_folder, download)
-    return dataset if train_size is None else keep_training_images(dataset, train_size)
+    return dataset if train_size is None else subset_training_images(dataset, train_size)

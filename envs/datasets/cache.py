@@ -1,6 +1,6 @@
-"""Decoded arrays on disk, so that a data set is decoded once: checked when read, written whole or not at all.
+"""Cache of decoded datasets, verified by checksums when read and written atomically.
 
-The folder ``.plastibench-cache`` in the data folder may be deleted at any time.
+The folder ``.plastibench-cache`` in the data folder can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 class _DamagedCacheError(Exception):
-    """A cache entry that cannot be used; the message names the file."""
+    """Raised for a damaged cache entry; the message names the file."""
 
 
 def cache_entry(data_dir: Path, name: str, fingerprint: str = "") -> Path:
-    """Name the folder of one cache entry.
+    """Return the folder of a cache entry.
 
     Args:
         data_dir: The data folder.
-        name: The data set's name; enough on its own for sources whose checksums are known.
-        fingerprint: Stands for the present state of any other source.
+        name: Name of the dataset; sufficient for sources with known checksums.
+        fingerprint: Identifies the state of any other source.
     """
     return data_dir / ".plastibench-cache" / "-".join(filter(None, (name, fingerprint, f"v{FORMAT}")))
 
 
 def load_or_build(entry: Path, build: Callable[[], ImageDataset]) -> ImageDataset:
-    """Read the cache entry; where there is none, or a damaged one, build the data set and store it."""
+    """Read the cache entry; if it is missing or damaged, build the dataset and store it."""
     damage = None
     if entry.is_dir():
         try:
@@ -50,10 +50,12 @@ def load_or_build(entry: Path, build: Callable[[], ImageDataset]) -> ImageDatase
     except UserError as error:
         if damage is None:
             raise
-        raise UserError(f"{damage}; it cannot be rebuilt ({error}): delete {entry} and fetch the data again") from error
+        raise UserError(
+            f"{damage}; it cannot be rebuilt ({error}): delete {entry} and download the data again"
+        ) from error
     try:
         _store(entry, dataset)
-    except OSError as error:  # a read-only or full disk costs the next start some time, not this run
+    except OSError as error:  # read-only or full disk: the next run decodes again
         warnings.warn(f"{dataset.name} is not cached: cannot write {entry} ({error.strerror or error})", stacklevel=2)
     return dataset
 
@@ -63,7 +65,7 @@ def _read(entry: Path) -> ImageDataset:
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
         if meta["format"] != FORMAT:
-            raise ValueError(f"format {meta['format']} instead of {FORMAT}")
+            raise ValueError(f"format {meta['format']}, expected {FORMAT}")
         arrays = {}
         for array_name in _ARRAYS:
             file = entry / f"{array_name}.npy"
@@ -81,7 +83,7 @@ def _read(entry: Path) -> ImageDataset:
 
 
 def _store(entry: Path, dataset: ImageDataset) -> None:
-    """Write the entry beside its place and rename it there, so that nobody ever sees half of one."""
+    """Write the entry to a temporary folder and rename it, so that readers never see an incomplete entry."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{entry.name}-", dir=entry.parent) as temporary:
         fresh = Path(temporary, "fresh")
@@ -102,11 +104,11 @@ def _store(entry: Path, dataset: ImageDataset) -> None:
         }
         (fresh / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         try:
-            if entry.exists():  # damaged: a folder can only be renamed to where there is none
+            if entry.exists():  # damaged: rename fails if the target exists
                 os.replace(entry, Path(temporary, "damaged"))
             os.replace(fresh, entry)
         except OSError:
-            if not entry.is_dir():  # otherwise another process was first, and its copy is as good
+            if not entry.is_dir():  # otherwise another process stored the same entry first
                 raise
 
 

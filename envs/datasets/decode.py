@@ -1,4 +1,4 @@
-"""Image files to arrays, on a small pool of threads (Pillow decodes outside Python's global lock)."""
+"""Decode image files to arrays in a thread pool (Pillow releases the GIL while decoding)."""
 
 from __future__ import annotations
 
@@ -29,25 +29,28 @@ def dataset_from_files(
     size: int,
     fit: bool = False,
 ) -> ImageDataset:
-    """Decode a data set whose files are already sorted into classes.
+    """Decode a dataset from lists of files per class.
 
     Args:
-        name: The data set's name.
-        source: Where the files are read from.
+        name: Name of the dataset.
+        source: Source of the files.
         classes: K class names.
-        train: For each class the names of its training files, at least one.
-        test: For each class the names of its test files.
+        train: Names of the training files of each class, at least one.
+        test: Names of the test files of each class.
         channels: 1 for greyscale or 3 for RGB.
         size: Height and width of the result.
-        fit: Bring images of other sizes to that size; without it they are a mistake.
+        fit: Resize images of other sizes; if False, they raise an error.
 
     Returns:
-        The data set in class-major order.
+        The dataset, ordered by class.
+
+    Raises:
+        UserError: A file cannot be read or has the wrong size, or a class has no test images.
     """
     if not classes:
-        raise UserError(f"{source.where}: no training images for {name}; fetch it again")
+        raise UserError(f"{source.root}: no training images for {name}; download it again")
     if untested := [label for label, files in zip(classes, test, strict=True) if not files]:
-        raise UserError(f"{source.where}: no test images of class '{untested[0]}' for {name}; fetch it again")
+        raise UserError(f"{source.root}: no test images of class '{untested[0]}' for {name}; download it again")
 
     def decode(split: Sequence[Sequence[str]]) -> tuple[Images, Labels]:
         labels = np.repeat(np.arange(len(classes)), [len(files) for files in split]).astype(np.int64)
@@ -65,34 +68,34 @@ def _decode_all(source: FileSource, names: Sequence[str], channels: int, size: i
         if fit:
             image = _fit(image, size)
         elif image.size != (size, size):
-            place, width, height = source.where / names[index], *image.size
-            raise UserError(f"{place}: {width}x{height} pixels where {size}x{size} are due; replace or remove the file")
+            file, (width, height) = source.root / names[index], image.size
+            raise UserError(f"{file}: {width}x{height} pixels, expected {size}x{size}; replace or remove the file")
         images[index] = np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
 
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for _ in pool.map(decode_into, range(len(names))):
-            pass  # taking each result raises the first file's error and cancels the rest
+            pass  # iterating raises the first error and cancels the remaining files
     return images
 
 
 def _open_image(source: FileSource, name: str, mode: str) -> Image.Image:
-    """Read one file whole, as 8-bit greyscale ("L") or "RGB"; transparency is dropped."""
+    """Read one file as 8-bit greyscale ("L") or "RGB" and drop transparency."""
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(source.read(name))) as image:
-            if image.mode.startswith(("I", "F")):  # Pillow would clip these to white instead of scaling them
+            if image.mode.startswith(("I", "F")):  # Pillow clips these modes to white instead of scaling them
                 raise ValueError(f"mode {image.mode} has more than 8 bits per channel")
-            if "transparency" in image.info:  # only by way of RGBA does Pillow drop a palette's without a warning
+            if "transparency" in image.info:  # without RGBA, Pillow warns about palettes
                 return image.convert("RGBA").convert(mode)
             return image.convert(mode)
-    except Exception as error:  # a broken file makes Pillow's plug-ins raise almost anything
+    except Exception as error:  # Pillow's plugins raise many kinds of errors for damaged files
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{source.where / name}: no readable image ({reason}); replace or remove the file") from error
+        raise UserError(f"{source.root / name}: not a readable image ({reason}); replace or remove the file") from error
 
 
 def _fit(image: Image.Image, size: int) -> Image.Image:
-    """Scale the shorter side to ``size`` (bilinear) and cut the middle out of the longer one."""
+    """Resize the shorter side to ``size`` (bilinear) and centre-crop the longer side."""
     from PIL import Image
 
     shorter = min(image.size)

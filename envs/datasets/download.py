@@ -1,4 +1,4 @@
-"""Downloads that end, leave nothing half-written, and fail with one helpful line."""
+"""Downloads with a timeout, without incomplete files, and with one-line errors."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What was looked for, for the message when it is not there.
+class MissingData:
+    """A dataset that is not in the data folder, for the error message.
 
     Attributes:
-        name: The data set's name.
-        data_dir: Where it was looked for.
-        looked_for: The files and folders that would have done.
-        remedy: What to put there, and where it comes from.
+        name: Name of the dataset.
+        data_dir: The data folder.
+        looked_for: Files and folders that would have been accepted.
+        remedy: Files to put there, and their source.
     """
 
     name: str
@@ -31,27 +31,30 @@ class Wanted:
     looked_for: str
     remedy: str
 
-    def missing(self, reason: str) -> UserError:
-        """Word the error, with the reason why nothing was downloaded."""
+    def error(self, reason: str) -> UserError:
+        """Return the error, with the reason why nothing was downloaded."""
         return UserError(
             f"{self.name} is not in {self.data_dir} (looked for {self.looked_for}) and {' '.join(reason.split())}: "
-            f"put {self.remedy} there, or take the scenario cl-digits, which needs no data"
+            f"put {self.remedy} there, or use cl-digits, which needs no download"
         )
 
 
 @contextmanager
-def download_stage(wanted: Wanted) -> Iterator[Path]:
-    """Make a temporary folder in the data folder to download into; move what is complete and checked out of it.
+def download_folder(missing: MissingData) -> Iterator[Path]:
+    """Create a temporary folder in the data folder; move complete and verified files out of it.
 
-    Inside, sockets time out: torchvision sets no limit of its own. That holds for the whole process meanwhile.
+    Inside the block, sockets of the whole process time out after ``TIMEOUT_S``, because torchvision sets no timeout.
+
+    Raises:
+        UserError: The download failed.
     """
     previous_timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_S)
     try:
-        wanted.data_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".plastibench-download-", dir=wanted.data_dir) as stage:
-            yield Path(stage)
+        missing.data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".plastibench-download-", dir=missing.data_dir) as folder:
+            yield Path(folder)
     except (OSError, RuntimeError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
-        raise wanted.missing(f"the download failed ({type(error).__name__}: {error})") from error
+        raise missing.error(f"the download failed ({type(error).__name__}: {error})") from error
     finally:
         socket.setdefaulttimeout(previous_timeout)

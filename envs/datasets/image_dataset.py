@@ -1,4 +1,4 @@
-"""What every data set is once it is loaded: arrays, class names and the statistics of the training images."""
+"""A loaded image dataset: arrays, class names and statistics of the training images."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)  # eq=False: comparing arrays with == gives no single truth
+@dataclass(frozen=True, eq=False)  # eq=False: == of arrays is not a single bool
 class ImageDataset:
-    """A labelled image data set, whole in memory.
+    """A labelled image dataset in memory.
 
     Attributes:
-        name: The name it was loaded by.
+        name: Name in ``DATASETS``.
         train_images: uint8 [N, C, H, W].
-        train_labels: int64 [N], 0..K-1.
+        train_labels: int64 [N], 0 to K - 1.
         test_images: uint8 [M, C, H, W].
-        test_labels: int64 [M], 0..K-1.
-        classes: K names; a label is an index into them.
-        mean: Per channel, of the training images scaled to [0, 1].
-        std: Per channel, the population standard deviation of the same.
+        test_labels: int64 [M], 0 to K - 1.
+        classes: K class names, indexed by label.
+        mean: Mean per channel of the training images, scaled to [0, 1]. [C]
+        std: Population standard deviation per channel of the same. [C]
     """
 
     name: str
@@ -42,7 +42,7 @@ class ImageDataset:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Stands for every image and label, so that results on other data are known as such."""
+        """Hash of all images and labels; results on different data have different digests."""
         found = hashlib.sha256()
         for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             found.update(f"{array.dtype.str}{array.shape}".encode())
@@ -53,21 +53,21 @@ class ImageDataset:
 def build_dataset(
     name: str, train: tuple[Images, Labels], test: tuple[Images, Labels], classes: tuple[str, ...]
 ) -> ImageDataset:
-    """Put images and labels together and add the statistics of the training images."""
+    """Create a dataset and compute the statistics of the training images."""
     mean, std = channel_statistics(train[0])
     return ImageDataset(name, *train, *test, classes, mean, std)
 
 
 def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population standard deviation per channel of uint8 [N, C, H, W], scaled to [0, 1].
+    """Compute mean and population standard deviation per channel of uint8 [N, C, H, W], scaled to [0, 1].
 
-    The sums are exact integers taken from histograms, so the only rounding is that of the last division and root:
-    the result does not depend on the order of the images or on the machine.
+    The sums are exact integers computed from histograms. Only the final division and square root round, so the result
+    does not depend on the order of the images or on the machine.
     """
     means, deviations = [], []
     for channel in range(images.shape[1]):
         histogram = np.zeros(256, np.int64)
-        for start in range(0, len(images), 1024):  # bincount widens its input eightfold: keep that small
+        for start in range(0, len(images), 1024):  # bincount converts its input to int64: bound the memory
             histogram += np.bincount(images[start : start + 1024, channel].ravel(), minlength=256)
         counts = histogram.tolist()
         pixels = sum(counts)
@@ -79,18 +79,18 @@ def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def fixed_permutation(length: int) -> npt.NDArray[np.int64]:
-    """Shuffle 0..length-1 into the one order that splits and subsets are cut from, whatever the run's seed."""
+    """Return the permutation of 0 to length - 1 that defines splits and subsets, independent of the run's seed."""
     return np.random.Generator(np.random.PCG64(0)).permutation(length)
 
 
 def check_train_size(name: str, train_size: int, largest: int) -> None:
     """Raise UserError unless ``1 <= train_size <= largest``."""
     if not (isinstance(train_size, int) and 1 <= train_size <= largest):
-        raise UserError(f"{name}: train_size {train_size} is outside 1 to {largest}; choose a whole number in there")
+        raise UserError(f"{name}: train_size {train_size} is not an integer from 1 to {largest}")
 
 
-def keep_training_images(dataset: ImageDataset, train_size: int) -> ImageDataset:
-    """Keep only the first ``train_size`` training images of the fixed permutation."""
+def subset_training_images(dataset: ImageDataset, train_size: int) -> ImageDataset:
+    """Reduce the training set to the first ``train_size`` images of the fixed permutation."""
     check_train_size(dataset.name, train_size, len(dataset.train_images))
     kept = fixed_permutation(len(dataset.train_images))[:train_size]
     images = dataset.train_images[kept]

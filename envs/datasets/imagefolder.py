@@ -1,4 +1,4 @@
-"""Image folders: one folder per class, any format that Pillow reads."""
+"""Image folders: one folder per class, in any format that Pillow reads."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ LARGEST_IMAGE_SIZE = 1024
 
 
 def load_imagefolder(data_dir: Path, path: Path, image_size: int | None = None) -> ImageDataset:
-    """Load ``path/train/<class>/*`` and ``path/test/<class>/*`` (or ``val`` where there is no ``test``) as RGB.
+    """Load ``path/train/<class>/*`` and ``path/test/<class>/*`` (or ``val`` if there is no ``test``) as RGB.
 
-    Where there is only ``path/<class>/*``, a fifth of each class (rounded, at least one image) is held out as the
-    test set, chosen by a fixed permutation of its sorted file names.
+    If there is only ``path/<class>/*``, one fifth of each class (rounded, at least one image) is held out as the test
+    set, chosen by a fixed permutation of the sorted file names.
 
     Args:
         data_dir: The data folder, for the cache.
         path: The image folder.
-        image_size: Every image's shorter side is scaled to this, then the middle is cut out (32 unless told).
+        image_size: The shorter side of each image is resized to this, then the longer side is centre-cropped
+            (default: 32).
     """
     size = DEFAULT_IMAGE_SIZE if image_size is None else image_size
     if not (isinstance(size, int) and 1 <= size <= LARGEST_IMAGE_SIZE):
-        raise UserError(f"image_size {size} is outside 1 to {LARGEST_IMAGE_SIZE}; choose a whole number in there")
+        raise UserError(f"image_size {size} is not an integer from 1 to {LARGEST_IMAGE_SIZE}")
     return load_class_folders("imagefolder", data_dir, path, channels=3, size=size, fit=True)
 
 
 def load_class_folders(
     name: str, data_dir: Path, path: Path, *, channels: int, size: int, fit: bool = False
 ) -> ImageDataset:
-    """Load a folder with one folder per class; the arguments are those of `dataset_from_files`."""
+    """Load a folder with one subfolder per class; arguments as in :func:`dataset_from_files`."""
     if not path.is_dir():
-        raise UserError(f"{path} is no folder; give one with train/<class>/* and test/<class>/*")
+        raise UserError(f"{path} is not a folder; give one with train/<class>/* and test/<class>/*")
     source, state = scan_folder(path, depth=3)
 
     def build() -> ImageDataset:
@@ -50,7 +51,7 @@ def load_class_folders(
 
 
 def _splits(source: FileSource) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Training and test file names by class; the same classes in both."""
+    """Return training and test file names by class; both have the same classes."""
     paths = [name.split("/") for name in source.names]
     by_split: dict[str, dict[str, list[str]]] = {}
     for parts in paths:
@@ -58,36 +59,36 @@ def _splits(source: FileSource) -> tuple[dict[str, list[str]], dict[str, list[st
             by_split.setdefault(parts[0], {}).setdefault(parts[1], []).append("/".join(parts))
     train, test = by_split.get("train"), by_split.get("test") or by_split.get("val")
     if train and test:
-        _check_same_classes(source.where, train, test)
+        _check_same_classes(source.root, train, test)
         return train, test
     if train or test:
-        lacking = "test/<class>/* (or val/<class>/*)" if train else "train/<class>/*"
-        raise UserError(f"{source.where}: no images in {lacking}; add them, or keep only <class>/* folders at the top")
+        missing = "test/<class>/* (or val/<class>/*)" if train else "train/<class>/*"
+        raise UserError(f"{source.root}: no images in {missing}; add them, or keep only <class>/* folders at the top")
     unsplit: dict[str, list[str]] = {}
     for parts in paths:
         if len(parts) == 2:
             unsplit.setdefault(parts[0], []).append("/".join(parts))
     if not unsplit:
-        raise UserError(f"{source.where}: no images in train/<class>/* or <class>/*; put a folder per class there")
-    return _hold_out(source.where, unsplit)
+        raise UserError(f"{source.root}: no images in train/<class>/* or <class>/*; create one folder per class")
+    return _hold_out(source.root, unsplit)
 
 
-def _check_same_classes(where: Path, train: Mapping[str, object], test: Mapping[str, object]) -> None:
+def _check_same_classes(root: Path, train: Mapping[str, object], test: Mapping[str, object]) -> None:
     if different := sorted(train.keys() ^ test.keys()):
         label = different[0]
-        there, lacking = ("training", "test") if label in train else ("test", "training")
+        present, missing = ("training", "test") if label in train else ("test", "training")
         raise UserError(
-            f"{where}: class '{label}' has {there} but no {lacking} images ({len(different)} such classes); "
-            "give both sets the same class folders"
+            f"{root}: class '{label}' has {present} but no {missing} images ({len(different)} such classes); "
+            "both splits need the same class folders"
         )
 
 
-def _hold_out(where: Path, unsplit: Mapping[str, list[str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+def _hold_out(root: Path, unsplit: Mapping[str, list[str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     train: dict[str, list[str]] = {}
     test: dict[str, list[str]] = {}
     for label, files in unsplit.items():
         if len(files) < 2:
-            raise UserError(f"{where / label}: one image cannot be split into training and test; add another")
+            raise UserError(f"{root / label}: one image cannot be split into training and test; add another")
         held_out = set(fixed_permutation(len(files))[: max(1, (len(files) + 2) // 5)].tolist())
         train[label] = [file for index, file in enumerate(files) if index not in held_out]
         test[label] = [file for index, file in enumerate(files) if index in held_out]

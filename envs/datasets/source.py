@@ -1,4 +1,4 @@
-"""Image files of a folder: what is there, whether it changed, and how to read it."""
+"""Sources of image files: their names, a fingerprint of their state, and how to read them."""
 
 from __future__ import annotations
 
@@ -13,38 +13,41 @@ from plastibench.config.errors import UserError
 
 @dataclass(frozen=True)
 class FileSource:
-    """Files under one root, be it a folder or an archive.
+    """Files in a folder or an archive.
 
     Attributes:
-        where: The root, for messages.
-        names: Names relative to the root with forward slashes, sorted.
-        read: Gives the bytes of one of the names.
+        root: The folder or archive.
+        names: Sorted names relative to the root, with forward slashes.
+        read: Returns the bytes of a name.
     """
 
-    where: Path
+    root: Path
     names: list[str]
     read: Callable[[str], bytes]
 
 
 def scan_folder(root: Path, depth: int) -> tuple[FileSource, str]:
-    """List a folder's files down to ``depth`` levels, without hidden ones.
+    """List the files of a folder down to ``depth`` levels, without hidden files.
 
-    Links to folders are followed, since people make subsets of a data set that way; the depth ends any circle.
+    Links to folders are followed, because they are a common way to make subsets. The depth limit ends cycles.
 
     Returns:
-        The source, and a fingerprint that differs if a file was added, removed, renamed, resized or written to.
+        The source, and a fingerprint that changes if a file is added, removed, renamed, resized or modified.
+
+    Raises:
+        UserError: A folder cannot be listed.
     """
     try:
         found = sorted(_walk(root, "", depth))
     except OSError as error:
-        raise UserError(f"cannot list {error.filename}: {error.strerror}; make it readable") from error
+        raise UserError(f"cannot list {error.filename}: {error.strerror}; check its permissions") from error
     listing = "".join(f"{name}\0{size}\0{mtime}\n" for name, size, mtime in found)
     source = FileSource(root, [name for name, _, _ in found], lambda name: (root / name).read_bytes())
     return source, fingerprint(str(root.resolve()), listing)
 
 
 def fingerprint(*parts: object) -> str:
-    """16 hexadecimal digits that stand for the parts."""
+    """Hash the parts to 16 hexadecimal digits."""
     return hashlib.sha256("\0".join(map(str, parts)).encode(errors="surrogateescape")).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""Tiny-ImageNet: 64x64 images of 200 classes (or some of them), from the official folder, archive or address."""
+"""Tiny-ImageNet: 64x64 images of 200 classes (or a subset), from the official folder, archive or URL."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from plastibench.config.errors import UserError
 from plastibench.envs.datasets.cache import cache_entry, load_or_build
 from plastibench.envs.datasets.decode import dataset_from_files
-from plastibench.envs.datasets.download import Wanted, download_stage
+from plastibench.envs.datasets.download import MissingData, download_folder
 from plastibench.envs.datasets.image_dataset import ImageDataset
 from plastibench.envs.datasets.source import FileSource, fingerprint, scan_folder
 
@@ -19,10 +19,10 @@ _MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 
 
 def load_tiny_imagenet(data_dir: Path, download: bool) -> ImageDataset:
-    """Load ``data_dir/tiny-imagenet-200/`` or else ``data_dir/tiny-imagenet-200.zip``, downloaded if need be.
+    """Load ``data_dir/tiny-imagenet-200/`` or the zip file of this name; download the latter if needed.
 
-    The classes are those of wnids.txt, in its order, whose training images are there; the test set is the official
-    validation set, whose labels are public.
+    The classes are those of wnids.txt, in its order, that have training images. The test set is the official
+    validation set, because the labels of the official test set are not public.
     """
     folder, archive = data_dir / _ROOT, data_dir / f"{_ROOT}.zip"
     if folder.is_dir():
@@ -36,25 +36,27 @@ def load_tiny_imagenet(data_dir: Path, download: bool) -> ImageDataset:
 
 
 def _download(data_dir: Path, archive: Path, allowed: bool) -> None:
-    wanted = Wanted("tiny-imagenet", data_dir, f"{_ROOT}/wnids.txt and {archive.name}", f"{archive.name} from {_URL}")
+    missing = MissingData(
+        "tiny-imagenet", data_dir, f"{_ROOT}/wnids.txt and {archive.name}", f"{archive.name} from {_URL}"
+    )
     if not allowed:
-        raise wanted.missing("downloading is switched off")
-    from torchvision.datasets.utils import download_url  # here: torch takes seconds
+        raise missing.error("downloading is disabled")
+    from torchvision.datasets.utils import download_url  # imports torch, which takes seconds
 
-    with download_stage(wanted) as stage:
-        download_url(_URL, str(stage), filename=archive.name, md5=_MD5)
-        os.replace(stage / archive.name, archive)
+    with download_folder(missing) as folder:
+        download_url(_URL, str(folder), filename=archive.name, md5=_MD5)
+        os.replace(folder / archive.name, archive)
 
 
 def _decode_archive(archive: Path) -> ImageDataset:
-    """Decode straight from the archive: nothing is unpacked, so no name in it can point outside."""
+    """Decode from the archive without unpacking it, so that no name in it can point outside the folder."""
     prefix = f"{_ROOT}/"
     try:
         with zipfile.ZipFile(archive) as opened:
             names = sorted(name.removeprefix(prefix) for name in opened.namelist() if name.startswith(prefix))
             return _decode(FileSource(archive, names, lambda name: opened.read(prefix + name)))
     except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{archive}: no readable zip file ({error}); delete it and fetch it again") from error
+        raise UserError(f"{archive}: not a readable zip file ({error}); delete it and download it again") from error
 
 
 def _decode(source: FileSource) -> ImageDataset:
@@ -62,12 +64,12 @@ def _decode(source: FileSource) -> ImageDataset:
     test: dict[str, list[str]] = {}
     for name in source.names:
         match name.split("/"):
-            case ["train", wnid, "images", file] if file:  # an archive lists folders too, as names that end in "/"
+            case ["train", wnid, "images", file] if file:  # archives also list folders, as names ending in "/"
                 train.setdefault(wnid, []).append(name)
     wnids = [wnid for wnid in _text(source, "wnids.txt").split() if wnid in train]
     words = dict(line.split("\t", 1) for line in _text(source, "words.txt").splitlines() if "\t" in line)
     for line in _text(source, "val/val_annotations.txt").splitlines():
-        file, wnid, *_ = [*line.split("\t"), ""]  # the boxes behind them are not always there
+        file, wnid, *_ = [*line.split("\t"), ""]  # the bounding boxes are optional
         test.setdefault(wnid, []).append(f"val/images/{file}")
     classes = [words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids]
     train_files, test_files = ([split.get(wnid, []) for wnid in wnids] for split in (train, test))
@@ -78,4 +80,4 @@ def _text(source: FileSource, name: str) -> str:
     try:
         return source.read(name).decode()
     except (OSError, KeyError, UnicodeDecodeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{source.where / name}: missing or unreadable; fetch {_URL} again") from error
+        raise UserError(f"{source.root / name}: missing or unreadable; download {_URL} again") from error

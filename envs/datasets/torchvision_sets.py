@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, through torchvision or from an unpacked image folder."""
+"""MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100, from torchvision or an image folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from plastibench.envs.datasets.cache import cache_entry, load_or_build
-from plastibench.envs.datasets.download import Wanted, download_stage
+from plastibench.envs.datasets.download import MissingData, download_folder
 from plastibench.envs.datasets.image_dataset import ImageDataset, Images, Labels, build_dataset
 from plastibench.envs.datasets.imagefolder import load_class_folders
 from plastibench.envs.datasets.source import fingerprint
@@ -20,13 +20,13 @@ from plastibench.envs.datasets.source import fingerprint
 
 @dataclass(frozen=True)
 class _Set:
-    """One of torchvision's sets.
+    """A dataset of torchvision.
 
     Attributes:
         torchvision_class: Its class in torchvision.datasets.
-        unpacked: The folder under the data folder that torchvision reads.
-        archives: The official files as torchvision stores them, relative to the data folder.
-        channels: 1 or 3.
+        unpacked: The folder that torchvision reads, relative to the data folder.
+        archives: The official archives as torchvision stores them, relative to the data folder.
+        channels: Number of channels, 1 or 3.
         size: Height and width.
     """
 
@@ -52,17 +52,17 @@ TORCHVISION_SETS = {
 
 
 def load_torchvision_set(name: str, data_dir: Path, download: bool) -> ImageDataset:
-    """Load from the cache, torchvision's files, an image folder ``data_dir/<name>``, or the net, in this order."""
+    """Load from the cache, torchvision's files, an image folder ``data_dir/<name>``, or the internet, in this order."""
     spec = TORCHVISION_SETS[name]
-    entry = cache_entry(data_dir, name, _state_of_unchecked(spec, data_dir))
+    entry = cache_entry(data_dir, name, _fingerprint_of_unpacked(spec, data_dir))
     official = (entry, data_dir / spec.unpacked, data_dir / spec.archives[0])
     if (data_dir / name / "train").is_dir() and not any(path.exists() for path in official):
         return load_class_folders(name, data_dir, data_dir / name, channels=spec.channels, size=spec.size)
     return load_or_build(entry, lambda: _load_official(name, spec, data_dir, download))
 
 
-def _state_of_unchecked(spec: _Set, data_dir: Path) -> str:
-    """Stands for unpacked files without an archive, of which torchvision knows no checksum (MNIST's); else nothing."""
+def _fingerprint_of_unpacked(spec: _Set, data_dir: Path) -> str:
+    """Fingerprint unpacked MNIST files without archives, which have no checksum in torchvision; else return ''."""
     raw = data_dir / spec.unpacked
     if raw.name != "raw" or not raw.is_dir() or all((data_dir / archive).exists() for archive in spec.archives):
         return ""
@@ -71,7 +71,7 @@ def _state_of_unchecked(spec: _Set, data_dir: Path) -> str:
 
 
 def _load_official(name: str, spec: _Set, data_dir: Path, download: bool) -> ImageDataset:
-    import torchvision  # here: torch takes seconds, and a cached data set does without
+    import torchvision  # imports torch, which takes seconds and is not needed for cached data
     from torchvision.datasets.utils import check_integrity
 
     dataset_class = getattr(torchvision.datasets, spec.torchvision_class)
@@ -80,21 +80,21 @@ def _load_official(name: str, spec: _Set, data_dir: Path, download: bool) -> Ima
     else:
         checksums, origin = {dataset_class.filename: dataset_class.tgz_md5}, dataset_class.url
     archives = [data_dir / archive for archive in spec.archives]
-    wanted = Wanted(
+    missing = MissingData(
         name,
         data_dir,
         f"{spec.unpacked}/, {spec.archives[0]} and {name}/{{train,test}}/<class>/*.png",
         f"{', '.join(spec.archives)} from {origin}",
     )
 
-    # The archives come first: torchvision knows no checksum of MNIST's unpacked files. They are unpacked elsewhere,
-    # because an interrupted unpacking of MNIST looks complete to torchvision, and the data folder may be read-only.
+    # Prefer the archives: torchvision has no checksums for unpacked MNIST files. Unpack them to a temporary folder:
+    # torchvision takes an interrupted unpacking of MNIST for complete, and the data folder may be read-only.
     if all(check_integrity(archive, checksums[archive.name]) for archive in archives):
-        with tempfile.TemporaryDirectory(prefix="plastibench-") as stage:
+        with tempfile.TemporaryDirectory(prefix="plastibench-") as temporary:
             for archive, relative in zip(archives, spec.archives, strict=True):
-                Path(stage, relative).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(archive, Path(stage, relative))
-            return _read(name, spec, dataset_class, Path(stage), download=True)  # finds them: nothing to download
+                Path(temporary, relative).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(archive, Path(temporary, relative))
+            return _read(name, spec, dataset_class, Path(temporary), download=True)  # downloads nothing
     damage = ""
     if (data_dir / spec.unpacked).is_dir():
         try:
@@ -102,17 +102,17 @@ def _load_official(name: str, spec: _Set, data_dir: Path, download: bool) -> Ima
         except (RuntimeError, OSError, ValueError, AssertionError):  # incomplete, wrong checksum, truncated
             damage = f"{data_dir / spec.unpacked} is incomplete or damaged, "
     if not download:
-        raise wanted.missing(f"{damage}downloading is switched off")
-    with download_stage(wanted) as stage:
-        dataset = _read(name, spec, dataset_class, stage, download=True)
+        raise missing.error(f"{damage}downloading is disabled")
+    with download_folder(missing) as folder:
+        dataset = _read(name, spec, dataset_class, folder, download=True)
         for archive, relative in zip(archives, spec.archives, strict=True):
             archive.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(stage / relative, archive)
+            os.replace(folder / relative, archive)
     return dataset
 
 
 def _read(name: str, spec: _Set, dataset_class: Any, root: Path, download: bool) -> ImageDataset:
-    """Read both splits with torchvision's class; CIFAR's files are pickles, opened only after their md5 is checked."""
+    """Read both splits with the class of torchvision, which checks the MD5 of CIFAR's pickle files before opening."""
     splits = [dataset_class(str(root), train=train, download=download) for train in (True, False)]
 
     def arrays(split: Any) -> tuple[Images, Labels]:

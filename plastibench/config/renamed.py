@@ -2,5 +2,8 @@
 
 from __future__ import annotations
 
-METRICS: dict[str, str] = {}  # old metric name -> new name
+METRICS: dict[str, str] = {  # old metric name -> new name
+    "layer-rank-share": "layer-rank-fraction",
+    "plasticity-probe-redrawn-gap": "plasticity-probe-fresh-gap",
+}
 RESULT_KEYS: dict[str, str] = {}  # old key, after `-` became `_` -> new key

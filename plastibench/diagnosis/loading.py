@@ -21,7 +21,7 @@ from plastibench.config.options import build
 from plastibench.config.spec import RunSpec
 from plastibench.diagnosis.samples import Samples, read_samples
 from plastibench.diagnosis.state_dicts import load_weights, read_state, without_prefix
-from plastibench.envs.stream import TaskStream
+from plastibench.envs.task_stream import TaskStream
 from plastibench.nn.branches import outputs_of
 from plastibench.nn.network import Network, eval_mode, seeded
 from plastibench.training.learner import Learner
@@ -213,14 +213,14 @@ def networks_of_run(folder: Path, data: str | None, device: str, *, samples: int
         return [Subject(title, network, batch, found.name, initial["classifier"], notes)]
     if isinstance(env, TaskStream):
         finished = saved.source.name == "final.pt"
-        task = env.scenario.task_count - 1 if finished else int(saved.state["trainer"]["task"])
+        task = env.config.task_count - 1 if finished else int(saved.state["trainer"]["task"])
         batch = data_of_task(env, spec, task)[: min(samples or PROBE, PROBE)].to(device)
         where = f"the samples of {spec.env[0]} that came first, with their labels in task {task + 1}"
         return [Subject(title, networks["classifier"], batch, where, initial["classifier"])]
-    task = env.scenario.task_count - 1 if saved.source.name == "final.pt" else int(saved.state["trainer"]["task"])
+    task = env.config.task_count - 1 if saved.source.name == "final.pt" else int(saved.state["trainer"]["task"])
     batch = _played(env, agent, spec, task)[: samples or PROBE]
     where = f"transitions of {spec.env[0]}, drawn from {_acted(spec):,} steps that the loaded agent played anew"
-    where += f" in task {task + 1}" if env.scenario.task_count > 1 else ""
+    where += f" in task {task + 1}" if env.config.task_count > 1 else ""
     return [Subject(f"{title}: {role}", n, batch, where, initial[role]) for role, n in networks.items()]
 
 
@@ -234,7 +234,7 @@ def trained_and_fresh(folder: Path, device: str, *, data_dir: Path) -> tuple[Net
     if not isinstance(saved.env, TaskStream):
         raise UserError(f"{folder}: {saved.spec.env[0]} is no task stream, so that there is no training data of a task")
     begun = saved.config.build(saved.env, saved.spec.run.seed, torch.device(device))  # draws the same weights again
-    data = data_of_task(saved.env, saved.spec, saved.env.scenario.task_count - 1).to(device)
+    data = data_of_task(saved.env, saved.spec, saved.env.config.task_count - 1).to(device)
     return saved.agent.networks["classifier"], begun.networks["classifier"], data
 
 

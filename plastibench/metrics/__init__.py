@@ -1,133 +1,270 @@
-"""Metrics: what a run measures. Pure functions in the modules beside this one; here their names and definitions."""
+"""Metrics: names, groups and definitions.
+
+- ``PERFORMANCE`` and ``RETURNS`` are recorded by the training loop of every run.
+- ``PLASTICITY`` is measured in every run at the end of each task.
+- The groups in ``GROUPS`` are measured on request: ``--metrics ranks,fau`` or ``--metrics all``.
+
+To add a metric, write a function that takes :class:`plastibench.metrics.metric_inputs.MetricInputs` and returns a
+:class:`plastibench.metrics.plasticity.PlasticityReport`, and add it to ``MEASUREMENTS`` with its definition. Importing
+this package does not import torch.
+
+Notation: z_i is the output of unit i (its pre-activation) and h_i its activation, the output of the nonlinearity that
+follows (z_i if none follows). L is the loss of one sample and g the gradient of the mean loss over the batch. E is the
+mean over rows: samples, times tokens or positions. Φ [N, D] is the input of the head on N samples, with singular
+values σ_1 >= σ_2 >= ... All parameters together are θ, with initial values θ0. ε is the machine epsilon of float32.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
+from plastibench.config import renamed
 from plastibench.config.errors import UserError, did_you_mean
 
 PERFORMANCE = {
-    "accuracy": "share of evaluation images (clean test set; relabel-*: training set) that are classified rightly; "
-    "they may differ from task to task (permuted-*, incremental-*)",
-    "accuracy-after": "the same right after the intervention, for the task that has just ended",
-    "drop": "accuracy at the end of a task minus accuracy right after the intervention that follows, in points",
-    "agreement": "share of evaluation images whose predicted class the intervention left as it was",
-    "output-kl": "mean KL divergence from the outputs before the intervention to those after it, in nats",
-    "recovery": "epochs until an evaluation, on the new task's images, reaches the accuracy before the switch again",
-    "auc": "area under the accuracy curve of a task over its epochs, divided by their number",
-    "train-accuracy": "accuracy on the (noisy) training labels, over the representative batch",
-    "loss": "training loss, mean of the updates since the last evaluation",
-    "gradient-norm": "norm of the whole gradient before clipping, mean of the updates since the last evaluation",
+    "accuracy": "fraction of evaluation images that are classified correctly; they are the clean test set "
+    "(relabel-*: the training set), transformed or restricted like the task (permuted-*, incremental-*)",
+    "accuracy-after": "accuracy on the task that has just ended, right after the intervention at the task boundary",
+    "drop": "accuracy at the end of a task minus accuracy-after",
+    "agreement": "fraction of evaluation images whose predicted class is the same before and after the intervention",
+    "output-kl": "mean over evaluation images of KL(p_before || p_after), p the softmax outputs before and after the "
+    "intervention, in nats",
+    "recovery": "epochs of the new task until its accuracy reaches the accuracy at the end of the previous task",
+    "auc": "area under the accuracy curve of a task over its epochs, divided by the number of epochs",
+    "train-accuracy": "fraction of the representative batch classified as its (noisy) training labels say",
+    "loss": "training loss, mean over the updates since the last evaluation",
+    "gradient-norm": "Euclidean norm of the gradient of all parameters before clipping, mean over the updates since "
+    "the last evaluation",
 }
 RETURNS = {
-    "return": "mean return of full greedy episodes in environments of their own",
-    "training-return": "mean return of the episodes that ended in training since the last evaluation",
-    "return-after": "the return right after an intervention, on the same seeds as right before it",
-    "normalised-return": "final return between those of a random (0) and a perfect policy (1), where both are known",
-    "q-bias": "mean of what the critic expected minus the discounted return that followed (van Hasselt et al. 2016); "
-    "of SAC in episodes of drawn actions, with the entropy's part",
-    "q-churn": "mean change of the critic's values on 512 transitions through one update (Tang & Berseth 2024)",
-    "policy-churn": "share of 512 transitions whose greedy action one update changed (Schaul et al. 2022)",
-    "entropy": "mean entropy of the policy over the batches since the last evaluation (SAC)",
-    "temperature": "mean weight of the entropy over the updates since the last evaluation (SAC)",
-    "agent-steps": "steps of the agent so far, summed over environments",
-    "environment-steps": "frames of the environments so far: steps times frames skipped",
+    "return": "mean return of complete episodes of the greedy policy in separate environments",
+    "training-return": "mean return of the training episodes that ended since the last evaluation",
+    "return-after": "return right after an intervention, on the same seeds as right before it",
+    "normalised-return": "(R - R_random) / (R_optimal - R_random) for the final return R, if both references are known",
+    "q-bias": "mean over visited states of Q(s, a) minus the discounted return that followed (van Hasselt et al. "
+    "2016); for SAC in episodes of sampled actions, including the entropy bonus",
+    "q-churn": "mean of |Q_after - Q_before| over 512 transitions for one update (Tang & Berseth 2024)",
+    "policy-churn": "fraction of 512 transitions whose greedy action changes in one update (Schaul et al. 2022)",
+    "entropy": "entropy of the policy, mean over the batches since the last evaluation (SAC)",
+    "temperature": "weight α of the entropy, mean over the updates since the last evaluation (SAC)",
+    "agent-steps": "number of agent steps so far, summed over parallel environments",
+    "environment-steps": "number of environment frames so far: agent steps times frame skip",
 }
 PLASTICITY = {
-    "dormant-ratio": "share of units with E|h_i| <= 0.1 of their layer's mean (ReDo, Sokar et al. 2023)",
-    "gradient-dormant-ratio": "share of units with E|∂L/∂z_i| <= 0.01 of their layer's mean (ReGraMa, pre-activation)",
-    "low-gradient-ratio": "share of units with E|∂L/∂z_i| <= 0.1 of their layer's mean",
-    "effective-rank": "exp of the entropy of the normalised singular values of the head's input (Roy & Vetterli 2007)",
-    "srank": "singular values of the head's input that hold 99 % of their sum (Kumar et al. 2021, δ = 0.01)",
-    "weight-norm": "Euclidean norm of all parameters",
-    "weight-distance": "||θ - θ0|| / ||θ0|| with the initial parameters θ0, of added ones those they began with",
-    "layernorm-gradient-spread": "standard deviation over features of E[∂L/∂z_i], last LayerNorm (paper, Fig. 3)",
+    "dormant-ratio": "fraction of units with E|h_i| <= 0.1 mean_k E|h_k|, the mean over the units k of the same layer "
+    "(ReDo, Sokar et al. 2023)",
+    "gradient-dormant-ratio": "fraction of units with E|∂L/∂z_i| <= 0.01 mean_k E|∂L/∂z_k|, the mean over the units k "
+    "of the same layer (ReGraMa, Liu et al. 2025, on pre-activations)",
+    "low-gradient-ratio": "fraction of units with E|∂L/∂z_i| <= 0.1 mean_k E|∂L/∂z_k|, the mean over the units k of "
+    "the same layer",
+    "effective-rank": "exp(-Σ_i p_i log p_i) with p_i = σ_i / Σ_k σ_k, σ the singular values of the head's input Φ "
+    "(Roy & Vetterli 2007)",
+    "srank": "smallest k with σ_1 + ... + σ_k >= 0.99 Σ_i σ_i, σ the singular values of the head's input Φ "
+    "(Kumar et al. 2021, δ = 0.01)",
+    "weight-norm": "||θ||, the Euclidean norm of all parameters; of a layer, that of its weight",
+    "weight-distance": "||θ - θ0|| / ||θ0||, θ0 the initial parameters; added parameters start at their first values",
+    "layernorm-gradient-spread": "standard deviation over features i of E[∂L/∂z_i], z the output of the last LayerNorm "
+    "(paper, Figure 3)",
 }
 
-# Measured when --metrics asks for it. Rows are samples, tokens or positions; h is what the nonlinearity behind a
-# module makes of its output, or the output where none follows.
-ACTIVITY = {
-    "dormant-ratio-layer-mean": "mean over layers of each layer's dormant-ratio (dormant-ratio counts all units alike)",
-    "fau": "fraction of active units: mean over units with a nonlinearity of the share of rows with h_i > 0 (Ma 2024)",
-    "dead-unit-ratio": "share of units with a nonlinearity whose h_i is exactly 0 on every row (Kumar et al. 2023)",
-    "zero-activation-ratio": "share of entries that nonlinearities make exactly 0 (Lee et al. 2024)",
-    "duplicate-ratio": "share of units with |correlation| > 0.95 to a later unit of their layer, on up to 4,096 rows "
-    "(after ajoudaki/loss-of-plasticity, which takes uncentred cosines): of n copies n-1 count",
-    "attention-entropy": "entropy of the attention over keys, over log T; mean over layers, heads, samples and queries",
-    "collapsed-head-ratio": "share of attention heads whose mean entropy is below 0.1 log T (see Zhai et al. 2023)",
-}
-GRADIENTS = {
-    "zero-gradient-ratio": "share of entries of the batch's mean gradient that are exactly 0 (Lee et al. 2024)",
-    "tiny-gradient-ratio": "share of its entries below 1e-8 of the root mean square of all entries",
-    "gradient-cosine": "mean cosine between the gradients of two samples, over all pairs of 64 (Lyle et al. 2023)",
-    "gradient-conflict-ratio": "share of those pairs whose cosine is negative",
-    "gradient-effective-rank": "effective rank of the 64 gradients, each brought to length 1",
-    "ntk-effective-rank": "effective rank of the gradients of the summed outputs of 32 samples: the singular values "
-    "are roots of the empirical NTK's eigenvalues (gracebml/LoP-NeurIPS)",
-    "ntk-numerical-rank": "eigenvalues of that NTK above 32 float32 epsilons of the largest",
-}
-RANKS = {
-    "stable-rank": "||Φ||_F² / ||Φ||_2² of the head's input Φ (some codes call srank so)",
-    "approximate-rank": "squared singular values of the head's input that hold 99 % of their sum (Yang et al. 2020)",
-    "feature-rank": "singular values of Φ / sqrt(N) above 0.01 (Lyle et al. 2022); depends on the scale",
-    "numerical-rank": "singular values of the head's input above max(N, D) float32 epsilons of the largest",
-    "layer-rank-share": "effective rank of what a layer hands on over the largest possible, on up to 4,096 rows; "
-    "mean over layers",
-}
-WEIGHTS = {
-    "spectral-norm": "largest singular value of a weight [out, everything else]; overall the largest of all layers",
-    "weight-rms": "root mean square of the parameters",
-    "weight-cosine": "cosine between the parameters and the initial ones",
-    "layernorm-scale-mean": "mean of the scales γ of all LayerNorms",
-    "layernorm-scale-std": "standard deviation of these scales",
-    "layernorm-scale-min": "smallest of these scales",
-    "effective-learning-rate": "lr ||m / (sqrt(v) + ε)|| / ||w||, with the bias-corrected moments of Adam or AdamW",
-}
-CURVATURE = {
-    "hessian-top-eigenvalue": "largest eigenvalue of the loss's Hessian, by 20 steps of Lanczos, on 256 samples",
-    "hessian-trace": "trace of that Hessian, by Hutchinson's estimate with 30 random signs",
-    "hessian-trace-error": "standard error of that estimate over its size",
-    "curvature-rank-proxy": "eigenvalues of the Gram matrix of 64 samples' gradients that hold 99 % of their sum: a "
-    "stand-in for the Hessian's rank (Lewandowski et al. 2024)",
-    "sam-sharpness": "L(θ + 0.05 g / ||g||) - L(θ) on 256 samples (Foret et al. 2021)",
-}
-PROBES = {
-    "plasticity-probe-loss": "squared error to a + sin(1e5 f(x)), f a fresh network and a the mean output, left after "
-    "100 steps of a fresh Adam (lr 1e-3) on a copy with its outputs as they are; mean of 3 targets (Lyle et al. 2023)",
-    "plasticity-probe-gap": "the same minus what a fresh network leaves on the same f; positive: less plastic, or of "
-    "larger outputs, which take many steps to shrink",
-    "plasticity-probe-redrawn-gap": "that gap where the copy's output layers are those of the fresh network",
-    "next-task-probe-loss-gap": "loss on the present data after 100 such steps of the training loss, copy minus fresh",
-    "next-task-probe-accuracy-gap": "accuracy there, copy minus fresh (classifiers only); negative: less plastic "
-    "(Ash & Adams 2020)",
-}
-GROUPS = {
-    "activity": ACTIVITY,
-    "gradients": GRADIENTS,
-    "ranks": RANKS,
-    "weights": WEIGHTS,
-    "curvature": CURVATURE,
-    "probes": PROBES,
-}
-METRICS = PERFORMANCE | RETURNS | PLASTICITY | ACTIVITY | GRADIENTS | RANKS | WEIGHTS | CURVATURE | PROBES
+
+@dataclass(frozen=True)
+class Measurement:
+    """Metrics on request that one function computes together.
+
+    Attributes:
+        group: The group that selects them.
+        function: ``module.function`` in this package, imported when it is needed.
+        definitions: Name of each metric to its definition.
+    """
+
+    group: str
+    function: str
+    definitions: Mapping[str, str]
+
+
+MEASUREMENTS = (
+    Measurement(
+        "activity",
+        "activity.unit_activity",
+        {
+            "dormant-ratio-layer-mean": "mean over layers of the dormant-ratio of each layer (dormant-ratio itself "
+            "pools the units of all layers)",
+            "fau": "fraction of active units: mean over units with a nonlinearity of the fraction of rows with h_i > 0 "
+            "(Ma et al. 2024)",
+            "dead-unit-ratio": "fraction of units with a nonlinearity that have h_i = 0 on every row "
+            "(Kumar et al. 2023)",
+            "zero-activation-ratio": "mean over units with a nonlinearity of the fraction of rows with h_i = 0 "
+            "(Lee et al. 2024)",
+            "duplicate-ratio": "fraction of units i with |corr(h_i, h_j)| > 0.95 for a later unit j of the same layer, "
+            "on up to 4,096 rows; n equal units count n - 1 times (after ajoudaki/loss-of-plasticity, which uses "
+            "uncentred cosines)",
+        },
+    ),
+    Measurement(
+        "activity",
+        "activity.attention",
+        {
+            "attention-entropy": "-Σ_t a_t log a_t / log T for attention weights a over T tokens; mean over layers, "
+            "heads, samples and queries",
+            "collapsed-head-ratio": "fraction of attention heads whose mean attention-entropy is below 0.1 "
+            "(see Zhai et al. 2023)",
+        },
+    ),
+    Measurement(
+        "gradients",
+        "gradients.zero_gradients",
+        {
+            "zero-gradient-ratio": "fraction of entries of the mean gradient g that are exactly 0 (Lee et al. 2024)",
+            "tiny-gradient-ratio": "fraction of entries of the mean gradient g with |g_j| < 1e-8 RMS(g)",
+        },
+    ),
+    Measurement(
+        "gradients",
+        "gradients.gradient_similarity",
+        {
+            "gradient-cosine": "cosine similarity of the gradients of two samples, mean over all pairs of 64 samples "
+            "(Lyle et al. 2023)",
+            "gradient-conflict-ratio": "fraction of the pairs of 64 samples whose gradients have a negative cosine",
+            "gradient-effective-rank": "effective rank of the gradients of 64 samples, each scaled to norm 1",
+        },
+    ),
+    Measurement(
+        "gradients",
+        "gradients.ntk_ranks",
+        {
+            "ntk-effective-rank": "effective rank of the gradients of the summed outputs of 32 samples; their singular "
+            "values are the square roots of the eigenvalues of the empirical NTK (gracebml/LoP-NeurIPS)",
+            "ntk-numerical-rank": "number of eigenvalues of the empirical NTK of 32 samples above 32 ε times the "
+            "largest",
+        },
+    ),
+    Measurement(
+        "ranks",
+        "ranks.head_ranks",
+        {
+            "stable-rank": "||Φ||_F² / ||Φ||_2², Φ the head's input (called srank in some code)",
+            "approximate-rank": "smallest k with σ_1² + ... + σ_k² >= 0.99 Σ_i σ_i², σ the singular values of the "
+            "head's input Φ (Yang et al. 2020)",
+            "feature-rank": "number of singular values of Φ / sqrt(N) above 0.01 (Lyle et al. 2022); depends on the "
+            "scale of the features",
+            "numerical-rank": "number of singular values of the head's input Φ [N, D] above max(N, D) ε σ_1",
+        },
+    ),
+    Measurement(
+        "ranks",
+        "ranks.layer_ranks",
+        {
+            "layer-rank-fraction": "effective rank of the activations h of a layer divided by its maximum, "
+            "min(units, rows), on up to 4,096 rows; mean over layers",
+        },
+    ),
+    Measurement(
+        "weights",
+        "weights.weight_metrics",
+        {
+            "spectral-norm": "largest singular value of a weight as a matrix [out, rest]; overall, the largest of all "
+            "layers",
+            "weight-rms": "root mean square of the parameters",
+            "weight-cosine": "cosine similarity of the parameters and their initial values, θᵀθ0 / (||θ|| ||θ0||)",
+            "layernorm-scale-mean": "mean of the scales γ of all LayerNorms",
+            "layernorm-scale-std": "standard deviation of the scales γ of all LayerNorms",
+            "layernorm-scale-min": "smallest of the scales γ of all LayerNorms",
+            "effective-learning-rate": "lr ||m / (sqrt(v) + eps)|| / ||θ||, m and v the bias-corrected moments of Adam "
+            "or AdamW",
+        },
+    ),
+    Measurement(
+        "curvature",
+        "curvature.top_eigenvalue",
+        {
+            "hessian-top-eigenvalue": "largest eigenvalue of the Hessian of the mean loss on 256 samples, by 20 steps "
+            "of Lanczos",
+        },
+    ),
+    Measurement(
+        "curvature",
+        "curvature.trace",
+        {
+            "hessian-trace": "trace of the Hessian of the mean loss on 256 samples, by Hutchinson's estimator with 30 "
+            "random sign vectors",
+            "hessian-trace-error": "standard error of hessian-trace divided by |hessian-trace|",
+        },
+    ),
+    Measurement(
+        "curvature",
+        "curvature.rank_proxy",
+        {
+            "curvature-rank-proxy": "smallest k such that the k largest eigenvalues of the Gram matrix of 64 "
+            "sample gradients hold 99 % of their sum; a proxy for the rank of the Hessian (Lewandowski et al. 2024)",
+        },
+    ),
+    Measurement(
+        "curvature",
+        "curvature.sharpness",
+        {"sam-sharpness": "L(θ + 0.05 g / ||g||) - L(θ), L the mean loss on 256 samples (Foret et al. 2021)"},
+    ),
+    Measurement(
+        "probes",
+        "probes.random_targets",
+        {
+            "plasticity-probe-loss": "mean squared error of a copy of the network after 100 Adam steps (lr 1e-3) on "
+            "the targets a + sin(1e5 f(x)), f a freshly initialised network and a the mean output of the copy before "
+            "training; mean over 3 targets (Lyle et al. 2023)",
+            "plasticity-probe-gap": "plasticity-probe-loss minus that of a freshly initialised network on the same f; "
+            "positive: less plastic, or larger outputs, which take many steps to shrink",
+            "plasticity-probe-fresh-gap": "plasticity-probe-gap of a copy that has the output layers of the freshly "
+            "initialised network",
+        },
+    ),
+    Measurement(
+        "probes",
+        "probes.next_task",
+        {
+            "next-task-probe-loss-gap": "training loss on the current data after 100 Adam steps (lr 1e-3) on it, copy "
+            "minus freshly initialised network; positive: less plastic",
+            "next-task-probe-accuracy-gap": "accuracy on the current data after the same steps, copy minus freshly "
+            "initialised network (classifiers only); negative: less plastic (Ash & Adams 2020)",
+        },
+    ),
+)
+GROUPS: dict[str, dict[str, str]] = {}
+for _measurement in MEASUREMENTS:
+    GROUPS.setdefault(_measurement.group, {}).update(_measurement.definitions)
+REQUESTED = {name: definition for group in GROUPS.values() for name, definition in group.items()}
+METRICS = PERFORMANCE | RETURNS | PLASTICITY | REQUESTED
 
 
 def select(names: Iterable[str]) -> tuple[str, ...]:
-    """The metrics beyond the usual ones that names and groups stand for, each once.
+    """Expand names of metrics and groups to the metrics to measure on request, without duplicates.
+
+    Metrics of ``PLASTICITY`` are accepted and left out, since they are always measured. Old names are replaced by the
+    current ones, with a line on stderr.
 
     Raises:
-        UserError: Neither a group nor a metric that can be asked for.
+        UserError: A name is neither a group nor a metric that can be requested.
     """
-    single = {name for group in GROUPS.values() for name in group}
     found: dict[str, None] = {}
-    for name in names:
+    for given in names:
+        name = _current(given)
         if name == "all":
-            found.update(dict.fromkeys(metric for group in GROUPS.values() for metric in group))
+            found.update(dict.fromkeys(REQUESTED))
         elif name in GROUPS:
             found.update(dict.fromkeys(GROUPS[name]))
-        elif name in single:
+        elif name in REQUESTED:
             found[name] = None
-        elif name not in PLASTICITY:  # those are measured in any case
-            hint = did_you_mean(name, [*GROUPS, "all", *single])
-            raise UserError(f"no metrics '{name}'{hint} (groups: {', '.join(GROUPS)}, all; or names of their metrics)")
+        elif name not in PLASTICITY:
+            hint = did_you_mean(name, [*GROUPS, "all", *REQUESTED])
+            raise UserError(f"unknown metric '{name}'{hint} (give groups: {', '.join(GROUPS)}, all; or single metrics)")
     return tuple(found)
+
+
+@functools.cache  # one line per name and process
+def _current(name: str) -> str:
+    if name not in renamed.METRICS:
+        return name
+    print(f"plastibench: metric '{name}' is deprecated; use '{renamed.METRICS[name]}'", file=sys.stderr)
+    return renamed.METRICS[name]

@@ -1,4 +1,4 @@
-"""Curvature of the loss, from products of its Hessian with vectors."""
+"""Curvature of the loss, computed from Hessian-vector products."""
 
 from __future__ import annotations
 
@@ -11,44 +11,46 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from plastibench.metrics.gradients import loss_gram, mean_gradient
+from plastibench.metrics.metric_inputs import MetricInputs
 from plastibench.metrics.plasticity import PlasticityReport
-from plastibench.metrics.spectra import eigenvalues, held_by
+from plastibench.metrics.spectra import count_for_fraction, eigenvalues
 from plastibench.nn.network import Network, as_evaluated
 from plastibench.nn.unit_statistics import pieces
 
 SAMPLES = 256
 STEPS, SIGNS = 20, 30
 RADIUS = 0.05
-_PIECE = 64  # samples whose graph of first derivatives is held at once
+_PIECE = 64  # samples per double backward pass; bounds the memory
 
 Product = Callable[[list[Tensor]], list[Tensor]]
 
 
-def top(network: Network, batch: TensorDictBase, generator: torch.Generator) -> PlasticityReport:
-    """The largest eigenvalue of the loss's Hessian."""
-    value = top_eigenvalue(_product(network, batch), _trained(network), generator)
+def top_eigenvalue(inputs: MetricInputs) -> PlasticityReport:
+    """Estimate the largest eigenvalue of the Hessian of the loss."""
+    value = lanczos(_product(inputs), _trained(inputs.network), inputs.generator(0))
     return PlasticityReport(overall={"hessian-top-eigenvalue": value})
 
 
-def trace(network: Network, batch: TensorDictBase, generator: torch.Generator) -> PlasticityReport:
-    """The trace of the loss's Hessian, and how sure it is."""
-    value, error = hessian_trace(_product(network, batch), _trained(network), generator)
+def trace(inputs: MetricInputs) -> PlasticityReport:
+    """Estimate the trace of the Hessian of the loss, with its standard error."""
+    value, error = hutchinson(_product(inputs), _trained(inputs.network), inputs.generator(1))
     return PlasticityReport(overall={"hessian-trace": value, "hessian-trace-error": error})
 
 
-def rank_proxy(network: Network, batch: TensorDictBase) -> PlasticityReport:
-    """A stand-in for the rank of the Hessian: that of the samples' gradients."""
-    return PlasticityReport(overall={"curvature-rank-proxy": held_by(eigenvalues(loss_gram(network, batch)), 0.99)})
+def rank_proxy(inputs: MetricInputs) -> PlasticityReport:
+    """Approximate the rank of the Hessian by the rank of the per-sample gradients."""
+    spectrum = eigenvalues(loss_gram(inputs.network, inputs.batch))
+    return PlasticityReport(overall={"curvature-rank-proxy": count_for_fraction(spectrum, 0.99)})
 
 
-def sharpness(network: Network, batch: TensorDictBase) -> PlasticityReport:
-    """How much the loss rises close by."""
-    return PlasticityReport(overall={"sam-sharpness": sam_sharpness(network, batch[:SAMPLES])})
+def sharpness(inputs: MetricInputs) -> PlasticityReport:
+    """Measure the increase of the loss one step up its gradient."""
+    return PlasticityReport(overall={"sam-sharpness": sam_sharpness(inputs.network, inputs.batch[:SAMPLES])})
 
 
-def _product(network: Network, batch: TensorDictBase) -> Product:
-    few = batch[:SAMPLES]
-    return lambda vector: hessian_product(network, few, vector)
+def _product(inputs: MetricInputs) -> Product:
+    batch = inputs.batch[:SAMPLES]
+    return lambda vector: hessian_product(inputs.network, batch, vector)
 
 
 def _trained(network: Network) -> list[Tensor]:
@@ -56,9 +58,9 @@ def _trained(network: Network) -> list[Tensor]:
 
 
 def hessian_product(network: Network, batch: TensorDictBase, vector: list[Tensor]) -> list[Tensor]:
-    """The Hessian of the mean loss times a vector, in the shapes of the trained parameters.
+    """Multiply the Hessian of the mean loss by a vector that has the shapes of the trained parameters.
 
-    Eval mode, float32. Flash attention has no second derivative, so attention is computed plainly.
+    Runs in eval mode and float32. Flash attention has no second derivative, so the math implementation is used.
     """
     trained = [p for p in network.module.parameters() if p.requires_grad]
     total = [torch.zeros_like(p) for p in trained]
@@ -66,10 +68,10 @@ def hessian_product(network: Network, batch: TensorDictBase, vector: list[Tensor
         for part in pieces(batch, _PIECE):
             loss = network.loss(network.module, part) * (len(part) / len(batch))
             grads = torch.autograd.grad(loss, trained, create_graph=True, allow_unused=True)
-            there = [(g, v) for g, v in zip(grads, vector, strict=True) if g is not None and g.requires_grad]
-            if not there:
+            reached = [(g, v) for g, v in zip(grads, vector, strict=True) if g is not None and g.requires_grad]
+            if not reached:
                 continue
-            slope = torch.stack([(g * v).sum() for g, v in there]).sum()
+            slope = torch.stack([(g * v).sum() for g, v in reached]).sum()
             seconds = torch.autograd.grad(slope, trained, allow_unused=True)
             for into, second in zip(total, seconds, strict=True):
                 if second is not None:
@@ -77,53 +79,57 @@ def hessian_product(network: Network, batch: TensorDictBase, vector: list[Tensor
     return total
 
 
-def top_eigenvalue(product: Product, like: Sequence[Tensor], generator: torch.Generator, steps: int = STEPS) -> float:
-    """Largest eigenvalue of a symmetric matrix that is known by its products alone (Lanczos).
+def lanczos(product: Product, like: Sequence[Tensor], generator: torch.Generator, steps: int = STEPS) -> float:
+    """Estimate the largest eigenvalue of a symmetric matrix from matrix-vector products.
 
-    Without re-orthogonalisation, whose vectors would fill the memory: that repeats extreme eigenvalues and shifts none.
+    Lanczos iteration without re-orthogonalisation, which would keep all vectors in memory. Its absence can repeat
+    extreme eigenvalues but does not shift them.
 
     Args:
-        product: Matrix times vector.
-        like: Shapes and device of a vector.
+        product: Multiplies the matrix by a vector.
+        like: Tensors with the shapes and device of a vector.
         generator: Draws the first vector.
-        steps: Products at most.
+        steps: Maximum number of products.
     """
     current = [torch.randn(p.shape, generator=generator).to(p) for p in like]
     length = _dot(current, current) ** 0.5
     current = [c / length for c in current]
     previous = [torch.zeros_like(c) for c in current]
     diagonal: list[float] = []
-    beside: list[float] = []
+    off_diagonal: list[float] = []
     for _ in range(min(steps, sum(p.numel() for p in like))):
         following = product(current)
         alpha = _dot(following, current)
-        beta = beside[-1] if beside else 0.0
+        beta = off_diagonal[-1] if off_diagonal else 0.0
         following = [f - alpha * c - beta * p for f, c, p in zip(following, current, previous, strict=True)]
         diagonal.append(alpha)
         length = _dot(following, following) ** 0.5
-        if length <= 1e-6 * max(1e-30, *(abs(a) for a in diagonal)):  # nothing is left outside the space spanned
-            beside.append(0.0)
+        if length <= 1e-6 * max(1e-30, *(abs(a) for a in diagonal)):  # the Krylov space is exhausted
+            off_diagonal.append(0.0)
             break
-        beside.append(length)
+        off_diagonal.append(length)
         previous, current = current, [f / length for f in following]
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    off = torch.tensor(beside[: len(diagonal) - 1], dtype=torch.float64)
+    off = torch.tensor(off_diagonal[: len(diagonal) - 1], dtype=torch.float64)
     matrix = matrix + torch.diag(off, 1) + torch.diag(off, -1)
     if not bool(torch.isfinite(matrix).all()):
         return float("nan")
     return float(torch.linalg.eigvalsh(matrix)[-1])
 
 
-def hessian_trace(
+def hutchinson(
     product: Product, like: Sequence[Tensor], generator: torch.Generator, signs: int = SIGNS
 ) -> tuple[float, float]:
-    """Hutchinson's estimate of the trace with random signs, and its standard error over its size.
+    """Estimate the trace of a matrix with random sign vectors (Hutchinson).
 
     Args:
-        product: Matrix times vector.
-        like: Shapes and device of a vector.
+        product: Multiplies the matrix by a vector.
+        like: Tensors with the shapes and device of a vector.
         generator: Draws the signs.
-        signs: How many vectors of them.
+        signs: Number of sign vectors.
+
+    Returns:
+        The estimate, and its standard error divided by its absolute value.
     """
     found = []
     for _ in range(signs):
@@ -136,7 +142,7 @@ def hessian_trace(
 
 
 def sam_sharpness(network: Network, batch: TensorDictBase, radius: float = RADIUS) -> float:
-    """How much the loss rises one step of length ``radius`` up its gradient, measured on a copy."""
+    """Measure how much the loss increases after a step of length ``radius`` along its gradient, on a copy."""
     gradient = mean_gradient(network, batch)
     length = sum(float(g.double().square().sum()) for g in gradient.values()) ** 0.5
     before = _mean_loss(network, network.module, batch)

@@ -1,4 +1,4 @@
-"""Gradients of single samples: whether they vanish, agree, and how many directions they span."""
+"""Gradients of single samples: how many vanish, how similar they are, and the rank they span."""
 
 from __future__ import annotations
 
@@ -9,42 +9,47 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from plastibench.metrics.metric_inputs import MetricInputs
 from plastibench.metrics.plasticity import PlasticityReport
 from plastibench.metrics.spectra import effective_rank, eigenvalues
 from plastibench.nn.batch_outputs import side_by_side
 from plastibench.nn.branches import merged_outputs
-from plastibench.nn.dataflow import TracedLayer
 from plastibench.nn.network import Network, as_evaluated
 from plastibench.nn.unit_statistics import pieces
 
 SAMPLES, NTK_SAMPLES = 64, 32
-TINY = 1e-8
-_HELD = 2**28  # numbers of gradients in memory at once: 1 GiB of float32
+TINY = 1e-8  # relative to the root mean square of all entries
+_MEMORY = 2**28  # gradient entries in memory at once: 1 GiB of float32
 
 
-def vanishing(network: Network, batch: TensorDictBase, units: Sequence[TracedLayer]) -> PlasticityReport:
-    """Entries of the mean gradient that are exactly or nearly 0, over all parameters and module by module."""
-    mean = mean_gradient(network, batch)
+def zero_gradients(inputs: MetricInputs) -> PlasticityReport:
+    """Measure the fraction of entries of the mean gradient that are exactly or nearly 0, overall and per layer."""
+    mean = mean_gradient(inputs.network, inputs.batch)
     values = torch.cat([g.flatten() for g in mean.values()])
     tiny = TINY * float(values.double().square().mean().sqrt())
-    result = PlasticityReport(overall=_shares(values, tiny))
-    for unit in units:
+    result = PlasticityReport(overall=_fractions(values, tiny))
+    for unit in inputs.units:
         names = [f"{unit.name}.{name}".lstrip(".") for name, _ in unit.module.named_parameters(recurse=False)]
         own = [mean[name].flatten() for name in names if name in mean]
         if own:
-            result.layers[unit.name] = _shares(torch.cat(own), tiny)
+            result.layers[unit.name] = _fractions(torch.cat(own), tiny)
     return result
 
 
-def _shares(values: Tensor, tiny: float) -> dict[str, float]:
+def _fractions(values: Tensor, tiny: float) -> dict[str, float]:
     zero, small = (values == 0).double().mean(), (values.abs() < tiny).double().mean()
     return {"zero-gradient-ratio": float(zero), "tiny-gradient-ratio": float(small)}
 
 
-def ntk_ranks(network: Network, batch: TensorDictBase, units: Sequence[TracedLayer]) -> PlasticityReport:
-    """Ranks of the empirical neural tangent kernel."""
-    outputs = merged_outputs(network.module, [unit.name for unit in units if unit.output])
-    spectrum = eigenvalues(ntk(network, batch, outputs))
+def gradient_similarity(inputs: MetricInputs) -> PlasticityReport:
+    """Measure how similar the gradients of samples are."""
+    return PlasticityReport(overall=similarity(loss_gram(inputs.network, inputs.batch)))
+
+
+def ntk_ranks(inputs: MetricInputs) -> PlasticityReport:
+    """Measure ranks of the empirical neural tangent kernel."""
+    outputs = merged_outputs(inputs.network.module, [unit.name for unit in inputs.units if unit.output])
+    spectrum = eigenvalues(ntk(inputs.network, inputs.batch, outputs))
     above = spectrum > len(spectrum) * torch.finfo(torch.float32).eps * spectrum.max()
     return PlasticityReport(
         overall={"ntk-effective-rank": effective_rank(spectrum.sqrt()), "ntk-numerical-rank": float(above.sum())}
@@ -52,7 +57,7 @@ def ntk_ranks(network: Network, batch: TensorDictBase, units: Sequence[TracedLay
 
 
 def mean_gradient(network: Network, batch: TensorDictBase) -> dict[str, Tensor]:
-    """Gradient of the mean loss over the batch by parameter name, in eval mode; ``.grad`` stays as it is."""
+    """Compute the gradient of the mean loss by parameter name, in eval mode; ``.grad`` is unchanged."""
     trained = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in trained.items()}
     with as_evaluated(network.module), torch.enable_grad():
@@ -65,29 +70,24 @@ def mean_gradient(network: Network, batch: TensorDictBase) -> dict[str, Tensor]:
     return total
 
 
-def agreement(network: Network, batch: TensorDictBase) -> PlasticityReport:
-    """Whether the gradients of samples agree."""
-    return PlasticityReport(overall=agreement_of(loss_gram(network, batch)))
-
-
 def loss_gram(network: Network, batch: TensorDictBase, samples: int = SAMPLES) -> Tensor:
-    """Inner products of the loss gradients of the first samples. [k, k], float64."""
+    """Compute the inner products of the loss gradients of the first samples. [k, k], float64."""
     return _gram(network, batch[:samples], lambda module, one: network.loss(module, one))
 
 
 def ntk(network: Network, batch: TensorDictBase, outputs: Sequence[str], samples: int = NTK_SAMPLES) -> Tensor:
-    """Empirical neural tangent kernel of the summed outputs on the first samples. [k, k], float64."""
+    """Compute the empirical neural tangent kernel of the summed outputs on the first samples. [k, k], float64."""
     return _gram(network, batch[:samples], lambda module, one: side_by_side(network, module, one, outputs).sum())
 
 
-def agreement_of(gram: Tensor) -> dict[str, float]:
-    """How far the gradients of samples agree, from their inner products [k, k]; samples without gradient are left out.
+def similarity(gram: Tensor) -> dict[str, float]:
+    """Compute how similar gradients are from their inner products [k, k].
 
-    Fewer than two gradients agree with nothing: then there is no figure.
+    Samples with a zero gradient are left out. The result is empty for fewer than two other samples.
     """
     length = gram.diagonal().clamp_min(0).sqrt()
-    there = length > 0
-    gram, length = gram[there][:, there], length[there]
+    nonzero = length > 0
+    gram, length = gram[nonzero][:, nonzero], length[nonzero]
     count = len(length)
     if count < 2:
         return {}
@@ -101,13 +101,16 @@ def agreement_of(gram: Tensor) -> dict[str, float]:
 
 
 def _gram(
-    network: Network, batch: TensorDictBase, scalar: Callable[[nn.Module, TensorDictBase], Tensor], held: int = _HELD
+    network: Network,
+    batch: TensorDictBase,
+    scalar: Callable[[nn.Module, TensorDictBase], Tensor],
+    memory: int = _MEMORY,
 ) -> Tensor:
-    """Gram matrix of per-sample gradients, in blocks: those that do not fit into memory are computed again."""
+    """Compute the Gram matrix of per-sample gradients in blocks; gradients that do not fit in memory are recomputed."""
     trained = [p for p in network.module.parameters() if p.requires_grad]
     size = sum(p.numel() for p in trained)
     count = len(batch)
-    block = count if count * size <= held else max(1, held // (2 * size))
+    block = count if count * size <= memory else max(1, memory // (2 * size))
     gram = torch.zeros(count, count, dtype=torch.float64)
 
     def rows(first: int) -> Tensor:
@@ -131,7 +134,7 @@ def _gram(
 
 
 def _products(left: Tensor, right: Tensor, columns: int = 2**20) -> Tensor:
-    """``left @ right.T`` summed in float64 without float64 copies of the whole."""
+    """Compute ``left @ right.T`` in float64, converting only some columns at a time."""
     total = torch.zeros(len(left), len(right), dtype=torch.float64)
     for first in range(0, math.ceil(left.shape[1] / columns) * columns, columns):
         part = slice(first, first + columns)

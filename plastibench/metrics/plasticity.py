@@ -1,4 +1,4 @@
-"""Plasticity of a network, from one pass over a probe batch."""
+"""Plasticity metrics that every run measures, from one pass over a probe batch."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
-from plastibench.metrics.spectra import effective_rank, held_by, singular_values
+from plastibench.metrics.spectra import count_for_fraction, effective_rank, singular_values
 from plastibench.nn.dataflow import TracedLayer, trace
 from plastibench.nn.dormancy import below_threshold, normalised
 from plastibench.nn.network import Network, as_evaluated
 from plastibench.nn.unit_statistics import measure, pieces
 from plastibench.nn.units import unit_rows
 
-DORMANT, GRADIENT_DORMANT, LOW_GRADIENT = 0.1, 0.01, 0.1  # thresholds on scores relative to the layer's mean
+DORMANT, GRADIENT_DORMANT, LOW_GRADIENT = 0.1, 0.01, 0.1  # thresholds on scores relative to the mean of the layer
 
 
 @dataclass
 class PlasticityReport:
-    """Plasticity of a network at one moment.
+    """Metrics of a network at one moment.
 
     Attributes:
-        overall: Metric name to value, over all units but the outputs.
-        layers: Module name to metric name to value.
-        layernorm_gradients: LayerNorm name to E[∂L/∂z_i] of each feature (paper, Fig. 3). [H]
+        overall: Metric name to value for the network; output units are not counted.
+        layers: Layer name to metric name to value.
+        layernorm_gradients: LayerNorm name to E[∂L/∂z_i] of each feature (paper, Figure 3). [H]
     """
 
     overall: dict[str, float] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class PlasticityReport:
     layernorm_gradients: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, other: PlasticityReport) -> None:
-        """Take in what was measured beside it."""
+        """Add the metrics of another report on the same network."""
         self.overall.update(other.overall)
         for layer, values in other.layers.items():
             self.layers.setdefault(layer, {}).update(values)
@@ -48,21 +48,23 @@ def plasticity_report(
     initial: Mapping[str, Tensor] | None = None,
     units: Sequence[TracedLayer] | None = None,
 ) -> PlasticityReport:
-    """Measure a network; definitions are in :data:`plastibench.metrics.PLASTICITY`.
+    """Measure the metrics of :data:`plastibench.metrics.PLASTICITY`.
 
-    Frozen modules have no plasticity to measure: of them only the weights are counted.
+    Of frozen layers only the weights are measured.
 
     Args:
-        network: The network; left as it was.
+        network: The network; unchanged.
         batch: Probe batch.
-        initial: Parameters at the start, by name, for the distance; one without an entry is left out of it.
-        units: What :func:`plastibench.nn.dataflow.trace` found, where that is known already.
+        initial: Initial parameters by name, for weight-distance; other parameters are left out of it.
+        units: Result of :func:`plastibench.nn.dataflow.trace`, if known.
 
     Raises:
         UserError: All parameters are frozen.
     """
     if not any(p.requires_grad for p in network.module.parameters()):
-        raise UserError(f"all parameters of the {network.role} are frozen: it has no plasticity to measure")
+        raise UserError(
+            f"all parameters of the {network.role} are frozen; plasticity metrics need a trainable parameter"
+        )
     units = trace(network, batch) if units is None else units
     inner = [unit for unit in units if unit.trained and not unit.output]
     head = trained_head(units)
@@ -102,13 +104,13 @@ def plasticity_report(
 
 
 def trained_head(units: Sequence[TracedLayer]) -> TracedLayer | None:
-    """The output layer whose input counts as the network's features: the first that learns."""
+    """Return the first output layer that is trained; its input is the feature matrix of the network."""
     return next((unit for unit in units if unit.trained and unit.output), None)
 
 
 @torch.no_grad()
 def features(network: Network, batch: TensorDictBase, head: TracedLayer) -> Tensor:
-    """What the output layer receives, one row per sample. [N, D]"""
+    """Compute the input of the output layer, one row per sample. [N, D]."""
     rows: list[Tensor] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -125,9 +127,9 @@ def features(network: Network, batch: TensorDictBase, head: TracedLayer) -> Tens
 
 
 def rank_metrics(matrix: Tensor) -> dict[str, float]:
-    """Effective rank and srank of a feature matrix [N, D], uncentred."""
+    """Compute effective rank and srank of an uncentred feature matrix [N, D]."""
     singular = singular_values(matrix)
-    return {"effective-rank": effective_rank(singular), "srank": held_by(singular, 0.99)}
+    return {"effective-rank": effective_rank(singular), "srank": count_for_fraction(singular, 0.99)}
 
 
 def _weight_metrics(module: nn.Module, initial: Mapping[str, Tensor] | None) -> dict[str, float]:

@@ -1,7 +1,7 @@
-"""Plasticity put to the test: copies of the network learn something new for a fixed number of steps.
+"""Plasticity probes: train a copy of the network on something new for a fixed number of steps.
 
-Copies keep their output layers unless a name says otherwise. Dropout is off, BatchNorm learns its statistics as
-in training. The copy and the fresh network that it is compared with see the same samples in the same order.
+Copies keep their output layers unless stated otherwise. Dropout is off, and BatchNorm updates its statistics as in
+training. The copy and the fresh network it is compared with train on the same samples in the same order.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from plastibench.metrics.metric_inputs import MetricInputs
 from plastibench.metrics.plasticity import PlasticityReport
 from plastibench.nn.batch_outputs import side_by_side
 from plastibench.nn.branches import merged_outputs
@@ -26,22 +27,19 @@ TARGETS = 3
 FREQUENCY = 1e5
 
 
-def random_targets(
-    network: Network, batch: TensorDictBase, units: Sequence[TracedLayer], generator: torch.Generator
-) -> PlasticityReport:
-    """How well the network fits targets that nothing has prepared it for, beside a fresh one."""
-    found = [plasticity_probe(network, batch, _names(units), generator) for _ in range(TARGETS)]
-    own, redrawn, fresh = (sum(losses) / TARGETS for losses in zip(*found, strict=True))
-    gaps = {"plasticity-probe-gap": own - fresh, "plasticity-probe-redrawn-gap": redrawn - fresh}
+def random_targets(inputs: MetricInputs) -> PlasticityReport:
+    """Measure how well the network fits random targets, compared with a freshly initialised network."""
+    generator, outputs = inputs.generator(2), _names(inputs.units)
+    found = [plasticity_probe(inputs.network, inputs.batch, outputs, generator) for _ in range(TARGETS)]
+    own, fresh_outputs, fresh = (sum(losses) / TARGETS for losses in zip(*found, strict=True))
+    gaps = {"plasticity-probe-gap": own - fresh, "plasticity-probe-fresh-gap": fresh_outputs - fresh}
     return PlasticityReport(overall={"plasticity-probe-loss": own, **gaps})
 
 
-def next_task(
-    network: Network, batch: TensorDictBase, units: Sequence[TracedLayer], generator: torch.Generator
-) -> PlasticityReport:
-    """How well it learns the present data, beside a fresh one."""
-    outputs = merged_outputs(network.module, _names(units))
-    return PlasticityReport(overall=next_task_probe(network, batch, outputs, generator))
+def next_task(inputs: MetricInputs) -> PlasticityReport:
+    """Measure how well the network learns the current data, compared with a freshly initialised network."""
+    outputs = merged_outputs(inputs.network.module, _names(inputs.units))
+    return PlasticityReport(overall=next_task_probe(inputs.network, inputs.batch, outputs, inputs.generator(3)))
 
 
 def _names(units: Sequence[TracedLayer]) -> list[str]:
@@ -51,48 +49,47 @@ def _names(units: Sequence[TracedLayer]) -> list[str]:
 def plasticity_probe(
     network: Network, batch: TensorDictBase, outputs: Sequence[str], generator: torch.Generator, steps: int = STEPS
 ) -> tuple[float, float, float]:
-    """What copies, and what a fresh network, leave of the squared error to one random target (Lyle et al. 2023).
+    """Fit one random target with copies of the network and with a fresh network (Lyle et al. 2023).
 
-    The target is ``a + sin(1e5 f(x))`` with f another fresh network, the same for both, and a the mean output of the
-    learner itself before it learns, so that no learner is judged by its offset.
+    The target is ``a + sin(1e5 f(x))``. The fresh network f is the same for all learners; a is the mean output of the
+    learner before training, so that its offset does not matter.
 
     Args:
-        network: The network; left as it was.
-        batch: What is learned from.
-        outputs: Names of its output layers.
+        network: The network; unchanged.
+        batch: Training data.
+        outputs: Names of the output layers.
         generator: Draws the target, the fresh networks, and the order of samples.
-        steps: Updates.
+        steps: Number of updates.
 
     Returns:
-        Mean squared error after the last step: of the copy; of one with the fresh network's output layers, for large
-        outputs alone take many steps to shrink; and of the fresh network.
+        Mean squared error after training of (1) a copy of the network; (2) a copy with the output layers of the fresh
+        network, because large outputs alone take many steps to shrink; (3) the fresh network.
     """
-    with drawing_from(network, generator):
+    with use_generator(network, generator):
         target_network, fresh = network.fresh(), network.fresh()
-    redrawn = copy.deepcopy(network.module)
+    fresh_outputs = copy.deepcopy(network.module)
     for name in outputs:
-        redrawn.get_submodule(name).load_state_dict(fresh.get_submodule(name).state_dict())
-    whole = merged_outputs(network.module, outputs)
-    pattern = torch.sin(FREQUENCY * _outputs(network, target_network, batch, whole))  # [N, K]
+        fresh_outputs.get_submodule(name).load_state_dict(fresh.get_submodule(name).state_dict())
+    merged = merged_outputs(network.module, outputs)
+    pattern = torch.sin(FREQUENCY * _outputs(network, target_network, batch, merged))  # [N, K]
     order = orders(len(batch), steps, generator)
-    left = []
-    for learner in (copy.deepcopy(network.module), redrawn, fresh):
-        target = pattern + _outputs(network, learner, batch, whole).mean()
+    errors = []
+    for learner in (copy.deepcopy(network.module), fresh_outputs, fresh):
+        target = pattern + _outputs(network, learner, batch, merged).mean()
 
         def error(module: nn.Module, rows: Tensor, target: Tensor = target) -> Tensor:
-            wanted = target[rows]
-            return (side_by_side(network, module, batch[rows], whole) - wanted).square().mean()
+            return (side_by_side(network, module, batch[rows], merged) - target[rows]).square().mean()
 
         learn(learner, error, order)
-        left.append(float((_outputs(network, learner, batch, whole) - target).double().square().mean()))
-    return left[0], left[1], left[2]
+        errors.append(float((_outputs(network, learner, batch, merged) - target).double().square().mean()))
+    return errors[0], errors[1], errors[2]
 
 
 def next_task_probe(
     network: Network, batch: TensorDictBase, outputs: Sequence[str], generator: torch.Generator, steps: int = STEPS
 ) -> dict[str, float]:
-    """Loss and accuracy on the batch after some steps of the training loss on it, copy minus fresh network."""
-    with drawing_from(network, generator):
+    """Train a copy and a fresh network on the batch; compare their loss and accuracy on it, copy minus fresh."""
+    with use_generator(network, generator):
         fresh = network.fresh()
     order = orders(len(batch), steps, generator)
     losses, accuracies = [], []
@@ -102,8 +99,8 @@ def next_task_probe(
             total = sum(float(network.loss(learner, part)) * len(part) for part in pieces(batch))
         losses.append(total / len(batch))
         if "label" in batch.keys() and len(outputs) == 1:  # noqa: SIM118 - a TensorDict iterates over rows
-            answers = _outputs(network, learner, batch, outputs).argmax(1)
-            accuracies.append(float((answers == batch["label"]).double().mean()))
+            predicted = _outputs(network, learner, batch, outputs).argmax(1)
+            accuracies.append(float((predicted == batch["label"]).double().mean()))
     found = {"next-task-probe-loss-gap": losses[0] - losses[1]}
     if accuracies:
         found["next-task-probe-accuracy-gap"] = accuracies[0] - accuracies[1]
@@ -111,7 +108,7 @@ def next_task_probe(
 
 
 def learn(module: nn.Module, loss: Callable[[nn.Module, Tensor], Tensor], order: Tensor) -> None:
-    """Train a module in place with a fresh Adam, a step for each row of sample numbers in ``order`` [steps, B]."""
+    """Train a module in place with a new Adam optimizer, one step per row of sample indices in ``order`` [steps, B]."""
     module.eval()
     for child in module.modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
@@ -122,12 +119,12 @@ def learn(module: nn.Module, loss: Callable[[nn.Module, Tensor], Tensor], order:
     with torch.enable_grad(), torch.autocast(device.type, enabled=False):
         for rows in order.to(device):
             optimizer.zero_grad(set_to_none=True)
-            loss(module, rows).backward(inputs=trained)  # an actor's loss runs through the critic
+            loss(module, rows).backward(inputs=trained)  # the loss of an actor also depends on the critic
             optimizer.step()
 
 
 def orders(count: int, steps: int, generator: torch.Generator, size: int = BATCH) -> Tensor:
-    """Which samples each step sees, passes over all of them one after the other. [steps, min(size, count)]."""
+    """Draw the sample indices of each step, in passes over all samples. [steps, min(size, count)]."""
     size = min(size, count)
     passes = -(-steps * size // count)
     shuffled = torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)])
@@ -135,8 +132,8 @@ def orders(count: int, steps: int, generator: torch.Generator, size: int = BATCH
 
 
 @contextmanager
-def drawing_from(network: Network, generator: torch.Generator) -> Iterator[None]:
-    """Fresh modules are drawn from another generator inside the block: interventions must not notice a look."""
+def use_generator(network: Network, generator: torch.Generator) -> Iterator[None]:
+    """Draw fresh modules from ``generator`` inside the block, so that measuring does not change interventions."""
     own, network.generator = network.generator, generator
     try:
         yield

@@ -1,56 +1,50 @@
-"""Ranks of representations, each under the name of its definition (names are often confused in published code)."""
+"""Ranks of representations, each named after its definition: published code often confuses them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import torch
-from tensordict import TensorDictBase
 from torch import Tensor
 
-from plastibench.metrics.activity import Tally
+from plastibench.metrics.metric_inputs import MetricInputs
 from plastibench.metrics.plasticity import PlasticityReport, features, trained_head
-from plastibench.metrics.spectra import effective_rank, eigenvalues, held_by, singular_values
-from plastibench.nn.dataflow import TracedLayer
-from plastibench.nn.network import Network
+from plastibench.metrics.spectra import count_for_fraction, effective_rank, eigenvalues, singular_values
 
-EPSILON = 0.01  # of feature-rank
+EPSILON = 0.01  # threshold of feature-rank
 
 
-def head_ranks(network: Network, batch: TensorDictBase, units: Sequence[TracedLayer]) -> PlasticityReport:
-    """Ranks of what the head receives.
+def head_ranks(inputs: MetricInputs) -> PlasticityReport:
+    """Measure ranks of the input of the head.
 
-    Args:
-        network: The network; left as it was.
-        batch: Probe batch; at least twice as many samples as the head has inputs, or the ranks count samples.
-        units: From :func:`plastibench.nn.dataflow.trace`.
+    The batch should have at least twice as many samples as the head has inputs: the number of samples bounds the rank.
     """
-    head = trained_head(units)
-    return PlasticityReport(overall=feature_ranks(features(network, batch, head)) if head is not None else {})
+    head = trained_head(inputs.units)
+    if head is None:
+        return PlasticityReport()
+    return PlasticityReport(overall=feature_ranks(features(inputs.network, inputs.batch, head)))
 
 
-def layer_ranks(found: Mapping[str, Tally]) -> PlasticityReport:
-    """Ranks of what each module hands on, from :func:`plastibench.metrics.activity.tallies`."""
-    result = PlasticityReport()
-    for name, tally in found.items():
-        rank = effective_rank(eigenvalues(tally.gram).sqrt())
-        result.layers[name] = {"layer-rank-share": rank / min(len(tally.gram), tally.thinned_rows)}
-    if found:
-        mean = sum(layer["layer-rank-share"] for layer in result.layers.values()) / len(found)
-        result.overall["layer-rank-share"] = mean
+def layer_ranks(inputs: MetricInputs) -> PlasticityReport:
+    """Measure the rank of the activations of each layer."""
+    result, layers = PlasticityReport(), inputs.activation_sums
+    for name, sums in layers.items():
+        rank = effective_rank(eigenvalues(sums.gram).sqrt())
+        result.layers[name] = {"layer-rank-fraction": rank / min(len(sums.gram), sums.thinned_rows)}
+    if layers:
+        mean = sum(layer["layer-rank-fraction"] for layer in result.layers.values()) / len(layers)
+        result.overall["layer-rank-fraction"] = mean
     return result
 
 
 def feature_ranks(matrix: Tensor) -> dict[str, float]:
-    """Ranks of a feature matrix [N, D], uncentred; effective rank and srank are measured in any case."""
+    """Compute ranks of an uncentred feature matrix [N, D], other than effective rank and srank."""
     singular = singular_values(matrix)
     largest = singular[0]
-    if not largest > 0:  # 0 or NaN, and so are all ranks
+    if not largest > 0:  # all ranks are 0 or NaN
         return dict.fromkeys(("stable-rank", "approximate-rank", "feature-rank", "numerical-rank"), float(largest))
     squares = singular.square()
     return {
         "stable-rank": float(squares.sum() / largest.square()),
-        "approximate-rank": held_by(squares, 0.99),
+        "approximate-rank": count_for_fraction(squares, 0.99),
         "feature-rank": float((singular / len(matrix) ** 0.5 > EPSILON).sum()),
         "numerical-rank": float((singular > max(matrix.shape) * torch.finfo(torch.float32).eps * largest).sum()),
     }

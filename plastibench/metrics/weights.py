@@ -1,4 +1,4 @@
-"""Sizes of weights, how far they have turned, and how fast they still move."""
+"""Norms of weights, their distance from initialisation, and their effective learning rate."""
 
 from __future__ import annotations
 
@@ -7,30 +7,23 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from plastibench.metrics.metric_inputs import MetricInputs
 from plastibench.metrics.plasticity import PlasticityReport
 from plastibench.metrics.spectra import eigenvalues
-from plastibench.nn.dataflow import TracedLayer
 from plastibench.nn.network import Network
 
 
 @torch.no_grad()
-def weights(
-    network: Network, units: Sequence[TracedLayer], initial: Mapping[str, Tensor] | None = None
-) -> PlasticityReport:
-    """The metrics of :data:`plastibench.metrics.WEIGHTS`.
-
-    Args:
-        network: The network; left as it was.
-        units: From :func:`plastibench.nn.dataflow.trace`.
-        initial: Parameters at the start, by name, for the cosine.
-    """
+def weight_metrics(inputs: MetricInputs) -> PlasticityReport:
+    """Measure the group ``weights``, overall and per layer; weight-cosine needs the initial parameters."""
+    network, initial = inputs.network, inputs.initial
     result = PlasticityReport()
     parameters = dict(network.module.named_parameters())
-    result.overall.update(_of(parameters, network, initial))
-    for unit in units:
+    result.overall.update(_measure(parameters, network, initial))
+    for unit in inputs.units:
         own = {f"{unit.name}.{name}".lstrip("."): p for name, p in unit.module.named_parameters(recurse=False)}
         layer = result.layers.setdefault(unit.name, {})
-        layer.update(_of(own, network, initial))
+        layer.update(_measure(own, network, initial))
         weight = unit.module.weight
         if isinstance(weight, Tensor) and weight.ndim > 1:
             layer["spectral-norm"] = spectral_norm(weight)
@@ -44,32 +37,33 @@ def weights(
 
 
 def spectral_norm(weight: Tensor) -> float:
-    """Largest singular value of a weight as a matrix [out, everything else]."""
+    """Compute the largest singular value of a weight as a matrix [out, rest]."""
     matrix = weight.detach().flatten(1).double()
     gram = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
     return float(eigenvalues(gram)[-1].sqrt())
 
 
-def _of(
+def _measure(
     parameters: Mapping[str, nn.Parameter], network: Network, initial: Mapping[str, Tensor] | None
 ) -> dict[str, float]:
     vector = _flat(parameters.values())
     norm = vector.norm()
-    figures = {"weight-rms": float(norm / max(1, len(vector)) ** 0.5)}
+    found = {"weight-rms": float(norm / max(1, len(vector)) ** 0.5)}
     if initial is not None and all(name in initial for name in parameters):
         start = _flat(initial[name] for name in parameters)
-        figures["weight-cosine"] = float(vector @ start / (norm * start.norm()).clamp_min(1e-300))
-    moves = [adam_update(network.optimizer, p) for p in parameters.values()]
-    known = [move for move in moves if move is not None]
+        found["weight-cosine"] = float(vector @ start / (norm * start.norm()).clamp_min(1e-300))
+    updates = [adam_update(network.optimizer, p) for p in parameters.values()]
+    known = [update for update in updates if update is not None]
     if known and norm > 0:
-        figures["effective-learning-rate"] = float(_flat(known).norm() / norm)
-    return figures
+        found["effective-learning-rate"] = float(_flat(known).norm() / norm)
+    return found
 
 
 def adam_update(optimizer: torch.optim.Optimizer | None, parameter: nn.Parameter) -> Tensor | None:
-    """By what Adam last moved a parameter, weight decay apart: lr m̂ / (sqrt(v̂) + ε); None where no state says so.
+    """Recompute the last update of Adam or AdamW from its state, without weight decay: lr m̂ / (sqrt(v̂) + eps).
 
-    Other optimizers with the same moments (NAdam, LAMB) make other steps of them: they have no such figure.
+    Returns None if the parameter has no state. Optimizers that use the same moments differently (NAdam, LAMB) are not
+    supported and give None too.
     """
     if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         return None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from plastibench.config import renamed
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.leaderboard import Result, acts, by_group, label
 from plastibench.metrics import METRICS
@@ -32,6 +33,7 @@ def curves(found: Sequence[Result], *, metric: str | None = None) -> Figure:
         UserError: No run has the metric.
     """
     if metric is not None:
+        metric = renamed.METRICS.get(metric, metric)
         found = having(found, metric)
     looks, shown = styles(found), contests(found)
     columns = min(2, len(shown))
@@ -53,16 +55,21 @@ def curves(found: Sequence[Result], *, metric: str | None = None) -> Figure:
 
 
 def having(found: Sequence[Result], metric: str) -> list[Result]:
-    """The results that have a plasticity metric.
+    """The results that have a plasticity metric, with old metric names replaced by the current ones.
 
     Raises:
         UserError: None has.
     """
+    found = [{**run, "plasticity": [_current_names(row) for row in run["plasticity"]]} for run in found]
     names = {name: None for run in found for row in run["plasticity"] for name in row if name not in _WHERE}
     with_it = [run for run in found if any(row.get(metric) is not None for row in run["plasticity"])]
     if not with_it:
         raise UserError(f"no run has the metric '{metric}'{did_you_mean(metric, names)} (there are {', '.join(names)})")
     return with_it
+
+
+def _current_names(row: dict[str, Any]) -> dict[str, Any]:
+    return {renamed.METRICS.get(name, name): value for name, value in row.items()}
 
 
 def line(axis: Axes, places: Array, values: Array, style: Style) -> None:

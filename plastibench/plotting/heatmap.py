@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from plastibench.config import renamed
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.leaderboard import Result, by_group, label
 from plastibench.metrics import METRICS
@@ -39,7 +40,7 @@ def heatmap(found: Sequence[Result], *, metric: str | None = None) -> Figure:
     if not tables:
         raise UserError("no metrics.csv beside any result: heatmap needs the runs' own folders, not published results")
     names = list(dict.fromkeys(name for table in tables.values() for name in table))
-    metric = metric or (_USUAL if _USUAL in names else next(iter(names), _USUAL))
+    metric = renamed.METRICS.get(metric or "", metric) or (_USUAL if _USUAL in names else next(iter(names), _USUAL))
     if metric not in names:
         raise UserError(
             f"no layer has the metric '{metric}'{did_you_mean(metric, names)} (there are {', '.join(names)})"
@@ -74,7 +75,7 @@ def layers_of(path: Path) -> dict[str, Values]:
                     if int(row["task"]) < 0:
                         raise ValueError(f"task {row['task']}")
                     key = group.removeprefix("layers-"), layer, int(row["task"])
-                    found.setdefault(metric, {})[key] = float(row["value"])
+                    found.setdefault(renamed.METRICS.get(metric, metric), {})[key] = float(row["value"])
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
     roles = {role for values in found.values() for role, _, _ in values}

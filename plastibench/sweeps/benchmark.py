@@ -16,7 +16,7 @@ from torch import nn
 from plastibench.agents.images import crop_and_flip
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
-from plastibench.envs.stream import TaskStream
+from plastibench.envs.task_stream import TaskStream
 from plastibench.training.runner import check_options, choose_threads, make_trainer
 from plastibench.training.supervised import SupervisedTrainer
 from plastibench.training.task_buffer import all_samples
@@ -52,7 +52,7 @@ def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads:
     _wait(trainer)
     intervention = time.perf_counter() - start
     update = statistics.median(ours) / updates
-    total, switches = trainer.length, trainer.task_stream.task_count - 1
+    total, switches = trainer.length, trainer.env_config.task_count - 1
     scale = epoch / updates
     share = switches * intervention / (total * update + switches * intervention)
     rate = trainer.agent.batch_size / update

@@ -17,7 +17,7 @@ from torch import Tensor
 from plastibench.agents.offpolicy_agent import OffPolicyAgent
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunOptions
-from plastibench.envs.control import RLEnvironment
+from plastibench.envs.rl_env import RLEnvironment
 from plastibench.results import returns
 from plastibench.results.returns import Evaluation, Event
 from plastibench.training.learner import Learner
@@ -64,7 +64,7 @@ class OffPolicyTrainer(Trainer):
         self.env, self.agent = env, learner.agent
         self.device = self.agent.device
         config = self.agent.config
-        shape, dtype = env.frame
+        shape, dtype = env.frame_shape, env.frame_dtype
         priority = (config.priority_alpha, config.priority_beta) if config.prioritized else None
         self._mapped = folder / "memory" if folder is not None and config.storage == "memmap" else None
         buffer_device = torch.device("cpu") if self._mapped is not None else self.device
@@ -73,10 +73,10 @@ class OffPolicyTrainer(Trainer):
         self.draws = generator(options.seed, "representative")
         layout = BufferSpec(
             capacity=config.buffer_size,
-            envs=self.task_stream.envs,
+            envs=self.env_config.envs,
             frame=(shape, torch.from_numpy(np.empty(0, dtype)).dtype),
-            action=torch.int32 if env.actions else torch.float32,
-            stack=self.task_stream.stack,
+            action=torch.int32 if env.num_actions else torch.float32,
+            stack=self.env_config.stack_size,
             n_step=config.n_step,
             gamma=config.gamma,
         )
@@ -99,9 +99,9 @@ class OffPolicyTrainer(Trainer):
         self.envs: VectorEnv[Any, Any, Any]
 
     @property
-    def task_stream(self) -> Any:
+    def env_config(self) -> Any:
         """The options of the environment."""
-        return self.env.scenario
+        return self.env.config
 
     # The run ------------------------------------------------------------------------------------------------------
 
@@ -113,12 +113,12 @@ class OffPolicyTrainer(Trainer):
     @property
     def length(self) -> int:
         """Steps of the whole run."""
-        return self.steps_per_task * self.task_stream.task_count
+        return self.steps_per_task * self.env_config.task_count
 
     @property
     def steps_per_task(self) -> int:
         """A multiple of the number of environments."""
-        return -(-self.task_stream.steps // self.task_stream.envs) * self.task_stream.envs
+        return -(-self.env_config.steps // self.env_config.envs) * self.env_config.envs
 
     @property
     def finished(self) -> bool:
@@ -138,10 +138,10 @@ class OffPolicyTrainer(Trainer):
         action = self._choose_actions()
         self._step(action)
         before = self.steps
-        self.steps += self.task_stream.envs
+        self.steps += self.env_config.envs
         starts = max(self.agent.config.learning_starts, self.agent.batch_size)
         if self.steps > starts:
-            self.owed += self.agent.config.replay_ratio * min(self.task_stream.envs, self.steps - starts)
+            self.owed += self.agent.config.replay_ratio * min(self.env_config.envs, self.steps - starts)
         if len(self.buffer):  # with n-step returns, the first transitions are complete some steps later
             count = int(self.owed)
             self.owed -= count
@@ -151,7 +151,7 @@ class OffPolicyTrainer(Trainer):
                     last = self.finished and number == count  # an intervention after it would be followed by nothing
                     if self.learner.due() and not last:
                         self._intervene_and_evaluate()
-        every = self.task_stream.evaluate_every
+        every = self.env_config.evaluate_every
         if self.steps // every > before // every or self.steps % self.steps_per_task == 0:
             self._evaluate()
 
@@ -169,18 +169,18 @@ class OffPolicyTrainer(Trainer):
 
     def counts(self) -> dict[str, int]:
         """Steps of the agent and of the environments, and the size of the replay buffer in bytes."""
-        frames = self.steps * self.task_stream.frame_skip
+        frames = self.steps * self.env_config.frame_skip
         return {"agent-steps": self.steps, "environment-steps": frames, "memory-bytes": self.buffer.bytes}
 
     def result(self) -> dict[str, Any]:
         """The returns, and the effect of each intervention."""
-        return returns.result(self.curve, self.events, self.task_stream.bounds)
+        return returns.result(self.curve, self.events, self.env_config.reference_returns)
 
     def collect(self, task: int, steps: int) -> None:
         """Act for a number of steps in a task and store the transitions, without learning."""
         self._enter(task)
         self.steps = self.agent.config.learning_starts  # from here on the agent chooses the actions
-        for _ in range(-(-steps // self.task_stream.envs)):
+        for _ in range(-(-steps // self.env_config.envs)):
             self._step(self._choose_actions())
 
     # Acting and learning -----------------------------------------------------------------------------------------
@@ -191,12 +191,12 @@ class OffPolicyTrainer(Trainer):
             self.envs.close()
         self.task = task
         self.actions.append([])
-        self.envs = self.task_stream.vector(task, self.task_stream.envs)
+        self.envs = self.env_config.make_vec(task, self.env_config.envs)
         seed = self.options.seed
         observation, _ = self.envs.reset(seed=derive(seed, f"env-{task}{again}") % 2**31)
-        self.frames = self.task_stream.observe(task, observation)
-        self.seen = self.task_stream.first_seen(self.frames)
-        self.sums = np.zeros(self.task_stream.envs)
+        self.frames = self.env_config.preprocess(task, observation)
+        self.seen = self.env_config.stack_first(self.frames)
+        self.sums = np.zeros(self.env_config.envs)
         self.buffer.begin(self.frames)
         self.envs.action_space.seed(derive(seed, f"random-actions-{task}{again}") % 2**31)
 
@@ -214,13 +214,13 @@ class OffPolicyTrainer(Trainer):
             self.actions[-1].append(action)
         observation, reward, terminated, truncated, info = self.envs.step(action)
         ended = terminated | truncated
-        frames = self.task_stream.observe(self.task, observation)
+        frames = self.env_config.preprocess(self.task, observation)
         final = {
-            env: self.task_stream.observe(self.task, np.asarray(info["final_obs"][env])[None])[0]
+            env: self.env_config.preprocess(self.task, np.asarray(info["final_obs"][env])[None])[0]
             for env in np.flatnonzero(truncated & ~terminated)
         }
         self.buffer.add(action, self.agent.transform_reward(reward), terminated, truncated, frames, final)
-        self.frames, self.seen = frames, self.task_stream.next_seen(self.seen, frames, ended)
+        self.frames, self.seen = frames, self.env_config.stack_next(self.seen, frames, ended)
         self.sums += reward
         self.episodes += self.sums[ended].tolist()
         self.sums[ended] = 0
@@ -238,7 +238,7 @@ class OffPolicyTrainer(Trainer):
         """Intervene, and measure the drop if two more evaluations are a small part of the interval."""
         self._churn = None  # churn is measured over an update, not over an intervention
         every = self.options.every
-        measured = not every or every >= self.agent.config.replay_ratio * self.task_stream.evaluate_every
+        measured = not every or every >= self.agent.config.replay_ratio * self.env_config.evaluate_every
         before = self._play()[0] if measured else 0.0
         self.intervene()
         self.targets.after_intervention(self.representative)
@@ -255,7 +255,7 @@ class OffPolicyTrainer(Trainer):
         self._enter(self.task + 1)
         if self.learner.due_at_boundary() and len(self.buffer):
             self._intervene_and_evaluate()
-        if self.task_stream.clear_replay:
+        if self.env_config.clear_replay:
             self.buffer.clear()
             self.buffer.begin(self.frames)
         self._evaluate()
@@ -272,7 +272,7 @@ class OffPolicyTrainer(Trainer):
         self.curve.append(Evaluation(self.task, self.steps, value, bias))
         episodes = {"training-return": float(np.mean(self.episodes))} if self.episodes else {}
         self.episodes = []
-        counts = {"agent-steps": self.steps, "environment-steps": self.steps * self.task_stream.frame_skip}
+        counts = {"agent-steps": self.steps, "environment-steps": self.steps * self.env_config.frame_skip}
         self.record("training", {"return": value, "q-bias": bias, **episodes, **averages, **counts})
         if len(self.buffer) and self.learner.updates:
             self.measure("training")
@@ -280,7 +280,7 @@ class OffPolicyTrainer(Trainer):
             batch = self.buffer.draw(_PROBE, fresh).to(self.device)
             probe = batch["observation"], batch["action"]
             self._churn = *probe, *self._answers(*probe)
-        position = f"task {self.task + 1}/{self.task_stream.task_count}, " if self.task_stream.task_count > 1 else ""
+        position = f"task {self.task + 1}/{self.env_config.task_count}, " if self.env_config.task_count > 1 else ""
         position += f"step {self.steps:,}"
         done = self.steps - self.steps_before
         end = self.steps % self.steps_per_task == 0 and self.steps > 0
@@ -289,7 +289,7 @@ class OffPolicyTrainer(Trainer):
     def _play(self, draws: torch.Generator | None = None) -> tuple[float, float]:
         seed = derive(self.options.seed, f"evaluation-{self.steps}") % 2**31
         modules = self.learner.evaluated_modules()
-        return play(self.task_stream, self.task, self.agent, modules, seed, draws)
+        return play(self.env_config, self.task, self.agent, modules, seed, draws)
 
     def _answers(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         return self.agent.act(observation, greedy=True), self.agent.value(observation, action)
@@ -299,7 +299,7 @@ class OffPolicyTrainer(Trainer):
         new_action, new_value = self._answers(observation, action)
         changed = (old_action != new_action).flatten(1).any(1) if old_action.ndim > 1 else old_action != new_action
         values = {"q-churn": float((new_value - old_value).abs().mean())}
-        if self.env.actions:
+        if self.env.num_actions:
             values["policy-churn"] = float(changed.float().mean())
         self.record("training", values)
 
@@ -365,14 +365,14 @@ class OffPolicyTrainer(Trainer):
         """Take all earlier actions again, to restore the environments and the replay buffer."""
         for task, taken in enumerate(state["actions"]):
             self._enter(task)
-            if task and self.task_stream.clear_replay:
+            if task and self.env_config.clear_replay:
                 self.buffer.clear()
                 self.buffer.begin(self.frames)
             for action in taken.numpy():
                 if self.steps < self.agent.config.learning_starts:
                     self.envs.action_space.sample()
                 self._step(action)
-                self.steps += self.task_stream.envs
+                self.steps += self.env_config.envs
         if zlib.crc32(np.ascontiguousarray(self.seen).tobytes()) != state["seen"]:
             raise UserError(
                 "the environment is not deterministic, so the run cannot be resumed; delete its folder and start again "

@@ -13,7 +13,7 @@ import torch
 
 from plastibench.config.errors import RunError, UserError, did_you_mean
 from plastibench.config.spec import RunSpec
-from plastibench.envs.stream import TaskStream
+from plastibench.envs.task_stream import TaskStream
 from plastibench.results.files import compose_result, read_result, write_result
 from plastibench.training.learner import Learner
 from plastibench.training.offpolicy import OffPolicyTrainer
@@ -157,7 +157,7 @@ class _Run:
         self.trainer = make_trainer(spec, env, agent, folder=folder)
         lengths = self._restore()
         self.resumed = bool(lengths)
-        self.scenario = {"version": getattr(self.trainer.task_stream, "version", 1), "data": self.trainer.data}
+        self.scenario = {"version": getattr(self.trainer.env_config, "version", 1), "data": self.trainer.data}
         self.recorder = Recorder(folder, spec, lengths, self.trainer.axis, self.scenario)
         name = f"{spec.intervention[0]} seed {spec.run.seed}"
         self.progress = Progress(name, self.trainer.length, quiet, self.trainer.unit)

@@ -16,7 +16,7 @@ from torch import Tensor
 from plastibench.agents.classifier import Classifier, mask_logits
 from plastibench.config.errors import RunError
 from plastibench.config.spec import RunOptions
-from plastibench.envs.stream import TaskStream
+from plastibench.envs.task_stream import TaskStream
 from plastibench.results.accuracy import TaskRecord, comparison, mean, share, summary, task_figures
 from plastibench.training.learner import Learner
 from plastibench.training.task_buffer import add_task_data, all_samples, make_task_buffer, representative
@@ -51,7 +51,7 @@ class EvalSet:
         images = same.images if same else torch.from_numpy(source).to(device)
         masked = None
         if classes is not None:
-            masked = torch.ones(env.classes, dtype=torch.bool)
+            masked = torch.ones(env.num_classes, dtype=torch.bool)
             masked[torch.from_numpy(classes)] = False
             masked = masked.to(device)
         return cls(source, images, torch.from_numpy(env.evaluation_labels).to(device), masked)
@@ -79,9 +79,9 @@ class SupervisedTrainer(Trainer):
         self.records: list[TaskRecord] = []
 
     @property
-    def task_stream(self) -> Any:
+    def env_config(self) -> Any:
         """The options of the task stream."""
-        return self.env.scenario
+        return self.env.config
 
     @property
     def data(self) -> str:
@@ -151,10 +151,10 @@ class SupervisedTrainer(Trainer):
     # Epochs and tasks --------------------------------------------------------------------------------------------
 
     def _end_epoch(self, epoch: int) -> None:
-        last = self.task_stream.epochs
-        if epoch <= EARLY_EPOCHS or epoch % self.task_stream.evaluate_every == 0 or epoch == last:
+        last = self.env_config.epochs
+        if epoch <= EARLY_EPOCHS or epoch % self.env_config.evaluate_every == 0 or epoch == last:
             self._evaluate()
-        position = f"task {self.task + 1}/{self.task_stream.task_count}, epoch {epoch}/{last}"
+        position = f"task {self.task + 1}/{self.env_config.task_count}, epoch {epoch}/{last}"
         accuracy = self.records[-1].curve[-1][1] if self.records[-1].curve else None
         value = "" if accuracy is None else f"accuracy {100 * accuracy:5.1f} %"
         samples = self.samples - self.samples_before
@@ -165,7 +165,7 @@ class SupervisedTrainer(Trainer):
         record.train_accuracy = self._train_accuracy()
         self.record("end", {"accuracy": record.end, "train-accuracy": record.train_accuracy})
         self.measure("end")
-        if self.task + 1 == self.task_stream.task_count:
+        if self.task + 1 == self.env_config.task_count:
             self._finished = True
             return
         if self.learner.due():
@@ -246,13 +246,13 @@ class SupervisedTrainer(Trainer):
         return max(1, math.ceil(len(self.buffer) / self.agent.batch_size))
 
     def _updates(self) -> int:
-        return self.updates_per_epoch() * self.task_stream.epochs
+        return self.updates_per_epoch() * self.env_config.epochs
 
     @property
     def length(self) -> int:
         """Updates of all tasks."""
-        sizes = self.env.sizes(derive(self.options.seed, "stream"))
-        return sum(math.ceil(size / self.agent.batch_size) for size in sizes) * self.task_stream.epochs
+        sizes = self.env.task_sizes(derive(self.options.seed, "stream"))
+        return sum(math.ceil(size / self.agent.batch_size) for size in sizes) * self.env_config.epochs
 
     # Saving and restoring -----------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from plastibench.config.spec import RunOptions
 from plastibench.interventions.base import Report
 from plastibench.metrics import select
-from plastibench.metrics.groups import measure_groups
+from plastibench.metrics.compute import compute_metrics
 from plastibench.metrics.plasticity import plasticity_report
 from plastibench.nn.dataflow import trace
 from plastibench.training.learner import Learner
@@ -76,7 +76,7 @@ class Trainer(ABC):
 
     @property
     @abstractmethod
-    def task_stream(self) -> Any:
+    def env_config(self) -> Any:
         """The options of the environment, with a ``version`` if there were several."""
 
     @property
@@ -158,7 +158,7 @@ class Trainer(ABC):
             if names:
                 purpose = f"metrics-{role}-{self.task}-{phase}-{self.position}"
                 draws = generator(self.options.seed, purpose)
-                found.add(measure_groups(network, probe, names, draws, initial, units))
+                found.add(compute_metrics(network, probe, names, draws, initial, units))
             moment = {"task": self.task, "phase": phase, "place": self.position, "role": role}
             self.plasticity.append({**moment, **found.overall})
             self.record(phase, found.overall, prefix=f"plasticity-{role}")

@@ -270,7 +270,7 @@ MISTAKES = {
     "device without data": ([*RUN, "--device", "meta"], "device 'meta'"),
     "spec file": (["run", "--spec", "nowhere.toml"], "cannot read nowhere.toml: No such file"),
     "spec folder": (["run", "--spec", "."], "cannot read .: Is a directory"),
-    "data set": ([*RUN, "--env.dataset", "digist"], "no data set 'digist'"),
+    "data set": ([*RUN, "--env.dataset", "digist"], "unknown dataset 'digist'"),
     "train size": ([*RUN[:4], "--env.train-size", "9999", "--device", "cpu"], "train_size 9999 is outside 1 to 1796"),
     "patch size": (
         ["run", "cl-digits", "--agent", "vit-nano", "--agent.patch-size", "3", "--device", "cpu"],

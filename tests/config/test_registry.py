@@ -95,12 +95,12 @@ def test_an_unknown_name_is_told_with_the_closest_one_and_where_to_look() -> Non
 def test_every_builtin_name_loads_a_class_of_its_kind() -> None:
     from plastibench.agents.classifier_config import ClassifierConfig
     from plastibench.agents.offpolicy_agent import OffPolicyConfig
-    from plastibench.envs.control import Control
-    from plastibench.envs.scenario import Scenario
+    from plastibench.envs.rl_env import RLEnvConfig
+    from plastibench.envs.task_stream_config import TaskStreamConfig
     from plastibench.interventions.base import Intervention
 
     kinds: list[tuple[registry.Registry, tuple[type, ...]]] = [
-        (registry.envs, (Scenario, Control)),
+        (registry.envs, (TaskStreamConfig, RLEnvConfig)),
         (registry.agents, (ClassifierConfig, OffPolicyConfig)),
         (registry.interventions, (Intervention,)),
     ]

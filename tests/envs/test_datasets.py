@@ -80,8 +80,8 @@ def cache_of(data_dir: Path) -> Path:
 # Statistics, names, arguments
 
 
-def test_statistics_are_those_of_numpy() -> None:
-    images = noise(0, 1500, 3, 5, 4)  # more than one block of images
+def test_channel_statistics_equal_numpy() -> None:
+    images = noise(0, 1500, 3, 5, 4)  # more than one chunk of images
     images[:, 1] //= 7
     mean, std = image_dataset.channel_statistics(images)
     scaled = images.astype(np.float64) / 255
@@ -90,7 +90,7 @@ def test_statistics_are_those_of_numpy() -> None:
     assert image_dataset.channel_statistics(images[::-1]) == (mean, std)
 
 
-def test_importing_is_cheap() -> None:
+def test_import_is_light() -> None:
     program = (
         "import plastibench.envs.datasets, sys; print({'torch', 'torchvision', 'sklearn', 'PIL'} & {*sys.modules})"
     )
@@ -99,23 +99,23 @@ def test_importing_is_cheap() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_unknown_name_suggests_the_nearest() -> None:
+def test_unknown_name_suggests_the_closest() -> None:
     assert "did you mean 'cifar100'?" in user_error("cifar-100")
     assert list(DATASETS) == ["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet", "imagefolder"]
 
 
-def test_arguments_of_image_folders_are_for_image_folders(folder: Path, data_dir: Path) -> None:
+def test_path_and_image_size_are_for_imagefolder_only(folder: Path, data_dir: Path) -> None:
     assert "imagefolder only" in user_error("digits", image_size=8)
     assert "imagefolder only" in user_error("cifar10", path=folder)
     assert "needs path" in user_error("imagefolder")
-    assert "is no folder" in user_error("imagefolder", data_dir, path=folder / "nowhere")
-    assert "image_size 0 is outside 1 to" in user_error("imagefolder", data_dir, path=folder, image_size=0)
+    assert "is not a folder" in user_error("imagefolder", data_dir, path=folder / "nowhere")
+    assert "image_size 0 is not an integer from 1 to" in user_error("imagefolder", data_dir, path=folder, image_size=0)
 
 
 # Digits
 
 
-def test_digits_are_the_whole_set_split_in_two(data_dir: Path) -> None:
+def test_digits_split_is_a_partition(data_dir: Path) -> None:
     from sklearn.datasets import load_digits
 
     digits = load_dataset("digits", data_dir)
@@ -123,9 +123,9 @@ def test_digits_are_the_whole_set_split_in_two(data_dir: Path) -> None:
     assert digits.test_images.shape == (597, 1, 8, 8)
     assert digits.train_images.max() == 255
     bunch = load_digits()
-    everything = np.concatenate([digits.train_images, digits.test_images]).reshape(1797, 64)
+    all_images = np.concatenate([digits.train_images, digits.test_images]).reshape(1797, 64)
     labels = np.concatenate([digits.train_labels, digits.test_labels])
-    given = np.column_stack([everything, labels])
+    given = np.column_stack([all_images, labels])
     source = np.column_stack([np.rint(bunch.images.reshape(1797, 64) * 255 / 16), bunch.target])
     np.testing.assert_array_equal(given[np.lexsort(given.T)], source[np.lexsort(source.T)])  # disjoint and complete
     assert not data_dir.exists()
@@ -136,20 +136,20 @@ def test_digits_split_is_fixed_and_nested() -> None:
     assert_same(small, load_dataset("digits", train_size=50))
     np.testing.assert_array_equal(small.train_images, large.train_images[:50])
     assert len(large.test_images) == 1597
-    assert set(small.train_labels) == set(range(10))  # shuffled: the file itself runs 0, 1, 2, ...
+    assert set(small.train_labels) == set(range(10))  # shuffled: the original order is 0, 1, 2, ...
     assert small.train_labels[:10].tolist() != list(range(10))
     assert small.mean == image_dataset.channel_statistics(small.train_images)[0] != large.mean
 
 
 @pytest.mark.parametrize("train_size", [0, -1, 1797, 2.5])
-def test_digits_train_size_out_of_range(train_size: object) -> None:
-    assert f"train_size {train_size} is outside 1 to 1796" in user_error("digits", train_size=train_size)
+def test_digits_train_size_is_checked(train_size: object) -> None:
+    assert f"train_size {train_size} is not an integer from 1 to 1796" in user_error("digits", train_size=train_size)
 
 
 # Image folders
 
 
-def test_image_folder(folder: Path, data_dir: Path) -> None:
+def test_image_folder_loads_both_splits(folder: Path, data_dir: Path) -> None:
     data = load_dataset("imagefolder", data_dir, path=folder, image_size=8)
     assert data.classes == ("cat", "dog")
     assert data.train_labels.tolist() == [0, 0, 1]
@@ -161,7 +161,7 @@ def test_image_folder(folder: Path, data_dir: Path) -> None:
     assert load_dataset("imagefolder", data_dir, path=folder).train_images.shape == (3, 3, 32, 32)
 
 
-def test_every_kind_of_image_becomes_rgb(folder: Path, data_dir: Path) -> None:
+def test_all_image_modes_become_rgb(folder: Path, data_dir: Path) -> None:
     grey, rgba, colours = noise(1, 8, 8), noise(2, 8, 8, 4), noise(3, 4, 3)
     save(folder / "train/cat/3-grey.png", grey)
     save(folder / "train/cat/4-rgba.png", rgba)
@@ -169,7 +169,7 @@ def test_every_kind_of_image_becomes_rgb(folder: Path, data_dir: Path) -> None:
     palette = Image.frombytes("P", (8, 8), indices.tobytes())
     palette.putpalette(colours.ravel().tolist())
     palette.save(folder / "train/cat/5-palette.png", transparency=bytes([0, 9, 255, 255]))
-    (folder / "train/cat/.DS_Store").write_bytes(b"hidden files are no images")
+    (folder / "train/cat/.DS_Store").write_bytes(b"hidden files are ignored")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         data = load_dataset("imagefolder", data_dir, path=folder, image_size=8)
@@ -179,7 +179,7 @@ def test_every_kind_of_image_becomes_rgb(folder: Path, data_dir: Path) -> None:
     np.testing.assert_array_equal(data.train_images[4], colours[indices].transpose(2, 0, 1))
 
 
-def test_longer_side_is_cropped_in_the_middle(folder: Path, data_dir: Path) -> None:
+def test_longer_side_is_centre_cropped(folder: Path, data_dir: Path) -> None:
     tall = np.zeros((40, 8, 3), np.uint8)
     tall[16:24] = noise(4, 8, 8, 3)
     wide = np.zeros((16, 60, 3), np.uint8)
@@ -189,16 +189,16 @@ def test_longer_side_is_cropped_in_the_middle(folder: Path, data_dir: Path) -> N
     data = load_dataset("imagefolder", data_dir, path=folder, image_size=8)
     np.testing.assert_array_equal(data.train_images[0], tall[16:24].transpose(2, 0, 1))
     rows = data.train_images[1, 0].astype(int)
-    assert (rows == rows[:, :1]).all()  # cut in the middle: nothing of the black sides
-    np.testing.assert_allclose(rows[:, 0], 5 + 20 * np.arange(8), atol=5)  # scaled, not cut, from top to bottom
+    assert (rows == rows[:, :1]).all()  # cropped in the centre: no black sides
+    np.testing.assert_allclose(rows[:, 0], 5 + 20 * np.arange(8), atol=5)  # resized, not cropped, vertically
 
 
-@pytest.mark.parametrize("damage", ["truncated", "no image", "sixteen bits"])
-def test_unreadable_image_is_named(folder: Path, data_dir: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["truncated", "not an image", "sixteen bits"])
+def test_unreadable_image_error_names_the_file(folder: Path, data_dir: Path, damage: str) -> None:
     bad = save(folder / "train/dog/broken.png", noise(0, 64, 64, 3))
     if damage == "truncated":
         bad.write_bytes(bad.read_bytes()[:5000])
-    elif damage == "no image":
+    elif damage == "not an image":
         bad.write_text("hello")
     else:
         Image.frombytes("I;16", (8, 8), bytes(128)).save(bad)
@@ -207,27 +207,27 @@ def test_unreadable_image_is_named(folder: Path, data_dir: Path, damage: str) ->
     assert ("more than 8 bits" in message) == (damage == "sixteen bits")
 
 
-def test_class_mismatch(folder: Path, data_dir: Path) -> None:
+def test_splits_need_the_same_classes(folder: Path, data_dir: Path) -> None:
     save(folder / "test/owl/1.png", noise(0, 8, 8))
     assert "class 'owl' has test but no training images" in user_error("imagefolder", data_dir, path=folder)
 
 
-def test_half_a_split_is_not_taken_for_classes(folder: Path, data_dir: Path) -> None:
+def test_incomplete_split_is_not_read_as_classes(folder: Path, data_dir: Path) -> None:
     shutil.rmtree(folder / "test")
     assert "no images in test/<class>/*" in user_error("imagefolder", data_dir, path=folder)
     (folder / "train").rename(folder / "val")
     assert "no images in train/<class>/*" in user_error("imagefolder", data_dir, path=folder)
     shutil.rmtree(folder / "val")
-    assert "put a folder per class there" in user_error("imagefolder", data_dir, path=folder)
+    assert "create one folder per class" in user_error("imagefolder", data_dir, path=folder)
 
 
-def test_val_serves_as_test(folder: Path, data_dir: Path) -> None:
+def test_val_is_used_as_test(folder: Path, data_dir: Path) -> None:
     with_test = load_dataset("imagefolder", data_dir, path=folder)
     (folder / "test").rename(folder / "val")
     assert_same(load_dataset("imagefolder", data_dir, path=folder), with_test)
 
 
-def test_without_a_split_a_fifth_of_each_class_is_held_out(tmp_path: Path, data_dir: Path) -> None:
+def test_without_a_split_one_fifth_of_each_class_is_held_out(tmp_path: Path, data_dir: Path) -> None:
     root = tmp_path / "flat"
     for label, count, level in (("a", 10, 0), ("b", 3, 100), ("a-b", 2, 200)):
         for index in range(count):
@@ -237,7 +237,7 @@ def test_without_a_split_a_fifth_of_each_class_is_held_out(tmp_path: Path, data_
     assert np.bincount(data.test_labels).tolist() == [2, 1, 1]
     train, test = (images[:, 0, 0, 0].tolist() for images in (data.train_images, data.test_images))
     assert sorted(train + test) == [*range(10), 100, 101, 102, 200, 201]  # disjoint and complete
-    assert [level // 100 for level in test] == [0, 0, 2, 1]  # each class's own images
+    assert [level // 100 for level in test] == [0, 0, 2, 1]  # grouped by class
     shutil.rmtree(data_dir)
     assert_same(load_dataset("imagefolder", data_dir, path=root, image_size=4), data)
     for index in range(1, 3):
@@ -245,22 +245,26 @@ def test_without_a_split_a_fifth_of_each_class_is_held_out(tmp_path: Path, data_
     assert f"{root / 'b'}: one image cannot be split" in user_error("imagefolder", data_dir, path=root)
 
 
-def test_train_size_keeps_a_fixed_part(folder: Path, data_dir: Path) -> None:
-    whole = load_dataset("imagefolder", data_dir, path=folder)
+def test_train_size_selects_a_fixed_subset(folder: Path, data_dir: Path) -> None:
+    full = load_dataset("imagefolder", data_dir, path=folder)
     for size in (1, 2, 3):
         part = load_dataset("imagefolder", data_dir, path=folder, train_size=size)
         kept = np.random.Generator(np.random.PCG64(0)).permutation(3)[:size]
-        np.testing.assert_array_equal(part.train_images, whole.train_images[kept])
-        np.testing.assert_array_equal(part.train_labels, whole.train_labels[kept])
-        np.testing.assert_array_equal(part.test_images, whole.test_images)
+        np.testing.assert_array_equal(part.train_images, full.train_images[kept])
+        np.testing.assert_array_equal(part.train_labels, full.train_labels[kept])
+        np.testing.assert_array_equal(part.test_images, full.test_images)
         assert part.mean == image_dataset.channel_statistics(part.train_images)[0]
-    assert "train_size 4 is outside 1 to 3" in user_error("imagefolder", data_dir, path=folder, train_size=4)
+    assert "train_size 4 is not an integer from 1 to 3" in user_error(
+        "imagefolder", data_dir, path=folder, train_size=4
+    )
 
 
 # The cache
 
 
-def test_cache_gives_the_same_without_decoding(folder: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_dataset_is_equal_and_not_decoded_again(
+    folder: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = load_dataset("imagefolder", data_dir, path=folder)
     forbid_decoding(monkeypatch)
     assert_same(load_dataset("imagefolder", data_dir, path=folder), first)
@@ -269,7 +273,7 @@ def test_cache_gives_the_same_without_decoding(folder: Path, data_dir: Path, mon
         "meta.json",
         *sorted(f"{a}.npy" for a in ARRAYS),
     ]
-    assert list((data_dir / ".plastibench-cache").iterdir()) == [cache_of(data_dir)]  # nothing temporary stays
+    assert list((data_dir / ".plastibench-cache").iterdir()) == [cache_of(data_dir)]  # no temporary files remain
     with pytest.raises(AssertionError, match="decoded again"):
         load_dataset("imagefolder", data_dir, path=folder, image_size=16)
 
@@ -280,14 +284,14 @@ def test_changed_source_is_decoded_again(folder: Path, data_dir: Path, change: s
     first, second = folder / "train/cat/1.png", folder / "train/cat/2.png"
     if change == "content":
         save(first, noise(99, 8, 8, 3))
-    elif change == "time":  # same name and size: only the time tells
+    elif change == "time":  # same name and size: only the modification time differs
         os.utime(first, ns=(0, 1))
     elif change == "added":
         save(folder / "train/cat/3.png", noise(99, 8, 8, 3))
     elif change == "removed":
         second.unlink()
     else:
-        second.rename(folder / "train/dog/0.png")  # the order of all images stays
+        second.rename(folder / "train/dog/0.png")  # the order of all images is the same
     again = load_dataset("imagefolder", data_dir, path=folder, image_size=8)
     assert len(list((data_dir / ".plastibench-cache").iterdir())) == 2
     expected = {"content": [0, 0, 1], "time": [0, 0, 1], "added": [0, 0, 0, 1], "removed": [0, 1], "renamed": [0, 1, 1]}
@@ -322,9 +326,9 @@ def test_damaged_cache_is_rebuilt(folder: Path, data_dir: Path, monkeypatch: pyt
     assert list((data_dir / ".plastibench-cache").iterdir()) == [cache_of(data_dir)]
 
 
-def test_unwritable_cache_is_one_warning(folder: Path, data_dir: Path) -> None:
+def test_unwritable_cache_warns_once(folder: Path, data_dir: Path) -> None:
     data_dir.mkdir()
-    (data_dir / ".plastibench-cache").write_text("in the way of the folder")
+    (data_dir / ".plastibench-cache").write_text("a file instead of a folder")
     with pytest.warns(UserWarning, match="imagefolder is not cached: cannot write") as caught:
         data = load_dataset("imagefolder", data_dir, path=folder)
     assert len(caught) == 1
@@ -332,9 +336,7 @@ def test_unwritable_cache_is_one_warning(folder: Path, data_dir: Path) -> None:
     assert len(data.train_images) == 3
 
 
-def test_cache_that_cannot_be_put_in_place_is_a_warning(
-    folder: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_rename_of_the_cache_warns(folder: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -344,13 +346,15 @@ def test_cache_that_cannot_be_put_in_place_is_a_warning(
     assert list((data_dir / ".plastibench-cache").iterdir()) == []
 
 
-def test_two_processes_storing_at_once(folder: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode_first = decode._decode_all
+def test_concurrent_processes_can_store_the_same_entry(
+    folder: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode_all = decode._decode_all
 
     def decode_while_another_stores(*args: object) -> np.ndarray:
-        monkeypatch.setattr(decode, "_decode_all", decode_first)
+        monkeypatch.setattr(decode, "_decode_all", decode_all)
         load_dataset("imagefolder", data_dir, path=folder)
-        return decode_first(*args)
+        return decode_all(*args)
 
     monkeypatch.setattr(decode, "_decode_all", decode_while_another_stores)
     with warnings.catch_warnings():
@@ -369,7 +373,7 @@ def idx(array: np.ndarray) -> bytes:
 
 @pytest.fixture
 def mnist_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Six training and two test images in MNIST's own format, which torchvision takes for the official ones."""
+    """Six training and two test images in MNIST format that torchvision accepts as the official files."""
     from torchvision.datasets import MNIST
 
     folder = tmp_path / "net"
@@ -402,7 +406,9 @@ def assert_is_small_mnist(data: ImageDataset) -> None:
     assert len(data.classes) == 10
 
 
-def test_download_keeps_checked_archives(mnist_archives: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_keeps_verified_archives(
+    mnist_archives: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     let_torchvision_download_from(monkeypatch, mnist_archives)
     assert_is_small_mnist(load_dataset("mnist", data_dir))
     assert socket.getdefaulttimeout() is None
@@ -412,14 +418,14 @@ def test_download_keeps_checked_archives(mnist_archives: Path, data_dir: Path, m
     assert_is_small_mnist(load_dataset("mnist", data_dir, download=False))  # from the kept archives
     assert cache_of(data_dir).name == "mnist-v1"
     shutil.rmtree(data_dir / "MNIST")
-    assert_is_small_mnist(load_dataset("mnist", data_dir, download=False))  # from the cache alone
+    assert_is_small_mnist(load_dataset("mnist", data_dir, download=False))  # from the cache
     flip_a_byte(cache_of(data_dir))
     message = user_error("mnist", data_dir, download=False)
     assert f"{cache_of(data_dir) / 'train_images.npy'} is damaged" in message
-    assert f"delete {cache_of(data_dir)} and fetch the data again" in message
+    assert f"delete {cache_of(data_dir)} and download the data again" in message
 
 
-def test_unpacked_mnist_that_was_replaced_is_read_anew(mnist_archives: Path, data_dir: Path) -> None:
+def test_replaced_unpacked_mnist_is_read_again(mnist_archives: Path, data_dir: Path) -> None:
     raw = data_dir / "MNIST/raw"
     raw.mkdir(parents=True)
     for archive in mnist_archives.iterdir():
@@ -432,7 +438,7 @@ def test_unpacked_mnist_that_was_replaced_is_read_anew(mnist_archives: Path, dat
     assert first.train_images.any() and not second.train_images.any()
 
 
-def test_unpacked_mnist(mnist_archives: Path, data_dir: Path) -> None:
+def test_unpacked_mnist_is_read_and_checked(mnist_archives: Path, data_dir: Path) -> None:
     raw = data_dir / "MNIST/raw"
     raw.mkdir(parents=True)
     for archive in mnist_archives.iterdir():
@@ -443,20 +449,22 @@ def test_unpacked_mnist(mnist_archives: Path, data_dir: Path) -> None:
     assert f"{raw} is incomplete or damaged" in user_error("mnist", data_dir, download=False)
 
 
-def test_corrupt_download_leaves_nothing(mnist_archives: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_corrupt_download_leaves_no_files(
+    mnist_archives: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     let_torchvision_download_from(monkeypatch, mnist_archives)
     last = mnist_archives / "t10k-labels-idx1-ubyte.gz"
-    whole = last.read_bytes()
-    last.write_bytes(whole[:-3])
+    complete = last.read_bytes()
+    last.write_bytes(complete[:-3])
     assert "the download failed (RuntimeError: " in user_error("mnist", data_dir)
     assert list(data_dir.iterdir()) == []
-    last.write_bytes(whole)
+    last.write_bytes(complete)
     assert_is_small_mnist(load_dataset("mnist", data_dir))
 
 
 @pytest.fixture
 def cifar10(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Ten training and two test images in CIFAR-10's own format, which torchvision takes for the official ones."""
+    """Ten training and two test images in CIFAR-10 format that torchvision accepts as the official files."""
     from torchvision.datasets import CIFAR10
 
     folder = data_dir / "cifar-10-batches-py"
@@ -477,7 +485,7 @@ def cifar10(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_cifar_in_torchvisions_layout(cifar10: Path, data_dir: Path) -> None:
+def test_cifar_in_torchvision_layout(cifar10: Path, data_dir: Path) -> None:
     data = load_dataset("cifar10", data_dir, download=False)
     assert data.train_images.shape == (10, 3, 32, 32)
     np.testing.assert_array_equal(data.train_images[2:4].reshape(2, 3072), noise(1, 2, 3072))
@@ -494,19 +502,19 @@ def test_cifar_with_a_wrong_checksum_is_not_unpickled(
     assert f"{cifar10} is incomplete or damaged" in user_error("cifar10", data_dir, download=False)
 
 
-def test_unpacked_cifar_image_folder(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar_from_an_image_folder(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for index, name in enumerate(["train/bee/000", "train/ant/000", "test/ant/000", "test/bee/000"]):
         save(data_dir / f"cifar100/{name}.png", noise(index, 32, 32, 3))
-    monkeypatch.setattr(torchvision_sets, "_load_official", lambda *_: pytest.fail("took the official files"))
+    monkeypatch.setattr(torchvision_sets, "_load_official", lambda *_: pytest.fail("used the official files"))
     data = load_dataset("cifar100", data_dir)
     assert data.name == "cifar100"
     assert data.classes == ("ant", "bee")
     np.testing.assert_array_equal(data.train_images[0], noise(1, 32, 32, 3).transpose(2, 0, 1))
     odd = save(data_dir / "cifar100/train/bee/001.png", noise(0, 32, 33, 3))
-    assert f"{odd}: 33x32 pixels where 32x32 are due" in user_error("cifar100", data_dir)
+    assert f"{odd}: 33x32 pixels, expected 32x32" in user_error("cifar100", data_dir)
 
 
-def test_unpacked_mnist_image_folder_is_greyscale(data_dir: Path) -> None:
+def test_mnist_from_an_image_folder_is_greyscale(data_dir: Path) -> None:
     for split in ("train", "test"):
         save(data_dir / f"fashion-mnist/{split}/boot/0.png", noise(5, 28, 28))
     data = load_dataset("fashion-mnist", data_dir, download=False)
@@ -523,7 +531,9 @@ def test_unpacked_mnist_image_folder_is_greyscale(data_dir: Path) -> None:
         ("tiny-imagenet", "tiny-imagenet-200.zip"),
     ],
 )
-def test_missing_data(name: str, file: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data_error_says_what_to_download(
+    name: str, file: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     message = user_error(name, data_dir, download=False)
     assert not data_dir.exists()
 
@@ -589,12 +599,12 @@ def test_tiny_imagenet_archive(tiny: Path, data_dir: Path, monkeypatch: pytest.M
     archive = data_dir / "tiny-imagenet-200.zip"
     with zipfile.ZipFile(archive, "a") as opened:
         opened.writestr("../outside.txt", "not to be unpacked")
-        assert "tiny-imagenet-200/train/n01/images/" in opened.namelist()  # a folder's own entry is no image
+        assert "tiny-imagenet-200/train/n01/images/" in opened.namelist()  # a folder entry is not an image
     shutil.rmtree(tiny)
     assert_is_small_tiny(load_dataset("tiny-imagenet", data_dir, download=False))
     assert sorted(path.name for path in data_dir.iterdir()) == [".plastibench-cache", archive.name]
     archive.write_bytes(archive.read_bytes()[:-200])
-    assert f"{archive}: no readable zip file" in user_error("tiny-imagenet", data_dir, download=False)
+    assert f"{archive}: not a readable zip file" in user_error("tiny-imagenet", data_dir, download=False)
 
 
 def test_tiny_imagenet_with_a_wrong_checksum_is_not_kept(
@@ -620,7 +630,7 @@ def test_tiny_imagenet_class_without_test_images(tiny: Path, data_dir: Path) -> 
         ("train", "no training images"),
     ],
 )
-def test_incomplete_tiny_imagenet(tiny: Path, data_dir: Path, lost: str, named: str) -> None:
+def test_incomplete_tiny_imagenet_error_names_the_file(tiny: Path, data_dir: Path, lost: str, named: str) -> None:
     (tiny / lost).rename(data_dir / "elsewhere")
     assert named in user_error("tiny-imagenet", data_dir, download=False)
 
@@ -657,7 +667,7 @@ def test_real_tiny_imagenet(real_data: Path) -> None:
     assert set(np.bincount(data.test_labels)) == {50}
 
 
-def test_a_digest_stands_for_every_pixel_and_label() -> None:
+def test_digest_depends_on_every_array() -> None:
     digits = load_dataset("digits")
     assert digits.digest == load_dataset("digits").digest
     others = [load_dataset("digits", train_size=500).digest]

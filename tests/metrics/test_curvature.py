@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from plastibench.metrics import CURVATURE
-from plastibench.metrics.curvature import hessian_product, hessian_trace, sam_sharpness, top_eigenvalue
+from plastibench.metrics import GROUPS
+from plastibench.metrics.compute import compute_metrics
+from plastibench.metrics.curvature import hessian_product, hutchinson, lanczos, sam_sharpness
 from plastibench.metrics.gradients import mean_gradient
-from plastibench.metrics.groups import measure_groups
 from plastibench.nn.network import Network
 from tests.helpers import double, images, jiggle, network_of, small_resnet, small_vit
 
@@ -46,14 +46,14 @@ def test_the_product_is_that_with_the_hessian(logistic: tuple[Network, TensorDic
 
 def test_eigenvalue_and_trace_are_those_of_the_hessian(logistic: tuple[Network, TensorDict, Tensor]) -> None:
     network, batch, hessian = logistic
-    found = measure_groups(network, batch, CURVATURE, seed()).overall
+    found = compute_metrics(network, batch, GROUPS["curvature"], seed()).overall
     assert found["hessian-top-eigenvalue"] == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-6)
     trace = float(hessian.trace())
     error = found["hessian-trace-error"] * abs(found["hessian-trace"])
     assert abs(found["hessian-trace"] - trace) < 4 * error < trace
     like = [network.module.weight]
-    many, share = hessian_trace(lambda v: hessian_product(network, batch, v), like, seed(1), signs=400)
-    assert many == pytest.approx(trace, rel=4 * share) and share < 0.02
+    many, error = hutchinson(lambda v: hessian_product(network, batch, v), like, seed(1), signs=400)
+    assert many == pytest.approx(trace, rel=4 * error) and error < 0.02
 
 
 def test_lanczos_finds_the_largest_and_not_the_longest() -> None:
@@ -66,18 +66,18 @@ def test_lanczos_finds_the_largest_and_not_the_longest() -> None:
         out = matrix @ torch.cat([v.flatten() for v in vector])
         return [out[:2], out[2:, None]]
 
-    assert top_eigenvalue(product, like, seed()) == pytest.approx(4.0, rel=1e-9)
+    assert lanczos(product, like, seed()) == pytest.approx(4.0, rel=1e-9)
     ranks_one = torch.outer(turn[0], turn[0])
     matrix.copy_(3 * ranks_one)  # the space is exhausted after two steps
-    assert top_eigenvalue(product, like, seed()) == pytest.approx(3.0, rel=1e-6)
+    assert lanczos(product, like, seed()) == pytest.approx(3.0, rel=1e-6)
     matrix.zero_()
-    assert top_eigenvalue(product, like, seed()) == 0.0
+    assert lanczos(product, like, seed()) == 0.0
 
 
 def test_a_large_spectrum_is_found_without_reorthogonalisation() -> None:
     values = torch.linspace(0, 1, 400)
     values[-1] = 3.0
-    assert top_eigenvalue(lambda v: [values * v[0]], [values], seed()) == pytest.approx(3.0, rel=1e-4)
+    assert lanczos(lambda v: [values * v[0]], [values], seed()) == pytest.approx(3.0, rel=1e-4)
 
 
 @pytest.mark.parametrize("builder", [small_vit(), small_resnet])
@@ -114,7 +114,7 @@ def test_the_rise_one_step_up_the_gradient_of_a_quadratic() -> None:
     step = 0.05 * gradient / np.linalg.norm(gradient)
     expected = gradient @ step + step @ hessian @ step / 2
     assert sam_sharpness(network, batch) == pytest.approx(expected, rel=1e-9)
-    found = measure_groups(network, batch, CURVATURE, seed()).overall
+    found = compute_metrics(network, batch, GROUPS["curvature"], seed()).overall
     assert found["hessian-top-eigenvalue"] == pytest.approx(np.linalg.eigvalsh(hessian)[-1])
     rows = (x @ weight)[:64, None] * x[:64]
     squares = np.linalg.svd(rows, compute_uv=False) ** 2

@@ -10,13 +10,12 @@ from tensordict import TensorDict
 from torch import nn
 
 from plastibench.metrics import gradients as module
-from plastibench.metrics.activity import tallies
-from plastibench.metrics.gradients import agreement_of, loss_gram, mean_gradient, ntk, ntk_ranks, vanishing
+from plastibench.metrics.gradients import loss_gram, mean_gradient, ntk, ntk_ranks, similarity, zero_gradients
+from plastibench.metrics.metric_inputs import MetricInputs
 from plastibench.metrics.ranks import feature_ranks, layer_ranks
-from plastibench.metrics.spectra import effective_rank, held_by
-from plastibench.metrics.weights import adam_update, spectral_norm, weights
+from plastibench.metrics.spectra import count_for_fraction, effective_rank
+from plastibench.metrics.weights import adam_update, spectral_norm, weight_metrics
 from plastibench.nn.batch_outputs import side_by_side
-from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
 from tests.helpers import array, double, drawn, images, network_of, small_resnet, small_vit, train
 
@@ -39,9 +38,9 @@ def entropy_rank(matrix: np.ndarray) -> float:
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
-@pytest.mark.parametrize("held", [2**28, 20_000])
-def test_gradients_of_samples_agree_as_numpy_says(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module._gram, "__defaults__", (held,))  # all at once, or in blocks of one sample
+@pytest.mark.parametrize("memory", [2**28, 20_000])
+def test_gradients_of_samples_agree_as_numpy_says(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module._gram, "__defaults__", (memory,))  # all at once, or in blocks of one sample
     network, batch = network_of(double(small_vit())), images(9).double()
     batch["label"] = batch["label"].long()
     rows = rows_of(network, batch)
@@ -49,7 +48,7 @@ def test_gradients_of_samples_agree_as_numpy_says(held: int, monkeypatch: pytest
     np.testing.assert_allclose(gram.numpy(), rows @ rows.T, rtol=1e-9, atol=1e-12)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     pairs = (unit @ unit.T)[np.triu_indices(9, 1)]
-    found = agreement_of(gram)
+    found = similarity(gram)
     assert found["gradient-cosine"] == pytest.approx(pairs.mean(), rel=1e-9)
     assert found["gradient-conflict-ratio"] == (pairs < 0).mean()
     assert 0 < found["gradient-conflict-ratio"] < 1
@@ -62,16 +61,16 @@ def test_ranks_of_the_tangent_kernel() -> None:
     network, batch = network_of(double(small_vit())), images(40).double()
     batch["label"] = batch["label"].long()
     batch["image"][20] = batch["image"][10]  # one direction fewer
-    found = ntk_ranks(network, batch, trace(network, batch)).overall
+    found = ntk_ranks(MetricInputs.of(network, batch)).overall
     kernel = rows_of(network, batch[:32], ntk=True)
     assert found["ntk-effective-rank"] == pytest.approx(entropy_rank(kernel), rel=1e-3)
     assert found["ntk-numerical-rank"] <= 31
 
 
 def test_samples_without_a_gradient_agree_with_nothing() -> None:
-    assert agreement_of(torch.zeros(3, 3, dtype=torch.float64)) == {}
+    assert similarity(torch.zeros(3, 3, dtype=torch.float64)) == {}
     half = torch.tensor([[4.0, 0, 2], [0, 0, 0], [2, 0, 4]], dtype=torch.float64)
-    assert agreement_of(half)["gradient-cosine"] == 0.5
+    assert similarity(half)["gradient-cosine"] == 0.5
 
 
 def test_the_mean_gradient_and_its_zeros() -> None:
@@ -86,7 +85,7 @@ def test_the_mean_gradient_and_its_zeros() -> None:
     for name, parameter in network.module.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-9, atol=1e-12)
     values = np.concatenate([array(g).ravel() for g in found.values()])
-    shown = vanishing(network, batch, trace(network, batch))
+    shown = zero_gradients(MetricInputs.of(network, batch))
     total = 6 * 65 + 10 * 7
     assert shown.overall["zero-gradient-ratio"] == (2 * 65 + 2 * 10) / total == (values == 0).mean()
     assert shown.overall["tiny-gradient-ratio"] == pytest.approx((2 * 65 + 2 * 10 + 65) / total)
@@ -123,7 +122,9 @@ def test_ranks_of_a_diagonal_matrix_by_hand() -> None:
     assert found["feature-rank"] == 3  # σ/10: 1, 0.5, 0.1 and 0.005
     assert found["numerical-rank"] == 4 == int(torch.linalg.matrix_rank(matrix))
     assert set(feature_ranks(torch.zeros(9, 4)).values()) == {0.0}
-    assert held_by(torch.tensor([1.0, 98.0, 1.0]), 0.99) == 2 and held_by(torch.zeros(3), 0.99) == 0
+    assert (
+        count_for_fraction(torch.tensor([1.0, 98.0, 1.0]), 0.99) == 2 and count_for_fraction(torch.zeros(3), 0.99) == 0
+    )
 
 
 def test_ranks_of_a_random_matrix_equal_numpys() -> None:
@@ -141,18 +142,18 @@ def test_the_rank_of_what_a_layer_hands_on() -> None:
         network_of(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.GELU(), nn.Linear(9, 10))),
         images(),
     )
-    found = layer_ranks(tallies(network, batch, trace(network, batch)))
+    found = layer_ranks(MetricInputs.of(network, batch))
     with torch.no_grad():
         h = array(network.module[:3](batch["image"]))
-    assert found.layers["1"]["layer-rank-share"] == pytest.approx(entropy_rank(h) / 9, rel=1e-5)
-    assert found.overall["layer-rank-share"] == found.layers["1"]["layer-rank-share"]
+    assert found.layers["1"]["layer-rank-fraction"] == pytest.approx(entropy_rank(h) / 9, rel=1e-5)
+    assert found.overall["layer-rank-fraction"] == found.layers["1"]["layer-rank-fraction"]
 
 
 def test_weights_equal_numpys() -> None:
     network, batch = network_of(small_vit(), lr=1e-2), images()
     initial = {name: p.detach().clone() for name, p in network.module.named_parameters()}
     train(network, batch)
-    found = weights(network, trace(network, batch), initial)
+    found = weight_metrics(MetricInputs.of(network, batch, initial=initial))
     now, start = (
         np.concatenate([array(p).ravel() for p in ps]) for ps in (network.module.parameters(), initial.values())
     )
@@ -170,7 +171,7 @@ def test_weights_equal_numpys() -> None:
     scales = np.concatenate([array(m.weight) for m in network.module.modules() if isinstance(m, nn.LayerNorm)])
     for name, value in (("mean", scales.mean()), ("std", scales.std()), ("min", scales.min())):
         assert found.overall[f"layernorm-scale-{name}"] == pytest.approx(value, rel=1e-6)
-    assert "weight-cosine" not in weights(network, trace(network, batch)).overall
+    assert "weight-cosine" not in weight_metrics(MetricInputs.of(network, batch)).overall
 
 
 def test_the_spectral_norm_of_a_convolution_is_that_of_its_matrix() -> None:
@@ -181,7 +182,7 @@ def test_the_spectral_norm_of_a_convolution_is_that_of_its_matrix() -> None:
 def test_the_effective_learning_rate_is_by_how_much_adam_moved_the_weights() -> None:
     network, batch = network_of(double(small_vit()), lr=1e-2), images().double()
     batch["label"] = batch["label"].long()
-    assert "effective-learning-rate" not in weights(network, trace(network, batch)).overall
+    assert "effective-learning-rate" not in weight_metrics(MetricInputs.of(network, batch)).overall
     train(network, batch, 4)
     before = {name: p.detach().clone() for name, p in network.module.named_parameters()}
     train(network, batch, 1)
@@ -190,7 +191,7 @@ def test_the_effective_learning_rate_is_by_how_much_adam_moved_the_weights() -> 
         update = adam_update(network.optimizer, p)
         torch.testing.assert_close(before[name] - p.detach(), update, rtol=1e-6, atol=1e-12)
         moved, size = moved + float(update.square().sum()), size + float(p.detach().square().sum())
-    found = weights(network, trace(network, batch)).overall["effective-learning-rate"]
+    found = weight_metrics(MetricInputs.of(network, batch)).overall["effective-learning-rate"]
     assert found == pytest.approx((moved / size) ** 0.5)
 
 
@@ -203,7 +204,7 @@ def test_other_optimizers_have_no_such_figure_and_amsgrad_has_its_own() -> None:
         return network
 
     nadam = trained(lambda parameters: torch.optim.NAdam(parameters))
-    assert "effective-learning-rate" not in weights(nadam, trace(nadam, images())).overall
+    assert "effective-learning-rate" not in weight_metrics(MetricInputs.of(nadam, images())).overall
     network, batch = trained(lambda parameters: torch.optim.Adam(parameters, lr=1.0, amsgrad=True)), images()
     before = [p.detach().clone() for p in network.module.parameters()]
     train(network, batch, 1)

@@ -9,6 +9,7 @@ from torch import nn
 
 from plastibench.interventions.plasticity_injection import PlasticityInjection
 from plastibench.metrics.gradients import ntk_ranks
+from plastibench.metrics.metric_inputs import MetricInputs
 from plastibench.metrics.probes import learn, next_task, next_task_probe, orders, plasticity_probe, random_targets
 from plastibench.metrics.spectra import effective_rank
 from plastibench.nn.batch_outputs import side_by_side
@@ -38,7 +39,7 @@ def adam(x: np.ndarray, y: np.ndarray, w: np.ndarray, b: np.ndarray, order: np.n
 
 def test_the_probe_fits_shifted_sines_of_a_fresh_network_as_numpy_does() -> None:
     network = network_of(LINEAR)
-    own, redrawn, fresh = plasticity_probe(network, BATCH, ["1"], seed(7), steps=6)
+    own, fresh_outputs, fresh = plasticity_probe(network, BATCH, ["1"], seed(7), steps=6)
     generator = seed(7)  # two fresh networks first, then the order
     sources = [drawn(LINEAR, int(torch.randint(2**62, (), generator=generator))) for _ in range(2)]
     order = orders(40, 6, generator).numpy()
@@ -49,7 +50,7 @@ def test_the_probe_fits_shifted_sines_of_a_fresh_network_as_numpy_does() -> None
         w, b = array(module[1].weight), array(module[1].bias)
         target = pattern + (x @ w.T + b).mean()
         assert found == pytest.approx(adam(x, target, w, b, order), rel=1e-4)
-    assert own != fresh and redrawn == fresh  # the output layer is all there is
+    assert own != fresh and fresh_outputs == fresh  # the output layer is all there is
 
 
 def test_a_network_without_a_gradient_is_less_plastic_than_a_fresh_one() -> None:
@@ -57,24 +58,24 @@ def test_a_network_without_a_gradient_is_less_plastic_than_a_fresh_one() -> None
     network = network_of(builder)
     with torch.no_grad():
         network.module[1].bias.fill_(-100.0)  # the whole first layer is dead
-    own, redrawn, fresh = plasticity_probe(network, BATCH, ["5"], seed(), steps=60)
-    assert own > fresh + 0.1 and redrawn > fresh + 0.1
+    own, fresh_outputs, fresh = plasticity_probe(network, BATCH, ["5"], seed(), steps=60)
+    assert own > fresh + 0.1 and fresh_outputs > fresh + 0.1
     found = next_task_probe(network, BATCH, ["5"], seed(), steps=200)
     assert found["next-task-probe-loss-gap"] > 0.05 and found["next-task-probe-accuracy-gap"] < -0.05
 
 
 def test_a_fresh_network_is_as_plastic_as_another() -> None:
     builder = agent_builder("mlp", (1, 2, 2), 2, width=64)
-    own, redrawn, fresh = plasticity_probe(network_of(builder), BATCH, ["5"], seed(), steps=60)
-    assert own == pytest.approx(fresh, abs=0.1) == redrawn
+    own, fresh_outputs, fresh = plasticity_probe(network_of(builder), BATCH, ["5"], seed(), steps=60)
+    assert own == pytest.approx(fresh, abs=0.1) == fresh_outputs
 
 
 def test_large_outputs_alone_are_no_loss_of_plasticity() -> None:
     network = network_of(agent_builder("mlp", (1, 2, 2), 2, width=64))
     with torch.no_grad():
         network.module[5].weight *= 1000
-    own, redrawn, fresh = plasticity_probe(network, BATCH, ["5"], seed(), steps=60)
-    assert own > fresh + 1 and redrawn == pytest.approx(fresh, abs=0.1)
+    own, fresh_outputs, fresh = plasticity_probe(network, BATCH, ["5"], seed(), steps=60)
+    assert own > fresh + 1 and fresh_outputs == pytest.approx(fresh, abs=0.1)
 
 
 @pytest.mark.parametrize("part", ["head", "tail"])
@@ -88,9 +89,9 @@ def test_branches_of_plasticity_injection_are_one_output(part: str) -> None:
     with torch.no_grad():
         found = side_by_side(network, network.module, BATCH, [whole])
         assert torch.equal(found, network.module(BATCH["image"]))
-    units = trace(network, BATCH)
-    assert set(next_task(network, BATCH, units, seed()).overall) == set(plain)  # the accuracy is there as before
-    assert math.isfinite(random_targets(network, BATCH, units, seed()).overall["plasticity-probe-redrawn-gap"])
+    inputs = MetricInputs.of(network, BATCH)
+    assert set(next_task(inputs).overall) == set(plain)  # the accuracy is there as before
+    assert math.isfinite(random_targets(inputs).overall["plasticity-probe-fresh-gap"])
     rows = []
     for number in range(32):
         network.module.zero_grad()
@@ -98,7 +99,7 @@ def test_branches_of_plasticity_injection_are_one_output(part: str) -> None:
         rows.append(torch.cat([p.grad.flatten() for p in network.module.parameters() if p.requires_grad]))
     gram = torch.stack(rows).double() @ torch.stack(rows).double().T
     expected = effective_rank(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt())
-    assert ntk_ranks(network, BATCH, units).overall["ntk-effective-rank"] == pytest.approx(expected, rel=1e-3)
+    assert ntk_ranks(inputs).overall["ntk-effective-rank"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_gradients_of_other_modules_stay_as_they_are() -> None:

@@ -422,7 +422,7 @@ def test_the_bias_is_that_of_the_critic_that_acts(begun: Any, agent: str) -> Non
         for parameter in slow["critic"].parameters():
             parameter.mul_(2.0)
         assert not torch.allclose(learner.value(seen, action), learner.value(seen, action, slow))
-    tasks = (trainer.task_stream, 0, learner)
+    tasks = (trainer.env_config, 0, learner)
     assert play(*tasks, {}, 7)[1] != play(*tasks, {"critic": slow["critic"]}, 7)[1]
 
 

@@ -23,7 +23,7 @@ from plastibench.config import registry
 from plastibench.config.errors import RunError, UserError
 from plastibench.config.options import option
 from plastibench.config.spec import RunSpec
-from plastibench.envs.scenario import Scenario
+from plastibench.envs.task_stream_config import TaskStreamConfig
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.network import Network
 from plastibench.results.accuracy import divergence
@@ -144,7 +144,7 @@ def test_running_again_says_complete_and_returns_the_same_result_untouched(
     spec = tiny()
     first = go(spec, tmp_path)
     before = {path: path.read_bytes() for path in (tmp_path / spec.id).iterdir()}
-    monkeypatch.setattr(Scenario, "make", lambda *_: pytest.fail("the run began again"))
+    monkeypatch.setattr(TaskStreamConfig, "make", lambda *_: pytest.fail("the run began again"))
     again = run(spec, runs_dir=tmp_path)
     assert again == first
     assert {path: path.read_bytes() for path in (tmp_path / spec.id).iterdir()} == before
@@ -661,14 +661,14 @@ def test_a_run_that_another_process_finished_meanwhile_is_not_run_again(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = tiny()
-    original, finished = Scenario.make, []
+    original, finished = TaskStreamConfig.make, []
 
-    def slow_make(self: Scenario, *arguments: Any) -> Any:  # loading takes long, and the other one is faster
-        monkeypatch.setattr(Scenario, "make", original)
+    def slow_make(self: TaskStreamConfig, *arguments: Any) -> Any:  # loading takes long, and the other one is faster
+        monkeypatch.setattr(TaskStreamConfig, "make", original)
         finished.append(go(spec, tmp_path))
         return original(self, *arguments)
 
-    monkeypatch.setattr(Scenario, "make", slow_make)
+    monkeypatch.setattr(TaskStreamConfig, "make", slow_make)
     assert go(spec, tmp_path) == finished[0]
 
 

@@ -1,8 +1,11 @@
-"""Metrics on request: what they leave alone, and that their names are the documented ones."""
+"""Metrics on request: no side effects, documented names, and selection by name."""
 
 from __future__ import annotations
 
+import importlib
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,18 +13,31 @@ import torch
 
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
-from plastibench.metrics import GROUPS, METRICS, PLASTICITY, curvature, probes, select
-from plastibench.metrics.groups import measure_groups
+from plastibench.metrics import (
+    GROUPS,
+    MEASUREMENTS,
+    METRICS,
+    PERFORMANCE,
+    PLASTICITY,
+    REQUESTED,
+    RETURNS,
+    Measurement,
+    _current,
+    curvature,
+    probes,
+    select,
+)
+from plastibench.metrics.compute import compute_metrics
+from plastibench.metrics.metric_inputs import MetricInputs
 from tests.helpers import agent_builder, changed, images, network_of, small_resnet, small_vit, state, train
 
 BUILDERS = {"vit": small_vit(), "mlp": agent_builder("mlp", width=16), "resnet": small_resnet}
 
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(curvature, "STEPS", 2)
-    monkeypatch.setattr(curvature.hessian_trace, "__defaults__", (2,))
-    monkeypatch.setattr(curvature.top_eigenvalue, "__defaults__", (2,))
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curvature.hutchinson, "__defaults__", (2,))
+    monkeypatch.setattr(curvature.lanczos, "__defaults__", (2,))
     monkeypatch.setattr(probes.plasticity_probe, "__defaults__", (2,))
     monkeypatch.setattr(probes.next_task_probe, "__defaults__", (2,))
     monkeypatch.setattr(probes, "TARGETS", 1)
@@ -29,7 +45,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("builder", BUILDERS)
 @pytest.mark.parametrize("group", GROUPS)
-def test_a_look_changes_nothing_and_finds_what_is_documented(group: str, builder: str) -> None:
+def test_metrics_have_no_side_effects_and_documented_names(group: str, builder: str) -> None:
     batch = images(24)
     network = train(network_of(BUILDERS[builder], lr=1e-2), batch)
     module = network.module
@@ -50,7 +66,7 @@ def test_a_look_changes_nothing_and_finds_what_is_documented(group: str, builder
 
     names = select([group])
     initial = {name: p + 0.1 for name, p in module.state_dict().items()}
-    found = measure_groups(network, batch, names, torch.Generator().manual_seed(3), initial)
+    found = compute_metrics(network, batch, names, torch.Generator().manual_seed(3), initial)
 
     assert set(found.overall) <= set(names) == set(GROUPS[group])
     assert {name for values in found.layers.values() for name in values} <= set(names)
@@ -75,32 +91,61 @@ def test_a_look_changes_nothing_and_finds_what_is_documented(group: str, builder
     assert np.random.get_state()[1].tolist() == randomness[1]  # noqa: NPY002
     assert torch.equal(network.generator.get_state(), own)
     assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.matmul.allow_tf32) == (fused, tf32)
-    again = measure_groups(network, batch, names, torch.Generator().manual_seed(3), initial)
+    again = compute_metrics(network, batch, names, torch.Generator().manual_seed(3), initial)
     assert again.overall == found.overall
 
 
-def test_only_what_is_asked_for_is_measured() -> None:
+def test_only_requested_metrics_are_computed() -> None:
     network = network_of(small_vit())
-    found = measure_groups(network, images(8), ["fau", "stable-rank"], torch.Generator())
+    found = compute_metrics(network, images(8), ["fau", "stable-rank"], torch.Generator())
     assert set(found.overall) == {"fau", "stable-rank"}
     assert {name for values in found.layers.values() for name in values} == {"fau"}
 
 
-def test_groups_and_names_stand_for_metrics_once() -> None:
+def test_select_expands_groups_without_duplicates() -> None:
     assert select(["ranks", "stable-rank", "fau", "dormant-ratio"]) == (*GROUPS["ranks"], "fau")
-    assert set(select(["all"])) == set(METRICS) - set(PLASTICITY) - set(select([])) - (
-        set(METRICS) - {name for group in GROUPS.values() for name in group}
-    )
-    assert sum(map(len, GROUPS.values())) == len(select(["all"]))  # no name stands in two groups
-    with pytest.raises(UserError, match=r"no metrics 'rank'; did you mean 'ranks'\?"):
+    assert select(["all"]) == tuple(REQUESTED)
+    with pytest.raises(UserError, match=r"metric 'rank'; did you mean 'ranks'\?"):
         select(["rank"])
 
 
-def test_the_identity_of_specs_without_metrics_stays() -> None:
+def test_no_metric_is_defined_twice() -> None:
+    parts = (PERFORMANCE, RETURNS, PLASTICITY, *(each.definitions for each in MEASUREMENTS))
+    assert sum(map(len, parts)) == len(METRICS)
+
+
+@pytest.mark.parametrize("measurement", MEASUREMENTS, ids=lambda measurement: measurement.function)
+def test_a_measurement_returns_the_metrics_that_it_declares(measurement: Measurement) -> None:
+    module, _, function = measurement.function.partition(".")
+    compute = getattr(importlib.import_module(f"plastibench.metrics.{module}"), function)
+    network = train(network_of(small_vit(), lr=1e-2), images(24))
+    initial = {name: p + 0.1 for name, p in network.module.state_dict().items()}
+    found = compute(MetricInputs.of(network, images(24), initial=initial))
+    assert set(found.overall) == set(measurement.definitions)
+    assert {name for values in found.layers.values() for name in values} <= set(measurement.definitions)
+
+
+def test_old_metric_names_work_with_one_deprecation_line(capsys: pytest.CaptureFixture[str]) -> None:
+    _current.cache_clear()
+    for _ in range(2):
+        assert select(["layer-rank-share", "plasticity-probe-redrawn-gap"]) == (
+            "layer-rank-fraction",
+            "plasticity-probe-fresh-gap",
+        )
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "'layer-rank-share' is deprecated; use 'layer-rank-fraction'" in lines[0]
+
+
+def test_importing_the_definitions_does_not_import_torch() -> None:
+    code = "import sys, plastibench.metrics; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_specs_without_metrics_keep_their_id() -> None:
     usual = RunSpec.make("cl-digits", "mlp")
     assert "metrics" not in usual.to_toml()
     more = RunSpec.make("cl-digits", "mlp", metrics="weights,fau")
     assert more.run.metrics == ("weights", "fau") and more.id != usual.id
     assert RunSpec.from_toml(more.to_toml()) == more
-    with pytest.raises(UserError, match="no metrics 'wieghts'"):
+    with pytest.raises(UserError, match="metric 'wieghts'"):
         RunSpec.make("cl-digits", "mlp", metrics="wieghts")

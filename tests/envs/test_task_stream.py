@@ -13,9 +13,9 @@ from gymnasium.utils.env_checker import check_env
 import plastibench.envs  # noqa: F401 - registers the streams in gymnasium
 from plastibench.config.errors import UserError
 from plastibench.envs.datasets import load_dataset
-from plastibench.envs.growing import Growing, with_wrong_labels
-from plastibench.envs.scenario import make_stream
-from plastibench.envs.stream import TaskStream
+from plastibench.envs.growing import Growing, corrupt_labels
+from plastibench.envs.task_stream import TaskStream
+from plastibench.envs.task_stream_config import make_task_stream
 
 NOISE = (0.5, 0.4, 0.4, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1, 0.0)  # dojeon-ai/Hare-Tortoise, configs/_continual.yaml
 
@@ -43,16 +43,16 @@ def rows(images: np.ndarray) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def growing() -> TaskStream:
-    return make_stream("cl-digits", train_size=203)
+    return make_task_stream("cl-digits", train_size=203)
 
 
 def true_labels(stream: TaskStream) -> dict[bytes, int]:
-    """Digits have no two equal images with different labels, so that an image says what it is."""
+    """Map each image to its correct label; no two equal digits have different labels."""
     return dict(zip(rows(stream.dataset.train_images), stream.dataset.train_labels.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("name", ["cl-digits", "relabel-digits"])
-def test_gymnasium_makes_the_stream_and_its_checker_finds_nothing_to_warn_of(name: str) -> None:
+def test_gymnasium_env_checker_raises_no_warning(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         env = gymnasium.make(f"plastibench/{name}-v0", train_size=30)
@@ -66,25 +66,25 @@ def test_gymnasium_makes_the_stream_and_its_checker_finds_nothing_to_warn_of(nam
             assert isinstance(reward, float) and not truncated
 
 
-def test_every_registered_stream_has_a_gymnasium_id() -> None:
+def test_every_task_stream_has_a_gymnasium_id() -> None:
     from plastibench.config.registry import envs
-    from plastibench.envs.scenario import Scenario
+    from plastibench.envs.task_stream_config import TaskStreamConfig
 
-    streams = [name for name, entry in envs.all().items() if issubclass(entry.load(), Scenario)]
+    streams = [name for name, entry in envs.all().items() if issubclass(entry.load(), TaskStreamConfig)]
     assert len(streams) >= 8 and {f"plastibench/{name}-v0" for name in streams} <= set(gymnasium.registry)
 
 
-def test_an_unknown_option_of_gymnasium_make_is_told() -> None:
-    with pytest.raises(UserError, match=r"no option 'train_sizes'; did you mean 'train-size'"):
+def test_gymnasium_make_rejects_unknown_options() -> None:
+    with pytest.raises(UserError, match=r"'train_sizes'; did you mean 'train-size'"):
         gymnasium.make("plastibench/cl-digits-v0", train_sizes=30)
 
 
-def test_default_noise_is_that_of_the_official_code() -> None:
-    assert make_stream("cl-digits", train_size=30).scenario.noise == NOISE
+def test_default_noise_equals_the_official_code() -> None:
+    assert make_task_stream("cl-digits", train_size=30).config.noise == NOISE
     assert Growing().noise == NOISE
 
 
-def test_exactly_floor_of_n_times_r_labels_are_wrong_in_every_task(growing: TaskStream) -> None:
+def test_each_task_has_exactly_floor_n_times_ratio_wrong_labels(growing: TaskStream) -> None:
     truth = true_labels(growing)
     seen: list[bytes] = []
     sizes = [21, 21, 21, 20, 20, 20, 20, 20, 20, 20]  # 203 in ten chunks
@@ -103,16 +103,16 @@ def test_exactly_floor_of_n_times_r_labels_are_wrong_in_every_task(growing: Task
 @pytest.mark.parametrize(
     ("count", "ratio", "wrong"), [(100, 0.29, 29), (10, 0.3, 3), (7, 0.5, 3), (9, 1.0, 9), (5, 0, 0)]
 )
-def test_number_of_wrong_labels_is_not_spoiled_by_rounding(count: int, ratio: float, wrong: int) -> None:
+def test_number_of_wrong_labels_is_robust_to_rounding(count: int, ratio: float, wrong: int) -> None:
     labels = np.arange(count) % 10
-    noisy = with_wrong_labels(labels, ratio, 10, np.random.default_rng(0))
+    noisy = corrupt_labels(labels, ratio, 10, np.random.default_rng(0))
     assert int((noisy != labels).sum()) == wrong
-    assert labels.tolist() == (np.arange(count) % 10).tolist()  # the truth itself is left alone
+    assert labels.tolist() == (np.arange(count) % 10).tolist()  # the input is unchanged
 
 
-def test_wrong_classes_are_uniform_over_the_nine_others_and_chosen_anywhere() -> None:
+def test_wrong_labels_are_uniform_over_classes_and_positions() -> None:
     labels = np.random.default_rng(1).integers(10, size=40_000)
-    noisy = with_wrong_labels(labels, 0.5, 10, np.random.default_rng(2))
+    noisy = corrupt_labels(labels, 0.5, 10, np.random.default_rng(2))
     changed = noisy != labels
     shift = (noisy - labels)[changed] % 10
     counts = np.bincount(shift, minlength=10)
@@ -121,17 +121,17 @@ def test_wrong_classes_are_uniform_over_the_nine_others_and_chosen_anywhere() ->
     chi_square = float(((counts[1:] - expected) ** 2 / expected).sum())
     assert chi_square < 30  # 8 degrees of freedom: p = 0.0002
     for part in np.array_split(changed, 10):
-        assert abs(part.mean() - 0.5) < 0.04  # 5 standard deviations: no place is spared
+        assert abs(part.mean() - 0.5) < 0.04  # 5 standard deviations: all positions are affected
     for true_class in range(10):
         assert len(np.unique(noisy[changed & (labels == true_class)])) == 9
 
 
-def test_with_two_classes_the_wrong_one_is_the_other() -> None:
+def test_with_two_classes_the_wrong_label_is_the_other_class() -> None:
     labels = np.array([0, 1] * 10)
-    assert with_wrong_labels(labels, 1.0, 2, np.random.default_rng(0)).tolist() == [1, 0] * 10
+    assert corrupt_labels(labels, 1.0, 2, np.random.default_rng(0)).tolist() == [1, 0] * 10
 
 
-def test_noise_is_drawn_anew_for_every_task_over_old_and_new_samples(growing: TaskStream) -> None:
+def test_noise_is_redrawn_for_every_task_over_old_and_new_samples(growing: TaskStream) -> None:
     truth = true_labels(growing)
     seen: list[bytes] = []
     wrong_sets: list[set[int]] = []
@@ -142,16 +142,16 @@ def test_noise_is_drawn_anew_for_every_task_over_old_and_new_samples(growing: Ta
         wrong_sets.append(wrong)
         if old > 0 and len(wrong) > 20:
             assert any(i < old for i in wrong) and any(i >= old for i in wrong)
-    # Tasks 4 and 5 (30 %) share samples 0..83: independent draws agree in far fewer than all of them.
+    # Tasks 4 and 5 (30 %) share samples 0..83: independent draws agree in only some of them.
     fourth, fifth = wrong_sets[3], {i for i in wrong_sets[4] if i < 83}
     assert 0 < len(fourth & fifth) < 0.7 * len(fourth)
-    cured = wrong_sets[0] - wrong_sets[1]
-    assert cured and wrong_sets[1] - wrong_sets[0]
+    corrected = wrong_sets[0] - wrong_sets[1]
+    assert corrected and wrong_sets[1] - wrong_sets[0]
 
 
-def test_another_seed_makes_other_places_wrong() -> None:
+def test_different_seeds_corrupt_different_labels() -> None:
     def wrong(seed: int) -> list[list[int]]:
-        stream = make_stream("cl-digits", train_size=100)
+        stream = make_task_stream("cl-digits", train_size=100)
         truth, seen, found = true_labels(stream), [], []
         for observation, _ in episode(stream, seed):
             seen += rows(observation["images"])
@@ -162,28 +162,28 @@ def test_another_seed_makes_other_places_wrong() -> None:
 
 
 def test_labels_are_fixed_within_a_task() -> None:
-    stream = make_stream("relabel-digits", train_size=30)
+    stream = make_task_stream("relabel-digits", train_size=30)
     observation, _ = stream.reset(seed=0)
-    given, answers = observation["labels"].copy(), stream.evaluation_labels.copy()
-    assert all(np.array_equal(stream.evaluation_labels, answers) for _ in range(3))
-    stream.step(answers)
-    np.testing.assert_array_equal(observation["labels"], given)  # what was handed out is not overwritten later
-    assert not np.array_equal(stream.evaluation_labels, answers)
+    given, correct = observation["labels"].copy(), stream.evaluation_labels.copy()
+    assert all(np.array_equal(stream.evaluation_labels, correct) for _ in range(3))
+    stream.step(correct)
+    np.testing.assert_array_equal(observation["labels"], given)  # returned arrays are not overwritten
+    assert not np.array_equal(stream.evaluation_labels, correct)
 
 
-def test_chunks_are_disjoint_random_and_cover_everything_by_the_last_task(growing: TaskStream) -> None:
-    arrived: list[bytes] = []
+def test_chunks_are_random_and_partition_the_training_set(growing: TaskStream) -> None:
+    added: list[bytes] = []
     for observation, _ in episode(growing):
-        arrived += rows(observation["images"])
-    everything = rows(growing.dataset.train_images)
-    assert sorted(arrived) == sorted(everything)
-    assert arrived != everything
+        added += rows(observation["images"])
+    all_images = rows(growing.dataset.train_images)
+    assert sorted(added) == sorted(all_images)
+    assert added != all_images
     first = growing.reset(seed=0)[0]["images"]
     other = growing.reset(seed=1)[0]["images"]
     assert len(set(rows(first)) & set(rows(other))) < len(first) / 2
 
 
-def test_the_last_task_has_only_right_labels(growing: TaskStream) -> None:
+def test_all_labels_of_the_last_task_are_correct(growing: TaskStream) -> None:
     seen: list[bytes] = []
     for observation, _ in episode(growing):
         seen += rows(observation["images"])
@@ -193,16 +193,16 @@ def test_the_last_task_has_only_right_labels(growing: TaskStream) -> None:
 
 
 @pytest.mark.parametrize("name", ["cl-digits", "relabel-digits"])
-def test_the_seed_alone_decides_the_stream(name: str) -> None:
-    stream = make_stream(name, train_size=50)
-    same = [fingerprint(stream, 3), fingerprint(stream, 3), fingerprint(make_stream(name, train_size=50), 3)]
+def test_stream_depends_on_the_seed_only(name: str) -> None:
+    stream = make_task_stream(name, train_size=50)
+    same = [fingerprint(stream, 3), fingerprint(stream, 3), fingerprint(make_task_stream(name, train_size=50), 3)]
     assert len(set(same)) == 1
     assert fingerprint(stream, 4) != same[0]
     np.random.seed(0)  # noqa: NPY002 - the global generator must not matter
     assert fingerprint(stream, 3) == same[0]
 
 
-def test_the_stream_does_not_depend_on_the_answers(growing: TaskStream) -> None:
+def test_stream_does_not_depend_on_the_actions(growing: TaskStream) -> None:
     growing.reset(seed=5)
     right = [growing.step(growing.evaluation_labels)[0]["labels"].tolist() for _ in range(4)]
     growing.reset(seed=5)
@@ -210,15 +210,15 @@ def test_the_stream_does_not_depend_on_the_answers(growing: TaskStream) -> None:
     assert right == wrong
 
 
-def test_labels_of_the_first_tasks_do_not_depend_on_where_the_run_ends() -> None:
+def test_stop_after_does_not_change_the_labels_of_earlier_tasks() -> None:
     def start(**options: Any) -> list[list[int]]:
-        stream = make_stream("cl-digits", train_size=50, **options)
+        stream = make_task_stream("cl-digits", train_size=50, **options)
         return [observation["labels"].tolist() for observation, _ in episode(stream)]
 
     assert start(stop_after=3) == start()[:3]
 
 
-def test_reward_is_the_accuracy_on_the_clean_test_set(growing: TaskStream) -> None:
+def test_reward_is_accuracy_on_the_clean_test_set(growing: TaskStream) -> None:
     growing.reset(seed=0)
     truth = growing.dataset.test_labels
     assert growing.evaluation_images is growing.dataset.test_images
@@ -229,7 +229,7 @@ def test_reward_is_the_accuracy_on_the_clean_test_set(growing: TaskStream) -> No
     assert growing.step(half)[1] == pytest.approx(1 - (len(half) // 4) / len(half), abs=1e-12)
 
 
-def test_the_episode_terminates_with_the_last_task_and_then_has_no_new_images(growing: TaskStream) -> None:
+def test_episode_terminates_after_the_last_task_without_new_images(growing: TaskStream) -> None:
     growing.reset(seed=0)
     ends = [growing.step(growing.evaluation_labels)[2:4] for _ in range(9)]
     assert ends == [(False, False)] * 9
@@ -241,16 +241,16 @@ def test_the_episode_terminates_with_the_last_task_and_then_has_no_new_images(gr
 
 
 @pytest.mark.parametrize(("stop_after", "tasks"), [(0, 10), (1, 1), (4, 4), (10, 10), (99, 10)])
-def test_stop_after_ends_early_without_changing_the_chunks(stop_after: int, tasks: int) -> None:
-    stream = make_stream("cl-digits", train_size=100, stop_after=stop_after)
+def test_stop_after_does_not_change_the_chunks(stop_after: int, tasks: int) -> None:
+    stream = make_task_stream("cl-digits", train_size=100, stop_after=stop_after)
     sizes = [info["samples"] for _, info in episode(stream)]
     assert sizes == [10 * (task + 1) for task in range(tasks)]
-    assert stream.scenario.task_count == tasks
+    assert stream.config.task_count == tasks
 
 
 @pytest.mark.parametrize("noise", [(0.0,), (0.5, 0.0), (0.9, 0.6, 0.1, 0.0)])
-def test_a_noise_list_of_another_length_makes_as_many_tasks(noise: tuple[float, ...]) -> None:
-    stream = make_stream("cl-digits", train_size=60, noise=list(noise))
+def test_one_task_per_noise_ratio(noise: tuple[float, ...]) -> None:
+    stream = make_task_stream("cl-digits", train_size=60, noise=list(noise))
     truth, seen = true_labels(stream), []
     for (observation, info), ratio in zip(episode(stream), noise, strict=True):
         seen += rows(observation["images"])
@@ -259,18 +259,18 @@ def test_a_noise_list_of_another_length_makes_as_many_tasks(noise: tuple[float, 
     assert len(seen) == 60
 
 
-def test_an_empty_noise_list_is_the_users_error_and_not_a_crash() -> None:
+def test_empty_noise_list_raises_a_user_error() -> None:
     with pytest.raises(UserError, match="noise"):
-        make_stream("cl-digits", train_size=60, noise=[]).reset(seed=0)
+        make_task_stream("cl-digits", train_size=60, noise=[]).reset(seed=0)
 
 
-def test_more_tasks_than_samples_leaves_late_chunks_empty() -> None:
-    stream = make_stream("cl-digits", train_size=5)
+def test_with_more_tasks_than_samples_late_chunks_are_empty() -> None:
+    stream = make_task_stream("cl-digits", train_size=5)
     assert [info["samples"] for _, info in episode(stream)] == [1, 2, 3, 4, 5, 5, 5, 5, 5, 5]
 
 
-def test_relabel_shows_all_images_at_once_and_draws_every_label_uniformly_anew() -> None:
-    stream = make_stream("relabel-digits", train_size=1200, switches=8)
+def test_relabel_adds_all_images_at_once_and_redraws_labels_uniformly() -> None:
+    stream = make_task_stream("relabel-digits", train_size=1200, switches=8)
     labels = []
     for number, (observation, info) in enumerate(episode(stream)):
         assert len(observation["images"]) == (1200 if number == 0 else 0)
@@ -282,17 +282,17 @@ def test_relabel_shows_all_images_at_once_and_draws_every_label_uniformly_anew()
     assert float(((counts - 960) ** 2 / 960).sum()) < 33  # 9 degrees of freedom: p = 0.0001
     for one in range(8):
         for other in range(one):
-            assert 0.05 < np.mean(drawn[one] == drawn[other]) < 0.15  # independent draws agree in a tenth
+            assert 0.05 < np.mean(drawn[one] == drawn[other]) < 0.15  # independent draws agree in one tenth
 
 
-def test_relabel_evaluates_the_training_images_in_dataset_order_though_they_arrive_shuffled() -> None:
-    stream = make_stream("relabel-digits", train_size=100)
+def test_relabel_evaluates_training_images_in_dataset_order() -> None:
+    stream = make_task_stream("relabel-digits", train_size=100)
     observation, info = stream.reset(seed=0)
     assert stream.evaluation_images is stream.dataset.train_images
-    arrived, stored = rows(observation["images"]), rows(stream.dataset.train_images)
-    assert arrived != stored and sorted(arrived) == sorted(stored)
+    shuffled, stored = rows(observation["images"]), rows(stream.dataset.train_images)
+    assert shuffled != stored and sorted(shuffled) == sorted(stored)
     for _ in range(3):
-        label_of = dict(zip(arrived, observation["labels"].tolist(), strict=True))
+        label_of = dict(zip(shuffled, observation["labels"].tolist(), strict=True))
         assert stream.evaluation_labels.tolist() == [label_of[image] for image in stored]
         truth = stream.dataset.train_labels
         assert info["noise"] == pytest.approx(float(np.mean(stream.evaluation_labels != truth)))
@@ -300,18 +300,18 @@ def test_relabel_evaluates_the_training_images_in_dataset_order_though_they_arri
         assert reward == 1.0
 
 
-def test_relabel_rewards_accuracy_on_the_labels_of_the_task_that_ends() -> None:
-    stream = make_stream("relabel-digits", train_size=200, switches=2)
+def test_relabel_reward_uses_the_labels_of_the_task_that_ends() -> None:
+    stream = make_task_stream("relabel-digits", train_size=200, switches=2)
     stream.reset(seed=0)
     first = stream.evaluation_labels
     stream.step(first)
-    answer = first.copy()
-    assert stream.step(answer)[1] == pytest.approx(float(np.mean(first == stream.evaluation_labels)))
+    action = first.copy()
+    assert stream.step(action)[1] == pytest.approx(float(np.mean(first == stream.evaluation_labels)))
 
 
-def test_image_shape_classes_and_spaces_follow_the_dataset() -> None:
-    stream = make_stream("cl-digits", train_size=50)
-    assert (stream.image_shape, stream.classes) == ((1, 8, 8), 10)
+def test_spaces_follow_the_dataset() -> None:
+    stream = make_task_stream("cl-digits", train_size=50)
+    assert (stream.image_shape, stream.num_classes) == ((1, 8, 8), 10)
     assert stream.action_space.shape == (len(load_dataset("digits", train_size=50).test_labels),)
     assert stream.augment_pad == 0
-    assert make_stream("cl-digits", train_size=50, augment="crop-flip").augment_pad == 4
+    assert make_task_stream("cl-digits", train_size=50, augment="crop-flip").augment_pad == 4

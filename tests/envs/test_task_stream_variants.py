@@ -1,4 +1,4 @@
-"""Warm start, permuted pixels, random labels and classes in groups: what each task holds, and how it is scored."""
+"""Warm start, permuted pixels, random labels and class groups: the data of each task and its evaluation."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from plastibench.config.errors import UserError
 from plastibench.config.registry import envs
 from plastibench.config.spec import RunSpec
 from plastibench.envs.datasets import DATASETS
-from plastibench.envs.scenario import make_stream
-from plastibench.envs.stream import TaskStream
+from plastibench.envs.task_stream import TaskStream
+from plastibench.envs.task_stream_config import make_task_stream
 from plastibench.training import supervised
 from plastibench.training.runner import run
 
 NAMES = ("warm", "permuted", "incremental", "relabel")
-SMALL: dict[str, dict[str, Any]] = {  # tasks of which several are different, in a third of a second
+SMALL: dict[str, dict[str, Any]] = {  # several different tasks in a third of a second
     "warm-digits": {"train_size": 40},
     "permuted-digits": {"train_size": 60, "samples": 24, "switches": 3},
     "incremental-digits": {"train_size": 60, "groups": 4, "stop_after": 3},
     "relabel-digits": {"train_size": 40, "switches": 3},
 }
-ALONE = {**SMALL["incremental-digits"], "data": "new"}
-CASES = [*SMALL.items(), ("incremental-digits", ALONE)]
+NEW_ONLY = {**SMALL["incremental-digits"], "data": "new"}
+CASES = [*SMALL.items(), ("incremental-digits", NEW_ONLY)]
 
 
 def episode(stream: TaskStream, seed: int = 0) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -60,12 +60,12 @@ def rows(images: np.ndarray) -> list[bytes]:
 
 
 def truth(stream: TaskStream) -> dict[bytes, int]:
-    """Digits have no two equal images with different labels, so that an image says what it is."""
+    """Map each image to its correct label; no two equal digits have different labels."""
     return dict(zip(rows(stream.dataset.train_images), stream.dataset.train_labels.tolist(), strict=True))
 
 
 def multisets(images: np.ndarray) -> list[bytes]:
-    """Images without the places of their pixels, channel by channel."""
+    """Sorted pixel values per channel: equal for images that differ only by a permutation."""
     return [np.sort(image.reshape(len(image), -1), axis=1).tobytes() for image in images]
 
 
@@ -73,7 +73,7 @@ def multisets(images: np.ndarray) -> list[bytes]:
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_gymnasium_makes_the_stream_and_its_checker_finds_nothing_to_warn_of(name: str, options: dict) -> None:
+def test_gymnasium_env_checker_raises_no_warning(name: str, options: dict) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         env = gymnasium.make(f"plastibench/{name}-v0", **options)
@@ -83,34 +83,34 @@ def test_gymnasium_makes_the_stream_and_its_checker_finds_nothing_to_warn_of(nam
         terminated, tasks = False, 0
         while not terminated:
             action = env.action_space.sample()
-            right = env.unwrapped.evaluation_labels
-            expected = sum(a == b for a, b in zip(action, right, strict=False)) / len(right)
+            correct = env.unwrapped.evaluation_labels
+            expected = sum(a == b for a, b in zip(action, correct, strict=False)) / len(correct)
             observation, reward, terminated, truncated, _ = env.step(action)
             assert reward == pytest.approx(expected)
             assert env.observation_space.contains(observation)
             assert not truncated
             tasks += 1
-        assert tasks == env.unwrapped.scenario.task_count
+        assert tasks == env.unwrapped.config.task_count
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_the_seed_alone_decides_the_stream(name: str, options: dict) -> None:
-    stream = make_stream(name, **options)
+def test_stream_depends_on_the_seed_only(name: str, options: dict) -> None:
+    stream = make_task_stream(name, **options)
     first = fingerprint(stream, 3)
     np.random.seed(0)  # noqa: NPY002 - the global generator must not matter
-    assert first == fingerprint(stream, 3) == fingerprint(make_stream(name, **options), 3)
+    assert first == fingerprint(stream, 3) == fingerprint(make_task_stream(name, **options), 3)
     assert first != fingerprint(stream, 4)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_data_set_has_its_form_and_labels_that_it_can_hold(name: str) -> None:
+def test_every_variant_exists_for_every_dataset(name: str) -> None:
     for data in DATASETS:
-        scenario = RunSpec.make(f"{name}-{data}", "mlp").create("env")
-        assert scenario.dataset == data and scenario.task_count >= 2
+        config = RunSpec.make(f"{name}-{data}", "mlp").create("env")
+        assert config.dataset == data and config.task_count >= 2
     assert envs[f"{name}-mnist"].load() is envs[f"{name}-digits"].load()
 
 
-def test_augmentation_is_only_where_it_means_something() -> None:
+def test_augmentation_defaults_follow_the_data() -> None:
     def pad(name: str) -> int:
         return RunSpec.make(name, "mlp").create("env").augment_pad
 
@@ -124,8 +124,8 @@ def test_augmentation_is_only_where_it_means_something() -> None:
 
 
 @pytest.mark.parametrize(("share", "first"), [(0.5, 20), (0.25, 10), (0.0, 1), (1.0, 40)])
-def test_a_warm_start_has_a_share_first_and_then_everything_with_right_labels(share: float, first: int) -> None:
-    stream = make_stream("warm-digits", train_size=40, share=share)
+def test_warm_start_has_a_fraction_then_all_images_with_correct_labels(share: float, first: int) -> None:
+    stream = make_task_stream("warm-digits", train_size=40, share=share)
     known, seen = truth(stream), []
     for (observation, info), size in zip(episode(stream), (first, 40), strict=True):
         seen += rows(observation["images"])
@@ -138,87 +138,87 @@ def test_a_warm_start_has_a_share_first_and_then_everything_with_right_labels(sh
 # Permuted pixels --------------------------------------------------------------------------------------------------
 
 
-def test_permuted_images_are_those_of_the_data_set_with_one_new_order_of_pixels_in_each_task() -> None:
-    stream = make_stream("permuted-digits", train_size=60, samples=0, switches=3)
+def test_permute_pixels_task_applies_one_pixel_permutation_to_all_images() -> None:
+    stream = make_task_stream("permuted-digits", train_size=60, samples=0, switches=3)
     train, test = stream.dataset.train_images, stream.dataset.test_images
-    order = np.random.default_rng(7).spawn(2)[0]  # the reference: the same generator, and loops
+    order = np.random.default_rng(7).spawn(2)[0]  # reference: the same generator, with loops
     orders = []
     for observation, info in episode(stream, 7):
-        arrivals, pixels = order.permutation(60), order.permutation(64)
+        indices, pixels = order.permutation(60), order.permutation(64)
         orders.append(pixels.tolist())
-        for shown, plain in ((observation["images"], train[arrivals]), (stream.evaluation_images, test)):
+        for shown, plain in ((observation["images"], train[indices]), (stream.evaluation_images, test)):
             expected = np.empty_like(plain)
-            for place, source in enumerate(pixels):
-                expected[:, :, place // 8, place % 8] = plain[:, :, source // 8, source % 8]
+            for target, source in enumerate(pixels):
+                expected[:, :, target // 8, target % 8] = plain[:, :, source // 8, source % 8]
             np.testing.assert_array_equal(shown, expected)
-        np.testing.assert_array_equal(observation["labels"], stream.dataset.train_labels[arrivals])
+        np.testing.assert_array_equal(observation["labels"], stream.dataset.train_labels[indices])
         np.testing.assert_array_equal(stream.evaluation_labels, stream.dataset.test_labels)
         assert info["samples"] == 60 and info["noise"] == 0
     assert len(orders) == 3 and all(sorted(pixels) == list(range(64)) != pixels for pixels in orders)
     assert orders[0] != orders[1] != orders[2]
-    assert np.array_equal(train, make_stream("permuted-digits", train_size=60).dataset.train_images)  # left alone
+    assert np.array_equal(train, make_task_stream("permuted-digits", train_size=60).dataset.train_images)  # unchanged
 
 
-def test_permuted_samples_are_drawn_anew_without_repetition_and_replace_those_before() -> None:
-    stream = make_stream("permuted-digits", train_size=60, samples=24, switches=4)
-    whole = set(multisets(stream.dataset.train_images))
+def test_permute_pixels_samples_replace_those_of_the_previous_task() -> None:
+    stream = make_task_stream("permuted-digits", train_size=60, samples=24, switches=4)
+    available = set(multisets(stream.dataset.train_images))
     parts = []
     for observation, info in episode(stream):
         found = multisets(observation["images"])
         assert len(found) == len(observation["labels"]) == info["samples"] == 24
-        assert set(found) <= whole
+        assert set(found) <= available
         parts.append(frozenset(found))
     assert len(set(parts)) == 4
 
 
-def test_the_channels_of_a_pixel_move_together() -> None:
-    from plastibench.envs.stream import _permuted
+def test_channels_of_a_pixel_move_together() -> None:
+    from plastibench.envs.task_stream import _permute_pixels
 
     images = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 2, 2)
-    moved = _permuted(images, np.array([2, 0, 3, 1]))
+    moved = _permute_pixels(images, np.array([2, 0, 3, 1]))
     assert moved[0].tolist() == [[[2, 0], [3, 1]], [[6, 4], [7, 5]], [[10, 8], [11, 9]]]
-    assert moved.dtype == np.uint8 and _permuted(images, None) is images
+    assert moved.dtype == np.uint8 and _permute_pixels(images, None) is images
 
 
-# Classes in groups ------------------------------------------------------------------------------------------------
+# Class groups ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("data", ["all", "new"])
-def test_classes_arrive_in_groups_and_only_they_are_asked_for(data: str) -> None:
-    stream = make_stream("incremental-digits", train_size=100, groups=4, data=data)
+def test_incremental_evaluates_only_the_classes_so_far(data: str) -> None:
+    stream = make_task_stream("incremental-digits", train_size=100, groups=4, data=data)
     known, seen, classes = truth(stream), [], set()
     test_images, test_labels = stream.dataset.test_images, stream.dataset.test_labels
     for (observation, info), size in zip(episode(stream, 1), (3, 3, 2, 2), strict=True):
-        arrived = rows(observation["images"])
-        new = {known[image] for image in arrived}
+        added = rows(observation["images"])
+        new = {known[image] for image in added}
         assert len(new) == size and not new & classes
         classes |= new
-        assert sorted(arrived) == sorted(image for image, label in known.items() if label in new)
-        assert arrived != [image for image in known if known[image] in new]  # shuffled
-        seen = seen + arrived if data == "all" else arrived
+        assert sorted(added) == sorted(image for image, label in known.items() if label in new)
+        assert added != [image for image in known if known[image] in new]  # shuffled
+        seen = seen + added if data == "all" else added
         assert observation["labels"].tolist() == [known[image] for image in seen] and info["samples"] == len(seen)
-        asked = [index for index, label in enumerate(test_labels) if label in classes]
-        np.testing.assert_array_equal(stream.evaluation_images, test_images[asked])
-        np.testing.assert_array_equal(stream.evaluation_labels, test_labels[asked])
+        evaluated = [index for index, label in enumerate(test_labels) if label in classes]
+        np.testing.assert_array_equal(stream.evaluation_images, test_images[evaluated])
+        np.testing.assert_array_equal(stream.evaluation_labels, test_labels[evaluated])
         assert sorted(stream.evaluation_classes.tolist()) == sorted(classes)
-    assert classes == set(range(10)) and len(asked) == len(test_labels)
+    assert classes == set(range(10)) and len(evaluated) == len(test_labels)
 
 
-def test_the_order_of_classes_follows_from_the_seed_and_groups_have_a_limit() -> None:
-    stream = make_stream("incremental-digits", groups=10)
+def test_class_order_follows_the_seed_and_groups_are_limited() -> None:
+    stream = make_task_stream("incremental-digits", groups=10)
     orders = [[int(observation["labels"][-1]) for observation, _ in episode(stream, seed)] for seed in range(3)]
     assert all(sorted(order) == list(range(10)) for order in orders)
     assert orders[0] != orders[1] != orders[2]
     with pytest.raises(UserError, match=r"10 classes are too few for 11 groups; lower --env\.groups"):
-        make_stream("incremental-digits", groups=11)
+        make_task_stream("incremental-digits", groups=11)
 
 
-def test_classes_that_the_data_lacks_make_no_empty_task() -> None:
-    stream = make_stream("incremental-digits", train_size=8, groups=3)
-    lacking = set(range(10)) - set(stream.dataset.train_labels.tolist())
-    assert lacking
+def test_missing_classes_make_no_empty_task() -> None:
+    stream = make_task_stream("incremental-digits", train_size=8, groups=3)
+    missing = set(range(10)) - set(stream.dataset.train_labels.tolist())
+    assert missing
     for observation, _ in episode(stream):
-        assert len(observation["images"]) and not lacking & set(stream.evaluation_labels.tolist())
+        assert len(observation["images"]) and not missing & set(stream.evaluation_labels.tolist())
 
 
 # In runs ----------------------------------------------------------------------------------------------------------
@@ -246,15 +246,13 @@ def go(wanted: RunSpec, folder: Path, **options: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_an_interrupted_run_ends_bit_identical(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict
-) -> None:
+def test_resume_is_bit_identical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict) -> None:
     class Stopped(BaseException):
         pass
 
     wanted = spec(name, options, "shrink-perturb-keep20")
-    whole = go(wanted, tmp_path / "whole")
-    total = json.loads((tmp_path / "whole" / wanted.id / "result.json").read_text())["cost"]["updates"]
+    expected = go(wanted, tmp_path / "full")
+    total = json.loads((tmp_path / "full" / wanted.id / "result.json").read_text())["cost"]["updates"]
     update, done = Classifier.update, [0]
     stops = {total // 2, total - 1}
 
@@ -262,7 +260,7 @@ def test_an_interrupted_run_ends_bit_identical(
         done[0] += 1
         if done[0] in stops:
             stops.remove(done[0])
-            done[0] -= 2  # this update and the one before it, which was saved, are counted again
+            done[0] -= 2  # this update and the previous one, after which the state was saved, run again
             raise Stopped
         update(self, batch)
 
@@ -270,11 +268,11 @@ def test_an_interrupted_run_ends_bit_identical(
     for _ in range(2):
         with pytest.raises(Stopped):
             go(wanted, tmp_path / "part", checkpoint_seconds=0)
-    assert not stops and go(wanted, tmp_path / "part") == whole
+    assert not stops and go(wanted, tmp_path / "part") == expected
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_all_methods_learn_the_same_batches_in_the_same_order(
+def test_all_methods_train_on_the_same_batches_in_the_same_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict
 ) -> None:
     seen: dict[str, list[Any]] = {}
@@ -289,13 +287,13 @@ def test_all_methods_learn_the_same_batches_in_the_same_order(
         seen[method] = []
         go(spec(name, options, method), tmp_path)
     assert seen["none"] == seen["reset"] == seen["rnr"]
-    stream = make_stream(name, **options, epochs=2)
+    stream = make_task_stream(name, **options, epochs=2)
     held, updates = [], iter(seen["none"])
     for observation, info in episode(stream, supervised.derive(0, "stream")):
         images = rows(observation["images"])
         held = images if len(images) == len(observation["labels"]) else held + images
         pairs = sorted(zip(held, observation["labels"].tolist(), strict=True))
-        for _ in range(2):  # epochs: every image of the task once, with its label
+        for _ in range(2):  # each epoch covers every image of the task once, with its label
             size, found = len(held[0]), []
             for _ in range(-(-info["samples"] // 8)):
                 batch, labels = next(updates)
@@ -305,10 +303,10 @@ def test_all_methods_learn_the_same_batches_in_the_same_order(
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_accuracies_at_a_switch_belong_to_the_task_that_ended_and_curves_to_their_own(
+def test_accuracies_at_a_task_boundary_are_those_of_the_ended_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict
 ) -> None:
-    """Before and after are worked out anew, from copies of the weights and the stream's own images."""
+    """Recompute the accuracies before and after from copies of the weights and the images of the stream."""
     import copy
 
     from plastibench.interventions.reset import Reset
@@ -331,7 +329,7 @@ def test_accuracies_at_a_switch_belong_to_the_task_that_ended_and_curves_to_thei
     monkeypatch.setattr(supervised.SupervisedTrainer, "_end_task", ended)
     wanted = spec(name, {**options, "epochs": 20}, "reset")
     tasks = go(wanted, tmp_path)["tasks"]
-    stream = make_stream(name, **options)
+    stream = make_task_stream(name, **options)
 
     def accuracy(module: torch.nn.Module) -> float:
         images = torch.from_numpy(stream.evaluation_images).float() / 255
@@ -351,55 +349,55 @@ def test_accuracies_at_a_switch_belong_to_the_task_that_ended_and_curves_to_thei
             old, new = copies[number]
             assert tasks[number + 1]["before"] == pytest.approx(accuracy(old)) == task["end"]
             assert tasks[number + 1]["after"] == pytest.approx(accuracy(new))
-            assert tasks[number + 1]["drop"] > 0.2  # a reset forgets
+            assert tasks[number + 1]["drop"] > 0.2  # a reset loses accuracy
             assert 0 < tasks[number + 1]["output_kl"] < 100
             assert 0 <= task["auc"] <= 1
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_without_an_intervention_nothing_drops_at_a_switch(tmp_path: Path, name: str, options: dict) -> None:
+def test_without_an_intervention_nothing_drops_at_a_task_boundary(tmp_path: Path, name: str, options: dict) -> None:
     tasks = go(spec(name, options), tmp_path)["tasks"]
     for task in tasks[1:]:
         assert (task["drop"], task["agreement"]) == (0.0, 1.0)
         assert task["output_kl"] == pytest.approx(0.0, abs=1e-12)
 
 
-def test_a_switch_of_pixels_is_seen_in_the_curve_and_not_in_the_drop(tmp_path: Path) -> None:
+def test_a_new_permutation_lowers_the_curve_but_not_the_drop(tmp_path: Path) -> None:
     options = {"train_size": 300, "samples": 0, "switches": 2, "epochs": 10}
     first, second = go(spec("permuted-digits", options, agent_options={"width": 64}), tmp_path)["tasks"]
     assert first["end"] > 0.8 and second["before"] == second["after"] == first["end"]
     assert second["curve"][0][1] < 0.5 and second["end"] > 0.8
 
 
-def test_outputs_of_classes_that_have_not_arrived_are_never_trained_and_never_said(tmp_path: Path) -> None:
+def test_outputs_of_future_classes_are_not_trained(tmp_path: Path) -> None:
     options = {"train_size": 200, "groups": 5, "stop_after": 1, "epochs": 10}
     wanted = spec("incremental-digits", options)
     go(wanted, tmp_path)
     env = wanted.create("env").make()
     env.reset(seed=supervised.derive(0, "stream"))
-    arrived = env.evaluation_classes.tolist()
-    closed = [label for label in range(10) if label not in arrived]
+    known = env.evaluation_classes.tolist()
+    closed = [label for label in range(10) if label not in known]
     fresh = wanted.create("agent").build(env, 0, torch.device("cpu")).networks["classifier"].module.state_dict()
     state = torch.load(tmp_path / wanted.id / "final.pt", weights_only=True)["networks"][0]
     *_, weight, bias = state
     for name in (weight, bias):
         assert torch.equal(state[name][closed], fresh[name][closed])
-        assert not torch.isclose(state[name][arrived], fresh[name][arrived]).any()
+        assert not torch.isclose(state[name][known], fresh[name][known]).any()
 
 
-def test_the_loss_among_open_classes_is_that_of_a_network_without_the_others() -> None:
-    stream = make_stream("incremental-digits", train_size=30)
+def test_loss_ignores_masked_classes() -> None:
+    stream = make_task_stream("incremental-digits", train_size=30)
     agent = RunSpec.make("incremental-digits", "mlp").create("agent").build(stream, 0, torch.device("cpu"))
     agent.masked_classes = torch.tensor([False, False, True, False] + [True] * 6)
     batch = {"image": torch.from_numpy(stream.dataset.train_images[:5]), "label": torch.tensor([0, 1, 3, 3, 0])}
     network = agent.networks["classifier"]
     logits = agent.logits(batch["image"]).double().numpy()[:, [0, 1, 3]]
-    place = np.array([0, 1, 2, 2, 0])
-    expected = np.log(np.exp(logits).sum(1)) - logits[np.arange(5), place]
+    position = np.array([0, 1, 2, 2, 0])
+    expected = np.log(np.exp(logits).sum(1)) - logits[np.arange(5), position]
     assert network.loss(network.module, batch).item() == pytest.approx(expected.mean(), rel=1e-5)
 
 
-# What was there before --------------------------------------------------------------------------------------------
+# Compatibility --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -413,22 +411,22 @@ def test_the_loss_among_open_classes_is_that_of_a_network_without_the_others() -
         ("relabel-digits", "vit-nano", "0d0ba2"),
     ],
 )
-def test_published_results_keep_their_identity(env: str, agent: str, digest: str) -> None:
+def test_published_results_keep_their_id(env: str, agent: str, digest: str) -> None:
     assert RunSpec.make(env, agent, device="cpu").id == f"{env}_{agent}_none_s0_{digest}"
 
 
 @pytest.mark.parametrize(("name", "options"), [*CASES, ("cl-digits", {"train_size": 50, "stop_after": 4})])
-def test_sizes_are_those_of_the_tasks_that_come(name: str, options: dict[str, Any]) -> None:
-    stream = make_stream(name, **options)
+def test_task_sizes_predict_the_tasks(name: str, options: dict[str, Any]) -> None:
+    stream = make_task_stream(name, **options)
     expected = [info["samples"] for _, info in episode(stream, 3)]
     stream.reset(seed=0)
     before = stream.evaluation_labels
-    assert stream.sizes(3) == expected and len(expected) == stream.scenario.task_count
+    assert stream.task_sizes(3) == expected and len(expected) == stream.config.task_count
     assert np.array_equal(stream.evaluation_labels, before)
 
 
-def test_one_class_has_no_wrong_labels() -> None:
-    stream = make_stream("cl-digits", train_size=20)
+def test_noise_needs_more_than_one_class() -> None:
+    stream = make_task_stream("cl-digits", train_size=20)
     stream.dataset = dataclasses.replace(stream.dataset, classes=("all",), train_labels=np.zeros(20, np.int64))
-    with pytest.raises(UserError, match="one class, so that no label can be wrong"):
+    with pytest.raises(UserError, match="single class, so no label can be wrong"):
         stream.reset(seed=0)
