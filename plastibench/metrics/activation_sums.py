@@ -9,9 +9,9 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from plastibench.nn.dataflow import TracedLayer
-from plastibench.nn.module_outputs import visit_activations
+from plastibench.nn.activations import for_each_activation
 from plastibench.nn.network import Network
+from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.units import unit_count
 
 ROWS = 4096  # rows per layer for Gram matrices, whose cost grows with the square of the width
@@ -67,5 +67,5 @@ def sum_activations(network: Network, batch: TensorDictBase, units: Sequence[Tra
             found[unit.name] = ActivationSums(unit.module, network.device, min(1.0, 256 / len(batch)))
         found[unit.name].add(h)
 
-    visit_activations(network, batch, [unit for unit in units if unit.trained and not unit.output], visit)
+    for_each_activation(network, batch, [unit for unit in units if unit.trained and not unit.output], visit)
     return found

@@ -8,7 +8,7 @@ from torch import Tensor
 from plastibench.metrics.metric_inputs import MetricInputs
 from plastibench.metrics.plasticity import DORMANT, PlasticityReport
 from plastibench.nn.attention import attention_entropies
-from plastibench.nn.dormancy import below_threshold, normalised
+from plastibench.nn.dormancy import below_threshold, normalized_scores
 
 DUPLICATE = 0.95  # |correlation| above which two units count as duplicates
 COLLAPSED = 0.1  # fraction of log T below which the entropy of a head counts as collapsed
@@ -24,7 +24,7 @@ def unit_activity(inputs: MetricInputs) -> PlasticityReport:
             continue
         sums = inputs.activation_sums[unit.name]
         layer = result.layers.setdefault(unit.name, {})
-        dormant.append(float(below_threshold(normalised(sums.absolute), DORMANT).double().mean()))
+        dormant.append(float(below_threshold(normalized_scores(sums.absolute), DORMANT).double().mean()))
         copies.append(duplicates(sums.gram, sums.sum, sums.thinned_rows).double())
         layer["duplicate-ratio"] = float(copies[-1].mean())
         if unit.activated:

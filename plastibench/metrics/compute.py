@@ -12,8 +12,8 @@ from torch import Tensor
 from plastibench.metrics import MEASUREMENTS
 from plastibench.metrics.metric_inputs import MetricInputs
 from plastibench.metrics.plasticity import PlasticityReport
-from plastibench.nn.dataflow import TracedLayer
 from plastibench.nn.network import Network
+from plastibench.nn.traced_layer import TracedLayer
 
 
 def compute_metrics(

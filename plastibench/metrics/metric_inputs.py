@@ -11,8 +11,9 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from plastibench.metrics.activation_sums import ActivationSums, sum_activations
-from plastibench.nn.dataflow import TracedLayer, trace
+from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
+from plastibench.nn.traced_layer import TracedLayer
 
 _RANDOM = 4  # number of measurements that draw random numbers
 

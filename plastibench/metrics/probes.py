@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from plastibench.metrics.metric_inputs import MetricInputs
 from plastibench.metrics.plasticity import PlasticityReport
-from plastibench.nn.batch_outputs import side_by_side
+from plastibench.nn.batch_outputs import output_matrix
+from plastibench.nn.batches import chunks
 from plastibench.nn.branches import merged_outputs
-from plastibench.nn.dataflow import TracedLayer
 from plastibench.nn.network import Network, as_evaluated
-from plastibench.nn.unit_statistics import pieces
+from plastibench.nn.traced_layer import TracedLayer
 
 STEPS, BATCH, LR = 100, 128, 1e-3
 TARGETS = 3
@@ -78,7 +78,7 @@ def plasticity_probe(
         target = pattern + _outputs(network, learner, batch, merged).mean()
 
         def error(module: nn.Module, rows: Tensor, target: Tensor = target) -> Tensor:
-            return (side_by_side(network, module, batch[rows], merged) - target[rows]).square().mean()
+            return (output_matrix(network, module, batch[rows], merged) - target[rows]).square().mean()
 
         learn(learner, error, order)
         errors.append(float((_outputs(network, learner, batch, merged) - target).double().square().mean()))
@@ -96,7 +96,7 @@ def next_task_probe(
     for learner in (copy.deepcopy(network.module), fresh):
         learn(learner, lambda module, rows: network.loss(module, batch[rows]), order)
         with as_evaluated(learner), torch.no_grad():
-            total = sum(float(network.loss(learner, part)) * len(part) for part in pieces(batch))
+            total = sum(float(network.loss(learner, part)) * len(part) for part in chunks(batch))
         losses.append(total / len(batch))
         if "label" in batch.keys() and len(outputs) == 1:  # noqa: SIM118 - a TensorDict iterates over rows
             predicted = _outputs(network, learner, batch, outputs).argmax(1)
@@ -144,4 +144,4 @@ def use_generator(network: Network, generator: torch.Generator) -> Iterator[None
 @torch.no_grad()
 def _outputs(network: Network, module: nn.Module, batch: TensorDictBase, outputs: Sequence[str]) -> Tensor:
     with as_evaluated(module):
-        return torch.cat([side_by_side(network, module, part, outputs) for part in pieces(batch)])
+        return torch.cat([output_matrix(network, module, part, outputs) for part in chunks(batch)])

@@ -17,10 +17,10 @@ from plastibench.agents.images import crop_and_flip
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.envs.task_stream import TaskStream
+from plastibench.training.checkpoint import tensor_bytes
 from plastibench.training.runner import check_options, choose_threads, make_trainer
 from plastibench.training.supervised import SupervisedTrainer
 from plastibench.training.task_buffer import all_samples
-from plastibench.utils.atomic_io import tensor_bytes
 from plastibench.utils.runtime import set_up_torch
 
 

@@ -15,15 +15,18 @@ from plastibench.config.errors import RunError, UserError, did_you_mean
 from plastibench.config.spec import RunSpec
 from plastibench.envs.task_stream import TaskStream
 from plastibench.results.files import compose_result, read_result, write_result
+from plastibench.training import checkpoint
 from plastibench.training.learner import Learner
 from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.recorder import Recorder
 from plastibench.training.supervised import SupervisedTrainer
 from plastibench.training.trainer import Log, Trainer
 from plastibench.utils import atomic_io, provenance
+from plastibench.utils.folder_lock import lock_folder, remove_if_unused
 from plastibench.utils.progress import Progress
-from plastibench.utils.runtime import only_one, remove_if_unused, resolve_device, set_up_torch, stop_requests
+from plastibench.utils.runtime import resolve_device, set_up_torch
 from plastibench.utils.seeding import derive
+from plastibench.utils.stop_signals import stop_requests
 
 CHECKPOINT_SECONDS = 60.0
 _SMALL = 30_000_000  # parameters times samples per update; below, two threads are no faster than one
@@ -86,10 +89,10 @@ def run(
     env = spec.create("env").make(data_dir)
     agent = spec.create("agent").build(env, spec.run.seed, torch.device(device))
     check_options(spec, env, agent)
-    with only_one(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as stop_list:
+    with lock_folder(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as stop_list:
         if path.exists():  # another process has finished it meanwhile
             return read_result(path)
-        atomic_io.clean_up(folder)
+        checkpoint.remove_temporary_files(folder)
         new = not (folder / "spec.toml").exists()
         if new:
             atomic_io.write_text(folder / "spec.toml", spec.to_toml())
@@ -207,14 +210,14 @@ class _Run:
             "metric-seconds": trainer.metric_seconds,
             "updates": learner.updates,
             **trainer.counts(),
-            "network-bytes": atomic_io.tensor_bytes(modules),
-            "intervention-bytes": atomic_io.tensor_bytes(states),
+            "network-bytes": checkpoint.tensor_bytes(modules),
+            "intervention-bytes": checkpoint.tensor_bytes(states),
         }
         result = compose_result(
             self.spec, trainer.result(), trainer.reports, trainer.plasticity, cost, origin, self.scenario
         )
         self.recorder.finish(learner.updates, result)
-        atomic_io.save(self.folder / "final.pt", final)
+        checkpoint.save(self.folder / "final.pt", final)
         write_result(self.folder, result)  # last: a folder with a result is a complete run
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
         return result
@@ -236,7 +239,7 @@ class _Run:
             "dropout": torch.get_rng_state(),
             "dropout-cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
-        atomic_io.save(self.folder / "checkpoint.pt", state)
+        checkpoint.save(self.folder / "checkpoint.pt", state)
         self.saving = time.monotonic() - self.saved
 
     def _restore(self) -> dict[str, int]:
@@ -244,7 +247,7 @@ class _Run:
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             return {}
-        state = atomic_io.load(path)
+        state = checkpoint.load(path)
         if not self._is_mine(state):
             raise UserError(f"checkpoint {path} belongs to another run; delete its folder to start over")
         if state.get("data", self.trainer.data) != self.trainer.data:

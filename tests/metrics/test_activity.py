@@ -11,11 +11,11 @@ from torch import nn
 from plastibench.metrics.activation_sums import evenly_spaced
 from plastibench.metrics.activity import attention, duplicates, unit_activity
 from plastibench.metrics.metric_inputs import MetricInputs
+from plastibench.nn.activations import for_each_activation
 from plastibench.nn.attention import attention_entropies
 from plastibench.nn.dataflow import trace
-from plastibench.nn.module_outputs import visit_activations
 from plastibench.nn.network import Network
-from tests.helpers import array, drawn, images, jiggle, loss, network_of, small_vit
+from tests.helpers import add_noise, array, drawn, images, loss, network_of, small_vit
 
 
 def batch_of(count: int = 300) -> TensorDict:
@@ -81,7 +81,7 @@ def test_rows_are_samples_and_positions_even_if_a_reshape_precedes_the_activatio
     network, batch = network_of(Reshaping), images(5, (1, 6, 6), classes=4)
     seen = []
     units = [unit for unit in trace(network, batch) if not unit.output]
-    visit_activations(network, batch, units, lambda unit, h: seen.append(h.clone()))
+    for_each_activation(network, batch, units, lambda unit, h: seen.append(h.clone()))
     expected = F.relu(network.module.conv(batch["image"])).movedim(1, -1).reshape(-1, 3)  # [80, 3]
     (rows,) = seen
     assert rows.shape == (80, 3)
@@ -97,7 +97,7 @@ def test_rows_are_evenly_spaced() -> None:
 @pytest.mark.parametrize("variant", ["timm", "hnt"])
 def test_attention_entropies_equal_those_of_the_module(variant: str) -> None:
     network, batch = network_of(small_vit(variant=variant)), images(70)
-    jiggle(network.module, 1.0)
+    add_noise(network.module, 1.0)
     found = attention_entropies(network, batch)
     assert set(found) == {"blocks.0.attn", "blocks.1.attn"}
     network.module.eval()
@@ -140,7 +140,7 @@ def test_attention_with_a_mask_is_left_out() -> None:
             return self.head(self.attn(x[:, 0], mask).mean(1))
 
     network, batch = network_of(Biased), images(4)
-    jiggle(network.module, 1.0)
+    add_noise(network.module, 1.0)
     network.module.biased = False
     assert set(attention_entropies(network, batch)) == {"attn"}
     network.module.biased = True

@@ -25,12 +25,12 @@ from plastibench.config.errors import UserError
 from plastibench.config.options import build
 from plastibench.config.spec import RunSpec
 from plastibench.diagnosis.loading import _open, networks_of_run
+from plastibench.training import checkpoint
 from plastibench.training.learner import Learner
 from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.rollout import play
 from plastibench.training.runner import Interrupted, make_trainer, run
 from plastibench.training.trainer import Trainer
-from plastibench.utils import atomic_io
 from tests.helpers import need_priorities
 from tests.training.test_runner import Stopped, assert_same_run, timeless
 
@@ -504,7 +504,7 @@ def test_a_run_with_its_memory_in_checkpoints_goes_on_at_once_in_new_episodes(
         patch.setattr(OffPolicyTrainer, "advance", advance)
         with pytest.raises(Interrupted):
             go(spec, tmp_path / "part")
-    held = atomic_io.load(tmp_path / "part" / spec.id / "checkpoint.pt")["trainer"]
+    held = checkpoint.load(tmp_path / "part" / spec.id / "checkpoint.pt")["trainer"]
     assert len(held["buffer"]["transitions"]["at"]) == min(160, spec.agent[1]["buffer_size"])
     assert not any(map(len, held["actions"]))
     shutil.copytree(tmp_path / "part", tmp_path / "again")
@@ -549,7 +549,7 @@ def test_what_is_left_of_a_run_is_looked_at_with_its_targets_and_temperature(tmp
 def test_a_stopped_run_is_diagnosed_in_its_current_task(begun: Any, tmp_path: Path) -> None:
     spec = tiny(env="rl-minatar-permuted", agent="dqn-cnn", env_options={"tasks": 3, "steps": 80})
     trainer, _ = begun(spec, 120)
-    atomic_io.save(tmp_path / "checkpoint.pt", {"trainer": trainer.state_dict()})
+    checkpoint.save(tmp_path / "checkpoint.pt", {"trainer": trainer.state_dict()})
     (tmp_path / "spec.toml").write_text(spec.to_toml())
     (found,) = networks_of_run(tmp_path, None, "cpu", samples=8, data_dir=tmp_path)
     assert found.data.endswith("in task 2")
