@@ -24,11 +24,11 @@ from plastibench.config.spec import RunSpec
 from plastibench.diagnosis.samples import Samples, read_samples
 from plastibench.diagnosis.state_dicts import load_weights, read_state, without_prefix
 from plastibench.envs.stream import TaskStream
-from plastibench.nn.branches import outputs_of
 from plastibench.nn.network import Network, eval_mode, seeded
+from plastibench.nn.units import output_layers
+from plastibench.training import checkpoint
 from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.supervised import PROBE
-from plastibench.utils import atomic_io
 from plastibench.utils.seeding import derive
 
 USUAL_SAMPLES = 64
@@ -121,7 +121,7 @@ def agent_model(
     found = read_samples(data, samples, shape, data_dir)
     with seeded(0):
         alike = config.module(shape, 2)
-    head = without_prefix(state, set(alike.state_dict())).get(f"{outputs_of(alike, ())[-1]}.weight")
+    head = without_prefix(state, set(alike.state_dict())).get(f"{output_layers(alike, ())[-1]}.weight")
     classes = len(head) if head is not None else found.classes or 10
     title = f"{name}" + (f" with {weights}" if weights else " (untrained)")
     return _from_samples(title, functools.partial(config.module, shape, classes), found, device, weights, state)
@@ -248,10 +248,10 @@ def _open(folder: Path, device: str, data_dir: Path) -> _Saved:
         raise UserError(f"{folder}: no run in it ({spec_file.name}: {getattr(error, 'strerror', error)})") from error
     final, unfinished = folder / "final.pt", folder / "checkpoint.pt"
     if not final.exists() and not unfinished.exists():
-        raise UserError(f"{folder}: neither final.pt nor atomic_io.pt in it; the run has not saved anything yet")
+        raise UserError(f"{folder}: neither final.pt nor checkpoint.pt in it; the run has not saved anything yet")
     source = final if final.exists() else unfinished
     try:
-        state = atomic_io.load(source)
+        state = checkpoint.load(source)
     except UserError as error:
         raise UserError(f"{source}: damaged, cannot be read") from error
     spec = dataclasses.replace(spec, run=dataclasses.replace(spec.run, device=device))

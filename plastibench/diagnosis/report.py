@@ -21,9 +21,9 @@ from plastibench.metrics.groups import measure_groups
 from plastibench.metrics.plasticity import PlasticityReport, plasticity_report
 from plastibench.metrics.probes import drawing_from
 from plastibench.nn.attention import is_attention
+from plastibench.nn.batches import chunks
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network, as_evaluated
-from plastibench.nn.unit_statistics import pieces
 from plastibench.nn.units import unit_count
 from plastibench.utils.tables import text_table
 
@@ -169,7 +169,7 @@ def _broken(network: Network, batch: TensorDictBase) -> str:
     if broken:
         return f"{len(broken)} of its tensors hold values that are not finite: {_few(broken)}"
     with as_evaluated(network.module):
-        finite = all(math.isfinite(float(network.loss(network.module, part))) for part in pieces(batch))
+        finite = all(math.isfinite(float(network.loss(network.module, part))) for part in chunks(batch))
     return "" if finite else "its loss on these samples is not finite"
 
 

@@ -30,16 +30,16 @@ class EMA(Intervention):
 
     def prepare(self, network: Network) -> None:
         """Start the average at the initial weights."""
-        self._slow.of(network)
+        self._slow.module_for(network)
 
     def after_update(self, network: Network) -> None:
         """One step of the average."""
-        self._slow.follow(network, self.momentum)
+        self._slow.update(network, self.momentum)
         self._updates += 1
 
     def evaluated(self, network: Network) -> nn.Module:
         """The average."""
-        return self._slow.of(network)
+        return self._slow.module_for(network)
 
     def state_dict(self) -> dict[str, Any]:
         """The average and the count of updates."""
@@ -80,4 +80,4 @@ class HareTortoise(EMA):
 
     def evaluated(self, network: Network) -> nn.Module:
         """Hare or tortoise."""
-        return self._slow.of(network) if self.evaluate == "tortoise" else network.module
+        return self._slow.module_for(network) if self.evaluate == "tortoise" else network.module

@@ -13,7 +13,7 @@ from torch import Tensor
 from plastibench.config.options import option
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
-from plastibench.nn.parameters import learning_rates, remembered, trained
+from plastibench.nn.parameters import initial_values, learning_rates, trainable_parameters
 
 
 @dataclass
@@ -45,16 +45,16 @@ class L2(Intervention):
     def prepare(self, network: Network) -> None:
         """Keep the initial weights, where they are the aim."""
         if self.towards == "initial":
-            remembered(self._initial, trained(network.module, norms=self.norms))
+            initial_values(self._initial, trainable_parameters(network.module, norms=self.norms))
 
     def penalty(self, network: Network, batch: TensorDictBase) -> Tensor | None:
         """The term of the loss, where there is one."""
         if self.form == "decoupled":
             return None
-        parameters = trained(network.module, norms=self.norms)
+        parameters = trainable_parameters(network.module, norms=self.norms)
         away = list(parameters.values())
         if self.towards == "initial":
-            away = list(torch._foreach_sub(away, remembered(self._initial, parameters)))
+            away = list(torch._foreach_sub(away, initial_values(self._initial, parameters)))
         lengths = torch.stack(torch._foreach_norm(away))  # [tensors]; the gradient of a length of 0 is 0
         if self.form == "norm":
             return self.strength * torch.linalg.vector_norm(lengths)
@@ -65,11 +65,11 @@ class L2(Intervention):
         """The decoupled pull, where that is the form."""
         if self.form != "decoupled":
             return
-        parameters = trained(network.module, norms=self.norms)
+        parameters = trainable_parameters(network.module, norms=self.norms)
         values = list(parameters.values())
         shares = [rate * self.strength for rate in learning_rates(network, values)]
         if self.towards == "initial":
-            torch._foreach_lerp_(values, remembered(self._initial, parameters), shares)
+            torch._foreach_lerp_(values, initial_values(self._initial, parameters), shares)
         else:
             torch._foreach_mul_(values, [1 - share for share in shares])
 

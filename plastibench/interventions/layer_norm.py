@@ -10,7 +10,7 @@ from plastibench.config.errors import UserError
 from plastibench.config.options import option
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
-from plastibench.nn.nonlinearities import normalise_activations, remove_affine
+from plastibench.nn.nonlinearity_edits import add_norms, remove_affine
 
 
 @dataclass
@@ -35,7 +35,7 @@ class LayerNorms(Intervention):
         network.rebuild(self._add)
 
     def _add(self, module: nn.Module) -> None:
-        if not normalise_activations(module, self.affine):
+        if not add_norms(module, self.affine):
             name = type(module).__name__
             raise UserError(f"layernorm: each nonlinearity found in {name} has a norm before it already")
 

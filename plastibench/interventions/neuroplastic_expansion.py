@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from plastibench.config.options import option
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
-from plastibench.nn.optimizer_state import forget
-from plastibench.nn.units import has_units, tied
+from plastibench.nn.optimizer_state import reset_state
+from plastibench.nn.units import has_units, tied_parameters
 
 
 @dataclass
@@ -99,7 +99,7 @@ class NeuroplasticExpansion(Intervention):
             changed.view(-1)[strongest] = True
         parameter.masked_fill_(changed, 0.0)
         mask ^= changed
-        forget(network.optimizer, parameter, changed, "zero")
+        reset_state(network.optimizer, parameter, changed, "zero")
         wanted.zero_()
 
 
@@ -119,7 +119,7 @@ def erdos_renyi(shapes: dict[str, tuple[int, ...]], density: float) -> dict[str,
 
 def _matrices(module: nn.Module) -> dict[str, nn.Parameter]:
     """Weights of every Linear and Conv module that are no other module's, too."""
-    shared = tied(module)
+    shared = tied_parameters(module)
     return {
         f"{name}.weight".lstrip("."): child.weight
         for name, child in module.named_modules()

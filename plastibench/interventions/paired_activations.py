@@ -9,7 +9,8 @@ from typing import Literal
 from plastibench.config.options import option
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
-from plastibench.nn.nonlinearities import CReLU, Fourier, pair_activations
+from plastibench.nn.nonlinearities import CReLU, Fourier
+from plastibench.nn.nonlinearity_edits import pair_nonlinearities
 
 _PAIRED = {"crelu": CReLU, "fourier": Fourier}
 
@@ -39,4 +40,4 @@ class PairedActivations(Intervention):
         Raises:
             UserError: No activation is found, or a layer has an odd width.
         """
-        network.rebuild(partial(pair_activations, paired=_PAIRED[self.features]))
+        network.rebuild(partial(pair_nonlinearities, paired=_PAIRED[self.features]))

@@ -14,7 +14,7 @@ from torch import Tensor
 from plastibench.config.options import option
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
-from plastibench.nn.parameters import layers
+from plastibench.nn.parameters import trainable_layers
 
 
 @dataclass
@@ -79,5 +79,5 @@ class Parseval(Intervention):
 
 def _matrices(network: Network) -> dict[str, Tensor]:
     """Weights of the hidden layers with the shorter side first. [short, long]."""
-    flat = {name: layer.weight.flatten(1) for name, layer in layers(network, output=False).items()}
+    flat = {name: layer.weight.flatten(1) for name, layer in trainable_layers(network, output=False).items()}
     return {name: weight if weight.shape[0] <= weight.shape[1] else weight.mT for name, weight in flat.items()}

@@ -14,8 +14,10 @@ from torch import nn
 from plastibench.config.errors import UserError
 from plastibench.config.options import option
 from plastibench.interventions.base import Intervention, Report
-from plastibench.nn.branches import Stage, branch, branched_outputs, head_stages, outputs_of, tail_stages
+from plastibench.nn.branches import add_branch, branched_outputs
 from plastibench.nn.network import Network, as_batch, as_evaluated, seeded
+from plastibench.nn.stages import Stage, head_stages, tail_stages
+from plastibench.nn.units import output_layers
 
 _TRIAL = 7_919_317  # a seed that is no one's: a branch that happened to equal the tail would hide what mixes them
 
@@ -57,7 +59,7 @@ class PlasticityInjection(Intervention):
             UserError: There is none.
         """
         self._network = network
-        self._outputs = outputs_of(network.module, network.outputs)
+        self._outputs = output_layers(network.module, network.outputs)
         if self.part == "head":
             self._stages = head_stages(network.module, self._outputs)
         else:
@@ -96,7 +98,7 @@ class PlasticityInjection(Intervention):
         return Report(parameters=sum(p.numel() for p in set(network.module.parameters()) - before if p.requires_grad))
 
     def _change(self, network: Network) -> partial[None]:
-        return partial(branch, stages=self._stages, outputs=self._outputs, draw=network.builder())
+        return partial(add_branch, stages=self._stages, outputs=self._outputs, draw=network.builder())
 
     @torch.no_grad()
     def _try(self, network: Network, batch: TensorDictBase) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from plastibench.config.options import option
 from plastibench.interventions.base import Intervention
-from plastibench.nn.batch_outputs import outputs
+from plastibench.nn.batch_outputs import network_outputs
 from plastibench.nn.ema import EmaCopy
 from plastibench.nn.network import Network
 
@@ -39,13 +39,13 @@ class SelfDistillation(Intervention):
 
     def prepare(self, network: Network) -> None:
         """Copy the teacher."""
-        self._teacher.of(network)
+        self._teacher.module_for(network)
 
     def penalty(self, network: Network, batch: TensorDictBase) -> Tensor:
         """The term of the loss; no gradient reaches the teacher."""
         with torch.no_grad():
-            taught = outputs(network, self._teacher.of(network), batch)
-        found = outputs(network, network.module, batch)
+            taught = network_outputs(network, self._teacher.module_for(network), batch)
+        found = network_outputs(network, network.module, batch)
         by_role = "mse" if network.role in ("critic", "actor") else "kl"
         if (by_role if self.distance == "auto" else self.distance) == "mse":
             return self.strength * F.mse_loss(found, taught)
@@ -55,7 +55,7 @@ class SelfDistillation(Intervention):
 
     def after_update(self, network: Network) -> None:
         """The teacher follows."""
-        self._teacher.follow(network, self.momentum)
+        self._teacher.update(network, self.momentum)
 
     def state_dict(self) -> dict[str, Any]:
         """The teacher."""

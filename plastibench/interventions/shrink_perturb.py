@@ -12,11 +12,11 @@ from torch import Tensor
 
 from plastibench.config.options import option
 from plastibench.interventions.base import Intervention, Report
-from plastibench.nn.branches import renewable
+from plastibench.nn.branches import reinitializable
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network, as_batch
-from plastibench.nn.optimizer_state import forget_all
-from plastibench.nn.parameters import remembered
+from plastibench.nn.optimizer_state import clear_state
+from plastibench.nn.parameters import initial_values
 from plastibench.nn.units import unit_count
 
 
@@ -52,19 +52,19 @@ class ShrinkPerturb(Intervention):
         """Shrink and perturb; the optimizer's state starts anew."""
         if self.source == "initial" and not self._initial:
             self.prepare(network)
-        parameters = renewable(network.module)
+        parameters = reinitializable(network.module)
         report = Report(parameters=sum(p.numel() for p in parameters.values()))
         redrawn = self._redrawn(network, batch)
         fresh = dict(network.fresh().named_parameters()) if redrawn or not self._initial else {}
         if self._initial:  # what another intervention has added since begins as it is now
-            remembered(self._initial, dict(network.module.named_parameters()))
+            initial_values(self._initial, dict(network.module.named_parameters()))
         others = self._initial or fresh
         for name, parameter in parameters.items():
             if name.rpartition(".")[0] in redrawn:
                 parameter.copy_(fresh[name])
             else:
                 parameter.mul_(self.keep).add_(others[name], alpha=self.noise)
-        forget_all(network.optimizer, list(parameters.values()))
+        clear_state(network.optimizer, list(parameters.values()))
         for name, units in redrawn.items():
             report.units[name] = torch.ones(units, dtype=torch.bool, device=network.device)
             report.note(name, revived=float(units), units=float(units))

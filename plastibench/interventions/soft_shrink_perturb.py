@@ -12,7 +12,7 @@ from torch import Tensor
 from plastibench.config.options import option
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
-from plastibench.nn.parameters import remembered, trained
+from plastibench.nn.parameters import initial_values, trainable_parameters
 
 
 @dataclass
@@ -35,14 +35,14 @@ class SoftShrinkPerturb(Intervention):
     def prepare(self, network: Network) -> None:
         """Keep the initial weights, where they are the source."""
         if self.source == "initial":
-            remembered(self._initial, trained(network.module))
+            initial_values(self._initial, trainable_parameters(network.module))
 
     @torch.no_grad()
     def after_update(self, network: Network) -> None:
         """Shrink and perturb."""
-        parameters = trained(network.module)
+        parameters = trainable_parameters(network.module)
         if self.source == "initial":
-            others = remembered(self._initial, parameters)
+            others = initial_values(self._initial, parameters)
         else:
             fresh = dict(network.fresh().named_parameters())
             others = [fresh[name].detach() for name in parameters]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from plastibench.config.options import option
 from plastibench.interventions.base import Intervention
-from plastibench.nn.batch_outputs import outputs
+from plastibench.nn.batch_outputs import network_outputs
 from plastibench.nn.network import Network
 
 
@@ -28,4 +28,4 @@ class SpectralDecoupling(Intervention):
 
     def penalty(self, network: Network, batch: TensorDictBase) -> Tensor:
         """The term of the loss."""
-        return self.strength * outputs(network, network.module, batch).square().mean()
+        return self.strength * network_outputs(network, network.module, batch).square().mean()

@@ -14,7 +14,7 @@ from torch import Tensor
 from plastibench.config.options import option
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
-from plastibench.nn.parameters import remembered, trained
+from plastibench.nn.parameters import initial_values, trainable_parameters
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Wasserstein(Intervention):
 
     def prepare(self, network: Network) -> None:
         """Sort the initial weights once."""
-        remembered(self._sorted, self._entries(network), _ascending)
+        initial_values(self._sorted, self._entries(network), _ascending)
 
     def penalty(self, network: Network, batch: TensorDictBase) -> Tensor | None:
         """The distance, when it is time; tensors of one size are sorted together."""
@@ -48,7 +48,7 @@ class Wasserstein(Intervention):
         if self._updates % self.every:
             return None
         entries = self._entries(network)
-        initial = dict(zip(entries, remembered(self._sorted, entries, _ascending), strict=True))
+        initial = dict(zip(entries, initial_values(self._sorted, entries, _ascending), strict=True))
         sizes: dict[int, list[str]] = defaultdict(list)
         for name, values in entries.items():
             sizes[len(values)].append(name)
@@ -69,7 +69,7 @@ class Wasserstein(Intervention):
         self._sorted, self._updates = dict(state["sorted"]), state["updates"]
 
     def _entries(self, network: Network) -> dict[str, Tensor]:
-        parameters = trained(network.module, norms=self.norms)
+        parameters = trainable_parameters(network.module, norms=self.norms)
         return {name: p.flatten() for name, p in parameters.items() if self.vectors or p.ndim > 1}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from plastibench.config.options import option
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.network import Network
-from plastibench.nn.parameters import layers
+from plastibench.nn.parameters import trainable_layers
 
 
 @dataclass
@@ -82,7 +82,7 @@ class WeightClipping(Intervention):
 
     def _bounded(self, network: Network) -> dict[str, tuple[nn.Linear | nn.Conv2d, float]]:
         """Each clipped module with its bound; one that is seen for the first time, as after a rebuild, is measured."""
-        found = layers(network, output=self.output)
+        found = trainable_layers(network, output=self.output)
         if self.bound == "fan-in":
             return {name: (layer, self.kappa * layer.weight[0].numel() ** -0.5) for name, layer in found.items()}
         for name in found.keys() - self._largest.keys():

@@ -14,8 +14,9 @@ from plastibench.metrics.activity import activity, attention, tallies
 from plastibench.metrics.plasticity import PlasticityReport
 from plastibench.metrics.ranks import head_ranks, layer_ranks
 from plastibench.metrics.weights import weights
-from plastibench.nn.dataflow import TracedLayer, trace
+from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
+from plastibench.nn.traced_layer import TracedLayer
 
 
 def measure_groups(

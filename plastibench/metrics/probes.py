@@ -15,11 +15,11 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.metrics.plasticity import PlasticityReport
-from plastibench.nn.batch_outputs import side_by_side
+from plastibench.nn.batch_outputs import output_matrix
+from plastibench.nn.batches import chunks
 from plastibench.nn.branches import merged_outputs
-from plastibench.nn.dataflow import TracedLayer
 from plastibench.nn.network import Network, as_evaluated
-from plastibench.nn.unit_statistics import pieces
+from plastibench.nn.traced_layer import TracedLayer
 
 STEPS, BATCH, LR = 100, 128, 1e-3
 TARGETS = 3
@@ -81,7 +81,7 @@ def plasticity_probe(
 
         def error(module: nn.Module, rows: Tensor, target: Tensor = target) -> Tensor:
             wanted = target[rows]
-            return (side_by_side(network, module, batch[rows], whole) - wanted).square().mean()
+            return (output_matrix(network, module, batch[rows], whole) - wanted).square().mean()
 
         learn(learner, error, order)
         left.append(float((_outputs(network, learner, batch, whole) - target).double().square().mean()))
@@ -99,7 +99,7 @@ def next_task_probe(
     for learner in (copy.deepcopy(network.module), fresh):
         learn(learner, lambda module, rows: network.loss(module, batch[rows]), order)
         with as_evaluated(learner), torch.no_grad():
-            total = sum(float(network.loss(learner, part)) * len(part) for part in pieces(batch))
+            total = sum(float(network.loss(learner, part)) * len(part) for part in chunks(batch))
         losses.append(total / len(batch))
         if "label" in batch.keys() and len(outputs) == 1:  # noqa: SIM118 - a TensorDict iterates over rows
             answers = _outputs(network, learner, batch, outputs).argmax(1)
@@ -147,4 +147,4 @@ def drawing_from(network: Network, generator: torch.Generator) -> Iterator[None]
 @torch.no_grad()
 def _outputs(network: Network, module: nn.Module, batch: TensorDictBase, outputs: Sequence[str]) -> Tensor:
     with as_evaluated(module):
-        return torch.cat([side_by_side(network, module, part, outputs) for part in pieces(batch)])
+        return torch.cat([output_matrix(network, module, part, outputs) for part in chunks(batch)])

@@ -11,8 +11,8 @@ from torch import Tensor
 from plastibench.metrics.activity import Tally
 from plastibench.metrics.plasticity import PlasticityReport, features, trained_head
 from plastibench.metrics.spectra import effective_rank, eigenvalues, held_by, singular_values
-from plastibench.nn.dataflow import TracedLayer
 from plastibench.nn.network import Network
+from plastibench.nn.traced_layer import TracedLayer
 
 EPSILON = 0.01  # of feature-rank
 

@@ -18,10 +18,10 @@ from plastibench.agents.images import crop_and_flip
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.envs.stream import TaskStream
+from plastibench.training.checkpoint import tensor_bytes
 from plastibench.training.runner import Run, check_options
 from plastibench.training.supervised import SupervisedTrainer
 from plastibench.training.task_buffer import all_samples
-from plastibench.utils.atomic_io import tensor_bytes
 from plastibench.utils.runtime import set_up_torch
 
 

@@ -18,7 +18,7 @@ from plastibench.interventions.paired_activations import PairedActivations
 from plastibench.metrics.plasticity import plasticity_report
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
-from plastibench.nn.nonlinearities import find_sites
+from plastibench.nn.nonlinearity_sites import find_sites
 from tests.agents.test_offpolicy_agents import agent, transitions
 from tests.helpers import (
     agent_builder,
@@ -166,7 +166,7 @@ def test_readers_keep_their_fan_in_and_nothing_grows(builder: str, name: str) ->
         (nn.Sequential(nn.Linear(4, 5), nn.ReLU()), "0 has 5 outputs"),
         (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3), nn.ReLU()), "2 has 3 outputs"),
         (nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.ReLU()), "grouped"),
-        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.LayerNorm([4, 6, 6]), nn.ReLU()), "normalises"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.LayerNorm([4, 6, 6]), nn.ReLU()), "1 normalizes"),
         (nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(4, 4), nn.ReLU()), "4 groups"),
     ],
 )

@@ -59,7 +59,7 @@ def test_the_teacher_follows_and_gets_no_gradient(builder):
     network, batch = network_of(builder, lr=1e-2), images(6)
     acting = method("self-distillation", momentum=0.9)
     acting.prepare(network)
-    teacher = acting._teacher.of(network)
+    teacher = acting._teacher.module_for(network)
     expected = {key: array(value) for key, value in state(network.module).items()}
     for _ in range(3):
         train(network, batch, 1, acting)

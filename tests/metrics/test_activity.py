@@ -9,9 +9,9 @@ from tensordict import TensorDict
 from torch import nn
 
 from plastibench.metrics.activity import activity, attention, duplicates, evenly, tallies
+from plastibench.nn.activations import for_each_activation
 from plastibench.nn.attention import attention_entropies
 from plastibench.nn.dataflow import trace
-from plastibench.nn.module_outputs import visit_activations
 from plastibench.nn.network import Network
 from tests.helpers import array, drawn, images, jiggle, loss, network_of, small_vit
 
@@ -80,7 +80,7 @@ def test_rows_are_samples_and_positions_even_where_an_activation_follows_a_resha
     network, batch = network_of(Reshaping), images(5, (1, 6, 6), classes=4)
     seen = []
     units = [unit for unit in trace(network, batch) if not unit.output]
-    visit_activations(network, batch, units, lambda unit, h: seen.append(h.clone()))
+    for_each_activation(network, batch, units, lambda unit, h: seen.append(h.clone()))
     expected = F.relu(network.module.conv(batch["image"])).movedim(1, -1).reshape(-1, 3)  # [80, 3]
     (rows,) = seen
     assert rows.shape == (80, 3)

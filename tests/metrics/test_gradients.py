@@ -15,7 +15,7 @@ from plastibench.metrics.gradients import agreement_of, loss_gram, mean_gradient
 from plastibench.metrics.ranks import feature_ranks, layer_ranks
 from plastibench.metrics.spectra import effective_rank, held_by
 from plastibench.metrics.weights import adam_update, spectral_norm, weights
-from plastibench.nn.batch_outputs import side_by_side
+from plastibench.nn.batch_outputs import output_matrix
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
 from tests.helpers import array, double, drawn, images, network_of, small_resnet, small_vit, train
@@ -107,7 +107,7 @@ def test_outputs_are_those_of_the_output_modules_side_by_side() -> None:
 
     network, batch = network_of(Two), images(5, (1, 2, 2), classes=3)
     x = batch["image"].flatten(1)
-    found = side_by_side(network, network.module, batch, ["value", "advantage"])
+    found = output_matrix(network, network.module, batch, ["value", "advantage"])
     torch.testing.assert_close(found, torch.cat([network.module.value(x), network.module.advantage(x)], 1))
 
 

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plastibench.nn.dataflow import TracedLayer, trace
+from plastibench.nn.dataflow import trace
 from plastibench.nn.least_squares import Solver
 from plastibench.nn.network import Network
-from plastibench.nn.refit import refit_in_one_pass, refit_pair, snapshot, teacher_of
+from plastibench.nn.refit import frozen_copy, refit_in_one_pass, refit_pair, snapshot
+from plastibench.nn.traced_layer import TracedLayer
 from tests.helpers import (
     agent_builder,
     double,
@@ -122,12 +123,12 @@ def test_one_pass_equals_the_algorithm_by_hand(builder):
 
 @each_network
 def test_pair_by_pair_equals_the_algorithm_by_hand(builder, monkeypatch):
-    monkeypatch.setattr("plastibench.nn.refit.PIECE", 16)  # 40 samples: two whole pieces and a part
+    monkeypatch.setattr("plastibench.nn.refit.CHUNK_SIZE", 16)  # 40 samples: two whole pieces and a part
     network, source, masks = prepared(builder)
     batch = doubled_batch()
     units = trace(network, batch)
     expected = by_hand(network.module, source, [unit.name for unit in units], masks, batch)
-    teacher = teacher_of(network)
+    teacher = frozen_copy(network)
     for unit, reader in itertools.pairwise(units):
         redraw(unit.module, source.get_submodule(unit.name), masks[unit.name])
         fit = refit_pair(network, batch, teacher, reader, Solver(ridge=RIDGE))
@@ -137,7 +138,7 @@ def test_pair_by_pair_equals_the_algorithm_by_hand(builder, monkeypatch):
 
 def test_a_teacher_is_a_frozen_copy():
     network = network_of(agent_builder("mlp", width=8))
-    teacher = teacher_of(network)
+    teacher = frozen_copy(network)
     assert not any(p.requires_grad for p in teacher.parameters())
     assert all(p.requires_grad for p in network.module.parameters())
     before = logits(teacher, images())
@@ -180,7 +181,7 @@ def test_revived_rows_of_a_reader_are_spared():
 def test_the_residual_reported_is_that_of_the_outputs():
     builder, batch = agent_builder("mlp", width=8), images(64)
     network = network_of(builder)
-    units, teacher = trace(network, batch), teacher_of(network)
+    units, teacher = trace(network, batch), frozen_copy(network)
     before = snapshot(units)
     redraw(network.module[1], drawn(builder, 77)[1], torch.arange(8) < 4)
     fits = refit_in_one_pass(network, batch, units, before, {}, lambda _: True, Solver(ridge=RIDGE))
@@ -207,7 +208,7 @@ def one_pass(network: Network, batch, units: list[TracedLayer]) -> None:
 
 
 def last_pair(network: Network, batch, units: list[TracedLayer]) -> None:
-    refit_pair(network, batch, teacher_of(network), units[-1], Solver(ridge=RIDGE))
+    refit_pair(network, batch, frozen_copy(network), units[-1], Solver(ridge=RIDGE))
 
 
 @pytest.mark.parametrize("refit", [one_pass, last_pair])

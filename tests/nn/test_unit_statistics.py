@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
-from plastibench.nn.unit_statistics import Statistics, measure
+from plastibench.nn.unit_statistics import UnitStatistics, measure_units
 from tests.helpers import array, images, jiggle, network_of, small_vit, state
 
 FIGURES = ("activation", "pre_gradient", "post_gradient", "signed_gradient", "weight_gradient", "weight_norm")
 
 
-def measured(network: Network, batch, **options) -> dict[str, Statistics]:
-    return measure(network, batch, trace(network, batch), **options)
+def measured(network: Network, batch, **options) -> dict[str, UnitStatistics]:
+    return measure_units(network, batch, trace(network, batch), **options)
 
 
-def assert_statistics(found: Statistics, expected: dict[str, np.ndarray], **tolerance: float) -> None:
+def assert_statistics(found: UnitStatistics, expected: dict[str, np.ndarray], **tolerance: float) -> None:
     for name, values in expected.items():
         np.testing.assert_allclose(array(getattr(found, name)), values, err_msg=name, **(tolerance or {"rtol": 2e-4}))
 
@@ -97,11 +97,11 @@ TOYS = {
 
 
 @pytest.mark.parametrize(("activation", "numpy"), TOYS.values(), ids=TOYS.keys())
-@pytest.mark.parametrize("piece", [256, 7, 1])
-def test_all_figures_of_a_small_network_equal_numpys(activation, numpy, piece):
+@pytest.mark.parametrize("chunk_size", [256, 7, 1])
+def test_all_figures_of_a_small_network_equal_numpys(activation, numpy, chunk_size):
     network, batch = network_of(lambda: Toy(activation)), images(23)  # 7 does not divide 23
     jiggle(network.module)
-    found = measured(network, batch, piece=piece)
+    found = measured(network, batch, chunk_size=chunk_size)
     first, head = toy_by_hand(network.module, batch, numpy)
     assert_statistics(found["first"], first)
     assert_statistics(found["head"], head)
@@ -141,11 +141,11 @@ class Tokens(nn.Module):
         return self.head((tokens * torch.tensor([1.0, 2.0, 3.0, 0.0])[:, None]).mean(1))
 
 
-@pytest.mark.parametrize("piece", [256, 4])
-def test_tokens_are_rows_of_their_own(piece):
+@pytest.mark.parametrize("chunk_size", [256, 4])
+def test_tokens_are_rows_of_their_own(chunk_size):
     network, batch = network_of(Tokens), images(9)
     module = jiggle(network.module)
-    found = measured(network, batch, piece=piece)
+    found = measured(network, batch, chunk_size=chunk_size)
     x = array(batch["image"]).reshape(9, 4, 16)
     normed = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + module.norm.eps)
     n = normed * array(module.norm.weight) + array(module.norm.bias)
@@ -181,11 +181,11 @@ class Map(nn.Module):
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("piece", [256, 4])
-def test_positions_of_a_convolution_are_rows_of_their_own(in_place, piece):
+@pytest.mark.parametrize("chunk_size", [256, 4])
+def test_positions_of_a_convolution_are_rows_of_their_own(in_place, chunk_size):
     network, batch = network_of(lambda: Map(in_place)), images(9)
     module = jiggle(network.module)
-    found = measured(network, batch, piece=piece)["conv"]
+    found = measured(network, batch, chunk_size=chunk_size)["conv"]
     x, w = array(batch["image"])[:, 0], array(module.conv.weight)[:, 0]
     z = np.zeros((9, 3, 3, 3))
     for row in range(3):
@@ -221,10 +221,10 @@ def test_gradients_are_finite_differences_of_the_loss():
     torch.testing.assert_close(found.signed_gradient, slopes.mean(1), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("piece", [1, 5, 16])
-def test_pieces_of_any_size_give_the_same_figures_of_a_vit(piece):
+@pytest.mark.parametrize("chunk_size", [1, 5, 16])
+def test_pieces_of_any_size_give_the_same_figures_of_a_vit(chunk_size):
     network, batch = network_of(small_vit()), images(16)
-    whole, parts = measured(network, batch), measured(network, batch, piece=piece)
+    whole, parts = measured(network, batch), measured(network, batch, chunk_size=chunk_size)
     for name in whole:
         for figure in FIGURES:
             torch.testing.assert_close(
@@ -343,7 +343,7 @@ def test_hooks_and_modes_are_restored_when_the_loss_raises():
 
     network.loss = broken
     with pytest.raises(ArithmeticError):
-        measure(network, batch, units)
+        measure_units(network, batch, units)
     assert not any(c._forward_hooks or c._forward_pre_hooks for c in network.module.modules())
     assert [child.training for child in network.module.modules()] == modes
     assert torch.overrides._get_current_function_mode_stack() == []

@@ -27,7 +27,7 @@ from plastibench.envs.scenario import Scenario
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.network import Network
 from plastibench.results.accuracy import divergence
-from plastibench.training import runner, supervised
+from plastibench.training import checkpoint, runner, supervised
 from plastibench.training.runner import Interrupted, run
 from plastibench.utils import atomic_io
 
@@ -841,8 +841,8 @@ def test_atomic_writing_leaves_the_old_file_where_the_new_one_fails(tmp_path: Pa
 
 def test_checkpoints_return_what_was_saved(tmp_path: Path) -> None:
     state = {"a": torch.arange(3), "b": [1, 2.5, "x", None], "c": {"d": (True, {"e": torch.ones(2)})}}
-    atomic_io.save(tmp_path / "c.pt", state)
-    found = atomic_io.load(tmp_path / "c.pt")
+    checkpoint.save(tmp_path / "c.pt", state)
+    found = checkpoint.load(tmp_path / "c.pt")
     assert torch.equal(found["a"], state["a"]) and found["b"] == state["b"]
     assert torch.equal(found["c"]["d"][1]["e"], torch.ones(2))
 
