@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.helpers import (
+    add_noise,
     agent_builder,
     array,
     double,
     images,
-    jiggle,
     logits,
     method,
     network_of,
@@ -42,7 +42,7 @@ def test_the_term_is_the_divergence_from_the_teacher(builder, reduction, share, 
     acting = method("self-distillation", strength=2.0, reduction=reduction, temperature=temperature)
     acting.prepare(network)
     teacher = copy.deepcopy(network.module)
-    jiggle(network.module, size=0.1)
+    add_noise(network.module, size=0.1)
     theirs, ours = (softmax(array(logits(module, batch)) / temperature) for module in (teacher, network.module))
     divergence = (theirs * np.log(theirs / ours)).sum(1).mean()
     assert divergence > 1e-4
@@ -87,7 +87,7 @@ def test_values_of_a_critic_are_compared_by_their_squared_difference(distance, s
     acting.prepare(network)
     with torch.no_grad():
         theirs = array(network.module(batch["observation"]))
-        jiggle(network.module)
+        add_noise(network.module)
         ours = array(network.module(batch["observation"]))
     divergence = (softmax(theirs) * np.log(softmax(theirs) / softmax(ours))).sum(1).mean()
     expected = ((ours - theirs) ** 2).mean() if squared else divergence

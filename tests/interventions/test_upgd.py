@@ -8,11 +8,11 @@ import torch
 
 from plastibench.interventions.upgd import UPGD
 from tests.helpers import (
+    add_noise,
     agent_builder,
     array,
     changed,
     images,
-    jiggle,
     loss,
     network_of,
     small_resnet,
@@ -91,7 +91,7 @@ def test_useful_weights_are_spared_most():
 def test_noise_has_its_size_spares_norms_and_leaves_the_random_state(builder, rule):
     def after(noise: float) -> dict:
         network = network_of(builder, lr=1e-3)
-        jiggle(network.module)
+        add_noise(network.module)
         network.module.eval()
         method = UPGD(rule=rule, noise=noise, lr_factor=1.0, beta=0.0)
         method.prepare(network)

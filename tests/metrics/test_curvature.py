@@ -12,7 +12,7 @@ from plastibench.metrics.curvature import hessian_product, hessian_trace, sam_sh
 from plastibench.metrics.gradients import mean_gradient
 from plastibench.metrics.groups import measure_groups
 from plastibench.nn.network import Network
-from tests.helpers import double, images, jiggle, network_of, small_resnet, small_vit
+from tests.helpers import add_noise, double, images, network_of, small_resnet, small_vit
 
 
 def seed(number: int = 0) -> torch.Generator:
@@ -84,7 +84,7 @@ def test_a_large_spectrum_is_found_without_reorthogonalisation() -> None:
 def test_the_product_is_the_change_of_the_gradient(builder: object) -> None:
     network, batch = network_of(double(builder)), images(6).double()
     batch["label"] = batch["label"].long()
-    jiggle(network.module, 0.1)  # away from the kinks where residual branches begin at exactly 0
+    add_noise(network.module, 0.1)  # away from the kinks where residual branches begin at exactly 0
     names = [name for name, _ in network.module.named_parameters()]
     vector = {n: torch.randn(p.shape, dtype=p.dtype, generator=seed()) for n, p in network.module.named_parameters()}
     found = dict(zip(names, hessian_product(network, batch, list(vector.values())), strict=True))
