@@ -58,9 +58,9 @@ def test_accumulated_passes_count_by_rows_and_unconfirmed_passes_do_not_count():
         loss(network.module, part)
         assert not monitor.confirm(part)
     loss(network.module, images(seed=3))  # as when an actor's loss runs through the critic
-    whole = monitor.pop_means()
+    full = monitor.pop_means()
     for name, hidden in zip(("1", "3"), hidden_by_hand(network.module, torch.cat(parts)), strict=True):
-        np.testing.assert_allclose(array(whole[name]), hidden.mean(0), atol=1e-6)
+        np.testing.assert_allclose(array(full[name]), hidden.mean(0), atol=1e-6)
     loss(network.module, parts[0])
     monitor.confirm(parts[0])
     again = hidden_by_hand(network.module, parts[0])[0].mean(0)

@@ -111,13 +111,13 @@ def test_delta_ridge_returns_the_current_weights_if_they_already_fit():
 
 def test_chunks_add_up_to_the_full_batch():
     module, inputs, targets = linear(7, 4), noise(41, 3, 7), noise(41, 3, 4, seed=1)
-    whole = solve(module, inputs, targets, Solver(ridge=RIDGE))
+    full = solve(module, inputs, targets, Solver(ridge=RIDGE))
     fit = fit_for(module)
     for part, wanted in zip(inputs.split(16), targets.split(16), strict=True):
         fit.add(part, wanted)
     parts = fit.solve(Solver(ridge=RIDGE))
-    torch.testing.assert_close(parts.weight, whole.weight, rtol=1e-10, atol=1e-12)
-    assert parts.residual == pytest.approx(whole.residual, rel=1e-9)
+    torch.testing.assert_close(parts.weight, full.weight, rtol=1e-10, atol=1e-12)
+    assert parts.residual == pytest.approx(full.residual, rel=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv", "layernorm"])
@@ -126,11 +126,11 @@ def test_all_rows_count_if_they_exceed_one_chunk(kind, monkeypatch):
     inputs = {"linear": noise(9, 7, 5), "conv": noise(9, 2, 6, 6), "layernorm": noise(9, 7, 4)}[kind]
     with torch.no_grad():
         targets = module(inputs) + 0.1 * noise(*module(inputs).shape, seed=1)
-    whole = solve(module, inputs, targets, Solver(ridge=RIDGE))
+    full = solve(module, inputs, targets, Solver(ridge=RIDGE))
     monkeypatch.setattr(solvers, "_CHUNK", 10)
     chunked = solve(module, inputs, targets, Solver(ridge=RIDGE))
-    torch.testing.assert_close(chunked.weight, whole.weight, rtol=1e-9, atol=1e-11)
-    assert chunked.residual == pytest.approx(whole.residual, rel=1e-9)
+    torch.testing.assert_close(chunked.weight, full.weight, rtol=1e-9, atol=1e-11)
+    assert chunked.residual == pytest.approx(full.residual, rel=1e-9)
     assert chunked.residual > 0.01
 
 
@@ -209,7 +209,7 @@ def test_zero_inputs_give_finite_weights(name, bias):
 
 def test_eigensolver_failure_is_retried_with_the_same_result(monkeypatch):
     module, inputs, targets = linear(8, 3), noise(60, 5) @ noise(5, 8, seed=1), noise(60, 3, seed=2)
-    whole = solve(module, inputs, targets, Solver("pinv"))
+    full = solve(module, inputs, targets, Solver("pinv"))
     calls, eigh = [], torch.linalg.eigh
 
     def fail_once(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,7 +221,7 @@ def test_eigensolver_failure_is_retried_with_the_same_result(monkeypatch):
     monkeypatch.setattr(torch.linalg, "eigh", fail_once)
     again = solve(module, inputs, targets, Solver("pinv"))
     assert len(calls) == 2
-    torch.testing.assert_close(again.weight, whole.weight, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(again.weight, full.weight, rtol=1e-6, atol=1e-8)
 
 
 # --- residual, norm ratio, growth--------------------------------------------------------------------------------------

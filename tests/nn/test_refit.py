@@ -80,7 +80,7 @@ def doubled_batch(count: int = 40):
 
 
 def make_case(builder, lr: float | None = None) -> tuple[Network, nn.Module, dict[str, Tensor]]:
-    """A noisy float64 network, another initialization of it, and masks of a third of the units, except the last layer."""
+    """A noisy float64 network, another initialization, and masks of a third of the units except in the last layer."""
     network = network_of(double(builder), lr=lr)
     add_noise(network.module, 0.2)
     source = drawn(double(builder), 77)

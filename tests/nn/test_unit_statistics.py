@@ -224,11 +224,11 @@ def test_gradients_match_finite_differences_of_the_loss():
 @pytest.mark.parametrize("chunk_size", [1, 5, 16])
 def test_chunk_size_does_not_change_the_statistics_of_a_vit(chunk_size):
     network, batch = network_of(small_vit()), images(16)
-    whole, parts = measured(network, batch), measured(network, batch, chunk_size=chunk_size)
-    for name in whole:
+    full, parts = measured(network, batch), measured(network, batch, chunk_size=chunk_size)
+    for name in full:
         for field in FIELDS:
             torch.testing.assert_close(
-                getattr(parts[name], field), getattr(whole[name], field), rtol=1e-3, atol=1e-7, msg=f"{name} {field}"
+                getattr(parts[name], field), getattr(full[name], field), rtol=1e-3, atol=1e-7, msg=f"{name} {field}"
             )
 
 
