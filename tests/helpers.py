@@ -114,7 +114,7 @@ def method(name: str, **options: object) -> Any:
 
 
 def constant(builder: Callable[[], nn.Module], value: float) -> Callable[[], nn.Module]:
-    """Builds the module with every parameter equal to ``value``: re-drawn entries can be told apart."""
+    """Builds the module with every parameter equal to ``value``: reinitialized entries can be recognized."""
 
     def build_constant() -> nn.Module:
         module = builder()
@@ -161,7 +161,7 @@ def update(network: Network, method: Intervention, batch: TensorDict) -> None:
     method.after_update(network)
 
 
-def jiggle(module: nn.Module, size: float = 0.3, seed: int = 5) -> nn.Module:
+def add_noise(module: nn.Module, size: float = 0.3, seed: int = 5) -> nn.Module:
     """Add noise to every parameter: biases leave 0 and LayerNorms leave the identity."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -275,7 +275,7 @@ def write(module: nn.Module, solution: np.ndarray) -> None:
 
 
 @torch.no_grad()
-def redraw(module: nn.Module, source: nn.Module, mask: Tensor) -> None:
+def copy_units(module: nn.Module, source: nn.Module, mask: Tensor) -> None:
     """Copy the masked rows of weight and bias from another module."""
     module.weight[mask] = source.weight[mask]
     if module.bias is not None:

@@ -1,1 +1,1 @@
-"""Everything that inspects or edits modules from the inside: units, dataflow, statistics, reinitialization."""
+"""Inspect and edit modules from the inside: units, dataflow, statistics, reinitialization, refitting."""

@@ -1,4 +1,4 @@
-"""See what hidden units do in the training passes themselves, without a pass of its own."""
+"""Measure the activations of hidden units during training passes, without an extra forward pass."""
 
 from __future__ import annotations
 
@@ -11,139 +11,148 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
-from plastibench.nn.dataflow import TracedLayer, follow_norms, trace
+from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
+from plastibench.nn.traced_layer import TracedLayer, set_outgoing
 from plastibench.nn.units import unit_count
 
 Measure = Callable[[TracedLayer, Tensor, Tensor], Tensor]
-Seen = tuple[Tensor, int]  # means over rows, [k, H], and the number of rows
+Means = tuple[Tensor, int]  # means over rows, [k, H], and the number of rows
 
 
 class ActivationMonitor:
-    """Measures the activations of hidden units, as their first reader receives them, in passes that are trained on.
+    """Measures the activations of hidden units, as their first reader receives them, in training passes.
 
-    A pass counts when the module is in train mode, gradients are recorded, and the network's penalty is asked for
-    afterwards. Evaluation, acting and the passes of other interventions are none, nor is an actor's loss that runs
-    through a critic. Passes whose gradients are accumulated count together.
+    A pass counts if the module is in train mode, gradients are recorded, and :meth:`confirm` is called before the next
+    pass. Evaluation, acting and the passes of other interventions do not count, and neither does an actor's loss that
+    runs through a critic. Passes whose gradients are accumulated count together.
 
     Attributes:
-        units: The hidden units, their readers, and what else belongs to either; empty before the first :meth:`confirm`.
+        layers: The hidden layers, their readers, and the layers that form neurons with either. Empty before the first
+            :meth:`confirm`.
     """
 
     def __init__(self, network: Network, measure: Measure) -> None:
-        """Watch a network.
+        """Monitor a network.
 
         Args:
             network: The network.
-            measure: From a unit's module, what its reader received [rows, in], and the unit that each column holds
-                [in], to means over the rows. [k, H]. Activations are detached.
+            measure: Maps a hidden layer, the input of its reader [rows, in] and the unit of each column [in] to means
+                over the rows. [k, in]. Activations are detached.
         """
         self.network, self._measure = network, measure
-        self.units: list[TracedLayer] = []
-        self._pass: dict[str, Seen] = {}  # since the penalty was last asked for
-        self._seen: dict[str, Seen] = {}  # since take()
-        self._blind = 0  # updates of which nothing was seen
+        self.layers: list[TracedLayer] = []
+        self._unconfirmed: dict[str, Means] = {}  # the latest pass since confirm()
+        self._confirmed: dict[str, Means] = {}  # passes since pop_means()
+        self._updates_without_pass = 0
 
     def confirm(self, batch: TensorDictBase) -> bool:
-        """What was seen since the last call is trained on: call from ``penalty``.
+        """Count the latest pass as a training pass; call it from ``penalty``, after every forward pass.
 
-        The first call finds the hidden units, which are seen from the next pass on.
+        The first call finds the hidden layers, which are monitored from the next pass on.
 
         Returns:
-            Whether this was that first call.
+            Whether this was the first call.
 
         Raises:
-            UserError: There are none.
+            UserError: The network has no hidden units.
         """
-        if not self.units:
+        if not self.layers:
             self._begin(batch)
             return True
-        for name, new in self._pass.items():
-            self._seen[name] = _together(self._seen[name], new) if name in self._seen else new
-        self._pass = {}
+        for name, new in self._unconfirmed.items():
+            self._confirmed[name] = _pooled(self._confirmed[name], new) if name in self._confirmed else new
+        self._unconfirmed = {}
         return False
 
-    def take(self) -> dict[str, Tensor]:
-        """Means over all rows of all passes of an update, [k, H] by module: call from ``after_update``.
+    def pop_means(self) -> dict[str, Tensor]:
+        """Means over all rows of the passes of an update, [k, H] by layer; call it from ``after_update``.
 
-        Nothing in the very first update, whose only pass ran before the units were known.
+        Empty in the very first update, whose only pass ran before the layers were known.
         """
-        seen, self._seen, self._pass = self._seen, {}, {}
-        self._blind += not seen
-        if self._blind == 2:
+        means, self._confirmed, self._unconfirmed = self._confirmed, {}, {}
+        self._updates_without_pass += not means
+        if self._updates_without_pass == 2:
             print(
-                f"plastibench: no pass of the {self.network.role} can be watched that is trained on; run its module in "
-                "train mode, and ask for the penalty after each forward pass",
+                f"plastibench: no training forward pass of the {self.network.role} was observed; run its module in "
+                "train mode, and compute the penalty after each forward pass",
                 file=sys.stderr,
             )
-        return {name: means for name, (means, _) in seen.items()}
+        return {name: values for name, (values, _) in means.items()}
 
     @property
     def hidden(self) -> list[TracedLayer]:
-        """The units that are watched."""
-        return [unit for unit in self.units if unit.activated]
+        """The monitored layers."""
+        return [layer for layer in self.layers if layer.activated]
 
     def state_dict(self) -> dict[str, Any]:
-        """Who reads whom, so that a resumed run sees its very first pass."""
-        columns = {unit.name: dict(unit.columns) for unit in self.units}
-        norms = {unit.name: unit.batch_norms for unit in self.units}
-        return {"columns": columns, "hidden": [unit.name for unit in self.hidden], "norms": norms}
+        """Which layers read which units, so that a resumed run monitors its very first pass."""
+        columns = {layer.name: dict(layer.columns) for layer in self.layers}
+        norms = {layer.name: layer.batch_norms for layer in self.layers}
+        return {"columns": columns, "hidden": [layer.name for layer in self.hidden], "norms": norms}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned, and go on watching."""
+        """Restore from :meth:`state_dict` and start to monitor."""
         found = {name: self.network.module.get_submodule(name) for name in state["columns"]}
-        units = [
+        layers = [
             TracedLayer(name, module, columns=state["columns"][name], batch_norms=state["norms"][name])
             for name, module in found.items()
         ]
-        self._attach(units, set(state["hidden"]))
+        self._attach(layers, set(state["hidden"]))
 
     def _begin(self, batch: TensorDictBase) -> None:
-        traced = {unit.name: unit for unit in trace(self.network, batch)}
-        hidden = [unit for unit in traced.values() if unit.hidden]
+        traced = {layer.name: layer for layer in trace(self.network, batch)}
+        hidden = [layer for layer in traced.values() if layer.hidden]
         if not hidden:
-            raise UserError("this network has no hidden units (activated, and read by known modules) to watch")
-        concerned = {name for unit in hidden for name in (unit.name, *unit.readers, *unit.outgoing)}
-        for unit in traced.values():  # a hidden LayerNorm's unit is one neuron with the row that it normalises
-            if any(isinstance(traced[reader].module, nn.LayerNorm) for reader in unit.readers if reader in concerned):
-                concerned.add(unit.name)
-        self._attach([unit for name, unit in traced.items() if name in concerned], {unit.name for unit in hidden})
+            raise UserError("this network has no hidden units (activated, and read by known layers) to monitor")
+        concerned = {name for layer in hidden for name in (layer.name, *layer.readers, *layer.outgoing)}
+        for layer in traced.values():  # a unit of a hidden LayerNorm and the row that it normalizes are one neuron
+            if any(isinstance(traced[reader].module, nn.LayerNorm) for reader in layer.readers if reader in concerned):
+                concerned.add(layer.name)
+        self._attach([layer for name, layer in traced.items() if name in concerned], {layer.name for layer in hidden})
 
-    def _attach(self, units: list[TracedLayer], hidden: set[str]) -> None:
-        modules = {unit.name: unit.module for unit in units}
-        for unit in units:
-            unit.activated = unit.name in hidden
-            unit.columns = {name: columns for name, columns in unit.columns.items() if name in modules}
-            if unit.activated:
-                modules[unit.readers[0]].register_forward_pre_hook(self._hook(unit))
-        follow_norms(units)
-        self.units = units
-        if "torch._dynamo" in sys.modules:  # what is compiled already takes no notice of new hooks
+    def _attach(self, layers: list[TracedLayer], hidden: set[str]) -> None:
+        modules = {layer.name: layer.module for layer in layers}
+        for layer in layers:
+            layer.activated = layer.name in hidden
+            layer.columns = {name: columns for name, columns in layer.columns.items() if name in modules}
+            if layer.activated:
+                modules[layer.readers[0]].register_forward_pre_hook(self._hook(layer))
+        set_outgoing(layers)
+        self.layers = layers
+        self.network.module.register_forward_pre_hook(torch.compiler.disable(self._begin_pass))
+        if "torch._dynamo" in sys.modules:  # code that is compiled already ignores new hooks
             torch.compiler.reset()
 
-    def _hook(self, unit: TracedLayer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        columns = unit.columns[unit.readers[0]] = unit.columns[unit.readers[0]].to(self.network.device)
+    def _begin_pass(self, module: nn.Module, args: Any) -> None:
+        """Drop a pass that no :meth:`confirm` has followed: it belonged to another network's loss."""
+        if module.training and torch.is_grad_enabled():
+            self._unconfirmed = {}
 
-        def see(reader: nn.Module, args: tuple[Any, ...]) -> None:
+    def _hook(self, layer: TracedLayer) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        columns = layer.columns[layer.readers[0]] = layer.columns[layer.readers[0]].to(self.network.device)
+
+        def measure(reader: nn.Module, args: tuple[Any, ...]) -> None:
             if reader.training and torch.is_grad_enabled():
                 values = args[0].detach()
                 values = values.float() if values.itemsize < 4 else values  # under autocast
                 rows = (values.movedim(1, -1) if isinstance(reader, nn.Conv2d) else values).flatten(0, -2)
                 with torch.no_grad():
-                    new = per_unit(unit, columns, self._measure(unit, rows, columns)), len(rows)
-                self._pass[unit.name] = _together(self._pass[unit.name], new) if unit.name in self._pass else new
+                    new = mean_per_unit(layer, columns, self._measure(layer, rows, columns)), len(rows)
+                earlier = self._unconfirmed.get(layer.name)
+                self._unconfirmed[layer.name] = new if earlier is None else _pooled(earlier, new)
 
-        hook: Callable[[nn.Module, tuple[Any, ...]], None] = torch.compiler.disable(see)
+        hook: Callable[[nn.Module, tuple[Any, ...]], None] = torch.compiler.disable(measure)
         return hook
 
 
-def per_unit(unit: TracedLayer, columns: Tensor, values: Tensor) -> Tensor:
-    """Means over the columns of each unit, which all have equally many: [..., in] -> [..., H]."""
-    count = unit_count(unit.module)
+def mean_per_unit(layer: TracedLayer, columns: Tensor, values: Tensor) -> Tensor:
+    """Average the columns of each unit, which all have equally many: [..., in] -> [..., H]."""
+    count = unit_count(layer.module)
     return values.new_zeros(*values.shape[:-1], count).index_add_(-1, columns, values) * (count / len(columns))
 
 
-def _together(one: Seen, other: Seen) -> Seen:
+def _pooled(one: Means, other: Means) -> Means:
     """Means over the rows of both."""
     rows = one[1] + other[1]
     return one[0].lerp(other[0], other[1] / rows), rows

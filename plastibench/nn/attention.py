@@ -1,4 +1,4 @@
-"""How widely attention heads spread their attention."""
+"""Entropy of attention heads: how widely they spread their attention."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from plastibench.nn.batches import chunks
 from plastibench.nn.network import Network, as_evaluated
-from plastibench.nn.unit_statistics import pieces
 
 
 def is_attention(module: nn.Module) -> bool:
-    """Whether this is self-attention as timm builds it: one projection for queries, keys and values."""
+    """Whether this is self-attention in the form of timm: one projection for queries, keys and values."""
     linear = all(isinstance(getattr(module, name, None), nn.Linear) for name in ("qkv", "proj"))
     return linear and isinstance(getattr(module, "num_heads", None), int)
 
@@ -30,7 +30,7 @@ class _Heads:
         self.plain = True
 
     def project(self, _: nn.Module, args: Any, output: Tensor) -> None:
-        """From the output of ``qkv`` [B, T, 3·D]: softmax(q kᵀ / sqrt(d)), what it attends to, and its entropy."""
+        """Compute softmax(q kᵀ / sqrt(d)) from the output of ``qkv`` [B, T, 3·D], and add up its entropy."""
         module = self.module
         if output.ndim != 3 or output.shape[-1] % (3 * module.num_heads) or output.shape[1] < 2:
             self.plain = False
@@ -47,22 +47,26 @@ class _Heads:
         self.queries += size * tokens
 
     def check(self, _: nn.Module, args: tuple[Any, ...]) -> None:
-        """Masks, position biases and gates change what ``proj`` receives: such modules are left out."""
-        seen, expected = args[0], self.expected
-        if expected is None or seen.shape != expected.shape or not torch.allclose(seen, expected, rtol=1e-3, atol=1e-4):
+        """Exclude modules with masks, position biases or gates: these change the input of ``proj``."""
+        actual, expected = args[0], self.expected
+        if (
+            expected is None
+            or actual.shape != expected.shape
+            or not torch.allclose(actual, expected, rtol=1e-3, atol=1e-4)
+        ):
             self.plain = False
 
 
 @torch.no_grad()
 def attention_entropies(network: Network, batch: TensorDictBase) -> dict[str, Tensor]:
-    """Mean entropy of each head's attention over log T: 1 attends to all tokens alike, 0 to one alone.
+    """Mean entropy of each head's attention, divided by log T: 1 for uniform attention, 0 for attention to one token.
 
     Args:
-        network: The network; left as it was. Attention that does more than softmax(q kᵀ / sqrt(d)) v is left out.
+        network: The network; left as it was. Attention other than softmax(q kᵀ / sqrt(d)) v is left out.
         batch: Probe batch.
 
     Returns:
-        Name of each attention module to a float64 tensor [heads].
+        A float64 tensor [heads] for the name of each attention module.
     """
     found = {name: _Heads(module) for name, module in network.module.named_modules() if is_attention(module)}
     hooks = []
@@ -71,8 +75,8 @@ def attention_entropies(network: Network, batch: TensorDictBase) -> dict[str, Te
         hooks.append(heads.module.proj.register_forward_pre_hook(heads.check))
     try:
         with as_evaluated(network.module):
-            for part in pieces(batch, 64) if found else ():
-                network.loss(network.module, part)
+            for chunk in chunks(batch, 64) if found else ():
+                network.loss(network.module, chunk)
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,4 +1,4 @@
-"""What a network returns for a batch of its training data, whatever the batch looks like."""
+"""Outputs of a network for a training batch of any format."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from plastibench.config.errors import UserError
 from plastibench.nn.network import Network, eval_mode
 
 
-def outputs(network: Network, module: nn.Module, batch: TensorDictBase) -> Tensor:
-    """The module's outputs while the network's loss of the batch is computed, with their graph, at least float32.
+def network_outputs(network: Network, module: nn.Module, batch: TensorDictBase) -> Tensor:
+    """The module's outputs on a batch, with their autograd graph, in float32 or higher.
 
-    Logits [B, K] of a classifier; action values [B, A] or their logits [B, A, atoms] of a DQN, values [critics, B] of
-    SAC's critics, policy parameters [B, ...] of its actor. Only the loss knows how a batch becomes the module's input,
-    so it is computed once more: one extra forward pass. In eval mode: dropout draws nothing from the global random
-    state, BatchNorm's running statistics stay, and the outputs are those that count when the network is evaluated.
+    Logits [B, K] of a classifier; action values [B, A] or their logits [B, A, atoms] of a DQN; values [critics, B] of
+    SAC's critics; policy parameters [B, ...] of its actor.
+
+    Only the loss knows how a batch becomes the input of the module, so the loss is computed once more: one extra
+    forward pass. It runs in eval mode: dropout does not draw from the global random state, running statistics of
+    BatchNorm do not change, and the outputs are those that an evaluation sees.
 
     Args:
-        network: Knows the loss.
-        module: Its module, or another of the same architecture (a slow copy).
+        network: Provides the loss.
+        module: Its module, or another one of the same architecture (an EMA copy).
         batch: The training batch.
 
     Raises:
-        UserError: The loss does not run the module once for one tensor.
+        UserError: The loss does not call the module exactly once, or the module does not return one tensor.
     """
     seen: list[Any] = []
     hook = module.register_forward_hook(lambda _, args, output: seen.append(output))
@@ -42,22 +44,22 @@ def outputs(network: Network, module: nn.Module, batch: TensorDictBase) -> Tenso
     return seen[0].float() if seen[0].itemsize < 4 else seen[0]  # a loss may run under autocast
 
 
-def of_layers(network: Network, module: nn.Module, batch: TensorDictBase, names: Sequence[str]) -> list[Tensor]:
-    """What the named submodules return while the network's loss of the batch is computed, with their graph.
+def layer_outputs(network: Network, module: nn.Module, batch: TensorDictBase, names: Sequence[str]) -> list[Tensor]:
+    """Outputs of the named submodules on a batch, with their autograd graph.
 
     Args:
-        network: Knows the loss.
-        module: Its module, or another of the same architecture.
-        batch: With what the loss needs.
-        names: The submodules; of one that runs several times the first run counts.
+        network: Provides the loss.
+        module: Its module, or another one of the same architecture.
+        batch: The inputs of the loss.
+        names: The submodules. If one runs several times, its first output counts.
     """
     found: dict[str, Tensor] = {}
-    places = {module.get_submodule(name): name for name in names}
+    layers = {module.get_submodule(name): name for name in names}
 
-    def keep(place: nn.Module, args: Any, output: Tensor) -> None:
-        found.setdefault(places[place], output)
+    def keep(layer: nn.Module, args: Any, output: Tensor) -> None:
+        found.setdefault(layers[layer], output)
 
-    hooks = [place.register_forward_hook(keep) for place in places]
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
     try:
         network.loss(module, batch)
     finally:
@@ -66,6 +68,6 @@ def of_layers(network: Network, module: nn.Module, batch: TensorDictBase, names:
     return [found[name] for name in names]
 
 
-def side_by_side(network: Network, module: nn.Module, batch: TensorDictBase, names: Sequence[str]) -> Tensor:
-    """The same as one matrix, a row per sample: [B, K]."""
-    return torch.cat([output.reshape(len(batch), -1) for output in of_layers(network, module, batch, names)], 1)
+def output_matrix(network: Network, module: nn.Module, batch: TensorDictBase, names: Sequence[str]) -> Tensor:
+    """Outputs of the named submodules, flattened and concatenated to one row per sample. [B, K]."""
+    return torch.cat([output.reshape(len(batch), -1) for output in layer_outputs(network, module, batch, names)], 1)

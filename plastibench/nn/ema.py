@@ -1,4 +1,4 @@
-"""A slow copy of a network: the exponential moving average of its weights."""
+"""An exponential moving average of a network's weights."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from plastibench.nn.network import Network
 
 
 class EmaCopy:
-    """φ ← m·φ + (1−m)·θ over parameters and floating-point buffers; integer buffers keep what they had at the start.
+    """An EMA copy of a network: φ ← m·φ + (1−m)·θ over parameters and floating-point buffers.
 
-    It has storage of its own, never shared with the network's. Where the network's architecture is rebuilt, the copy
-    is rebuilt with it; what the change draws is the same in both.
+    Integer buffers keep their initial values. The copy has its own storage. When the architecture of the network is
+    rebuilt, the copy is rebuilt with the same random draws.
     """
 
     def __init__(self) -> None:
-        self._follower: Network | None = None
+        self._replica: Network | None = None
         self._saved: dict[str, Tensor] = {}
 
-    def of(self, network: Network) -> nn.Module:
-        """The copy as a module without gradients; made from the present weights when it is first asked for."""
-        if self._follower is None:
+    def module_for(self, network: Network) -> nn.Module:
+        """The copy as a module without gradients; created from the current weights on the first call."""
+        if self._replica is None:
             module = copy.deepcopy(network.module).requires_grad_(False)
-            self._follower = Network(module, None, network.loss, role=f"{network.role}-slow", outputs=network.outputs)
-            network.add_replica(self._follower)
-        if self._saved:  # only now: between loading and the first use, the architecture may have been rebuilt
-            self._follower.module.load_state_dict(self._saved)
+            self._replica = Network(module, None, network.loss, role=f"{network.role}-slow", outputs=network.outputs)
+            network.add_replica(self._replica)
+        if self._saved:  # deferred until now: the architecture may have been rebuilt after load_state_dict()
+            self._replica.module.load_state_dict(self._saved)
             self._saved = {}
-        return self._follower.module
+        return self._replica.module
 
     @torch.no_grad()
-    def follow(self, network: Network, momentum: float) -> None:
-        """One step of the average."""
-        torch._foreach_lerp_(_floating(self.of(network)), _floating(network.module), 1 - momentum)
+    def update(self, network: Network, momentum: float) -> None:
+        """Take one averaging step towards the current weights."""
+        torch._foreach_lerp_(_floating(self.module_for(network)), _floating(network.module), 1 - momentum)
 
     @torch.no_grad()
     def copy_to(self, network: Network) -> None:
-        """Write the copy into the network, in place."""
-        torch._foreach_copy_(_floating(network.module), _floating(self.of(network)))
+        """Write the weights of the copy into the network, in place."""
+        torch._foreach_copy_(_floating(network.module), _floating(self.module_for(network)))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The copy's parameters and buffers; empty before it was made."""
-        if self._saved or self._follower is None:
+        """Parameters and buffers of the copy; empty before it is created."""
+        if self._saved or self._replica is None:
             return dict(self._saved)
-        return dict(self._follower.module.state_dict())
+        return dict(self._replica.module.state_dict())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what :meth:`state_dict` returned."""
+        """Restore from :meth:`state_dict`."""
         self._saved = dict(state)
 
 

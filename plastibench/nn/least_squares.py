@@ -1,8 +1,8 @@
-"""Closed forms that refit a module to reproduce given outputs from new inputs (paper 3.4), in float64.
+"""Closed-form least squares that refit a module to given outputs from new inputs (paper 3.4), in float64.
 
-Rows are streamed into Gram matrices, so memory does not grow with the batch. A plain ``lstsq`` will not do: the inputs
-of qkv, fc1 and head are LayerNorm outputs, which together with the bias column are exactly rank-deficient, and CUDA's
-only driver (gels) assumes full rank.
+Rows are accumulated in Gram matrices, so memory does not grow with the batch. ``torch.linalg.lstsq`` is not an option:
+the inputs of qkv, fc1 and head are LayerNorm outputs, which are exactly rank-deficient together with the bias column,
+and the only CUDA driver (gels) assumes full rank.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _RANK_TOLERANCE = 1e-10  # of Gram eigenvalues: 1e-5 of the singular values
 
 @dataclass(frozen=True)
 class Solver:
-    """How a linear system is solved.
+    """How to solve the linear systems.
 
     Attributes:
-        name: ``pinv``: the minimum-norm least-squares solution, as printed in the paper. ``ridge``: penalises the new
-            weights. ``delta-ridge``: penalises the change from the current weights, so that directions which the batch
-            does not determine keep what they had. With a penalty of many mean diagonals only the few directions in
-            which the inputs are largest (their mean first of all) are corrected: that restores most of the output and
-            leaves the weights free of the large values that come with an exact fit.
-        ridge: Penalty relative to the mean diagonal of the Gram matrix; unused by pinv.
-        max_growth: The penalty is raised tenfold until ||W'|| <= max_growth·||W||; 0 never does.
+        name: ``pinv`` is the minimum-norm least-squares solution, as printed in the paper. ``ridge`` penalizes the new
+            weights. ``delta-ridge`` penalizes the change from the current weights, so directions that the batch does
+            not determine stay as they are. A penalty of many mean diagonals corrects only the few directions in which
+            the inputs are largest (above all their mean). This restores most of the output and avoids the large weights
+            of an exact fit.
+        ridge: Penalty relative to the mean diagonal of the Gram matrix; unused by ``pinv``.
+        max_growth: Raise the penalty tenfold until ||W'|| <= max_growth·||W||; 0 disables this.
     """
 
     name: SolverName = "delta-ridge"
@@ -46,10 +46,10 @@ class Fit:
     """A refitted module.
 
     Attributes:
-        weight: New weight, shaped and typed as the old one.
-        bias: New bias, or None where the module has none.
-        residual: ||new outputs - targets|| / ||targets|| over all rows and all units that do not keep their parameters.
-        norm_ratio: ||new weight|| / ||old weight|| of the same units.
+        weight: New weight in the shape of the old one; float64.
+        bias: New bias; None if the module has none.
+        residual: ||new outputs - targets|| / ||targets|| over all rows and all refitted units.
+        norm_ratio: ||new weight|| / ||old weight|| of the refitted units.
     """
 
     weight: Tensor
@@ -59,7 +59,7 @@ class Fit:
 
 
 class LinearFit:
-    """Least squares for a Linear or Conv2d: accumulates G = AᵀA and C = AᵀY with A = [inputs, 1]."""
+    """Least squares for a Linear or Conv2d: accumulates G = AᵀA and C = AᵀY, where A = [inputs, 1]."""
 
     def __init__(self, module: nn.Linear | nn.Conv2d) -> None:
         self.module = module
@@ -70,7 +70,7 @@ class LinearFit:
         self.target_square = torch.zeros(unit_count(module), dtype=torch.float64, device=device)
 
     def add(self, inputs: Tensor, targets: Tensor) -> None:
-        """Take in rows: ``inputs`` as the module receives them, ``targets`` as it should return them."""
+        """Accumulate rows: ``inputs`` as the module receives them, ``targets`` as it should return them."""
         for rows, wanted in _linear_rows(self.module, inputs, targets):
             if self.module.bias is not None:
                 rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)  # [n, p+1]
@@ -79,10 +79,10 @@ class LinearFit:
             self.target_square += wanted.square().sum(0)
 
     def solve(self, solver: Solver, keep: Tensor | None = None) -> Fit:
-        """The new parameters: S = R + (G + λI)⁻¹(C - G·R).
+        """Solve for the new parameters: S = R + (G + λI)⁻¹(C - G·R).
 
         R is the current solution for ``delta-ridge`` and 0 otherwise. Without a penalty the inverse is the
-        pseudo-inverse, whose null directions keep R. Units in the mask ``keep`` [H] stay as they are.
+        pseudo-inverse, so null directions keep R. Units in the mask ``keep`` [H] keep their parameters.
         """
         current = self._current()  # [p+1, H]
         fitted = slice(None) if keep is None else ~keep
@@ -123,14 +123,17 @@ class LayerNormFit:
         self.sums = torch.zeros(shape, dtype=torch.float64, device=module.weight.device)  # x, y, xx, xy, yy
 
     def add(self, inputs: Tensor, targets: Tensor) -> None:
-        """Take in rows, as :meth:`LinearFit.add`."""
+        """Accumulate rows, as :meth:`LinearFit.add`."""
         for raw, wanted in zip(inputs.flatten(0, -2).split(_CHUNK), targets.flatten(0, -2).split(_CHUNK), strict=True):
             x, y = F.layer_norm(raw.double(), self.module.normalized_shape, eps=self.module.eps), wanted.double()
             self.rows += len(x)
             self.sums += torch.stack([x.sum(0), y.sum(0), (x * x).sum(0), (x * y).sum(0), (y * y).sum(0)])
 
     def solve(self, solver: Solver, keep: Tensor | None = None) -> Fit:
-        """The new γ and β; a feature whose normalised input does not vary keeps its γ, one in ``keep`` [H] both."""
+        """Solve for the new γ and β.
+
+        A feature keeps its γ if its normalized input does not vary, and both if it is in the mask ``keep`` [H].
+        """
         x, y, xx, xy, yy = self.sums / self.rows
         variance = xx - x * x
         old = self.module.weight.detach().double()
@@ -150,7 +153,7 @@ class LayerNormFit:
 
 
 def fit_for(module: nn.Module) -> LinearFit | LayerNormFit | None:
-    """An empty fit for the module, or None where none exists (a convolution with groups or unusual padding)."""
+    """An empty fit for the module; None if it has no closed form (a convolution with groups or unusual padding)."""
     if isinstance(module, nn.LayerNorm):
         return LayerNormFit(module)
     if isinstance(module, nn.Conv2d):
@@ -160,28 +163,28 @@ def fit_for(module: nn.Module) -> LinearFit | LayerNormFit | None:
 
 
 def _residual(error: Tensor, target: Tensor) -> float:
-    """Root of summed squared errors over summed squared targets. [H] both."""
+    """Square root of summed squared errors over summed squared targets; both [H]."""
     return float((error.sum().clamp_min(0) / target.sum().clamp_min(1e-300)).sqrt())
 
 
 def _apply_inverse(gram: Tensor, penalty: float, right: Tensor) -> Tensor:
-    """(G + λI)⁻¹ right, by Cholesky where λ > 0 and through the eigenvectors of G, as a pseudo-inverse, where not."""
-    if penalty > _RANK_TOLERANCE * float(gram.trace()):  # a fainter one would not tame rounding in null directions
+    """(G + λI)⁻¹ right: by Cholesky if λ is above rounding, otherwise as pseudo-inverse by eigendecomposition of G."""
+    if penalty > _RANK_TOLERANCE * float(gram.trace()):  # a smaller one does not suppress rounding in null directions
         factor, failed = torch.linalg.cholesky_ex(gram + penalty * torch.eye(len(gram)).to(gram))
         if not failed:
             return torch.cholesky_solve(right, factor)
     try:
         eigenvalues, vectors = torch.linalg.eigh(gram)
-    except RuntimeError:  # many exact repetitions of 0: a nudge far below the tolerance separates them
-        nudge = 1e-13 * gram.diagonal().mean() * torch.arange(len(gram)).to(gram) / len(gram)
-        eigenvalues, vectors = torch.linalg.eigh(gram + nudge.diag())
+    except RuntimeError:  # many eigenvalues are exactly 0: a perturbation far below the tolerance separates them
+        perturbation = 1e-13 * gram.diagonal().mean() * torch.arange(len(gram)).to(gram) / len(gram)
+        eigenvalues, vectors = torch.linalg.eigh(gram + perturbation.diag())
     kept = eigenvalues > _RANK_TOLERANCE * eigenvalues[-1].clamp_min(1e-300)
     inverse = torch.where(kept, 1 / (eigenvalues + penalty), 0.0)
     return vectors @ (inverse[:, None] * (vectors.mT @ right))
 
 
 def _linear_rows(module: nn.Linear | nn.Conv2d, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Chunks of (rows [n, p], targets [n, H]) in float64; a convolution's rows are its receptive fields."""
+    """Yield chunks of (rows [n, p], targets [n, H]) in float64; the rows of a convolution are its receptive fields."""
     if isinstance(module, nn.Linear):
         for rows, wanted in zip(
             inputs.flatten(0, -2).split(_CHUNK), unit_rows(module, targets).split(_CHUNK), strict=True

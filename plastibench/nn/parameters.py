@@ -1,4 +1,4 @@
-"""Which parameters a method acts on at every update, what it remembers of them, and how fast they learn."""
+"""Select the parameters that a method acts on, and look up their initial values and learning rates."""
 
 from __future__ import annotations
 
@@ -9,86 +9,99 @@ from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
 from plastibench.nn.network import Network
-from plastibench.nn.units import has_units, tied
+from plastibench.nn.units import modules_with_units, output_layers, tied_parameters
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
-def trained(module: nn.Module, *, norms: bool = True) -> dict[str, Tensor]:
-    """Parameters that are trained, by name, in registration order.
+def trainable_parameters(module: nn.Module, *, norms: bool = True) -> dict[str, Tensor]:
+    """Trainable parameters by name, in registration order.
 
     Args:
         module: Any module.
-        norms: Include scales and shifts of normalisation layers.
+        norms: Include scales and shifts of normalization layers.
     """
-    affine = () if norms else (child for child in module.modules() if _is_norm(child))
-    spared = {id(parameter) for child in affine for parameter in child.parameters(recurse=False)}
+    excluded = () if norms else (child for child in module.modules() if _is_norm(child))
+    spared = {id(parameter) for child in excluded for parameter in child.parameters(recurse=False)}
     return {name: p for name, p in module.named_parameters() if p.requires_grad and id(p) not in spared}
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Whether this is a normalisation layer, of torch or by its name (``LlamaRMSNorm``, timm's ``RmsNorm``)."""
+    """Whether this is a normalization layer, by type or by name (``LlamaRMSNorm``, timm's ``RmsNorm``)."""
     flat = all(p.ndim == 1 for p in module.parameters(recurse=False))
     return isinstance(module, NORMS) or (type(module).__name__.lower().endswith("norm") and flat)
 
 
-def layers(network: Network, *, output: bool) -> dict[str, nn.Linear | nn.Conv2d]:
-    """Every Linear and Conv2d that is trained and has a weight of its own, by name, in registration order.
+def trainable_layers(network: Network, *, output: bool) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Every Linear and Conv2d with a trainable weight of its own, by name, in registration order.
 
     Args:
         network: The network.
-        output: Include its output layers. Which these are is known without a batch only if ``network.outputs`` says
-            it; else the module with units that was registered last counts as the only one.
+        output: Include the output layers. Without a batch they are known only from ``network.outputs``; if it is empty,
+            the module with units that was registered last counts as the only one.
 
     Raises:
-        UserError: There is none.
+        UserError: The network has no such layer.
     """
-    units = [(name, child) for name, child in network.module.named_modules() if has_units(child)]
-    ends = network.outputs or tuple(name for name, _ in units[-1:])
-    shared = tied(network.module)
+    ends = output_layers(network.module, network.outputs)
+    shared = tied_parameters(network.module)
     found = {
         name: child
-        for name, child in units
+        for child, name in modules_with_units(network.module).items()
         if isinstance(child, nn.Linear | nn.Conv2d)
         and child.weight.requires_grad
         and child.weight not in shared
         and (output or not any(name == end or name.startswith(f"{end}.") for end in ends))
     }
     if not found:
-        which = "trained Linear or Conv2d" if output else "hidden, trained Linear or Conv2d"
-        raise UserError(f"{type(network.module).__name__} has no {which} with a weight of its own to act on")
+        which = "trainable Linear or Conv2d" if output else "trainable hidden Linear or Conv2d"
+        raise UserError(f"{type(network.module).__name__} has no {which} with a weight of its own (not tied)")
     return found
 
 
-def remembered(
-    memory: dict[str, Tensor], tensors: Mapping[str, Tensor], keep: Callable[[Tensor], Tensor] = torch.clone
-) -> list[Tensor]:
-    """What ``memory`` holds for each tensor; one that it does not know, or in another shape, enters as it is now.
+def layer_weights(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Trainable weights of every Linear and Conv2d by the layer's name, in registration order.
 
-    So parameters of a rebuilt architecture are remembered as they were when they were first seen.
+    Excludes tied weights, and weights that are computed from other parameters (as under weight normalization), because
+    these cannot be written.
+    """
+    found, shared = {}, tied_parameters(module)
+    for name, child in module.named_modules():
+        weight = child.weight if isinstance(child, nn.Linear | nn.Conv2d) else None
+        if isinstance(weight, nn.Parameter) and weight.requires_grad and weight not in shared:
+            found[name] = weight
+    return found
+
+
+def initial_values(
+    store: dict[str, Tensor], tensors: Mapping[str, Tensor], snapshot: Callable[[Tensor], Tensor] = torch.clone
+) -> list[Tensor]:
+    """Stored initial value of each tensor; tensors that are new, or have a new shape, are stored as they are now.
+
+    So the parameters of a rebuilt architecture count as initial when they are first seen.
 
     Args:
-        memory: By name; changed in place. Its tensors follow the parameters to their device.
+        store: Initial values by name; updated in place. Its tensors are moved to the device of the parameters.
         tensors: Parameters, or views of them, by name.
-        keep: What is remembered of one of them, in its shape.
+        snapshot: Computes the value to store, of the same shape.
     """
     for name, tensor in tensors.items():
-        known = memory.get(name)
+        known = store.get(name)
         if known is None or known.shape != tensor.shape:
-            memory[name] = keep(tensor.detach())
+            store[name] = snapshot(tensor.detach())
         elif known.device != tensor.device:
-            memory[name] = known.to(tensor.device)
-    return [memory[name] for name in tensors]
+            store[name] = known.to(tensor.device)
+    return [store[name] for name in tensors]
 
 
 def learning_rates(network: Network, parameters: Iterable[Tensor]) -> list[float]:
-    """The present learning rate of each parameter; 0 for one that the optimizer does not own.
+    """Current learning rate of each parameter; 0 for parameters that the optimizer does not own.
 
     Raises:
         UserError: The network has no optimizer.
     """
     if network.optimizer is None:
-        raise UserError("this intervention scales with the learning rate; give Network(…) the optimizer")
+        raise UserError("this intervention scales with the learning rate, but the network has no optimizer; pass one")
     rates: dict[Tensor, float] = {
         p: float(group["lr"]) for group in network.optimizer.param_groups for p in group["params"]
     }

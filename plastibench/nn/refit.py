@@ -1,4 +1,4 @@
-"""Refit the readers of changed units so that the network returns what it returned before (paper 3.4 and Alg. 1)."""
+"""Refit the readers of changed units so that the network keeps its outputs (paper 3.4 and Alg. 1)."""
 
 from __future__ import annotations
 
@@ -11,70 +11,76 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from plastibench.nn.dataflow import TracedLayer
+from plastibench.nn.batches import CHUNK_SIZE, chunks
 from plastibench.nn.least_squares import Fit, Solver, fit_for
 from plastibench.nn.network import Network, as_evaluated
-from plastibench.nn.optimizer_state import forget_all
+from plastibench.nn.optimizer_state import clear_state
 from plastibench.nn.reinit import broadcast_rows
-from plastibench.nn.unit_statistics import PIECE, pieces
+from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.units import apply_module
 
-_ROUNDING = 1e-5  # of a parameter's norm
+_ROUNDING = 1e-5  # relative to the norm of a parameter
 
 
-def snapshot(units: Iterable[TracedLayer]) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Copies of weight and bias of each module."""
-    return {unit.name: _parameters(unit.module, clone=True) for unit in units}
+def snapshot(layers: Iterable[TracedLayer]) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Copy the weight and bias of each layer."""
+    return {layer.name: _parameters(layer.module, clone=True) for layer in layers}
+
+
+def frozen_copy(network: Network) -> nn.Module:
+    """A copy of the network's module without gradients."""
+    return copy.deepcopy(network.module).requires_grad_(False)
 
 
 @torch.no_grad()
 def refit_in_one_pass(
     network: Network,
     batch: TensorDictBase,
-    units: list[TracedLayer],
+    layers: list[TracedLayer],
     before: dict[str, tuple[Tensor, Tensor | None]],
     revived: dict[str, Tensor],
     refitted: Callable[[str], bool],
     solver: Solver,
 ) -> dict[str, Fit]:
-    """Refit every module but the first, in execution order, in a single forward pass.
+    """Refit all layers but the first, in execution order, in a single forward pass.
 
-    The batch is doubled. Through the first half every module computes with its old parameters, through the second
-    with its new ones; each module is refitted when the pass reaches it, from the inputs that the second half brings to
-    the outputs of the first. So no module runs twice, and there are no more activations than in an evaluation of twice
-    the batch. Frozen modules stay as they are. The targets are those of the original network throughout (global
-    targets), which lets each reader repair what drifted before it. What belongs to no unit (position embeddings,
-    BatchNorm) serves both halves, so the surgery must have left it alone.
+    The batch is duplicated. The first half passes through the old parameters, the second half through the new ones.
+    When the pass reaches a layer, the layer is refitted to map the inputs of the second half to the outputs of the
+    first half. So each layer runs once, and memory is that of an evaluation of twice the batch.
+
+    All targets come from the original network (global targets), so each refit also corrects the drift of the layers
+    before it. Frozen layers are not refitted. Parameters outside of these layers (position embeddings, BatchNorm) are
+    used for both halves, so they must not have changed.
 
     Args:
-        network: The network after surgery; changed in place.
+        network: The network with reinitialized units; changed in place.
         batch: Representative batch.
-        units: Its modules with units, in execution order.
-        before: Their parameters before the surgery, from :func:`snapshot`.
-        revived: Module name to mask [H] of units that keep what the surgery gave them.
-        refitted: Which modules to refit, by name.
-        solver: For the linear systems.
+        layers: Its layers with units, in execution order.
+        before: Their parameters before the reinitialization, from :func:`snapshot`.
+        revived: Layer name to mask [H] of units that keep their reinitialized parameters.
+        refitted: Whether to refit the layer of a given name.
+        solver: Solver for the linear systems.
 
     Returns:
-        The fit of each refitted module.
+        The fit of each refitted layer.
     """
     fits: dict[str, Fit] = {}
-    first = units[0].name
+    first = layers[0].name
 
-    def run(unit: TracedLayer, inputs: Tensor) -> Tensor:
+    def run(layer: TracedLayer, inputs: Tensor) -> Tensor:
         old_inputs, new_inputs = inputs.chunk(2)
-        targets = apply_module(unit.module, old_inputs, *before[unit.name])
-        wanted = unit.name not in fits and unit.name != first and unit.trained and refitted(unit.name)
-        fit = fit_for(unit.module) if wanted else None
+        targets = apply_module(layer.module, old_inputs, *before[layer.name])
+        wanted = layer.name not in fits and layer.name != first and layer.trained and refitted(layer.name)
+        fit = fit_for(layer.module) if wanted else None
         if fit is not None:
             fit.add(new_inputs, targets)
-            fits[unit.name] = fit.solve(solver, revived.get(unit.name))
-            write(network, unit, fits[unit.name], keep=revived.get(unit.name))
-        outputs = apply_module(unit.module, new_inputs, *_parameters(unit.module))
+            fits[layer.name] = fit.solve(solver, revived.get(layer.name))
+            write_fit(network, layer, fits[layer.name], keep=revived.get(layer.name))
+        outputs = apply_module(layer.module, new_inputs, *_parameters(layer.module))
         return torch.cat([targets, outputs])
 
     doubled = torch.cat([batch, batch])
-    with as_evaluated(network.module), _forwards(units, run):
+    with as_evaluated(network.module), _replaced_forwards(layers, run):
         network.loss(network.module, doubled)
     return fits
 
@@ -88,52 +94,50 @@ def refit_pair(
     solver: Solver,
     keep: Tensor | None = None,
 ) -> Fit | None:
-    """Refit one module to the outputs that ``teacher`` returns at the same place, streaming the batch in pieces.
+    """Refit one layer to reproduce the outputs of the same layer in ``teacher``, one chunk of the batch at a time.
 
     Args:
         network: The network; ``reader`` is changed in place.
         batch: Representative batch.
-        teacher: A network of the same architecture whose outputs are the targets.
-        reader: The module to refit.
-        solver: For the linear system.
-        keep: Mask [H] of units of the reader that stay as they are.
+        teacher: A module of the same architecture that provides the targets.
+        reader: The layer to refit.
+        solver: Solver for the linear system.
+        keep: Mask [H] of units of the reader that keep their parameters.
+
+    Returns:
+        The fit, or None if the layer has no closed form.
     """
     fit = fit_for(reader.module)
     if fit is None:
         return None
-    taught = teacher.get_submodule(reader.name)
+    target_module = teacher.get_submodule(reader.name)
     with as_evaluated(network.module), as_evaluated(teacher):
-        for part in pieces(batch, PIECE):
-            old_inputs = _input_of(teacher, taught, network, part)
-            targets = apply_module(taught, old_inputs, *_parameters(taught))
-            fit.add(_input_of(network.module, reader.module, network, part), targets)
+        for chunk in chunks(batch, CHUNK_SIZE):
+            old_inputs = _input_of(target_module, teacher, network, chunk)
+            targets = apply_module(target_module, old_inputs, *_parameters(target_module))
+            fit.add(_input_of(reader.module, network.module, network, chunk), targets)
     solution = fit.solve(solver, keep)
-    write(network, reader, solution, keep)
+    write_fit(network, reader, solution, keep)
     return solution
 
 
-def only_units_differ(network: Network, teacher: nn.Module, units: list[TracedLayer]) -> bool:
-    """Whether network and teacher agree in all parameters and buffers that belong to no module with units."""
-    own = {f"{unit.name}.{name}" for unit in units for name, _ in unit.module.named_parameters(recurse=False)}
+def only_units_differ(network: Network, teacher: nn.Module, layers: list[TracedLayer]) -> bool:
+    """Whether network and teacher agree in all parameters and buffers outside of the given layers."""
+    own = {f"{layer.name}.{name}" for layer in layers for name, _ in layer.module.named_parameters(recurse=False)}
     others = teacher.state_dict()
     return all(
         torch.equal(value, others[name]) for name, value in network.module.state_dict().items() if name not in own
     )
 
 
-def teacher_of(network: Network) -> nn.Module:
-    """A frozen copy of the network as it is now."""
-    return copy.deepcopy(network.module).requires_grad_(False)
-
-
 @torch.no_grad()
-def write(network: Network, unit: TracedLayer, fit: Fit, keep: Tensor | None) -> None:
-    """Write a fit into its module, sparing the units in ``keep``; the module's optimizer state starts anew.
+def write_fit(network: Network, layer: TracedLayer, fit: Fit, keep: Tensor | None) -> None:
+    """Write a fit into its layer, except for the units in ``keep``, and clear the optimizer state of the layer.
 
-    A fit that moves nothing beyond rounding, as where nothing before the module was changed, leaves both.
+    Does nothing if the fit changes the parameters by rounding errors only, as when no layer before it has changed.
     """
     moved = False
-    for parameter, new in zip(_parameters(unit.module), (fit.weight, fit.bias), strict=True):
+    for parameter, new in zip(_parameters(layer.module), (fit.weight, fit.bias), strict=True):
         if parameter is None or new is None:
             continue
         new = new.to(parameter.dtype)
@@ -142,7 +146,7 @@ def write(network: Network, unit: TracedLayer, fit: Fit, keep: Tensor | None) ->
             parameter.copy_(new)
             moved = True
     if moved:
-        forget_all(network.optimizer, list(unit.module.parameters(recurse=False)))
+        clear_state(network.optimizer, list(layer.module.parameters(recurse=False)))
 
 
 def _parameters(module: nn.Module, clone: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -155,34 +159,34 @@ def _parameters(module: nn.Module, clone: bool = False) -> tuple[Tensor, Tensor 
 
 
 @contextmanager
-def _forwards(units: list[TracedLayer], run: Callable[[TracedLayer, Tensor], Tensor]) -> Iterator[None]:
-    """Have ``run`` compute the outputs of these modules inside the block."""
+def _replaced_forwards(layers: list[TracedLayer], run: Callable[[TracedLayer, Tensor], Tensor]) -> Iterator[None]:
+    """Compute the outputs of these layers with ``run`` inside the block."""
     try:
-        for unit in units:
-            unit.module.forward = lambda inputs, unit=unit: run(unit, inputs)
+        for layer in layers:
+            layer.module.forward = lambda inputs, layer=layer: run(layer, inputs)
         yield
     finally:
-        for unit in units:
-            unit.module.__dict__.pop("forward", None)
+        for layer in layers:
+            layer.module.__dict__.pop("forward", None)
 
 
 class _Reached(Exception):
-    """Ends a forward pass at the module of interest."""
+    """Ends a forward pass at the layer of interest."""
 
 
-def _input_of(module: nn.Module, place: nn.Module, network: Network, batch: TensorDictBase) -> Tensor:
-    """What ``place`` receives when ``module`` runs on the batch; the pass ends there."""
-    seen: list[Tensor] = []
+def _input_of(target: nn.Module, module: nn.Module, network: Network, batch: TensorDictBase) -> Tensor:
+    """The input of the submodule ``target`` when ``module`` runs on the batch; the pass ends there."""
+    inputs: list[Tensor] = []
 
     def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
-        seen.append(args[0])
+        inputs.append(args[0])
         raise _Reached
 
-    hook = place.register_forward_pre_hook(stop)
+    hook = target.register_forward_pre_hook(stop)
     try:
         network.loss(module, batch)
     except _Reached:
         pass
     finally:
         hook.remove()
-    return seen[0]
+    return inputs[0]

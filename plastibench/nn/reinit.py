@@ -1,7 +1,7 @@
-"""In-place surgery on weights.
+"""Reinitialize units in place: incoming weights, BatchNorm entries, outgoing weights, and their optimizer state.
 
-Every write goes through ``copy_`` or ``masked_fill_`` on the parameter itself: boolean indexing returns a copy, and
-writing into that copy is the silent no-op of several published ReDo ports.
+Parameters are written with ``copy_`` and ``masked_fill_``. Boolean indexing returns a copy, and writing into that copy
+does nothing, silently; several published ReDo ports have this bug.
 """
 
 from __future__ import annotations
@@ -9,98 +9,108 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from plastibench.nn.dataflow import TracedLayer
 from plastibench.nn.network import Network
-from plastibench.nn.optimizer_state import MomentRule, forget
+from plastibench.nn.optimizer_state import MomentRule, reset_state
+from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.units import unit_count
 
 
 def broadcast_rows(mask: Tensor, like: Tensor) -> Tensor:
-    """A mask over rows, shaped to broadcast over a parameter: [H] -> [H, 1, …]."""
+    """Reshape a mask over rows so that it broadcasts to a parameter: [H] -> [H, 1, …]."""
     return mask.reshape(-1, *[1] * (like.ndim - 1))
 
 
-@torch.no_grad()
-def redraw_units(
-    network: Network, units: list[TracedLayer], masks: dict[str, Tensor], fresh: nn.Module, rule: MomentRule
-) -> int:
-    """Give the masked units the incoming weights and biases that they have in ``fresh``; return how many scalars.
+def broadcast_columns(mask: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
+    """Mask over the weight of a reader, True where it reads a masked unit; broadcasts to the weight.
 
     Args:
-        network: The network, changed in place together with its optimizer's state.
-        units: Its modules with units.
-        masks: Module name to boolean [H], True where a unit is re-drawn.
-        fresh: A module of the same architecture, newly initialised.
-        rule: What becomes of the optimizer's moments.
+        mask: Mask over the units of the layer that is read. [H]
+        weight: The weight of the reader, [out, in, …].
+        columns: The unit that each input column of the reader holds, from :class:`TracedLayer`. [in]
+    """
+    return mask[columns.to(mask.device)].reshape(1, -1, *[1] * (weight.ndim - 2))
+
+
+@torch.no_grad()
+def reinitialize_units(
+    network: Network, layers: list[TracedLayer], masks: dict[str, Tensor], fresh: nn.Module, rule: MomentRule
+) -> int:
+    """Copy the incoming weights and biases of the masked units from ``fresh``.
+
+    Args:
+        network: The network; changed in place, together with its optimizer state.
+        layers: Its layers with units.
+        masks: Layer name to boolean [H], True where a unit is reinitialized.
+        fresh: A newly initialized module of the same architecture.
+        rule: How to reset the optimizer moments.
+
+    Returns:
+        The number of scalars that were replaced.
     """
     sources = dict(fresh.named_modules())
     changed = 0
-    for unit in units:
-        mask = masks.get(unit.name)
+    for layer in layers:
+        mask = masks.get(layer.name)
         if mask is None or not bool(mask.any()):
             continue
-        for name, parameter in unit.module.named_parameters(recurse=False):
+        for name, parameter in layer.module.named_parameters(recurse=False):
             rows = broadcast_rows(mask, parameter)
-            new = sources[unit.name].get_parameter(name)
+            new = sources[layer.name].get_parameter(name)
             parameter.copy_(torch.where(rows, new, parameter))
-            forget(network.optimizer, parameter, rows, rule)
+            reset_state(network.optimizer, parameter, rows, rule)
             changed += int(mask.sum()) * parameter[0].numel()
     return changed
 
 
 @torch.no_grad()
-def redraw_batch_norms(
-    network: Network, units: list[TracedLayer], masks: dict[str, Tensor], fresh: nn.Module, rule: MomentRule
+def reinitialize_batch_norms(
+    network: Network, layers: list[TracedLayer], masks: dict[str, Tensor], fresh: nn.Module, rule: MomentRule
 ) -> None:
-    """Give the masked units the scale, shift and statistics that their BatchNorms have in ``fresh``."""
-    for unit in units:
-        mask = masks.get(unit.name)
+    """Copy the BatchNorm scale, shift and running statistics of the masked units from ``fresh``."""
+    for layer in layers:
+        mask = masks.get(layer.name)
         if mask is None:
             continue
-        for prefix in unit.batch_norms:
+        for prefix in layer.batch_norms:
             norm, source = network.module.get_submodule(prefix), fresh.get_submodule(prefix)
             for name, parameter in norm.named_parameters(recurse=False):
                 parameter.copy_(torch.where(mask, source.get_parameter(name), parameter))
-                forget(network.optimizer, parameter, mask, rule)
+                reset_state(network.optimizer, parameter, mask, rule)
             for name, buffer in norm.named_buffers(recurse=False):
-                if buffer.shape == mask.shape:  # not the count of batches
+                if buffer.shape == mask.shape:  # skips num_batches_tracked
                     buffer.copy_(torch.where(mask, source.get_buffer(name), buffer))
 
 
 @torch.no_grad()
-def zero_outgoing(network: Network, units: list[TracedLayer], masks: dict[str, Tensor], rule: MomentRule) -> None:
-    """Zero the weights by which other modules read the masked units (their optimizer moments too)."""
-    by_name = {unit.name: unit for unit in units}
-    for unit in units:
-        mask = masks.get(unit.name)
+def zero_outgoing(network: Network, layers: list[TracedLayer], masks: dict[str, Tensor], rule: MomentRule) -> None:
+    """Set the outgoing weights of the masked units to zero, and reset the optimizer moments of these weights."""
+    by_name = {layer.name: layer for layer in layers}
+    for layer in layers:
+        mask = masks.get(layer.name)
         if mask is None or not bool(mask.any()):
             continue
-        for reader, places in unit.outgoing.items():
+        for reader, columns in layer.outgoing.items():
             weight = by_name[reader].module.weight if reader in by_name else None
             if isinstance(weight, nn.Parameter):
-                columns = reading_columns(mask, weight, places)
-                weight.masked_fill_(columns, 0.0)
-                forget(network.optimizer, weight, columns, rule)
+                masked = broadcast_columns(mask, weight, columns)
+                weight.masked_fill_(masked, 0.0)
+                reset_state(network.optimizer, weight, masked, rule)
 
 
-def whole_neurons(units: list[TracedLayer], masks: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The masks, and with those of a LayerNorm the same ones of the module whose outputs it normalises."""
-    modules = {unit.name: unit.module for unit in units}
-    found = dict(masks)
-    for unit in units:
-        for reader in unit.readers:
-            normed = reader in masks and isinstance(modules[reader], nn.LayerNorm) and not unit.activated
-            if normed and len(masks[reader]) == unit_count(unit.module):
-                found[unit.name] = masks[reader]
-    return found
+def include_normalized_layers(layers: list[TracedLayer], masks: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Extend the masks of LayerNorms to the layers whose output they normalize.
 
-
-def reading_columns(mask: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
-    """Mask over a reader's weight, True where it reads a masked unit; broadcasts to the weight.
+    A unit and its entry in the LayerNorm form one neuron, so both are reinitialized together.
 
     Args:
-        mask: Units of the module that is read. [H]
-        weight: The reader's weight, [out, in, …].
-        columns: Which unit each input column of the reader holds, as :class:`TracedLayer` knows it. [in]
+        layers: The layers with units of the network.
+        masks: Layer name to boolean [H].
     """
-    return mask[columns.to(mask.device)].reshape(1, -1, *[1] * (weight.ndim - 2))
+    modules = {layer.name: layer.module for layer in layers}
+    found = dict(masks)
+    for layer in layers:
+        for reader in layer.readers:
+            normalized = reader in masks and isinstance(modules[reader], nn.LayerNorm) and not layer.activated
+            if normalized and len(masks[reader]) == unit_count(layer.module):
+                found[layer.name] = masks[reader]
+    return found

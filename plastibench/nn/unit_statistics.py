@@ -1,4 +1,4 @@
-"""One explicit pass over a batch: activations and gradients of every unit, in pieces, leaving no trace behind."""
+"""Mean activations and gradients of every unit over a batch, measured in an explicit pass."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from plastibench.nn.dataflow import Dataflow, TracedLayer
+from plastibench.nn.batches import CHUNK_SIZE, chunks
 from plastibench.nn.network import Network, as_evaluated
+from plastibench.nn.traced_layer import TracedLayer
+from plastibench.nn.unit_tracking import UnitTracker
 from plastibench.nn.units import unit_count, unit_rows
-
-PIECE = 256  # samples in one forward and backward pass; bounds the memory
 
 
 @dataclass
-class Statistics:
-    """Means over all rows (samples x tokens or positions) of a batch, per unit; each [H], float64.
+class UnitStatistics:
+    """Statistics of the units of one layer: means over all rows (samples x tokens or positions); each [H], float64.
 
-    With ``L(x)`` the loss of one sample, z the module's own output (the pre-activation) and h what the nonlinearity
-    behind it makes of z (z itself where none follows):
+    ``L(x)`` is the loss of one sample, z the layer's own output (the pre-activation), and h the output of the
+    nonlinearity that follows (z if there is none).
 
     Attributes:
         activation: E|h_i|, the score of ReDo.
         pre_gradient: E|∂L/∂z_i|, the score of RnR's ReGraMa and Low Gradient Quantile (paper 3.3).
         post_gradient: E|∂L/∂h_i|, the score of ReGraMa as published.
-        signed_gradient: E[∂L/∂z_i], the quantity of the paper's Fig. 3.
-        weight_gradient: mean_j |∂E[L]/∂W_ij|, the score of ReGraMa as released; cancels across samples.
-        weight_norm: ||W_i||, the length of the incoming weights.
+        signed_gradient: E[∂L/∂z_i], the quantity in the paper's Fig. 3.
+        weight_gradient: mean_j |∂E[L]/∂W_ij|, the score of ReGraMa as released; it cancels across samples.
+        weight_norm: ||W_i||, the norm of the incoming weights.
     """
 
     activation: Tensor
@@ -41,7 +41,7 @@ class Statistics:
 
 
 class _Sums:
-    """Running sums of one module."""
+    """Running sums of one layer."""
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self.module = module
@@ -49,37 +49,32 @@ class _Sums:
         zeros = torch.zeros(5, unit_count(module), dtype=torch.float64, device=device)
         self.pre, self.post, self.pre_gradient, self.post_gradient, self.signed = zeros.unbind()
         self.activated_rows = 0
-        self.awaits_activation = False  # only the first nonlinearity after a run of the module makes h of z
+        self.awaits_activation = False  # h is the output of the first nonlinearity after each run of the module
 
-    def add(self, into: Tensor, values: Tensor, scale: float = 1.0) -> None:
-        into += unit_rows(self.module, values).abs().sum(0, dtype=torch.float64) * scale
-
-
-def pieces(batch: TensorDictBase, size: int = PIECE) -> Iterable[TensorDictBase]:
-    """The batch in consecutive parts of at most ``size`` samples."""
-    return batch.split(size)
+    def add(self, total: Tensor, values: Tensor, scale: float = 1.0) -> None:
+        total += unit_rows(self.module, values).abs().sum(0, dtype=torch.float64) * scale
 
 
-def measure(
-    network: Network, batch: TensorDictBase, units: Iterable[TracedLayer], *, piece: int = PIECE
-) -> dict[str, Statistics]:
-    """Activations and gradients of the given modules over the batch.
+def measure_units(
+    network: Network, batch: TensorDictBase, layers: Iterable[TracedLayer], *, chunk_size: int = CHUNK_SIZE
+) -> dict[str, UnitStatistics]:
+    """Measure activations and gradients of the given layers over a batch.
 
-    Eval mode, float32, gradients of the mean loss scaled to single samples. ``.grad``, the modules' modes and the
-    global random state are left as they were.
+    Runs in eval mode and float32; gradients of the mean loss are scaled to those of single samples. ``.grad``, the
+    modes of all modules and the global random state are left as they were.
 
     Args:
         network: The network.
-        batch: A large representative batch with what the loss needs.
-        units: The modules to measure, from :func:`plastibench.nn.dataflow.trace`.
-        piece: Samples per forward and backward pass.
+        batch: A large representative batch with the inputs of the loss.
+        layers: The layers to measure, from :func:`plastibench.nn.dataflow.trace`.
+        chunk_size: Samples per forward and backward pass.
     """
-    sums = {unit.name: _Sums(unit.module, network.device) for unit in units}
+    sums = {layer.name: _Sums(layer.module, network.device) for layer in layers}
     parameters = [p for p in network.module.parameters() if p.requires_grad]
     of_weight = {id(total.module.weight): name for name, total in sums.items()}
     weight_gradient = {name: torch.zeros_like(total.module.weight) for name, total in sums.items()}  # type: ignore[arg-type]
 
-    def when_activated(name: str, output: Tensor, unit: Tensor) -> None:
+    def on_activation(name: str, output: Tensor, unit: Tensor) -> None:
         total = sums.get(name)
         if total is None or not total.awaits_activation:
             return
@@ -88,26 +83,26 @@ def measure(
         _add_by_unit(total.post, output.detach().abs(), unit)
         _on_gradient(output, lambda grad: _add_by_unit(total.post_gradient, grad.abs() * size, unit))
 
-    def when_run(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def on_forward(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         total = sums[names[module]]
         total.awaits_activation = True
         total.rows += unit_rows(module, output).shape[0]
         total.add(total.pre, output.detach())
 
-        def note(grad: Tensor) -> None:
+        def add_gradient(grad: Tensor) -> None:
             total.add(total.pre_gradient, grad, size)
             total.signed.add_(unit_rows(module, grad).sum(0, dtype=torch.float64), alpha=size)
 
-        _on_gradient(output, note)
+        _on_gradient(output, add_gradient)
 
     names = {total.module: name for name, total in sums.items()}
-    hooks = [module.register_forward_hook(when_run) for module in names]
+    hooks = [module.register_forward_hook(on_forward) for module in names]
     try:
         with as_evaluated(network.module), torch.enable_grad():
-            for part in pieces(batch, piece):
-                size = len(part)
-                with Dataflow(names, when_activated):
-                    loss = network.loss(network.module, part)
+            for chunk in chunks(batch, chunk_size):
+                size = len(chunk)
+                with UnitTracker(names, on_activation):
+                    loss = network.loss(network.module, chunk)
                 for parameter, grad in zip(
                     parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
                 ):
@@ -119,25 +114,25 @@ def measure(
     return {name: _means(total, weight_gradient[name]) for name, total in sums.items()}
 
 
-def _add_by_unit(into: Tensor, values: Tensor, unit: Tensor) -> None:
-    """Add to ``into[i]`` all values that belong to unit i."""
+def _add_by_unit(total: Tensor, values: Tensor, unit: Tensor) -> None:
+    """Add to ``total[i]`` all values that belong to unit i."""
     axes = [axis for axis, stride in enumerate(unit.stride()) if stride and unit.shape[axis] > 1]
-    if len(axes) == 1 and unit.shape[axes[0]] == len(into):  # units still lie along one axis, as they were laid out
-        into += values.movedim(axes[0], -1).flatten(0, -2).sum(0, dtype=torch.float64)
+    if len(axes) == 1 and unit.shape[axes[0]] == len(total):  # the units still lie along one axis, in order
+        total += values.movedim(axes[0], -1).flatten(0, -2).sum(0, dtype=torch.float64)
     else:
-        into.index_add_(0, unit.flatten().long(), values.flatten().double())
+        total.index_add_(0, unit.flatten().long(), values.flatten().double())
 
 
-def _on_gradient(output: Tensor, note: Callable[[Tensor], None]) -> None:
+def _on_gradient(output: Tensor, hook: Callable[[Tensor], None]) -> None:
     if output.requires_grad:
-        output.register_hook(note)
+        output.register_hook(hook)
 
 
-def _means(total: _Sums, weight_gradient: Tensor) -> Statistics:
+def _means(total: _Sums, weight_gradient: Tensor) -> UnitStatistics:
     rows, activated_rows = max(total.rows, 1), total.activated_rows
     weight = total.module.weight
     assert isinstance(weight, Tensor)
-    return Statistics(
+    return UnitStatistics(
         activation=total.post / activated_rows if activated_rows else total.pre / rows,
         pre_gradient=total.pre_gradient / rows,
         post_gradient=total.post_gradient / activated_rows if activated_rows else total.pre_gradient / rows,

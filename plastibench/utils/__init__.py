@@ -1,1 +1,1 @@
-"""Helpers that know nothing about plasticity: files, seeds, provenance, tables, progress."""
+"""General helpers: files, seeds, process setup, provenance, tables, progress, TensorBoard."""

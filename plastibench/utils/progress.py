@@ -1,4 +1,4 @@
-"""Progress while a run is under way: one live line in a terminal, plain lines elsewhere."""
+"""Progress of a run: one live line in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-_PLAIN_INTERVAL = 30.0  # seconds between lines where output is not a terminal, besides one per task
+_PLAIN_INTERVAL = 30.0  # seconds between lines if stderr is not a terminal; the end of a task is always printed
 
 
 class Progress:
-    """Shows place, result, rate and time left of one run. Writes to stderr."""
+    """Shows position, latest result, rate and remaining time of one run on stderr."""
 
     def __init__(self, name: str, length: int, quiet: bool = False, unit: str = "samples") -> None:
-        """Begin.
+        """Start the display.
 
         Args:
-            name: What is running.
-            length: Updates, or steps, that the whole run takes.
-            quiet: Show nothing.
-            unit: What the rate counts.
+            name: Name of the run.
+            length: Total number of updates or steps of the run.
+            quiet: Print nothing.
+            unit: Unit of the rate.
         """
         self._name, self._length, self._quiet, self._unit = name, length, quiet, unit
         self._start = self._last = time.monotonic()
-        self._first: tuple[float, int] | None = None  # when it was first told how much is done
+        self._first: tuple[float, int] | None = None  # time and progress at the first call of show()
         console = Console(stderr=True)
         self._live = (
             Live(console=console, auto_refresh=False, transient=True) if console.is_terminal and not quiet else None
@@ -34,15 +34,15 @@ class Progress:
         if self._live is not None:
             self._live.start()
 
-    def show(self, done: int, count: int, place: str, figure: str, *, milestone: bool = False) -> None:
-        """Report where the run is.
+    def show(self, done: int, count: int, position: str, value: str, *, milestone: bool = False) -> None:
+        """Update the display.
 
         Args:
-            done: How much of the length is done.
-            count: How many of the unit were done since this object was made.
-            place: ``task 3/10, epoch 20/100``.
-            figure: The latest result, ``accuracy  87.1 %``; may be empty.
-            milestone: The end of a task; always shown.
+            done: Updates or steps that are done.
+            count: Units that were done since this object was created.
+            position: ``task 3/10, epoch 20/100``.
+            value: The latest result, ``accuracy  87.1 %``; may be empty.
+            milestone: Whether a task has ended; always shown.
         """
         now = time.monotonic()
         if self._first is None:
@@ -53,7 +53,7 @@ class Progress:
         since, done_then = self._first
         left = f"{_clock((now - since) / (done - done_then) * (self._length - done))} left" if done > done_then else ""
         rate = count / elapsed if elapsed else 0.0
-        parts = [self._name, place, figure, f"{rate:,.0f} {self._unit}/s", left]
+        parts = [self._name, position, value, f"{rate:,.0f} {self._unit}/s", left]
         line = "  ".join(part for part in parts if part)
         if self._live is not None:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
@@ -62,7 +62,7 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         if self._live is not None:
             self._live.stop()
 

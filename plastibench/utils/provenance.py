@@ -1,8 +1,7 @@
-"""The machine and the software: what a result must say about where it came from, and set-up of a process."""
+"""Provenance of a result: software versions, command line, git commit, hardware."""
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import os
 import platform
@@ -25,7 +24,7 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, plastibench and the packages that results depend on."""
+    """Versions of Python, plastibench, and the packages that affect results."""
     from plastibench import __version__
 
     found = {"python": platform.python_version(), "plastibench": __version__}
@@ -38,12 +37,12 @@ def versions() -> dict[str, str]:
 
 
 def command() -> str:
-    """The command line of this process, as one would type it."""
+    """The command line of this process, quoted for a shell."""
     return shlex.join(["plastibench", *sys.argv[1:]])
 
 
 def commit() -> str:
-    """Git commit of the source tree, with ``+changes`` where it has uncommitted ones; empty outside a checkout."""
+    """Git commit of the source tree, with ``+changes`` if it has uncommitted changes; empty outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return ""
@@ -60,7 +59,7 @@ def commit() -> str:
 
 
 def hardware(device: str) -> dict[str, str | int]:
-    """Processor, cores, memory and the device that a run used."""
+    """Processor, number of cores, and the device of a run."""
     import torch
 
     found: dict[str, str | int] = {"processor": _processor(), "cores": os.cpu_count() or 0, "device": device}
@@ -75,19 +74,3 @@ def _processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def keep_freed_memory() -> None:
-    """Have glibc reuse large freed blocks instead of returning them to the system.
-
-    By default each training step of a ViT maps and unmaps its activations, over a million page faults a step.
-    """
-    if sys.platform != "linux":
-        return
-    try:
-        libc = ctypes.CDLL(None)
-        trim_threshold, mmap_max = -1, -4  # from malloc.h
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(mmap_max, 0)
-    except (OSError, AttributeError):  # another C library
-        return

@@ -1,28 +1,24 @@
-"""What a run needs of its process: a device, PyTorch's settings, a folder to itself, and word of stop requests."""
+"""Set up this process for a run: device, memory, numeric precision, determinism."""
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import os
-import signal
-from collections.abc import Iterator
-from pathlib import Path
-from typing import IO, Any
+import sys
 
 import torch
 
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
-from plastibench.utils import provenance
 
-GPU_SHARE = "PLASTIBENCH_GPU_SHARE"  # of a GPU's memory, for a process that shares it with others
+GPU_SHARE = "PLASTIBENCH_GPU_SHARE"  # environment variable: fraction of GPU memory that this process may use
 
 
 def resolve_device(name: str) -> str:
-    """The device that ``auto`` stands for, or the one named.
+    """Resolve ``auto`` to ``cuda`` or ``cpu``, and check that any other device exists.
 
     Raises:
-        UserError: It does not exist here.
+        UserError: The device is not available.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,14 +33,14 @@ def resolve_device(name: str) -> str:
 
 
 def set_up_torch(spec: RunSpec) -> None:
-    """Memory, precision and determinism of this process, as a spec wants them."""
-    provenance.keep_freed_memory()
+    """Configure memory, precision and determinism of this process as the spec requires."""
+    keep_freed_memory()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
         spec.agent[1].get("precision", "float32") != "float32"
     )
-    share = os.environ.get(GPU_SHARE)
-    if share and spec.run.device.startswith("cuda"):  # a run that wants more fails by itself, not its neighbours
-        torch.cuda.set_per_process_memory_fraction(float(share), torch.device(spec.run.device).index)
+    fraction = os.environ.get(GPU_SHARE)
+    if fraction and spec.run.device.startswith("cuda"):  # a run that needs more memory fails without affecting others
+        torch.cuda.set_per_process_memory_fraction(float(fraction), torch.device(spec.run.device).index)
     torch.use_deterministic_algorithms(spec.run.deterministic)
     if spec.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -52,58 +48,17 @@ def set_up_torch(spec: RunSpec) -> None:
         torch.backends.cuda.enable_mem_efficient_sdp(False)
 
 
-@contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Make the folder, and refuse to run where another process runs the same spec."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / "lock", "w")  # noqa: SIM115 - closed below, and open during the whole run
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot use {folder}: {reason}; choose another place with --runs-dir") from error
-    with file:
-        _lock(file, folder)
-        yield
+def keep_freed_memory() -> None:
+    """Make glibc reuse large freed blocks instead of returning them to the system.
 
-
-def remove_if_unused(folder: Path) -> None:
-    """Delete the folder of a run that could not begin, unless there is more in it than its spec and lock."""
-    with contextlib.suppress(OSError):
-        if {path.name for path in folder.iterdir()} == {"lock", "spec.toml"}:
-            (folder / "spec.toml").unlink()
-            (folder / "lock").unlink()
-            folder.rmdir()
-
-
-def _lock(file: IO[str], folder: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows: no such protection
+    By default each training step of a ViT maps and unmaps its activations: over a million page faults per step.
+    """
+    if sys.platform != "linux":
         return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"{folder.name} is being run by another process; wait for it or choose another --runs-dir"
-        ) from None
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM are appended to; a second signal ends the process at once."""
-    received: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        received.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    try:
-        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: whoever runs us there handles signals
-        yield received
+        libc = ctypes.CDLL(None)
+        trim_threshold, mmap_max = -1, -4  # from malloc.h
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(mmap_max, 0)
+    except (OSError, AttributeError):  # another C library
         return
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

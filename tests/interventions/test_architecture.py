@@ -166,7 +166,7 @@ def test_readers_keep_their_fan_in_and_nothing_grows(builder: str, name: str) ->
         (nn.Sequential(nn.Linear(4, 5), nn.ReLU()), "0 has 5 outputs"),
         (nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3), nn.ReLU()), "2 has 3 outputs"),
         (nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.ReLU()), "grouped"),
-        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.LayerNorm([4, 6, 6]), nn.ReLU()), "normalises"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.LayerNorm([4, 6, 6]), nn.ReLU()), "1 normalizes"),
         (nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(4, 4), nn.ReLU()), "4 groups"),
     ],
 )

@@ -43,7 +43,7 @@ def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(50, 7), (10, 5, 7)])
-def test_pinv_of_a_full_rank_linear_is_numpys_least_squares(shape, bias):
+def test_pinv_of_full_rank_inputs_matches_numpy_lstsq(shape, bias):
     module, inputs = linear(7, 4, bias), noise(*shape)
     targets = noise(*shape[:-1], 4, seed=1)
     expected = np.linalg.lstsq(rows_of(module, inputs), array(targets).reshape(-1, 4), rcond=None)[0]
@@ -54,7 +54,7 @@ def test_pinv_of_a_full_rank_linear_is_numpys_least_squares(shape, bias):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_pinv_of_collinear_inputs_is_numpys_pseudo_inverse(bias):
+def test_pinv_of_collinear_inputs_matches_numpy_pinv(bias):
     module = linear(8, 3, bias)
     inputs = noise(60, 5) @ noise(5, 8, seed=1)  # rank 5 of 8
     targets = noise(60, 3, seed=2)
@@ -63,7 +63,7 @@ def test_pinv_of_collinear_inputs_is_numpys_pseudo_inverse(bias):
     np.testing.assert_allclose(solution(fit), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_pinv_of_fewer_rows_than_columns_is_the_minimum_norm_interpolation():
+def test_pinv_of_fewer_rows_than_columns_is_the_minimum_norm_solution():
     module, inputs, targets = linear(20, 3), noise(6, 20), noise(6, 3, seed=1)
     rows = rows_of(module, inputs)
     fit = solve(module, inputs, targets, Solver("pinv"))
@@ -73,7 +73,7 @@ def test_pinv_of_fewer_rows_than_columns_is_the_minimum_norm_interpolation():
 
 @pytest.mark.parametrize("ridge", [1e-4, 1e-2, 1.0])
 @pytest.mark.parametrize("bias", [True, False])
-def test_delta_ridge_minimises_the_penalised_error_around_the_current_weights(ridge, bias):
+def test_delta_ridge_penalizes_the_change_from_the_current_weights(ridge, bias):
     module, inputs, targets = linear(7, 4, bias), noise(40, 7), noise(40, 4, seed=1)
     expected = delta_ridge(rows_of(module, inputs), array(targets), stacked(module), ridge)
     fit = solve(module, inputs, targets, Solver("delta-ridge", ridge))
@@ -81,7 +81,7 @@ def test_delta_ridge_minimises_the_penalised_error_around_the_current_weights(ri
 
 
 @pytest.mark.parametrize("ridge", [1e-4, 1e-1])
-def test_ridge_minimises_the_penalised_error_around_zero(ridge):
+def test_ridge_penalizes_the_weights(ridge):
     module, inputs, targets = linear(7, 4), noise(40, 7), noise(40, 4, seed=1)
     expected = delta_ridge(rows_of(module, inputs), array(targets), np.zeros((8, 4)), ridge)
     fit = solve(module, inputs, targets, Solver("ridge", ridge))
@@ -89,19 +89,19 @@ def test_ridge_minimises_the_penalised_error_around_zero(ridge):
 
 
 @pytest.mark.parametrize("ridge", [0.0, 1e-2])
-def test_delta_ridge_keeps_the_weights_of_directions_that_the_inputs_do_not_show(ridge):
+def test_delta_ridge_keeps_the_weights_of_directions_without_inputs(ridge):
     module, inputs, targets = linear(8, 3), noise(60, 8), noise(60, 3, seed=1)
     inputs[:, 5] = 0
-    inputs[:, 6] = inputs[:, 7]  # (0, …, 1, -1) is never seen
+    inputs[:, 6] = inputs[:, 7]  # direction (0, …, 1, -1) never occurs
     fit = solve(module, inputs, targets, Solver("delta-ridge", ridge))
     torch.testing.assert_close(fit.weight[:, 5], module.weight[:, 5].double(), rtol=0, atol=1e-9)
     torch.testing.assert_close(
         fit.weight[:, 6] - fit.weight[:, 7], (module.weight[:, 6] - module.weight[:, 7]).double(), rtol=0, atol=1e-7
     )
-    assert (fit.weight[:, 0] - module.weight[:, 0]).abs().max() > 0.01  # it did fit what is seen
+    assert (fit.weight[:, 0] - module.weight[:, 0]).abs().max() > 0.01  # other directions are fitted
 
 
-def test_delta_ridge_returns_the_current_weights_when_they_already_fit():
+def test_delta_ridge_returns_the_current_weights_if_they_already_fit():
     module, inputs = linear(7, 4), noise(40, 7)
     with torch.no_grad():
         targets = module(inputs)
@@ -109,32 +109,32 @@ def test_delta_ridge_returns_the_current_weights_when_they_already_fit():
     np.testing.assert_allclose(solution(fit), stacked(module), atol=1e-6)
 
 
-def test_pieces_add_up_to_the_whole():
+def test_chunks_add_up_to_the_full_batch():
     module, inputs, targets = linear(7, 4), noise(41, 3, 7), noise(41, 3, 4, seed=1)
-    whole = solve(module, inputs, targets, Solver(ridge=RIDGE))
+    full = solve(module, inputs, targets, Solver(ridge=RIDGE))
     fit = fit_for(module)
     for part, wanted in zip(inputs.split(16), targets.split(16), strict=True):
         fit.add(part, wanted)
     parts = fit.solve(Solver(ridge=RIDGE))
-    torch.testing.assert_close(parts.weight, whole.weight, rtol=1e-10, atol=1e-12)
-    assert parts.residual == pytest.approx(whole.residual, rel=1e-9)
+    torch.testing.assert_close(parts.weight, full.weight, rtol=1e-10, atol=1e-12)
+    assert parts.residual == pytest.approx(full.residual, rel=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv", "layernorm"])
-def test_more_rows_than_one_chunk_are_all_taken_in(kind, monkeypatch):
+def test_all_rows_count_if_they_exceed_one_chunk(kind, monkeypatch):
     module = {"linear": linear(5, 4), "conv": nn.Conv2d(2, 3, 3), "layernorm": nn.LayerNorm(4)}[kind]
     inputs = {"linear": noise(9, 7, 5), "conv": noise(9, 2, 6, 6), "layernorm": noise(9, 7, 4)}[kind]
     with torch.no_grad():
         targets = module(inputs) + 0.1 * noise(*module(inputs).shape, seed=1)
-    whole = solve(module, inputs, targets, Solver(ridge=RIDGE))
+    full = solve(module, inputs, targets, Solver(ridge=RIDGE))
     monkeypatch.setattr(solvers, "_CHUNK", 10)
     chunked = solve(module, inputs, targets, Solver(ridge=RIDGE))
-    torch.testing.assert_close(chunked.weight, whole.weight, rtol=1e-9, atol=1e-11)
-    assert chunked.residual == pytest.approx(whole.residual, rel=1e-9)
+    torch.testing.assert_close(chunked.weight, full.weight, rtol=1e-9, atol=1e-11)
+    assert chunked.residual == pytest.approx(full.residual, rel=1e-9)
     assert chunked.residual > 0.01
 
 
-# --- exactly collinear inputs: LayerNorm outputs and the bias column --------------------------------------------------
+# --- collinear inputs: LayerNorm outputs and the bias column ----------------------------------------------------------
 
 
 def layer_norm_rows(count: int = 400, width: int = 24) -> Tensor:
@@ -145,13 +145,13 @@ def layer_norm_rows(count: int = 400, width: int = 24) -> Tensor:
 
 def test_layer_norm_outputs_with_a_bias_column_are_numerically_singular():
     values = np.linalg.svd(with_ones(array(layer_norm_rows())), compute_uv=False)
-    assert values[-1] / values[0] < 1e-6  # otherwise the tests below would show nothing
+    assert values[-1] / values[0] < 1e-6  # otherwise the tests below prove nothing
     assert values[-2] / values[0] > 1e-3
 
 
 @pytest.mark.parametrize("name", ["pinv", "delta-ridge", "ridge"])
 @pytest.mark.parametrize("penalty", [0.0, 1e-12, 1e-2])
-def test_layer_norm_outputs_give_finite_small_weights_and_a_small_residual(name, penalty):
+def test_layer_norm_outputs_give_small_finite_weights_and_a_small_residual(name, penalty):
     module, inputs = linear(24, 12), layer_norm_rows()
     with torch.no_grad():
         targets = module(inputs)
@@ -161,7 +161,7 @@ def test_layer_norm_outputs_give_finite_small_weights_and_a_small_residual(name,
     assert fit.residual < (1e-5 if name == "delta-ridge" or penalty < 1e-3 else 0.2)
 
 
-def test_pinv_reproduces_noisy_targets_of_collinear_inputs_as_well_as_numpy_does():
+def test_pinv_of_collinear_inputs_and_noisy_targets_matches_numpy():
     module, inputs, targets = linear(24, 12), layer_norm_rows(), noise(400, 12, seed=1)
     rows = with_ones(array(inputs))
     best = np.linalg.pinv(rows, rcond=1e-5) @ array(targets)
@@ -172,8 +172,8 @@ def test_pinv_reproduces_noisy_targets_of_collinear_inputs_as_well_as_numpy_does
 
 @pytest.mark.parametrize("name", ["delta-ridge", "ridge"])
 @pytest.mark.parametrize("penalty", [0.0, 1e-18, 1e-15, 1e-12, 1e-10, 1e-6])
-def test_a_faint_penalty_is_no_worse_than_none_on_collinear_inputs(name, penalty):
-    """Float32 rounding makes the null direction slightly visible; dividing by it would be following noise."""
+def test_tiny_penalty_is_no_worse_than_none_on_collinear_inputs(name, penalty):
+    """Float32 rounding gives the null direction a tiny eigenvalue; dividing by it would amplify noise."""
     module, inputs, targets = linear(24, 12), layer_norm_rows(), noise(400, 12, seed=1)
     fit = solve(module, inputs, targets, Solver(name, penalty))
     assert fit.norm_ratio < 2
@@ -183,7 +183,7 @@ def test_a_faint_penalty_is_no_worse_than_none_on_collinear_inputs(name, penalty
 
 
 @pytest.mark.parametrize("name", ["pinv", "delta-ridge", "ridge"])
-def test_duplicated_and_dead_columns_never_fail(name):
+def test_duplicated_and_dead_columns_do_not_fail(name):
     module = linear(40, 5)
     column = noise(30, 1)
     inputs = torch.cat([column.expand(30, 20), torch.zeros(30, 20)], dim=1)  # rank 1 of 40: a dead, collapsed layer
@@ -197,7 +197,7 @@ def test_duplicated_and_dead_columns_never_fail(name):
 
 @pytest.mark.parametrize("name", ["pinv", "delta-ridge", "ridge"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_inputs_that_are_all_zero_give_finite_weights(name, bias):
+def test_zero_inputs_give_finite_weights(name, bias):
     module = linear(6, 3, bias)
     fit = solve(module, torch.zeros(10, 6), noise(10, 3), Solver(name, RIDGE))
     assert np.isfinite(solution(fit)).all()
@@ -207,29 +207,29 @@ def test_inputs_that_are_all_zero_give_finite_weights(name, bias):
         np.testing.assert_allclose(array(fit.bias), array(noise(10, 3)).mean(0), atol=0.3 if name == "ridge" else 0.2)
 
 
-def test_an_eigensolver_that_gives_up_is_asked_again_with_the_same_answer(monkeypatch):
+def test_eigensolver_failure_is_retried_with_the_same_result(monkeypatch):
     module, inputs, targets = linear(8, 3), noise(60, 5) @ noise(5, 8, seed=1), noise(60, 3, seed=2)
-    whole = solve(module, inputs, targets, Solver("pinv"))
+    full = solve(module, inputs, targets, Solver("pinv"))
     calls, eigh = [], torch.linalg.eigh
 
-    def moody(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    def fail_once(matrix: Tensor) -> tuple[Tensor, Tensor]:
         calls.append(matrix)
         if len(calls) == 1:
             raise torch.linalg.LinAlgError("did not converge")
         return eigh(matrix)
 
-    monkeypatch.setattr(torch.linalg, "eigh", moody)
+    monkeypatch.setattr(torch.linalg, "eigh", fail_once)
     again = solve(module, inputs, targets, Solver("pinv"))
     assert len(calls) == 2
-    torch.testing.assert_close(again.weight, whole.weight, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(again.weight, full.weight, rtol=1e-6, atol=1e-8)
 
 
-# --- figures and growth -----------------------------------------------------------------------------------------------
+# --- residual, norm ratio, growth--------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["pinv", "delta-ridge", "ridge"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_residual_and_norm_ratio_are_what_they_say(name, bias):
+def test_residual_and_norm_ratio_match_numpy(name, bias):
     module, inputs, targets = linear(7, 4, bias), noise(40, 7), noise(40, 4, seed=1)
     fit = solve(module, inputs, targets, Solver(name, 0.1))
     error = rows_of(module, inputs) @ solution(fit) - array(targets)
@@ -238,7 +238,7 @@ def test_residual_and_norm_ratio_are_what_they_say(name, bias):
 
 
 def exploding(module: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Inputs with a faint direction that the targets need: least squares must use huge weights."""
+    """Inputs with a weak direction that the targets depend on: least squares needs huge weights."""
     inputs = noise(100, 7)
     inputs[:, 0] *= 1e-2
     return inputs, 100 * inputs[:, :1] @ noise(1, 4, seed=1)
@@ -256,21 +256,21 @@ def test_max_growth_bounds_the_weight_norm(name, limit):
     assert bound.residual > free.residual
 
 
-def test_max_growth_leaves_a_solution_that_obeys_it_alone():
+def test_max_growth_does_not_change_a_solution_within_the_limit():
     module, inputs, targets = linear(7, 4), noise(40, 7), noise(40, 4, seed=1)
     free = solve(module, inputs, targets, Solver(ridge=RIDGE))
     bound = solve(module, inputs, targets, Solver(ridge=RIDGE, max_growth=1.01 * free.norm_ratio))
     torch.testing.assert_close(bound.weight, free.weight, rtol=0, atol=0)
 
 
-def test_a_growth_limit_that_cannot_be_met_ends(monkeypatch):
+def test_max_growth_below_one_terminates(monkeypatch):
     module = linear(6, 3, bias=False)
     calls, inverse = [], solvers._apply_inverse
 
     def counted(gram: Tensor, penalty: float, right: Tensor) -> Tensor:
         calls.append(penalty)
         if len(calls) > 200:
-            raise RuntimeError("the penalty is raised for ever")
+            raise RuntimeError("the penalty is raised without end")
         return inverse(gram, penalty, right)
 
     monkeypatch.setattr(solvers, "_apply_inverse", counted)
@@ -290,13 +290,13 @@ CONVOLUTIONS = {
     "patches": {"kernel_size": 4, "stride": 4},
     "no-bias": {"kernel_size": 3, "bias": False},
     "one-by-one": {"kernel_size": 1, "stride": 2},
-    "everything": {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "bias": False},
+    "all": {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "bias": False},
 }
 
 
 @pytest.mark.parametrize("options", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
 @pytest.mark.parametrize("solver", ["pinv", "delta-ridge"])
-def test_convolutions_are_refitted_on_their_receptive_fields(options, solver):
+def test_convolutions_are_fitted_on_their_receptive_fields(options, solver):
     module = drawn(lambda: nn.Conv2d(2, 5, **options), 1)
     inputs = noise(12, 2, 8, 8)
     with torch.no_grad():
@@ -331,7 +331,7 @@ def test_convolutions_are_refitted_on_their_receptive_fields(options, solver):
         nn.Embedding(3, 4),
     ],
 )
-def test_what_has_no_closed_form_here_has_no_fit(module):
+def test_modules_without_closed_form_have_no_fit(module):
     assert fit_for(module) is None
 
 
@@ -339,7 +339,7 @@ def test_what_has_no_closed_form_here_has_no_fit(module):
 
 
 @pytest.mark.parametrize("eps", [1e-6, 0.5])
-def test_layer_norm_closed_form_is_polyfit_per_feature(eps):
+def test_layer_norm_fit_matches_polyfit_per_feature(eps):
     module = nn.LayerNorm(6, eps=eps)
     inputs = noise(30, 4, 6) * torch.arange(1, 7) + torch.arange(6)
     targets = noise(30, 4, 6, seed=1) + 0.5 * inputs
@@ -370,7 +370,7 @@ def test_layer_norm_without_bias_is_fitted_through_the_origin():
     assert fit.residual == pytest.approx(error, rel=1e-7)
 
 
-def test_layer_norm_feature_that_does_not_vary_keeps_its_scale_and_meets_the_mean():
+def test_constant_layer_norm_feature_keeps_its_scale_and_matches_the_mean():
     module = nn.LayerNorm(4)
     with torch.no_grad():
         module.weight.copy_(torch.tensor([2.0, 3.0, 4.0, 5.0]))

@@ -37,7 +37,7 @@ def stepped(kind: str, steps: int = 3) -> tuple[nn.Parameter, torch.optim.Optimi
 
 
 class Counting(torch.optim.SGD):
-    """Keeps the state that timm's and torch's less usual optimizers keep."""
+    """Keeps the kinds of state found in NAdam and in optimizers of timm."""
 
     def step(self, closure=None):
         super().step(closure)
@@ -48,8 +48,8 @@ class Counting(torch.optim.SGD):
                 state["mu_product"] = state.get("mu_product", torch.ones(())) * 0.9
 
 
-@pytest.mark.parametrize(("rule", "rows", "begins_anew"), [("mean", ROWS, False), ("restart", ROWS, True)])
-def test_counts_that_are_no_tensors_and_products_over_steps_begin_anew(rule, rows, begins_anew):
+@pytest.mark.parametrize(("rule", "rows", "restarts"), [("mean", ROWS, False), ("restart", ROWS, True)])
+def test_number_step_counts_and_products_over_steps_restart(rule, rows, restarts):
     parameter = nn.Parameter(torch.randn(5, 4))
     optimizer = Counting([parameter], lr=LR)
     for _ in range(3):
@@ -57,8 +57,8 @@ def test_counts_that_are_no_tensors_and_products_over_steps_begin_anew(rule, row
         optimizer.step()
     reset_state(optimizer, parameter, rows, rule)
     state = optimizer.state[parameter]
-    assert state["step"] == (0 if begins_anew else 3)
-    assert float(state["mu_product"]) == pytest.approx(1.0 if begins_anew else 0.9**3)
+    assert state["step"] == (0 if restarts else 3)
+    assert float(state["mu_product"]) == pytest.approx(1.0 if restarts else 0.9**3)
     reset_state(optimizer, parameter, torch.ones(5, 1, dtype=torch.bool), "mean")
     assert optimizer.state[parameter]["step"] == 0 and float(optimizer.state[parameter]["mu_product"]) == 1
 
@@ -70,7 +70,7 @@ def copied(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[st
 @pytest.mark.parametrize("part", PARTS.values(), ids=PARTS.keys())
 @pytest.mark.parametrize("rule", ["mean", "zero", "restart"])
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_moments_of_the_changed_part_follow_the_rule_and_the_others_stay(kind, rule, part):
+def test_moments_of_the_changed_part_follow_the_rule_and_the_rest_stays(kind, rule, part):
     parameter, optimizer = stepped(kind)
     _, first, squared = OPTIMIZERS[kind]
     before, weights = copied(optimizer, parameter), parameter.detach().clone()
@@ -82,34 +82,34 @@ def test_moments_of_the_changed_part_follow_the_rule_and_the_others_stay(kind, r
         assert torch.equal(after[name][~inside], before[name][~inside])
         expected = before[name][~inside].mean() if rule == "mean" and name in squared else torch.tensor(0.0)
         torch.testing.assert_close(after[name][inside], expected.expand(int(inside.sum())))
-        assert (after[name][inside] != before[name][inside]).all()  # no write into a copy
+        assert (after[name][inside] != before[name][inside]).all()  # not written into a copy
     assert torch.equal(parameter, weights)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "fused", "rmsprop"])
 @pytest.mark.parametrize(("rule", "steps"), [("mean", 3), ("zero", 3), ("restart", 0)])
-def test_the_step_count_starts_again_only_with_restart(kind, rule, steps):
+def test_step_count_restarts_only_with_restart(kind, rule, steps):
     parameter, optimizer = stepped(kind)
     reset_state(optimizer, parameter, ROWS, rule)
     assert float(optimizer.state[parameter]["step"]) == steps
 
 
 @pytest.mark.parametrize("rule", ["mean", "zero", "restart"])
-def test_when_everything_changed_the_state_is_as_new(rule):
+def test_state_is_new_if_all_entries_changed(rule):
     parameter, optimizer = stepped("adamw")
     reset_state(optimizer, parameter, torch.ones(5, 1, dtype=torch.bool), rule)
     state = optimizer.state[parameter]
     assert all(float(state[name].abs().sum()) == 0 for name in ("step", "exp_avg", "exp_avg_sq"))
 
 
-def test_nothing_changed_leaves_the_state():
+def test_empty_mask_leaves_the_state():
     parameter, optimizer = stepped("adamw")
     before = copied(optimizer, parameter)
     reset_state(optimizer, parameter, torch.zeros(5, 1, dtype=torch.bool), "mean")
     assert all(torch.equal(optimizer.state[parameter][name], value) for name, value in before.items())
 
 
-def test_biases_are_treated_as_weights_are():
+def test_biases_are_treated_like_weights():
     parameter = nn.Parameter(torch.zeros(4))
     optimizer = torch.optim.AdamW([parameter], lr=LR)
     parameter.grad = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -122,7 +122,7 @@ def test_biases_are_treated_as_weights_are():
 
 
 @pytest.mark.parametrize("optimizer", [None, "unstepped", "foreign"])
-def test_without_state_there_is_nothing_to_do(optimizer):
+def test_parameters_without_state_are_skipped(optimizer):
     parameter = nn.Parameter(torch.zeros(5, 4))
     if optimizer == "unstepped":
         optimizer = torch.optim.AdamW([parameter])
@@ -137,7 +137,7 @@ def test_without_state_there_is_nothing_to_do(optimizer):
         assert all(torch.equal(next(iter(optimizer.state.values()))[name], value) for name, value in before.items())
 
 
-def test_sgd_without_momentum_has_nothing_to_forget():
+def test_sgd_without_momentum_has_no_state():
     parameter = nn.Parameter(torch.ones(5, 4))
     optimizer = torch.optim.SGD([parameter], lr=LR)
     parameter.grad = torch.ones(5, 4)
@@ -147,20 +147,20 @@ def test_sgd_without_momentum_has_nothing_to_forget():
     torch.testing.assert_close(parameter.detach(), torch.full((5, 4), 1 - 2 * LR))
 
 
-def test_forget_all_drops_the_named_states_and_no_other():
+def test_clear_state_deletes_only_the_given_states():
     first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([first, second], lr=LR)
     first.grad = second.grad = torch.ones(3)
     optimizer.step()
     clear_state(optimizer, [first])
     assert set(optimizer.state) == {second}
-    optimizer.step()  # and the optimizer goes on
+    optimizer.step()  # the optimizer still works
     assert float(optimizer.state[first]["step"]) == 1
     assert float(optimizer.state[second]["step"]) == 2
 
 
 def moves_after(rule: str, steps: int) -> tuple[list[float], list[float]]:
-    """How many learning rates a re-drawn and a healthy row move at each step, late in training, constant gradient."""
+    """Steps of a reinitialized and a healthy row in learning rates, late in training, at a constant gradient."""
     parameter = nn.Parameter(torch.zeros(4, 3))
     optimizer = torch.optim.AdamW([parameter], lr=LR, betas=(0.9, 0.999), weight_decay=0.0)
     parameter.grad = torch.full((4, 3), 0.7)
@@ -178,22 +178,22 @@ def moves_after(rule: str, steps: int) -> tuple[list[float], list[float]]:
     return [m[0] for m in moves], [m[1] for m in moves]
 
 
-def test_zero_makes_the_redrawn_part_jump():
-    redrawn, healthy = moves_after("zero", 20)
-    assert redrawn[0] == pytest.approx(0.1 / math.sqrt(0.001), rel=1e-3)  # 3.16
-    assert max(redrawn) == pytest.approx(6.57, abs=0.02)
+def test_zero_makes_the_reinitialized_part_jump():
+    reinitialized, healthy = moves_after("zero", 20)
+    assert reinitialized[0] == pytest.approx(0.1 / math.sqrt(0.001), rel=1e-3)  # 3.16
+    assert max(reinitialized) == pytest.approx(6.57, abs=0.02)
     assert healthy == pytest.approx([1.0] * 20, abs=0.01)
 
 
 def test_mean_neither_jumps_nor_slows_the_healthy_part():
-    redrawn, healthy = moves_after("mean", 60)
-    assert redrawn[0] == pytest.approx(0.1, rel=1e-3)
-    assert max(redrawn) < 1.01
-    assert redrawn[-1] == pytest.approx(1.0, abs=0.01)
+    reinitialized, healthy = moves_after("mean", 60)
+    assert reinitialized[0] == pytest.approx(0.1, rel=1e-3)
+    assert max(reinitialized) < 1.01
+    assert reinitialized[-1] == pytest.approx(1.0, abs=0.01)
     assert healthy == pytest.approx([1.0] * 60, abs=0.01)
 
 
-def test_restart_steps_the_redrawn_part_at_once_and_slows_the_healthy_part():
-    redrawn, healthy = moves_after("restart", 1)
-    assert redrawn[0] == pytest.approx(1.0, rel=1e-3)
+def test_restart_moves_the_reinitialized_part_at_once_and_slows_the_healthy_part():
+    reinitialized, healthy = moves_after("restart", 1)
+    assert reinitialized[0] == pytest.approx(1.0, rel=1e-3)
     assert healthy[0] == pytest.approx(10 / math.sqrt(1000), rel=1e-3)  # 0.32

@@ -18,14 +18,14 @@ class Tied(nn.Module):
         self.first.bias.requires_grad_(False)
 
 
-def test_each_trained_parameter_counts_once_and_normalisation_may_be_spared():
+def test_tied_parameters_count_once_and_norms_can_be_excluded():
     module = Tied()
     assert list(trainable_parameters(module)) == ["first.weight", "norm.weight", "second.bias"]
     assert list(trainable_parameters(module, norms=False)) == ["first.weight", "second.bias"]
     assert trainable_parameters(module)["first.weight"] is module.second.weight
 
 
-def test_layers_are_linear_and_convolutions_without_the_output():
+def test_trainable_layers_are_linear_and_conv2d():
     assert list(trainable_layers(network_of(small_vit(depth=1)), output=False)) == [
         "patch_embed.proj",
         *(f"blocks.0.{name}" for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
@@ -39,29 +39,29 @@ def test_layers_are_linear_and_convolutions_without_the_output():
     )
 
 
-def test_what_is_remembered_is_a_copy_of_the_first_sight_in_each_shape():
-    memory: dict[str, torch.Tensor] = {}
+def test_initial_values_are_copies_from_the_first_call_with_each_shape():
+    store: dict[str, torch.Tensor] = {}
     tensor = torch.arange(3.0)
-    assert initial_values(memory, {"a": tensor})[0].data_ptr() != tensor.data_ptr()
+    assert initial_values(store, {"a": tensor})[0].data_ptr() != tensor.data_ptr()
     tensor.add_(1)
-    assert initial_values(memory, {"a": tensor, "b": tensor})[0].tolist() == [0, 1, 2]
-    assert memory["b"].tolist() == [1, 2, 3]
-    assert initial_values(memory, {"a": tensor[:2]})[0].tolist() == [1, 2]
-    assert initial_values(memory, {"c": tensor}, torch.neg)[0].tolist() == [-1, -2, -3]
+    assert initial_values(store, {"a": tensor, "b": tensor})[0].tolist() == [0, 1, 2]
+    assert store["b"].tolist() == [1, 2, 3]
+    assert initial_values(store, {"a": tensor[:2]})[0].tolist() == [1, 2]
+    assert initial_values(store, {"c": tensor}, torch.neg)[0].tolist() == [-1, -2, -3]
 
 
-def test_learning_rates_are_those_of_the_groups():
+def test_learning_rates_are_those_of_the_parameter_groups():
     module = Tied()
     optimizer = torch.optim.SGD(
         [{"params": [module.first.weight], "lr": 0.5}, {"params": [module.norm.weight]}], lr=0.1
     )
     network = Network(module, optimizer, loss)
     assert learning_rates(network, trainable_parameters(module).values()) == [0.5, 0.1, 0.0]
-    with pytest.raises(UserError, match="give Network"):
+    with pytest.raises(UserError, match="no optimizer"):
         learning_rates(Network(module, None, loss), trainable_parameters(module).values())
 
 
-def test_norms_of_others_are_known_by_their_names() -> None:
+def test_norms_of_other_libraries_are_recognized_by_name() -> None:
     class LlamaRMSNorm(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -79,8 +79,8 @@ def doubled_batch(count: int = 40):
     return batch
 
 
-def prepared(builder, lr: float | None = None) -> tuple[Network, nn.Module, dict[str, Tensor]]:
-    """A float64 network off its initial point, another draw of it, and masks of a third of the units of all but one."""
+def make_case(builder, lr: float | None = None) -> tuple[Network, nn.Module, dict[str, Tensor]]:
+    """A noisy float64 network, another initialization, and masks of a third of the units except in the last layer."""
     network = network_of(double(builder), lr=lr)
     add_noise(network.module, 0.2)
     source = drawn(double(builder), 77)
@@ -90,14 +90,14 @@ def prepared(builder, lr: float | None = None) -> tuple[Network, nn.Module, dict
 
 
 def by_hand(module: nn.Module, source: nn.Module, names: list[str], masks: dict[str, Tensor], batch) -> nn.Module:
-    """Algorithm 1 on a copy: re-draw units of one module, refit the next to what the old network returned there."""
+    """Algorithm 1 on a copy: reinitialize units of a layer, refit the next one to the outputs of the old network."""
     teacher, student = copy.deepcopy(module), copy.deepcopy(module)
     for name, reader in itertools.pairwise(names):
         copy_units(student.get_submodule(name), source.get_submodule(name), masks[name])
-        place = student.get_submodule(reader)
-        if not (isinstance(place, nn.Conv2d) and place.groups > 1):
+        target = student.get_submodule(reader)
+        if not (isinstance(target, nn.Conv2d) and target.groups > 1):
             inputs, targets = seen(student, reader, batch)[0], seen(teacher, reader, batch)[1]
-            write(place, refitted(place, inputs, targets, RIDGE))
+            write(target, refitted(target, inputs, targets, RIDGE))
     return student
 
 
@@ -107,8 +107,8 @@ def assert_same(module: nn.Module, expected: nn.Module) -> None:
 
 
 @each_network
-def test_one_pass_equals_the_algorithm_by_hand(builder):
-    network, source, masks = prepared(builder)
+def test_one_pass_matches_the_algorithm_by_hand(builder):
+    network, source, masks = make_case(builder)
     batch = doubled_batch()
     units = trace(network, batch)
     names = [unit.name for unit in units]
@@ -122,9 +122,9 @@ def test_one_pass_equals_the_algorithm_by_hand(builder):
 
 
 @each_network
-def test_pair_by_pair_equals_the_algorithm_by_hand(builder, monkeypatch):
-    monkeypatch.setattr("plastibench.nn.refit.CHUNK_SIZE", 16)  # 40 samples: two whole pieces and a part
-    network, source, masks = prepared(builder)
+def test_pairs_match_the_algorithm_by_hand(builder, monkeypatch):
+    monkeypatch.setattr("plastibench.nn.refit.CHUNK_SIZE", 16)  # 40 samples: two full chunks and a partial one
+    network, source, masks = make_case(builder)
     batch = doubled_batch()
     units = trace(network, batch)
     expected = by_hand(network.module, source, [unit.name for unit in units], masks, batch)
@@ -136,7 +136,7 @@ def test_pair_by_pair_equals_the_algorithm_by_hand(builder, monkeypatch):
     assert_same(network.module, expected)
 
 
-def test_a_teacher_is_a_frozen_copy():
+def test_frozen_copy_does_not_change_with_the_network():
     network = network_of(agent_builder("mlp", width=8))
     teacher = frozen_copy(network)
     assert not any(p.requires_grad for p in teacher.parameters())
@@ -146,7 +146,7 @@ def test_a_teacher_is_a_frozen_copy():
     assert torch.equal(logits(teacher, images()), before)
 
 
-def test_only_the_modules_asked_for_are_refitted_and_lose_their_optimizer_state():
+def test_only_selected_layers_are_refitted_and_lose_their_optimizer_state():
     builder, batch = agent_builder("mlp", width=8, hidden=3), images(64)
     network = train(network_of(builder, lr=1e-2), batch)
     units = trace(network, batch)
@@ -161,7 +161,7 @@ def test_only_the_modules_asked_for_are_refitted_and_lose_their_optimizer_state(
     assert kept == set(dict(network.module.named_parameters())) - {"5.weight", "5.bias"}
 
 
-def test_revived_rows_of_a_reader_are_spared():
+def test_revived_rows_of_a_reader_are_kept():
     builder, batch = agent_builder("mlp", width=8), images(64)
     network = network_of(builder)
     units = trace(network, batch)
@@ -175,10 +175,10 @@ def test_revived_rows_of_a_reader_are_spared():
         after = network.module.get_parameter(name)
         assert torch.equal(after[masks["3"]], revived[name][masks["3"]])
         assert not torch.isclose(after[~masks["3"]], old[name][~masks["3"]]).any(dim=-1).all()
-    assert torch.equal(network.module[1].weight, revived["1.weight"])  # the first module is never refitted
+    assert torch.equal(network.module[1].weight, revived["1.weight"])  # the first layer is never refitted
 
 
-def test_the_residual_reported_is_that_of_the_outputs():
+def test_reported_residual_is_that_of_the_outputs():
     builder, batch = agent_builder("mlp", width=8), images(64)
     network = network_of(builder)
     units, teacher = trace(network, batch), frozen_copy(network)
@@ -193,7 +193,7 @@ def test_the_residual_reported_is_that_of_the_outputs():
         assert fits[name].norm_ratio == pytest.approx(float(ratio), rel=1e-5)
 
 
-# --- nothing is left behind -------------------------------------------------------------------------------------------
+# --- no side effects --------------------------------------------------------------------------------------------------
 
 
 def assert_clean(module: nn.Module) -> None:
@@ -212,7 +212,7 @@ def last_pair(network: Network, batch, units: list[TracedLayer]) -> None:
 
 
 @pytest.mark.parametrize("refit", [one_pass, last_pair])
-def test_refitting_leaves_modes_gradients_hooks_and_random_states(refit):
+def test_refitting_has_no_side_effects(refit):
     network, batch = network_of(small_vit(dropout=0.4)), images()
     network.module.blocks[0].eval()
     for parameter in network.module.parameters():
@@ -225,29 +225,29 @@ def test_refitting_leaves_modes_gradients_hooks_and_random_states(refit):
     assert all(p.requires_grad and bool((p.grad == 1).all()) for p in network.module.parameters())
 
 
-class Stumble(nn.Module):
+class Failing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x
 
 
 @pytest.mark.parametrize(("refit", "call"), [(one_pass, 1), (last_pair, 1), (last_pair, 2)])
-def test_a_pass_that_raises_in_the_middle_leaves_nothing_behind(refit, call, monkeypatch):
+def test_refitting_has_no_side_effects_when_a_pass_raises(refit, call, monkeypatch):
     def builder() -> nn.Module:
         module = small_vit()()
-        module.blocks[0].mlp.act = nn.Sequential(module.blocks[0].mlp.act, Stumble())
+        module.blocks[0].mlp.act = nn.Sequential(module.blocks[0].mlp.act, Failing())
         return module
 
     network, batch = network_of(builder), images()
     units, modes = trace(network, batch), [c.training for c in network.module.modules()]
     calls = []
 
-    def stumble(self: Stumble, x: Tensor) -> Tensor:
+    def fail(self: Failing, x: Tensor) -> Tensor:
         calls.append(len(x))
         if len(calls) == call:
             raise ArithmeticError
         return x
 
-    monkeypatch.setattr(Stumble, "forward", stumble)
+    monkeypatch.setattr(Failing, "forward", fail)
     with pytest.raises(ArithmeticError):
         refit(network, batch, units)
     assert len(calls) == call

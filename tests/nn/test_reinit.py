@@ -19,7 +19,7 @@ def sequential(*layers) -> nn.Sequential:
 
 
 class Tokens(nn.Module):
-    """A Linear on tokens whose outputs are flattened, tokens first."""
+    """A Linear on tokens, flattened with the tokens first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Tokens(nn.Module):
 
 
 class ChannelsLast(nn.Module):
-    """A convolution whose map is flattened with the channels last."""
+    """A convolution, flattened with the channels last."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class ChannelsLast(nn.Module):
 
 
 class Mixer(nn.Module):
-    """A Linear over tokens reads a Linear over channels; there happen to be as many tokens as channels."""
+    """A Linear over tokens reads a Linear over channels; the numbers of tokens and channels are equal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,8 +84,8 @@ NETWORKS = {
 }  # fmt: skip
 
 
-def hold(module: nn.Module, channels: list[int], value: float, dim: int):
-    """From now on these outputs of the module are ``value``."""
+def fix_outputs(module: nn.Module, channels: list[int], value: float, dim: int):
+    """Fix these outputs of the module to ``value``."""
 
     def replace(_: nn.Module, args: object, output: Tensor) -> Tensor:
         return output.index_fill(dim, torch.tensor(channels), value)
@@ -94,14 +94,14 @@ def hold(module: nn.Module, channels: list[int], value: float, dim: int):
 
 
 @pytest.mark.parametrize(("builder", "name"), NETWORKS.values(), ids=NETWORKS.keys())
-def test_zeroing_outgoing_weights_removes_what_the_units_say_and_nothing_else(builder, name):
+def test_zero_outgoing_removes_the_influence_of_the_units_and_nothing_else(builder, name):
     network, batch = network_of(builder), images(8)
     add_noise(network.module)
     module = network.module.get_submodule(name)
     dim = 1 if isinstance(module, nn.Conv2d) else -1
     before = logits(network.module, batch)
-    # Units 1 and 2 held far below zero (before any BatchNorm of positive scale) are silent behind a ReLU or GELU.
-    handle = hold(module, [1, 2], -1e4, dim)
+    # Units 1 and 2 far below zero (before a BatchNorm with positive scale) have no effect after a ReLU or GELU.
+    handle = fix_outputs(module, [1, 2], -1e4, dim)
     for child in network.module.modules():
         if isinstance(child, nn.BatchNorm2d):
             child.weight.data.abs_()
@@ -111,11 +111,11 @@ def test_zeroing_outgoing_weights_removes_what_the_units_say_and_nothing_else(bu
     units = trace(network, batch)
     zero_outgoing(network, units, {name: mask(len(module.weight), 1, 2)}, "mean")
     torch.testing.assert_close(logits(network.module, batch), silent, rtol=1e-4, atol=1e-5)
-    hold(module, [1, 2], 3.0, dim)  # whatever the units say
+    fix_outputs(module, [1, 2], 3.0, dim)  # the values of the units no longer matter
     torch.testing.assert_close(logits(network.module, batch), silent, rtol=1e-4, atol=1e-5)
 
 
-def test_readers_over_another_axis_are_left_alone():
+def test_zero_outgoing_skips_readers_over_another_axis():
     network, batch = network_of(Mixer), images(8)
     before = state(network.module)
     zero_outgoing(network, trace(network, batch), {"inner": mask(4, 1)}, "mean")
@@ -123,7 +123,7 @@ def test_readers_over_another_axis_are_left_alone():
 
 
 @pytest.mark.parametrize("activation", [nn.Identity, nn.ReLU])
-def test_a_layernorm_between_keeps_its_entries_and_its_reader_loses_the_columns(activation):
+def test_zero_outgoing_passes_through_a_layer_norm(activation):
     layers = nn.Linear(64, 8), activation(), nn.LayerNorm(8), nn.Linear(8, 10)
     network = network_of(lambda: sequential(nn.Flatten(), *layers))
     before = state(network.module)
@@ -132,7 +132,7 @@ def test_a_layernorm_between_keeps_its_entries_and_its_reader_loses_the_columns(
     assert all(torch.equal(tensor, before[name]) for name, tensor in state(network.module).items())
 
 
-def test_readers_behind_a_norm_of_which_not_all_is_known_are_left_alone():
+def test_zero_outgoing_skips_a_layer_norm_with_unknown_readers():
     class Mixed(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
             x = self[2](F.relu(self[1](self[0](x))))
@@ -147,27 +147,27 @@ def test_readers_behind_a_norm_of_which_not_all_is_known_are_left_alone():
     assert all(torch.equal(tensor, before[name]) for name, tensor in state(network.module).items())
 
 
-def test_a_layernorm_and_the_row_that_it_normalises_are_one_neuron():
+def test_masks_of_a_layer_norm_include_the_layer_that_it_normalizes():
     layers = nn.Linear(64, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 10)
     network = network_of(lambda: sequential(nn.Flatten(), *layers))
     masks = {"2": mask(6, 0, 1), "5": mask(6, 2)}
     found = include_normalized_layers(trace(network, images(8)), masks)
-    assert set(found) == {"1", "2", "5"}  # 4 is a layer of its own, though 5 has as many units
+    assert set(found) == {"1", "2", "5"}  # 4 and 5 have the same width, but 5 does not normalize 4
     assert found["1"] is masks["2"]
 
 
-def test_zeroed_columns_lose_their_moments():
+def test_zero_outgoing_resets_the_moments():
     builder = agent_builder("mlp", width=8)
     network, batch = train(network_of(builder, lr=1e-2), images(16)), images(16)
     reader = network.module[3].weight
     before = {name: value.clone() for name, value in network.optimizer.state[reader].items()}
     zero_outgoing(network, trace(network, batch), {"1": mask(8, 2, 5)}, "zero")
     after = network.optimizer.state[reader]
-    gone = mask(8, 2, 5)
+    masked = mask(8, 2, 5)
     for name in ("exp_avg", "exp_avg_sq"):
-        assert torch.equal(after[name][:, ~gone], before[name][:, ~gone])
-        assert float(after[name][:, gone].abs().max()) == 0
-        assert float(before[name][:, gone].abs().max()) > 0
+        assert torch.equal(after[name][:, ~masked], before[name][:, ~masked])
+        assert float(after[name][:, masked].abs().max()) == 0
+        assert float(before[name][:, masked].abs().max()) > 0
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_zeroed_columns_lose_their_moments():
         (small_vit(variant="hnt"), "blocks.0.attn.qkv"),
     ],
 )
-def test_redrawing_writes_the_fresh_rows_and_no_others(builder, name):
+def test_reinitialization_copies_the_fresh_rows_only(builder, name):
     network, batch = train(network_of(builder, lr=1e-2), images(16)), images(16)
     module = network.module.get_submodule(name)
     before = state(network.module)
@@ -197,7 +197,7 @@ def test_redrawing_writes_the_fresh_rows_and_no_others(builder, name):
     for parameter in module.parameters():
         moments = network.optimizer.state[parameter]
         assert float(moments["exp_avg"][chosen].abs().max()) == 0
-        assert array(moments["exp_avg_sq"][chosen]).std() == 0  # one number, the mean of the others
+        assert array(moments["exp_avg_sq"][chosen]).std() == 0  # one value, the mean of the others
         torch.testing.assert_close(moments["exp_avg_sq"][chosen].flatten()[0], moments["exp_avg_sq"][~chosen].mean())
 
 

@@ -13,7 +13,7 @@ from plastibench.nn.network import Network
 from plastibench.nn.unit_statistics import UnitStatistics, measure_units
 from tests.helpers import add_noise, array, images, network_of, small_vit, state
 
-FIGURES = ("activation", "pre_gradient", "post_gradient", "signed_gradient", "weight_gradient", "weight_norm")
+FIELDS = ("activation", "pre_gradient", "post_gradient", "signed_gradient", "weight_gradient", "weight_norm")
 
 
 def measured(network: Network, batch, **options) -> dict[str, UnitStatistics]:
@@ -26,7 +26,7 @@ def assert_statistics(found: UnitStatistics, expected: dict[str, np.ndarray], **
 
 
 def by_hand(pre: np.ndarray, post: np.ndarray, d_pre: np.ndarray, d_post: np.ndarray) -> dict[str, np.ndarray]:
-    """Statistics of [rows, H] arrays, gradients being those of single samples' losses."""
+    """Statistics of [rows, H] arrays; gradients are those of the losses of single samples."""
     return {
         "activation": np.abs(post).mean(0),
         "pre_gradient": np.abs(d_pre).mean(0),
@@ -54,7 +54,7 @@ def relu(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Toy(nn.Module):
-    """Linear, activation, Linear: all its statistics can be written down."""
+    """Linear, activation, Linear: its statistics have closed forms."""
 
     def __init__(self, activation=F.gelu) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def toy_by_hand(module: Toy, batch, activation) -> tuple[dict[str, np.ndarray], 
     z = x @ w1.T + b1
     h, slope = activation(z)
     y = h @ w2.T + b2
-    d_y = softmax(y) - one_hot(batch["label"])  # of each sample's own loss
+    d_y = softmax(y) - one_hot(batch["label"])  # of the loss of each sample
     d_h = d_y @ w2
     d_z = d_h * slope
     first = by_hand(z, h, d_z, d_h) | {
@@ -97,25 +97,25 @@ TOYS = {
 
 
 @pytest.mark.parametrize(("activation", "numpy"), TOYS.values(), ids=TOYS.keys())
-@pytest.mark.parametrize("piece", [256, 7, 1])
-def test_all_figures_of_a_small_network_equal_numpys(activation, numpy, piece):
+@pytest.mark.parametrize("chunk_size", [256, 7, 1])
+def test_statistics_of_a_small_network_match_numpy(activation, numpy, chunk_size):
     network, batch = network_of(lambda: Toy(activation)), images(23)  # 7 does not divide 23
     add_noise(network.module)
-    found = measured(network, batch, piece=piece)
+    found = measured(network, batch, chunk_size=chunk_size)
     first, head = toy_by_hand(network.module, batch, numpy)
     assert_statistics(found["first"], first)
     assert_statistics(found["head"], head)
 
 
-def test_figures_do_not_depend_on_the_size_of_the_batch():
+def test_statistics_do_not_depend_on_the_batch_size():
     network, batch = network_of(Toy), images(12)
     once = measured(network, batch)
     twice = measured(network, torch.cat([batch, batch]))
-    for figure in FIGURES:
-        torch.testing.assert_close(getattr(twice["first"], figure), getattr(once["first"], figure), rtol=1e-5, atol=0)
+    for field in FIELDS:
+        torch.testing.assert_close(getattr(twice["first"], field), getattr(once["first"], field), rtol=1e-5, atol=0)
 
 
-def test_weight_gradients_cancel_across_samples_and_row_gradients_do_not():
+def test_weight_gradients_cancel_across_samples_but_row_gradients_do_not():
     network = network_of(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Linear(6, 1)))
     batch = images(2)
     batch["image"][1] = batch["image"][0]
@@ -128,7 +128,7 @@ def test_weight_gradients_cancel_across_samples_and_row_gradients_do_not():
 
 
 class Tokens(nn.Module):
-    """A LayerNorm and a Linear on four tokens of which each has its own influence on the output."""
+    """A LayerNorm and a Linear on four tokens with different weights in the output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,11 +141,11 @@ class Tokens(nn.Module):
         return self.head((tokens * torch.tensor([1.0, 2.0, 3.0, 0.0])[:, None]).mean(1))
 
 
-@pytest.mark.parametrize("piece", [256, 4])
-def test_tokens_are_rows_of_their_own(piece):
+@pytest.mark.parametrize("chunk_size", [256, 4])
+def test_each_token_is_a_row(chunk_size):
     network, batch = network_of(Tokens), images(9)
     module = add_noise(network.module)
-    found = measured(network, batch, piece=piece)
+    found = measured(network, batch, chunk_size=chunk_size)
     x = array(batch["image"]).reshape(9, 4, 16)
     normed = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + module.norm.eps)
     n = normed * array(module.norm.weight) + array(module.norm.bias)
@@ -168,7 +168,7 @@ def test_tokens_are_rows_of_their_own(piece):
 
 
 class Map(nn.Module):
-    """A convolution whose map is averaged after a ReLU."""
+    """A convolution whose feature map is averaged after a ReLU."""
 
     def __init__(self, in_place: bool = False) -> None:
         super().__init__()
@@ -181,11 +181,11 @@ class Map(nn.Module):
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("piece", [256, 4])
-def test_positions_of_a_convolution_are_rows_of_their_own(in_place, piece):
+@pytest.mark.parametrize("chunk_size", [256, 4])
+def test_each_position_of_a_convolution_is_a_row(in_place, chunk_size):
     network, batch = network_of(lambda: Map(in_place)), images(9)
     module = add_noise(network.module)
-    found = measured(network, batch, piece=piece)["conv"]
+    found = measured(network, batch, chunk_size=chunk_size)["conv"]
     x, w = array(batch["image"])[:, 0], array(module.conv.weight)[:, 0]
     z = np.zeros((9, 3, 3, 3))
     for row in range(3):
@@ -203,7 +203,7 @@ def test_positions_of_a_convolution_are_rows_of_their_own(in_place, piece):
     np.testing.assert_allclose(array(found.weight_norm), np.linalg.norm(w.reshape(3, -1), axis=1), rtol=1e-6)
 
 
-def test_gradients_are_finite_differences_of_the_loss():
+def test_gradients_match_finite_differences_of_the_loss():
     network, batch = network_of(lambda: Toy(F.gelu).double()), images(5).double()
     batch["label"] = batch["label"].long()
     module = add_noise(network.module)
@@ -221,14 +221,14 @@ def test_gradients_are_finite_differences_of_the_loss():
     torch.testing.assert_close(found.signed_gradient, slopes.mean(1), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("piece", [1, 5, 16])
-def test_pieces_of_any_size_give_the_same_figures_of_a_vit(piece):
+@pytest.mark.parametrize("chunk_size", [1, 5, 16])
+def test_chunk_size_does_not_change_the_statistics_of_a_vit(chunk_size):
     network, batch = network_of(small_vit()), images(16)
-    whole, parts = measured(network, batch), measured(network, batch, piece=piece)
-    for name in whole:
-        for figure in FIGURES:
+    full, parts = measured(network, batch), measured(network, batch, chunk_size=chunk_size)
+    for name in full:
+        for field in FIELDS:
             torch.testing.assert_close(
-                getattr(parts[name], figure), getattr(whole[name], figure), rtol=1e-3, atol=1e-7, msg=f"{name} {figure}"
+                getattr(parts[name], field), getattr(full[name], field), rtol=1e-3, atol=1e-7, msg=f"{name} {field}"
             )
 
 
@@ -242,7 +242,7 @@ class Shared(nn.Module):
         return self.head(F.relu(self.fc(F.relu(self.fc(x.flatten(1)[:, :8])))))
 
 
-def test_a_module_that_runs_twice_is_averaged_over_both_runs():
+def test_layer_that_runs_twice_is_averaged_over_both_runs():
     network, batch = network_of(Shared), images(9)
     module = add_noise(network.module)
     x = array(batch["image"]).reshape(9, -1)[:, :8]
@@ -253,7 +253,7 @@ def test_a_module_that_runs_twice_is_averaged_over_both_runs():
     np.testing.assert_allclose(array(found), (first.mean(0) + second.mean(0)) / 2, rtol=1e-5)
 
 
-def test_of_two_nonlinearities_in_a_row_the_first_gives_the_activation():
+def test_activation_is_the_output_of_the_first_of_two_nonlinearities():
     network = network_of(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Tanh(), nn.Linear(6, 10)))
     batch = images(9)
     with torch.no_grad():
@@ -281,7 +281,7 @@ class Transposed(nn.Module):
 
 
 @pytest.mark.parametrize("builder", RESHAPED.values(), ids=RESHAPED.keys())
-def test_activations_of_reshaped_outputs_still_belong_to_their_channels(builder):
+def test_activations_of_reshaped_outputs_belong_to_their_channels(builder):
     network, batch = network_of(builder), images(9)
     module = add_noise(network.module, 0.1)
     with torch.no_grad():
@@ -291,10 +291,10 @@ def test_activations_of_reshaped_outputs_still_belong_to_their_channels(builder)
     np.testing.assert_allclose(array(measured(network, batch)["0"].activation), expected, rtol=1e-5)
 
 
-# --- nothing is left behind -------------------------------------------------------------------------------------------
+# --- no side effects --------------------------------------------------------------------------------------------------
 
 
-def test_measuring_leaves_no_trace():
+def test_measuring_has_no_side_effects():
     network, batch = network_of(small_vit(dropout=0.3)), images()
     module = network.module
     module.blocks[0].eval()
@@ -349,7 +349,7 @@ def test_hooks_and_modes_are_restored_when_the_loss_raises():
     assert torch.overrides._get_current_function_mode_stack() == []
 
 
-def test_a_frozen_module_is_measured_all_the_same():
+def test_frozen_layers_are_measured():
     network, batch = network_of(Toy), images()
     expected = measured(network, batch)["first"]
     network.module.head.requires_grad_(False)
