@@ -35,7 +35,7 @@ class _SourceTreeFinder(MetaPathFinder):
 
 
 if (_ROOT / "pyproject.toml").is_file() and (_ROOT / "envs" / "__init__.py").is_file():
-    sys.meta_path.append(_SourceTreeFinder())
+    sys.meta_path.insert(0, _SourceTreeFinder())  # before the finder of an editable install of another checkout
 
 _PUBLIC = {
     "Network": "plastibench.nn.network",
