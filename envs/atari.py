@@ -8,9 +8,11 @@ from typing import Any
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_env
 from plastibench.envs.control import Control, Frames, choose, needs
 
 
+@register_env("rl-atari-*", "Any Atari game of the ALE, for example rl-atari-breakout", id="*")
 @dataclass(frozen=True)
 class Atari(Control):
     """84x84 grey frames, every fourth one, a maximum over two; rewards as the game counts them."""

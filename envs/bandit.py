@@ -12,10 +12,15 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_env
 from plastibench.envs.control import Control, Frames, RLEnvironment
 from plastibench.envs.datasets import load_dataset
 
 
+@register_env(
+    "rl-bandit-digits",
+    "Contextual bandit: 400 digits, with newly drawn rewarded actions in each of 10 tasks; two minutes on a CPU",
+)
 @dataclass(frozen=True)
 class DigitsBandit(Control):
     """A digit is shown; one action of ten pays. Which one is random for each image, and drawn anew for each task.

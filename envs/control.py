@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.config.options import option
+from plastibench.config.registry import register_env
 
 Frames = npt.NDArray[Any]
 _SAME_STEP = {"autoreset_mode": AutoresetMode.SAME_STEP}  # the default shows a dead step after each episode
@@ -23,9 +24,21 @@ _SAME_STEP = {"autoreset_mode": AutoresetMode.SAME_STEP}  # the default shows a 
 _BOUNDS = {"CartPole-v1": (22.5, 500.0)}
 
 
+@register_env("gym", "Any gymnasium environment (--env.id)")
+@register_env(
+    "rl-cartpole",
+    "CartPole-v1; two minutes with dqn-mlp on a CPU",
+    id="CartPole-v1",
+    steps=500_000,
+    envs=32,
+    evaluate_every=25_000,
+)
+@register_env("rl-pendulum", "Pendulum-v1; four minutes with sac-mlp on a CPU", id="Pendulum-v1", steps=20_000, envs=4)
 @dataclass(frozen=True)
 class Control:
     """Any gymnasium environment by its id."""
+
+    kind = "rl"
 
     id: str = option("CartPole-v1", "gymnasium id; images have their channels last")
     steps: int = option(100_000, "steps of the agent in each task", low=1)

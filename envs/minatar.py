@@ -12,11 +12,17 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_env
 from plastibench.envs.control import Control, Frames, choose, make_vector, needs
 
 GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 
 
+@register_env("rl-minatar-asterix", "MinAtar Asterix: 10x10 cells", id="asterix")
+@register_env("rl-minatar-breakout", "MinAtar Breakout: 10x10 cells", id="breakout")
+@register_env("rl-minatar-freeway", "MinAtar Freeway: 10x10 cells", id="freeway")
+@register_env("rl-minatar-seaquest", "MinAtar Seaquest: 10x10 cells", id="seaquest")
+@register_env("rl-minatar-space-invaders", "MinAtar Space Invaders: 10x10 cells", id="space-invaders")
 @dataclass(frozen=True)
 class MinAtar(Control):
     """One game, its own minimal set of actions, sticky with probability 0.1."""
@@ -29,6 +35,7 @@ class MinAtar(Control):
         return _game(self.id, count, self.max_episode_steps, minimal=True)
 
 
+@register_env("rl-minatar-permuted", "MinAtar Breakout with a new channel permutation in each task")
 @dataclass(frozen=True)
 class PermutedMinAtar(MinAtar):
     """One game whose channels are permuted anew for each task; the first task shows them as they are."""
@@ -52,6 +59,7 @@ class PermutedMinAtar(MinAtar):
         return _permutations(self.permutation_seed, task + 1, channels)[task]
 
 
+@register_env("rl-minatar-sequence", "MinAtar games one after another, with all six actions")
 @dataclass(frozen=True)
 class MinAtarSequence(Control):
     """Games one after another, with the full set of six actions, channels padded to ten."""

@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_env
 from plastibench.envs.control import Control, choose, make_vector, needs
 
 ROBOTS = (
@@ -18,6 +19,7 @@ ROBOTS = (
 )
 
 
+@register_env("rl-mujoco-*", "A MuJoCo robot, for example rl-mujoco-half-cheetah", id="*")
 @dataclass(frozen=True)
 class MuJoCo(Control):
     """One of gymnasium's robots, version 5."""
@@ -32,6 +34,7 @@ class MuJoCo(Control):
         return make_vector(f"{choose(self.id, list(ROBOTS), 'robot')}-v5", count, self.max_episode_steps)
 
 
+@register_env("rl-slippery-ant", "MuJoCo ant on ground whose friction changes from task to task")
 @dataclass(frozen=True)
 class SlipperyAnt(MuJoCo):
     """An ant on ground whose friction is drawn anew for each task, log-uniformly; the first task has the usual one."""

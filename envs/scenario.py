@@ -19,6 +19,8 @@ from plastibench.envs.stream import Task, TaskStream
 class Scenario:
     """Options of every task stream; a subclass says what the tasks are."""
 
+    kind = "task stream"
+
     dataset: str = option("digits", "digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet or imagefolder")
     path: str | None = option(None, "for imagefolder: a folder with train/<class>/* and test/<class>/*")
     image_size: int | None = option(None, "for imagefolder: side of the images after resizing (32)", low=1)

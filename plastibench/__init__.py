@@ -54,6 +54,9 @@ _PUBLIC = {
     "register_intervention": "plastibench.config.registry",
     "register_agent": "plastibench.config.registry",
     "register_env": "plastibench.config.registry",
+    "list_interventions": "plastibench.config.registry",
+    "list_agents": "plastibench.config.registry",
+    "list_envs": "plastibench.config.registry",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

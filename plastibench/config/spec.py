@@ -16,7 +16,6 @@ import tomli_w
 from plastibench.config import options, registry
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.config.options import option
-from plastibench.metrics import select
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -47,7 +46,8 @@ class RunOptions:
     metrics: tuple[str, ...] | None = option(None, "plasticity metrics or groups of them beside the usual ones")
 
     def __post_init__(self) -> None:
-        select(self.metrics or ())
+        if self.metrics:
+            registry.load("plastibench.metrics:select")(self.metrics)  # raises UserError for an unknown name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +220,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 
 def _complete(known: registry.Registry, name: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     entry = known[name]
-    built: Any = options.build(entry.load(), {**entry.defaults, **values}, f"{known.kind} {name}")
+    built: Any = options.build(entry.load(), {**entry.defaults, **values}, f"{known.noun} {name}")
     values = options.as_dict(built)
     for option_name, usual in entry.defaults.items():  # none is left out, unless it would come back as something else
         if usual is not None and getattr(built, option_name) is None:

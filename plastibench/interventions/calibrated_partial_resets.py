@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.dataflow import TracedLayer, trace
 from plastibench.nn.loss_gradients import weights_of
@@ -18,6 +19,7 @@ from plastibench.nn.network import Network, as_batch
 from plastibench.nn.reinit import broadcast_rows
 
 
+@register_intervention("calibrated-partial-resets")
 @dataclass
 class CalibratedPartialResets(Intervention):
     """Move every hidden unit a small way towards a fresh one; how far follows from its gradients during training.
@@ -29,6 +31,9 @@ class CalibratedPartialResets(Intervention):
     Followed: LucMc/continual-learning (``optim/cpr.py``): biases and optimizer state stay as they are, output layers
     are spared. There it acts every 1000 updates; here when the run's schedule says, or by itself with ``every``.
     """
+
+    kind = "units"
+    extra_memory = 0.012  # copies of the parameters of vit-nano
 
     rate: float = option(0.015, "largest share by which a unit moves (ρ)", low=0, high=1)
     sharpness: float = option(16.0, "how sharply units above the threshold are spared (κ)", low=0)

@@ -11,6 +11,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.activation_monitor import ActivationMonitor, per_unit
 from plastibench.nn.dataflow import TracedLayer
@@ -20,6 +21,16 @@ from plastibench.nn.reinit import redraw_batch_norms, redraw_units, whole_neuron
 from plastibench.nn.units import unit_count
 
 
+@register_intervention(
+    "continual-backprop",
+    "Replace the least useful units at a constant low rate (Dohare et al. 2024, contribution utility)",
+)
+@register_intervention(
+    "continual-backprop-adaptable",
+    "continual-backprop that also counts how fast a unit could adapt (Dohare et al. 2021, "
+    "adaptable-contribution utility)",
+    utility="adaptable",
+)
 @dataclass
 class ContinualBackprop(Intervention):
     """Every update, each hidden layer owes ``rate`` times its mature units a replacement; whole ones are paid.
@@ -32,6 +43,9 @@ class ContinualBackprop(Intervention):
     ViT those of ``mlp.fc1``, averaged over tokens. Where a LayerNorm stands between a unit and the weights that read
     it, these weights count, and nothing is compensated.
     """
+
+    kind = "units"
+    extra_memory = 0.025  # copies of the parameters of vit-nano
 
     rate: float = option(1e-4, "share of a layer's mature units that is replaced per update", low=0, high=1)
     maturity: int = option(100, "updates for which a unit is safe after it was drawn", low=1)

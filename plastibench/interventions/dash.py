@@ -9,12 +9,14 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.loss_gradients import gradients, weights_of
 from plastibench.nn.network import Network, as_batch
 from plastibench.nn.optimizer_state import forget_all
 
 
+@register_intervention("dash")
 @dataclass
 class Dash(Intervention):
     """Shrink the weights of each unit by how little they point where the new data would move them.
@@ -26,6 +28,9 @@ class Dash(Intervention):
     Followed: the repository baekrok/DASH-Direction-Aware-SHrinking, whose pass covers all data of the stage in train
     mode; here it is the representative batch in eval mode. A kernel of 1x1 has no direction but its sign, as there.
     """
+
+    kind = "reset"
+    extra_compute = "a forward and backward pass each time"
 
     alpha: float = option(0.3, "weight of each piece's gradient in the average", low=0, high=1)
     floor: float = option(0.3, "smallest factor (λ of the paper)", low=0, high=1)

@@ -10,6 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.interventions.wrapper import Wrapper
 from plastibench.nn.batch_outputs import of_layers
@@ -20,6 +21,13 @@ from plastibench.nn.network import Network, as_batch, as_evaluated
 from plastibench.nn.refit import teacher_of
 
 
+@register_intervention(
+    "distil",
+    "Apply another intervention (default low-gradient-quantile), then take 20 gradient steps towards the "
+    "old outputs (a control)",
+)
+@register_intervention("shrink-perturb-distil", "Shrink & Perturb, then distil", inner="shrink-perturb")
+@register_intervention("reset-distil", "Full reset, then distil", inner="reset")
 @dataclass
 class Distil(Wrapper):
     """Let another intervention act, then take Adam steps on the squared error to the outputs of the network before.
@@ -28,6 +36,9 @@ class Distil(Wrapper):
     (``seconds``). The error is the mean over samples and units, added up where a network has several output layers.
     Eval mode, so no dropout, and buffers stay. The network's optimizer starts anew.
     """
+
+    kind = "wrapper"
+    extra_compute = "20 gradient steps each time"
 
     inner: str | Intervention = option("low-gradient-quantile", "the intervention that acts first: a registered name")
     steps: int = option(20, "gradient steps", low=0)

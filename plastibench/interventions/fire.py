@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import matches, option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network, as_batch
@@ -23,6 +24,7 @@ _VALUE = r"(^|\.)(to_|w)?(v|value)(_?proj)?\.weight$"
 _NAMED = ("qk", "qkv", "linear", "all")
 
 
+@register_intervention("fire")
 @dataclass
 class Fire(Intervention):
     """``W ← sqrt(d_out/d_in)/k² · NewtonSchulz(W/||W||_F)``: orthogonal rows or columns, no data needed.
@@ -38,6 +40,8 @@ class Fire(Intervention):
     - ``all``: these and every Conv2d.
     - anything else: a regular expression of module names, output layers included.
     """
+
+    kind = "reset"
 
     select: str = option("auto", "what to project: auto, qk, qkv, linear, all, or a regular expression of names")
     iterations: int = option(10, "Newton-Schulz iterations", low=1)

@@ -9,11 +9,13 @@ from tensordict import TensorDictBase
 from torch import nn
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.ema import EmaCopy
 from plastibench.nn.network import Network
 
 
+@register_intervention("ema")
 @dataclass
 class EMA(Intervention):
     """Evaluate the exponential moving average φ ← m·φ + (1−m)·θ of the weights; training does not see it.
@@ -21,6 +23,9 @@ class EMA(Intervention):
     Parameters and floating-point buffers (BatchNorm statistics) are averaged at every update, over all tasks. Another
     intervention's work on θ reaches φ gradually, as training does.
     """
+
+    kind = "averaging"
+    extra_memory = 1.0  # copies of the parameters of vit-nano
 
     momentum: float = option(0.999, "m", low=0, high=1)
 
@@ -51,6 +56,7 @@ class EMA(Intervention):
         self._updates = state["updates"]
 
 
+@register_intervention("hare-tortoise")
 @dataclass
 class HareTortoise(EMA):
     """The hare θ learns, the tortoise φ is its moving average, and now and then the hare is set back to it: θ ← φ.
@@ -61,6 +67,9 @@ class HareTortoise(EMA):
     intervention of the run's schedule or every ``sync_every`` updates. A target network that is worked on likewise
     (``--agent.target-policy same``) never makes an update of its own, so it has no tortoise and stays as it is.
     """
+
+    kind = "averaging"
+    extra_memory = 1.0  # copies of the parameters of vit-nano
 
     sync_every: int = option(0, "updates between syncs; 0: when the run's schedule intervenes", low=0)
     evaluate: Literal["hare", "tortoise"] = option("hare", "whose outputs are evaluated")

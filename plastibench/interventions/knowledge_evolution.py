@@ -12,6 +12,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.dataflow import trace
 from plastibench.nn.loss_gradients import weights_of
@@ -20,6 +21,7 @@ from plastibench.nn.optimizer_state import MomentRule, forget
 from plastibench.nn.selectors import beginnings
 
 
+@register_intervention("knowledge-evolution")
 @dataclass
 class KnowledgeEvolution(Intervention):
     """Split the weights of every Linear and Conv2d once into a part that stays and one that is re-drawn each time.
@@ -31,6 +33,9 @@ class KnowledgeEvolution(Intervention):
 
     Biases, norms and embeddings are left alone. Followed: the release of Zhou et al. 2022 (hlml/fortuitous_forgetting).
     """
+
+    kind = "reset"
+    extra_memory = 0.25  # copies of the parameters of vit-nano
 
     split: float = option(0.8, "share that stays", low=0, high=1)
     level: Literal["weight", "kernel"] = option(

@@ -11,11 +11,36 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
 from plastibench.nn.parameters import learning_rates, remembered, trained
 
 
+@register_intervention("l2", "Add ½λ‖θ‖² to the loss (Krogh & Hertz 1991)")
+@register_intervention(
+    "l2-decoupled",
+    "Decay the weights after each step: θ ← θ − lr·λ·θ (Loshchilov & Hutter 2019)",
+    form="decoupled",
+    strength=0.05,
+)
+@register_intervention(
+    "l2-init", "Add ½λ‖θ−θ₀‖² to the loss, with the initial weights θ₀ (Kumar et al. 2023)", towards="initial"
+)
+@register_intervention(
+    "l2-init-decoupled",
+    "Pull the weights towards θ₀ after each step: θ ← θ − lr·λ·(θ−θ₀) (Kumar et al. 2023, decoupled)",
+    towards="initial",
+    form="decoupled",
+    strength=1.0,
+)
+@register_intervention(
+    "l2-init-norm",
+    "Add λ‖θ−θ₀‖, not squared, to the loss (Kumar et al. 2023, as some repositories implement it)",
+    towards="initial",
+    form="norm",
+    strength=1e-2,
+)
 @dataclass
 class L2(Intervention):
     """Pull every parameter back: to 0, or to its initial value θ0.
@@ -31,6 +56,9 @@ class L2(Intervention):
 
     Scales and shifts of normalisation layers are spared, as Kumar et al. spare those of LayerNorm; buffers always are.
     """
+
+    kind = "regularizer"
+    extra_compute = "1 copy if towards initial weights"
 
     strength: float = option(1e-4, "λ", low=0)
     towards: Literal["zero", "initial"] = option("zero", "where to: 0 or the initial weights")

@@ -8,11 +8,13 @@ from torch import nn
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
 from plastibench.nn.nonlinearities import normalise_activations, remove_affine
 
 
+@register_intervention("layernorm")
 @dataclass
 class LayerNorms(Intervention):
     """Normalise before each nonlinearity that has no norm before it: LayerNorm, or GroupNorm(1) behind a convolution.
@@ -23,6 +25,9 @@ class LayerNorms(Intervention):
     learning rate falls as their weights grow; Lyle et al. 2024 combine them with weight decay for that reason
     (``--agent.weight-decay``, or ``normalize-and-project``). ``intervene`` does nothing.
     """
+
+    kind = "architecture"
+    extra_memory = 1e-2  # copies of the parameters of vit-nano
 
     affine: bool = option(True, "the new norms have a scale and an offset")
 
@@ -40,12 +45,16 @@ class LayerNorms(Intervention):
             raise UserError(f"layernorm: each nonlinearity found in {name} has a norm before it already")
 
 
+@register_intervention("layernorm-affine-free")
 @dataclass
 class AffineFree(Intervention):
     """LayerNorms that only normalise: without scale γ and offset β, whose drift the RnR paper blames.
 
     At the start, where γ=1 and β=0, the function stays the same. ``intervene`` does nothing.
     """
+
+    kind = "architecture"
+    extra_memory = -0.006  # copies of the parameters of vit-nano
 
     def prepare(self, network: Network) -> None:
         """Take the parameters away.

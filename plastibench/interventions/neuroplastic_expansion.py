@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
 from plastibench.nn.optimizer_state import forget
 from plastibench.nn.units import has_units, tied
 
 
+@register_intervention("neuroplastic-expansion")
 @dataclass
 class NeuroplasticExpansion(Intervention):
     """Begin sparse; every ``every`` updates grow the connections that gradients want most, and prune the weakest.
@@ -26,6 +28,9 @@ class NeuroplasticExpansion(Intervention):
     transitions, is left out, for it belongs to the replay and not to the network. Matrices are multiplied whole, so
     nothing gets faster. Memory: a mask, and a gradient sum, per weight.
     """
+
+    kind = "optimizer"
+    extra_memory = 1.23  # copies of the parameters of vit-nano
 
     sparsity: float = option(0.8, "share of connections that are missing at the start", low=0, high=0.99)
     every: int = option(100, "updates between changes of the connections", low=1)

@@ -10,11 +10,22 @@ import torch
 from torch import Tensor
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
 from plastibench.nn.parameters import learning_rates, trained
 
 
+@register_intervention(
+    "noisy-updates", "Add Gaussian noise to gradients or weights at every update (baseline of Elsayed & Mahmood 2024)"
+)
+@register_intervention(
+    "shrink-perturb-noise",
+    "Apply weight decay and add Gaussian noise to the weights at every update (Dohare et al. 2024)",
+    on="weights",
+    sigma=1e-5,
+    decay=5e-4,
+)
 @dataclass
 class NoisyUpdates(Intervention):
     """Add N(0, σ²) to the gradients before, or to the weights after, every optimizer step.
@@ -28,6 +39,10 @@ class NoisyUpdates(Intervention):
     Noise reaches all trained parameters; decay spares normalisation layers, whose scale would go to 0. It is drawn on
     the network's device, by a generator of its own that is seeded from the network's.
     """
+
+    kind = "optimizer"
+    extra_memory = 0.006  # copies of the parameters of vit-nano
+    extra_compute = "a normal draw per parameter and update"
 
     sigma: float = option(1e-3, "σ, standard deviation of the noise", low=0)
     on: Literal["gradients", "weights"] = option("gradients", "what it is added to")

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
 from plastibench.nn.nonlinearities import find_sites, normalise_activations, remove_affine
 from plastibench.nn.units import has_units
 
 
+@register_intervention("normalize-and-project")
 @dataclass
 class NormalizeAndProject(Intervention):
     """Norms before nonlinearities, and after every update each weight matrix goes back to its initial Frobenius norm.
@@ -33,6 +35,9 @@ class NormalizeAndProject(Intervention):
     rollout, and takes every parameter called "weight", scales of norms in sequences included. The paper's joint
     normalisation of scale and offset is not offered. ``intervene`` does nothing.
     """
+
+    kind = "architecture"
+    extra_memory = -0.006  # copies of the parameters of vit-nano
 
     affine: Literal["remove", "keep"] = option("remove", "scale and offset of all LayerNorms and of the norms added")
     output: bool = option(False, "project the output layers, too")

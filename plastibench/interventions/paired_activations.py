@@ -7,6 +7,7 @@ from functools import partial
 from typing import Literal
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
 from plastibench.nn.nonlinearities import CReLU, Fourier, pair_activations
@@ -14,6 +15,12 @@ from plastibench.nn.nonlinearities import CReLU, Fourier, pair_activations
 _PAIRED = {"crelu": CReLU, "fourier": Fourier}
 
 
+@register_intervention("crelu", "Replace activations by [relu(z), relu(-z)] of half as many units (Abbas et al. 2023)")
+@register_intervention(
+    "deep-fourier",
+    "Replace activations by [sin(z), cos(z)] of half as many units (Lewandowski et al. 2024)",
+    features="fourier",
+)
 @dataclass
 class PairedActivations(Intervention):
     """Each activation (whatever it was) makes two features of a unit, and layers before it have half the units.
@@ -30,6 +37,9 @@ class PairedActivations(Intervention):
     residual additions. Metrics and unit-level methods see a layer of half the units, each activation being the mean
     over both features. ``intervene`` does nothing.
     """
+
+    kind = "architecture"
+    extra_memory = -0.16  # copies of the parameters of vit-nano
 
     features: Literal["crelu", "fourier"] = option("crelu", "which two features")
 

@@ -12,11 +12,13 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
 from plastibench.nn.parameters import layers
 
 
+@register_intervention("parseval")
 @dataclass
 class Parseval(Intervention):
     """λ Σ ‖W Wᵀ − s·I‖_F² in the loss, over the hidden Linear and Conv2d layers.
@@ -28,6 +30,9 @@ class Parseval(Intervention):
     (width/64)², which is left to the choice of λ here, and add learnable scales, which are left out. Spared are the
     output layers: those that the network names, or else the module with units that was registered last.
     """
+
+    kind = "regularizer"
+    extra_compute = "a Gram matrix per layer and update"
 
     strength: float = option(1e-3, "λ", low=0)
     scale: float | None = option(

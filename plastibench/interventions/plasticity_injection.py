@@ -13,6 +13,7 @@ from torch import nn
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.branches import Stage, branch, branched_outputs, head_stages, outputs_of, tail_stages
 from plastibench.nn.network import Network, as_batch, as_evaluated, seeded
@@ -20,6 +21,7 @@ from plastibench.nn.network import Network, as_batch, as_evaluated, seeded
 _TRIAL = 7_919_317  # a seed that is no one's: a branch that happened to equal the tail would hide what mixes them
 
 
+@register_intervention("plasticity-injection")
 @dataclass
 class PlasticityInjection(Intervention):
     """The last layers h become h(x) + g(x) - g⁰(x): h frozen, g newly drawn, g⁰ its frozen copy.
@@ -39,6 +41,10 @@ class PlasticityInjection(Intervention):
     layer of a branch that ends before code of the network's own (a ViT's last block, the layers before the head of
     DQN) counts as one that writes into a residual stream.
     """
+
+    kind = "architecture"
+    extra_memory = 0.5  # copies of the parameters of vit-nano
+    extra_compute = "the tail three times"
 
     part: Literal["tail", "head"] = option("tail", "what is frozen and doubled: the last layers, or the output layers")
     k: int = option(1, "for tail: blocks (or hidden layers) that count, where there is no encoder", low=1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import matches, option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Report
 from plastibench.interventions.wrapper import Wrapper
 from plastibench.nn.dataflow import TracedLayer, must_match, trace
@@ -18,6 +19,7 @@ from plastibench.nn.network import Network, as_batch
 from plastibench.nn.refit import only_units_differ, refit_in_one_pass, refit_pair, snapshot, teacher_of
 
 
+@register_intervention("recouple")
 @dataclass
 class Recouple(Wrapper):
     """Let another intervention act, then refit each module to the outputs that the network had before.
@@ -26,6 +28,9 @@ class Recouple(Wrapper):
     the first is refitted, in execution order. After an intervention that moves all weights (Shrink & Perturb) that is
     a layer-wise distillation of the old network; restrict it with ``refit``.
     """
+
+    kind = "wrapper"
+    extra_compute = "least-squares fits each time"
 
     refit: str = option("all", "modules to refit: all, or a regular expression of names")
     solver: SolverName = option("delta-ridge", "how each linear system is solved; pinv is the paper's formula")

@@ -10,6 +10,7 @@ from tensordict import TensorDictBase
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import matches, option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.branches import renewable
 from plastibench.nn.dataflow import trace
@@ -21,6 +22,24 @@ from plastibench.nn.units import has_units, tied, unit_count
 Part = Literal["all", "mlp", "mlp-qkv", "linear", "layernorm", "head", "last-k", "later"]
 
 
+@register_intervention(
+    "reset", "Reinitialize every parameter (Zhou et al. 2022); with --every, SR-SAC (D'Oro et al. 2023)"
+)
+@register_intervention("reset-mlp", "Reinitialize the MLP blocks (paper, Fig. 2)", select="mlp")
+@register_intervention(
+    "reset-mlp-qkv", "Reinitialize the MLP blocks and QKV projections (paper, Fig. 2)", select="mlp-qkv"
+)
+@register_intervention("reset-linear", "Reinitialize every fully connected layer (paper, Fig. 2)", select="linear")
+@register_intervention("reset-layernorm", "Reset every LayerNorm to γ=1, β=0", select="layernorm")
+@register_intervention("reset-head", "Reinitialize the output layer (Lee et al. 2024)", select="head")
+@register_intervention(
+    "reset-last-k", "Reinitialize the last k blocks and the head (Nikishin et al. 2022)", select="last-k"
+)
+@register_intervention(
+    "later-layer-forgetting",
+    "Reinitialize the later half of the blocks and the head (Zhou et al. 2022)",
+    select="later",
+)
 @dataclass
 class Reset(Intervention):
     """Re-draw the selected parameters from the network's own initialisation; their optimizer state starts anew.
@@ -44,6 +63,8 @@ class Reset(Intervention):
     Of several critics in one module each loses its own last layers. A weight that is tied to another module's (an
     output layer's to an embedding) is drawn anew with ``all``, ``last-k``, ``later`` and ``match`` only.
     """
+
+    kind = "reset"
 
     select: Part = option("all", "which parameters to re-draw")
     k: int = option(1, "for last-k: how many blocks", low=1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import matches, option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.dataflow import TracedLayer, must_match, trace
 from plastibench.nn.dormancy import Criterion, dormant
@@ -19,6 +20,39 @@ from plastibench.nn.reinit import redraw_batch_norms, redraw_units, whole_neuron
 from plastibench.nn.unit_statistics import measure
 
 
+@register_intervention(
+    "redo",
+    "Reinitialize units with small activations and zero their outgoing weights (ReDo, Sokar et al. 2023)",
+    criterion="redo",
+    tau=0.1,
+    modules="hidden",
+    outgoing="zero",
+)
+@register_intervention(
+    "regrama", "Reinitialize units with small pre-activation gradients (ReGraMa, paper 3.3)", criterion="regrama"
+)
+@register_intervention(
+    "regrama-post",
+    "Reinitialize units with small post-activation gradients (ReGraMa as published, Liu et al. 2025)",
+    criterion="regrama-post",
+    tau=1e-2,
+)
+@register_intervention(
+    "regrama-weight",
+    "Reinitialize units with small weight gradients (ReGraMa as released, Liu et al. 2025)",
+    criterion="regrama-weight",
+    tau=1e-2,
+)
+@register_intervention(
+    "low-gradient-quantile",
+    "Reinitialize the fraction of units with the smallest gradients (paper 3.3): RnR without recoupling",
+    criterion="low-gradient-quantile",
+)
+@register_intervention(
+    "revive-zero",
+    "low-gradient-quantile that zeroes outgoing weights, as ReDo does, instead of recoupling",
+    outgoing="zero",
+)
 @dataclass
 class Revive(Intervention):
     """Re-draw the incoming weights of dormant units, as their module was initialised.
@@ -27,6 +61,9 @@ class Revive(Intervention):
     2023); with ``criterion="regrama"`` it is ReGraMa (Liu et al. 2025) on pre-activation gradients. Hidden units whose
     readers are zeroed lose their entry of a BatchNorm before the nonlinearity, too.
     """
+
+    kind = "units"
+    extra_compute = "a forward and backward pass each time"
 
     criterion: Criterion = option("low-gradient-quantile", "how units are scored; the first four compare with tau")
     tau: float = option(1.0, "revive units whose score is at most this times the layer's mean", low=0)

@@ -10,6 +10,7 @@ from tensordict import TensorDictBase
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import matches, option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.interventions.recouple import with_fits
 from plastibench.interventions.revive import Revive
@@ -21,6 +22,15 @@ from plastibench.nn.refit import refit_in_one_pass, refit_pair, snapshot, teache
 from plastibench.nn.selectors import selector
 
 
+@register_intervention(
+    "rnr", "Revive And Recouple (the paper): reinitialize dormant units, then refit the modules that read them"
+)
+@register_intervention(
+    "rnr-decay", "rnr that multiplies the revived fraction by 0.7 after each intervention", decay=0.7
+)
+@register_intervention("rnr-mlp", "rnr that refits MLP blocks only", refit="mlp")
+@register_intervention("rnr-attention", "rnr that refits attention blocks only", refit="attention")
+@register_intervention("rnr-layernorm", "rnr that refits LayerNorms only", refit="layernorm")
 @dataclass
 class RnR(Intervention):
     """Re-draw dormant units, then refit every reader so that the network still returns what it did (paper, Alg. 1).
@@ -29,6 +39,9 @@ class RnR(Intervention):
     refitted network share BatchNorm's running statistics, so in a ResNet what was recoupled moves again as these are
     learned anew. Memory: activations of an evaluation of twice the representative batch (``--representative``).
     """
+
+    kind = "units"
+    extra_compute = "a forward and backward pass each time, and its least-squares fits"
 
     criterion: Criterion = option("low-gradient-quantile", "how units are scored; the first four compare with tau")
     tau: float = option(1.0, "revive units whose score is at most this times the layer's mean", low=0)

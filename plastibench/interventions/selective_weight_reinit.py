@@ -11,6 +11,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.loss_gradients import gradients
 from plastibench.nn.network import Network, as_batch
@@ -18,6 +19,16 @@ from plastibench.nn.optimizer_state import MomentRule, forget
 from plastibench.nn.parameters import trained
 
 
+@register_intervention(
+    "selective-weight-reinit", "Reinitialize individual weights with small |θ·∂L/∂θ| (Hernandez-Garcia et al. 2025)"
+)
+@register_intervention(
+    "selective-weight-reinit-magnitude",
+    "Set individual weights with small |θ| to the mean of their initial distribution (Hernandez-Garcia et al. 2025)",
+    utility="magnitude",
+    factor=1e-3,
+    replacement="mean",
+)
 @dataclass
 class SelectiveWeightReinit(Intervention):
     """Every ``interval`` updates, re-draw the entries of each parameter tensor that have the lowest utility.
@@ -34,6 +45,8 @@ class SelectiveWeightReinit(Intervention):
     transformers (incremental CIFAR-100) are the defaults here. Their SGD keeps its momentum for re-drawn weights; here
     ``moments`` says what becomes of an optimizer's, because Adam's would carry new weights after the old ones.
     """
+
+    kind = "weights"
 
     utility: Literal["gradient", "magnitude"] = option("gradient", "how useful a weight is: |θ·∂L/∂θ| or |θ|")
     pruning: Literal["threshold", "proportional"] = option("threshold", "below factor·mean, or the lowest share")

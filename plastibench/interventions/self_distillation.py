@@ -11,12 +11,14 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.batch_outputs import outputs
 from plastibench.nn.ema import EmaCopy
 from plastibench.nn.network import Network
 
 
+@register_intervention("self-distillation")
 @dataclass
 class SelfDistillation(Intervention):
     """λ·KL(softmax(teacher/T) ‖ softmax(network/T)) in the loss; the teacher is the moving average of the weights.
@@ -27,6 +29,10 @@ class SelfDistillation(Intervention):
     and ``actor``, whose outputs are no logits. Costs two forward passes more per update, on the batch without
     augmentation and in eval mode, and a copy of the network.
     """
+
+    kind = "regularizer"
+    extra_memory = 1.0  # copies of the parameters of vit-nano
+    extra_compute = "2 forward passes per update"
 
     strength: float = option(1.0, "λ", low=0)
     momentum: float = option(0.999, "m of the teacher φ ← m·φ + (1−m)·θ, at every update", low=0, high=1)

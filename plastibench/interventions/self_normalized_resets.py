@@ -12,6 +12,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.activation_monitor import ActivationMonitor
 from plastibench.nn.dataflow import TracedLayer
@@ -21,6 +22,7 @@ from plastibench.nn.reinit import redraw_batch_norms, redraw_units, whole_neuron
 from plastibench.nn.units import unit_count
 
 
+@register_intervention("self-normalized-resets")
 @dataclass
 class SelfNormalizedResets(Intervention):
     """A hidden unit that has been silent for longer than ``percentile`` of its own silences is re-drawn.
@@ -33,6 +35,9 @@ class SelfNormalizedResets(Intervention):
     needs units that can be silent: behind a GELU every unit is positive for some token, and nothing is ever reset; a
     warning says so.
     """
+
+    kind = "units"
+    extra_memory = 0.03  # copies of the parameters of vit-nano
 
     percentile: float = option(
         0.99, "share of a unit's own silences that are shorter than its threshold", low=0, high=1

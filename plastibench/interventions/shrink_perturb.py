@@ -11,6 +11,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.branches import renewable
 from plastibench.nn.dataflow import trace
@@ -20,6 +21,36 @@ from plastibench.nn.parameters import remembered
 from plastibench.nn.units import unit_count
 
 
+@register_intervention("shrink-perturb")
+@register_intervention(
+    "shrink-perturb-keep80",
+    "Shrink & Perturb with the paper's α=0.8 read as in Ash & Adams 2020: keep 80 %",
+    keep=0.8,
+    noise=0.2,
+)
+@register_intervention(
+    "shrink-perturb-keep20",
+    "Shrink & Perturb with the paper's α=0.8 read as in Lee et al. 2024: keep 20 %, add 80 % of the initial weights",
+    keep=0.2,
+    noise=0.8,
+    source="initial",
+)
+@register_intervention(
+    "sr-spr",
+    "Shrink & Perturb that keeps 80 % and reinitializes the output layers (D'Oro et al. 2023); use with "
+    "--every and --until",
+    keep=0.8,
+    noise=0.2,
+    heads="redraw",
+)
+@register_intervention(
+    "bbf",
+    "Shrink & Perturb that keeps 50 % and reinitializes the output layers (Schwarzer et al. 2023); use "
+    "with --every and --until",
+    keep=0.5,
+    noise=0.5,
+    heads="redraw",
+)
 @dataclass
 class ShrinkPerturb(Intervention):
     """θ ← keep·θ + noise·θ', where θ' is a fresh draw or the stored initial weights.
@@ -31,6 +62,9 @@ class ShrinkPerturb(Intervention):
     SR-SPR (0.8/0.2) and BBF (0.5/0.5) re-draw all behind the encoder instead of mixing it. Here ``heads="redraw"``
     re-draws the output layers, and every optimizer state starts anew (BBF's code keeps that of the encoder).
     """
+
+    kind = "reset"
+    extra_compute = "1 copy if noise is initial weights"
 
     keep: float = option(0.8, "factor of the current weights", low=0, high=1)
     noise: float = option(0.2, "factor of the other weights", low=0, high=1)

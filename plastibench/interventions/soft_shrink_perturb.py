@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
 from plastibench.nn.parameters import remembered, trained
 
 
+@register_intervention("soft-shrink-perturb")
 @dataclass
 class SoftShrinkPerturb(Intervention):
     """θ ← keep·θ + noise·θ' after every update, where θ' are the stored initial weights or a fresh draw.
@@ -24,6 +26,9 @@ class SoftShrinkPerturb(Intervention):
     independent noise; ``initial`` costs one multiplication and one addition. Both readings exist in repositories; noise
     of a given size instead of an initialisation is ``shrink-perturb-noise``.
     """
+
+    kind = "optimizer"
+    extra_memory = 1.0  # copies of the parameters of vit-nano
 
     keep: float = option(0.999999, "factor of the current weights", low=0, high=1)
     noise: float = option(1e-6, "factor of the other weights", low=0, high=1)

@@ -9,12 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
 from plastibench.nn.parameters import learning_rates
 from plastibench.nn.units import has_units
 
 
+@register_intervention(
+    "upgd", "SGD that protects useful weights and perturbs the others (UPGD, Elsayed & Mahmood 2024)"
+)
+@register_intervention(
+    "upgd-adam", "UPGD's gate applied to the steps of the agent's own optimizer (AdamUPGD)", rule="adam"
+)
 @dataclass
 class UPGD(Intervention):
     """Each weight's step is multiplied by 1 - σ(its utility over the largest), and noise is added to the step.
@@ -31,6 +38,9 @@ class UPGD(Intervention):
     Noise spares parameters of norms, class token and position embeddings, which have no fan-in to set its scale.
     Memory: two copies of the parameters. Its learning-rate schedule is the optimizer's.
     """
+
+    kind = "optimizer"
+    extra_memory = 1.0  # copies of the parameters of vit-nano
 
     rule: Literal["sgd", "adam"] = option("sgd", "whose step is gated: the gradient's, or the agent's optimizer's")
     lr_factor: float = option(10.0, "for sgd: learning rate over the agent's", low=0)

@@ -12,11 +12,13 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
 from plastibench.nn.parameters import remembered, trained
 
 
+@register_intervention("wasserstein")
 @dataclass
 class Wasserstein(Intervention):
     """λ Σ_i (θ_(i) − θ0_(i))² in the loss, over the sorted entries of each parameter tensor.
@@ -27,6 +29,10 @@ class Wasserstein(Intervention):
     (wechu/parseval_reg). Constant tensors (biases of 0) are regularised as by L2-Init. Every tensor is sorted at
     every application; with ``every`` above 1 only every so many updates, with the term that many times as large.
     """
+
+    kind = "regularizer"
+    extra_memory = 1.0  # copies of the parameters of vit-nano
+    extra_compute = "sorts every tensor at every update"
 
     strength: float = option(1e-4, "λ", low=0)
     reduction: Literal["sum", "mean"] = option("sum", "over the entries of each tensor")

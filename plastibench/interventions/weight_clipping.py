@@ -10,11 +10,13 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.network import Network
 from plastibench.nn.parameters import layers
 
 
+@register_intervention("weight-clipping")
 @dataclass
 class WeightClipping(Intervention):
     """Clamp weights and biases of every Linear and Conv2d to ±κ·b after every update.
@@ -30,6 +32,8 @@ class WeightClipping(Intervention):
 
     An intervention at a switch changes nothing and reports the share of entries that lie on their bound.
     """
+
+    kind = "optimizer"
 
     kappa: float = option(2.0, "κ, the bound in units of that of the initialisation (authors: 1 to 5)", low=0)
     bound: Literal["fan-in", "initial"] = option("fan-in", "what κ multiplies")

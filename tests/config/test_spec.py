@@ -137,9 +137,9 @@ def test_a_spec_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "changes", "message"),
     [
-        (("cl-digit", "mlp"), {}, "no env 'cl-digit'; did you mean 'cl-digits'?"),
-        (("cl-digits", "mpl"), {}, "no agent 'mpl'; did you mean 'mlp'?"),
-        (("cl-digits", "mlp", "rmr"), {}, "no intervention 'rmr'; did you mean 'rnr'?"),
+        (("cl-digit", "mlp"), {}, "unknown env 'cl-digit'; did you mean 'cl-digits'?"),
+        (("cl-digits", "mpl"), {}, "unknown agent 'mpl'; did you mean 'mlp'?"),
+        (("cl-digits", "mlp", "rmr"), {}, "unknown intervention 'rmr'; did you mean 'rnr'?"),
         (("cl-digits", "mlp"), {"seed": -1}, "run: seed is -1; it must be at least 0"),
         (("cl-digits", "mlp"), {"sed": 1}, "run has no option 'sed'; did you mean 'seed'?"),
         (("cl-digits", "mlp"), {"agent_options": {"lr": "fast"}}, "agent mlp: lr is 'fast'; expected a number"),

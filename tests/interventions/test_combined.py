@@ -48,7 +48,7 @@ def test_options_are_addressed_by_part_and_keep_what_the_parts_names_stand_for()
     assert (shrink.keep, shrink.noise, shrink.source) == (0.2, 0.8, "initial")
     with pytest.raises(UserError, match=r"no option 'redo.tua'; did you mean 'redo.tau'"):
         combined("redo+reset", **{"redo.tua": 1})
-    with pytest.raises(UserError, match="no intervention 'rest'; did you mean 'reset'"):
+    with pytest.raises(UserError, match="unknown intervention 'rest'; did you mean 'reset'"):
         interventions["redo+rest"]
     with pytest.raises(UserError, match="twice"):
         interventions["redo+redo"]

@@ -677,7 +677,7 @@ def test_the_command_compares_and_the_leaderboard_reads(say: Any, tmp_path: Path
         (["rl-pendulum", "--agent", "dqn-mlp"], "needs discrete actions"),
         (["rl-cartpole", "--agent", "dqn-vit"], "is for images"),
         (["gym", "--env.id", "Nothing-v0", "--agent", "dqn-mlp"], "no environment 'Nothing-v0'"),
-        (["rl-minatar-pong", "--agent", "dqn-mlp"], "no env 'rl-minatar-pong'"),
+        (["rl-minatar-pong", "--agent", "dqn-mlp"], "unknown env 'rl-minatar-pong'"),
         (["rl-cartpole", "--agent", "dqn-mlp", "--agent.v-min", "20"], "is not below v-max"),
         (["rl-cartpole", "--agent", "dqn-mlp", "--agent.random-shift", "2"], "random-shift moves images"),
         (["rl-minatar-breakout", "--agent", "dqn-vit", "--agent.heads", "3"], "dim 64 is not a multiple of heads 3"),
