@@ -30,7 +30,7 @@ class Facts:
     def cost(self) -> str:
         """Memory and computation in a few words."""
         digits = 2 if self.extra_memory > 0 else 1
-        memory = f"{self.extra_memory:+.{digits}g} parameters" if abs(self.extra_memory) >= 0.005 else ""
+        memory = f"{self.extra_memory:+.{digits}g}× parameters" if abs(self.extra_memory) >= 0.005 else ""
         return ", ".join(filter(None, [memory, self.extra_compute])) or "–"
 
 

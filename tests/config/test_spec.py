@@ -148,7 +148,7 @@ def test_spec_is_frozen() -> None:
         (
             ("cl-digits", "mlp", "recouple"),
             {"intervention_options": {"inner_options": "taw=1"}},
-            "intervention redo, inside recouple has no option 'taw'; did you mean 'tau'?",
+            "intervention redo (inside recouple) has no option 'taw'; did you mean 'tau'?",
         ),
     ],
 )

@@ -58,10 +58,10 @@ def test_facts_of_a_custom_class():
 
 def test_costs_in_words():
     assert Facts("x", ()).cost == "–"
-    assert Facts("x", (), 1.0, "a pass").cost == "+1 parameters, a pass"
-    assert Facts("x", (), -0.16).cost == "-0.2 parameters"
+    assert Facts("x", (), 1.0, "a pass").cost == "+1× parameters, a pass"
+    assert Facts("x", (), -0.16).cost == "-0.2× parameters"
     assert Facts("x", (), 0.001).cost == "–"
-    assert Facts("x", (), 1.23).cost == "+1.2 parameters"
+    assert Facts("x", (), 1.23).cost == "+1.2× parameters"
 
 
 def test_list_shows_kind_hooks_cost_and_source(capsys):
@@ -71,5 +71,5 @@ def test_list_shows_kind_hooks_cost_and_source(capsys):
         main(["list", "interventions"])
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
     assert set(BUILTIN) <= set(rows)
-    for word in ("optimizer", "before_update", "+1 parameters", "Elsayed & Mahmood 2024"):
+    for word in ("optimizer", "before_update", "+1× parameters", "Elsayed & Mahmood 2024"):
         assert word in rows["upgd"]

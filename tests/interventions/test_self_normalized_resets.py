@@ -137,7 +137,7 @@ def test_a_gelu_network_is_told_that_little_will_happen(capsys):
     method.prepare(network)
     for _ in range(3):
         update(network, method, batch)
-    assert capsys.readouterr().err.count("is no ReLU") == 1
+    assert capsys.readouterr().err.count("not a ReLU") == 1
     network = network_of(MLP, lr=1e-3)
     method = SelfNormalizedResets()
     method.prepare(network)
