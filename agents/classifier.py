@@ -20,7 +20,7 @@ from plastibench.utils.seeding import derive, generator
 
 if TYPE_CHECKING:
     from plastibench.agents.classifier_config import ClassifierConfig
-    from plastibench.envs.stream import TaskStream
+    from plastibench.envs.task_stream import TaskStream
 
 _EVALUATION_BATCH = 1024
 _NEVER = -1e9  # a logit whose class has probability 0 in every precision
@@ -45,7 +45,7 @@ class Classifier:
         self._pad = env.augment_pad
         self._augmentation = generator(seed, "augmentation", device)
         self._normalise = Normalise(env.dataset.mean, env.dataset.std, device)
-        build = functools.partial(config.module, env.image_shape, env.classes)
+        build = functools.partial(config.module, env.image_shape, env.num_classes)
         with seeded(derive(seed, "init")):
             module = build().to(device)
         _see_that_it_runs(module, env.image_shape, device)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from plastibench.agents.classifier import Classifier
-    from plastibench.envs.stream import TaskStream
+    from plastibench.envs.task_stream import TaskStream
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ClassifierConfig:
     def build(self, env: TaskStream, seed: int, device: torch.device) -> Classifier:
         """The agent for a task stream."""
         from plastibench.agents.classifier import Classifier
-        from plastibench.envs.stream import TaskStream
+        from plastibench.envs.task_stream import TaskStream
 
         if not isinstance(env, TaskStream):
             raise UserError("agent: a classifier learns from supervised streams, as cl-*; for rl-* take dqn-* or sac-*")

@@ -18,7 +18,7 @@ from plastibench.config.registry import register_agent
 from plastibench.utils.seeding import generator
 
 if TYPE_CHECKING:
-    from plastibench.envs.control import RLEnvironment
+    from plastibench.envs.rl_env import RLEnvironment
 
 
 @register_agent(
@@ -81,7 +81,7 @@ class DQN(OffPolicyConfig):
     def build(self, env: Any, seed: int, device: torch.device) -> DQNAgent:
         """The agent for an environment."""
         stream = self.check(env)
-        if not stream.actions:
+        if not stream.num_actions:
             raise UserError("agent: DQN needs discrete actions; for continuous ones take sac-mlp")
         return DQNAgent(self, stream, seed, device)
 
@@ -114,7 +114,7 @@ class DQNAgent(OffPolicyAgent):
 
     def __init__(self, config: DQN, stream: RLEnvironment, seed: int, device: torch.device) -> None:
         super().__init__(config, stream, seed, device)
-        self._actions = stream.actions
+        self._actions = stream.num_actions
         self._support = torch.linspace(config.v_min, config.v_max, config.atoms, device=device)
         self._exploration = generator(seed, "exploration")
         self._share = 0.0

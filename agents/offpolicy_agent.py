@@ -22,7 +22,7 @@ from plastibench.nn.network import Loss, Network, seeded
 from plastibench.utils.seeding import derive, generator
 
 if TYPE_CHECKING:
-    from plastibench.envs.control import RLEnvironment
+    from plastibench.envs.rl_env import RLEnvironment
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class OffPolicyConfig(Encoder):
         Raises:
             UserError: It is a supervised task stream.
         """
-        from plastibench.envs.control import RLEnvironment
+        from plastibench.envs.rl_env import RLEnvironment
 
         if not isinstance(env, RLEnvironment):
             raise UserError(
@@ -88,9 +88,9 @@ class OffPolicyAgent:
         self.config, self.device = config, device
         self.batch_size = config.batch_size
         self.label = config.precision
-        self.shape, self.bytes = stream.observation_shape, stream.frame[1].itemsize == 1 and stream.frame[1].kind == "u"
+        self.shape, self.bytes = stream.observation_shape, stream.frame_dtype.itemsize == 1 and stream.frame_dtype.kind == "u"
         if config.random_shift and len(self.shape) != 3:
-            raise UserError(f"random-shift moves images, which {stream.scenario.id} does not show")
+            raise UserError(f"random-shift moves images, which {stream.config.id} does not show")
         self.networks: dict[str, Network] = {}
         self.targets: dict[str, Network] = {}
         self._forward: dict[str, Callable[..., Tensor]] = {}  # modules, compiled if wanted, by role

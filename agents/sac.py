@@ -17,7 +17,7 @@ from plastibench.config.options import option
 from plastibench.config.registry import register_agent
 
 if TYPE_CHECKING:
-    from plastibench.envs.control import RLEnvironment
+    from plastibench.envs.rl_env import RLEnvironment
 
 _LOG_STD = -5.0, 2.0
 
@@ -52,7 +52,7 @@ class SAC(OffPolicyConfig):
     def build(self, env: Any, seed: int, device: torch.device) -> OffPolicyAgent:
         """The agent for an environment."""
         stream = self.check(env)
-        kind = DiscreteSAC if stream.actions else ContinuousSAC
+        kind = DiscreteSAC if stream.num_actions else ContinuousSAC
         return kind(self, stream, seed, device)
 
 
@@ -192,7 +192,7 @@ class ContinuousSAC(_SoftActorCritic):
     """Actions are tanh of a Gaussian, scaled to the bounds of the action space."""
 
     def _set_up(self, stream: RLEnvironment) -> None:
-        low, high = torch.from_numpy(stream.low).to(self.device), torch.from_numpy(stream.high).to(self.device)
+        low, high = torch.from_numpy(stream.action_low).to(self.device), torch.from_numpy(stream.action_high).to(self.device)
         self._middle, self._half = (high + low) / 2, (high - low) / 2
 
     def _sizes(self) -> tuple[int, int, int]:
@@ -271,7 +271,7 @@ class DiscreteSAC(_SoftActorCritic):
     """Critics return the values of all actions, so expectations over the policy are exact."""
 
     def _set_up(self, stream: RLEnvironment) -> None:
-        self._actions = stream.actions
+        self._actions = stream.num_actions
 
     def _sizes(self) -> tuple[int, int, int]:
         return 0, self._actions, self._actions

@@ -13,5 +13,5 @@ from plastibench.config.registry import envs
 for _name, _entry in envs.builtin().items():
     if _entry.kind == "task stream":
         gymnasium.register(
-            f"plastibench/{_name}-v0", entry_point="plastibench.envs.scenario:make_stream", kwargs={"name": _name}
+            f"plastibench/{_name}-v0", entry_point="plastibench.envs.task_stream_config:make_task_stream", kwargs={"name": _name}
         )

@@ -9,12 +9,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from plastibench.config.options import option
 from plastibench.config.registry import register_env
-from plastibench.envs.control import Control, Frames, choose, needs
+from plastibench.envs.rl_env import RLEnvConfig, Frames, choose, needs
 
 
 @register_env("rl-atari-*", "Any Atari game of the ALE, for example rl-atari-breakout", id="*")
 @dataclass(frozen=True)
-class Atari(Control):
+class Atari(RLEnvConfig):
     """84x84 grey frames, every fourth one, a maximum over two; rewards as the game counts them."""
 
     id: str = option("breakout", "any game of the ALE")

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from plastibench.config.options import option
 from plastibench.config.registry import register_env
-from plastibench.envs.control import Control, Frames, RLEnvironment
+from plastibench.envs.rl_env import RLEnvConfig, Frames, RLEnvironment
 from plastibench.envs.datasets import load_dataset
 
 
@@ -22,7 +22,7 @@ from plastibench.envs.datasets import load_dataset
     "Contextual bandit: 400 digits, with newly drawn rewarded actions in each of 10 tasks; two minutes on a CPU",
 )
 @dataclass(frozen=True)
-class DigitsBandit(Control):
+class DigitsBandit(RLEnvConfig):
     """A digit is shown; one action of ten pays. Which one is random for each image, and drawn anew for each task.
 
     The value function of every task must be memorised, as in relabelled supervised data; episodes last one step, so
@@ -60,14 +60,14 @@ class DigitsBandit(Control):
         """Bandits that show the same images in orders of their own."""
         images: npt.NDArray[np.float32] = self._images  # type: ignore[attr-defined]
         paying = np.random.default_rng([self.label_seed, task]).integers(0, 10, len(images))
-        return BanditVector(images, paying, count)
+        return BanditVectorEnv(images, paying, count)
 
     def observe(self, task: int, observation: Frames) -> Frames:
         """As shown: channels first already."""
         return observation
 
 
-class BanditVector(VectorEnv[Any, Any, Any]):
+class BanditVectorEnv(VectorEnv[Any, Any, Any]):
     """Each step answers for the image shown, ends the episode, and shows the next image of a random order."""
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}

@@ -35,7 +35,7 @@ _BOUNDS = {"CartPole-v1": (22.5, 500.0)}
 )
 @register_env("rl-pendulum", "Pendulum-v1; four minutes with sac-mlp on a CPU", id="Pendulum-v1", steps=20_000, envs=4)
 @dataclass(frozen=True)
-class Control:
+class RLEnvConfig:
     """Any gymnasium environment by its id."""
 
     kind = "rl"
@@ -49,7 +49,7 @@ class Control:
     clear_replay: bool = option(False, "forget all transitions at a task switch")
 
     frame_skip = 1
-    version = 1  # see Scenario.version
+    version = 1  # see TaskStreamConfig.version
 
     @property
     def bounds(self) -> tuple[float, float] | None:
@@ -67,7 +67,7 @@ class Control:
 
     def vector(self, task: int, count: int) -> VectorEnv[Any, Any, Any]:
         """``count`` copies of the environment of a task."""
-        return make_vector(self.id, count, self.max_episode_steps)
+        return make_gymnasium_vec(self.id, count, self.max_episode_steps)
 
     def observe(self, task: int, observation: Frames) -> Frames:
         """From what the environments return to what the agent sees: images channels first. [n, ...]."""
@@ -107,7 +107,7 @@ class RLEnvironment:
         frame: Shape and type of what the agent sees in a step.
     """
 
-    def __init__(self, scenario: Control) -> None:
+    def __init__(self, scenario: RLEnvConfig) -> None:
         """Make a stream.
 
         Raises:
@@ -115,7 +115,7 @@ class RLEnvironment:
         """
         self.scenario = scenario
         self.task_count = scenario.task_count
-        probe = scenario.vector(0, 1)
+        probe = config.make_vec(0, 1)
         observation, _ = probe.reset(seed=0)
         space = probe.single_action_space
         if not (
@@ -136,7 +136,7 @@ class RLEnvironment:
             self.low, self.high = space.low.astype(np.float32), space.high.astype(np.float32)
         if not (np.isfinite(self.low).all() and np.isfinite(self.high).all() and self.low.ndim == 1):
             raise UserError(f"{scenario.id}: actions must be a vector with bounds, not {space}")
-        shown = scenario.observe(0, observation)
+        shown = config.preprocess(0, observation)
         self.frame = shown.shape[1:], shown.dtype
         probe.close()
 
@@ -144,10 +144,10 @@ class RLEnvironment:
     def observation_shape(self) -> tuple[int, ...]:
         """Shape of an observation, frames stacked."""
         shape, _ = self.frame
-        return (self.scenario.stack, *shape) if self.scenario.stack else shape
+        return (self.config.stack_size, *shape) if self.config.stack_size else shape
 
 
-def make_vector(name: str, count: int, max_episode_steps: int = 0, **options: Any) -> VectorEnv[Any, Any, Any]:
+def make_gymnasium_vec(name: str, count: int, max_episode_steps: int = 0, **options: Any) -> VectorEnv[Any, Any, Any]:
     """Vectorised copies of a gymnasium environment that reset in the step in which an episode ends.
 
     Raises:

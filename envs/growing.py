@@ -11,8 +11,8 @@ from plastibench.config.errors import UserError
 from plastibench.config.options import option
 from plastibench.config.registry import register_env
 from plastibench.envs.datasets import ImageDataset
-from plastibench.envs.scenario import Scenario
-from plastibench.envs.stream import Integers, Task
+from plastibench.envs.task_stream_config import TaskStreamConfig
+from plastibench.envs.task_stream import Integers, Task
 
 
 @register_env(
@@ -43,7 +43,7 @@ from plastibench.envs.stream import Integers, Task
     "cl-imagefolder", "Growing set of your own images (--env.path) with decreasing label noise", dataset="imagefolder"
 )
 @dataclass(frozen=True)
-class Growing(Scenario):
+class Growing(TaskStreamConfig):
     """The training set is cut at random into as many chunks as there are noise ratios; task k holds chunks 1..k.
 
     In each task a share of all labels so far is wrong: drawn anew for every task over old and new images alike, always
@@ -73,10 +73,10 @@ class Growing(Scenario):
         seen = np.empty(0, np.int64)
         for chunk, ratio in zip(chunks[: self.task_count], self.noise, strict=False):
             seen = np.concatenate([seen, chunk])
-            yield Task(chunk, with_wrong_labels(labels[seen], ratio, classes, noise), ratio)
+            yield Task(chunk, corrupt_labels(labels[seen], ratio, classes, noise), ratio)
 
 
-def with_wrong_labels(labels: Integers, ratio: float, classes: int, generator: np.random.Generator) -> Integers:
+def corrupt_labels(labels: Integers, ratio: float, classes: int, generator: np.random.Generator) -> Integers:
     """The labels with ``floor(ratio·n)`` of them, chosen at random, replaced by a wrong class drawn uniformly."""
     count = int(len(labels) * ratio + 1e-9)
     wrong = generator.permutation(len(labels))[:count]

@@ -13,8 +13,8 @@ from plastibench.config.errors import UserError
 from plastibench.config.options import option
 from plastibench.config.registry import register_env
 from plastibench.envs.datasets import ImageDataset
-from plastibench.envs.scenario import Scenario
-from plastibench.envs.stream import Task, TaskStream
+from plastibench.envs.task_stream_config import TaskStreamConfig
+from plastibench.envs.task_stream import Task, TaskStream
 
 
 @register_env(
@@ -50,7 +50,7 @@ from plastibench.envs.stream import Task, TaskStream
     dataset="imagefolder",
 )
 @dataclass(frozen=True)
-class Incremental(Scenario):
+class Incremental(TaskStreamConfig):
     """The classes, in random order, are split into groups of equal size; each task brings the images of one more.
 
     The network has an output for every class from the start. As in Dohare et al. 2024 outputs of classes that have

@@ -13,7 +13,7 @@ from gymnasium.vector import VectorEnv
 
 from plastibench.config.options import option
 from plastibench.config.registry import register_env
-from plastibench.envs.control import Control, Frames, choose, make_vector, needs
+from plastibench.envs.rl_env import RLEnvConfig, Frames, choose, make_gymnasium_vec, needs
 
 GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 
@@ -24,7 +24,7 @@ GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 @register_env("rl-minatar-seaquest", "MinAtar Seaquest: 10x10 cells", id="seaquest")
 @register_env("rl-minatar-space-invaders", "MinAtar Space Invaders: 10x10 cells", id="space-invaders")
 @dataclass(frozen=True)
-class MinAtar(Control):
+class MinAtar(RLEnvConfig):
     """One game, its own minimal set of actions, sticky with probability 0.1."""
 
     id: str = option("breakout", "asterix, breakout, freeway, seaquest or space-invaders")
@@ -61,7 +61,7 @@ class PermutedMinAtar(MinAtar):
 
 @register_env("rl-minatar-sequence", "MinAtar games one after another, with all six actions")
 @dataclass(frozen=True)
-class MinAtarSequence(Control):
+class MinAtarSequence(RLEnvConfig):
     """Games one after another, with the full set of six actions, channels padded to ten."""
 
     id: str = option("", "unused; see games")
@@ -112,4 +112,4 @@ def _game(name: str, count: int, max_episode_steps: int, minimal: bool) -> Vecto
         register_envs()
     with warnings.catch_warnings():  # version 0 is no older than version 1: it is the full set of actions
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        return make_vector(full, count, max_episode_steps)
+        return make_gymnasium_vec(full, count, max_episode_steps)

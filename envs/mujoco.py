@@ -11,7 +11,7 @@ from gymnasium.vector import VectorEnv
 
 from plastibench.config.options import option
 from plastibench.config.registry import register_env
-from plastibench.envs.control import Control, choose, make_vector, needs
+from plastibench.envs.rl_env import RLEnvConfig, choose, make_gymnasium_vec, needs
 
 ROBOTS = (
     *("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum", "InvertedPendulum"),
@@ -21,7 +21,7 @@ ROBOTS = (
 
 @register_env("rl-mujoco-*", "A MuJoCo robot, for example rl-mujoco-half-cheetah", id="*")
 @dataclass(frozen=True)
-class MuJoCo(Control):
+class MuJoCo(RLEnvConfig):
     """One of gymnasium's robots, version 5."""
 
     id: str = option("half-cheetah", "ant, half-cheetah, hopper, humanoid, walker2d, …")
@@ -31,7 +31,7 @@ class MuJoCo(Control):
     def vector(self, task: int, count: int) -> VectorEnv[Any, Any, Any]:
         """Copies of the robot."""
         needs("mujoco", "mujoco")
-        return make_vector(f"{choose(self.id, list(ROBOTS), 'robot')}-v5", count, self.max_episode_steps)
+        return make_gymnasium_vec(f"{choose(self.id, list(ROBOTS), 'robot')}-v5", count, self.max_episode_steps)
 
 
 @register_env("rl-slippery-ant", "MuJoCo ant on ground whose friction changes from task to task")

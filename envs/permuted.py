@@ -11,8 +11,8 @@ import numpy as np
 from plastibench.config.options import option
 from plastibench.config.registry import register_env
 from plastibench.envs.datasets import ImageDataset
-from plastibench.envs.scenario import Scenario
-from plastibench.envs.stream import Task
+from plastibench.envs.task_stream_config import TaskStreamConfig
+from plastibench.envs.task_stream import Task
 
 
 @register_env(
@@ -36,7 +36,7 @@ from plastibench.envs.stream import Task
     dataset="imagefolder",
 )
 @dataclass(frozen=True)
-class Permuted(Scenario):
+class Permuted(TaskStreamConfig):
     """In each task the pixels of all images, of training and evaluation, change places in one new way at random.
 
     As in Dohare et al. 2024, the first task is permuted too, labels are right, and the data of a task replaces that of

@@ -11,8 +11,8 @@ import numpy as np
 from plastibench.config.options import option
 from plastibench.config.registry import register_env
 from plastibench.envs.datasets import ImageDataset
-from plastibench.envs.scenario import Scenario
-from plastibench.envs.stream import Task
+from plastibench.envs.task_stream_config import TaskStreamConfig
+from plastibench.envs.task_stream import Task
 
 
 @register_env(
@@ -40,7 +40,7 @@ from plastibench.envs.stream import Task
     "relabel-imagefolder", "Your own images (--env.path) with new random labels in each task", dataset="imagefolder"
 )
 @dataclass(frozen=True)
-class Relabel(Scenario):
+class Relabel(TaskStreamConfig):
     """All images are there from the first task on; at each switch every label is drawn uniformly at random.
 
     Nothing can be transferred between tasks, so the score is how well the labels of the current task are learned:

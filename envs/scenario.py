@@ -12,11 +12,11 @@ import numpy as np
 from plastibench.config.options import build, option
 from plastibench.config.registry import envs
 from plastibench.envs.datasets import ImageDataset, load_dataset
-from plastibench.envs.stream import Task, TaskStream
+from plastibench.envs.task_stream import Task, TaskStream
 
 
 @dataclass(frozen=True)
-class Scenario:
+class TaskStreamConfig:
     """Options of every task stream; a subclass says what the tasks are."""
 
     kind = "task stream"
@@ -66,9 +66,9 @@ class Scenario:
         return TaskStream(dataset, self)
 
 
-def make_stream(name: str, data_dir: str | Path = "data", **options: Any) -> TaskStream:
+def make_task_stream(name: str, data_dir: str | Path = "data", **options: Any) -> TaskStream:
     """The stream registered as ``name``: the entry point of ``gymnasium.make("plastibench/<name>-v0", …)``."""
     entry = envs[name]
     scenario: Any = build(entry.load(), {**entry.defaults, **options}, f"env {name}")
-    assert isinstance(scenario, Scenario)
+    assert isinstance(scenario, TaskStreamConfig)
     return scenario.make(data_dir)

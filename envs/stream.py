@@ -15,7 +15,7 @@ from gymnasium.utils.seeding import np_random
 from plastibench.envs.datasets import ImageDataset
 
 if TYPE_CHECKING:
-    from plastibench.envs.scenario import Scenario
+    from plastibench.envs.task_stream_config import TaskStreamConfig
 
 Integers = npt.NDArray[np.int64]
 Observation = dict[str, npt.NDArray[Any]]
@@ -58,7 +58,7 @@ class TaskStream(gymnasium.Env[Observation, Integers]):
 
     metadata = {"render_modes": []}
 
-    def __init__(self, dataset: ImageDataset, scenario: Scenario) -> None:
+    def __init__(self, dataset: ImageDataset, scenario: TaskStreamConfig) -> None:
         """Make a stream of a scenario's tasks over a data set."""
         self.dataset = dataset
         self.scenario = scenario

@@ -10,8 +10,8 @@ import numpy as np
 from plastibench.config.options import option
 from plastibench.config.registry import register_env
 from plastibench.envs.datasets import ImageDataset
-from plastibench.envs.scenario import Scenario
-from plastibench.envs.stream import Task
+from plastibench.envs.task_stream_config import TaskStreamConfig
+from plastibench.envs.task_stream import Task
 
 
 @register_env(
@@ -39,7 +39,7 @@ from plastibench.envs.stream import Task
 )
 @register_env("warm-imagefolder", "Half of your own images first, then all of them (--env.path)", dataset="imagefolder")
 @dataclass(frozen=True)
-class WarmStart(Scenario):
+class WarmStart(TaskStreamConfig):
     """The first task has a share of the training images, drawn at random; the second has all. Labels are right.
 
     What matters is the gap on the test set between a network that has been trained on the share before and one that

@@ -82,7 +82,7 @@ def _run(known: argparse.Namespace) -> int:
         return work_pool(on_devices(specs), known)
     from plastibench import leaderboard
     from plastibench.training.runner import Interrupted, run
-    from plastibench.utils.runtime import stop_requests
+    from plastibench.utils.stop_signals import stop_requests
 
     found = []
     with stop_requests() as stop:
@@ -117,7 +117,7 @@ def work_pool(specs: Sequence[Any], known: argparse.Namespace) -> int:
     from plastibench.leaderboard.standings import standings
     from plastibench.results.files import read_result_if_complete
     from plastibench.sweeps.pool import FAILURE, work_through
-    from plastibench.utils.runtime import stop_requests
+    from plastibench.utils.stop_signals import stop_requests
 
     with stop_requests() as stop:
         pool = work_through(

@@ -23,12 +23,12 @@ from plastibench.config.options import build
 from plastibench.config.spec import RunSpec
 from plastibench.diagnosis.samples import Samples, read_samples
 from plastibench.diagnosis.state_dicts import load_weights, read_state, without_prefix
-from plastibench.envs.stream import TaskStream
-from plastibench.nn.branches import outputs_of
+from plastibench.envs.task_stream import TaskStream
 from plastibench.nn.network import Network, eval_mode, seeded
+from plastibench.nn.units import output_layers
+from plastibench.training import checkpoint
 from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.supervised import PROBE
-from plastibench.utils import atomic_io
 from plastibench.utils.seeding import derive
 
 USUAL_SAMPLES = 64
@@ -121,7 +121,7 @@ def agent_model(
     found = read_samples(data, samples, shape, data_dir)
     with seeded(0):
         alike = config.module(shape, 2)
-    head = without_prefix(state, set(alike.state_dict())).get(f"{outputs_of(alike, ())[-1]}.weight")
+    head = without_prefix(state, set(alike.state_dict())).get(f"{output_layers(alike, ())[-1]}.weight")
     classes = len(head) if head is not None else found.classes or 10
     title = f"{name}" + (f" with {weights}" if weights else " (untrained)")
     return _from_samples(title, functools.partial(config.module, shape, classes), found, device, weights, state)
@@ -214,14 +214,14 @@ def networks_of_run(folder: Path, data: str | None, device: str, *, samples: int
         return [Subject(title, network, batch, found.name, initial["classifier"], notes)]
     if isinstance(env, TaskStream):
         finished = saved.source.name == "final.pt"
-        task = env.scenario.task_count - 1 if finished else int(saved.state["course"]["position"][0])
+        task = env.config.task_count - 1 if finished else int(saved.state["course"]["position"][0])
         batch = data_of_task(env, spec, task)[: min(samples or PROBE, PROBE)].to(device)
         where = f"the samples of {spec.env[0]} that came first, with their labels in task {task + 1}"
         return [Subject(title, networks["classifier"], batch, where, initial["classifier"])]
-    task = env.scenario.task_count - 1 if saved.source.name == "final.pt" else int(saved.state["course"]["task"])
+    task = env.config.task_count - 1 if saved.source.name == "final.pt" else int(saved.state["course"]["task"])
     batch = _played(env, agent, spec, task)[: samples or PROBE]
     where = f"transitions of {spec.env[0]}, drawn from {_acted(spec):,} steps that the loaded agent played anew"
-    where += f" in task {task + 1}" if env.scenario.task_count > 1 else ""
+    where += f" in task {task + 1}" if env.config.task_count > 1 else ""
     return [Subject(f"{title}: {role}", n, batch, where, initial[role]) for role, n in networks.items()]
 
 
@@ -235,7 +235,7 @@ def trained_and_fresh(folder: Path, device: str, *, data_dir: Path) -> tuple[Net
     if not isinstance(saved.env, TaskStream):
         raise UserError(f"{folder}: {saved.spec.env[0]} is no task stream, so that there is no training data of a task")
     begun = saved.config.build(saved.env, saved.spec.run.seed, torch.device(device))  # draws the same weights again
-    data = data_of_task(saved.env, saved.spec, saved.env.scenario.task_count - 1).to(device)
+    data = data_of_task(saved.env, saved.spec, saved.env.config.task_count - 1).to(device)
     return saved.agent.networks["classifier"], begun.networks["classifier"], data
 
 
@@ -248,10 +248,10 @@ def _open(folder: Path, device: str, data_dir: Path) -> _Saved:
         raise UserError(f"{folder}: no run in it ({spec_file.name}: {getattr(error, 'strerror', error)})") from error
     final, unfinished = folder / "final.pt", folder / "checkpoint.pt"
     if not final.exists() and not unfinished.exists():
-        raise UserError(f"{folder}: neither final.pt nor atomic_io.pt in it; the run has not saved anything yet")
+        raise UserError(f"{folder}: neither final.pt nor checkpoint.pt in it; the run has not saved anything yet")
     source = final if final.exists() else unfinished
     try:
-        state = atomic_io.load(source)
+        state = checkpoint.load(source)
     except UserError as error:
         raise UserError(f"{source}: damaged, cannot be read") from error
     spec = dataclasses.replace(spec, run=dataclasses.replace(spec.run, device=device))

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from plastibench.diagnosis.loading import Subject
 from plastibench.metrics import PLASTICITY, select
-from plastibench.metrics.groups import measure_groups
+from plastibench.metrics.compute import compute_metrics
 from plastibench.metrics.plasticity import PlasticityReport, plasticity_report
-from plastibench.metrics.probes import drawing_from
+from plastibench.metrics.probes import use_generator
 from plastibench.nn.attention import is_attention
+from plastibench.nn.batches import chunks
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network, as_evaluated
-from plastibench.nn.unit_statistics import pieces
 from plastibench.nn.units import unit_count
 from plastibench.utils.tables import text_table
 
@@ -89,7 +89,7 @@ RULES = (
     Rule("zero-gradient-ratio", "excess", 0.1, 0.3, "weights without gradient", "no grad %"),
     Rule("duplicate-ratio", "excess", 0.2, 0.5, "units that repeat others", "copies %"),
     Rule("collapsed-head-ratio", "excess", 0.25, 0.5, "collapsed attention heads", "collapsed %"),
-    Rule("layer-rank-share", "shrunk", 0.5, 0.2, "low rank", "rank %"),
+    Rule("layer-rank-fraction", "shrunk", 0.5, 0.2, "low rank", "rank %"),
     Rule("spectral-norm", "grown", 5.0, 20.0, "large spectral norm", "spectral norm"),
 )
 # Of the whole network, as shares and gaps; watch and sick.
@@ -146,7 +146,7 @@ def diagnose(subject: Subject, metrics: Sequence[str] | None = None) -> Diagnosi
         )
     names = select(metrics if metrics is not None else USUAL)
     found = _examine(network, batch, names, subject.initial)
-    with drawing_from(network, torch.Generator().manual_seed(0)):
+    with use_generator(network, torch.Generator().manual_seed(0)):
         newborn = Network(network.fresh(), None, network.loss, role=network.role, outputs=network.outputs)
     opened = _open_branches(newborn.module, network.module)
     compared = {rule.metric for rule in RULES} & set(names)
@@ -169,7 +169,7 @@ def _broken(network: Network, batch: TensorDictBase) -> str:
     if broken:
         return f"{len(broken)} of its tensors hold values that are not finite: {_few(broken)}"
     with as_evaluated(network.module):
-        finite = all(math.isfinite(float(network.loss(network.module, part))) for part in pieces(batch))
+        finite = all(math.isfinite(float(network.loss(network.module, part))) for part in chunks(batch))
     return "" if finite else "its loss on these samples is not finite"
 
 
@@ -198,7 +198,7 @@ def _examine(
 ) -> PlasticityReport:
     units = trace(network, batch)
     found = plasticity_report(network, batch, initial, units)
-    found.add(measure_groups(network, batch, names, torch.Generator().manual_seed(0), initial, units))
+    found.add(compute_metrics(network, batch, names, torch.Generator().manual_seed(0), initial, units))
     return found
 
 
@@ -246,7 +246,7 @@ def _verdict(layers: Sequence[Layer], overall: dict[str, float]) -> tuple[Verdic
         reasons.append(f"{len(sick)} of {len(layers)} layers are sick: {_few(sick)}")
     if watched:
         reasons.append(f"{len(watched)} of {len(layers)} layers to watch: {_few(watched)}")
-    gap = overall.get("plasticity-probe-redrawn-gap", 0.0)
+    gap = overall.get("plasticity-probe-fresh-gap", 0.0)
     if not gap < PROBE_GAP[0]:
         reasons.append(f"fits random targets worse than a fresh network (squared error {gap:+.3f})")
     if len(sick) >= SICK_LAYERS * max(1, len(layers)) or not gap < PROBE_GAP[1]:
@@ -281,7 +281,7 @@ def help_text() -> str:
     lines += [f"  {rule.describe()}" for rule in RULES]
     lines.append("Shares must also differ by more than two standard errors of so many units.")
     lines.append(f"The network is sick if {100 * SICK_LAYERS:g} % of its layers are, or if")
-    lines.append(f"plasticity-probe-redrawn-gap is at least {PROBE_GAP[1]:g} (watch: {PROBE_GAP[0]:g}, or any layer).")
+    lines.append(f"plasticity-probe-fresh-gap is at least {PROBE_GAP[1]:g} (watch: {PROBE_GAP[0]:g}, or any layer).")
     lines.append("They are rules of thumb, not tests.")
     return "\n".join(lines)
 

@@ -17,7 +17,7 @@ from plastibench.config.errors import UserError
 from plastibench.integrations.shared import Draw, Schedule, collate
 from plastibench.interventions.attach import Attached, attach
 from plastibench.interventions.base import Intervention, overrides
-from plastibench.nn.branches import branched
+from plastibench.nn.branches import names_in_branches
 from plastibench.nn.network import Network, as_batch
 
 _FILE = "plastibench.pt"
@@ -150,7 +150,7 @@ def _adds_penalty(attached: Attached, args: TrainingArguments) -> Any:
 
 def _refuses_other_branches(module: nn.Module, state: Mapping[str, Any], *_: Any) -> None:
     """The Trainer loads weights by name and takes no notice of those that fit nowhere."""
-    if branched(state) != branched(module.state_dict()):
+    if names_in_branches(state) != names_in_branches(module.state_dict()):
         raise UserError(
             "PlasticityCallback: this checkpoint was saved before or after an injection that the model here has not "
             "or has had; the Trainer cannot resume plasticity-injection (Lightning's and a loop of your own can)"

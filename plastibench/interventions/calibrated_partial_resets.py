@@ -13,10 +13,11 @@ from plastibench.config.errors import UserError
 from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
-from plastibench.nn.dataflow import TracedLayer, trace
-from plastibench.nn.loss_gradients import weights_of
+from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network, as_batch
+from plastibench.nn.parameters import layer_weights
 from plastibench.nn.reinit import broadcast_rows
+from plastibench.nn.traced_layer import TracedLayer
 
 
 @register_intervention("calibrated-partial-resets")
@@ -59,7 +60,7 @@ class CalibratedPartialResets(Intervention):
         Raises:
             UserError: A reset is due, but ``penalty`` was not called in this update.
         """
-        for name, weight in weights_of(network.module).items():
+        for name, weight in layer_weights(network.module).items():
             if weight.grad is not None:
                 size = weight.grad.flatten(1).abs().mean(1)
                 score = size / size.mean().clamp_min(torch.finfo(size.dtype).tiny)
@@ -93,7 +94,7 @@ class CalibratedPartialResets(Intervention):
 
     def _act(self, network: Network, units: list[TracedLayer]) -> dict[str, Tensor]:
         """Move every hidden unit, in execution order. Return the fractions by module."""
-        weights, fresh = weights_of(network.module), network.fresh()
+        weights, fresh = layer_weights(network.module), network.fresh()
         hidden = [unit for unit in units if unit.name in weights and not unit.output]
         moved = {unit.name: self._fractions(self._score(unit.name, weights[unit.name])) for unit in hidden}
         for unit in hidden:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
-from plastibench.nn.activation_monitor import ActivationMonitor, per_unit
-from plastibench.nn.dataflow import TracedLayer
+from plastibench.nn.activation_monitor import ActivationMonitor, mean_per_unit
 from plastibench.nn.network import Network
 from plastibench.nn.optimizer_state import MomentRule
-from plastibench.nn.reinit import redraw_batch_norms, redraw_units, whole_neurons, zero_outgoing
+from plastibench.nn.reinit import include_normalized_layers, reinitialize_batch_norms, reinitialize_units, zero_outgoing
+from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.units import unit_count
 
 
@@ -91,11 +91,11 @@ class ContinualBackprop(Intervention):
     def after_update(self, network: Network) -> None:
         """Update the utilities, and replace units that are due."""
         assert self._watch is not None
-        seen = self._watch.take()
+        seen = self._watch.pop_means()
         if not seen:
             return
         self._updates += 1
-        modules = {unit.name: unit.module for unit in self._watch.units}
+        modules = {unit.name: unit.module for unit in self._watch.layers}
         due: dict[str, Tensor] = {}
         for unit in (unit for unit in self._watch.hidden if unit.name in seen):
             state, young, size = self._units[unit.name], self._young[unit.name], unit_count(unit.module)
@@ -120,7 +120,7 @@ class ContinualBackprop(Intervention):
 
     def state_dict(self) -> dict[str, Any]:
         """Return ages, utilities and replacements due."""
-        if self._watch is None or not self._watch.units:
+        if self._watch is None or not self._watch.layers:
             return {}
         return {
             "watch": self._watch.state_dict(),
@@ -157,7 +157,7 @@ class ContinualBackprop(Intervention):
 
     def _replace(self, network: Network, masks: dict[str, Tensor]) -> None:
         assert self._watch is not None
-        units = self._watch.units
+        units = self._watch.layers
         modules = {unit.name: unit.module for unit in units}
         for unit in units:
             if unit.name in masks:
@@ -168,8 +168,8 @@ class ContinualBackprop(Intervention):
                     value.masked_fill_(masks[unit.name], 0.0)
         zero_outgoing(network, units, masks, self.moments)
         fresh = self._drawn(network)
-        redraw_units(network, units, whole_neurons(units, masks), fresh, self.moments)
-        redraw_batch_norms(network, units, masks, fresh, self.moments)
+        reinitialize_units(network, units, include_normalized_layers(units, masks), fresh, self.moments)
+        reinitialize_batch_norms(network, units, masks, fresh, self.moments)
 
     def _drawn(self, network: Network) -> nn.Module:
         """Return a fresh network, renewed before any of its rows would be used twice."""
@@ -193,7 +193,7 @@ def _outgoing(unit: TracedLayer, modules: dict[str, nn.Module]) -> Tensor:
         if reader in modules:
             weight = modules[reader].weight
             assert isinstance(weight, Tensor)
-            total += per_unit(unit, columns.to(total.device), weight.abs().transpose(0, 1).flatten(1).mean(1))
+            total += mean_per_unit(unit, columns.to(total.device), weight.abs().transpose(0, 1).flatten(1).mean(1))
     return total
 
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
-from plastibench.nn.loss_gradients import gradients, weights_of
+from plastibench.nn.loss_gradients import chunk_gradients
 from plastibench.nn.network import Network, as_batch
-from plastibench.nn.optimizer_state import forget_all
+from plastibench.nn.optimizer_state import clear_state
+from plastibench.nn.parameters import layer_weights
 
 
 @register_intervention("dash")
@@ -42,12 +43,12 @@ class Dash(Intervention):
         """Average the gradients over the batch, then shrink the weights."""
         parameters = {
             f"{name}.{key}": parameter
-            for name in weights_of(network.module)
+            for name in layer_weights(network.module)
             for key, parameter in network.module.get_submodule(name).named_parameters(recurse=False)
             if parameter.requires_grad
         }
         averages = [torch.zeros_like(parameter) for parameter in parameters.values()]
-        for _, found in gradients(network, as_batch(batch), list(parameters.values()), self.piece):
+        for _, found in chunk_gradients(network, as_batch(batch), list(parameters.values()), self.piece):
             for average, gradient in zip(averages, found, strict=True):
                 average.mul_(1 - self.alpha)
                 if gradient is not None:
@@ -59,7 +60,7 @@ class Dash(Intervention):
             report.parameters += parameter.numel()
             if name.endswith(".weight"):
                 report.note(name.removesuffix(".weight"), factor=float(factors.mean()))
-        forget_all(network.optimizer, list(parameters.values()))
+        clear_state(network.optimizer, list(parameters.values()))
         return report
 
 

@@ -13,12 +13,12 @@ from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.interventions.wrapper import Wrapper
-from plastibench.nn.batch_outputs import of_layers
+from plastibench.nn.batch_outputs import layer_outputs
 from plastibench.nn.branches import merged_outputs
 from plastibench.nn.dataflow import trace
 from plastibench.nn.finetune import Objective, finetune
 from plastibench.nn.network import Network, as_batch, as_evaluated
-from plastibench.nn.refit import teacher_of
+from plastibench.nn.refit import frozen_copy
 
 
 @register_intervention(
@@ -69,12 +69,12 @@ class Distil(Wrapper):
     def _objective(self, network: Network, batch: TensorDictBase) -> Objective:
         """Return the loss of the gradient steps. Called before the inner intervention acts."""
         outputs = merged_outputs(network.module, [unit.name for unit in trace(network, batch) if unit.output])
-        teacher = teacher_of(network)
+        teacher = frozen_copy(network)
 
         def error(part: TensorDictBase) -> Tensor:
             with as_evaluated(teacher), torch.no_grad():
-                wanted = of_layers(network, teacher, part, outputs)
-            found = of_layers(network, network.module, part, outputs)
+                wanted = layer_outputs(network, teacher, part, outputs)
+            found = layer_outputs(network, network.module, part, outputs)
             return torch.stack([F.mse_loss(a, b) for a, b in zip(found, wanted, strict=True)]).sum()
 
         return error

@@ -16,7 +16,7 @@ from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network, as_batch
-from plastibench.nn.optimizer_state import forget
+from plastibench.nn.optimizer_state import reset_state
 
 _JOINT = r"(^|\.)(qkv\.weight|in_proj_weight)$"
 _QUERY_KEY = r"(^|\.)(to_|w)?(q|k|query|key)(_?proj)?\.weight$"
@@ -73,7 +73,7 @@ class Fire(Intervention):
                 rows[index] = True
                 report.parameters += piece.numel()
             mask = rows.flatten().to(weight.device).reshape(-1, *[1] * (weight.ndim - 1))
-            forget(network.optimizer, weight, mask)
+            reset_state(network.optimizer, weight, mask)
             report.note(name.removesuffix(".weight"), norm=float(weight.norm()))
         return report
 

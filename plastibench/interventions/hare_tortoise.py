@@ -35,16 +35,16 @@ class EMA(Intervention):
 
     def prepare(self, network: Network) -> None:
         """Start the average at the initial weights."""
-        self._slow.of(network)
+        self._slow.module_for(network)
 
     def after_update(self, network: Network) -> None:
         """Update the average."""
-        self._slow.follow(network, self.momentum)
+        self._slow.update(network, self.momentum)
         self._updates += 1
 
     def evaluated(self, network: Network) -> nn.Module:
         """Return the averaged network."""
-        return self._slow.of(network)
+        return self._slow.module_for(network)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average and the number of updates."""
@@ -92,4 +92,4 @@ class HareTortoise(EMA):
 
     def evaluated(self, network: Network) -> nn.Module:
         """Return the hare or the tortoise."""
-        return self._slow.of(network) if self.evaluate == "tortoise" else network.module
+        return self._slow.module_for(network) if self.evaluate == "tortoise" else network.module

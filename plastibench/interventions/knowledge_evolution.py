@@ -14,11 +14,11 @@ from torch import Tensor
 from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
+from plastibench.nn.blocks import input_layers
 from plastibench.nn.dataflow import trace
-from plastibench.nn.loss_gradients import weights_of
 from plastibench.nn.network import Network, as_batch
-from plastibench.nn.optimizer_state import MomentRule, forget
-from plastibench.nn.selectors import beginnings
+from plastibench.nn.optimizer_state import MomentRule, reset_state
+from plastibench.nn.parameters import layer_weights
 
 
 @register_intervention("knowledge-evolution")
@@ -54,14 +54,14 @@ class KnowledgeEvolution(Intervention):
     @torch.no_grad()
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
         """Reinitialize the weights that are not kept. The first call draws the split."""
-        weights = weights_of(network.module)
+        weights = layer_weights(network.module)
         if not self._stays:
             self._stays = self._split(network, as_batch(batch))
         fresh, report = network.fresh(), Report()
         for name, stays in self._stays.items():
             weight, gone = weights[name], ~stays.to(network.device)
             weight.copy_(torch.where(gone, fresh.get_parameter(f"{name}.weight"), weight))
-            forget(network.optimizer, weight, gone, self.moments)
+            reset_state(network.optimizer, weight, gone, self.moments)
             report.parameters += int(gone.sum())
         return report
 
@@ -75,13 +75,13 @@ class KnowledgeEvolution(Intervention):
 
     def _split(self, network: Network, batch: TensorDictBase) -> dict[str, Tensor]:
         """Return a mask of the kept entries for each weight, on the CPU."""
-        weights = weights_of(network.module)
+        weights = layer_weights(network.module)
         if self.level == "weight":
             draws = {name: torch.rand(weight.shape, generator=network.generator) for name, weight in weights.items()}
             return {name: draw < self.split for name, draw in draws.items()}
         units = trace(network, batch)
         outputs = [unit.name for unit in units if unit.output]
-        first = beginnings([unit.name for unit in units if unit.name in weights], outputs)
+        first = input_layers([unit.name for unit in units if unit.name in weights], outputs)
         stays = {}
         for name, weight in weights.items():
             mask = torch.zeros(weight.shape, dtype=torch.bool)

@@ -14,7 +14,7 @@ from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
-from plastibench.nn.parameters import learning_rates, remembered, trained
+from plastibench.nn.parameters import initial_values, learning_rates, trainable_parameters
 
 
 @register_intervention("l2", "Add ½λ‖θ‖² to the loss (Krogh & Hertz 1991)")
@@ -76,16 +76,16 @@ class L2(Intervention):
     def prepare(self, network: Network) -> None:
         """Store the initial weights if they are needed."""
         if self.towards == "initial":
-            remembered(self._initial, trained(network.module, norms=self.norms))
+            initial_values(self._initial, trainable_parameters(network.module, norms=self.norms))
 
     def penalty(self, network: Network, batch: TensorDictBase) -> Tensor | None:
         """Return the regularization term, or None for the decoupled form."""
         if self.form == "decoupled":
             return None
-        parameters = trained(network.module, norms=self.norms)
+        parameters = trainable_parameters(network.module, norms=self.norms)
         away = list(parameters.values())
         if self.towards == "initial":
-            away = list(torch._foreach_sub(away, remembered(self._initial, parameters)))
+            away = list(torch._foreach_sub(away, initial_values(self._initial, parameters)))
         lengths = torch.stack(torch._foreach_norm(away))  # [tensors]; the gradient of a zero norm is 0
         if self.form == "norm":
             return self.strength * torch.linalg.vector_norm(lengths)
@@ -96,11 +96,11 @@ class L2(Intervention):
         """Pull the parameters, for the decoupled form."""
         if self.form != "decoupled":
             return
-        parameters = trained(network.module, norms=self.norms)
+        parameters = trainable_parameters(network.module, norms=self.norms)
         values = list(parameters.values())
         factors = [rate * self.strength for rate in learning_rates(network, values)]
         if self.towards == "initial":
-            torch._foreach_lerp_(values, remembered(self._initial, parameters), factors)
+            torch._foreach_lerp_(values, initial_values(self._initial, parameters), factors)
         else:
             torch._foreach_mul_(values, [1 - factor for factor in factors])
 

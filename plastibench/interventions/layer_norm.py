@@ -11,7 +11,7 @@ from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
-from plastibench.nn.nonlinearities import normalise_activations, remove_affine
+from plastibench.nn.nonlinearity_edits import add_norms, remove_affine
 
 
 @register_intervention("layernorm")
@@ -41,7 +41,7 @@ class LayerNorms(Intervention):
         network.rebuild(self._add)
 
     def _add(self, module: nn.Module) -> None:
-        if not normalise_activations(module, self.affine):
+        if not add_norms(module, self.affine):
             name = type(module).__name__
             raise UserError(f"layernorm: every nonlinearity in {name} already follows a norm")
 

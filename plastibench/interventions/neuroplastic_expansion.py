@@ -12,8 +12,8 @@ from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
-from plastibench.nn.optimizer_state import forget
-from plastibench.nn.units import has_units, tied
+from plastibench.nn.optimizer_state import reset_state
+from plastibench.nn.units import has_units, tied_parameters
 
 
 @register_intervention("neuroplastic-expansion")
@@ -106,7 +106,7 @@ class NeuroplasticExpansion(Intervention):
             changed.view(-1)[strongest] = True
         parameter.masked_fill_(changed, 0.0)
         mask ^= changed
-        forget(network.optimizer, parameter, changed, "zero")
+        reset_state(network.optimizer, parameter, changed, "zero")
         wanted.zero_()
 
 
@@ -126,7 +126,7 @@ def erdos_renyi(shapes: dict[str, tuple[int, ...]], density: float) -> dict[str,
 
 def _matrices(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return the weights of every Linear and Conv module that are not tied to another module."""
-    shared = tied(module)
+    shared = tied_parameters(module)
     return {
         f"{name}.weight".lstrip("."): child.weight
         for name, child in module.named_modules()

@@ -13,7 +13,7 @@ from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
-from plastibench.nn.parameters import learning_rates, trained
+from plastibench.nn.parameters import learning_rates, trainable_parameters
 
 
 @register_intervention(
@@ -64,18 +64,18 @@ class NoisyUpdates(Intervention):
     def before_update(self, network: Network) -> None:
         """Add noise to the gradients."""
         if self.on == "gradients":
-            gradients = [p.grad for p in trained(network.module).values() if p.grad is not None]
+            gradients = [p.grad for p in trainable_parameters(network.module).values() if p.grad is not None]
             torch._foreach_add_(gradients, list(self._noise(network, gradients)), alpha=self.sigma)
 
     @torch.no_grad()
     def after_update(self, network: Network) -> None:
         """Decay the weights, then add noise to them."""
         if self.decay:
-            decayed = list(trained(network.module, norms=self.norms).values())
+            decayed = list(trainable_parameters(network.module, norms=self.norms).values())
             rates = learning_rates(network, decayed)
             torch._foreach_mul_(decayed, [1 - rate * self.decay for rate in rates])
         if self.on == "weights":
-            values = list(trained(network.module).values())
+            values = list(trainable_parameters(network.module).values())
             noise = list(self._noise(network, values))
             if self.times_lr:
                 torch._foreach_mul_(noise, learning_rates(network, values))

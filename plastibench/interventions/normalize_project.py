@@ -12,7 +12,8 @@ from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
-from plastibench.nn.nonlinearities import find_sites, normalise_activations, remove_affine
+from plastibench.nn.nonlinearity_edits import add_norms, remove_affine
+from plastibench.nn.nonlinearity_sites import find_sites
 from plastibench.nn.units import has_units
 
 
@@ -87,7 +88,7 @@ class NormalizeAndProject(Intervention):
         self._norms, self._normalised = state["norms"], state["normalised"]
 
     def _normalise(self, module: nn.Module) -> None:
-        normalise_activations(module, self.affine == "keep")
+        add_norms(module, self.affine == "keep")
         if self.affine == "remove":
             remove_affine(module)
 

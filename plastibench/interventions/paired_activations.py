@@ -10,7 +10,8 @@ from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
-from plastibench.nn.nonlinearities import CReLU, Fourier, pair_activations
+from plastibench.nn.nonlinearities import CReLU, Fourier
+from plastibench.nn.nonlinearity_edits import pair_nonlinearities
 
 _PAIRED = {"crelu": CReLU, "fourier": Fourier}
 
@@ -50,4 +51,4 @@ class PairedActivations(Intervention):
         Raises:
             UserError: No activation is found, or a layer has an odd width.
         """
-        network.rebuild(partial(pair_activations, paired=_PAIRED[self.features]))
+        network.rebuild(partial(pair_nonlinearities, paired=_PAIRED[self.features]))

@@ -15,7 +15,7 @@ from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
-from plastibench.nn.parameters import layers
+from plastibench.nn.parameters import trainable_layers
 
 
 @register_intervention("parseval")
@@ -86,5 +86,5 @@ class Parseval(Intervention):
 
 def _matrices(network: Network) -> dict[str, Tensor]:
     """Return the weights of the hidden layers as matrices [short side, long side]."""
-    flat = {name: layer.weight.flatten(1) for name, layer in layers(network, output=False).items()}
+    flat = {name: layer.weight.flatten(1) for name, layer in trainable_layers(network, output=False).items()}
     return {name: weight if weight.shape[0] <= weight.shape[1] else weight.mT for name, weight in flat.items()}

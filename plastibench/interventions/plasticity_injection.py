@@ -15,8 +15,10 @@ from plastibench.config.errors import UserError
 from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
-from plastibench.nn.branches import Stage, branch, branched_outputs, head_stages, outputs_of, tail_stages
+from plastibench.nn.branches import add_branch, branched_outputs
 from plastibench.nn.network import Network, as_batch, as_evaluated, seeded
+from plastibench.nn.stages import Stage, head_stages, tail_stages
+from plastibench.nn.units import output_layers
 
 _TRIAL = 7_919_317  # a seed used nowhere else: a branch equal to the tail would hide code that mixes them
 
@@ -67,7 +69,7 @@ class PlasticityInjection(Intervention):
             UserError: The network has no tail that can be frozen and copied.
         """
         self._network = network
-        self._outputs = outputs_of(network.module, network.outputs)
+        self._outputs = output_layers(network.module, network.outputs)
         if self.part == "head":
             self._stages = head_stages(network.module, self._outputs)
         else:
@@ -106,7 +108,7 @@ class PlasticityInjection(Intervention):
         return Report(parameters=sum(p.numel() for p in set(network.module.parameters()) - before if p.requires_grad))
 
     def _change(self, network: Network) -> partial[None]:
-        return partial(branch, stages=self._stages, outputs=self._outputs, draw=network.builder())
+        return partial(add_branch, stages=self._stages, outputs=self._outputs, draw=network.builder())
 
     @torch.no_grad()
     def _try(self, network: Network, batch: TensorDictBase) -> None:

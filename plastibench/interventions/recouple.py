@@ -13,10 +13,12 @@ from plastibench.config.options import matches, option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Report
 from plastibench.interventions.wrapper import Wrapper
-from plastibench.nn.dataflow import TracedLayer, must_match, trace
+from plastibench.nn.dataflow import trace
 from plastibench.nn.least_squares import Fit, Solver, SolverName
 from plastibench.nn.network import Network, as_batch
-from plastibench.nn.refit import only_units_differ, refit_in_one_pass, refit_pair, snapshot, teacher_of
+from plastibench.nn.refit import frozen_copy, only_units_differ, refit_in_one_pass, refit_pair, snapshot
+from plastibench.nn.selectors import require_match
+from plastibench.nn.traced_layer import TracedLayer
 
 
 @register_intervention("recouple")
@@ -51,7 +53,7 @@ class Recouple(Wrapper):
         self._check(network)
         batch = as_batch(batch)
         units = trace(network, batch)
-        before, teacher = snapshot(units), teacher_of(network)
+        before, teacher = snapshot(units), frozen_copy(network)
         report = self._inner.intervene(network, batch)
         if network.module.state_dict().keys() != teacher.state_dict().keys():
             raise UserError("recouple: the inner intervention changes the architecture; use 'distil' instead")
@@ -69,7 +71,7 @@ class Recouple(Wrapper):
 
     def _check(self, network: Network) -> None:
         if self.refit != "all":
-            must_match(self.refit, network.module, "refit")
+            require_match(self.refit, network.module, "refit")
 
     def _refits(self, name: str) -> bool:
         return self.refit == "all" or matches(self.refit, name)

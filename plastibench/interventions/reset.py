@@ -12,12 +12,13 @@ from plastibench.config.errors import UserError
 from plastibench.config.options import matches, option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
-from plastibench.nn.branches import renewable
+from plastibench.nn.blocks import fraction_of, last_blocks
+from plastibench.nn.branches import reinitializable
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network, as_batch
-from plastibench.nn.optimizer_state import forget_all
-from plastibench.nn.selectors import from_block, selector, share_of
-from plastibench.nn.units import has_units, tied, unit_count
+from plastibench.nn.optimizer_state import clear_state
+from plastibench.nn.selectors import selector
+from plastibench.nn.units import has_units, tied_parameters, unit_count
 
 Part = Literal["all", "mlp", "mlp-qkv", "linear", "layernorm", "head", "last-k", "later"]
 
@@ -96,7 +97,7 @@ class Reset(Intervention):
         parameters = dict(module.named_parameters())
         for name in chosen:
             parameters[name].copy_(fresh.get_parameter(name))
-        whole = chosen == list(renewable(module))
+        whole = chosen == list(reinitializable(module))
         for prefix, child in module.named_modules():
             own = {f"{prefix}.{name}".lstrip(".") for name, _ in child.named_parameters(recurse=False)}
             if (own and own <= set(chosen)) or (whole and not own):
@@ -105,7 +106,7 @@ class Reset(Intervention):
         if whole:
             for restart in network.restarts:
                 restart()
-        forget_all(network.optimizer, [parameters[name] for name in chosen])
+        clear_state(network.optimizer, [parameters[name] for name in chosen])
         report = Report(parameters=sum(parameters[name].numel() for name in chosen))
         for prefix, child in module.named_modules():
             if has_units(child) and f"{prefix}.weight" in chosen:
@@ -117,21 +118,21 @@ class Reset(Intervention):
     def _chosen(self, network: Network, batch: TensorDictBase) -> list[str]:
         """Return the names of the selected parameters, in order of registration."""
         module = network.module
-        names = list(renewable(module))
+        names = list(reinitializable(module))
         if self.match:
             return [name for name in names if matches(self.match, name)]
         if self.select == "all":
             return names
         outputs = [unit.name for unit in trace(network, batch) if unit.output]
         if self.select == "last-k":
-            chosen, blocks = from_block(module, outputs, lambda count: self.k)
+            chosen, blocks = last_blocks(module, outputs, lambda count: self.k)
             if blocks and not chosen:
                 raise UserError(f"reset: k is {self.k}, but the network has only {blocks} blocks")
             return [name for name in chosen if name in names]
         if self.select == "later":
-            chosen = from_block(module, outputs, share_of(0.5 if self.share is None else self.share))[0]
+            chosen = last_blocks(module, outputs, fraction_of(0.5 if self.share is None else self.share))[0]
             return [name for name in chosen if name in names]
-        selected, shared = selector(self.select, module, outputs), tied(module)
+        selected, shared = selector(self.select, module, outputs), tied_parameters(module)
         return [
             f"{prefix}.{name}"
             for prefix, child in module.named_modules()

@@ -12,12 +12,14 @@ from plastibench.config.errors import UserError
 from plastibench.config.options import matches, option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
-from plastibench.nn.dataflow import TracedLayer, must_match, trace
-from plastibench.nn.dormancy import Criterion, dormant
+from plastibench.nn.dataflow import trace
+from plastibench.nn.dormancy import Criterion, dormant_units
 from plastibench.nn.network import Network, as_batch
 from plastibench.nn.optimizer_state import MomentRule
-from plastibench.nn.reinit import redraw_batch_norms, redraw_units, whole_neurons, zero_outgoing
-from plastibench.nn.unit_statistics import measure
+from plastibench.nn.reinit import include_normalized_layers, reinitialize_batch_norms, reinitialize_units, zero_outgoing
+from plastibench.nn.selectors import require_match
+from plastibench.nn.traced_layer import TracedLayer
+from plastibench.nn.unit_statistics import measure_units
 
 
 @register_intervention(
@@ -86,7 +88,7 @@ class Revive(Intervention):
     def prepare(self, network: Network) -> None:
         """Check that the selected modules exist."""
         if self.modules not in ("all", "hidden"):
-            must_match(self.modules, network.module, "modules")
+            require_match(self.modules, network.module, "modules")
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
         """Score all units on the batch, then reinitialize the dormant ones."""
@@ -97,7 +99,7 @@ class Revive(Intervention):
         if self.outgoing == "zero":
             zero_outgoing(network, units, masks, self.moments)
             if self.modules == "hidden":  # a filter may be silent because of its shift
-                redraw_batch_norms(network, units, masks, fresh, self.moments)
+                reinitialize_batch_norms(network, units, masks, fresh, self.moments)
         return report
 
     def select(self, network: Network, batch: TensorDictBase, units: list[TracedLayer]) -> dict[str, Tensor]:
@@ -111,9 +113,9 @@ class Revive(Intervention):
         if not chosen:
             names = ", ".join(unit.name for unit in inner[:6])
             raise UserError(f"modules '{self.modules}' selects nothing to revive; modules of this network: {names}, …")
-        statistics = measure(network, batch, chosen)
+        statistics = measure_units(network, batch, chosen)
         return {
-            unit.name: dormant(
+            unit.name: dormant_units(
                 self.criterion,
                 statistics[unit.name],
                 tau=self.tau,
@@ -130,8 +132,8 @@ class Revive(Intervention):
         If a LayerNorm precedes the activation of a hidden unit, both the unit's entry in the norm and its row in the
         module before the norm are reinitialized.
         """
-        masks = whole_neurons(units, masks) if self.modules == "hidden" else masks
-        report = Report(units=masks, parameters=redraw_units(network, units, masks, fresh, self.moments))
+        masks = include_normalized_layers(units, masks) if self.modules == "hidden" else masks
+        report = Report(units=masks, parameters=reinitialize_units(network, units, masks, fresh, self.moments))
         for name, mask in masks.items():
             report.note(name, revived=float(mask.sum()), units=float(len(mask)))
         return report

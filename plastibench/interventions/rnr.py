@@ -14,12 +14,13 @@ from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.interventions.recouple import with_fits
 from plastibench.interventions.revive import Revive
-from plastibench.nn.dataflow import TracedLayer, must_match, trace
+from plastibench.nn.dataflow import trace
 from plastibench.nn.dormancy import Criterion
 from plastibench.nn.least_squares import Fit, Solver, SolverName
 from plastibench.nn.network import Network, as_batch
-from plastibench.nn.refit import refit_in_one_pass, refit_pair, snapshot, teacher_of
-from plastibench.nn.selectors import selector
+from plastibench.nn.refit import frozen_copy, refit_in_one_pass, refit_pair, snapshot
+from plastibench.nn.selectors import require_match, selector
+from plastibench.nn.traced_layer import TracedLayer
 
 
 @register_intervention(
@@ -82,7 +83,7 @@ class RnR(Intervention):
         """Check that the selected modules exist."""
         self._reviver().prepare(network)
         if self.refit not in (None, "mlp", "attention", "layernorm"):
-            must_match(self.refit, network.module, "refit")
+            require_match(self.refit, network.module, "refit")
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
         """Revive all modules except the last, and refit all except the first, in execution order.
@@ -117,7 +118,7 @@ class RnR(Intervention):
         self, network: Network, batch: TensorDictBase, units: list[TracedLayer], refitted: set[str]
     ) -> Report:
         """Run Algorithm 1 literally: about one forward pass of network and teacher per pair of modules."""
-        reviver, fresh, teacher = self._reviver(), network.fresh(), teacher_of(network)
+        reviver, fresh, teacher = self._reviver(), network.fresh(), frozen_copy(network)
         masks = reviver.select(network, batch, units)
         report, fits = Report(), dict[str, Fit]()
         for unit, reader in itertools.pairwise(units):
@@ -125,7 +126,7 @@ class RnR(Intervention):
                 if self.scoring == "per-layer":
                     masks = reviver.select(network, batch, units)
                 if self.targets == "local":
-                    teacher = teacher_of(network)
+                    teacher = frozen_copy(network)
                 done = reviver.revive(network, units, {unit.name: masks[unit.name]}, fresh)
                 report.units.update(done.units)
                 report.modules.update(done.modules)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
-from plastibench.nn.loss_gradients import gradients
+from plastibench.nn.loss_gradients import chunk_gradients
 from plastibench.nn.network import Network, as_batch
-from plastibench.nn.optimizer_state import MomentRule, forget
-from plastibench.nn.parameters import trained
+from plastibench.nn.optimizer_state import MomentRule, reset_state
+from plastibench.nn.parameters import trainable_parameters
 
 
 @register_intervention(
@@ -77,17 +77,20 @@ class SelectiveWeightReinit(Intervention):
         """Reinitialize every ``interval`` updates."""
         self._updates += 1
         if self.interval and self._updates % self.interval == 0:
-            self._redraw(network, {name: p.grad for name, p in trained(network.module).items() if p.grad is not None})
+            self._redraw(
+                network,
+                {name: p.grad for name, p in trainable_parameters(network.module).items() if p.grad is not None},
+            )
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
         """Reinitialize if ``interval`` is 0."""
         if self.interval:
             return Report()
-        parameters = trained(network.module)
+        parameters = trainable_parameters(network.module)
         batch = as_batch(batch)
         totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
         if self.utility == "gradient":
-            for size, found in gradients(network, batch, list(parameters.values())):
+            for size, found in chunk_gradients(network, batch, list(parameters.values())):
                 for total, gradient in zip(totals.values(), found, strict=True):
                     if gradient is not None:
                         total.add_(gradient, alpha=size / len(batch))
@@ -114,7 +117,7 @@ class SelectiveWeightReinit(Intervention):
             if self.replacement == "mean":
                 new = new if bool((new == new.flatten()[0]).all()) else torch.zeros_like(new)
             parameter.copy_(torch.where(mask, new, parameter))
-            forget(network.optimizer, parameter, mask, self.moments)
+            reset_state(network.optimizer, parameter, mask, self.moments)
             count += int(mask.sum())
         return count
 

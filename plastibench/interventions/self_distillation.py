@@ -13,7 +13,7 @@ from torch import Tensor
 from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
-from plastibench.nn.batch_outputs import outputs
+from plastibench.nn.batch_outputs import network_outputs
 from plastibench.nn.ema import EmaCopy
 from plastibench.nn.network import Network
 
@@ -50,13 +50,13 @@ class SelfDistillation(Intervention):
 
     def prepare(self, network: Network) -> None:
         """Create the teacher as a copy of the network."""
-        self._teacher.of(network)
+        self._teacher.module_for(network)
 
     def penalty(self, network: Network, batch: TensorDictBase) -> Tensor:
         """Return the distillation term. No gradient reaches the teacher."""
         with torch.no_grad():
-            taught = outputs(network, self._teacher.of(network), batch)
-        found = outputs(network, network.module, batch)
+            taught = network_outputs(network, self._teacher.module_for(network), batch)
+        found = network_outputs(network, network.module, batch)
         by_role = "mse" if network.role in ("critic", "actor") else "kl"
         if (by_role if self.distance == "auto" else self.distance) == "mse":
             return self.strength * F.mse_loss(found, taught)
@@ -66,7 +66,7 @@ class SelfDistillation(Intervention):
 
     def after_update(self, network: Network) -> None:
         """Update the moving average."""
-        self._teacher.follow(network, self.momentum)
+        self._teacher.update(network, self.momentum)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the teacher."""

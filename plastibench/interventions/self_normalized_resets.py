@@ -15,10 +15,10 @@ from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.activation_monitor import ActivationMonitor
-from plastibench.nn.dataflow import TracedLayer
 from plastibench.nn.network import Network
 from plastibench.nn.optimizer_state import MomentRule
-from plastibench.nn.reinit import redraw_batch_norms, redraw_units, whole_neurons, zero_outgoing
+from plastibench.nn.reinit import include_normalized_layers, reinitialize_batch_norms, reinitialize_units, zero_outgoing
+from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.units import unit_count
 
 
@@ -72,7 +72,7 @@ class SelfNormalizedResets(Intervention):
     def after_update(self, network: Network) -> None:
         """Count silences. Reset units and adjust thresholds if due."""
         assert self._watch is not None
-        seen = self._watch.take()
+        seen = self._watch.pop_means()
         if not seen:
             return
         self._updates += 1
@@ -90,7 +90,7 @@ class SelfNormalizedResets(Intervention):
 
     def state_dict(self) -> dict[str, Any]:
         """Return silences and thresholds."""
-        if self._watch is None or not self._watch.units:
+        if self._watch is None or not self._watch.layers:
             return {}
         return {"watch": self._watch.state_dict(), "updates": self._updates, "units": self._units}
 
@@ -129,8 +129,8 @@ class SelfNormalizedResets(Intervention):
             return
         for name, mask in masks.items():
             self._units[name]["silence"].masked_fill_(mask, 0.0)
-        units = self._watch.units
+        units = self._watch.layers
         zero_outgoing(network, units, masks, self.moments)
         fresh = network.fresh()
-        redraw_units(network, units, whole_neurons(units, masks), fresh, self.moments)
-        redraw_batch_norms(network, units, masks, fresh, self.moments)
+        reinitialize_units(network, units, include_normalized_layers(units, masks), fresh, self.moments)
+        reinitialize_batch_norms(network, units, masks, fresh, self.moments)

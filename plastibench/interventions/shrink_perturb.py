@@ -14,10 +14,10 @@ from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.interventions.output_layers import output_layers, reinitialize_layers
-from plastibench.nn.branches import renewable
+from plastibench.nn.branches import reinitializable
 from plastibench.nn.network import Network
-from plastibench.nn.optimizer_state import forget_all
-from plastibench.nn.parameters import remembered
+from plastibench.nn.optimizer_state import clear_state
+from plastibench.nn.parameters import initial_values
 
 
 @register_intervention(
@@ -90,18 +90,18 @@ class ShrinkPerturb(Intervention):
         """Shrink and perturb all trained parameters."""
         if self.source == "initial" and not self._initial:
             self.prepare(network)
-        parameters = renewable(network.module)
+        parameters = reinitializable(network.module)
         heads = output_layers(network, batch) if self.heads == "redraw" else {}
         fresh = dict(network.fresh().named_parameters()) if heads or not self._initial else {}
         if self._initial:  # the initial values of parameters that were added since are the current ones
-            remembered(self._initial, dict(network.module.named_parameters()))
+            initial_values(self._initial, dict(network.module.named_parameters()))
         others = self._initial or fresh
         for name, parameter in parameters.items():
             if name.rpartition(".")[0] not in heads:
                 parameter.mul_(self.keep).add_(others[name], alpha=self.noise)
         report = reinitialize_layers(heads, parameters, fresh)
         report.parameters = sum(p.numel() for p in parameters.values())
-        forget_all(network.optimizer, list(parameters.values()))
+        clear_state(network.optimizer, list(parameters.values()))
         return report
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
-from plastibench.nn.parameters import remembered, trained
+from plastibench.nn.parameters import initial_values, trainable_parameters
 
 
 @register_intervention("soft-shrink-perturb")
@@ -46,14 +46,14 @@ class SoftShrinkPerturb(Intervention):
     def prepare(self, network: Network) -> None:
         """Store the initial weights if they are needed."""
         if self.source == "initial":
-            remembered(self._initial, trained(network.module))
+            initial_values(self._initial, trainable_parameters(network.module))
 
     @torch.no_grad()
     def after_update(self, network: Network) -> None:
         """Shrink and perturb all trained parameters."""
-        parameters = trained(network.module)
+        parameters = trainable_parameters(network.module)
         if self.source == "initial":
-            others = remembered(self._initial, parameters)
+            others = initial_values(self._initial, parameters)
         else:
             fresh = dict(network.fresh().named_parameters())
             others = [fresh[name].detach() for name in parameters]

@@ -10,7 +10,7 @@ from torch import Tensor
 from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
-from plastibench.nn.batch_outputs import outputs
+from plastibench.nn.batch_outputs import network_outputs
 from plastibench.nn.network import Network
 
 
@@ -34,4 +34,4 @@ class SpectralDecoupling(Intervention):
 
     def penalty(self, network: Network, batch: TensorDictBase) -> Tensor:
         """Return the regularization term."""
-        return self.strength * outputs(network, network.module, batch).square().mean()
+        return self.strength * network_outputs(network, network.module, batch).square().mean()

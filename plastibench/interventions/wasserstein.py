@@ -15,7 +15,7 @@ from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
-from plastibench.nn.parameters import remembered, trained
+from plastibench.nn.parameters import initial_values, trainable_parameters
 
 
 @register_intervention("wasserstein")
@@ -48,7 +48,7 @@ class Wasserstein(Intervention):
 
     def prepare(self, network: Network) -> None:
         """Store the sorted initial weights."""
-        remembered(self._sorted, self._entries(network), _ascending)
+        initial_values(self._sorted, self._entries(network), _ascending)
 
     def penalty(self, network: Network, batch: TensorDictBase) -> Tensor | None:
         """Return the regularization term, if due. Tensors of equal size are sorted together."""
@@ -56,7 +56,7 @@ class Wasserstein(Intervention):
         if self._updates % self.every:
             return None
         entries = self._entries(network)
-        initial = dict(zip(entries, remembered(self._sorted, entries, _ascending), strict=True))
+        initial = dict(zip(entries, initial_values(self._sorted, entries, _ascending), strict=True))
         sizes: dict[int, list[str]] = defaultdict(list)
         for name, values in entries.items():
             sizes[len(values)].append(name)
@@ -77,7 +77,7 @@ class Wasserstein(Intervention):
         self._sorted, self._updates = dict(state["sorted"]), state["updates"]
 
     def _entries(self, network: Network) -> dict[str, Tensor]:
-        parameters = trained(network.module, norms=self.norms)
+        parameters = trainable_parameters(network.module, norms=self.norms)
         return {name: p.flatten() for name, p in parameters.items() if self.vectors or p.ndim > 1}
 
 

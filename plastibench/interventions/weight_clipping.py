@@ -13,7 +13,7 @@ from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.network import Network
-from plastibench.nn.parameters import layers
+from plastibench.nn.parameters import trainable_layers
 
 
 @register_intervention("weight-clipping")
@@ -88,7 +88,7 @@ class WeightClipping(Intervention):
 
     def _bounded(self, network: Network) -> dict[str, tuple[nn.Linear | nn.Conv2d, float]]:
         """Return each clamped module with its bound. New modules, e.g. after a rebuild, are measured first."""
-        found = layers(network, output=self.output)
+        found = trainable_layers(network, output=self.output)
         if self.bound == "fan-in":
             return {name: (layer, self.kappa * layer.weight[0].numel() ** -0.5) for name, layer in found.items()}
         for name in found.keys() - self._largest.keys():

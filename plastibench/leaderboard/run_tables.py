@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from plastibench.leaderboard.settings import Result, acts, by_group, label
-from plastibench.utils.tables import back_after, mean_std, percent, text_table
+from plastibench.utils.tables import format_recovery, mean_std, percent, text_table
 
 _SHOWN_TASKS = 10
 
@@ -93,7 +93,7 @@ def recovery(runs: list[Result]) -> str:
 
 def _back_after(runs: list[Result], name: str, digits: int) -> str:
     never = _average(run["summary"]["unrecovered-share"] for run in runs)
-    return back_after(_average(run["summary"][name] for run in runs), never, digits)
+    return format_recovery(_average(run["summary"][name] for run in runs), never, digits)
 
 
 def _revived(runs: list[Result]) -> str:

@@ -18,7 +18,7 @@ from plastibench.leaderboard.rows import Row
 from plastibench.leaderboard.settings import Entry, Result, Setting, label
 from plastibench.leaderboard.standings import Standings
 from plastibench.results.confidence import mean_interval
-from plastibench.utils import tensorboard_events
+from plastibench.utils import tensorboard_events, tensorboard_summaries
 
 FOLDER = "leaderboard"
 BEST = 4  # interventions in a chart, beside those that every reader looks for
@@ -49,25 +49,27 @@ def write(runs_dir: Path, shown: Standings, pictures: Mapping[str, bytes] | None
         RunError: It cannot be written.
     """
     folder = runs_dir / FOLDER
-    images = [(0, tensorboard_events.image(f"figures/{title}", png)) for title, png in (pictures or {}).items()]
-    tables = [(0, tensorboard_events.text("all results", text_format.markdown(shown)))]
-    categories: dict[str, dict[str, tensorboard_events.Band]] = {}
+    images = [(0, tensorboard_summaries.image(f"figures/{title}", png)) for title, png in (pictures or {}).items()]
+    tables = [(0, tensorboard_summaries.text("all results", text_format.markdown(shown)))]
+    categories: dict[str, dict[str, tensorboard_summaries.Band]] = {}
     lines: dict[str, list[tensorboard_events.Entry]] = defaultdict(list)
     together: list[list[str]] = []
     names = _short_names([contest for contest, _ in shown.tables])
     for (contest, rows), short in zip(shown.tables, names, strict=True):
-        tables.append((0, tensorboard_events.text(short, text_format.markdown(Standings([(contest, rows)], [], [])))))
+        tables.append(
+            (0, tensorboard_summaries.text(short, text_format.markdown(Standings([(contest, rows)], [], []))))
+        )
         entries = _charted(contest, rows)
         together.append([entry.name for entry in entries])
         bands = {}
         for tag, title, curve in _charts(contest):
-            bands[title] = band = tensorboard_events.Band(
+            bands[title] = band = tensorboard_summaries.Band(
                 f"{short}/{tag}", f"{short}/{tag}-lower", f"{short}/{tag}-upper"
             )
             for entry in entries:
                 lines[entry.name] += _points(band, [curve(run) for run in entry.runs.values()])
         categories[contest.title] = dict(reversed(bands.items()))  # as TensorBoard shows the last one first
-    tensorboard_events.replace(folder, [(0, tensorboard_events.layout(categories)), *tables])
+    tensorboard_events.replace(folder, [(0, tensorboard_summaries.layout(categories)), *tables])
     if pictures is not None:
         tensorboard_events.replace(folder / _PICTURES, images)
     kept = {_safe(name): lines[name] for name in _by_colour(together)}
@@ -142,14 +144,14 @@ def _first(entry: Entry) -> str:
     return label(next(iter(entry.runs.values())))
 
 
-def _points(band: tensorboard_events.Band, curves: Sequence[_Curve]) -> list[tensorboard_events.Entry]:
+def _points(band: tensorboard_summaries.Band, curves: Sequence[_Curve]) -> list[tensorboard_events.Entry]:
     """Mean over seeds, and the ends of its interval, at every step that all seeds have."""
     points = []
     for step in sorted(set.intersection(*(set(curve) for curve in curves))):
         mean, low, high = mean_interval([curve[step] for curve in curves])
         lower, upper = (mean, mean) if low is None or high is None else (low, high)
         for tag, value in ((band.value, mean), (band.lower, lower), (band.upper, upper)):
-            points.append((step, tensorboard_events.scalar(tag, value)))
+            points.append((step, tensorboard_summaries.scalar(tag, value)))
     return points
 
 

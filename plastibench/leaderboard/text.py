@@ -14,7 +14,7 @@ from plastibench.leaderboard.rows import Row
 from plastibench.leaderboard.settings import Setting
 from plastibench.leaderboard.standings import Standings, notes
 from plastibench.results.confidence import Interval
-from plastibench.utils.tables import back_after, markdown_table, text_table
+from plastibench.utils.tables import format_recovery, markdown_table, text_table
 
 _WITH_BOUNDS = ("final", "iqm", "gain", "better", "drop")
 _KEYS = (
@@ -152,7 +152,7 @@ def _cell(row: Row, column: Column, acts: bool) -> str:
     if column.key == "contests":
         return f"{value} of {row['of']}"
     if column.key == "recovery":
-        return back_after(value, row["unrecovered"], 1)
+        return format_recovery(value, row["unrecovered"], 1)
     if value is None:
         return "–"
     if column.key == "rank":

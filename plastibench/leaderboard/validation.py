@@ -152,7 +152,7 @@ def _summary_of_returns(result: Result) -> Mapping[str, Any]:
     curve = [returns.Evaluation(**_only(point, returns.Evaluation)) for point in result["returns"]]
     events = [returns.Event(**_only(event, returns.Event)) for event in result["events"]]
     scenario = _scenario(result)
-    summary = returns.summary(curve, events, scenario.bounds if scenario is not None else None)
+    summary = returns.summary(curve, events, scenario.reference_returns if scenario is not None else None)
     if scenario is None:
         del summary["normalised-return"]  # by bounds that the result does not hold
     return summary

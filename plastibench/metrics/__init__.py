@@ -71,7 +71,7 @@ RANKS = {
     "approximate-rank": "squared singular values of the head's input that hold 99 % of their sum (Yang et al. 2020)",
     "feature-rank": "singular values of Φ / sqrt(N) above 0.01 (Lyle et al. 2022); depends on the scale",
     "numerical-rank": "singular values of the head's input above max(N, D) float32 epsilons of the largest",
-    "layer-rank-share": "effective rank of what a layer hands on over the largest possible, on up to 4,096 rows; "
+    "layer-rank-fraction": "effective rank of what a layer hands on over the largest possible, on up to 4,096 rows; "
     "mean over layers",
 }
 WEIGHTS = {
@@ -96,7 +96,7 @@ PROBES = {
     "100 steps of a fresh Adam (lr 1e-3) on a copy with its outputs as they are; mean of 3 targets (Lyle et al. 2023)",
     "plasticity-probe-gap": "the same minus what a fresh network leaves on the same f; positive: less plastic, or of "
     "larger outputs, which take many steps to shrink",
-    "plasticity-probe-redrawn-gap": "that gap where the copy's output layers are those of the fresh network",
+    "plasticity-probe-fresh-gap": "that gap where the copy's output layers are those of the fresh network",
     "next-task-probe-loss-gap": "loss on the present data after 100 such steps of the training loss, copy minus fresh",
     "next-task-probe-accuracy-gap": "accuracy there, copy minus fresh (classifiers only); negative: less plastic "
     "(Ash & Adams 2020)",

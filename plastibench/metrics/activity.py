@@ -10,11 +10,11 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.metrics.plasticity import DORMANT, PlasticityReport
+from plastibench.nn.activations import for_each_activation
 from plastibench.nn.attention import attention_entropies
-from plastibench.nn.dataflow import TracedLayer
-from plastibench.nn.dormancy import below_threshold, normalised
-from plastibench.nn.module_outputs import visit_activations
+from plastibench.nn.dormancy import below_threshold, normalized_scores
 from plastibench.nn.network import Network
+from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.units import unit_count
 
 DUPLICATE = 0.95  # |correlation| beyond which two units say the same
@@ -61,7 +61,7 @@ def tallies(network: Network, batch: TensorDictBase, units: Sequence[TracedLayer
             found[unit.name] = Tally(unit.module, network.device, min(1.0, 256 / len(batch)))
         found[unit.name].add(h)
 
-    visit_activations(network, batch, [unit for unit in units if unit.trained and not unit.output], visit)
+    for_each_activation(network, batch, [unit for unit in units if unit.trained and not unit.output], visit)
     return found
 
 
@@ -80,7 +80,7 @@ def activity(found: Mapping[str, Tally], units: Sequence[TracedLayer]) -> Plasti
             continue
         tally = found[unit.name]
         layer = result.layers.setdefault(unit.name, {})
-        dormant.append(float(below_threshold(normalised(tally.absolute), DORMANT).double().mean()))
+        dormant.append(float(below_threshold(normalized_scores(tally.absolute), DORMANT).double().mean()))
         copies.append(duplicates(tally.gram, tally.sum, tally.thinned_rows).double())
         layer["duplicate-ratio"] = float(copies[-1].mean())
         if unit.activated:

@@ -12,9 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from plastibench.metrics.gradients import loss_gram, mean_gradient
 from plastibench.metrics.plasticity import PlasticityReport
-from plastibench.metrics.spectra import eigenvalues, held_by
+from plastibench.metrics.spectra import eigenvalues, count_for_fraction
+from plastibench.nn.batches import chunks
 from plastibench.nn.network import Network, as_evaluated
-from plastibench.nn.unit_statistics import pieces
 
 SAMPLES = 256
 STEPS, SIGNS = 20, 30
@@ -38,7 +38,7 @@ def trace(network: Network, batch: TensorDictBase, generator: torch.Generator) -
 
 def rank_proxy(network: Network, batch: TensorDictBase) -> PlasticityReport:
     """A stand-in for the rank of the Hessian: that of the samples' gradients."""
-    return PlasticityReport(overall={"curvature-rank-proxy": held_by(eigenvalues(loss_gram(network, batch)), 0.99)})
+    return PlasticityReport(overall={"curvature-rank-proxy": count_for_fraction(eigenvalues(loss_gram(network, batch)), 0.99)})
 
 
 def sharpness(network: Network, batch: TensorDictBase) -> PlasticityReport:
@@ -63,7 +63,7 @@ def hessian_product(network: Network, batch: TensorDictBase, vector: list[Tensor
     trained = [p for p in network.module.parameters() if p.requires_grad]
     total = [torch.zeros_like(p) for p in trained]
     with as_evaluated(network.module), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        for part in pieces(batch, _PIECE):
+        for part in chunks(batch, _PIECE):
             loss = network.loss(network.module, part) * (len(part) / len(batch))
             grads = torch.autograd.grad(loss, trained, create_graph=True, allow_unused=True)
             there = [(g, v) for g, v in zip(grads, vector, strict=True) if g is not None and g.requires_grad]
@@ -153,7 +153,7 @@ def sam_sharpness(network: Network, batch: TensorDictBase, radius: float = RADIU
 @torch.no_grad()
 def _mean_loss(network: Network, module: torch.nn.Module, batch: TensorDictBase) -> float:
     with as_evaluated(module):
-        return sum(float(network.loss(module, part)) * len(part) for part in pieces(batch)) / len(batch)
+        return sum(float(network.loss(module, part)) * len(part) for part in chunks(batch)) / len(batch)
 
 
 def _dot(left: list[Tensor], right: list[Tensor]) -> float:

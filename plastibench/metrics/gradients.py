@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from plastibench.metrics.plasticity import PlasticityReport
 from plastibench.metrics.spectra import effective_rank, eigenvalues
-from plastibench.nn.batch_outputs import side_by_side
+from plastibench.nn.batch_outputs import output_matrix
+from plastibench.nn.batches import chunks
 from plastibench.nn.branches import merged_outputs
-from plastibench.nn.dataflow import TracedLayer
 from plastibench.nn.network import Network, as_evaluated
-from plastibench.nn.unit_statistics import pieces
+from plastibench.nn.traced_layer import TracedLayer
 
 SAMPLES, NTK_SAMPLES = 64, 32
 TINY = 1e-8
@@ -56,7 +56,7 @@ def mean_gradient(network: Network, batch: TensorDictBase) -> dict[str, Tensor]:
     trained = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in trained.items()}
     with as_evaluated(network.module), torch.enable_grad():
-        for part in pieces(batch):
+        for part in chunks(batch):
             loss = network.loss(network.module, part)
             found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
             for name, grad in zip(trained, found, strict=True):
@@ -77,7 +77,7 @@ def loss_gram(network: Network, batch: TensorDictBase, samples: int = SAMPLES) -
 
 def ntk(network: Network, batch: TensorDictBase, outputs: Sequence[str], samples: int = NTK_SAMPLES) -> Tensor:
     """Empirical neural tangent kernel of the summed outputs on the first samples. [k, k], float64."""
-    return _gram(network, batch[:samples], lambda module, one: side_by_side(network, module, one, outputs).sum())
+    return _gram(network, batch[:samples], lambda module, one: output_matrix(network, module, one, outputs).sum())
 
 
 def agreement_of(gram: Tensor) -> dict[str, float]:

@@ -14,11 +14,12 @@ from plastibench.metrics.activity import activity, attention, tallies
 from plastibench.metrics.plasticity import PlasticityReport
 from plastibench.metrics.ranks import head_ranks, layer_ranks
 from plastibench.metrics.weights import weights
-from plastibench.nn.dataflow import TracedLayer, trace
+from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
+from plastibench.nn.traced_layer import TracedLayer
 
 
-def measure_groups(
+def compute_metrics(
     network: Network,
     batch: TensorDictBase,
     names: Collection[str],
@@ -59,14 +60,14 @@ def measure_groups(
             ("stable-rank", "approximate-rank", "feature-rank", "numerical-rank"),
             lambda: head_ranks(network, batch, units),
         ),
-        (("layer-rank-share",), lambda: layer_ranks(tallied())),
+        (("layer-rank-fraction",), lambda: layer_ranks(tallied())),
         (WEIGHTS, lambda: weights(network, units, initial)),
         (("hessian-top-eigenvalue",), lambda: curvature.top(network, batch, draws(0))),
         (("hessian-trace", "hessian-trace-error"), lambda: curvature.trace(network, batch, draws(1))),
         (("curvature-rank-proxy",), lambda: curvature.rank_proxy(network, batch)),
         (("sam-sharpness",), lambda: curvature.sharpness(network, batch)),
         (
-            ("plasticity-probe-loss", "plasticity-probe-gap", "plasticity-probe-redrawn-gap"),
+            ("plasticity-probe-loss", "plasticity-probe-gap", "plasticity-probe-fresh-gap"),
             lambda: probes.random_targets(network, batch, units, draws(2)),
         ),
         (

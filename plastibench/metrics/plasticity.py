@@ -11,11 +11,13 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
-from plastibench.metrics.spectra import effective_rank, held_by, singular_values
-from plastibench.nn.dataflow import TracedLayer, trace
-from plastibench.nn.dormancy import below_threshold, normalised
+from plastibench.metrics.spectra import effective_rank, count_for_fraction, singular_values
+from plastibench.nn.batches import chunks
+from plastibench.nn.dataflow import trace
+from plastibench.nn.dormancy import below_threshold, normalized_scores
 from plastibench.nn.network import Network, as_evaluated
-from plastibench.nn.unit_statistics import measure, pieces
+from plastibench.nn.traced_layer import TracedLayer
+from plastibench.nn.unit_statistics import measure_units
 from plastibench.nn.units import unit_rows
 
 DORMANT, GRADIENT_DORMANT, LOW_GRADIENT = 0.1, 0.01, 0.1  # thresholds on scores relative to the layer's mean
@@ -66,12 +68,12 @@ def plasticity_report(
     units = trace(network, batch) if units is None else units
     inner = [unit for unit in units if unit.trained and not unit.output]
     head = trained_head(units)
-    statistics = measure(network, batch, inner)
+    statistics = measure_units(network, batch, inner)
     result = PlasticityReport()
     dormant, gradient_dormant, low, total = 0, 0, 0, 0
     for unit in inner:
         values = statistics[unit.name]
-        activation, gradient = normalised(values.activation), normalised(values.pre_gradient)
+        activation, gradient = normalized_scores(values.activation), normalized_scores(values.pre_gradient)
         counts = [
             int(below_threshold(activation, DORMANT).sum()),
             int(below_threshold(gradient, GRADIENT_DORMANT).sum()),
@@ -117,7 +119,7 @@ def features(network: Network, batch: TensorDictBase, head: TracedLayer) -> Tens
     hook = head.module.register_forward_pre_hook(keep)
     try:
         with as_evaluated(network.module):
-            for part in pieces(batch):
+            for part in chunks(batch):
                 network.loss(network.module, part)
     finally:
         hook.remove()
@@ -127,7 +129,7 @@ def features(network: Network, batch: TensorDictBase, head: TracedLayer) -> Tens
 def rank_metrics(matrix: Tensor) -> dict[str, float]:
     """Effective rank and srank of a feature matrix [N, D], uncentred."""
     singular = singular_values(matrix)
-    return {"effective-rank": effective_rank(singular), "srank": held_by(singular, 0.99)}
+    return {"effective-rank": effective_rank(singular), "srank": count_for_fraction(singular, 0.99)}
 
 
 def _weight_metrics(module: nn.Module, initial: Mapping[str, Tensor] | None) -> dict[str, float]:

@@ -15,11 +15,11 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.metrics.plasticity import PlasticityReport
-from plastibench.nn.batch_outputs import side_by_side
+from plastibench.nn.batch_outputs import output_matrix
+from plastibench.nn.batches import chunks
 from plastibench.nn.branches import merged_outputs
-from plastibench.nn.dataflow import TracedLayer
 from plastibench.nn.network import Network, as_evaluated
-from plastibench.nn.unit_statistics import pieces
+from plastibench.nn.traced_layer import TracedLayer
 
 STEPS, BATCH, LR = 100, 128, 1e-3
 TARGETS = 3
@@ -32,7 +32,7 @@ def random_targets(
     """How well the network fits targets that nothing has prepared it for, beside a fresh one."""
     found = [plasticity_probe(network, batch, _names(units), generator) for _ in range(TARGETS)]
     own, redrawn, fresh = (sum(losses) / TARGETS for losses in zip(*found, strict=True))
-    gaps = {"plasticity-probe-gap": own - fresh, "plasticity-probe-redrawn-gap": redrawn - fresh}
+    gaps = {"plasticity-probe-gap": own - fresh, "plasticity-probe-fresh-gap": redrawn - fresh}
     return PlasticityReport(overall={"plasticity-probe-loss": own, **gaps})
 
 
@@ -67,7 +67,7 @@ def plasticity_probe(
         Mean squared error after the last step: of the copy; of one with the fresh network's output layers, for large
         outputs alone take many steps to shrink; and of the fresh network.
     """
-    with drawing_from(network, generator):
+    with use_generator(network, generator):
         target_network, fresh = network.fresh(), network.fresh()
     redrawn = copy.deepcopy(network.module)
     for name in outputs:
@@ -81,7 +81,7 @@ def plasticity_probe(
 
         def error(module: nn.Module, rows: Tensor, target: Tensor = target) -> Tensor:
             wanted = target[rows]
-            return (side_by_side(network, module, batch[rows], whole) - wanted).square().mean()
+            return (output_matrix(network, module, batch[rows], whole) - wanted).square().mean()
 
         learn(learner, error, order)
         left.append(float((_outputs(network, learner, batch, whole) - target).double().square().mean()))
@@ -92,14 +92,14 @@ def next_task_probe(
     network: Network, batch: TensorDictBase, outputs: Sequence[str], generator: torch.Generator, steps: int = STEPS
 ) -> dict[str, float]:
     """Loss and accuracy on the batch after some steps of the training loss on it, copy minus fresh network."""
-    with drawing_from(network, generator):
+    with use_generator(network, generator):
         fresh = network.fresh()
     order = orders(len(batch), steps, generator)
     losses, accuracies = [], []
     for learner in (copy.deepcopy(network.module), fresh):
         learn(learner, lambda module, rows: network.loss(module, batch[rows]), order)
         with as_evaluated(learner), torch.no_grad():
-            total = sum(float(network.loss(learner, part)) * len(part) for part in pieces(batch))
+            total = sum(float(network.loss(learner, part)) * len(part) for part in chunks(batch))
         losses.append(total / len(batch))
         if "label" in batch.keys() and len(outputs) == 1:  # noqa: SIM118 - a TensorDict iterates over rows
             answers = _outputs(network, learner, batch, outputs).argmax(1)
@@ -135,7 +135,7 @@ def orders(count: int, steps: int, generator: torch.Generator, size: int = BATCH
 
 
 @contextmanager
-def drawing_from(network: Network, generator: torch.Generator) -> Iterator[None]:
+def use_generator(network: Network, generator: torch.Generator) -> Iterator[None]:
     """Fresh modules are drawn from another generator inside the block: interventions must not notice a look."""
     own, network.generator = network.generator, generator
     try:
@@ -147,4 +147,4 @@ def drawing_from(network: Network, generator: torch.Generator) -> Iterator[None]
 @torch.no_grad()
 def _outputs(network: Network, module: nn.Module, batch: TensorDictBase, outputs: Sequence[str]) -> Tensor:
     with as_evaluated(module):
-        return torch.cat([side_by_side(network, module, part, outputs) for part in pieces(batch)])
+        return torch.cat([output_matrix(network, module, part, outputs) for part in chunks(batch)])

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from plastibench.metrics.activity import Tally
 from plastibench.metrics.plasticity import PlasticityReport, features, trained_head
-from plastibench.metrics.spectra import effective_rank, eigenvalues, held_by, singular_values
-from plastibench.nn.dataflow import TracedLayer
+from plastibench.metrics.spectra import effective_rank, eigenvalues, count_for_fraction, singular_values
 from plastibench.nn.network import Network
+from plastibench.nn.traced_layer import TracedLayer
 
 EPSILON = 0.01  # of feature-rank
 
@@ -34,10 +34,10 @@ def layer_ranks(found: Mapping[str, Tally]) -> PlasticityReport:
     result = PlasticityReport()
     for name, tally in found.items():
         rank = effective_rank(eigenvalues(tally.gram).sqrt())
-        result.layers[name] = {"layer-rank-share": rank / min(len(tally.gram), tally.thinned_rows)}
+        result.layers[name] = {"layer-rank-fraction": rank / min(len(tally.gram), tally.thinned_rows)}
     if found:
-        mean = sum(layer["layer-rank-share"] for layer in result.layers.values()) / len(found)
-        result.overall["layer-rank-share"] = mean
+        mean = sum(layer["layer-rank-fraction"] for layer in result.layers.values()) / len(found)
+        result.overall["layer-rank-fraction"] = mean
     return result
 
 
@@ -50,7 +50,7 @@ def feature_ranks(matrix: Tensor) -> dict[str, float]:
     squares = singular.square()
     return {
         "stable-rank": float(squares.sum() / largest.square()),
-        "approximate-rank": held_by(squares, 0.99),
+        "approximate-rank": count_for_fraction(squares, 0.99),
         "feature-rank": float((singular / len(matrix) ** 0.5 > EPSILON).sum()),
         "numerical-rank": float((singular > max(matrix.shape) * torch.finfo(torch.float32).eps * largest).sum()),
     }

@@ -31,7 +31,7 @@ def effective_rank(singular: Tensor) -> float:
     return float(torch.special.entr(singular.double() / total).sum().exp())
 
 
-def held_by(values: Tensor, share: float) -> float:
+def count_for_fraction(values: Tensor, share: float) -> float:
     """How many of the largest values hold this share of the sum of all; 0 where the sum is 0."""
     total = values.sum()
     if not bool(torch.isfinite(total)):

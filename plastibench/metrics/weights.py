@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from plastibench.metrics.plasticity import PlasticityReport
 from plastibench.metrics.spectra import eigenvalues
-from plastibench.nn.dataflow import TracedLayer
 from plastibench.nn.network import Network
+from plastibench.nn.traced_layer import TracedLayer
 
 
 @torch.no_grad()

@@ -87,10 +87,10 @@ def layernorm_gradients(network: Network, data: TensorDictBase, last: int = LAST
     from torch import nn
 
     from plastibench.nn.dataflow import trace
-    from plastibench.nn.unit_statistics import measure
+    from plastibench.nn.unit_statistics import measure_units
 
     units = [unit for unit in trace(network, data[:3]) if isinstance(unit.module, nn.LayerNorm) and unit.trained]
-    statistics = measure(network, data, units[-last:]) if units else {}
+    statistics = measure_units(network, data, units[-last:]) if units else {}
     return {name: values.signed_gradient.double().cpu().numpy() for name, values in statistics.items()}
 
 

@@ -17,11 +17,11 @@ from torch import nn
 from plastibench.agents.images import crop_and_flip
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
-from plastibench.envs.stream import TaskStream
+from plastibench.envs.task_stream import TaskStream
+from plastibench.training.checkpoint import tensor_bytes
 from plastibench.training.runner import Run, check_options
 from plastibench.training.supervised import SupervisedTrainer
 from plastibench.training.task_buffer import all_samples
-from plastibench.utils.atomic_io import tensor_bytes
 from plastibench.utils.runtime import set_up_torch
 
 
@@ -55,7 +55,7 @@ def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads:
         _wait(trainer)
         intervention = time.perf_counter() - start
         update = statistics.median(ours) / updates
-        total, switches = trainer.length, trainer.scenario.task_count - 1
+        total, switches = trainer.length, trainer.config.task_count - 1
         run.close()
     scale = epoch / updates
     share = switches * intervention / (total * update + switches * intervention)

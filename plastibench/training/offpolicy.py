@@ -25,7 +25,7 @@ from plastibench.utils.seeding import derive, generator
 
 if TYPE_CHECKING:
     from plastibench.agents.offpolicy_agent import OffPolicyAgent
-    from plastibench.envs.control import RLEnvironment
+    from plastibench.envs.rl_env import RLEnvironment
     from plastibench.training.runner import Run
 
 Array = npt.NDArray[Any]
@@ -44,7 +44,7 @@ class OffPolicyTrainer:
     unit = "steps"
 
     def __init__(self, run: Run, env: RLEnvironment, agent: OffPolicyAgent) -> None:
-        self.run, self.env, self.agent, self.scenario = run, env, agent, env.scenario
+        self.run, self.env, self.agent, self.scenario = run, env, agent, env.config
         seed, self.device = run.spec.run.seed, agent.device
         config = agent.config
         shape, dtype = env.frame
@@ -56,10 +56,10 @@ class OffPolicyTrainer:
         self.draws = generator(seed, "representative")
         self.layout = BufferSpec(
             capacity=config.buffer_size,
-            envs=self.scenario.envs,
+            envs=self.config.envs,
             frame=(shape, torch.from_numpy(np.empty(0, dtype)).dtype),
-            action=torch.int32 if env.actions else torch.float32,
-            stack=self.scenario.stack,
+            action=torch.int32 if env.num_actions else torch.float32,
+            stack=self.config.stack_size,
             n_step=config.n_step,
             gamma=config.gamma,
         )
@@ -96,12 +96,12 @@ class OffPolicyTrainer:
     @property
     def length(self) -> int:
         """Steps of the whole run."""
-        return self.steps_per_task * self.scenario.task_count
+        return self.steps_per_task * self.config.task_count
 
     @property
     def steps_per_task(self) -> int:
         """A multiple of the number of environments."""
-        return -(-self.scenario.steps // self.scenario.envs) * self.scenario.envs
+        return -(-self.config.steps // self.config.envs) * self.config.envs
 
     @property
     def finished(self) -> bool:
@@ -121,10 +121,10 @@ class OffPolicyTrainer:
         action = self._choose()
         self._step(action)
         before = self.steps
-        self.steps += self.scenario.envs
+        self.steps += self.config.envs
         starts = max(self.agent.config.learning_starts, self.agent.batch_size)
         if self.steps > starts:
-            self.owed += self.agent.config.replay_ratio * min(self.scenario.envs, self.steps - starts)
+            self.owed += self.agent.config.replay_ratio * min(self.config.envs, self.steps - starts)
         if len(self.memory):  # else the updates come when the first transition is complete
             count = int(self.owed)
             self.owed -= count
@@ -133,7 +133,7 @@ class OffPolicyTrainer:
                     self._learn(batch)
                     if self.run.due() and not (self.finished and number == count):  # nothing would learn after that
                         self._intervene()
-        every = self.scenario.evaluate_every
+        every = self.config.evaluate_every
         if self.steps // every > before // every or self.steps % self.steps_per_task == 0:
             self._evaluate()
 
@@ -156,18 +156,18 @@ class OffPolicyTrainer:
 
     def counts(self) -> dict[str, int]:
         """Steps of the agent and of the environments, and the bytes of the memory."""
-        frames = self.steps * self.scenario.frame_skip
+        frames = self.steps * self.config.frame_skip
         return {"agent-steps": self.steps, "environment-steps": frames, "memory-bytes": self.memory.bytes}
 
     def result(self) -> dict[str, Any]:
         """Returns and what followed each intervention."""
-        return returns.result(self.curve, self.events, self.scenario.bounds)
+        return returns.result(self.curve, self.events, self.config.reference_returns)
 
     def remember(self, task: int, steps: int) -> None:
         """Act so many steps in a task and remember them, without learning: for a look at networks that are finished."""
         self._enter(task)
         self.steps = self.agent.config.learning_starts  # from where actions are the agent's own
-        for _ in range(-(-steps // self.scenario.envs)):
+        for _ in range(-(-steps // self.config.envs)):
             self._step(self._choose())
 
     # Acting and learning -----------------------------------------------------------------------------------------
@@ -178,12 +178,12 @@ class OffPolicyTrainer:
             self.envs.close()
         self.task = task
         self.actions.append([])
-        self.envs = self.scenario.vector(task, self.scenario.envs)
+        self.envs = self.config.make_vec(task, self.config.envs)
         seed = self.run.spec.run.seed
         observation, _ = self.envs.reset(seed=derive(seed, f"env-{task}{again}") % 2**31)
-        self.frames = self.scenario.observe(task, observation)
-        self.seen = self.scenario.first_seen(self.frames)
-        self.sums = np.zeros(self.scenario.envs)
+        self.frames = self.config.preprocess(task, observation)
+        self.seen = self.config.stack_first(self.frames)
+        self.sums = np.zeros(self.config.envs)
         self.memory.begin(self.frames)
         self.envs.action_space.seed(derive(seed, f"random-actions-{task}{again}") % 2**31)
 
@@ -201,13 +201,13 @@ class OffPolicyTrainer:
             self.actions[-1].append(action)
         observation, reward, terminated, truncated, info = self.envs.step(action)
         ended = terminated | truncated
-        frames = self.scenario.observe(self.task, observation)
+        frames = self.config.preprocess(self.task, observation)
         final = {
-            env: self.scenario.observe(self.task, np.asarray(info["final_obs"][env])[None])[0]
+            env: self.config.preprocess(self.task, np.asarray(info["final_obs"][env])[None])[0]
             for env in np.flatnonzero(truncated & ~terminated)
         }
         self.memory.add(action, self.agent.transform_reward(reward), terminated, truncated, frames, final)
-        self.frames, self.seen = frames, self.scenario.next_seen(self.seen, frames, ended)
+        self.frames, self.seen = frames, self.config.stack_next(self.seen, frames, ended)
         self.sums += reward
         self.episodes += self.sums[ended].tolist()
         self.sums[ended] = 0
@@ -226,7 +226,7 @@ class OffPolicyTrainer:
         """Intervene, and see what it cost where two evaluations more are a small part of the interval."""
         self.churning = None  # of an update, not of an intervention
         every = self.run.spec.run.every
-        seen = not every or every >= self.agent.config.replay_ratio * self.scenario.evaluate_every
+        seen = not every or every >= self.agent.config.replay_ratio * self.config.evaluate_every
         before = self._play()[0] if seen else 0.0
         self.run.intervene()
         self._lead_targets()
@@ -266,7 +266,7 @@ class OffPolicyTrainer:
         self._enter(self.task + 1)
         if self.run.due_at_switch() and len(self.memory):
             self._intervene()
-        if self.scenario.clear_replay:
+        if self.config.clear_replay:
             self.memory.clear()
             self.memory.begin(self.frames)
         self._evaluate()
@@ -283,7 +283,7 @@ class OffPolicyTrainer:
         self.curve.append(Evaluation(self.task, self.steps, value, bias))
         episodes = {"training-return": float(np.mean(self.episodes))} if self.episodes else {}
         self.episodes = []
-        counts = {"agent-steps": self.steps, "environment-steps": self.steps * self.scenario.frame_skip}
+        counts = {"agent-steps": self.steps, "environment-steps": self.steps * self.config.frame_skip}
         self.run.record("training", {"return": value, "q-bias": bias, **episodes, **averages, **counts})
         if len(self.memory) and self.run.total:
             self.run.measure("training")
@@ -291,7 +291,7 @@ class OffPolicyTrainer:
             batch = self.memory.draw(_PROBE, fresh).to(self.device)
             self.churning = batch["observation"], batch["action"]
             self._before_churn = self._answers(*self.churning)
-        place = f"task {self.task + 1}/{self.scenario.task_count}, " if self.scenario.task_count > 1 else ""
+        place = f"task {self.task + 1}/{self.config.task_count}, " if self.config.task_count > 1 else ""
         place += f"step {self.steps:,}"
         done = self.steps - self.steps_before
         end = self.steps % self.steps_per_task == 0 and self.steps > 0
@@ -313,7 +313,7 @@ class OffPolicyTrainer:
         (old_action, old_value), (new_action, new_value) = self._before_churn, self._answers(observation, action)
         changed = (old_action != new_action).flatten(1).any(1) if old_action.ndim > 1 else old_action != new_action
         figures = {"q-churn": float((new_value - old_value).abs().mean())}
-        if self.env.actions:
+        if self.env.num_actions:
             figures["policy-churn"] = float(changed.float().mean())
         self.run.record("training", figures)
 
@@ -378,14 +378,14 @@ class OffPolicyTrainer:
         """Do all that was done, so that environments and memory are as they were."""
         for task, taken in enumerate(state["actions"]):
             self._enter(task)
-            if task and self.scenario.clear_replay:
+            if task and self.config.clear_replay:
                 self.memory.clear()
                 self.memory.begin(self.frames)
             for action in taken.numpy():
                 if self.steps < self.agent.config.learning_starts:
                     self.envs.action_space.sample()
                 self._step(action)
-                self.steps += self.scenario.envs
+                self.steps += self.config.envs
         if zlib.crc32(np.ascontiguousarray(self.seen).tobytes()) != state["seen"]:
             raise UserError(
                 f"{self.run.spec.id} cannot be continued: its environment does not repeat itself; "

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from plastibench.config.errors import RunError
 from plastibench.config.spec import PARTS, RunSpec
-from plastibench.utils import tensorboard_events
+from plastibench.utils import tensorboard_summaries
 
 COLUMNS = ("update", "task", "epoch", "phase", "metric", "value")
 # Columns of the HParams tab, which shows the first five; a run has either the accuracies or the returns.
@@ -83,8 +83,8 @@ class Recorder:
                 raise RunError(f"{path} is gone; delete {folder} to start the run anew") from error
             raise RunError(f"cannot write into {folder}: {error.strerror or error}") from error
         if not lengths:
-            columns = [tensorboard_events.Column(f"leaderboard/{name}", *said) for name, said in LEADERBOARD.items()]
-            for summary in tensorboard_events.session(_hyperparameters(spec, scenario or {}), columns, _SHOWN):
+            columns = [tensorboard_summaries.Column(f"leaderboard/{name}", *said) for name, said in LEADERBOARD.items()]
+            for summary in tensorboard_summaries.session(_hyperparameters(spec, scenario or {}), columns, _SHOWN):
                 self._summary(summary)
             self._writer.add_text("spec", f"```toml\n{spec.to_toml()}\n```")
 
@@ -131,7 +131,7 @@ class Recorder:
         for name, value in leaderboard_figures(result).items():
             if value is not None:  # an empty cell is sorted last, while TensorBoard cannot sort a column with NaN
                 self._writer.add_scalar(f"leaderboard/{name}", value, update)
-        self._summary(tensorboard_events.session_end())
+        self._summary(tensorboard_summaries.session_end())
         self.close()
 
     def flush(self) -> dict[str, int]:

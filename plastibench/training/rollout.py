@@ -13,13 +13,13 @@ from plastibench.results.returns import discounted
 
 if TYPE_CHECKING:
     from plastibench.agents.offpolicy_agent import OffPolicyAgent
-    from plastibench.envs.control import Control
+    from plastibench.envs.rl_env import RLEnvConfig
 
 LONGEST = 27_000  # steps after which an episode that does not end by itself is cut off; 108,000 frames of Atari
 
 
 def play(
-    scenario: Control,
+    scenario: RLEnvConfig,
     task: int,
     agent: OffPolicyAgent,
     modules: dict[str, nn.Module],
@@ -53,9 +53,9 @@ def play(
         return action.cpu(), agent.value(shown, action.to(agent.device), modules).cpu().numpy(), bonus.cpu().numpy()
 
     count = scenario.evaluation_episodes
-    envs = scenario.vector(task, count)
+    envs = config.make_vec(task, count)
     observation, _ = envs.reset(seed=seed)
-    seen = scenario.first_seen(scenario.observe(task, observation))
+    seen = config.stack_first(config.preprocess(task, observation))
     rewards: list[list[float]] = [[] for _ in range(count)]
     expected: list[list[float]] = [[] for _ in range(count)]
     totals, tails, gamma = np.zeros(count), np.zeros(count), agent.config.gamma
@@ -64,7 +64,7 @@ def play(
         action, values, bonus = choose(seen)
         observation, reward, terminated, truncated, info = envs.step(action.numpy())
         ended = terminated | truncated
-        frames = scenario.observe(task, observation)
+        frames = config.preprocess(task, observation)
         for env in np.flatnonzero(playing):
             totals[env] += reward[env]
             if rewards[env]:
@@ -73,13 +73,13 @@ def play(
             expected[env].append(float(values[env]))
             if not terminated[env] and (truncated[env] or step + 1 == LONGEST):
                 last = (
-                    scenario.observe(task, np.asarray(info["final_obs"][env])[None])
+                    config.preprocess(task, np.asarray(info["final_obs"][env])[None])
                     if truncated[env]
                     else frames[[env]]
                 )
-                _, value, more = choose(scenario.next_seen(seen[[env]], last, np.zeros(1, bool)))
+                _, value, more = choose(config.stack_next(seen[[env]], last, np.zeros(1, bool)))
                 tails[env] = float(value[0] + more[0])
-        seen = scenario.next_seen(seen, frames, ended)
+        seen = config.stack_next(seen, frames, ended)
         playing &= ~ended
         if not playing.any():
             break

@@ -15,22 +15,25 @@ from tensordict import TensorDictBase
 
 from plastibench.config.errors import RunError, UserError, did_you_mean
 from plastibench.config.spec import RunSpec
-from plastibench.envs.stream import TaskStream
+from plastibench.envs.task_stream import TaskStream
 from plastibench.interventions.base import Intervention, Report, overrides
 from plastibench.metrics import select
-from plastibench.metrics.groups import measure_groups
+from plastibench.metrics.compute import compute_metrics
 from plastibench.metrics.plasticity import plasticity_report
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
 from plastibench.results.files import compose_result, read_result, write_result
+from plastibench.training import checkpoint
 from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.recorder import Recorder
 from plastibench.training.supervised import SupervisedTrainer
 from plastibench.training.trainer import Trainer
 from plastibench.utils import atomic_io, provenance
+from plastibench.utils.folder_lock import lock_folder, remove_if_unused
 from plastibench.utils.progress import Progress
-from plastibench.utils.runtime import only_one, remove_if_unused, resolve_device, set_up_torch, stop_requests
+from plastibench.utils.runtime import resolve_device, set_up_torch
 from plastibench.utils.seeding import derive, generator
+from plastibench.utils.stop_signals import stop_requests
 
 CHECKPOINT_SECONDS = 60.0
 _SMALL = 30_000_000  # parameters times samples per update; below, two threads are no faster than one
@@ -93,10 +96,10 @@ def run(
     env = spec.create("env").make(data_dir)
     agent = spec.create("agent").build(env, spec.run.seed, torch.device(device))
     check_options(spec, env, agent)
-    with only_one(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as asked:
+    with lock_folder(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as asked:
         if path.exists():  # another process has finished it meanwhile
             return read_result(path)
-        atomic_io.clean_up(folder)
+        checkpoint.remove_temporary_files(folder)
         new = not (folder / "spec.toml").exists()
         if new:
             atomic_io.write_text(folder / "spec.toml", spec.to_toml())
@@ -163,7 +166,7 @@ class Run:
         )
         lengths = self._restore()
         self.begun = bool(lengths)
-        self.scenario = {"version": getattr(self.trainer.scenario, "version", 1), "data": self.trainer.data}
+        self.scenario = {"version": getattr(self.trainer.config, "version", 1), "data": self.trainer.data}
         self.recorder = Recorder(folder, spec, lengths, self.trainer.axis, self.scenario)
         self.clock = time.monotonic()
         self.saved = self.clock
@@ -276,7 +279,7 @@ class Run:
             if more := select(self.spec.run.metrics or ()):
                 name = f"metrics-{network.role}-{self.trainer.task}-{phase}-{self.trainer.place}"
                 draws = generator(self.spec.run.seed, name)
-                found.add(measure_groups(network, probe, more, draws, initial, units))
+                found.add(compute_metrics(network, probe, more, draws, initial, units))
             moment = {"task": self.trainer.task, "phase": phase, "place": self.trainer.place, "role": network.role}
             self.plasticity.append({**moment, **found.overall})
             self.record(phase, found.overall, prefix=f"plasticity-{network.role}")
@@ -307,15 +310,15 @@ class Run:
         modules = [network.module.state_dict() for network in self.networks]
         final = {"networks": modules, "interventions": states, "extra": self.agent.extra_state()}
         kept = {
-            "network-bytes": atomic_io.tensor_bytes(modules),
-            "intervention-bytes": atomic_io.tensor_bytes(states),
+            "network-bytes": checkpoint.tensor_bytes(modules),
+            "intervention-bytes": checkpoint.tensor_bytes(states),
         }
         cost = {**self.cost, "updates": self.total, **self.trainer.counts(), **kept}
         result = compose_result(
             self.spec, self.trainer.result(), self.reports, self.plasticity, cost, origin, self.scenario
         )
         self.recorder.finish(self.total, result)
-        atomic_io.save(self.folder / "final.pt", final)
+        checkpoint.save(self.folder / "final.pt", final)
         write_result(self.folder, result)  # last: a folder with a result is a run that is complete
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
         return result
@@ -339,7 +342,7 @@ class Run:
             "dropout": torch.get_rng_state(),
             "dropout-cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
-        atomic_io.save(self.folder / "checkpoint.pt", state)
+        checkpoint.save(self.folder / "checkpoint.pt", state)
         self.saving = time.monotonic() - now
 
     def _restore(self) -> dict[str, int]:
@@ -347,7 +350,7 @@ class Run:
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             return {}
-        state = atomic_io.load(path)
+        state = checkpoint.load(path)
         if not self._is_mine(state):
             raise UserError(f"checkpoint {path} belongs to another run; delete its folder to start the run anew")
         if state.get("data", self.trainer.data) != self.trainer.data:

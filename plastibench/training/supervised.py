@@ -21,7 +21,7 @@ from plastibench.utils.seeding import derive, generator
 
 if TYPE_CHECKING:
     from plastibench.agents.classifier import Classifier
-    from plastibench.envs.stream import TaskStream
+    from plastibench.envs.task_stream import TaskStream
     from plastibench.training.runner import Run
 
 EARLY_EPOCHS = 5  # epochs after a switch that are all evaluated, to see the recovery
@@ -52,7 +52,7 @@ class EvalSet:
         images = kept.images if kept else torch.from_numpy(shown).to(device)
         closed = None
         if classes is not None:
-            closed = torch.ones(env.classes, dtype=torch.bool)
+            closed = torch.ones(env.num_classes, dtype=torch.bool)
             closed[torch.from_numpy(classes)] = False
             closed = closed.to(device)
         return cls(shown, images, torch.from_numpy(env.evaluation_labels).to(device), closed)
@@ -65,7 +65,7 @@ class SupervisedTrainer:
     unit = "samples"
 
     def __init__(self, run: Run, env: TaskStream, agent: Classifier) -> None:
-        self.run, self.env, self.agent, self.scenario = run, env, agent, env.scenario
+        self.run, self.env, self.agent, self.scenario = run, env, agent, env.config
         seed, self.device = run.spec.run.seed, torch.device(run.spec.run.device)
         self.order = generator(seed, "order", self.device)
         self.draws = generator(seed, "representative")
@@ -144,10 +144,10 @@ class SupervisedTrainer:
     # Epochs and tasks ---------------------------------------------------------------------------------------------
 
     def _end_epoch(self, epoch: int) -> None:
-        last = self.scenario.epochs
-        if epoch <= EARLY_EPOCHS or epoch % self.scenario.evaluate_every == 0 or epoch == last:
+        last = self.config.epochs
+        if epoch <= EARLY_EPOCHS or epoch % self.config.evaluate_every == 0 or epoch == last:
             self._evaluate()
-        place = f"task {self.task + 1}/{self.scenario.task_count}, epoch {epoch}/{last}"
+        place = f"task {self.task + 1}/{self.config.task_count}, epoch {epoch}/{last}"
         accuracy = self.records[-1].curve[-1][1] if self.records[-1].curve else None
         figure = "" if accuracy is None else f"accuracy {100 * accuracy:5.1f} %"
         samples = self.samples - self.samples_before
@@ -158,7 +158,7 @@ class SupervisedTrainer:
         record.train_accuracy = self._train_accuracy()
         self.run.record("end", {"accuracy": record.end, "train-accuracy": record.train_accuracy})
         self.run.measure("end")
-        if self.task + 1 == self.scenario.task_count:
+        if self.task + 1 == self.config.task_count:
             self.finished = True
             return
         if self.run.due():
@@ -241,13 +241,13 @@ class SupervisedTrainer:
         return max(1, math.ceil(len(self.replay) / self.agent.batch_size))
 
     def _updates(self) -> int:
-        return self.updates_per_epoch() * self.scenario.epochs
+        return self.updates_per_epoch() * self.config.epochs
 
     @property
     def length(self) -> int:
         """Updates of all tasks."""
-        sizes = self.env.sizes(derive(self.run.spec.run.seed, "stream"))
-        return sum(math.ceil(size / self.agent.batch_size) for size in sizes) * self.scenario.epochs
+        sizes = self.env.task_sizes(derive(self.run.spec.run.seed, "stream"))
+        return sum(math.ceil(size / self.agent.batch_size) for size in sizes) * self.config.epochs
 
     # Saving and restoring -----------------------------------------------------------------------------------------
 

@@ -15,19 +15,19 @@ from plastibench.agents.classifier import Classifier
 from plastibench.agents.images import Normalise, crop_and_flip
 from plastibench.config.options import build
 from plastibench.config.registry import agents
-from plastibench.envs.scenario import make_stream
-from plastibench.envs.stream import TaskStream
+from plastibench.envs.task_stream_config import make_task_stream
+from plastibench.envs.task_stream import TaskStream
 from plastibench.utils.seeding import generator
 
 
 @pytest.fixture(scope="module")
 def plain() -> TaskStream:
-    return make_stream("cl-digits", train_size=40)
+    return make_task_stream("cl-digits", train_size=40)
 
 
 @pytest.fixture(scope="module")
 def augmented() -> TaskStream:
-    return make_stream("cl-digits", train_size=40, augment="crop-flip")
+    return make_task_stream("cl-digits", train_size=40, augment="crop-flip")
 
 
 def classifier(env: TaskStream, name: str = "mlp", seed: int = 0, **options: Any) -> Classifier:

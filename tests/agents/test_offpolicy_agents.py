@@ -19,7 +19,7 @@ from plastibench.agents.sac import ContinuousSAC, DiscreteSAC
 from plastibench.config.errors import UserError
 from plastibench.config.options import build
 from plastibench.config.registry import agents, envs
-from plastibench.envs.control import RLEnvironment
+from plastibench.envs.rl_env import RLEnvironment
 from plastibench.interventions.reset import Reset
 from plastibench.nn.dataflow import trace
 
@@ -41,10 +41,10 @@ def transitions(env: str, count: int = 8, seed: int = 0) -> TensorDict:
     one = stream(env)
     generator = torch.Generator().manual_seed(seed)
     shape = (count, *one.observation_shape)
-    if one.actions:
-        action = torch.randint(one.actions, (count,), generator=generator, dtype=torch.int32)
+    if one.num_actions:
+        action = torch.randint(one.num_actions, (count,), generator=generator, dtype=torch.int32)
     else:
-        action = torch.rand(count, len(one.low), generator=generator) * 2 - 1
+        action = torch.rand(count, len(one.action_low), generator=generator) * 2 - 1
     columns = {
         "observation": torch.randn(shape, generator=generator),
         "next_observation": torch.randn(shape, generator=generator),

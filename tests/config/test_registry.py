@@ -134,12 +134,12 @@ def test_baseline_is_listed_first_and_kinds_are_grouped() -> None:
 def test_every_builtin_name_loads_a_class_of_the_right_type() -> None:
     from plastibench.agents.classifier_config import ClassifierConfig
     from plastibench.agents.offpolicy_agent import OffPolicyConfig
-    from plastibench.envs.control import Control
-    from plastibench.envs.scenario import Scenario
+    from plastibench.envs.rl_env import RLEnvConfig
+    from plastibench.envs.task_stream_config import TaskStreamConfig
     from plastibench.interventions.base import Intervention
 
     kinds: list[tuple[registry.Registry, tuple[type, ...]]] = [
-        (registry.envs, (Scenario, Control)),
+        (registry.envs, (TaskStreamConfig, RLEnvConfig)),
         (registry.agents, (ClassifierConfig, OffPolicyConfig)),
         (registry.interventions, (Intervention,)),
     ]

@@ -106,7 +106,7 @@ def test_outputs_that_are_only_large_do_not_make_a_network_sick() -> None:
     network = network_of(agent_builder("mlp", width=32))
     with torch.no_grad():
         network.module[5].bias[0] += 30
-    found = diagnose(subject_of(network), ["plasticity-probe-gap", "plasticity-probe-redrawn-gap"])
+    found = diagnose(subject_of(network), ["plasticity-probe-gap", "plasticity-probe-fresh-gap"])
     assert found.overall["plasticity-probe-gap"] > 1 and found.verdict == "ok", found.reasons
 
 
@@ -116,9 +116,9 @@ def test_outputs_that_are_only_large_do_not_make_a_network_sick() -> None:
         ("dormant-ratio", 0.19, 0.1, 0),
         ("dormant-ratio", 0.2, 0.1, 1),
         ("dormant-ratio", 0.4, 0.1, 2),
-        ("layer-rank-share", 0.41, 0.8, 0),
-        ("layer-rank-share", 0.4, 0.8, 1),
-        ("layer-rank-share", 0.16, 0.8, 2),
+        ("layer-rank-fraction", 0.41, 0.8, 0),
+        ("layer-rank-fraction", 0.4, 0.8, 1),
+        ("layer-rank-fraction", 0.16, 0.8, 2),
         ("spectral-norm", 9.9, 2.0, 0),
         ("spectral-norm", 10.0, 2.0, 1),
         ("spectral-norm", 40.0, 2.0, 2),

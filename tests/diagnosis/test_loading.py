@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from plastibench.agents.classifier import Classifier
 from plastibench.config.spec import RunSpec
 from plastibench.diagnosis.loading import Subject, data_of_task, networks_of_run
-from plastibench.envs.scenario import make_stream
+from plastibench.envs.task_stream_config import make_task_stream
 from plastibench.nn.network import eval_mode
 from plastibench.training.runner import run
 from plastibench.training.task_buffer import add_task_data, all_samples, make_task_buffer
@@ -42,8 +42,8 @@ def agent_of(subject: Subject) -> Any:
 def test_the_data_of_a_task_is_what_a_run_learns_from_then(env: str, task: int) -> None:
     options = {"data": "new"} if env == "incremental-digits" else {}  # which replaces what was there, as permuted does
     spec = RunSpec.make(env, "mlp", "none", env_options={"train_size": 40, **options}, seed=3)
-    stream = make_stream(env, train_size=40, **options)
-    found = data_of_task(make_stream(env, train_size=40, **options), spec, task)
+    stream = make_task_stream(env, train_size=40, **options)
+    found = data_of_task(make_task_stream(env, train_size=40, **options), spec, task)
 
     replay = make_task_buffer(40, 8, torch.device("cpu"), torch.Generator())
     observation, _ = stream.reset(seed=derive(3, "stream"))

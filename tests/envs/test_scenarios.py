@@ -21,8 +21,8 @@ from plastibench.config.errors import UserError
 from plastibench.config.registry import envs
 from plastibench.config.spec import RunSpec
 from plastibench.envs.datasets import DATASETS
-from plastibench.envs.scenario import make_stream
-from plastibench.envs.stream import TaskStream
+from plastibench.envs.task_stream_config import make_task_stream
+from plastibench.envs.task_stream import TaskStream
 from plastibench.training import supervised
 from plastibench.training.runner import run
 
@@ -90,15 +90,15 @@ def test_gymnasium_makes_the_stream_and_its_checker_finds_nothing_to_warn_of(nam
             assert env.observation_space.contains(observation)
             assert not truncated
             tasks += 1
-        assert tasks == env.unwrapped.scenario.task_count
+        assert tasks == env.unwrapped.config.task_count
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_the_seed_alone_decides_the_stream(name: str, options: dict) -> None:
-    stream = make_stream(name, **options)
+    stream = make_task_stream(name, **options)
     first = fingerprint(stream, 3)
     np.random.seed(0)  # noqa: NPY002 - the global generator must not matter
-    assert first == fingerprint(stream, 3) == fingerprint(make_stream(name, **options), 3)
+    assert first == fingerprint(stream, 3) == fingerprint(make_task_stream(name, **options), 3)
     assert first != fingerprint(stream, 4)
 
 
@@ -125,7 +125,7 @@ def test_augmentation_is_only_where_it_means_something() -> None:
 
 @pytest.mark.parametrize(("share", "first"), [(0.5, 20), (0.25, 10), (0.0, 1), (1.0, 40)])
 def test_a_warm_start_has_a_share_first_and_then_everything_with_right_labels(share: float, first: int) -> None:
-    stream = make_stream("warm-digits", train_size=40, share=share)
+    stream = make_task_stream("warm-digits", train_size=40, share=share)
     known, seen = truth(stream), []
     for (observation, info), size in zip(episode(stream), (first, 40), strict=True):
         seen += rows(observation["images"])
@@ -139,7 +139,7 @@ def test_a_warm_start_has_a_share_first_and_then_everything_with_right_labels(sh
 
 
 def test_permuted_images_are_those_of_the_data_set_with_one_new_order_of_pixels_in_each_task() -> None:
-    stream = make_stream("permuted-digits", train_size=60, samples=0, switches=3)
+    stream = make_task_stream("permuted-digits", train_size=60, samples=0, switches=3)
     train, test = stream.dataset.train_images, stream.dataset.test_images
     order = np.random.default_rng(7).spawn(2)[0]  # the reference: the same generator, and loops
     orders = []
@@ -156,11 +156,11 @@ def test_permuted_images_are_those_of_the_data_set_with_one_new_order_of_pixels_
         assert info["samples"] == 60 and info["noise"] == 0
     assert len(orders) == 3 and all(sorted(pixels) == list(range(64)) != pixels for pixels in orders)
     assert orders[0] != orders[1] != orders[2]
-    assert np.array_equal(train, make_stream("permuted-digits", train_size=60).dataset.train_images)  # left alone
+    assert np.array_equal(train, make_task_stream("permuted-digits", train_size=60).dataset.train_images)  # left alone
 
 
 def test_permuted_samples_are_drawn_anew_without_repetition_and_replace_those_before() -> None:
-    stream = make_stream("permuted-digits", train_size=60, samples=24, switches=4)
+    stream = make_task_stream("permuted-digits", train_size=60, samples=24, switches=4)
     whole = set(multisets(stream.dataset.train_images))
     parts = []
     for observation, info in episode(stream):
@@ -172,7 +172,7 @@ def test_permuted_samples_are_drawn_anew_without_repetition_and_replace_those_be
 
 
 def test_the_channels_of_a_pixel_move_together() -> None:
-    from plastibench.envs.stream import _permuted
+    from plastibench.envs.task_stream import _permuted
 
     images = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 2, 2)
     moved = _permuted(images, np.array([2, 0, 3, 1]))
@@ -185,7 +185,7 @@ def test_the_channels_of_a_pixel_move_together() -> None:
 
 @pytest.mark.parametrize("data", ["all", "new"])
 def test_classes_arrive_in_groups_and_only_they_are_asked_for(data: str) -> None:
-    stream = make_stream("incremental-digits", train_size=100, groups=4, data=data)
+    stream = make_task_stream("incremental-digits", train_size=100, groups=4, data=data)
     known, seen, classes = truth(stream), [], set()
     test_images, test_labels = stream.dataset.test_images, stream.dataset.test_labels
     for (observation, info), size in zip(episode(stream, 1), (3, 3, 2, 2), strict=True):
@@ -205,16 +205,16 @@ def test_classes_arrive_in_groups_and_only_they_are_asked_for(data: str) -> None
 
 
 def test_the_order_of_classes_follows_from_the_seed_and_groups_have_a_limit() -> None:
-    stream = make_stream("incremental-digits", groups=10)
+    stream = make_task_stream("incremental-digits", groups=10)
     orders = [[int(observation["labels"][-1]) for observation, _ in episode(stream, seed)] for seed in range(3)]
     assert all(sorted(order) == list(range(10)) for order in orders)
     assert orders[0] != orders[1] != orders[2]
     with pytest.raises(UserError, match=r"10 classes are too few for 11 groups; lower --env\.groups"):
-        make_stream("incremental-digits", groups=11)
+        make_task_stream("incremental-digits", groups=11)
 
 
 def test_classes_that_the_data_lacks_make_no_empty_task() -> None:
-    stream = make_stream("incremental-digits", train_size=8, groups=3)
+    stream = make_task_stream("incremental-digits", train_size=8, groups=3)
     lacking = set(range(10)) - set(stream.dataset.train_labels.tolist())
     assert lacking
     for observation, _ in episode(stream):
@@ -289,7 +289,7 @@ def test_all_methods_learn_the_same_batches_in_the_same_order(
         seen[method] = []
         go(spec(name, options, method), tmp_path)
     assert seen["none"] == seen["reset"] == seen["rnr"]
-    stream = make_stream(name, **options, epochs=2)
+    stream = make_task_stream(name, **options, epochs=2)
     held, updates = [], iter(seen["none"])
     for observation, info in episode(stream, supervised.derive(0, "stream")):
         images = rows(observation["images"])
@@ -331,7 +331,7 @@ def test_accuracies_at_a_switch_belong_to_the_task_that_ended_and_curves_to_thei
     monkeypatch.setattr(supervised.SupervisedTrainer, "_end_task", ended)
     wanted = spec(name, {**options, "epochs": 20}, "reset")
     tasks = go(wanted, tmp_path)["tasks"]
-    stream = make_stream(name, **options)
+    stream = make_task_stream(name, **options)
 
     def accuracy(module: torch.nn.Module) -> float:
         images = torch.from_numpy(stream.evaluation_images).float() / 255
@@ -388,7 +388,7 @@ def test_outputs_of_classes_that_have_not_arrived_are_never_trained_and_never_sa
 
 
 def test_the_loss_among_open_classes_is_that_of_a_network_without_the_others() -> None:
-    stream = make_stream("incremental-digits", train_size=30)
+    stream = make_task_stream("incremental-digits", train_size=30)
     agent = RunSpec.make("incremental-digits", "mlp").create("agent").build(stream, 0, torch.device("cpu"))
     agent.closed = torch.tensor([False, False, True, False] + [True] * 6)
     batch = {"image": torch.from_numpy(stream.dataset.train_images[:5]), "label": torch.tensor([0, 1, 3, 3, 0])}
@@ -419,16 +419,16 @@ def test_published_results_keep_their_identity(env: str, agent: str, digest: str
 
 @pytest.mark.parametrize(("name", "options"), [*CASES, ("cl-digits", {"train_size": 50, "stop_after": 4})])
 def test_sizes_are_those_of_the_tasks_that_come(name: str, options: dict[str, Any]) -> None:
-    stream = make_stream(name, **options)
+    stream = make_task_stream(name, **options)
     expected = [info["samples"] for _, info in episode(stream, 3)]
     stream.reset(seed=0)
     before = stream.evaluation_labels
-    assert stream.sizes(3) == expected and len(expected) == stream.scenario.task_count
+    assert stream.task_sizes(3) == expected and len(expected) == stream.config.task_count
     assert np.array_equal(stream.evaluation_labels, before)
 
 
 def test_one_class_has_no_wrong_labels() -> None:
-    stream = make_stream("cl-digits", train_size=20)
+    stream = make_task_stream("cl-digits", train_size=20)
     stream.dataset = dataclasses.replace(stream.dataset, classes=("all",), train_labels=np.zeros(20, np.int64))
     with pytest.raises(UserError, match="one class, so that no label can be wrong"):
         stream.reset(seed=0)

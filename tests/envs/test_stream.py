@@ -13,9 +13,9 @@ from gymnasium.utils.env_checker import check_env
 import plastibench.envs  # noqa: F401 - registers the streams in gymnasium
 from plastibench.config.errors import UserError
 from plastibench.envs.datasets import load_dataset
-from plastibench.envs.growing import Growing, with_wrong_labels
-from plastibench.envs.scenario import make_stream
-from plastibench.envs.stream import TaskStream
+from plastibench.envs.growing import Growing, corrupt_labels
+from plastibench.envs.task_stream_config import make_task_stream
+from plastibench.envs.task_stream import TaskStream
 
 NOISE = (0.5, 0.4, 0.4, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1, 0.0)  # dojeon-ai/Hare-Tortoise, configs/_continual.yaml
 
@@ -43,7 +43,7 @@ def rows(images: np.ndarray) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def growing() -> TaskStream:
-    return make_stream("cl-digits", train_size=203)
+    return make_task_stream("cl-digits", train_size=203)
 
 
 def true_labels(stream: TaskStream) -> dict[bytes, int]:
@@ -68,9 +68,9 @@ def test_gymnasium_makes_the_stream_and_its_checker_finds_nothing_to_warn_of(nam
 
 def test_every_registered_stream_has_a_gymnasium_id() -> None:
     from plastibench.config.registry import envs
-    from plastibench.envs.scenario import Scenario
+    from plastibench.envs.task_stream_config import TaskStreamConfig
 
-    streams = [name for name, entry in envs.all().items() if issubclass(entry.load(), Scenario)]
+    streams = [name for name, entry in envs.all().items() if issubclass(entry.load(), TaskStreamConfig)]
     assert len(streams) >= 8 and {f"plastibench/{name}-v0" for name in streams} <= set(gymnasium.registry)
 
 
@@ -80,7 +80,7 @@ def test_an_unknown_option_of_gymnasium_make_is_told() -> None:
 
 
 def test_default_noise_is_that_of_the_official_code() -> None:
-    assert make_stream("cl-digits", train_size=30).scenario.noise == NOISE
+    assert make_task_stream("cl-digits", train_size=30).scenario.noise == NOISE
     assert Growing().noise == NOISE
 
 
@@ -105,14 +105,14 @@ def test_exactly_floor_of_n_times_r_labels_are_wrong_in_every_task(growing: Task
 )
 def test_number_of_wrong_labels_is_not_spoiled_by_rounding(count: int, ratio: float, wrong: int) -> None:
     labels = np.arange(count) % 10
-    noisy = with_wrong_labels(labels, ratio, 10, np.random.default_rng(0))
+    noisy = corrupt_labels(labels, ratio, 10, np.random.default_rng(0))
     assert int((noisy != labels).sum()) == wrong
     assert labels.tolist() == (np.arange(count) % 10).tolist()  # the truth itself is left alone
 
 
 def test_wrong_classes_are_uniform_over_the_nine_others_and_chosen_anywhere() -> None:
     labels = np.random.default_rng(1).integers(10, size=40_000)
-    noisy = with_wrong_labels(labels, 0.5, 10, np.random.default_rng(2))
+    noisy = corrupt_labels(labels, 0.5, 10, np.random.default_rng(2))
     changed = noisy != labels
     shift = (noisy - labels)[changed] % 10
     counts = np.bincount(shift, minlength=10)
@@ -128,7 +128,7 @@ def test_wrong_classes_are_uniform_over_the_nine_others_and_chosen_anywhere() ->
 
 def test_with_two_classes_the_wrong_one_is_the_other() -> None:
     labels = np.array([0, 1] * 10)
-    assert with_wrong_labels(labels, 1.0, 2, np.random.default_rng(0)).tolist() == [1, 0] * 10
+    assert corrupt_labels(labels, 1.0, 2, np.random.default_rng(0)).tolist() == [1, 0] * 10
 
 
 def test_noise_is_drawn_anew_for_every_task_over_old_and_new_samples(growing: TaskStream) -> None:
@@ -151,7 +151,7 @@ def test_noise_is_drawn_anew_for_every_task_over_old_and_new_samples(growing: Ta
 
 def test_another_seed_makes_other_places_wrong() -> None:
     def wrong(seed: int) -> list[list[int]]:
-        stream = make_stream("cl-digits", train_size=100)
+        stream = make_task_stream("cl-digits", train_size=100)
         truth, seen, found = true_labels(stream), [], []
         for observation, _ in episode(stream, seed):
             seen += rows(observation["images"])
@@ -162,7 +162,7 @@ def test_another_seed_makes_other_places_wrong() -> None:
 
 
 def test_labels_are_fixed_within_a_task() -> None:
-    stream = make_stream("relabel-digits", train_size=30)
+    stream = make_task_stream("relabel-digits", train_size=30)
     observation, _ = stream.reset(seed=0)
     given, answers = observation["labels"].copy(), stream.evaluation_labels.copy()
     assert all(np.array_equal(stream.evaluation_labels, answers) for _ in range(3))
@@ -194,8 +194,8 @@ def test_the_last_task_has_only_right_labels(growing: TaskStream) -> None:
 
 @pytest.mark.parametrize("name", ["cl-digits", "relabel-digits"])
 def test_the_seed_alone_decides_the_stream(name: str) -> None:
-    stream = make_stream(name, train_size=50)
-    same = [fingerprint(stream, 3), fingerprint(stream, 3), fingerprint(make_stream(name, train_size=50), 3)]
+    stream = make_task_stream(name, train_size=50)
+    same = [fingerprint(stream, 3), fingerprint(stream, 3), fingerprint(make_task_stream(name, train_size=50), 3)]
     assert len(set(same)) == 1
     assert fingerprint(stream, 4) != same[0]
     np.random.seed(0)  # noqa: NPY002 - the global generator must not matter
@@ -212,7 +212,7 @@ def test_the_stream_does_not_depend_on_the_answers(growing: TaskStream) -> None:
 
 def test_labels_of_the_first_tasks_do_not_depend_on_where_the_run_ends() -> None:
     def start(**options: Any) -> list[list[int]]:
-        stream = make_stream("cl-digits", train_size=50, **options)
+        stream = make_task_stream("cl-digits", train_size=50, **options)
         return [observation["labels"].tolist() for observation, _ in episode(stream)]
 
     assert start(stop_after=3) == start()[:3]
@@ -242,15 +242,15 @@ def test_the_episode_terminates_with_the_last_task_and_then_has_no_new_images(gr
 
 @pytest.mark.parametrize(("stop_after", "tasks"), [(0, 10), (1, 1), (4, 4), (10, 10), (99, 10)])
 def test_stop_after_ends_early_without_changing_the_chunks(stop_after: int, tasks: int) -> None:
-    stream = make_stream("cl-digits", train_size=100, stop_after=stop_after)
+    stream = make_task_stream("cl-digits", train_size=100, stop_after=stop_after)
     sizes = [info["samples"] for _, info in episode(stream)]
     assert sizes == [10 * (task + 1) for task in range(tasks)]
-    assert stream.scenario.task_count == tasks
+    assert stream.config.task_count == tasks
 
 
 @pytest.mark.parametrize("noise", [(0.0,), (0.5, 0.0), (0.9, 0.6, 0.1, 0.0)])
 def test_a_noise_list_of_another_length_makes_as_many_tasks(noise: tuple[float, ...]) -> None:
-    stream = make_stream("cl-digits", train_size=60, noise=list(noise))
+    stream = make_task_stream("cl-digits", train_size=60, noise=list(noise))
     truth, seen = true_labels(stream), []
     for (observation, info), ratio in zip(episode(stream), noise, strict=True):
         seen += rows(observation["images"])
@@ -261,16 +261,16 @@ def test_a_noise_list_of_another_length_makes_as_many_tasks(noise: tuple[float, 
 
 def test_an_empty_noise_list_is_the_users_error_and_not_a_crash() -> None:
     with pytest.raises(UserError, match="noise"):
-        make_stream("cl-digits", train_size=60, noise=[]).reset(seed=0)
+        make_task_stream("cl-digits", train_size=60, noise=[]).reset(seed=0)
 
 
 def test_more_tasks_than_samples_leaves_late_chunks_empty() -> None:
-    stream = make_stream("cl-digits", train_size=5)
+    stream = make_task_stream("cl-digits", train_size=5)
     assert [info["samples"] for _, info in episode(stream)] == [1, 2, 3, 4, 5, 5, 5, 5, 5, 5]
 
 
 def test_relabel_shows_all_images_at_once_and_draws_every_label_uniformly_anew() -> None:
-    stream = make_stream("relabel-digits", train_size=1200, switches=8)
+    stream = make_task_stream("relabel-digits", train_size=1200, switches=8)
     labels = []
     for number, (observation, info) in enumerate(episode(stream)):
         assert len(observation["images"]) == (1200 if number == 0 else 0)
@@ -286,7 +286,7 @@ def test_relabel_shows_all_images_at_once_and_draws_every_label_uniformly_anew()
 
 
 def test_relabel_evaluates_the_training_images_in_dataset_order_though_they_arrive_shuffled() -> None:
-    stream = make_stream("relabel-digits", train_size=100)
+    stream = make_task_stream("relabel-digits", train_size=100)
     observation, info = stream.reset(seed=0)
     assert stream.evaluation_images is stream.dataset.train_images
     arrived, stored = rows(observation["images"]), rows(stream.dataset.train_images)
@@ -301,7 +301,7 @@ def test_relabel_evaluates_the_training_images_in_dataset_order_though_they_arri
 
 
 def test_relabel_rewards_accuracy_on_the_labels_of_the_task_that_ends() -> None:
-    stream = make_stream("relabel-digits", train_size=200, switches=2)
+    stream = make_task_stream("relabel-digits", train_size=200, switches=2)
     stream.reset(seed=0)
     first = stream.evaluation_labels
     stream.step(first)
@@ -310,8 +310,8 @@ def test_relabel_rewards_accuracy_on_the_labels_of_the_task_that_ends() -> None:
 
 
 def test_image_shape_classes_and_spaces_follow_the_dataset() -> None:
-    stream = make_stream("cl-digits", train_size=50)
-    assert (stream.image_shape, stream.classes) == ((1, 8, 8), 10)
+    stream = make_task_stream("cl-digits", train_size=50)
+    assert (stream.image_shape, stream.num_classes) == ((1, 8, 8), 10)
     assert stream.action_space.shape == (len(load_dataset("digits", train_size=50).test_labels),)
     assert stream.augment_pad == 0
-    assert make_stream("cl-digits", train_size=50, augment="crop-flip").augment_pad == 4
+    assert make_task_stream("cl-digits", train_size=50, augment="crop-flip").augment_pad == 4

@@ -25,9 +25,9 @@ def rl_agent(name: str, **options: Any) -> tuple[Any, TensorDictBase]:
     generator = torch.Generator().manual_seed(0)
     shape = (16, *stream.observation_shape)
     action = (
-        torch.randint(stream.actions, (16,), generator=generator)
-        if stream.actions
-        else torch.rand(16, len(stream.low), generator=generator) * 2 - 1
+        torch.randint(stream.num_actions, (16,), generator=generator)
+        if stream.num_actions
+        else torch.rand(16, len(stream.action_low), generator=generator) * 2 - 1
     )
     columns = {
         "observation": torch.randn(shape, generator=generator),

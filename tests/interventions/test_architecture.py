@@ -18,7 +18,7 @@ from plastibench.interventions.paired_activations import PairedActivations
 from plastibench.metrics.plasticity import plasticity_report
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
-from plastibench.nn.nonlinearities import find_sites
+from plastibench.nn.nonlinearity_sites import find_sites
 from tests.agents.test_offpolicy_agents import agent, transitions
 from tests.helpers import (
     agent_builder,

@@ -7,12 +7,12 @@ from torch import nn
 
 from plastibench.interventions.dash import Dash
 from tests.helpers import (
+    add_noise,
     agent_builder,
     array,
     changed,
     double,
     images,
-    jiggle,
     loss,
     network_of,
     small_resnet,
@@ -57,7 +57,7 @@ def shrunk(weight: np.ndarray, direction: np.ndarray, floor: float) -> np.ndarra
 def test_rows_and_kernels_shrink_by_their_clipped_cosine(builder):
     network, batch = network_of(double(builder)), images(20).double()
     batch["label"] = batch["label"].long()
-    jiggle(network.module, 0.1)
+    add_noise(network.module, 0.1)
     before = state(network.module)
     parts = [batch[:8], batch[8:16], batch[16:]]
     directions = negative_gradients(network.module, parts, 0.3)

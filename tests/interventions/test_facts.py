@@ -5,7 +5,7 @@ import pytest
 from plastibench.config.registry import Entry, interventions
 from plastibench.interventions.base import Intervention
 from plastibench.interventions.facts import HOOKS, Facts, facts
-from plastibench.utils.atomic_io import tensor_bytes
+from plastibench.training.checkpoint import tensor_bytes
 from tests.helpers import agent_builder, images, method, network_of, update
 
 VIT = agent_builder("vit-nano")

@@ -51,10 +51,10 @@ def test_average_covers_weights_and_statistics(builder, name):
         update(network, batch, acting)
         now = floating(network.module)
         expected = {key: 0.7 * value + 0.3 * now[key] for key, value in expected.items()}
-    for key, value in floating(acting._slow.of(network)).items():
+    for key, value in floating(acting._slow.module_for(network)).items():
         np.testing.assert_allclose(value, expected[key], rtol=1e-5, atol=1e-6)
     assert builder is not small_resnet or any("running_mean" in key for key in expected)
-    for value in state(acting._slow.of(network)).values():
+    for value in state(acting._slow.module_for(network)).values():
         assert value.is_floating_point() or int(value) == 0  # num_batches_tracked is not averaged
 
 
@@ -65,7 +65,7 @@ def test_sync_copies_the_tortoise_and_keeps_optimizer_state(builder):
     acting.prepare(network)
     for _ in range(3):
         update(network, batch, acting)
-    slow, fast = floating(acting._slow.of(network)), floating(network.module)
+    slow, fast = floating(acting._slow.module_for(network)), floating(network.module)
     counts = {key: value for key, value in state(network.module).items() if not value.is_floating_point()}
     optimizer = copy.deepcopy(network.optimizer.state_dict())
     report = acting.intervene(network, batch)
@@ -79,7 +79,7 @@ def test_sync_copies_the_tortoise_and_keeps_optimizer_state(builder):
             assert torch.equal(network.optimizer.state_dict()["state"][index][key], value)
 
     storage = {t.data_ptr() for t in (*network.module.parameters(), *network.module.buffers())}
-    copies = acting._slow.of(network)
+    copies = acting._slow.module_for(network)
     assert not storage & {t.data_ptr() for t in (*copies.parameters(), *copies.buffers())}
     train(network, batch, 1)  # train the hare only
     for key, value in floating(copies).items():
@@ -93,7 +93,7 @@ def test_sync_every_disables_sync_at_interventions():
     same = []
     for _ in range(7):
         update(network, batch, acting)
-        same.append(not changed(state(acting._slow.of(network)), network.module))
+        same.append(not changed(state(acting._slow.module_for(network)), network.module))
     assert same == [False, False, True] * 2 + [False]
     before = state(network.module)
     assert acting.intervene(network, batch).parameters == 0
@@ -110,7 +110,7 @@ def test_who_is_evaluated(name, options, slow):
     update(network, batch, acting)
     evaluated = acting.evaluated(network)
     assert (evaluated is not network.module) == slow
-    assert (evaluated is acting._slow.of(network)) == slow
+    assert (evaluated is acting._slow.module_for(network)) == slow
 
 
 def test_ema_changes_neither_training_nor_interventions():

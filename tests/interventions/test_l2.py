@@ -10,11 +10,11 @@ from torch import nn
 from plastibench.config.errors import UserError
 from plastibench.nn.network import Network
 from tests.helpers import (
+    add_noise,
     agent_builder,
     array,
     double,
     images,
-    jiggle,
     method,
     network_of,
     small_resnet,
@@ -41,7 +41,7 @@ def test_term_and_gradient_follow_the_formula(builder, name, aim, norms):
     initial = {key: array(value) for key, value in state(network.module).items()}
     acting = method(name, strength=0.7, norms=norms)
     acting.prepare(network)
-    jiggle(network.module)
+    add_noise(network.module)
     pulled = pulled_names(network.module, norms)
     assert norms or builder is MLP or len(pulled) < len(list(network.module.parameters()))
     away = {key: array(p) - aim * initial[key] for key, p in network.module.named_parameters() if key in pulled}
@@ -80,7 +80,7 @@ def test_decoupled_pull_uses_the_learning_rate_of_each_group(builder, name, aim)
     initial = {key: array(value) for key, value in state(network.module).items()}
     acting = method(name, strength=0.1, norms=True)
     acting.prepare(network)
-    jiggle(network.module)
+    add_noise(network.module)
     before = {key: array(value) for key, value in state(network.module).items()}
     assert acting.penalty(network, images(2)) is None
     acting.after_update(network)

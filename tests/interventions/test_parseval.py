@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from tests.helpers import (
+    add_noise,
     agent_builder,
     array,
     double,
     images,
-    jiggle,
     method,
     network_of,
     rl_agent,
@@ -38,7 +38,7 @@ def test_term_is_the_squared_distance_of_squared_singular_values_from_s(builder,
     start = {key: (values**2).mean() for key, values in spectra(network.module, output).items()}
     acting = method("parseval", strength=0.01, scale=scale)
     acting.prepare(network)
-    jiggle(network.module)
+    add_noise(network.module)
     now = spectra(network.module, output)
     aims = {key: start[key] if scale is None else scale for key in now}
     expected = 0.01 * sum(((values**2 - aims[key]) ** 2).sum() for key, values in now.items())

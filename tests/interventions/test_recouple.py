@@ -18,13 +18,13 @@ from plastibench.interventions.rnr import RnR
 from plastibench.interventions.shrink_perturb import ShrinkPerturb
 from plastibench.nn.network import Network
 from tests.helpers import (
+    add_noise,
     agent_builder,
     changed,
     constant,
     double,
     drawn,
     images,
-    jiggle,
     logits,
     network_of,
     parameters_of,
@@ -42,7 +42,7 @@ RIDGE = 1e-2
 
 def prepared(builder=MLP, source: int = 77) -> Network:
     network = network_of(builder)
-    jiggle(network.module, 0.1)
+    add_noise(network.module, 0.1)
     network._fresh = lambda: drawn(builder, source)
     return network
 
@@ -300,7 +300,7 @@ def test_recouple_state_contains_the_initial_weights_of_the_inner_intervention()
     initial = state(network.module)
     method = Recouple("shrink-perturb-keep20")
     method.prepare(network)
-    jiggle(network.module)
+    add_noise(network.module)
     resumed = Recouple("shrink-perturb-keep20")
     resumed.load_state_dict(method.state_dict())
     jiggled = state(network.module)

@@ -9,6 +9,7 @@ from plastibench.config.errors import UserError
 from plastibench.interventions.revive import Revive
 from plastibench.nn.dataflow import trace
 from tests.helpers import (
+    add_noise,
     agent_builder,
     array,
     changed,
@@ -16,7 +17,6 @@ from tests.helpers import (
     drawn,
     gradient_scores,
     images,
-    jiggle,
     logits,
     lowest,
     network_of,
@@ -35,7 +35,7 @@ each_network = pytest.mark.parametrize("builder", NETWORKS.values(), ids=NETWORK
 def marked(builder, seed: int = 0):
     """A trained network whose reinitialized entries are all 7."""
     network = network_of(builder, seed=seed)
-    jiggle(network.module, 0.1)
+    add_noise(network.module, 0.1)
     network._fresh = constant(builder, 7.0)
     return network
 

@@ -16,20 +16,20 @@ from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
 from plastibench.nn.units import has_units
 from tests.helpers import (
+    add_noise,
     agent_builder,
     array,
     changed,
     constant,
+    copy_units,
     double,
     drawn,
     gradient_scores,
     images,
-    jiggle,
     logits,
     loss,
     lowest,
     network_of,
-    redraw,
     refitted,
     seen,
     small_resnet,
@@ -67,7 +67,7 @@ each_network = pytest.mark.parametrize("builder", NETWORKS.values(), ids=NETWORK
 def off_start(builder, **options: object) -> Network:
     """A network with non-identity LayerNorms and nonzero biases."""
     network = network_of(builder, **options)
-    jiggle(network.module, 0.1)
+    add_noise(network.module, 0.1)
     return network
 
 
@@ -202,7 +202,7 @@ def by_hand(network: Network, fresh: nn.Module, names, batch, *, ridge, local, p
             masks[name] = lowest(gradient_scores(student, name, batch), 0.4)
         if local:
             teacher = copy.deepcopy(student)
-        redraw(student.get_submodule(name), fresh.get_submodule(name), masks[name])
+        copy_units(student.get_submodule(name), fresh.get_submodule(name), masks[name])
         inputs, targets = seen(student, reader, batch)[0], seen(teacher, reader, batch)[1]
         place = student.get_submodule(reader)
         write(place, refitted(place, inputs, targets, ridge))

@@ -13,13 +13,13 @@ from plastibench.config.options import build
 from plastibench.interventions.selective_weight_reinit import SelectiveWeightReinit
 from plastibench.nn.network import Network
 from tests.helpers import (
+    add_noise,
     agent_builder,
     array,
     changed,
     constant,
     double,
     images,
-    jiggle,
     loss,
     method,
     network_of,
@@ -50,7 +50,7 @@ def gradients_of(module: nn.Module) -> dict[str, np.ndarray]:
 def test_intervention_reinitializes_the_lowest_fraction_of_every_tensor(name, utility):
     network, batch = network_of(double(NETWORKS[name])), images(300).double()  # two chunks of unequal size
     batch["label"] = batch["label"].long()
-    jiggle(network.module, 0.1)
+    add_noise(network.module, 0.1)
     network.module.eval()
     loss(network.module, batch).backward()
     gradients = gradients_of(network.module)
@@ -77,7 +77,7 @@ def test_weights_below_the_threshold_are_reinitialized_every_interval(utility):
     builder = small_vit()
     network, acting = network_of(builder, lr=1e-3), SelectiveWeightReinit(utility, factor=0.4, interval=3)
     network._fresh = constant(builder, 3.0)
-    jiggle(network.module, 0.05)
+    add_noise(network.module, 0.05)
     for number in range(1, 7):
         batch = images(8, seed=number)
         twin = copy.deepcopy(network)
@@ -109,7 +109,7 @@ def test_tensor_without_gradient_is_fully_reinitialized_and_frozen_tensor_kept()
 def test_replacement_by_the_mean_of_the_initial_distribution():
     builder = small_vit()
     network, batch = network_of(builder, lr=1e-2), images()
-    jiggle(network.module, 0.3)
+    add_noise(network.module, 0.3)
     SelectiveWeightReinit("magnitude", "proportional", 1.0, "mean", interval=0).intervene(network, batch)
     for name, parameter in network.module.named_parameters():
         scale = "norm" in name and name.endswith("weight")

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.helpers import (
+    add_noise,
     agent_builder,
     array,
     double,
     images,
-    jiggle,
     logits,
     method,
     network_of,
@@ -42,7 +42,7 @@ def test_term_is_the_divergence_from_the_teacher(builder, reduction, share, temp
     acting = method("self-distillation", strength=2.0, reduction=reduction, temperature=temperature)
     acting.prepare(network)
     teacher = copy.deepcopy(network.module)
-    jiggle(network.module, size=0.1)
+    add_noise(network.module, size=0.1)
     theirs, ours = (softmax(array(logits(module, batch)) / temperature) for module in (teacher, network.module))
     divergence = (theirs * np.log(theirs / ours)).sum(1).mean()
     assert divergence > 1e-4
@@ -59,7 +59,7 @@ def test_teacher_is_updated_and_gets_no_gradient(builder):
     network, batch = network_of(builder, lr=1e-2), images(6)
     acting = method("self-distillation", momentum=0.9)
     acting.prepare(network)
-    teacher = acting._teacher.of(network)
+    teacher = acting._teacher.module_for(network)
     expected = {key: array(value) for key, value in state(network.module).items()}
     for _ in range(3):
         train(network, batch, 1, acting)
@@ -87,7 +87,7 @@ def test_values_of_a_critic_use_the_squared_error(distance, squared):
     acting.prepare(network)
     with torch.no_grad():
         theirs = array(network.module(batch["observation"]))
-        jiggle(network.module)
+        add_noise(network.module)
         ours = array(network.module(batch["observation"]))
     divergence = (softmax(theirs) * np.log(softmax(theirs) / softmax(ours))).sum(1).mean()
     expected = ((ours - theirs) ** 2).mean() if squared else divergence

@@ -9,11 +9,11 @@ from torch import nn
 from plastibench.config.errors import UserError
 from plastibench.nn.network import Network
 from tests.helpers import (
+    add_noise,
     agent_builder,
     array,
     double,
     images,
-    jiggle,
     logits,
     method,
     network_of,
@@ -43,7 +43,7 @@ def test_term_is_the_mean_square_of_logits_without_dropout(builder):
 def test_gradient_matches_finite_differences():
     network, batch = network_of(double(MLP)), images(6)
     batch["image"] = batch["image"].double()
-    jiggle(network.module)
+    add_noise(network.module)
     acting = method("spectral-decoupling", strength=0.3)
     acting.penalty(network, batch).backward()
     outputs = array(logits(network.module, batch))

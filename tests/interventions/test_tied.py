@@ -16,7 +16,7 @@ from plastibench.config.registry import interventions
 from plastibench.interventions.base import Intervention
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
-from plastibench.nn.units import tied
+from plastibench.nn.units import tied_parameters
 from tests.helpers import changed, drawn, state
 
 WORDS = 12
@@ -59,7 +59,7 @@ def made(name: str, **options: object) -> Intervention:
 def test_tied_weight_is_found_and_shared_module_is_not() -> None:
     module = Language()
     module.again = module.inner
-    assert tied(module) == {module.words.weight}
+    assert tied_parameters(module) == {module.words.weight}
 
 
 def test_units_read_by_a_tied_layer_are_not_hidden_units() -> None:

@@ -8,11 +8,11 @@ import torch
 
 from plastibench.interventions.upgd import UPGD
 from tests.helpers import (
+    add_noise,
     agent_builder,
     array,
     changed,
     images,
-    jiggle,
     loss,
     network_of,
     small_resnet,
@@ -91,7 +91,7 @@ def test_useful_weights_move_least():
 def test_noise_has_the_right_size_skips_norms_and_keeps_random_state(builder, rule):
     def after(noise: float) -> dict:
         network = network_of(builder, lr=1e-3)
-        jiggle(network.module)
+        add_noise(network.module)
         network.module.eval()
         method = UPGD(rule=rule, noise=noise, lr_factor=1.0, beta=0.0)
         method.prepare(network)

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from tests.helpers import (
+    add_noise,
     agent_builder,
     array,
     double,
     images,
-    jiggle,
     method,
     network_of,
     small_resnet,
@@ -29,7 +29,7 @@ def test_term_compares_sorted_entries_and_pulls_each_to_its_rank(builder, option
     acting = method("wasserstein", strength=0.3, **options)
     acting.prepare(network)
     with torch.no_grad():
-        for parameter in jiggle(network.module).parameters():  # equal entries would have equal ranks
+        for parameter in add_noise(network.module).parameters():  # equal entries would have equal ranks
             parameter.add_(1e-6 * torch.linspace(0, 1, parameter.numel(), dtype=torch.float64).view_as(parameter))
     term = acting.penalty(network, images(2))
     term.backward()
@@ -67,7 +67,7 @@ def test_term_is_scaled_by_the_interval():
     often, seldom = method("wasserstein"), method("wasserstein", every=3)
     for acting in (often, seldom):
         acting.prepare(network)
-    jiggle(network.module)
+    add_noise(network.module)
     terms = [seldom.penalty(network, images(2)) for _ in range(6)]
     assert [term is None for term in terms] == [True, True, False] * 2
     assert terms[2].item() == pytest.approx(3 * often.penalty(network, images(2)).item(), rel=1e-6)
@@ -77,9 +77,9 @@ def test_initial_weights_are_stored_by_prepare():
     network = network_of(MLP)
     acting = method("wasserstein")
     acting.prepare(network)
-    jiggle(network.module)
+    add_noise(network.module)
     first = acting.penalty(network, images(2)).item()
     stored = acting.state_dict()["sorted"]
     assert all(bool((values.diff() >= 0).all()) for values in stored.values())
-    jiggle(network.module, size=0.0)
+    add_noise(network.module, size=0.0)
     assert acting.penalty(network, images(2)).item() == first > 0

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from tests.helpers import (
+    add_noise,
     agent_builder,
     array,
     images,
-    jiggle,
     method,
     network_of,
     rl_agent,
@@ -50,7 +50,7 @@ def test_weights_are_clamped_to_their_modules_bound_and_nothing_else_is(builder,
     initial = state(network.module)
     acting = method("weight-clipping", kappa=1.5, bound=bound)
     acting.prepare(network)
-    jiggle(network.module, size=1.0)
+    add_noise(network.module, size=1.0)
     before = state(network.module)
     acting.after_update(network)
     bounds = bounds_of(network.module, 1.5, initial if bound == "initial" else None)
@@ -112,7 +112,7 @@ def test_state_contains_the_initial_bound():
     largest = {key: abs(array(p)).max() for key, p in network.module.named_parameters()}
     again = method("weight-clipping", kappa=1.0, bound="initial")
     again.load_state_dict(acting.state_dict())
-    jiggle(network.module)
+    add_noise(network.module)
     again.after_update(network)
     for name in ("1", "3", "5"):
         bound = max(largest[f"{name}.weight"], largest[f"{name}.bias"])
@@ -123,7 +123,7 @@ def test_fraction_of_clipped_entries_is_reported():
     network = network_of(MLP)
     acting = method("weight-clipping", kappa=1.0)
     acting.prepare(network)
-    jiggle(network.module, size=0.2)
+    add_noise(network.module, size=0.2)
     before = state(network.module)
     outside = {}
     for name in ("1", "3", "5"):

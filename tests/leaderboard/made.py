@@ -57,7 +57,7 @@ def acting(intervention: str = "none", seed: int = 0, final: float = 100.0, **mo
     options = {"env": "rl-cartpole", "agent": "dqn-mlp", "device": "cpu", **more}
     spec = RunSpec.make(intervention=intervention, seed=seed, **options)
     curve = [returns.Evaluation(0, steps, final * steps / 3000, 0.1) for steps in (0, 1000, 2000, 3000)]
-    trainer = returns.result(curve, [], spec.create("env").bounds)
+    trainer = returns.result(curve, [], spec.create("env").reference_returns)
     return _composed(spec, trainer, {"agent-steps": 3000}, {"version": 1, "data": None})
 
 

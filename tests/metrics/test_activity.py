@@ -9,11 +9,11 @@ from tensordict import TensorDict
 from torch import nn
 
 from plastibench.metrics.activity import activity, attention, duplicates, evenly, tallies
+from plastibench.nn.activations import for_each_activation
 from plastibench.nn.attention import attention_entropies
 from plastibench.nn.dataflow import trace
-from plastibench.nn.module_outputs import visit_activations
 from plastibench.nn.network import Network
-from tests.helpers import array, drawn, images, jiggle, loss, network_of, small_vit
+from tests.helpers import add_noise, array, drawn, images, loss, network_of, small_vit
 
 
 def batch_of(count: int = 300) -> TensorDict:
@@ -80,7 +80,7 @@ def test_rows_are_samples_and_positions_even_where_an_activation_follows_a_resha
     network, batch = network_of(Reshaping), images(5, (1, 6, 6), classes=4)
     seen = []
     units = [unit for unit in trace(network, batch) if not unit.output]
-    visit_activations(network, batch, units, lambda unit, h: seen.append(h.clone()))
+    for_each_activation(network, batch, units, lambda unit, h: seen.append(h.clone()))
     expected = F.relu(network.module.conv(batch["image"])).movedim(1, -1).reshape(-1, 3)  # [80, 3]
     (rows,) = seen
     assert rows.shape == (80, 3)
@@ -96,7 +96,7 @@ def test_rows_are_taken_evenly() -> None:
 @pytest.mark.parametrize("variant", ["timm", "hnt"])
 def test_entropies_of_attention_are_those_of_the_module_itself(variant: str) -> None:
     network, batch = network_of(small_vit(variant=variant)), images(70)
-    jiggle(network.module, 1.0)
+    add_noise(network.module, 1.0)
     found = attention_entropies(network, batch)
     assert set(found) == {"blocks.0.attn", "blocks.1.attn"}
     network.module.eval()
@@ -139,7 +139,7 @@ def test_attention_that_does_more_is_left_out() -> None:
             return self.head(self.attn(x[:, 0], mask).mean(1))
 
     network, batch = network_of(Biased), images(4)
-    jiggle(network.module, 1.0)
+    add_noise(network.module, 1.0)
     network.module.biased = False
     assert set(attention_entropies(network, batch)) == {"attn"}
     network.module.biased = True

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from plastibench.metrics import CURVATURE
 from plastibench.metrics.curvature import hessian_product, hessian_trace, sam_sharpness, top_eigenvalue
 from plastibench.metrics.gradients import mean_gradient
-from plastibench.metrics.groups import measure_groups
+from plastibench.metrics.compute import compute_metrics
 from plastibench.nn.network import Network
-from tests.helpers import double, images, jiggle, network_of, small_resnet, small_vit
+from tests.helpers import add_noise, double, images, network_of, small_resnet, small_vit
 
 
 def seed(number: int = 0) -> torch.Generator:
@@ -46,7 +46,7 @@ def test_the_product_is_that_with_the_hessian(logistic: tuple[Network, TensorDic
 
 def test_eigenvalue_and_trace_are_those_of_the_hessian(logistic: tuple[Network, TensorDict, Tensor]) -> None:
     network, batch, hessian = logistic
-    found = measure_groups(network, batch, CURVATURE, seed()).overall
+    found = compute_metrics(network, batch, CURVATURE, seed()).overall
     assert found["hessian-top-eigenvalue"] == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-6)
     trace = float(hessian.trace())
     error = found["hessian-trace-error"] * abs(found["hessian-trace"])
@@ -84,7 +84,7 @@ def test_a_large_spectrum_is_found_without_reorthogonalisation() -> None:
 def test_the_product_is_the_change_of_the_gradient(builder: object) -> None:
     network, batch = network_of(double(builder)), images(6).double()
     batch["label"] = batch["label"].long()
-    jiggle(network.module, 0.1)  # away from the kinks where residual branches begin at exactly 0
+    add_noise(network.module, 0.1)  # away from the kinks where residual branches begin at exactly 0
     names = [name for name, _ in network.module.named_parameters()]
     vector = {n: torch.randn(p.shape, dtype=p.dtype, generator=seed()) for n, p in network.module.named_parameters()}
     found = dict(zip(names, hessian_product(network, batch, list(vector.values())), strict=True))
@@ -114,7 +114,7 @@ def test_the_rise_one_step_up_the_gradient_of_a_quadratic() -> None:
     step = 0.05 * gradient / np.linalg.norm(gradient)
     expected = gradient @ step + step @ hessian @ step / 2
     assert sam_sharpness(network, batch) == pytest.approx(expected, rel=1e-9)
-    found = measure_groups(network, batch, CURVATURE, seed()).overall
+    found = compute_metrics(network, batch, CURVATURE, seed()).overall
     assert found["hessian-top-eigenvalue"] == pytest.approx(np.linalg.eigvalsh(hessian)[-1])
     rows = (x @ weight)[:64, None] * x[:64]
     squares = np.linalg.svd(rows, compute_uv=False) ** 2

@@ -13,9 +13,9 @@ from plastibench.metrics import gradients as module
 from plastibench.metrics.activity import tallies
 from plastibench.metrics.gradients import agreement_of, loss_gram, mean_gradient, ntk, ntk_ranks, vanishing
 from plastibench.metrics.ranks import feature_ranks, layer_ranks
-from plastibench.metrics.spectra import effective_rank, held_by
+from plastibench.metrics.spectra import effective_rank, count_for_fraction
 from plastibench.metrics.weights import adam_update, spectral_norm, weights
-from plastibench.nn.batch_outputs import side_by_side
+from plastibench.nn.batch_outputs import output_matrix
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
 from tests.helpers import array, double, drawn, images, network_of, small_resnet, small_vit, train
@@ -107,7 +107,7 @@ def test_outputs_are_those_of_the_output_modules_side_by_side() -> None:
 
     network, batch = network_of(Two), images(5, (1, 2, 2), classes=3)
     x = batch["image"].flatten(1)
-    found = side_by_side(network, network.module, batch, ["value", "advantage"])
+    found = output_matrix(network, network.module, batch, ["value", "advantage"])
     torch.testing.assert_close(found, torch.cat([network.module.value(x), network.module.advantage(x)], 1))
 
 
@@ -123,7 +123,7 @@ def test_ranks_of_a_diagonal_matrix_by_hand() -> None:
     assert found["feature-rank"] == 3  # σ/10: 1, 0.5, 0.1 and 0.005
     assert found["numerical-rank"] == 4 == int(torch.linalg.matrix_rank(matrix))
     assert set(feature_ranks(torch.zeros(9, 4)).values()) == {0.0}
-    assert held_by(torch.tensor([1.0, 98.0, 1.0]), 0.99) == 2 and held_by(torch.zeros(3), 0.99) == 0
+    assert count_for_fraction(torch.tensor([1.0, 98.0, 1.0]), 0.99) == 2 and count_for_fraction(torch.zeros(3), 0.99) == 0
 
 
 def test_ranks_of_a_random_matrix_equal_numpys() -> None:
@@ -144,8 +144,8 @@ def test_the_rank_of_what_a_layer_hands_on() -> None:
     found = layer_ranks(tallies(network, batch, trace(network, batch)))
     with torch.no_grad():
         h = array(network.module[:3](batch["image"]))
-    assert found.layers["1"]["layer-rank-share"] == pytest.approx(entropy_rank(h) / 9, rel=1e-5)
-    assert found.overall["layer-rank-share"] == found.layers["1"]["layer-rank-share"]
+    assert found.layers["1"]["layer-rank-fraction"] == pytest.approx(entropy_rank(h) / 9, rel=1e-5)
+    assert found.overall["layer-rank-fraction"] == found.layers["1"]["layer-rank-fraction"]
 
 
 def test_weights_equal_numpys() -> None:

@@ -11,7 +11,7 @@ import torch
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.metrics import GROUPS, METRICS, PLASTICITY, curvature, probes, select
-from plastibench.metrics.groups import measure_groups
+from plastibench.metrics.compute import compute_metrics
 from tests.helpers import agent_builder, changed, images, network_of, small_resnet, small_vit, state, train
 
 BUILDERS = {"vit": small_vit(), "mlp": agent_builder("mlp", width=16), "resnet": small_resnet}
@@ -50,7 +50,7 @@ def test_a_look_changes_nothing_and_finds_what_is_documented(group: str, builder
 
     names = select([group])
     initial = {name: p + 0.1 for name, p in module.state_dict().items()}
-    found = measure_groups(network, batch, names, torch.Generator().manual_seed(3), initial)
+    found = compute_metrics(network, batch, names, torch.Generator().manual_seed(3), initial)
 
     assert set(found.overall) <= set(names) == set(GROUPS[group])
     assert {name for values in found.layers.values() for name in values} <= set(names)
@@ -75,13 +75,13 @@ def test_a_look_changes_nothing_and_finds_what_is_documented(group: str, builder
     assert np.random.get_state()[1].tolist() == randomness[1]  # noqa: NPY002
     assert torch.equal(network.generator.get_state(), own)
     assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.matmul.allow_tf32) == (fused, tf32)
-    again = measure_groups(network, batch, names, torch.Generator().manual_seed(3), initial)
+    again = compute_metrics(network, batch, names, torch.Generator().manual_seed(3), initial)
     assert again.overall == found.overall
 
 
 def test_only_what_is_asked_for_is_measured() -> None:
     network = network_of(small_vit())
-    found = measure_groups(network, images(8), ["fau", "stable-rank"], torch.Generator())
+    found = compute_metrics(network, images(8), ["fau", "stable-rank"], torch.Generator())
     assert set(found.overall) == {"fau", "stable-rank"}
     assert {name for values in found.layers.values() for name in values} == {"fau"}
 

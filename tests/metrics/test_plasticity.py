@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
 from plastibench.metrics import PLASTICITY, select
-from plastibench.metrics.groups import measure_groups
+from plastibench.metrics.compute import compute_metrics
 from plastibench.metrics.plasticity import plasticity_report, rank_metrics
 from plastibench.metrics.ranks import head_ranks
 from plastibench.nn.dataflow import trace
@@ -170,8 +170,8 @@ def test_what_is_not_finite_has_no_ranks_and_raises_nothing(mlp: Network) -> Non
         mlp.module[0].weight[0, 0] = math.nan
     found = plasticity_report(mlp, batch).overall
     assert math.isnan(found["effective-rank"]) and math.isnan(found["srank"])
-    more = measure_groups(mlp, batch, select(["all"]), torch.Generator().manual_seed(0)).overall
-    names = ("stable-rank", "layer-rank-share", "curvature-rank-proxy", "sam-sharpness", "ntk-effective-rank")
+    more = compute_metrics(mlp, batch, select(["all"]), torch.Generator().manual_seed(0)).overall
+    names = ("stable-rank", "layer-rank-fraction", "curvature-rank-proxy", "sam-sharpness", "ntk-effective-rank")
     assert all(math.isnan(more[name]) for name in names)
 
 
@@ -180,12 +180,12 @@ def test_a_frozen_layer_counts_nowhere_and_a_frozen_head_has_no_features(mlp: Ne
     batch["label"] = batch["label"].long()
     mlp.module[0].requires_grad_(False)
     found = plasticity_report(mlp, batch)
-    groups = measure_groups(mlp, batch, select(["activity", "ranks"]), torch.Generator())
+    groups = compute_metrics(mlp, batch, select(["activity", "ranks"]), torch.Generator())
     assert groups.overall["dormant-ratio-layer-mean"] == found.layers["2"]["dormant-ratio"]
-    assert "0" not in groups.layers and "layer-rank-share" in groups.layers["2"]
+    assert "0" not in groups.layers and "layer-rank-fraction" in groups.layers["2"]
     mlp.module[4].requires_grad_(False)
     assert "effective-rank" not in plasticity_report(mlp, batch).overall
-    assert "stable-rank" not in measure_groups(mlp, batch, select(["ranks"]), torch.Generator()).overall
+    assert "stable-rank" not in compute_metrics(mlp, batch, select(["ranks"]), torch.Generator()).overall
     mlp.module.requires_grad_(False)
     with pytest.raises(UserError, match="all parameters of the network are frozen"):
         plasticity_report(mlp, batch)

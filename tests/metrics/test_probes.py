@@ -11,7 +11,7 @@ from plastibench.interventions.plasticity_injection import PlasticityInjection
 from plastibench.metrics.gradients import ntk_ranks
 from plastibench.metrics.probes import learn, next_task, next_task_probe, orders, plasticity_probe, random_targets
 from plastibench.metrics.spectra import effective_rank
-from plastibench.nn.batch_outputs import side_by_side
+from plastibench.nn.batch_outputs import output_matrix
 from plastibench.nn.branches import merged_outputs
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
@@ -86,11 +86,11 @@ def test_branches_of_plasticity_injection_are_one_output(part: str) -> None:
     (whole,) = merged_outputs(network.module, names)
     assert len(names) == 3 and whole == ("5" if part == "head" else whole)
     with torch.no_grad():
-        found = side_by_side(network, network.module, BATCH, [whole])
+        found = output_matrix(network, network.module, BATCH, [whole])
         assert torch.equal(found, network.module(BATCH["image"]))
     units = trace(network, BATCH)
     assert set(next_task(network, BATCH, units, seed()).overall) == set(plain)  # the accuracy is there as before
-    assert math.isfinite(random_targets(network, BATCH, units, seed()).overall["plasticity-probe-redrawn-gap"])
+    assert math.isfinite(random_targets(network, BATCH, units, seed()).overall["plasticity-probe-fresh-gap"])
     rows = []
     for number in range(32):
         network.module.zero_grad()

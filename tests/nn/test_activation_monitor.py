@@ -6,9 +6,9 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 
-from plastibench.nn.activation_monitor import ActivationMonitor, per_unit
-from plastibench.nn.dataflow import TracedLayer
+from plastibench.nn.activation_monitor import ActivationMonitor, mean_per_unit
 from plastibench.nn.network import Network
+from plastibench.nn.traced_layer import TracedLayer
 from tests.helpers import agent_builder, array, drawn, images, loss, network_of, small_resnet, small_vit
 
 Found = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -53,18 +53,18 @@ def test_passes_before_the_same_update_count_by_their_rows_and_those_after_the_p
     network, parts = network_of(agent_builder("mlp", width=8)), [images(4, seed=1), images(12, seed=2)]
     watch, _ = watched(network)
     watch.confirm(parts[0])
-    assert watch.take() == {}
+    assert watch.pop_means() == {}
     for part in parts:
         loss(network.module, part)
         assert not watch.confirm(part)
     loss(network.module, images(seed=3))  # as an actor's loss runs through the critic
-    whole = watch.take()
+    whole = watch.pop_means()
     for name, hidden in zip(("1", "3"), hidden_by_hand(network.module, torch.cat(parts)), strict=True):
         np.testing.assert_allclose(array(whole[name]), hidden.mean(0), atol=1e-6)
     loss(network.module, parts[0])
     watch.confirm(parts[0])
     again = hidden_by_hand(network.module, parts[0])[0].mean(0)
-    np.testing.assert_allclose(array(watch.take()["1"]), again, atol=1e-6)
+    np.testing.assert_allclose(array(watch.pop_means()["1"]), again, atol=1e-6)
 
 
 def test_blind_updates_are_told_once(capsys: pytest.CaptureFixture[str]):
@@ -74,7 +74,7 @@ def test_blind_updates_are_told_once(capsys: pytest.CaptureFixture[str]):
     for _ in range(4):
         loss(network.module, batch)
         watch.confirm(batch)
-        assert watch.take() == {}
+        assert watch.pop_means() == {}
     assert capsys.readouterr().err.count("no pass of the network can be watched") == 1
 
 
@@ -88,7 +88,7 @@ def test_a_module_that_was_compiled_before_is_seen():
         compiled(batch["image"]).sum().backward()
         watch.confirm(batch)
         expected = hidden_by_hand(network.module, batch)[1].mean(0)
-        np.testing.assert_allclose(array(watch.take()["3"]), expected, atol=1e-6)
+        np.testing.assert_allclose(array(watch.pop_means()["3"]), expected, atol=1e-6)
 
 
 def test_a_vit_shows_its_mlps_and_a_resnet_its_inner_filters():
@@ -110,7 +110,7 @@ def test_columns_of_flattened_filters_are_averaged_by_filter():
     watch.confirm(batch)
     loss(module, batch)
     watch.confirm(batch)
-    torch.testing.assert_close(watch.take()["0"], module[:2](batch["image"]).detach().mean((0, 2, 3)))
+    torch.testing.assert_close(watch.pop_means()["0"], module[:2](batch["image"]).detach().mean((0, 2, 3)))
 
 
 def test_what_is_watched_survives_its_state():
@@ -122,8 +122,8 @@ def test_what_is_watched_survives_its_state():
     restored, found = watched(again)
     restored.load_state_dict(watch.state_dict())
     assert [unit.name for unit in restored.hidden] == ["1", "3"]
-    assert [unit.name for unit in restored.units] == ["1", "3", "5"]
-    assert [list(unit.outgoing) for unit in restored.units] == [["3"], ["5"], []]
+    assert [unit.name for unit in restored.layers] == ["1", "3", "5"]
+    assert [list(unit.outgoing) for unit in restored.layers] == [["3"], ["5"], []]
     loss(again.module, batch)
     assert set(found) == {"1", "3"}
     assert found["1"][0].shape == (16, 8)
@@ -137,4 +137,4 @@ def test_means_by_unit(count):
     columns = torch.arange(3).repeat(count)
     values = torch.arange(3.0 * count)
     expected = [np.mean(values.numpy()[columns.numpy() == unit]) for unit in range(3)]
-    assert per_unit(Unit, columns, values).tolist() == pytest.approx(expected)
+    assert mean_per_unit(Unit, columns, values).tolist() == pytest.approx(expected)

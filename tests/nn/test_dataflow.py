@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plastibench.nn.dataflow import TracedLayer, trace
-from plastibench.nn.module_outputs import visit_activations
-from plastibench.nn.unit_statistics import measure
+from plastibench.nn.activations import for_each_activation
+from plastibench.nn.dataflow import trace
+from plastibench.nn.traced_layer import TracedLayer
+from plastibench.nn.unit_statistics import measure_units
 from plastibench.nn.units import has_units
 from tests.helpers import agent_builder, images, network_of, small_vit
 
@@ -270,8 +271,8 @@ def test_a_nonlinearity_written_as_a_gate_is_measured_as_the_product(gated, plai
         units = trace(network, batch)
         assert units[0].activated and units[0].readers == ["head"]
         seen = []
-        visit_activations(network, batch, units[:1], lambda unit, h, seen=seen: seen.append(h.clone()))
-        found.append((measure(network, batch, units[:1])["first"], torch.cat(seen)))
+        for_each_activation(network, batch, units[:1], lambda unit, h, seen=seen: seen.append(h.clone()))
+        found.append((measure_units(network, batch, units[:1])["first"], torch.cat(seen)))
     (mine, rows), (reference, expected) = found
     assert (mine.activation[:3] == 0).all()
     factor = (rows / expected)[:, 3:].mean()  # functions that differ by a constant factor have the same dead units
@@ -300,7 +301,7 @@ def test_a_gate_on_something_else_is_the_nonlinearity_itself():
     z = F.relu(network.module.first(batch["image"].flatten(1)))
     expected = torch.sigmoid(network.module.gate(z)).mean(0).double()
     torch.testing.assert_close(
-        measure(network, batch, [units["gate"]])["gate"].activation, expected, rtol=1e-4, atol=1e-6
+        measure_units(network, batch, [units["gate"]])["gate"].activation, expected, rtol=1e-4, atol=1e-6
     )
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from plastibench.nn.dormancy import below_threshold, dormant, lowest_fraction, normalised
-from plastibench.nn.unit_statistics import Statistics
+from plastibench.nn.dormancy import below_threshold, dormant_units, lowest_fraction, normalized_scores
+from plastibench.nn.unit_statistics import UnitStatistics
 from tests.helpers import array
 
 FIELDS = {
@@ -21,15 +21,15 @@ THRESHOLDED = ("redo", "regrama", "regrama-post", "regrama-weight")
 RANKED = ("low-gradient-quantile", "weight-norm")
 
 
-def statistics(length: int = 12, seed: int = 0) -> Statistics:
+def statistics(length: int = 12, seed: int = 0) -> UnitStatistics:
     """Figures that differ from each other, so that scoring by the wrong one shows."""
     values = torch.rand(6, length, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return Statistics(*values)
+    return UnitStatistics(*values)
 
 
-def mask_of(criterion: str, figures: Statistics, **options: object) -> np.ndarray:
+def mask_of(criterion: str, figures: UnitStatistics, **options: object) -> np.ndarray:
     values = {"tau": 0.5, "quantile": 0.25, "generator": torch.Generator().manual_seed(0), **options}
-    return dormant(criterion, figures, **values).numpy()
+    return dormant_units(criterion, figures, **values).numpy()
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.3, 0.9, 1.0, 5.0])
@@ -70,24 +70,24 @@ def test_a_score_equal_to_the_threshold_is_dormant():
 
 
 def test_a_layer_whose_units_are_all_alike_is_dormant_at_a_threshold_of_one():
-    assert below_threshold(normalised(torch.full((5,), 0.3)), 1.0).all()
+    assert below_threshold(normalized_scores(torch.full((5,), 0.3)), 1.0).all()
 
 
 def test_at_a_threshold_of_zero_only_units_that_never_speak_are_dormant():
     scores = torch.tensor([0.0, 1e-12, 1.0, 0.0])
-    assert below_threshold(normalised(scores), 0.0).tolist() == [True, False, False, True]
+    assert below_threshold(normalized_scores(scores), 0.0).tolist() == [True, False, False, True]
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.1])
 def test_a_layer_that_is_dead_as_a_whole_is_dormant(tau):
-    assert below_threshold(normalised(torch.zeros(4)), tau).all()
+    assert below_threshold(normalized_scores(torch.zeros(4)), tau).all()
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e-12, 1.0, 1e12])
 def test_the_scale_of_a_layer_does_not_matter(scale):
     values = statistics().pre_gradient
-    torch.testing.assert_close(normalised(scale * values), normalised(values), rtol=1e-8, atol=0)
-    assert float(normalised(values).mean()) == pytest.approx(1, abs=1e-6)
+    torch.testing.assert_close(normalized_scores(scale * values), normalized_scores(values), rtol=1e-8, atol=0)
+    assert float(normalized_scores(values).mean()) == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize("criterion", ["regrama", "low-gradient-quantile"])
@@ -105,7 +105,7 @@ def test_groups_are_judged_apart(criterion):
 
 
 def random_mask(generator: torch.Generator, quantile: float = 0.25, length: int = 12) -> Tensor:
-    return dormant("random", statistics(length), tau=0.5, quantile=quantile, generator=generator)
+    return dormant_units("random", statistics(length), tau=0.5, quantile=quantile, generator=generator)
 
 
 def test_random_masks_come_from_their_generator_alone():

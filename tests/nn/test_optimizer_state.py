@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plastibench.nn.optimizer_state import forget, forget_all
+from plastibench.nn.optimizer_state import clear_state, reset_state
 
 LR = 1e-3
 ROWS = torch.tensor([True, False, True, False, False])[:, None]
@@ -55,11 +55,11 @@ def test_counts_that_are_no_tensors_and_products_over_steps_begin_anew(rule, row
     for _ in range(3):
         parameter.grad = torch.ones(5, 4)
         optimizer.step()
-    forget(optimizer, parameter, rows, rule)
+    reset_state(optimizer, parameter, rows, rule)
     state = optimizer.state[parameter]
     assert state["step"] == (0 if begins_anew else 3)
     assert float(state["mu_product"]) == pytest.approx(1.0 if begins_anew else 0.9**3)
-    forget(optimizer, parameter, torch.ones(5, 1, dtype=torch.bool), "mean")
+    reset_state(optimizer, parameter, torch.ones(5, 1, dtype=torch.bool), "mean")
     assert optimizer.state[parameter]["step"] == 0 and float(optimizer.state[parameter]["mu_product"]) == 1
 
 
@@ -74,7 +74,7 @@ def test_moments_of_the_changed_part_follow_the_rule_and_the_others_stay(kind, r
     parameter, optimizer = stepped(kind)
     _, first, squared = OPTIMIZERS[kind]
     before, weights = copied(optimizer, parameter), parameter.detach().clone()
-    forget(optimizer, parameter, part, rule)
+    reset_state(optimizer, parameter, part, rule)
     after = optimizer.state[parameter]
     inside = part.expand(5, 4)
     assert first | squared <= set(after)
@@ -90,14 +90,14 @@ def test_moments_of_the_changed_part_follow_the_rule_and_the_others_stay(kind, r
 @pytest.mark.parametrize(("rule", "steps"), [("mean", 3), ("zero", 3), ("restart", 0)])
 def test_the_step_count_starts_again_only_with_restart(kind, rule, steps):
     parameter, optimizer = stepped(kind)
-    forget(optimizer, parameter, ROWS, rule)
+    reset_state(optimizer, parameter, ROWS, rule)
     assert float(optimizer.state[parameter]["step"]) == steps
 
 
 @pytest.mark.parametrize("rule", ["mean", "zero", "restart"])
 def test_when_everything_changed_the_state_is_as_new(rule):
     parameter, optimizer = stepped("adamw")
-    forget(optimizer, parameter, torch.ones(5, 1, dtype=torch.bool), rule)
+    reset_state(optimizer, parameter, torch.ones(5, 1, dtype=torch.bool), rule)
     state = optimizer.state[parameter]
     assert all(float(state[name].abs().sum()) == 0 for name in ("step", "exp_avg", "exp_avg_sq"))
 
@@ -105,7 +105,7 @@ def test_when_everything_changed_the_state_is_as_new(rule):
 def test_nothing_changed_leaves_the_state():
     parameter, optimizer = stepped("adamw")
     before = copied(optimizer, parameter)
-    forget(optimizer, parameter, torch.zeros(5, 1, dtype=torch.bool), "mean")
+    reset_state(optimizer, parameter, torch.zeros(5, 1, dtype=torch.bool), "mean")
     assert all(torch.equal(optimizer.state[parameter][name], value) for name, value in before.items())
 
 
@@ -115,7 +115,7 @@ def test_biases_are_treated_as_weights_are():
     parameter.grad = torch.tensor([1.0, 2.0, 3.0, 4.0])
     optimizer.step()
     before = copied(optimizer, parameter)
-    forget(optimizer, parameter, torch.tensor([True, False, False, True]), "mean")
+    reset_state(optimizer, parameter, torch.tensor([True, False, False, True]), "mean")
     state = optimizer.state[parameter]
     assert state["exp_avg"].tolist() == [0, *before["exp_avg"][1:3].tolist(), 0]
     assert float(state["exp_avg_sq"][0]) == pytest.approx(float(before["exp_avg_sq"][1:3].mean()))
@@ -129,8 +129,8 @@ def test_without_state_there_is_nothing_to_do(optimizer):
     elif optimizer == "foreign":
         _, optimizer = stepped("adamw")
         before = {name: value.clone() for name, value in next(iter(optimizer.state.values())).items()}
-    forget(optimizer, parameter, ROWS, "mean")
-    forget_all(optimizer, [parameter])
+    reset_state(optimizer, parameter, ROWS, "mean")
+    clear_state(optimizer, [parameter])
     if optimizer is not None:
         assert parameter not in optimizer.state
     if optimizer is not None and optimizer.state:
@@ -142,7 +142,7 @@ def test_sgd_without_momentum_has_nothing_to_forget():
     optimizer = torch.optim.SGD([parameter], lr=LR)
     parameter.grad = torch.ones(5, 4)
     optimizer.step()
-    forget(optimizer, parameter, ROWS, "mean")
+    reset_state(optimizer, parameter, ROWS, "mean")
     optimizer.step()
     torch.testing.assert_close(parameter.detach(), torch.full((5, 4), 1 - 2 * LR))
 
@@ -152,7 +152,7 @@ def test_forget_all_drops_the_named_states_and_no_other():
     optimizer = torch.optim.AdamW([first, second], lr=LR)
     first.grad = second.grad = torch.ones(3)
     optimizer.step()
-    forget_all(optimizer, [first])
+    clear_state(optimizer, [first])
     assert set(optimizer.state) == {second}
     optimizer.step()  # and the optimizer goes on
     assert float(optimizer.state[first]["step"]) == 1
@@ -169,7 +169,7 @@ def moves_after(rule: str, steps: int) -> tuple[list[float], list[float]]:
     state["step"].fill_(1e6)
     state["exp_avg"].fill_(0.7)
     state["exp_avg_sq"].fill_(0.49)
-    forget(optimizer, parameter, torch.tensor([[True], [False], [False], [False]]), rule)
+    reset_state(optimizer, parameter, torch.tensor([[True], [False], [False], [False]]), rule)
     moves = []
     for _ in range(steps):
         before = parameter.detach().clone()

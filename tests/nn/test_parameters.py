@@ -6,7 +6,7 @@ from torch import nn
 
 from plastibench.config.errors import UserError
 from plastibench.nn.network import Network
-from plastibench.nn.parameters import layers, learning_rates, remembered, trained
+from plastibench.nn.parameters import initial_values, learning_rates, trainable_layers, trainable_parameters
 from tests.helpers import loss, network_of, small_resnet, small_vit
 
 
@@ -20,34 +20,34 @@ class Tied(nn.Module):
 
 def test_each_trained_parameter_counts_once_and_normalisation_may_be_spared():
     module = Tied()
-    assert list(trained(module)) == ["first.weight", "norm.weight", "second.bias"]
-    assert list(trained(module, norms=False)) == ["first.weight", "second.bias"]
-    assert trained(module)["first.weight"] is module.second.weight
+    assert list(trainable_parameters(module)) == ["first.weight", "norm.weight", "second.bias"]
+    assert list(trainable_parameters(module, norms=False)) == ["first.weight", "second.bias"]
+    assert trainable_parameters(module)["first.weight"] is module.second.weight
 
 
 def test_layers_are_linear_and_convolutions_without_the_output():
-    assert list(layers(network_of(small_vit(depth=1)), output=False)) == [
+    assert list(trainable_layers(network_of(small_vit(depth=1)), output=False)) == [
         "patch_embed.proj",
         *(f"blocks.0.{name}" for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")),
     ]
     resnet = network_of(small_resnet)
-    assert set(layers(resnet, output=True)) - set(layers(resnet, output=False)) == {"fc"}
-    assert "layer2.0.downsample.0" in layers(resnet, output=False)
+    assert set(trainable_layers(resnet, output=True)) - set(trainable_layers(resnet, output=False)) == {"fc"}
+    assert "layer2.0.downsample.0" in trainable_layers(resnet, output=False)
     named = Network(small_vit(depth=1)(), None, loss, outputs=["blocks.0.mlp"])
-    assert {"blocks.0.mlp.fc1", "blocks.0.mlp.fc2"} == set(layers(named, output=True)) - set(
-        layers(named, output=False)
+    assert {"blocks.0.mlp.fc1", "blocks.0.mlp.fc2"} == set(trainable_layers(named, output=True)) - set(
+        trainable_layers(named, output=False)
     )
 
 
 def test_what_is_remembered_is_a_copy_of_the_first_sight_in_each_shape():
     memory: dict[str, torch.Tensor] = {}
     tensor = torch.arange(3.0)
-    assert remembered(memory, {"a": tensor})[0].data_ptr() != tensor.data_ptr()
+    assert initial_values(memory, {"a": tensor})[0].data_ptr() != tensor.data_ptr()
     tensor.add_(1)
-    assert remembered(memory, {"a": tensor, "b": tensor})[0].tolist() == [0, 1, 2]
+    assert initial_values(memory, {"a": tensor, "b": tensor})[0].tolist() == [0, 1, 2]
     assert memory["b"].tolist() == [1, 2, 3]
-    assert remembered(memory, {"a": tensor[:2]})[0].tolist() == [1, 2]
-    assert remembered(memory, {"c": tensor}, torch.neg)[0].tolist() == [-1, -2, -3]
+    assert initial_values(memory, {"a": tensor[:2]})[0].tolist() == [1, 2]
+    assert initial_values(memory, {"c": tensor}, torch.neg)[0].tolist() == [-1, -2, -3]
 
 
 def test_learning_rates_are_those_of_the_groups():
@@ -56,9 +56,9 @@ def test_learning_rates_are_those_of_the_groups():
         [{"params": [module.first.weight], "lr": 0.5}, {"params": [module.norm.weight]}], lr=0.1
     )
     network = Network(module, optimizer, loss)
-    assert learning_rates(network, trained(module).values()) == [0.5, 0.1, 0.0]
+    assert learning_rates(network, trainable_parameters(module).values()) == [0.5, 0.1, 0.0]
     with pytest.raises(UserError, match="give Network"):
-        learning_rates(Network(module, None, loss), trained(module).values())
+        learning_rates(Network(module, None, loss), trainable_parameters(module).values())
 
 
 def test_norms_of_others_are_known_by_their_names() -> None:
@@ -73,4 +73,4 @@ def test_norms_of_others_are_known_by_their_names() -> None:
             self.weight = nn.Parameter(torch.ones(4, 4))
 
     module = nn.Sequential(nn.Linear(4, 4), LlamaRMSNorm(), WeightNorm())
-    assert list(trained(module, norms=False)) == ["0.weight", "0.bias", "2.weight"]
+    assert list(trainable_parameters(module, norms=False)) == ["0.weight", "0.bias", "2.weight"]

@@ -8,19 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plastibench.nn.dataflow import TracedLayer, trace
+from plastibench.nn.dataflow import trace
 from plastibench.nn.least_squares import Solver
 from plastibench.nn.network import Network
-from plastibench.nn.refit import refit_in_one_pass, refit_pair, snapshot, teacher_of
+from plastibench.nn.refit import frozen_copy, refit_in_one_pass, refit_pair, snapshot
+from plastibench.nn.traced_layer import TracedLayer
 from tests.helpers import (
+    add_noise,
     agent_builder,
+    copy_units,
     double,
     drawn,
     images,
-    jiggle,
     logits,
     network_of,
-    redraw,
     refitted,
     seen,
     small_vit,
@@ -81,7 +82,7 @@ def doubled_batch(count: int = 40):
 def prepared(builder, lr: float | None = None) -> tuple[Network, nn.Module, dict[str, Tensor]]:
     """A float64 network off its initial point, another draw of it, and masks of a third of the units of all but one."""
     network = network_of(double(builder), lr=lr)
-    jiggle(network.module, 0.2)
+    add_noise(network.module, 0.2)
     source = drawn(double(builder), 77)
     units = trace(network, doubled_batch(4))
     masks = {unit.name: torch.arange(len(unit.module.weight)) % 3 == 1 for unit in units[:-1]}
@@ -92,7 +93,7 @@ def by_hand(module: nn.Module, source: nn.Module, names: list[str], masks: dict[
     """Algorithm 1 on a copy: re-draw units of one module, refit the next to what the old network returned there."""
     teacher, student = copy.deepcopy(module), copy.deepcopy(module)
     for name, reader in itertools.pairwise(names):
-        redraw(student.get_submodule(name), source.get_submodule(name), masks[name])
+        copy_units(student.get_submodule(name), source.get_submodule(name), masks[name])
         place = student.get_submodule(reader)
         if not (isinstance(place, nn.Conv2d) and place.groups > 1):
             inputs, targets = seen(student, reader, batch)[0], seen(teacher, reader, batch)[1]
@@ -114,7 +115,7 @@ def test_one_pass_equals_the_algorithm_by_hand(builder):
     expected = by_hand(network.module, source, names, masks, batch)
     before = snapshot(units)
     for name, mask in masks.items():
-        redraw(network.module.get_submodule(name), source.get_submodule(name), mask)
+        copy_units(network.module.get_submodule(name), source.get_submodule(name), mask)
     fits = refit_in_one_pass(network, batch, units, before, masks, lambda _: True, Solver(ridge=RIDGE))
     assert_same(network.module, expected)
     assert set(fits) == set(names[1:]) - {"grouped"}
@@ -122,14 +123,14 @@ def test_one_pass_equals_the_algorithm_by_hand(builder):
 
 @each_network
 def test_pair_by_pair_equals_the_algorithm_by_hand(builder, monkeypatch):
-    monkeypatch.setattr("plastibench.nn.refit.PIECE", 16)  # 40 samples: two whole pieces and a part
+    monkeypatch.setattr("plastibench.nn.refit.CHUNK_SIZE", 16)  # 40 samples: two whole pieces and a part
     network, source, masks = prepared(builder)
     batch = doubled_batch()
     units = trace(network, batch)
     expected = by_hand(network.module, source, [unit.name for unit in units], masks, batch)
-    teacher = teacher_of(network)
+    teacher = frozen_copy(network)
     for unit, reader in itertools.pairwise(units):
-        redraw(unit.module, source.get_submodule(unit.name), masks[unit.name])
+        copy_units(unit.module, source.get_submodule(unit.name), masks[unit.name])
         fit = refit_pair(network, batch, teacher, reader, Solver(ridge=RIDGE))
         assert (fit is None) == (reader.name == "grouped")
     assert_same(network.module, expected)
@@ -137,11 +138,11 @@ def test_pair_by_pair_equals_the_algorithm_by_hand(builder, monkeypatch):
 
 def test_a_teacher_is_a_frozen_copy():
     network = network_of(agent_builder("mlp", width=8))
-    teacher = teacher_of(network)
+    teacher = frozen_copy(network)
     assert not any(p.requires_grad for p in teacher.parameters())
     assert all(p.requires_grad for p in network.module.parameters())
     before = logits(teacher, images())
-    jiggle(network.module)
+    add_noise(network.module)
     assert torch.equal(logits(teacher, images()), before)
 
 
@@ -150,7 +151,7 @@ def test_only_the_modules_asked_for_are_refitted_and_lose_their_optimizer_state(
     network = train(network_of(builder, lr=1e-2), batch)
     units = trace(network, batch)
     before, old = snapshot(units), state(network.module)
-    redraw(network.module[1], drawn(builder, 77)[1], torch.arange(8) < 3)
+    copy_units(network.module[1], drawn(builder, 77)[1], torch.arange(8) < 3)
     steps = {p: network.optimizer.state[p] for p in network.module.parameters()}
     fits = refit_in_one_pass(network, batch, units, before, {}, lambda name: name == "5", Solver(ridge=RIDGE))
     assert set(fits) == {"5"}
@@ -167,7 +168,7 @@ def test_revived_rows_of_a_reader_are_spared():
     before, old = snapshot(units), state(network.module)
     masks = {"1": torch.arange(8) < 3, "3": torch.arange(8) > 5}
     for name, mask in masks.items():
-        redraw(network.module.get_submodule(name), drawn(builder, 77).get_submodule(name), mask)
+        copy_units(network.module.get_submodule(name), drawn(builder, 77).get_submodule(name), mask)
     revived = state(network.module)
     refit_in_one_pass(network, batch, units, before, masks, lambda _: True, Solver(ridge=RIDGE))
     for name in ("3.weight", "3.bias"):
@@ -180,9 +181,9 @@ def test_revived_rows_of_a_reader_are_spared():
 def test_the_residual_reported_is_that_of_the_outputs():
     builder, batch = agent_builder("mlp", width=8), images(64)
     network = network_of(builder)
-    units, teacher = trace(network, batch), teacher_of(network)
+    units, teacher = trace(network, batch), frozen_copy(network)
     before = snapshot(units)
-    redraw(network.module[1], drawn(builder, 77)[1], torch.arange(8) < 4)
+    copy_units(network.module[1], drawn(builder, 77)[1], torch.arange(8) < 4)
     fits = refit_in_one_pass(network, batch, units, before, {}, lambda _: True, Solver(ridge=RIDGE))
     for name in ("3", "5"):
         new, old = seen(network.module, name, batch)[1], seen(teacher, name, batch)[1]
@@ -207,7 +208,7 @@ def one_pass(network: Network, batch, units: list[TracedLayer]) -> None:
 
 
 def last_pair(network: Network, batch, units: list[TracedLayer]) -> None:
-    refit_pair(network, batch, teacher_of(network), units[-1], Solver(ridge=RIDGE))
+    refit_pair(network, batch, frozen_copy(network), units[-1], Solver(ridge=RIDGE))
 
 
 @pytest.mark.parametrize("refit", [one_pass, last_pair])

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plastibench.nn.dataflow import trace
-from plastibench.nn.reinit import redraw_units, whole_neurons, zero_outgoing
-from tests.helpers import agent_builder, array, constant, images, jiggle, logits, network_of, small_vit, state, train
+from plastibench.nn.reinit import include_normalized_layers, reinitialize_units, zero_outgoing
+from tests.helpers import add_noise, agent_builder, array, constant, images, logits, network_of, small_vit, state, train
 
 
 def mask(length: int, *true: int) -> Tensor:
@@ -96,7 +96,7 @@ def hold(module: nn.Module, channels: list[int], value: float, dim: int):
 @pytest.mark.parametrize(("builder", "name"), NETWORKS.values(), ids=NETWORKS.keys())
 def test_zeroing_outgoing_weights_removes_what_the_units_say_and_nothing_else(builder, name):
     network, batch = network_of(builder), images(8)
-    jiggle(network.module)
+    add_noise(network.module)
     module = network.module.get_submodule(name)
     dim = 1 if isinstance(module, nn.Conv2d) else -1
     before = logits(network.module, batch)
@@ -151,7 +151,7 @@ def test_a_layernorm_and_the_row_that_it_normalises_are_one_neuron():
     layers = nn.Linear(64, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 10)
     network = network_of(lambda: sequential(nn.Flatten(), *layers))
     masks = {"2": mask(6, 0, 1), "5": mask(6, 2)}
-    found = whole_neurons(trace(network, images(8)), masks)
+    found = include_normalized_layers(trace(network, images(8)), masks)
     assert set(found) == {"1", "2", "5"}  # 4 is a layer of its own, though 5 has as many units
     assert found["1"] is masks["2"]
 
@@ -185,7 +185,7 @@ def test_redrawing_writes_the_fresh_rows_and_no_others(builder, name):
     before = state(network.module)
     chosen = mask(len(module.weight), 0, 3)
     fresh = constant(builder, 7.0)()
-    count = redraw_units(network, trace(network, batch), {name: chosen}, fresh, "mean")
+    count = reinitialize_units(network, trace(network, batch), {name: chosen}, fresh, "mean")
     own = {f"{name}.{key}" for key, _ in module.named_parameters()}
     for key, tensor in state(network.module).items():
         if key in own:
@@ -206,7 +206,7 @@ def test_empty_masks_change_nothing():
     before = state(network.module)
     moments = network.optimizer.state[network.module[1].weight]["exp_avg"].clone()
     units = trace(network, batch)
-    assert redraw_units(network, units, {"1": mask(8)}, network.fresh(), "mean") == 0
+    assert reinitialize_units(network, units, {"1": mask(8)}, network.fresh(), "mean") == 0
     zero_outgoing(network, units, {"1": mask(8)}, "mean")
     assert all(torch.equal(tensor, before[name]) for name, tensor in state(network.module).items())
     assert torch.equal(network.optimizer.state[network.module[1].weight]["exp_avg"], moments)

@@ -5,7 +5,8 @@ import itertools
 import pytest
 from torch import nn
 
-from plastibench.nn.selectors import beginnings, from_block, selector, share_of
+from plastibench.nn.blocks import fraction_of, input_layers, last_blocks
+from plastibench.nn.selectors import selector
 from tests.helpers import agent_builder, small_resnet, small_vit
 
 
@@ -49,16 +50,19 @@ def modules(names: list[str]) -> list[str]:
     ],
 )
 def test_the_last_blocks_are_those_on_the_way_to_each_output(module, outputs, k, expected, blocks):
-    assert (lambda found: (modules(found[0]), found[1]))(from_block(module, outputs, lambda _: k)) == (expected, blocks)
-    assert from_block(module, outputs, lambda _: blocks + 1) == ([], blocks)
-    assert from_block(module, outputs, lambda _: 0) == ([], blocks)
+    assert (lambda found: (modules(found[0]), found[1]))(last_blocks(module, outputs, lambda _: k)) == (
+        expected,
+        blocks,
+    )
+    assert last_blocks(module, outputs, lambda _: blocks + 1) == ([], blocks)
+    assert last_blocks(module, outputs, lambda _: 0) == ([], blocks)
 
 
 @pytest.mark.parametrize(
     ("share", "count", "expected"), [(0.5, 4, 2), (0.5, 3, 2), (0.1, 10, 1), (0.3, 10, 3), (1, 7, 7)]
 )
 def test_a_share_of_the_blocks_is_rounded_up(share, count, expected):
-    assert share_of(share)(count) == expected
+    assert fraction_of(share)(count) == expected
 
 
 @pytest.mark.parametrize(
@@ -71,7 +75,7 @@ def test_a_share_of_the_blocks_is_rounded_up(share, count, expected):
     ],
 )
 def test_each_critic_without_a_common_encoder_begins_by_itself(executed, outputs, expected):
-    assert beginnings(executed, outputs) == expected
+    assert input_layers(executed, outputs) == expected
 
 
 @pytest.mark.parametrize(

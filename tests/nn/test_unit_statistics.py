@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
-from plastibench.nn.unit_statistics import Statistics, measure
-from tests.helpers import array, images, jiggle, network_of, small_vit, state
+from plastibench.nn.unit_statistics import UnitStatistics, measure_units
+from tests.helpers import add_noise, array, images, network_of, small_vit, state
 
 FIGURES = ("activation", "pre_gradient", "post_gradient", "signed_gradient", "weight_gradient", "weight_norm")
 
 
-def measured(network: Network, batch, **options) -> dict[str, Statistics]:
-    return measure(network, batch, trace(network, batch), **options)
+def measured(network: Network, batch, **options) -> dict[str, UnitStatistics]:
+    return measure_units(network, batch, trace(network, batch), **options)
 
 
-def assert_statistics(found: Statistics, expected: dict[str, np.ndarray], **tolerance: float) -> None:
+def assert_statistics(found: UnitStatistics, expected: dict[str, np.ndarray], **tolerance: float) -> None:
     for name, values in expected.items():
         np.testing.assert_allclose(array(getattr(found, name)), values, err_msg=name, **(tolerance or {"rtol": 2e-4}))
 
@@ -100,7 +100,7 @@ TOYS = {
 @pytest.mark.parametrize("piece", [256, 7, 1])
 def test_all_figures_of_a_small_network_equal_numpys(activation, numpy, piece):
     network, batch = network_of(lambda: Toy(activation)), images(23)  # 7 does not divide 23
-    jiggle(network.module)
+    add_noise(network.module)
     found = measured(network, batch, piece=piece)
     first, head = toy_by_hand(network.module, batch, numpy)
     assert_statistics(found["first"], first)
@@ -144,7 +144,7 @@ class Tokens(nn.Module):
 @pytest.mark.parametrize("piece", [256, 4])
 def test_tokens_are_rows_of_their_own(piece):
     network, batch = network_of(Tokens), images(9)
-    module = jiggle(network.module)
+    module = add_noise(network.module)
     found = measured(network, batch, piece=piece)
     x = array(batch["image"]).reshape(9, 4, 16)
     normed = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + module.norm.eps)
@@ -184,7 +184,7 @@ class Map(nn.Module):
 @pytest.mark.parametrize("piece", [256, 4])
 def test_positions_of_a_convolution_are_rows_of_their_own(in_place, piece):
     network, batch = network_of(lambda: Map(in_place)), images(9)
-    module = jiggle(network.module)
+    module = add_noise(network.module)
     found = measured(network, batch, piece=piece)["conv"]
     x, w = array(batch["image"])[:, 0], array(module.conv.weight)[:, 0]
     z = np.zeros((9, 3, 3, 3))
@@ -206,7 +206,7 @@ def test_positions_of_a_convolution_are_rows_of_their_own(in_place, piece):
 def test_gradients_are_finite_differences_of_the_loss():
     network, batch = network_of(lambda: Toy(F.gelu).double()), images(5).double()
     batch["label"] = batch["label"].long()
-    module = jiggle(network.module)
+    module = add_noise(network.module)
     x = batch["image"].flatten(1)
 
     def losses(shift: float, unit: int) -> Tensor:
@@ -244,7 +244,7 @@ class Shared(nn.Module):
 
 def test_a_module_that_runs_twice_is_averaged_over_both_runs():
     network, batch = network_of(Shared), images(9)
-    module = jiggle(network.module)
+    module = add_noise(network.module)
     x = array(batch["image"]).reshape(9, -1)[:, :8]
     w, b = array(module.fc.weight), array(module.fc.bias)
     first, _ = relu(x @ w.T + b)
@@ -283,7 +283,7 @@ class Transposed(nn.Module):
 @pytest.mark.parametrize("builder", RESHAPED.values(), ids=RESHAPED.keys())
 def test_activations_of_reshaped_outputs_still_belong_to_their_channels(builder):
     network, batch = network_of(builder), images(9)
-    module = jiggle(network.module, 0.1)
+    module = add_noise(network.module, 0.1)
     with torch.no_grad():
         z = module[0](batch["image"])
         z = F.max_pool2d(z, 2) if isinstance(module[1], nn.MaxPool2d) else z
@@ -343,7 +343,7 @@ def test_hooks_and_modes_are_restored_when_the_loss_raises():
 
     network.loss = broken
     with pytest.raises(ArithmeticError):
-        measure(network, batch, units)
+        measure_units(network, batch, units)
     assert not any(c._forward_hooks or c._forward_pre_hooks for c in network.module.modules())
     assert [child.training for child in network.module.modules()] == modes
     assert torch.overrides._get_current_function_mode_stack() == []

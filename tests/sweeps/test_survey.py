@@ -14,7 +14,7 @@ from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.sweeps import survey
 from plastibench.sweeps.benchmark import Cost, _begun, cost
-from plastibench.utils.atomic_io import tensor_bytes
+from plastibench.training.checkpoint import tensor_bytes
 
 
 def test_a_survey_compares_times_and_says_what_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

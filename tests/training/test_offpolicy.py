@@ -23,10 +23,10 @@ from plastibench.config.errors import UserError
 from plastibench.config.options import build
 from plastibench.config.spec import RunSpec
 from plastibench.diagnosis.loading import _open, networks_of_run
+from plastibench.training import checkpoint
 from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.rollout import play
 from plastibench.training.runner import Interrupted, Run, run
-from plastibench.utils import atomic_io
 from tests.helpers import need_priorities
 from tests.training.test_runner import Stopped, assert_same_run, timeless
 
@@ -423,7 +423,7 @@ def test_the_bias_is_that_of_the_critic_that_acts(begun: Any, agent: str) -> Non
         for parameter in slow["critic"].parameters():
             parameter.mul_(2.0)
         assert not torch.allclose(learner.value(seen, action), learner.value(seen, action, slow))
-    tasks = (trainer.scenario, 0, learner)
+    tasks = (trainer.config, 0, learner)
     assert play(*tasks, {}, 7)[1] != play(*tasks, {"critic": slow["critic"]}, 7)[1]
 
 
@@ -505,7 +505,7 @@ def test_a_run_with_its_memory_in_checkpoints_goes_on_at_once_in_new_episodes(
         patch.setattr(OffPolicyTrainer, "advance", advance)
         with pytest.raises(Interrupted):
             go(spec, tmp_path / "part")
-    held = atomic_io.load(tmp_path / "part" / spec.id / "checkpoint.pt")["course"]
+    held = checkpoint.load(tmp_path / "part" / spec.id / "checkpoint.pt")["course"]
     assert len(held["memory"]["transitions"]["at"]) == min(160, spec.agent[1]["buffer_size"])
     assert not any(map(len, held["actions"]))
     shutil.copytree(tmp_path / "part", tmp_path / "again")

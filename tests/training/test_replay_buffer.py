@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from plastibench.config.errors import UserError
+from plastibench.training import checkpoint
 from plastibench.training.replay_buffer import BufferSpec, ReplayBuffer
-from plastibench.utils import atomic_io
 from tests.helpers import need_priorities
 
 GAMMA = 0.9
@@ -261,9 +261,9 @@ def test_a_memory_that_was_saved_goes_on_as_the_one_that_was_not(
             batch = next(memory.sample())
             batch["td_error"] = torch.arange(4.0)
             memory.update_priority(batch)
-    atomic_io.save(tmp_path / "state.pt", memory.state_dict())
+    checkpoint.save(tmp_path / "state.pt", memory.state_dict())
     other = make(2, 24, 3, 2, priority=priority, folder=tmp_path / "b" if mapped else None)
-    other.load_state_dict(atomic_io.load(tmp_path / "state.pt"))
+    other.load_state_dict(checkpoint.load(tmp_path / "state.pt"))
     assert held(other) == held(memory) if steps > 2 else len(other) == len(memory) == 0
     other.buffer._rng.set_state(memory.buffer._rng.get_state())
     twin = World(memory, 2, np.random.default_rng(6))  # both are left and entered anew

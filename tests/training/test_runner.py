@@ -23,11 +23,11 @@ from plastibench.config import registry
 from plastibench.config.errors import RunError, UserError
 from plastibench.config.options import option
 from plastibench.config.spec import RunSpec
-from plastibench.envs.scenario import Scenario
+from plastibench.envs.task_stream_config import TaskStreamConfig
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.network import Network
 from plastibench.results.accuracy import divergence
-from plastibench.training import runner, supervised
+from plastibench.training import checkpoint, runner, supervised
 from plastibench.training.runner import Interrupted, run
 from plastibench.utils import atomic_io
 
@@ -144,7 +144,7 @@ def test_running_again_says_complete_and_returns_the_same_result_untouched(
     spec = tiny()
     first = go(spec, tmp_path)
     before = {path: path.read_bytes() for path in (tmp_path / spec.id).iterdir()}
-    monkeypatch.setattr(Scenario, "make", lambda *_: pytest.fail("the run began again"))
+    monkeypatch.setattr(TaskStreamConfig, "make", lambda *_: pytest.fail("the run began again"))
     again = run(spec, runs_dir=tmp_path)
     assert again == first
     assert {path: path.read_bytes() for path in (tmp_path / spec.id).iterdir()} == before
@@ -661,14 +661,14 @@ def test_a_run_that_another_process_finished_meanwhile_is_not_run_again(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = tiny()
-    original, finished = Scenario.make, []
+    original, finished = TaskStreamConfig.make, []
 
-    def slow_make(self: Scenario, *arguments: Any) -> Any:  # loading takes long, and the other one is faster
-        monkeypatch.setattr(Scenario, "make", original)
+    def slow_make(self: TaskStreamConfig, *arguments: Any) -> Any:  # loading takes long, and the other one is faster
+        monkeypatch.setattr(TaskStreamConfig, "make", original)
         finished.append(go(spec, tmp_path))
         return original(self, *arguments)
 
-    monkeypatch.setattr(Scenario, "make", slow_make)
+    monkeypatch.setattr(TaskStreamConfig, "make", slow_make)
     assert go(spec, tmp_path) == finished[0]
 
 
@@ -841,8 +841,8 @@ def test_atomic_writing_leaves_the_old_file_where_the_new_one_fails(tmp_path: Pa
 
 def test_checkpoints_return_what_was_saved(tmp_path: Path) -> None:
     state = {"a": torch.arange(3), "b": [1, 2.5, "x", None], "c": {"d": (True, {"e": torch.ones(2)})}}
-    atomic_io.save(tmp_path / "c.pt", state)
-    found = atomic_io.load(tmp_path / "c.pt")
+    checkpoint.save(tmp_path / "c.pt", state)
+    found = checkpoint.load(tmp_path / "c.pt")
     assert torch.equal(found["a"], state["a"]) and found["b"] == state["b"]
     assert torch.equal(found["c"]["d"][1]["e"], torch.ones(2))
 
