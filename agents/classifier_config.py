@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class ClassifierConfig:
     """Training options; the defaults are the paper's Table 1 and A.2 for ViT-Tiny."""
 
+    kind = "classifier"
+
     lr: float = option(3e-3, "peak learning rate of AdamW", low=0)
     weight_decay: float = option(0.05, "decoupled weight decay, on every parameter as in Lee et al.", low=0)
     batch_size: int = option(256, "samples per update", low=1)

@@ -14,12 +14,48 @@ from torch import Tensor, nn
 from plastibench.agents.offpolicy_agent import OffPolicyAgent, OffPolicyConfig
 from plastibench.config.errors import UserError
 from plastibench.config.options import option
+from plastibench.config.registry import register_agent
 from plastibench.utils.seeding import generator
 
 if TYPE_CHECKING:
     from plastibench.envs.rl_env import RLEnvironment
 
 
+@register_agent(
+    "dqn-mlp",
+    "Double DQN with hidden layers of 120 and 84 units, tuned for CartPole as in CleanRL",
+    hidden=(120, 84),
+    lr=2.5e-4,
+    replay_ratio=0.1,
+    target_every=50,
+    exploration=0.5,
+    buffer_size=10_000,
+    learning_starts=10_000,
+)
+@register_agent(
+    "dqn-cnn",
+    "Double DQN on images, with the network of MinAtar or of the Nature paper",
+    encoder="cnn",
+    hidden=(128,),
+    lr=3e-4,
+    batch_size=32,
+)
+@register_agent(
+    "dqn-impala",
+    "Double DQN on images, with the residual network of IMPALA",
+    encoder="impala",
+    hidden=(128,),
+    lr=3e-4,
+    batch_size=32,
+)
+@register_agent(
+    "dqn-vit",
+    "Double DQN on images, with a small vision transformer",
+    encoder="vit",
+    hidden=(128,),
+    lr=3e-4,
+    batch_size=32,
+)
 @dataclass(frozen=True)
 class DQN(OffPolicyConfig):
     """DQN with its usual extensions, for discrete actions."""

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 from plastibench.agents.classifier_config import ClassifierConfig
 from plastibench.config.options import option
+from plastibench.config.registry import register_agent
 
 if TYPE_CHECKING:
     from torch import nn
 
 
+@register_agent("mlp", "ReLU network with two hidden layers of 128 units")
 @dataclass(frozen=True)
 class MLP(ClassifierConfig):
     """Linear and ReLU layers on the flattened image; no weight decay, constant learning rate."""

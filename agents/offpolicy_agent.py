@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 class OffPolicyConfig(Encoder):
     """Options that DQN and SAC share."""
 
+    kind = "rl"
+
     lr: float = option(1e-3, "learning rate of Adam", low=0)
     eps: float = option(1e-8, "epsilon of Adam", low=0)
     batch_size: int = option(128, "transitions per update", low=1)

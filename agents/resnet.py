@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from plastibench.agents.classifier_config import ClassifierConfig
 from plastibench.config.options import option
+from plastibench.config.registry import register_agent
 
 if TYPE_CHECKING:
     from torch import nn
 
 
+@register_agent("resnet18", "ResNet-18 with a 3x3 stem for small images")
 @dataclass(frozen=True)
 class ResNet18(ClassifierConfig):
     """timm's ResNet-18 with the stem that is usual for 32x32 images: one 3x3 convolution and no pooling."""

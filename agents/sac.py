@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from plastibench.agents.offpolicy_agent import OffPolicyAgent, OffPolicyConfig
 from plastibench.config.options import option
+from plastibench.config.registry import register_agent
 
 if TYPE_CHECKING:
     from plastibench.envs.rl_env import RLEnvironment
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
 _LOG_STD = -5.0, 2.0
 
 
+@register_agent("sac-mlp", "Soft actor-critic with two critics, each with two hidden layers of 256 units; any actions")
+@register_agent(
+    "sac-cnn", "Soft actor-critic on images, with a CNN", encoder="cnn", hidden=(128,), lr=3e-4, batch_size=32
+)
+@register_agent(
+    "sac-vit",
+    "Soft actor-critic on images, with a small vision transformer",
+    encoder="vit",
+    hidden=(128,),
+    lr=3e-4,
+    batch_size=32,
+)
 @dataclass(frozen=True)
 class SAC(OffPolicyConfig):
     """SAC; the kind of the actions decides between the continuous and the discrete form (Christodoulou 2019)."""

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from plastibench.agents.classifier_config import ClassifierConfig
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.config.options import option
+from plastibench.config.registry import register_agent
 
 if TYPE_CHECKING:
     from torch import nn
 
 
+@register_agent("timm", "Any timm model by name (--agent.model)")
 @dataclass(frozen=True)
 class TimmModel(ClassifierConfig):
     """A timm model, untrained, for the images of the task stream."""

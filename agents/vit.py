@@ -8,11 +8,42 @@ from typing import TYPE_CHECKING, Literal
 from plastibench.agents.classifier_config import ClassifierConfig
 from plastibench.config.errors import UserError
 from plastibench.config.options import option
+from plastibench.config.registry import register_agent
 
 if TYPE_CHECKING:
     from torch import nn
 
 
+@register_agent("vit-tiny", "ViT-Tiny of the paper (A.2): patch size 4, width 192, 12 blocks, 3 heads, lr 3e-3")
+@register_agent(
+    "vit-small",
+    "ViT-Small of the paper (A.2): patch size 8, width 384, 12 blocks, 6 heads, lr 1e-4",
+    patch_size=8,
+    dim=384,
+    heads=6,
+    lr=1e-4,
+)
+@register_agent(
+    "vit-tiny-hnt", "vit-tiny as implemented by Lee et al. 2024, the authors of the paper's task stream", variant="hnt"
+)
+@register_agent(
+    "vit-small-hnt",
+    "vit-small with the implementation details of Lee et al. 2024",
+    variant="hnt",
+    patch_size=8,
+    dim=384,
+    heads=6,
+    lr=1e-4,
+)
+@register_agent(
+    "vit-nano",
+    "ViT with 4 blocks of width 64, for 8x8 images; trains on a CPU in seconds",
+    dim=64,
+    depth=4,
+    heads=2,
+    dropout=0.0,
+    batch_size=64,
+)
 @dataclass(frozen=True)
 class VisionTransformer(ClassifierConfig):
     """A vision transformer with class token.

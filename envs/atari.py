@@ -8,10 +8,12 @@ from typing import Any
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_env
 from plastibench.envs.rl_env import Frames, RLEnvConfig
 from plastibench.envs.vector_envs import import_extra, match_name
 
 
+@register_env("rl-atari-*", "Any Atari game of the ALE, for example rl-atari-breakout", id="*")
 @dataclass(frozen=True)
 class Atari(RLEnvConfig):
     """84x84 greyscale frames, frame skip 4 with max-pooling over the last two frames, unclipped rewards."""

@@ -12,10 +12,15 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_env
 from plastibench.envs.datasets import load_dataset
 from plastibench.envs.rl_env import Frames, RLEnvConfig, RLEnvironment
 
 
+@register_env(
+    "rl-bandit-digits",
+    "Contextual bandit: 400 digits, with newly drawn rewarded actions in each of 10 tasks; two minutes on a CPU",
+)
 @dataclass(frozen=True)
 class DigitsBandit(RLEnvConfig):
     """Each image of a digit has one rewarded action out of ten, drawn at random for every task.

@@ -9,11 +9,39 @@ import numpy as np
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import option
+from plastibench.config.registry import register_env
 from plastibench.envs.datasets import ImageDataset
 from plastibench.envs.task_stream import Integers, Task
 from plastibench.envs.task_stream_config import TaskStreamConfig
 
 
+@register_env(
+    "cl-digits",
+    "Small-scale version of the paper's task stream: 200 8x8 digits; no download, about a minute on a CPU",
+    dataset="digits",
+    train_size=200,
+    epochs=150,
+    evaluate_every=50,
+    augment="none",
+)
+@register_env("cl-mnist", "Growing MNIST with decreasing label noise", dataset="mnist", augment="none")
+@register_env(
+    "cl-fashion-mnist", "Growing Fashion-MNIST with decreasing label noise", dataset="fashion-mnist", augment="none"
+)
+@register_env("cl-cifar10", "Growing CIFAR-10 with decreasing label noise", dataset="cifar10")
+@register_env(
+    "cl-cifar100", "The paper's task stream: growing CIFAR-100 with decreasing label noise", dataset="cifar100"
+)
+@register_env(
+    "cl-tiny-imagenet",
+    "The paper's second task stream: growing Tiny-ImageNet with decreasing label noise",
+    dataset="tiny-imagenet",
+    epochs=40,
+    evaluate_every=5,
+)
+@register_env(
+    "cl-imagefolder", "Growing set of your own images (--env.path) with decreasing label noise", dataset="imagefolder"
+)
 @dataclass(frozen=True)
 class Growing(TaskStreamConfig):
     """The training set grows by one random chunk per task while the label noise decreases.

@@ -11,11 +11,44 @@ import numpy as np
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import option
+from plastibench.config.registry import register_env
 from plastibench.envs.datasets import ImageDataset
 from plastibench.envs.task_stream import Task, TaskStream
 from plastibench.envs.task_stream_config import TaskStreamConfig
 
 
+@register_env(
+    "incremental-digits",
+    "200 digits whose classes arrive in five pairs; seconds with mlp on a CPU",
+    dataset="digits",
+    train_size=200,
+    evaluate_every=50,
+    augment="none",
+)
+@register_env("incremental-mnist", "MNIST whose classes arrive in 5 groups", groups=5, dataset="mnist", augment="none")
+@register_env(
+    "incremental-fashion-mnist",
+    "Fashion-MNIST whose classes arrive in 5 groups",
+    groups=5,
+    dataset="fashion-mnist",
+    augment="none",
+)
+@register_env("incremental-cifar10", "CIFAR-10 whose classes arrive in 5 groups", groups=5, dataset="cifar10")
+@register_env("incremental-cifar100", "CIFAR-100 whose classes arrive in 20 groups", groups=20, dataset="cifar100")
+@register_env(
+    "incremental-tiny-imagenet",
+    "Tiny-ImageNet whose classes arrive in 40 groups",
+    groups=40,
+    dataset="tiny-imagenet",
+    epochs=40,
+    evaluate_every=5,
+)
+@register_env(
+    "incremental-imagefolder",
+    "Your own images (--env.path) whose classes arrive in 5 groups",
+    groups=5,
+    dataset="imagefolder",
+)
 @dataclass(frozen=True)
 class Incremental(TaskStreamConfig):
     """Each task adds the images of one group of classes; the class order is random.

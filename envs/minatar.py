@@ -12,12 +12,18 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_env
 from plastibench.envs.rl_env import Frames, RLEnvConfig
 from plastibench.envs.vector_envs import import_extra, make_gymnasium_vec, match_name
 
 GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 
 
+@register_env("rl-minatar-asterix", "MinAtar Asterix: 10x10 cells", id="asterix")
+@register_env("rl-minatar-breakout", "MinAtar Breakout: 10x10 cells", id="breakout")
+@register_env("rl-minatar-freeway", "MinAtar Freeway: 10x10 cells", id="freeway")
+@register_env("rl-minatar-seaquest", "MinAtar Seaquest: 10x10 cells", id="seaquest")
+@register_env("rl-minatar-space-invaders", "MinAtar Space Invaders: 10x10 cells", id="space-invaders")
 @dataclass(frozen=True)
 class MinAtar(RLEnvConfig):
     """One game with its minimal action set; actions are sticky with probability 0.1."""
@@ -30,6 +36,7 @@ class MinAtar(RLEnvConfig):
         return _make_game(self.id, num_envs, self.max_episode_steps, minimal=True)
 
 
+@register_env("rl-minatar-permuted", "MinAtar Breakout with a new channel permutation in each task")
 @dataclass(frozen=True)
 class PermutedMinAtar(MinAtar):
     """One game whose channels are permuted in every task but the first."""
@@ -53,6 +60,7 @@ class PermutedMinAtar(MinAtar):
         return _permutations(self.permutation_seed, task + 1, channels)[task]
 
 
+@register_env("rl-minatar-sequence", "MinAtar games one after another, with all six actions")
 @dataclass(frozen=True)
 class MinAtarSequence(RLEnvConfig):
     """Several games in sequence, with the full set of six actions and channels padded to ten."""

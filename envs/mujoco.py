@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_env
 from plastibench.envs.rl_env import RLEnvConfig
 from plastibench.envs.vector_envs import import_extra, make_gymnasium_vec, match_name
 
@@ -19,6 +20,7 @@ ROBOTS = (
 )
 
 
+@register_env("rl-mujoco-*", "A MuJoCo robot, for example rl-mujoco-half-cheetah", id="*")
 @dataclass(frozen=True)
 class MuJoCo(RLEnvConfig):
     """A MuJoCo robot of gymnasium, version 5."""
@@ -33,6 +35,7 @@ class MuJoCo(RLEnvConfig):
         return make_gymnasium_vec(f"{match_name(self.id, list(ROBOTS), 'robot')}-v5", num_envs, self.max_episode_steps)
 
 
+@register_env("rl-slippery-ant", "MuJoCo ant on ground whose friction changes from task to task")
 @dataclass(frozen=True)
 class SlipperyAnt(MuJoCo):
     """An ant on ground whose friction is drawn log-uniformly for every task; the first task has normal friction."""

@@ -9,11 +9,32 @@ from typing import Literal
 import numpy as np
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_env
 from plastibench.envs.datasets import ImageDataset
 from plastibench.envs.task_stream import Task
 from plastibench.envs.task_stream_config import TaskStreamConfig
 
 
+@register_env(
+    "permuted-digits",
+    "200 of 1,200 digits in each of 50 tasks, with a new pixel permutation; ten seconds with mlp on a CPU",
+    dataset="digits",
+    samples=200,
+)
+@register_env("permuted-mnist", "MNIST with a new pixel permutation in each task", dataset="mnist")
+@register_env(
+    "permuted-fashion-mnist", "Fashion-MNIST with a new pixel permutation in each task", dataset="fashion-mnist"
+)
+@register_env("permuted-cifar10", "CIFAR-10 with a new pixel permutation in each task", dataset="cifar10")
+@register_env("permuted-cifar100", "CIFAR-100 with a new pixel permutation in each task", dataset="cifar100")
+@register_env(
+    "permuted-tiny-imagenet", "Tiny-ImageNet with a new pixel permutation in each task", dataset="tiny-imagenet"
+)
+@register_env(
+    "permuted-imagefolder",
+    "Your own images (--env.path) with a new pixel permutation in each task",
+    dataset="imagefolder",
+)
 @dataclass(frozen=True)
 class Permuted(TaskStreamConfig):
     """Each task permutes the pixels of all training and evaluation images with a new random permutation.

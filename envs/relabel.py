@@ -9,11 +9,36 @@ from typing import Literal
 import numpy as np
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_env
 from plastibench.envs.datasets import ImageDataset
 from plastibench.envs.task_stream import Task
 from plastibench.envs.task_stream_config import TaskStreamConfig
 
 
+@register_env(
+    "relabel-digits",
+    "1,200 digits with new random labels in each of 20 tasks; seconds on a CPU",
+    dataset="digits",
+    train_size=1200,
+)
+@register_env("relabel-mnist", "MNIST with new random labels in each task", dataset="mnist", train_size=1200)
+@register_env(
+    "relabel-fashion-mnist",
+    "Fashion-MNIST with new random labels in each task",
+    dataset="fashion-mnist",
+    train_size=1200,
+)
+@register_env("relabel-cifar10", "CIFAR-10 with new random labels in each task", dataset="cifar10", train_size=1200)
+@register_env("relabel-cifar100", "CIFAR-100 with new random labels in each task", dataset="cifar100", train_size=1200)
+@register_env(
+    "relabel-tiny-imagenet",
+    "Tiny-ImageNet with new random labels in each task",
+    dataset="tiny-imagenet",
+    train_size=1200,
+)
+@register_env(
+    "relabel-imagefolder", "Your own images (--env.path) with new random labels in each task", dataset="imagefolder"
+)
 @dataclass(frozen=True)
 class Relabel(TaskStreamConfig):
     """The images stay the same; every task draws all labels uniformly at random.

@@ -13,6 +13,7 @@ from gymnasium.vector import VectorEnv
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import option
+from plastibench.config.registry import register_env
 from plastibench.envs.vector_envs import make_gymnasium_vec
 
 Frames = npt.NDArray[Any]
@@ -20,9 +21,21 @@ Frames = npt.NDArray[Any]
 _REFERENCE_RETURNS = {"CartPole-v1": (22.5, 500.0)}
 
 
+@register_env("gym", "Any gymnasium environment (--env.id)")
+@register_env(
+    "rl-cartpole",
+    "CartPole-v1; two minutes with dqn-mlp on a CPU",
+    id="CartPole-v1",
+    steps=500_000,
+    envs=32,
+    evaluate_every=25_000,
+)
+@register_env("rl-pendulum", "Pendulum-v1; four minutes with sac-mlp on a CPU", id="Pendulum-v1", steps=20_000, envs=4)
 @dataclass(frozen=True)
 class RLEnvConfig:
     """Any gymnasium environment, given by its id. A subclass can define several tasks."""
+
+    kind = "rl"
 
     id: str = option("CartPole-v1", "gymnasium id; image observations must be channels-last")
     steps: int = option(100_000, "agent steps per task, summed over all parallel environments", low=1)

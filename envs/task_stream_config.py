@@ -19,6 +19,8 @@ from plastibench.envs.task_stream import Task, TaskStream
 class TaskStreamConfig:
     """Options of every task stream. A subclass defines the tasks."""
 
+    kind = "task stream"
+
     dataset: str = option("digits", "digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet or imagefolder")
     path: str | None = option(None, "imagefolder only: a folder with train/<class>/* and test/<class>/*")
     image_size: int | None = option(None, "imagefolder only: height and width after resizing (default: 32)", low=1)

@@ -8,11 +8,36 @@ from dataclasses import dataclass
 import numpy as np
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_env
 from plastibench.envs.datasets import ImageDataset
 from plastibench.envs.task_stream import Task
 from plastibench.envs.task_stream_config import TaskStreamConfig
 
 
+@register_env(
+    "warm-digits",
+    "40 digits first, then all 200; seconds with mlp on a CPU",
+    dataset="digits",
+    train_size=200,
+    epochs=400,
+    evaluate_every=100,
+    augment="none",
+    share=0.2,
+)
+@register_env("warm-mnist", "Half of MNIST first, then all of it", dataset="mnist", augment="none")
+@register_env(
+    "warm-fashion-mnist", "Half of Fashion-MNIST first, then all of it", dataset="fashion-mnist", augment="none"
+)
+@register_env("warm-cifar10", "Half of CIFAR-10 first, then all of it", dataset="cifar10")
+@register_env("warm-cifar100", "Half of CIFAR-100 first, then all of it", dataset="cifar100")
+@register_env(
+    "warm-tiny-imagenet",
+    "Half of Tiny-ImageNet first, then all of it",
+    dataset="tiny-imagenet",
+    epochs=40,
+    evaluate_every=5,
+)
+@register_env("warm-imagefolder", "Half of your own images first, then all of them (--env.path)", dataset="imagefolder")
 @dataclass(frozen=True)
 class WarmStart(TaskStreamConfig):
     """The first task has a random fraction of the training images; the second has all. All labels are correct.

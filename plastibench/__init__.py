@@ -35,7 +35,7 @@ class _SourceTreeFinder(MetaPathFinder):
 
 
 if (_ROOT / "pyproject.toml").is_file() and (_ROOT / "envs" / "__init__.py").is_file():
-    sys.meta_path.append(_SourceTreeFinder())
+    sys.meta_path.insert(0, _SourceTreeFinder())  # before the finder of an editable install of another checkout
 
 _PUBLIC = {
     "Network": "plastibench.nn.network",
@@ -54,6 +54,9 @@ _PUBLIC = {
     "register_intervention": "plastibench.config.registry",
     "register_agent": "plastibench.config.registry",
     "register_env": "plastibench.config.registry",
+    "list_interventions": "plastibench.config.registry",
+    "list_agents": "plastibench.config.registry",
+    "list_envs": "plastibench.config.registry",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

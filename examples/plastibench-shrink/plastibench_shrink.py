@@ -12,13 +12,13 @@ from plastibench import Intervention, Network, Report, option
 
 @dataclass
 class Shrink(Intervention):
-    """Multiply every weight matrix by a factor; biases and norms stay."""
+    """Multiply every weight matrix by a factor; keep biases and norms."""
 
-    factor: float = option(0.9, "what remains of each weight", low=0, high=1)
+    factor: float = option(0.9, "fraction of each weight that remains", low=0, high=1)
 
     @torch.no_grad()
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
-        """Shrink in place, so that the optimizer and every copy of the network go on with the same tensors."""
+        """Shrink in place, so that the optimizer and other owners of the parameters keep the same tensors."""
         report = Report()
         for parameter in network.module.parameters():
             if parameter.ndim > 1:

@@ -54,14 +54,12 @@ def _list(known: argparse.Namespace) -> int:
 
 def _with_facts() -> list[list[str]]:
     """Name, kind, hooks, cost and summary of every intervention, under a header."""
-    from plastibench.interventions.catalogue import facts, hooks_of
+    from plastibench.interventions.facts import facts
 
     rows = [["name", "kind", "hooks", "cost", "what it does (source)"]]
     for name, entry in KINDS["interventions"].all().items():
         known = facts(entry)
-        hooks = known.hooks if known else hooks_of(entry.load())
-        shown = [known.kind, known.cost] if known else ["your own", "?"]
-        rows.append([name, shown[0], " ".join(hooks) or "–", shown[1], entry.summary])
+        rows.append([name, known.kind, " ".join(known.hooks) or "–", known.cost, entry.summary])
     return rows
 
 

@@ -1,1 +1,1 @@
-"""Names and options: registries, typed options, run specs, and the errors users see."""
+"""Configuration: registries of names, typed options, run specs, and user-facing errors."""

@@ -1,4 +1,4 @@
-"""Typed options: one dataclass field is a Python argument, a command-line flag and a line of TOML at once."""
+"""Typed options: one dataclass field is a Python argument, a command-line flag and a TOML key."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ def option(default: Any, help: str, *, low: float | None = None, high: float | N
     Args:
         default: The default value.
         help: One line for ``--help``.
-        low: Smallest value allowed, itself included.
-        high: Largest value allowed, itself included.
+        low: Smallest allowed value (inclusive).
+        high: Largest allowed value (inclusive).
     """
     return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})
 
 
 def options_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
-    """The fields of the dataclass ``cls`` that a user may set, by name."""
-    if not dataclasses.is_dataclass(cls):  # a plugin without options
+    """Return the options of a class by name: the fields that the constructor of a dataclass accepts."""
+    if not dataclasses.is_dataclass(cls):  # a plugin without options need not be one
         return {}
     return {field.name: field for field in dataclasses.fields(cls) if field.init}
 
 
 def field_name(flag: str) -> str:
-    """The field behind ``replay-ratio``, or behind ``l2-init.strength`` of a combination."""
+    """Convert an option from its command-line form: ``l2-init.strength`` to ``l2_init__strength``."""
     return flag.replace(".", "__").replace("-", "_")
 
 
 def flag_name(field: str) -> str:
-    """How a user types a field: the reverse of :func:`field_name`."""
+    """Convert a field name to its command-line form; the inverse of :func:`field_name`."""
     return field.replace("__", ".").replace("_", "-")
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Make ``cls(**values)`` after checking every name, type and range.
+    """Construct ``cls(**values)`` after checking every name, type and range.
 
-    Values may be strings (from a command line) or typed (from TOML or Python).
+    Values may be strings (from the command line) or typed (from TOML or Python).
 
     Args:
-        cls: A dataclass whose fields were made with :func:`option`.
-        values: Option name to value.
-        where: What the options belong to, for the error message: ``intervention rnr``.
+        cls: A dataclass whose fields are declared with :func:`option`.
+        values: Option names and their values.
+        where: What the options belong to, for error messages, e.g. ``intervention rnr``.
 
     Raises:
-        UserError: An unknown name, a wrong type or a value out of range.
+        UserError: An unknown name, a wrong type, a value out of range, or a ``ValueError`` of the class itself.
     """
     fields = options_of(cls)
     hints = typing.get_type_hints(cls)
@@ -66,21 +66,21 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         if key not in fields:
             known = [flag_name(field) for field in fields]
             raise UserError(
-                f"{where} has no option '{name}'{did_you_mean(name, known)} (it has: {', '.join(known) or 'none'})"
+                f"{where} has no option '{name}'{did_you_mean(name, known)} (options: {', '.join(known) or 'none'})"
             )
         checked[key] = _convert(value, hints[key], f"{where}: {name}")
         _check_range(checked[key], fields[key], f"{where}: {name}")
     try:
         return cls(**checked)
-    except ValueError as error:  # a dataclass's own __post_init__ may check how options fit together
+    except ValueError as error:  # from __post_init__, which may check how options fit together
         raise UserError(f"{where}: {error}") from error
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a regular expression that a user gave is found in a name.
+    """Return whether a regular expression from the user is found in a name.
 
     Raises:
-        UserError: It is no regular expression.
+        UserError: The pattern is not a regular expression.
     """
     try:
         return re.search(pattern, name) is not None
@@ -89,23 +89,23 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def as_dict(options: Any) -> dict[str, Any]:
-    """The options of a dataclass instance as plain values that TOML can hold; ``None`` is left out."""
+    """Return the options of an instance as plain TOML values, without those that are ``None``."""
     values = {name: getattr(options, name) for name in options_of(type(options))}
     return {name: _plain(value) for name, value in values.items() if value is not None}
 
 
 def is_list(cls: type, name: str) -> bool:
-    """Whether an option holds several values."""
+    """Return whether an option is a list of values."""
     return typing.get_origin(_without_none(typing.get_type_hints(cls)[field_name(name)])) is tuple
 
 
 def describe_type(cls: type, name: str) -> str:
-    """How ``--help`` names the values of an option: ``float``, ``{a,b}``, ``int,…``."""
+    """Describe the type of an option for ``--help``: ``float``, ``{a,b}``, ``int,…``."""
     return describe(_without_none(typing.get_type_hints(cls)[name]))
 
 
 def describe(hint: Any) -> str:
-    """A type as ``--help`` and error messages name it."""
+    """Describe a type for ``--help`` and error messages."""
     if typing.get_origin(hint) in (Union, types.UnionType):
         return describe(typing.get_args(hint)[0])
     if typing.get_origin(hint) is Literal:
@@ -131,7 +131,7 @@ def _without_none(hint: Any) -> Any:
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    """``value`` as the type ``hint``, or a UserError that says what was expected."""
+    """Convert ``value`` to the type ``hint``, or raise a UserError that states the expected type."""
     optional = _without_none(hint) is not hint
     hint = _without_none(hint)
     if optional and (value is None or value == "none"):
@@ -143,7 +143,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             return value
         text = [str(choice) for choice in choices]
         raise UserError(f"{where} is '{value}'{did_you_mean(str(value), text)} (choose from {', '.join(text)})")
-    if origin in (Union, types.UnionType):  # of classes: only an instance fits, nothing is converted
+    if origin in (Union, types.UnionType):  # of classes: only instances are accepted
         if isinstance(value, typing.get_args(hint)):
             return value
         raise UserError(f"{where} is {value!r}; expected {describe(hint)}")
@@ -182,7 +182,7 @@ def _scalar(value: Any, kind: Any, where: str) -> Any:
 
 
 def _a(kind: Any) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, str(kind))
+    return {int: "an integer", float: "a number", bool: "true or false", str: "text"}.get(kind, str(kind))
 
 
 def _check_range(value: Any, field: dataclasses.Field[Any], where: str) -> None:

@@ -1,162 +1,196 @@
-"""One small registry for everything that has a name: task streams, agents, interventions, metrics."""
+"""Registries of everything that has a name: task streams, agents and interventions."""
 
 from __future__ import annotations
 
-import dataclasses
+import fnmatch
 import importlib
 import importlib.metadata
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from plastibench.config.discovery import SourceClass, registered_classes, summary_of
 from plastibench.config.errors import UserError, did_you_mean
 
 T = TypeVar("T", bound=type[Any])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Entry:
     """A registered name.
 
     Attributes:
-        name: What the user types.
-        target: The class, or ``"module:Class"``, which is imported when it is needed and not before, or what makes it.
+        name: What the user types. A family ends with ``*``, for example ``rl-atari-*``.
+        target: The class, ``"module:Class"``, or a function that makes the class.
         summary: One line for ``plastibench list``.
         defaults: Options that this name sets differently from the class.
+        source: For a built-in name, what the source code of its class says.
     """
 
     name: str
     target: type | str | Callable[[], type]
     summary: str
-    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    source: SourceClass | None = None
 
     def load(self) -> type:
-        """The class itself."""
+        """Return the class. Import its module if necessary."""
         if isinstance(self.target, str):
-            module, _, attribute = self.target.partition(":")
-            loaded = getattr(importlib.import_module(module), attribute)
+            loaded = load(self.target)
             assert isinstance(loaded, type)
             return loaded
         return self.target if isinstance(self.target, type) else self.target()
 
+    @property
+    def kind(self) -> str:
+        """The ``kind`` that a built-in class declares, for example ``units``; empty for other classes."""
+        return str(self.source.attributes.get("kind", "")) if self.source else ""
+
 
 class Registry:
-    """Names of one kind (``"intervention"``), with did-you-mean and entry points.
+    """Names of one sort, for example of interventions.
 
-    Built-in names are added as strings, so that listing them imports nothing. Packages ship theirs through the entry
-    point group ``plastibench.<kind>s``; those are looked up only when a name is unknown or everything is listed.
+    - Built-in names are read from the source files of a package, without importing them.
+    - Other packages provide names through the entry point group ``plastibench.<noun>s``. Entry points are loaded only
+      when a name is unknown or all names are listed.
+    - Any module may register a class with the decorator :meth:`register`.
     """
 
-    def __init__(self, kind: str, builtin: str, combine: str = "") -> None:
-        """Make an empty registry.
+    def __init__(self, noun: str, package: str = "", kinds: tuple[str, ...] = (), combine: str = "") -> None:
+        """Create a registry.
 
         Args:
-            kind: Singular noun for messages.
-            builtin: Module that registers the built-in names when it is imported.
-            combine: ``"module:function"`` that makes one class of several entries, for names like ``a+b``.
+            noun: Singular noun for messages, for example ``intervention``.
+            package: Package that contains the built-in classes.
+            kinds: Order in which built-in names are listed, by the ``kind`` of their classes.
+            combine: ``"module:function"`` that makes one class of several entries, for names such as ``a+b``.
         """
-        self.kind = kind
-        self._builtin = builtin
-        self._combine = combine
+        self.noun, self._package, self._kinds, self._combine = noun, package, kinds, combine
         self._entries: dict[str, Entry] = {}
-        self._families: dict[str, tuple[Entry, str]] = {}
-        self._scanned = False
+        self._discovered = self._scanned = False
 
-    def add(self, name: str, target: type | str, summary: str, **defaults: Any) -> None:
-        """Register ``name``.
+    def register(self, name: str, summary: str = "", /, **defaults: Any) -> Callable[[T], T]:
+        """Register the decorated class. Use the decorator several times to give a class several names.
 
-        Raises:
-            ValueError: The name is taken; silently replacing a method would falsify comparisons.
+        Args:
+            name: The name. ``"rl-atari-*"`` stands for every name with this beginning.
+            summary: One line for ``plastibench list`` (default: the first line of the class docstring).
+            defaults: Options that this name sets differently from the class. The value ``"*"`` is replaced by the part
+                of the name that the ``*`` stands for.
         """
-        if name in self._entries:
-            raise ValueError(f"{self.kind} '{name}' is registered already; choose another name")
-        self._entries[name] = Entry(name, target, summary, defaults)
-
-    def add_family(self, prefix: str, target: type | str, summary: str, option: str, **defaults: Any) -> None:
-        """Register every name that begins with ``prefix``; what follows it becomes the value of ``option``."""
-        self._families[prefix] = Entry(f"{prefix}*", target, summary, defaults), option
-
-    def register(self, name: str, **defaults: Any) -> Callable[[T], T]:
-        """Class decorator: register the decorated class as ``name``; its first docstring line is the summary."""
 
         def decorate(cls: T) -> T:
-            self.add(name, cls, _first_line(cls), **defaults)
+            if not (self._package and cls.__module__.startswith(f"{self._package}.")):  # built-in names are discovered
+                self.add(Entry(name, cls, summary or summary_of(inspect.getdoc(cls)), defaults))
             return cls
 
         return decorate
 
-    def __getitem__(self, name: str) -> Entry:
-        """The entry of ``name``.
+    def add(self, entry: Entry) -> None:
+        """Add an entry.
 
         Raises:
-            UserError: No such name, with the closest one that exists.
+            ValueError: The name is taken. Replacing a method silently would falsify comparisons.
         """
-        importlib.import_module(self._builtin)
+        self._discover()
+        if entry.name in self._entries:
+            raise ValueError(f"{self.noun} '{entry.name}' is already registered; choose another name")
+        self._entries[entry.name] = entry
+
+    def __getitem__(self, name: str) -> Entry:
+        """Look up a name, without importing its class.
+
+        Raises:
+            UserError: Unknown name.
+        """
+        self._discover()
         if self._combine and "+" in name and name not in self._entries:
             return self._combination(name)
         if name not in self._entries:
             self._scan_entry_points()
-        for prefix, (entry, option) in self._families.items():
-            if name not in self._entries and name.startswith(prefix) and name != prefix:
-                defaults = {**entry.defaults, option: name.removeprefix(prefix)}
-                return dataclasses.replace(entry, name=name, defaults=defaults)
-        if name not in self._entries:
-            hint = did_you_mean(name, self._entries)
-            raise UserError(
-                f"no {self.kind} '{name}'{hint} (plastibench list {self.kind}s shows all; --plugin brings your own)"
-            )
-        return self._entries[name]
+        if name in self._entries:
+            return self._entries[name]
+        for entry in self._entries.values():
+            rest = name.removeprefix(entry.name.removesuffix("*"))
+            if entry.name.endswith("*") and rest not in ("", name):
+                defaults = {option: rest if value == "*" else value for option, value in entry.defaults.items()}
+                return replace(entry, name=name, defaults=defaults)
+        hint = did_you_mean(name, self._entries)
+        raise UserError(f"unknown {self.noun} '{name}'{hint} (for all names: plastibench list {self.noun}s)")
+
+    def all(self) -> dict[str, Entry]:
+        """Every entry by name; built-in ones first."""
+        self._discover()
+        self._scan_entry_points()
+        return dict(self._entries)
+
+    def builtin(self) -> dict[str, Entry]:
+        """The built-in entries by name, without loading entry points."""
+        self._discover()
+        return {name: entry for name, entry in self._entries.items() if entry.source}
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """Names that match a glob pattern, for example ``"re*"``."""
+        return [name for name in self.all() if fnmatch.fnmatchcase(name, pattern)]
+
+    def _discover(self) -> None:
+        if self._discovered or not self._package:
+            return
+        self._discovered = True
+        entries = [
+            Entry(found.name, source.target, found.summary, found.defaults, source)
+            for source in registered_classes(self._package, f"register_{self.noun}")
+            for found in source.registrations
+        ]
+        for entry in sorted(entries, key=self._position):
+            self.add(entry)
+
+    def _position(self, entry: Entry) -> int:
+        return self._kinds.index(entry.kind) if entry.kind in self._kinds else len(self._kinds)
 
     def _combination(self, name: str) -> Entry:
         parts = name.split("+")
         if len(set(parts)) < len(parts):
-            raise UserError(f"{self.kind} '{name}' names one of its parts twice")
+            raise UserError(f"{self.noun} '{name}' contains the same part twice")
         entries = {part: self[part] for part in parts}
-        module, _, function = self._combine.partition(":")
-
-        def load() -> type:
-            combined: type = getattr(importlib.import_module(module), function)(entries)
-            return combined
-
-        return Entry(name, load, " + ".join(parts), {})
-
-    def all(self) -> dict[str, Entry]:
-        """Every entry by name, built-in ones first; a family under its prefix and an asterisk."""
-        importlib.import_module(self._builtin)
-        self._scan_entry_points()
-        families = (entry for entry, _ in self._families.values())
-        return {**self._entries, **{entry.name: entry for entry in families}}
-
-    @property
-    def builtin(self) -> tuple[str, ...]:
-        """The names registered so far, without looking for more."""
-        return tuple(self._entries)
+        return Entry(name, lambda: load(self._combine)(entries), " + ".join(parts))
 
     def _scan_entry_points(self) -> None:
         if self._scanned:
             return
         self._scanned = True
-        for point in importlib.metadata.entry_points(group=f"plastibench.{self.kind}s"):
+        for point in importlib.metadata.entry_points(group=f"plastibench.{self.noun}s"):
             if point.name in self._entries:
                 continue
             try:
                 loaded = point.load()
-                if point.name not in self._entries:  # the module may have registered itself with the decorator
-                    self.add(point.name, loaded, _first_line(loaded))
-            except Exception as error:  # a broken plugin must not take the rest down with it
+                if point.name not in self._entries:  # the module may have used the decorator as well
+                    self.add(Entry(point.name, loaded, summary_of(inspect.getdoc(loaded))))
+            except Exception as error:  # a broken plugin must not break the rest
                 reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-                print(f"plastibench: plugin {point.name} ({point.value}) does not load: {reason}", file=sys.stderr)
+                print(f"plastibench: cannot load plugin {point.name} ({point.value}): {reason}", file=sys.stderr)
 
 
-def _first_line(cls: type) -> str:
-    return (inspect.getdoc(cls) or "").partition("\n")[0]
+def load(target: str) -> Any:
+    """Import ``"module:name"`` and return the object."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
-interventions = Registry("intervention", "plastibench.interventions", "plastibench.interventions.combined:combine")
-agents = Registry("agent", "plastibench.agents")
-envs = Registry("env", "plastibench.envs")
+interventions = Registry(
+    "intervention",
+    "plastibench.interventions",
+    ("baseline", "reset", "weights", "units", "wrapper", "optimizer", "regularizer", "averaging", "architecture"),
+    "plastibench.interventions.combined:combine",
+)
+agents = Registry("agent", "plastibench.agents", ("classifier", "rl"))
+envs = Registry("env", "plastibench.envs", ("task stream", "rl"))
 
 register_intervention = interventions.register
 register_agent = agents.register
 register_env = envs.register
+list_interventions = interventions.names
+list_agents = agents.names
+list_envs = envs.names

@@ -1,4 +1,4 @@
-"""Old names that are still accepted for one version: metrics, and keys of ``result.json``."""
+"""Old names of metrics and of keys in ``result.json`` that are still accepted for one version."""
 
 from __future__ import annotations
 

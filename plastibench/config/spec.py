@@ -1,4 +1,4 @@
-"""What a run is: names and options of env, agent and intervention. Frozen, readable as TOML, with an identity."""
+"""Run specs: the names and options of env, agent and intervention that define a run, stored as TOML."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import tomli_w
 from plastibench.config import options, registry
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.config.options import option
-from plastibench.metrics import select
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,35 +29,36 @@ PARTS = ("env", "agent", "intervention")
 class RunOptions:
     """Options of the run itself."""
 
-    seed: int = option(0, "seed of every random generator", low=0)
-    every: int = option(0, "intervene every so many updates; 0: at task switches", low=0)
-    representative: int = option(2048, "samples in the batch that interventions see (paper: 2048)", low=1)
-    device: str = option("auto", "cpu, cuda, cuda:1, …; auto: a GPU where there is one")
-    deterministic: bool = option(False, "only deterministic kernels, also on a GPU (slower)")
-    # None leaves the identity of specs that were made before an option existed as it was.
-    roles: tuple[str, ...] | None = option(None, "networks that are intervened on, as critic; none: all")
-    until: int | None = option(None, "no intervention after so many updates; none: always", low=0)
+    seed: int = option(0, "seed of all random generators", low=0)
+    every: int = option(0, "updates between interventions; 0: intervene at task boundaries", low=0)
+    representative: int = option(2048, "size of the representative batch that interventions use (paper: 2048)", low=1)
+    device: str = option("auto", "cpu, cuda, cuda:1, …; auto: a GPU if available")
+    deterministic: bool = option(False, "use only deterministic kernels, also on a GPU (slower)")
+    # Options added later default to None, which keeps the id of older specs unchanged.
+    roles: tuple[str, ...] | None = option(None, "networks to modify, e.g. critic (default: all)")
+    until: int | None = option(None, "last update after which to intervene (default: no limit)", low=0)
     offline_updates: int | None = option(
-        None, "rl: extra updates right after an intervention, before the agent acts again", low=0
+        None, "rl: extra updates right after an intervention, before the next environment step", low=0
     )
     checkpoint_memory: bool | None = option(
-        None, "rl: checkpoints hold the replay memory; a resumed run goes on at once, with new episodes"
+        None, "rl: store the replay buffer in checkpoints; a resumed run then continues at once, with new episodes"
     )
-    metrics: tuple[str, ...] | None = option(None, "plasticity metrics or groups of them beside the usual ones")
+    metrics: tuple[str, ...] | None = option(None, "additional plasticity metrics, or groups of metrics")
 
     def __post_init__(self) -> None:
-        select(self.metrics or ())
+        if self.metrics:
+            registry.load("plastibench.metrics:select")(self.metrics)  # raises UserError for an unknown name
 
 
 @dataclasses.dataclass(frozen=True)
 class RunSpec:
-    """One run: everything that its result depends on.
+    """Everything that the result of a run depends on.
 
     Attributes:
-        env: Name of the task stream, with all its options.
-        agent: Likewise.
-        intervention: Likewise.
-        run: Seed, schedule and device.
+        env: Name and all options of the env.
+        agent: Name and all options of the agent.
+        intervention: Name and all options of the intervention.
+        run: Seed, schedule, device and other options of the run itself.
     """
 
     env: tuple[str, Mapping[str, Any]]
@@ -78,10 +78,10 @@ class RunSpec:
         intervention_options: Mapping[str, Any] | None = None,
         **run: Any,
     ) -> RunSpec:
-        """Check names and options and fill in defaults.
+        """Create a spec from names and options, and fill in the defaults.
 
         Raises:
-            UserError: A name or option that does not exist, or a value that does not fit.
+            UserError: An unknown name or option, or an invalid value.
         """
         return cls(
             _complete(registry.envs, env, env_options or {}),
@@ -92,7 +92,7 @@ class RunSpec:
 
     @classmethod
     def from_toml(cls, text: str, where: str = "spec.toml") -> RunSpec:
-        """Read what :meth:`to_toml` wrote; ``where`` it stood is for messages."""
+        """Read the output of :meth:`to_toml`; ``where`` is its origin, for error messages."""
         tables = read_tables(text, where)
         for part in PARTS:
             if part not in tables:
@@ -102,34 +102,34 @@ class RunSpec:
         return cls.make(env, agent, intervention, **given, **tables.get("run", {}))
 
     def to_toml(self) -> str:
-        """The whole spec, with every option."""
+        """Return the spec as TOML, with every option."""
         tables = {part: {"name": getattr(self, part)[0], **getattr(self, part)[1]} for part in PARTS}
         return tomli_w.dumps({**tables, "run": options.as_dict(self.run)})
 
     @property
     def id(self) -> str:
-        """Readable and unique: names, seed, and a digest of all options (the device by kind only)."""
+        """The name of the run: its names, its seed, and a digest of all options (of the device, its type only)."""
         return identity([self.env, self.agent, self.intervention], options.as_dict(self.run))
 
     def group(self) -> str:
-        """What runs have in common that differ in their seed alone, and in what is measured of them."""
+        """Return an id that is the same for all runs that differ only in their seed or their metrics."""
         return dataclasses.replace(self, run=dataclasses.replace(self.run, seed=0, metrics=None)).id
 
     def changed(self, part: str) -> dict[str, Any]:
-        """The options of a part that differ from what its name stands for."""
+        """Return the options of ``env``, ``agent`` or ``intervention`` that differ from the defaults of its name."""
         name, values = getattr(self, part)
         _, usual = _complete(getattr(registry, f"{part}s"), name, {})
         return {key: value for key, value in values.items() if usual.get(key) != value}
 
     def create(self, part: str) -> Any:
-        """A new scenario, agent config or intervention as this spec says."""
+        """Construct the task stream, agent config or intervention of this spec."""
         name, values = getattr(self, part)
         entry = getattr(registry, f"{part}s")[name]
         return options.build(entry.load(), values, f"{part} {name}")
 
 
 def identity(parts: Sequence[tuple[str, Mapping[str, Any]]], run: Mapping[str, Any]) -> str:
-    """What a run is called, see :attr:`RunSpec.id`.
+    """Return the id of a run, see :attr:`RunSpec.id`.
 
     Args:
         parts: Name and all options of env, agent and intervention.
@@ -142,15 +142,15 @@ def identity(parts: Sequence[tuple[str, Mapping[str, Any]]], run: Mapping[str, A
 
 
 def read_tables(text: str, where: str) -> dict[str, dict[str, Any]]:
-    """The tables ``env``, ``agent``, ``intervention`` and ``run`` of a TOML spec.
+    """Parse the tables ``env``, ``agent``, ``intervention`` and ``run`` of a TOML spec.
 
     Raises:
-        UserError: Not TOML, an unknown table, or a missing name.
+        UserError: Invalid TOML, an unknown table, or a missing name.
     """
     tables = _parse(text, where)
     for table, content in tables.items():
         if table not in (*PARTS, "run"):
-            raise UserError(f"{where}: no table [{table}]{did_you_mean(table, (*PARTS, 'run'))}")
+            raise UserError(f"{where}: unknown table [{table}]{did_you_mean(table, (*PARTS, 'run'))}")
         if not isinstance(content, dict):
             raise UserError(f"{where}: {table} must be a table, as in [{table}] or {table}.name = …")
         if table in PARTS and "name" not in content:
@@ -164,10 +164,10 @@ def read_tables(text: str, where: str) -> dict[str, dict[str, Any]]:
 
 
 def check_run_options(values: Mapping[str, Any], where: str) -> None:
-    """See that a table ``[run]`` holds options of runs alone.
+    """Check that a table ``[run]`` contains only options of the run.
 
     Raises:
-        UserError: It names another.
+        UserError: An unknown option.
     """
     known = options.options_of(RunOptions)
     for name in values:
@@ -176,30 +176,30 @@ def check_run_options(values: Mapping[str, Any], where: str) -> None:
 
 
 def read_file(path: Path) -> dict[str, dict[str, Any]]:
-    """The tables of a spec file."""
+    """Parse the tables of a spec file."""
     return read_tables(_text(path), str(path))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Any TOML file.
+    """Parse a TOML file.
 
     Raises:
-        UserError: It cannot be read, or is no TOML.
+        UserError: The file cannot be read, or is not valid TOML.
     """
     return _parse(_text(path), str(path))
 
 
 def seeds_of(text: Any) -> list[int]:
-    """``3``, ``0,1,2`` or ``0..4`` as whole numbers, each once."""
+    """Parse seeds given as ``3``, ``0,1,2`` or ``0..4``, and remove duplicates."""
     if text == []:
-        raise UserError("seed is an empty list; name at least one")
+        raise UserError("seed is an empty list; give at least one seed")
     if isinstance(text, list | int):
         return list(text) if isinstance(text, list) else [text]
     seeds: list[int] = []
     for part in str(text).split(","):
         found = re.fullmatch(r"\s*(\d+)(?:\.\.(\d+))?\s*", part)
         if not found or (found.group(2) and int(found.group(2)) < int(found.group(1))):
-            raise UserError(f"--seed {text}: expected a whole number, a list 0,1,2 or a range 0..4")
+            raise UserError(f"--seed {text}: expected an integer, a list such as 0,1,2 or a range such as 0..4")
         seeds += range(int(found.group(1)), int(found.group(2) or found.group(1)) + 1)
     return list(dict.fromkeys(seeds))
 
@@ -220,9 +220,9 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 
 def _complete(known: registry.Registry, name: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     entry = known[name]
-    built: Any = options.build(entry.load(), {**entry.defaults, **values}, f"{known.kind} {name}")
+    built: Any = options.build(entry.load(), {**entry.defaults, **values}, f"{known.noun} {name}")
     values = options.as_dict(built)
-    for option_name, usual in entry.defaults.items():  # none is left out, unless it would come back as something else
+    for option_name, usual in entry.defaults.items():  # None is omitted, unless reading the spec would yield a default
         if usual is not None and getattr(built, option_name) is None:
             values[option_name] = "none"
     return name, values

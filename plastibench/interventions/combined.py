@@ -1,4 +1,4 @@
-"""Several interventions as one: ``l2-init+rnr``."""
+"""Combinations of interventions, such as ``l2-init+rnr``."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from plastibench.nn.network import Network
 
 
 class Combined(Intervention):
-    """Parts act in the order of their names; what is evaluated is the slow copy of the last part that has one.
+    """Apply several interventions, in the order of their names.
 
-    Each part's options are addressed by its name: ``--intervention.l2-init.strength 0.001``.
+    Options are prefixed with the name of their part: ``--intervention.l2-init.strength 0.001``. If parts evaluate a
+    copy of the network, the copy of the last such part is evaluated.
     """
 
     entries: ClassVar[Mapping[str, Entry]] = {}
@@ -36,7 +37,7 @@ class Combined(Intervention):
         return {field.removeprefix(prefix): value for field, value in given.items()}
 
     def wrapped(self) -> tuple[Intervention, ...]:
-        """The parts."""
+        """Return the parts."""
         return tuple(self.parts.values())
 
     def prepare(self, network: Network) -> None:
@@ -45,45 +46,45 @@ class Combined(Intervention):
             part.prepare(network)
 
     def penalty(self, network: Network, batch: TensorDictBase) -> Tensor | None:
-        """The sum of the parts' penalties."""
+        """Sum the penalties of all parts."""
         found = [part.penalty(network, batch) for part in self.parts.values()]
         terms = [term for term in found if term is not None]
         return sum(terms[1:], terms[0]) if terms else None
 
     def before_update(self, network: Network) -> None:
-        """Every part's turn."""
+        """Forward to every part."""
         for part in self.parts.values():
             part.before_update(network)
 
     def after_update(self, network: Network) -> None:
-        """Every part's turn."""
+        """Forward to every part."""
         for part in self.parts.values():
             part.after_update(network)
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
-        """Every part acts on what those before it have left."""
+        """Apply the parts one after another."""
         report = Report()
         for part in self.parts.values():
             report.add(part.intervene(network, batch))
         return report
 
     def evaluated(self, network: Network) -> nn.Module:
-        """The slow copy of the last part that has one, or the network itself."""
+        """Return the evaluated copy of the last part that has one, or else the network's module."""
         slow = [part for part in self.parts.values() if overrides(part, "evaluated")]
         return slow[-1].evaluated(network) if slow else network.module
 
     def state_dict(self) -> dict[str, Any]:
-        """State of every part, by its name."""
+        """Return the state of every part, by name."""
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore every part."""
+        """Restore the state of every part."""
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
 
 
 def combine(entries: Mapping[str, Entry]) -> type:
-    """A class whose options are those of all parts, each under its part's name.
+    """Create a class with the options of all parts, each prefixed with the name of its part.
 
     Args:
         entries: The parts by name, in the order in which they act.

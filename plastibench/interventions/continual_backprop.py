@@ -1,4 +1,4 @@
-"""Continual Backprop: now and then the least useful mature units are re-drawn (Dohare et al. 2024)."""
+"""Continual Backprop: continually reinitialize the least useful units (Dohare et al. 2024)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.activation_monitor import ActivationMonitor, mean_per_unit
 from plastibench.nn.network import Network
@@ -20,42 +21,64 @@ from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.units import unit_count
 
 
+@register_intervention(
+    "continual-backprop",
+    "Replace the least useful units at a constant low rate (Dohare et al. 2024, contribution utility)",
+)
+@register_intervention(
+    "continual-backprop-adaptable",
+    "continual-backprop that also counts how fast a unit could adapt (Dohare et al. 2021, "
+    "adaptable-contribution utility)",
+    utility="adaptable",
+)
 @dataclass
 class ContinualBackprop(Intervention):
-    """Every update, each hidden layer owes ``rate`` times its mature units a replacement; whole ones are paid.
+    """Replace the least useful units of each hidden layer at a constant rate.
 
-    A replaced unit gets fresh incoming weights, outgoing weights of zero, and ``maturity`` updates of protection.
-    Source: Dohare et al. 2024 and shibhansh/loss-of-plasticity. Followed otherwise than there: replacement comes after
-    the optimizer's step, not inside the backward pass; what a removed unit sent on average goes into its readers' bias,
-    which the source intends but computes after having forgotten the average; incoming weights come from the network's
-    own initialisation, as do the BatchNorm entries of a replaced filter. Only classical hidden units take part: in a
-    ViT those of ``mlp.fc1``, averaged over tokens. Where a LayerNorm stands between a unit and the weights that read
-    it, these weights count, and nothing is compensated.
+    Every update adds ``rate`` times the number of mature units to the replacements due in a layer; fractions
+    accumulate until a unit is replaced. A replaced unit gets fresh incoming weights, zero outgoing weights, and is
+    protected for ``maturity`` updates.
+
+    Source: Dohare et al. 2024 and shibhansh/loss-of-plasticity. Differences:
+
+    - Units are replaced after the optimizer step, not during the backward pass.
+    - The mean contribution of a removed unit is added to the bias of its readers. The source intends this, but resets
+      the mean before it computes the contribution.
+    - Incoming weights, and the BatchNorm entries of a replaced filter, follow the network's own initialization.
+
+    Only hidden units with a nonlinearity take part; in a ViT these are the units of ``mlp.fc1``, averaged over tokens.
+    If a LayerNorm separates a unit from the weights that read it, utility still uses these weights, but no bias is
+    adjusted.
     """
 
-    rate: float = option(1e-4, "share of a layer's mature units that is replaced per update", low=0, high=1)
-    maturity: int = option(100, "updates for which a unit is safe after it was drawn", low=1)
+    kind = "units"
+    extra_memory = 0.025  # copies of the parameters of vit-nano
+
+    rate: float = option(1e-4, "fraction of the mature units of a layer to replace per update", low=0, high=1)
+    maturity: int = option(100, "updates for which a new unit is protected", low=1)
     utility: Literal["contribution", "adaptable"] = option(
-        "contribution", "E|h|·|outgoing|, or E|h - its mean|·|outgoing|/|incoming|"
+        "contribution", "utility of a unit: E|h|·|outgoing|, or E|h - mean(h)|·|outgoing|/|incoming|"
     )
-    decay: float = option(0.99, "decay of the running means of utility and activation", low=0, high=0.9999)
-    compensate: bool = option(True, "add what a removed unit sent on average to the bias of its (Linear) readers")
-    moments: MomentRule = option("mean", "what becomes of the optimizer's moments of re-drawn weights")
+    decay: float = option(0.99, "decay of the running means of utility and activation, per update", low=0, high=0.9999)
+    compensate: bool = option(True, "add the mean contribution of a removed unit to the bias of its Linear readers")
+    moments: MomentRule = option(
+        "mean", "new optimizer moments of reinitialized weights: mean of the rest, zero, or restart the step count"
+    )
 
     def __post_init__(self) -> None:
         self._watch: ActivationMonitor | None = None
         self._updates = 0
         self._units: dict[str, dict[str, Tensor]] = {}  # age, utility, mean; [H] each
         self._owed: dict[str, float] = {}
-        self._young: dict[str, deque[tuple[int, int]]] = {}  # (when, how many were drawn), within the last maturity
-        self._fresh: tuple[int, Tensor, nn.Module | None] | None = None  # drawn when, from which random state
+        self._young: dict[str, deque[tuple[int, int]]] = {}  # (update, count) of replacements, for maturity updates
+        self._fresh: tuple[int, Tensor, nn.Module | None] | None = None  # (update, random state, fresh network)
 
     def prepare(self, network: Network) -> None:
-        """Be ready to watch."""
+        """Start monitoring activations."""
         self._watch = ActivationMonitor(network, self._measure)
 
     def penalty(self, network: Network, batch: TensorDictBase) -> None:
-        """No penalty; the first batch shows which units are hidden."""
+        """Add no penalty. The first batch shows which units are hidden."""
         assert self._watch is not None
         if self._watch.confirm(batch):
             for unit in self._watch.hidden:
@@ -66,7 +89,7 @@ class ContinualBackprop(Intervention):
 
     @torch.no_grad()
     def after_update(self, network: Network) -> None:
-        """Note what the units did, and replace those that are due."""
+        """Update the utilities, and replace units that are due."""
         assert self._watch is not None
         seen = self._watch.pop_means()
         if not seen:
@@ -96,7 +119,7 @@ class ContinualBackprop(Intervention):
             self._replace(network, due)
 
     def state_dict(self) -> dict[str, Any]:
-        """Ages, utilities and debts."""
+        """Return ages, utilities and replacements due."""
         if self._watch is None or not self._watch.layers:
             return {}
         return {
@@ -109,7 +132,7 @@ class ContinualBackprop(Intervention):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore ages, utilities and replacements due."""
         if state:
             assert self._watch is not None
             self._watch.load_state_dict(state["watch"])
@@ -120,7 +143,7 @@ class ContinualBackprop(Intervention):
             self._fresh = (*state["fresh"], None) if state["fresh"] else None
 
     def _measure(self, unit: TracedLayer, rows: Tensor, columns: Tensor) -> Tensor:
-        """E|h| or E|h - its mean|, and E[h]. [2, in]."""
+        """Return E|h| or E|h - mean(h)|, and E[h]. [2, in]."""
         if self.utility == "adaptable":
             centre = self._unbiased(self._units[unit.name], "mean")[columns]
             size = (rows - centre).abs().mean(0)
@@ -129,7 +152,7 @@ class ContinualBackprop(Intervention):
         return torch.stack([size, rows.mean(0)])
 
     def _unbiased(self, state: dict[str, Tensor], name: str) -> Tensor:
-        """A running mean as if it had not begun at zero when the unit was drawn."""
+        """Return a running mean with its bias towards the initial zero removed."""
         return state[name] / (1 - self.decay ** state["age"]).clamp_min(1e-12)
 
     def _replace(self, network: Network, masks: dict[str, Tensor]) -> None:
@@ -149,12 +172,12 @@ class ContinualBackprop(Intervention):
         reinitialize_batch_norms(network, units, masks, fresh, self.moments)
 
     def _drawn(self, network: Network) -> nn.Module:
-        """A fresh network, drawn anew before any of its rows would serve a second time."""
+        """Return a fresh network, renewed before any of its rows would be used twice."""
         if self._fresh is None or self._fresh[0] + self.maturity < self._updates:
             before = network.generator.get_state()
             self._fresh = self._updates, before, network.fresh()
         when, before, fresh = self._fresh
-        if fresh is None:  # after a resume: the same one again
+        if fresh is None:  # after a resume: draw the same network again
             now = network.generator.get_state()
             network.generator.set_state(before)
             fresh = network.fresh()
@@ -164,7 +187,7 @@ class ContinualBackprop(Intervention):
 
 
 def _outgoing(unit: TracedLayer, modules: dict[str, nn.Module]) -> Tensor:
-    """Mean magnitude of the weights that read each unit, summed over readers. [H]."""
+    """Return the mean magnitude of the weights that read each unit, summed over readers. [H]."""
     total = torch.zeros(unit_count(unit.module), device=next(unit.module.parameters()).device)
     for reader, columns in unit.outgoing.items():
         if reader in modules:
@@ -175,14 +198,14 @@ def _outgoing(unit: TracedLayer, modules: dict[str, nn.Module]) -> Tensor:
 
 
 def _incoming(unit: TracedLayer) -> Tensor:
-    """Mean magnitude of each unit's own weights. [H]."""
+    """Return the mean magnitude of each unit's incoming weights. [H]."""
     weight = unit.module.weight
     assert isinstance(weight, Tensor)
     return weight.abs().flatten(1).mean(1) if weight.ndim > 1 else weight.abs()
 
 
 def _compensate(unit: TracedLayer, modules: dict[str, nn.Module], lost: Tensor) -> None:
-    """Give the readers' biases what the units that go sent on average. ``lost``: [H]."""
+    """Add the mean contribution of removed units to the biases of their readers. ``lost``: mean outputs [H]."""
     for reader, columns in unit.columns.items():
         module = modules[reader]
         if isinstance(module, nn.Linear) and module.bias is not None:

@@ -9,6 +9,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.loss_gradients import chunk_gradients
 from plastibench.nn.network import Network, as_batch
@@ -16,24 +17,30 @@ from plastibench.nn.optimizer_state import clear_state
 from plastibench.nn.parameters import layer_weights
 
 
+@register_intervention("dash")
 @dataclass
 class Dash(Intervention):
-    """Shrink the weights of each unit by how little they point where the new data would move them.
+    """Shrink weights that do not align with the negative gradient on the new data (DASH, Shin et al. 2024).
 
     ``W_r ← W_r · clip(cos(G_r, W_r), floor, 1)`` for every row r of a Linear and every kernel (output, input) of a
-    convolution; a bias is one vector. G is the exponential average ``G ← (1-α)·G + α·(-∇L)`` over pieces of the batch
-    in their order, from G = 0, with the weights held still. Norm layers and embeddings stay as they are.
+    convolution. A bias is treated as one vector. G is a moving average of negative gradients,
+    ``G ← (1-α)·G + α·(-∇L)``, over consecutive chunks of the batch, starting at 0 with fixed weights. Norms and
+    embeddings are kept. The optimizer state of shrunk weights is reset.
 
-    Followed: the repository baekrok/DASH-Direction-Aware-SHrinking, whose pass covers all data of the stage in train
-    mode; here it is the representative batch in eval mode. A kernel of 1x1 has no direction but its sign, as there.
+    Follows baekrok/DASH-Direction-Aware-SHrinking, except that the source passes over all data of the stage in train
+    mode, and this class over the representative batch in eval mode. As in the source, the only direction of a 1×1
+    kernel is its sign.
     """
 
-    alpha: float = option(0.3, "weight of each piece's gradient in the average", low=0, high=1)
-    floor: float = option(0.3, "smallest factor (λ of the paper)", low=0, high=1)
-    piece: int = option(128, "samples per gradient", low=1)
+    kind = "reset"
+    extra_compute = "a forward and backward pass per intervention"
+
+    alpha: float = option(0.3, "weight of each chunk's gradient in the moving average", low=0, high=1)
+    floor: float = option(0.3, "smallest shrinking factor (λ in the paper)", low=0, high=1)
+    piece: int = option(128, "samples per chunk", low=1)
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
-        """Average, then shrink; the optimizer forgets what was shrunk."""
+        """Average the gradients over the batch, then shrink the weights."""
         parameters = {
             f"{name}.{key}": parameter
             for name in layer_weights(network.module)
@@ -58,7 +65,7 @@ class Dash(Intervention):
 
 
 def _factors(parameter: nn.Parameter, average: Tensor, floor: float) -> Tensor:
-    """What to multiply a parameter by: a scalar [1] for a bias, [out, 1] for a matrix, [out, in, 1, 1] for kernels."""
+    """Return the shrinking factors: [1] for a bias, [out, 1] for a matrix, [out, in, 1, 1] for kernels."""
     axes = {1: (0,), 2: (1,)}.get(parameter.ndim, tuple(range(2, parameter.ndim)))
     one, other = parameter.detach().double(), average.double()
     lengths = (one.square().sum(axes, keepdim=True) * other.square().sum(axes, keepdim=True)).sqrt()

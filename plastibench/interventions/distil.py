@@ -1,4 +1,4 @@
-"""Distil: after any surgery, a few gradient steps back to the old outputs; the plain alternative to recoupling."""
+"""Distil: after another intervention, take a few gradient steps towards the old outputs; a control for Recouple."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.interventions.wrapper import Wrapper
 from plastibench.nn.batch_outputs import layer_outputs
@@ -20,25 +21,33 @@ from plastibench.nn.network import Network, as_batch, as_evaluated
 from plastibench.nn.refit import frozen_copy
 
 
+@register_intervention(
+    "distil",
+    "Apply another intervention (default low-gradient-quantile), then take 20 gradient steps towards the "
+    "old outputs (a control)",
+)
+@register_intervention("shrink-perturb-distil", "Shrink & Perturb, then distil", inner="shrink-perturb")
+@register_intervention("reset-distil", "Full reset, then distil", inner="reset")
 @dataclass
 class Distil(Wrapper):
-    """Let another intervention act, then take Adam steps on the squared error to the outputs of the network before.
+    """Apply another intervention, then take Adam steps on the squared error to the outputs before the intervention.
 
-    The control for Recouple: what gradient descent on the same batch achieves in ``steps`` steps, or in the same time
-    (``seconds``). The error is the mean over samples and units, added up where a network has several output layers.
-    Eval mode, so no dropout, and buffers stay. The network's optimizer starts anew.
+    A control for Recouple: it shows what gradient descent on the same batch achieves in ``steps`` steps, or in the
+    same time (``seconds``). The error is averaged over samples and units and summed over output layers. The steps run
+    in eval mode, without dropout, and do not change buffers. The state of the network's optimizer is reset.
     """
 
-    inner: str | Intervention = option("low-gradient-quantile", "the intervention that acts first: a registered name")
-    steps: int = option(20, "gradient steps", low=0)
-    seconds: float | None = option(
-        None, "take steps for so long instead (no two runs are then the same); none: so many steps", low=0
-    )
-    lr: float = option(1e-3, "learning rate of the steps", low=0)
-    minibatch: int = option(64, "samples of the representative batch per step", low=1)
+    kind = "wrapper"
+    extra_compute = "20 gradient steps per intervention"
+
+    inner: str | Intervention = option("low-gradient-quantile", "name of the inner intervention, which acts first")
+    steps: int = option(20, "number of gradient steps", low=0)
+    seconds: float | None = option(None, "take steps for this long instead of a fixed number (not reproducible)", low=0)
+    lr: float = option(1e-3, "learning rate of Adam", low=0)
+    minibatch: int = option(64, "samples per step, drawn from the representative batch", low=1)
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
-        """Act, then descend."""
+        """Apply the inner intervention, then take gradient steps."""
         batch = as_batch(batch)
         objective = self._objective(network, batch)
         report = self._inner.intervene(network, batch)
@@ -58,7 +67,7 @@ class Distil(Wrapper):
         return report
 
     def _objective(self, network: Network, batch: TensorDictBase) -> Objective:
-        """What to make small, from the network as it is before the inner intervention."""
+        """Return the loss of the gradient steps. Called before the inner intervention acts."""
         outputs = merged_outputs(network.module, [unit.name for unit in trace(network, batch) if unit.output])
         teacher = frozen_copy(network)
 

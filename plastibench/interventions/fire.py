@@ -1,4 +1,4 @@
-"""FIRE: the nearest isometry of every weight matrix (isaac7778/FIRE, ICLR 2026)."""
+"""FIRE: replace weight matrices by the nearest isometry (isaac7778/FIRE, ICLR 2026)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import matches, option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network, as_batch
@@ -23,35 +24,46 @@ _VALUE = r"(^|\.)(to_|w)?(v|value)(_?proj)?\.weight$"
 _NAMED = ("qk", "qkv", "linear", "all")
 
 
+@register_intervention("fire")
 @dataclass
 class Fire(Intervention):
-    """``W ← sqrt(d_out/d_in)/k² · NewtonSchulz(W/||W||_F)``: orthogonal rows or columns, no data needed.
+    """Replace weight matrices by the nearest scaled isometry (isaac7778/FIRE, ICLR 2026).
 
-    The iteration ``X ← 1.5·X - 0.5·X·Xᵀ·X`` drives the singular values to 1 and leaves the singular vectors, so ten of
-    it come close to the polar factor of W; values far below the largest get less far, as in the source. A convolution
-    of k by k is projected position by position. Query, key and value of a joint projection are three matrices.
+    ``W ← sqrt(d_out/d_in)/k² · NewtonSchulz(W/||W||_F)`` makes the rows or columns of W orthogonal and needs no data.
+    The Newton-Schulz iteration ``X ← 1.5·X - 0.5·X·Xᵀ·X`` drives the singular values to 1 and keeps the singular
+    vectors. Ten iterations come close to the polar factor of W, except for singular values far below the largest, as in
+    the source. A k×k convolution is projected separately at each kernel position; query, key and value of a joint
+    projection are projected as three matrices. The optimizer state of projected weights is reset.
 
-    - ``auto``: ``qk`` where there is attention, ``all`` elsewhere, as the source does.
-    - ``qk``: the projections of queries and keys.
-    - ``qkv``: these and that of values.
-    - ``linear``: every Linear but the output layers, which the source projects too where there is no attention.
-    - ``all``: these and every Conv2d.
-    - anything else: a regular expression of module names, output layers included.
+    ``select`` is one of:
+
+    - ``auto``: ``qk`` in networks with attention, otherwise ``all``, as in the source.
+    - ``qk``: query and key projections.
+    - ``qkv``: query, key and value projections.
+    - ``linear``: every Linear except the output layers. (The source includes these if there is no attention.)
+    - ``all``: ``linear`` plus every Conv2d.
+    - a regular expression of module names; it may select output layers.
     """
 
-    select: str = option("auto", "what to project: auto, qk, qkv, linear, all, or a regular expression of names")
-    iterations: int = option(10, "Newton-Schulz iterations", low=1)
+    kind = "reset"
+
+    select: str = option(
+        "auto", "weights to project: auto, qk, qkv, linear, all, or a regular expression of module names"
+    )
+    iterations: int = option(10, "number of Newton-Schulz iterations", low=1)
 
     @torch.no_grad()
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
-        """Project in place; the optimizer forgets the rows that were projected.
+        """Project the selected weights in place.
 
         Raises:
             UserError: Nothing is selected.
         """
         chosen = self._chosen(network, as_batch(batch))
         if not chosen:
-            raise UserError(f"fire: '{self.select}' selects no weight of this network (choose all, or a name)")
+            raise UserError(
+                f"fire: select '{self.select}' matches no weight of this network; try all, or the name of a module"
+            )
         report = Report()
         for name, (weight, parts) in chosen.items():
             rows = torch.zeros(3 if parts else 1, len(weight) // (3 if parts else 1), dtype=torch.bool)
@@ -66,7 +78,7 @@ class Fire(Intervention):
         return report
 
     def _chosen(self, network: Network, batch: TensorDictBase) -> dict[str, tuple[nn.Parameter, tuple[int, ...]]]:
-        """Weights by name, and for a joint projection which of its thirds."""
+        """Return the selected weights by name and, for a joint projection, which of its three parts are selected."""
         weights = _weights(network.module)
         attention = any(re.search(f"{_JOINT}|{_QUERY_KEY}", name) for name in weights)
         select = self.select if self.select != "auto" else "qk" if attention else "all"
@@ -90,7 +102,7 @@ class Fire(Intervention):
 
 
 def projected(weight: Tensor, iterations: int) -> Tensor:
-    """The scaled near-isometry of a matrix [out, in], or of every position of a kernel [out, in, k, k]."""
+    """Project a matrix [out, in], or each position of a kernel [out, in, k, k], to a scaled near-isometry."""
     matrices = weight.flatten(2).permute(2, 0, 1) if weight.ndim > 2 else weight[None]  # [k·k, out, in]
     outputs, inputs = weight.shape[:2]
     wide = matrices.mT if inputs > outputs else matrices
@@ -102,7 +114,7 @@ def projected(weight: Tensor, iterations: int) -> Tensor:
 
 
 def _weights(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Trained weights of every Linear and Conv2d, and the joint projections of PyTorch's own attention."""
+    """Return the trained weights of every Linear and Conv2d and the joint projections of PyTorch's attention."""
     owners = dict(module.named_modules())
     found = {}
     for name, parameter in module.named_parameters():

@@ -1,4 +1,4 @@
-"""Knowledge evolution: a fixed part of every weight tensor survives, the rest is re-drawn (Taha et al. 2021)."""
+"""Knowledge evolution: keep a fixed part of every weight tensor, reinitialize the rest (Taha et al. 2021)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.blocks import input_layers
 from plastibench.nn.dataflow import trace
@@ -20,30 +21,39 @@ from plastibench.nn.optimizer_state import MomentRule, reset_state
 from plastibench.nn.parameters import layer_weights
 
 
+@register_intervention("knowledge-evolution")
 @dataclass
 class KnowledgeEvolution(Intervention):
-    """Split the weights of every Linear and Conv2d once into a part that stays and one that is re-drawn each time.
+    """Reinitialize all weights except a fixed random 80 % (Taha et al. 2021; Zhou et al. 2022).
 
-    - ``weight``: every single weight stays with probability ``split`` (WELS of the paper).
-    - ``kernel``: the first ``split`` of the rows and columns stay together, so that they are a narrower network by
-      themselves (KELS). Inputs of the network and its output layers are not split; a joint query-key-value projection
-      is split in each of its thirds.
+    The first intervention splits the weights of every Linear and Conv2d into a part that is kept and a part that is
+    reinitialized at every intervention:
 
-    Biases, norms and embeddings are left alone. Followed: the release of Zhou et al. 2022 (hlml/fortuitous_forgetting).
+    - ``weight``: each weight is kept with probability ``split`` (WELS in the paper).
+    - ``kernel``: the first fraction ``split`` of the rows and columns is kept, so that the kept weights form a narrower
+      network (KELS in the paper). The inputs of the first layers and the output layers are not split. A joint
+      query-key-value projection is split within each of its three parts.
+
+    Biases, norms and embeddings are kept. Follows the code of Zhou et al. 2022 (hlml/fortuitous_forgetting).
     """
 
-    split: float = option(0.8, "share that stays", low=0, high=1)
+    kind = "reset"
+    extra_memory = 0.25  # copies of the parameters of vit-nano
+
+    split: float = option(0.8, "fraction of the weights that is kept", low=0, high=1)
     level: Literal["weight", "kernel"] = option(
-        "weight", "split single weights at random, or the first rows and columns"
+        "weight", "keep individual weights at random, or the first rows and columns"
     )
-    moments: MomentRule = option("mean", "what becomes of the optimizer's moments of re-drawn weights")
+    moments: MomentRule = option(
+        "mean", "new optimizer moments of reinitialized weights: mean of the rest, zero, or restart the step count"
+    )
 
     def __post_init__(self) -> None:
         self._stays: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
-        """Re-draw what does not stay; the split is drawn at the first call."""
+        """Reinitialize the weights that are not kept. The first call draws the split."""
         weights = layer_weights(network.module)
         if not self._stays:
             self._stays = self._split(network, as_batch(batch))
@@ -56,15 +66,15 @@ class KnowledgeEvolution(Intervention):
         return report
 
     def state_dict(self) -> dict[str, Any]:
-        """Which weights stay."""
+        """Return which weights are kept."""
         return {"stays": copy.copy(self._stays)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore which weights stay."""
+        """Restore which weights are kept."""
         self._stays = dict(state["stays"])
 
     def _split(self, network: Network, batch: TensorDictBase) -> dict[str, Tensor]:
-        """Mask over each weight, True where it stays, on the CPU."""
+        """Return a mask of the kept entries for each weight, on the CPU."""
         weights = layer_weights(network.module)
         if self.level == "weight":
             draws = {name: torch.rand(weight.shape, generator=network.generator) for name, weight in weights.items()}
@@ -82,5 +92,5 @@ class KnowledgeEvolution(Intervention):
         return stays
 
 
-def _count(share: float, of: int) -> int:
-    return math.ceil(share * of - 1e-9)
+def _count(fraction: float, total: int) -> int:
+    return math.ceil(fraction * total - 1e-9)

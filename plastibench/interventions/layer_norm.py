@@ -1,4 +1,4 @@
-"""LayerNorm before every nonlinearity (Lyle et al. 2023), and LayerNorms without scale and offset."""
+"""Added LayerNorms (Lyle et al. 2023), and LayerNorms without scale and offset."""
 
 from __future__ import annotations
 
@@ -8,50 +8,60 @@ from torch import nn
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
 from plastibench.nn.nonlinearity_edits import add_norms, remove_affine
 
 
+@register_intervention("layernorm")
 @dataclass
 class LayerNorms(Intervention):
-    """Normalise before each nonlinearity that has no norm before it: LayerNorm, or GroupNorm(1) behind a convolution.
+    """Add a LayerNorm before every nonlinearity (Lyle et al. 2023).
 
-    GroupNorm(1) takes mean and variance over channels and positions, and scales each channel. A LayerNorm, GroupNorm or
-    BatchNorm that is there already stays. In a ViT, whose residual stream is normalised anyway, the hidden units of the
-    MLPs become normalised, too. The norms make the layers before them invariant to scale, so that their effective
-    learning rate falls as their weights grow; Lyle et al. 2024 combine them with weight decay for that reason
-    (``--agent.weight-decay``, or ``normalize-and-project``). ``intervene`` does nothing.
+    After a convolution, GroupNorm(1) is added instead: it computes mean and variance over channels and positions, and
+    scales each channel. Nonlinearities that already follow a LayerNorm, GroupNorm or BatchNorm are unchanged. In a ViT,
+    whose residual stream is normalized anyway, the hidden units of the MLPs become normalized as well.
+
+    A norm makes the layer before it scale-invariant, so its effective learning rate falls as its weights grow. Lyle et
+    al. 2024 therefore combine norms with weight decay (``--agent.weight-decay``) or with ``normalize-and-project``.
     """
 
-    affine: bool = option(True, "the new norms have a scale and an offset")
+    kind = "architecture"
+    extra_memory = 1e-2  # copies of the parameters of vit-nano
+
+    affine: bool = option(True, "give the new norms a scale and an offset")
 
     def prepare(self, network: Network) -> None:
         """Add the norms.
 
         Raises:
-            UserError: No nonlinearity is found, or each has a norm before it.
+            UserError: No nonlinearity is found, or each of them follows a norm.
         """
         network.rebuild(self._add)
 
     def _add(self, module: nn.Module) -> None:
         if not add_norms(module, self.affine):
             name = type(module).__name__
-            raise UserError(f"layernorm: each nonlinearity found in {name} has a norm before it already")
+            raise UserError(f"layernorm: every nonlinearity in {name} already follows a norm")
 
 
+@register_intervention("layernorm-affine-free")
 @dataclass
 class AffineFree(Intervention):
-    """LayerNorms that only normalise: without scale γ and offset β, whose drift the RnR paper blames.
+    """Remove scale γ and offset β from every LayerNorm; the RnR paper attributes plasticity loss to their drift.
 
-    At the start, where γ=1 and β=0, the function stays the same. ``intervene`` does nothing.
+    With the initial values γ=1 and β=0, this does not change the network's outputs.
     """
 
+    kind = "architecture"
+    extra_memory = -0.006  # copies of the parameters of vit-nano
+
     def prepare(self, network: Network) -> None:
-        """Take the parameters away.
+        """Remove the parameters.
 
         Raises:
-            UserError: No LayerNorm has any.
+            UserError: No LayerNorm has scale and offset.
         """
         network.rebuild(_remove)
 

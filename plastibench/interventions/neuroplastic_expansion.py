@@ -1,4 +1,4 @@
-"""Neuroplastic Expansion: a sparse network grows where gradients ask for it (Liu et al. 2025)."""
+"""Neuroplastic Expansion: grow a sparse network where gradients are large (Liu et al. 2025)."""
 
 from __future__ import annotations
 
@@ -9,28 +9,35 @@ import torch
 from torch import Tensor, nn
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
 from plastibench.nn.optimizer_state import reset_state
 from plastibench.nn.units import has_units, tied_parameters
 
 
+@register_intervention("neuroplastic-expansion")
 @dataclass
 class NeuroplasticExpansion(Intervention):
-    """Begin sparse; every ``every`` updates grow the connections that gradients want most, and prune the weakest.
+    """Start sparse, then grow connections with large gradients and prune small weights (Liu et al. 2025).
 
-    Per weight matrix, of Linear and Conv modules: ``grow`` times the free places are filled where the summed gradient
-    of the missing connections is largest, with weights of zero; ``prune`` times as many of the smallest weights are
-    taken out. Densities at the start follow Erdős–Rényi, (in + out)/(in·out), so that narrow matrices stay denser.
-    Source: Liu et al. 2025 and torressliu/neuroplastic-expansion; its experience review, which samples older
-    transitions, is left out, for it belongs to the replay and not to the network. Matrices are multiplied whole, so
-    nothing gets faster. Memory: a mask, and a gradient sum, per weight.
+    Every ``every`` updates, in each weight matrix of Linear and Conv modules: the fraction ``grow`` of the missing
+    connections, those with the largest summed gradient, is added with zero weights. ``prune`` times as many of the
+    smallest weights are removed. Initial densities follow Erdős–Rényi, (in + out)/(in·out), so that narrow matrices are
+    denser.
+
+    Follows torressliu/neuroplastic-expansion, except for its experience review, which samples older transitions and
+    belongs to the replay buffer. Missing connections are masked, so a sparse network is not faster. Memory: a mask and
+    a gradient sum per weight.
     """
 
-    sparsity: float = option(0.8, "share of connections that are missing at the start", low=0, high=0.99)
-    every: int = option(100, "updates between changes of the connections", low=1)
-    grow: float = option(0.008, "share of the free places that is filled each time", low=0, high=1)
-    prune: float = option(0.4, "connections taken out, over those grown", low=0, high=1)
+    kind = "optimizer"
+    extra_memory = 1.23  # copies of the parameters of vit-nano
+
+    sparsity: float = option(0.8, "fraction of connections that are missing at the start", low=0, high=0.99)
+    every: int = option(100, "updates between changes of connections", low=1)
+    grow: float = option(0.008, "fraction of the missing connections to add each time", low=0, high=1)
+    prune: float = option(0.4, "connections to remove, as a multiple of those added", low=0, high=1)
 
     def __post_init__(self) -> None:
         self._updates = 0
@@ -38,7 +45,7 @@ class NeuroplasticExpansion(Intervention):
         self._wanted: dict[str, Tensor] = {}  # sums of dense gradients since the last change
 
     def prepare(self, network: Network) -> None:
-        """Draw the connections and take the others out, here and in every copy of the network."""
+        """Draw the initial connections, and remove all others from the network and its replicas."""
         matrices = _matrices(network.module)
         densities = erdos_renyi({name: tuple(p.shape) for name, p in matrices.items()}, 1 - self.sparsity)
         for name, parameter in matrices.items():
@@ -52,7 +59,7 @@ class NeuroplasticExpansion(Intervention):
 
     @torch.no_grad()
     def before_update(self, network: Network) -> None:
-        """Note what missing connections would do, and keep the optimizer from moving them."""
+        """Sum the gradients, and mask those of missing connections."""
         for name, parameter in _matrices(network.module).items():
             if parameter.grad is not None and name in self._masks:
                 self._wanted[name] += parameter.grad
@@ -60,7 +67,7 @@ class NeuroplasticExpansion(Intervention):
 
     @torch.no_grad()
     def after_update(self, network: Network) -> None:
-        """Keep the network sparse; when it is time, grow and prune."""
+        """Keep the network sparse. Grow and prune if due."""
         self._thin(network.module)
         self._updates += 1
         if self._updates % self.every == 0:
@@ -69,11 +76,11 @@ class NeuroplasticExpansion(Intervention):
                     self._change(network, name, parameter)
 
     def state_dict(self) -> dict[str, Any]:
-        """Connections and gradient sums."""
+        """Return connections and gradient sums."""
         return {"masks": self._masks, "wanted": self._wanted, "updates": self._updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore connections and gradient sums."""
         for name, mask in self._masks.items():
             mask.copy_(state["masks"][name])
             self._wanted[name].copy_(state["wanted"][name])
@@ -104,7 +111,7 @@ class NeuroplasticExpansion(Intervention):
 
 
 def erdos_renyi(shapes: dict[str, tuple[int, ...]], density: float) -> dict[str, float]:
-    """Densities proportional to (in + out)/(in·out), at most 1, that together keep ``density`` of all weights."""
+    """Return densities proportional to (in + out)/(in·out), at most 1, with ``density`` as their overall density."""
     sizes = {name: int(torch.Size(shape).numel()) for name, shape in shapes.items()}
     raw = {name: (shape[0] + sizes[name] / shape[0]) / sizes[name] for name, shape in shapes.items()}
     dense: set[str] = set()
@@ -118,7 +125,7 @@ def erdos_renyi(shapes: dict[str, tuple[int, ...]], density: float) -> dict[str,
 
 
 def _matrices(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights of every Linear and Conv module that are no other module's, too."""
+    """Return the weights of every Linear and Conv module that are not tied to another module."""
     shared = tied_parameters(module)
     return {
         f"{name}.weight".lstrip("."): child.weight

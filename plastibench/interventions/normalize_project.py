@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
 from plastibench.nn.nonlinearity_edits import add_norms, remove_affine
@@ -16,34 +17,40 @@ from plastibench.nn.nonlinearity_sites import find_sites
 from plastibench.nn.units import has_units
 
 
+@register_intervention("normalize-and-project")
 @dataclass
 class NormalizeAndProject(Intervention):
-    """Norms before nonlinearities, and after every update each weight matrix goes back to its initial Frobenius norm.
+    """Add norms before nonlinearities, and rescale weights to their initial norm after every update (Lyle et al. 2024).
 
-    W ← W·‖W₀‖/‖W‖ for the weights of every trained Linear and Conv2d but the output layers; norms, embeddings and
-    biases are not projected. Where a norm directly follows the layer, its bias shrinks with the weight, so that the
-    projection changes no output (but for the norm's epsilon; of a BatchNorm, in training mode) and only keeps the
-    effective learning rate from falling. Elsewhere (in a ViT: patch embedding, query-key-value, projections, fc2) it is
-    a constraint, because no norm of their own follows those layers. Matrices that are zero at first are left alone.
+    The projection is W ← W·‖W₀‖/‖W‖, with Frobenius norms, for every trained Linear and Conv2d except the output
+    layers. Norms, embeddings, biases and matrices that are initially zero are not projected. If a norm directly follows
+    the layer, its bias is scaled like the weight. The projection then changes no output, except through the epsilon of
+    the norm (for BatchNorm: in training mode), and only keeps the effective learning rate from falling. Layers that are
+    not followed by a norm (in a ViT: patch embedding, query-key-value, projections, fc2) are constrained by it.
 
-    Decoupled weight decay (AdamW) is undone by the projection, up to a learning rate larger by 1/(1 - lr·decay); a
-    penalty on weights in the loss acts through the optimizer's moments and should be off. Since weights no longer grow,
-    the learning rate no longer falls by itself: give it a schedule (``--agent.schedule``).
+    The projection cancels decoupled weight decay (AdamW), up to a learning rate that is larger by 1/(1 - lr·decay). Do
+    not combine it with a weight penalty in the loss, which acts through the optimizer's moments. Because weights no
+    longer grow, the effective learning rate no longer falls by itself; use a schedule (``--agent.schedule``).
 
-    Followed: the paper's summary of the method, with a projection at every update. Plasticine projects once per
-    rollout, and takes every parameter called "weight", scales of norms in sequences included. The paper's joint
-    normalisation of scale and offset is not offered. ``intervene`` does nothing.
+    Follows the summary of the method in the paper, with a projection at every update. Plasticine projects once per
+    rollout, and projects every parameter named "weight", including the scales of norms in sequences. The paper's joint
+    normalization of scale and offset is not implemented.
     """
 
-    affine: Literal["remove", "keep"] = option("remove", "scale and offset of all LayerNorms and of the norms added")
-    output: bool = option(False, "project the output layers, too")
+    kind = "architecture"
+    extra_memory = -0.006  # copies of the parameters of vit-nano
+
+    affine: Literal["remove", "keep"] = option(
+        "remove", "scale and offset of all LayerNorms, including the added norms"
+    )
+    output: bool = option(False, "also project the output layers")
 
     def __post_init__(self) -> None:
-        self._norms: dict[str, Tensor] = {}  # by parameter; of all matrices at the start
-        self._normalised: list[str] = []  # layers that a norm follows
+        self._norms: dict[str, Tensor] = {}  # initial Frobenius norm by parameter name
+        self._normalised: list[str] = []  # layers that are directly followed by a norm
 
     def prepare(self, network: Network) -> None:
-        """Add the norms and keep the length of every matrix.
+        """Add the norms, and store the initial norm of every matrix.
 
         Raises:
             UserError: No nonlinearity is found.
@@ -58,7 +65,7 @@ class NormalizeAndProject(Intervention):
 
     @torch.no_grad()
     def after_update(self, network: Network) -> None:
-        """Project; nothing waits for the device."""
+        """Project the weights, without synchronizing with the device."""
         parameters = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
         names = [name for name in self._norms if name in parameters]
         weights: list[Tensor] = [parameters[name] for name in names]
@@ -73,11 +80,11 @@ class NormalizeAndProject(Intervention):
                 bias.mul_(factor)
 
     def state_dict(self) -> dict[str, Any]:
-        """The lengths at the start."""
+        """Return the initial norms."""
         return {"norms": dict(self._norms), "normalised": [*self._normalised]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned."""
+        """Restore the initial norms."""
         self._norms, self._normalised = state["norms"], state["normalised"]
 
     def _normalise(self, module: nn.Module) -> None:
@@ -87,7 +94,7 @@ class NormalizeAndProject(Intervention):
 
 
 def _matrices(module: nn.Module) -> dict[str, Tensor]:
-    """Weights of Linear and Conv2d modules by parameter name."""
+    """Return the weights of Linear and Conv2d modules by parameter name."""
     return {
         f"{prefix}.weight": child.weight
         for prefix, child in module.named_modules()

@@ -1,4 +1,4 @@
-"""Two features per unit: CReLU (Abbas et al. 2023) and deep Fourier features (Lewandowski et al. 2024)."""
+"""Paired activations: CReLU (Abbas et al. 2023) and deep Fourier features (Lewandowski et al. 2024)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import partial
 from typing import Literal
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
 from plastibench.nn.nonlinearities import CReLU, Fourier
@@ -15,24 +16,34 @@ from plastibench.nn.nonlinearity_edits import pair_nonlinearities
 _PAIRED = {"crelu": CReLU, "fourier": Fourier}
 
 
+@register_intervention("crelu", "Replace activations by [relu(z), relu(-z)] of half as many units (Abbas et al. 2023)")
+@register_intervention(
+    "deep-fourier",
+    "Replace activations by [sin(z), cos(z)] of half as many units (Lewandowski et al. 2024)",
+    features="fourier",
+)
 @dataclass
 class PairedActivations(Intervention):
-    """Each activation (whatever it was) makes two features of a unit, and layers before it have half the units.
+    """Replace each activation by two features per unit, and halve the number of units in the layer before it.
 
-    - ``crelu``: [relu(z), relu(-z)]. A unit is never dead, but half of its features are always 0.
+    - ``crelu``: [relu(z), relu(-z)]. A unit is never dead, but one of its two features is always 0.
     - ``fourier``: [sin(z), cos(z)]. One of the two is always close to linear.
 
-    Sources differ in widths. Hare & Tortoise (Lee et al. 2024, MLP head) and Chung et al. 2024 halve the layer before
-    the activation, as is done here: what reads the features keeps its fan-in and its initialisation, and the network
-    has fewer parameters than before. Plasticine doubles the input of the next layer instead, so that the network
-    grows; L2-Init's code removes a fraction of the units until the numbers of parameters match. The halved layer keeps
-    the first half of what the network's own initialisation draws; scales that depend on fan-out (He's for ResNets) are
-    those of the whole layer. In a ViT the GELU of each MLP is replaced, in a timm ResNet every ReLU but those behind
-    residual additions. Metrics and unit-level methods see a layer of half the units, each activation being the mean
-    over both features. ``intervene`` does nothing.
+    In a ViT the GELU of each MLP is replaced; in a timm ResNet, every ReLU except those after residual additions. The
+    halved layer keeps the first half of its initial weights, and scales that depend on the fan-out (He initialization
+    in ResNets) are those of the full layer. Metrics and unit-level methods see half as many units; the activation of a
+    unit is the mean of its two features.
+
+    Sources differ in the width. Lee et al. 2024 (Hare & Tortoise, MLP head) and Chung et al. 2024 halve the layer
+    before the activation, as this class does: the next layer keeps its fan-in and initialization, and the network has
+    fewer parameters. Plasticine doubles the input of the next layer, so the network grows. The code of L2 Init removes
+    units until the numbers of parameters match.
     """
 
-    features: Literal["crelu", "fourier"] = option("crelu", "which two features")
+    kind = "architecture"
+    extra_memory = -0.16  # copies of the parameters of vit-nano
+
+    features: Literal["crelu", "fourier"] = option("crelu", "the two features per unit")
 
     def prepare(self, network: Network) -> None:
         """Replace the activations.

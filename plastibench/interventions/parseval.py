@@ -1,4 +1,4 @@
-"""Parseval regularisation (Chung et al. 2024): keep the rows of weight matrices orthogonal and equally long."""
+"""Parseval regularization: keep the rows of weight matrices orthogonal and of equal norm (Chung et al. 2024)."""
 
 from __future__ import annotations
 
@@ -12,37 +12,44 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
 from plastibench.nn.parameters import trainable_layers
 
 
+@register_intervention("parseval")
 @dataclass
 class Parseval(Intervention):
-    """λ Σ ‖W Wᵀ − s·I‖_F² in the loss, over the hidden Linear and Conv2d layers.
+    """Add λ Σ ‖W·Wᵀ − s·I‖² over the hidden Linear and Conv2d layers to the loss (Chung et al. 2024).
 
-    A filter of a convolution counts as a row. A matrix with more rows than columns cannot have orthogonal rows (the
-    authors' networks have none), so there its columns are made orthogonal: ‖Wᵀ W − s·I‖². By default s is each layer's
-    mean squared singular value at the start, ‖W‖_F² / min(out, in), so that any initialisation keeps its scale; the
-    authors start from orthogonal matrices of gain √2 and take s=2 (wechu/parseval_reg). They also divide λ by
-    (width/64)², which is left to the choice of λ here, and add learnable scales, which are left out. Spared are the
-    output layers: those that the network names, or else the module with units that was registered last.
+    A filter of a convolution counts as a row. The rows of a matrix with more rows than columns cannot be orthogonal, so
+    its columns are regularized instead: ‖Wᵀ·W − s·I‖². (The authors' networks have no such matrix.) By default, s is
+    the initial mean squared singular value of each layer, ‖W‖² / min(out, in), so that any initialization keeps its
+    scale.
+
+    Differences from the authors' code (wechu/parseval_reg): it starts from orthogonal matrices with gain √2 and uses
+    s=2, divides λ by (width/64)², and adds learnable scales. Output layers are excluded: those that the network names,
+    or else the last registered layer.
     """
 
-    strength: float = option(1e-3, "λ", low=0)
+    kind = "regularizer"
+    extra_compute = "one Gram matrix per layer and update"
+
+    strength: float = option(1e-3, "regularization strength λ", low=0)
     scale: float | None = option(
-        None, "s, the squared singular value aimed at; by default each layer's mean at the start", low=0
+        None, "target s of the squared singular values (default: initial mean of each layer)", low=0
     )
 
     def __post_init__(self) -> None:
         self._initial: dict[str, Tensor] = {}
 
     def prepare(self, network: Network) -> None:
-        """Measure the initial spectra."""
+        """Measure the initial mean squared singular values."""
         self._scales(_matrices(network))
 
     def penalty(self, network: Network, batch: TensorDictBase) -> Tensor | None:
-        """The distance from orthogonality; matrices of one shape are multiplied together."""
+        """Return the regularization term. Matrices of equal shape are multiplied together."""
         matrices = _matrices(network)
         scales = self._scales(matrices)
         shapes: dict[torch.Size, list[str]] = defaultdict(list)
@@ -53,21 +60,21 @@ class Parseval(Intervention):
             stack = torch.stack([matrices[name] for name in names])  # [layers, short, long]
             aim = torch.stack([scales[name] for name in names])[:, None, None]
             identity = torch.eye(stack.shape[1], dtype=stack.dtype, device=stack.device)
-            with torch.autocast(stack.device.type, enabled=False):  # half a precision's rounding hides the distance
+            with torch.autocast(stack.device.type, enabled=False):  # rounding to half precision would hide the distance
                 distance = (stack @ stack.mT - aim * identity).square().sum()
             total = distance if total is None else total + distance
         return None if total is None else self.strength * total
 
     def state_dict(self) -> dict[str, Any]:
-        """The initial mean squared singular values, by layer."""
+        """Return the initial mean squared singular values by layer."""
         return {"initial": copy.copy(self._initial)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore the initial mean squared singular values."""
         self._initial = dict(state["initial"])
 
     def _scales(self, matrices: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Aim of each layer; one that is seen for the first time, as after a rebuild, is measured now."""
+        """Return the target of each layer. New layers, e.g. after a rebuild, are measured first."""
         for name, matrix in matrices.items():
             if name not in self._initial:
                 scale = matrix.detach().square().sum() / len(matrix)
@@ -78,6 +85,6 @@ class Parseval(Intervention):
 
 
 def _matrices(network: Network) -> dict[str, Tensor]:
-    """Weights of the hidden layers with the shorter side first. [short, long]."""
+    """Return the weights of the hidden layers as matrices [short side, long side]."""
     flat = {name: layer.weight.flatten(1) for name, layer in trainable_layers(network, output=False).items()}
     return {name: weight if weight.shape[0] <= weight.shape[1] else weight.mT for name, weight in flat.items()}

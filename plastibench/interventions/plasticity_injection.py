@@ -13,50 +13,60 @@ from torch import nn
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.branches import add_branch, branched_outputs
 from plastibench.nn.network import Network, as_batch, as_evaluated, seeded
 from plastibench.nn.stages import Stage, head_stages, tail_stages
 from plastibench.nn.units import output_layers
 
-_TRIAL = 7_919_317  # a seed that is no one's: a branch that happened to equal the tail would hide what mixes them
+_TRIAL = 7_919_317  # a seed used nowhere else: a branch equal to the tail would hide code that mixes them
 
 
+@register_intervention("plasticity-injection")
 @dataclass
 class PlasticityInjection(Intervention):
-    """The last layers h become h(x) + g(x) - g⁰(x): h frozen, g newly drawn, g⁰ its frozen copy.
+    """Freeze the last layers, and add a newly initialized copy minus its initial value (Nikishin et al. 2023).
 
-    Nothing that the network returns changes at that moment. Afterwards g learns, and what is before the tail does;
-    its gradient flows through all three branches, as in timoklein/plasticity-injection-torch (frozen weights, inputs
-    not detached; Plasticine detaches g⁰ and leaves h trained). Frozen weights leave the optimizer, so that weight decay
-    no longer acts on them. A target network gets the same g and g⁰ beside its own h, which follows the frozen one.
+    The tail h(x) of the network becomes h(x) + g(x) - g₀(x): h is frozen, g is a newly initialized trained copy, and g₀
+    is a frozen copy of the initial g. The outputs do not change at the injection. Afterwards g and the layers before
+    the tail are trained; gradients flow through all three branches, as in timoklein/plasticity-injection-torch.
+    (Plasticine detaches g₀ and keeps training h.) Frozen weights are removed from the optimizer, so weight decay does
+    not change them. A target network gets the same g and g₀ next to its own h, which follows the frozen h.
 
-    - ``tail``: in a network with an encoder (all agents that act) the layers after it, as in the source; else the last
-      k blocks, final norm and head of a ViT or ResNet, or the last k hidden layers and the output layer.
-    - ``head``: the output layers alone. Where each is one Linear, as in all networks here, their sum is one Linear
-      too: a mere re-parameterisation, which only renews the optimizer's state and changes what weight decay pulls on.
+    ``part`` is one of:
 
-    In training mode dropout draws another mask in each branch, and BatchNorm's statistics go on in all of them. Every
-    injection adds twice the tail, in memory and time. Unit-level methods and metrics leave frozen modules out; the last
-    layer of a branch that ends before code of the network's own (a ViT's last block, the layers before the head of
-    DQN) counts as one that writes into a residual stream.
+    - ``tail``: the layers after the encoder, as in the source, if the network has one (all RL agents). Otherwise the
+      last k blocks, final norm and head of a ViT or ResNet, or the last k hidden layers and the output layer.
+    - ``head``: the output layers only. If an output layer is one Linear, as in all networks here, the sum of its
+      branches is a Linear as well. The injection then only resets the optimizer state and changes what weight decay
+      acts on.
+
+    In training mode dropout draws a different mask in each branch, and BatchNorm statistics are updated in all of them.
+    Each injection adds twice the tail, in memory and time. Unit-level methods and metrics skip frozen modules. They
+    treat the last layer of a branch as one that writes into a residual stream if the branch ends before custom code of
+    the network, such as the last block of a ViT or the layers before the head of DQN.
     """
 
-    part: Literal["tail", "head"] = option("tail", "what is frozen and doubled: the last layers, or the output layers")
-    k: int = option(1, "for tail: blocks (or hidden layers) that count, where there is no encoder", low=1)
-    times: int = option(1, "how many of the calls inject, the first ones", low=1)
+    kind = "architecture"
+    extra_memory = 0.5  # copies of the parameters of vit-nano
+    extra_compute = "three passes through the tail per update"
+
+    part: Literal["tail", "head"] = option("tail", "part to freeze and copy: the last layers, or the output layers")
+    k: int = option(1, "for tail: number of blocks or hidden layers in a network without encoder", low=1)
+    times: int = option(1, "number of injections; later interventions do nothing", low=1)
 
     def __post_init__(self) -> None:
         self._network: Network | None = None
         self._stages: list[Stage] = []
-        self._outputs: tuple[str, ...] = ()  # as they were called at first
+        self._outputs: tuple[str, ...] = ()  # names before the first injection
         self._done = 0
 
     def prepare(self, network: Network) -> None:
         """Find the tail.
 
         Raises:
-            UserError: There is none.
+            UserError: The network has no tail that can be frozen and copied.
         """
         self._network = network
         self._outputs = output_layers(network.module, network.outputs)
@@ -66,10 +76,10 @@ class PlasticityInjection(Intervention):
             self._stages = tail_stages(network.module, self._outputs, self.k)
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
-        """Inject, if it has not happened often enough.
+        """Inject, at the first ``times`` calls.
 
         Raises:
-            UserError: The tail cannot be divided into branches; the network is as it was.
+            UserError: The tail cannot be split into branches. The network is unchanged.
         """
         if self._network is None:
             self.prepare(network)
@@ -79,11 +89,11 @@ class PlasticityInjection(Intervention):
         return self._inject(network)
 
     def state_dict(self) -> dict[str, Any]:
-        """How many injections there were."""
+        """Return the number of injections."""
         return {"done": self._done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Rebuild the network of ``prepare`` as often, so that its saved weights fit."""
+        """Repeat the injections, so that saved weights fit the network."""
         for _ in range(self._done, state["done"]):
             if self._network is not None and not self._network.is_replica:
                 self._inject(self._network)
@@ -102,7 +112,7 @@ class PlasticityInjection(Intervention):
 
     @torch.no_grad()
     def _try(self, network: Network, batch: TensorDictBase) -> None:
-        """See on a copy whether the network's own code lets branches through."""
+        """Check on a copy that the branches preserve the network's loss."""
         copied: nn.Module = copy.deepcopy(network.module)
         with as_evaluated(copied):
             expected = network.loss(copied, batch)
@@ -118,6 +128,6 @@ class PlasticityInjection(Intervention):
     def _unfit(self, network: Network) -> UserError:
         names = ", ".join(name for stage in self._stages for name in stage[:1])
         return UserError(
-            f"plasticity-injection: the tail ({names}) of {type(network.module).__name__} is no chain of modules that "
-            "can run in branches; take part=head"
+            f"plasticity-injection: the tail ({names}) of {type(network.module).__name__} is not a sequential chain of "
+            "modules, so it cannot be split into branches; use part=head"
         )

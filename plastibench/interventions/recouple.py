@@ -1,4 +1,4 @@
-"""Recouple after any surgery: refit the modules that read what it changed (paper 3.4)."""
+"""Recouple: refit modules after another intervention, to preserve the network's outputs (paper 3.4)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import matches, option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Report
 from plastibench.interventions.wrapper import Wrapper
 from plastibench.nn.dataflow import trace
@@ -20,38 +21,42 @@ from plastibench.nn.selectors import require_match
 from plastibench.nn.traced_layer import TracedLayer
 
 
+@register_intervention("recouple")
 @dataclass
 class Recouple(Wrapper):
-    """Let another intervention act, then refit each module to the outputs that the network had before.
+    """Apply another intervention, then refit each module to the outputs before the intervention (paper 3.4).
 
-    Units that the inner intervention reports as re-drawn keep their new weights; every other row of every module but
-    the first is refitted, in execution order. After an intervention that moves all weights (Shrink & Perturb) that is
-    a layer-wise distillation of the old network; restrict it with ``refit``.
+    Units that the inner intervention reinitialized keep their new weights. All other rows of every module except the
+    first are refitted, in execution order. After an intervention that changes all weights, such as Shrink & Perturb,
+    this amounts to a layer-wise distillation of the old network. ``refit`` restricts it to some modules.
     """
 
-    refit: str = option("all", "modules to refit: all, or a regular expression of names")
-    solver: SolverName = option("delta-ridge", "how each linear system is solved; pinv is the paper's formula")
+    kind = "wrapper"
+    extra_compute = "least-squares fits per intervention"
+
+    refit: str = option("all", "modules to refit: all, or a regular expression of module names")
+    solver: SolverName = option("delta-ridge", "solver of the linear systems; pinv is the formula in the paper")
     ridge: float = option(
-        10.0, "penalty over the mean diagonal of the Gram matrix (none for pinv; ridge wants 0.01)", low=0
+        10.0, "penalty, relative to the mean diagonal of the Gram matrix (unused by pinv; for ridge use 0.01)", low=0
     )
     max_growth: float = option(
-        0.0, "raise the penalty until no weight norm grows by more than this factor; 0: never", low=0
+        0.0, "raise the penalty until no weight norm grows by more than this factor; 0: no limit", low=0
     )
 
     def prepare(self, network: Network) -> None:
-        """Prepare the inner intervention, and see that there is something to refit."""
+        """Prepare the inner intervention, and check that the selected modules exist."""
         super().prepare(network)
         self._check(network)
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
-        """Act, then refit."""
+        """Apply the inner intervention, then refit."""
         self._check(network)
         batch = as_batch(batch)
         units = trace(network, batch)
         before, teacher = snapshot(units), frozen_copy(network)
         report = self._inner.intervene(network, batch)
         if network.module.state_dict().keys() != teacher.state_dict().keys():
-            raise UserError("recouple: the intervention before it changes the architecture; 'distil' can follow that")
+            raise UserError("recouple: the inner intervention changes the architecture; use 'distil' instead")
         if only_units_differ(network, teacher, units):
             fits = refit_in_one_pass(network, batch, units, before, report.units, self._refits, self._solver())
             return with_fits(report, units, fits, report.units)
@@ -76,7 +81,7 @@ class Recouple(Wrapper):
 
 
 def with_fits(report: Report, units: list[TracedLayer], fits: dict[str, Fit], spared: Mapping[str, Tensor]) -> Report:
-    """The report, with each refitted module's residual and growth, and the parameters of units that were not spared."""
+    """Add the fits to a report: residual and weight growth per refitted module, and the parameters that changed."""
     modules = {unit.name: unit.module for unit in units}
     for name, fit in fits.items():
         kept = int(spared[name].sum()) if name in spared else 0

@@ -1,4 +1,4 @@
-"""Resets: re-draw the whole network or named parts of it (paper, Fig. 2; Nikishin et al. 2022; Zhou et al. 2022)."""
+"""Resets: reinitialize the network or parts of it (paper, Figure 2; Nikishin et al. 2022; Zhou et al. 2022)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tensordict import TensorDictBase
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import matches, option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.blocks import fraction_of, last_blocks
 from plastibench.nn.branches import reinitializable
@@ -22,48 +23,76 @@ from plastibench.nn.units import has_units, tied_parameters, unit_count
 Part = Literal["all", "mlp", "mlp-qkv", "linear", "layernorm", "head", "last-k", "later"]
 
 
+@register_intervention(
+    "reset", "Reinitialize every parameter (Zhou et al. 2022); with --every, SR-SAC (D'Oro et al. 2023)"
+)
+@register_intervention("reset-mlp", "Reinitialize the MLP blocks (paper, Figure 2)", select="mlp")
+@register_intervention(
+    "reset-mlp-qkv", "Reinitialize the MLP blocks and QKV projections (paper, Figure 2)", select="mlp-qkv"
+)
+@register_intervention("reset-linear", "Reinitialize every fully connected layer (paper, Figure 2)", select="linear")
+@register_intervention("reset-layernorm", "Reset every LayerNorm to γ=1, β=0", select="layernorm")
+@register_intervention("reset-head", "Reinitialize the output layer (Lee et al. 2024)", select="head")
+@register_intervention(
+    "reset-last-k", "Reinitialize the last k blocks and the head (Nikishin et al. 2022)", select="last-k"
+)
+@register_intervention(
+    "later-layer-forgetting",
+    "Reinitialize the later half of the blocks and the head (Zhou et al. 2022)",
+    select="later",
+)
 @dataclass
 class Reset(Intervention):
-    """Re-draw the selected parameters from the network's own initialisation; their optimizer state starts anew.
+    """Reinitialize the selected parameters as the network initializes them, and reset their optimizer state.
 
-    Frozen parameters stay. Of a module that loses all of its parameters the buffers start anew, too (BatchNorm's
-    statistics: those of features that are gone would drown the new ones).
+    ``select`` is one of:
 
-    - ``all``: every parameter and buffer, class token and position embedding included; with the actor of SAC also the
+    - ``all``: every parameter and buffer, including class token and position embedding. For the actor of SAC, also the
       temperature.
-    - ``mlp``: both layers of every MLP block. In a network without blocks: every Linear but the last.
-    - ``mlp-qkv``: these and the projections to queries, keys and values.
-    - ``linear``: every Linear, the head included, the convolution of the patch embedding not.
+    - ``mlp``: both layers of every MLP block. In a network without blocks: every Linear except the last.
+    - ``mlp-qkv``: ``mlp`` plus the query, key and value projections.
+    - ``linear``: every Linear, including the head but not the convolution of the patch embedding.
     - ``layernorm``: every LayerNorm.
-    - ``head``: the last Linear, or every output layer of a network that has several.
-    - ``last-k``: the last ``k`` blocks and all that follows them (final norm, head).
-    - ``later``: likewise the last ``share`` of the blocks (later-layer forgetting; Zhou et al. 2022 name the first
-      layer to go, in a ResNet of four stages the last stage: ``share=0.25``).
-    - ``match``: parameters whose names match the regular expression, instead of ``select``.
+    - ``head``: the last Linear, or every output layer if the network has several.
+    - ``last-k``: the last ``k`` blocks and everything after them (final norm, head).
+    - ``later``: the last ``share`` of the blocks and everything after them (later-layer forgetting). Zhou et al. 2022
+      specify the first layer to reinitialize; in a ResNet with four stages it is the last stage, ``share=0.25``.
 
-    With ``--every``, ``all`` is SR-SAC (D'Oro et al. 2023); ``--until`` is the ``no_resets_after`` of SR-SPR and BBF.
-    Of several critics in one module each loses its own last layers. A weight that is tied to another module's (an
-    output layer's to an embedding) is drawn anew with ``all``, ``last-k``, ``later`` and ``match`` only.
+    ``match`` replaces ``select`` by a regular expression of parameter names.
+
+    Frozen parameters are kept. If all parameters of a module are reinitialized, its buffers are as well: BatchNorm
+    statistics of the old features do not fit the new ones. If one module contains several critics, the last layers of
+    each are selected. A weight that is tied to another module, for example an output layer tied to an embedding, is
+    reinitialized only by ``all``, ``last-k``, ``later`` and ``match``.
+
+    With ``--every``, ``all`` is SR-SAC (D'Oro et al. 2023). ``--until`` corresponds to ``no_resets_after`` of SR-SPR
+    and BBF.
     """
 
-    select: Part = option("all", "which parameters to re-draw")
-    k: int = option(1, "for last-k: how many blocks", low=1)
-    match: str = option("", "instead of select: a regular expression of parameter names")
-    share: float | None = option(None, "for later: share of the blocks, from the end; none: 0.5", low=0, high=1)
+    kind = "reset"
+
+    select: Part = option("all", "parameters to reinitialize")
+    k: int = option(1, "for last-k: number of blocks", low=1)
+    match: str = option("", "regular expression of parameter names, instead of select")
+    share: float | None = option(
+        None, "for later: fraction of the blocks, counted from the end (default: 0.5)", low=0, high=1
+    )
 
     @torch.no_grad()
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
-        """Re-draw.
+        """Reinitialize the selected parameters.
 
         Raises:
-            UserError: Nothing is selected, or a selected parameter cannot be re-drawn.
+            UserError: Nothing is selected, or a selected parameter cannot be reinitialized.
         """
         module = network.module
         chosen = self._chosen(network, as_batch(batch))
         if not chosen:
             raise UserError(f"reset: '{self.match or self.select}' selects no parameter of this network")
         if stuck := sorted(set(network.not_reinitializable()) & set(chosen)):
-            raise UserError(f"reset: nothing says how {stuck[0]} was initialised; give Network(…, fresh=…) a builder")
+            raise UserError(
+                f"reset: cannot reinitialize {stuck[0]}: unknown initialization; pass a builder as Network(…, fresh=…)"
+            )
         fresh = network.fresh()
         parameters = dict(module.named_parameters())
         for name in chosen:
@@ -87,7 +116,7 @@ class Reset(Intervention):
         return report
 
     def _chosen(self, network: Network, batch: TensorDictBase) -> list[str]:
-        """Names, in order of registration."""
+        """Return the names of the selected parameters, in order of registration."""
         module = network.module
         names = list(reinitializable(module))
         if self.match:
@@ -98,7 +127,7 @@ class Reset(Intervention):
         if self.select == "last-k":
             chosen, blocks = last_blocks(module, outputs, lambda count: self.k)
             if blocks and not chosen:
-                raise UserError(f"reset: k is {self.k}, but the network has {blocks} blocks")
+                raise UserError(f"reset: k is {self.k}, but the network has only {blocks} blocks")
             return [name for name in chosen if name in names]
         if self.select == "later":
             chosen = last_blocks(module, outputs, fraction_of(0.5 if self.share is None else self.share))[0]

@@ -1,4 +1,4 @@
-"""Revive: find dormant units and re-draw their incoming weights (paper 3.3). Also ReDo and ReGraMa by themselves."""
+"""Revive: reinitialize the incoming weights of dormant units (paper 3.3), including ReDo and ReGraMa."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import matches, option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.dataflow import trace
 from plastibench.nn.dormancy import Criterion, dormant_units
@@ -21,43 +22,88 @@ from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.unit_statistics import measure_units
 
 
+@register_intervention(
+    "redo",
+    "Reinitialize units with small activations and zero their outgoing weights (ReDo, Sokar et al. 2023)",
+    criterion="redo",
+    tau=0.1,
+    modules="hidden",
+    outgoing="zero",
+)
+@register_intervention(
+    "regrama", "Reinitialize units with small pre-activation gradients (ReGraMa, paper 3.3)", criterion="regrama"
+)
+@register_intervention(
+    "regrama-post",
+    "Reinitialize units with small post-activation gradients (ReGraMa as published, Liu et al. 2025)",
+    criterion="regrama-post",
+    tau=1e-2,
+)
+@register_intervention(
+    "regrama-weight",
+    "Reinitialize units with small weight gradients (ReGraMa as released, Liu et al. 2025)",
+    criterion="regrama-weight",
+    tau=1e-2,
+)
+@register_intervention(
+    "low-gradient-quantile",
+    "Reinitialize the fraction of units with the smallest gradients (paper 3.3): RnR without recoupling",
+    criterion="low-gradient-quantile",
+)
+@register_intervention(
+    "revive-zero",
+    "low-gradient-quantile that zeroes outgoing weights, as ReDo does, instead of recoupling",
+    outgoing="zero",
+)
 @dataclass
 class Revive(Intervention):
-    """Re-draw the incoming weights of dormant units, as their module was initialised.
+    """Reinitialize the incoming weights of dormant units as their module initializes them.
 
-    The output layer is never revived. With ``outgoing="zero"`` and ``criterion="redo"`` this is ReDo (Sokar et al.
-    2023); with ``criterion="regrama"`` it is ReGraMa (Liu et al. 2025) on pre-activation gradients. Hidden units whose
-    readers are zeroed lose their entry of a BatchNorm before the nonlinearity, too.
+    The output layer is never revived. ``criterion="redo"`` with ``outgoing="zero"`` is ReDo (Sokar et al. 2023).
+    ``criterion="regrama"`` is ReGraMa (Liu et al. 2025) with pre-activation gradients. With ``modules="hidden"`` and
+    ``outgoing="zero"``, the entries of revived units in a BatchNorm before the nonlinearity are reinitialized too.
     """
 
-    criterion: Criterion = option("low-gradient-quantile", "how units are scored; the first four compare with tau")
-    tau: float = option(1.0, "revive units whose score is at most this times the layer's mean", low=0)
-    quantile: float = option(0.4, "share of each layer that is revived, lowest scores first", low=0, high=1)
-    modules: str = option("all", "all, hidden (activated units with known readers), or a regular expression of names")
-    residual_writers: bool = option(True, "revive modules that write into a residual stream, too")
-    split_qkv: bool = option(False, "judge q, k and v of a joint projection apart")
-    outgoing: Literal["keep", "zero"] = option("keep", "what becomes of the weights that read a revived unit")
-    moments: MomentRule = option("mean", "what becomes of the optimizer's moments of re-drawn weights")
+    kind = "units"
+    extra_compute = "a forward and backward pass per intervention"
+
+    criterion: Criterion = option(
+        "low-gradient-quantile", "score of a unit; the first four criteria use tau, the others quantile"
+    )
+    tau: float = option(1.0, "revive units whose score is at most this multiple of the layer's mean", low=0)
+    quantile: float = option(0.4, "fraction of each layer to revive, lowest scores first", low=0, high=1)
+    modules: str = option(
+        "all",
+        "modules to revive: all, hidden (units with an activation and known readers), or a regular expression of names",
+    )
+    residual_writers: bool = option(True, "also revive units of modules that write into a residual stream")
+    split_qkv: bool = option(False, "score q, k and v of a joint projection separately")
+    outgoing: Literal["keep", "zero"] = option(
+        "keep", "weights that read a revived unit: keep them or set them to zero"
+    )
+    moments: MomentRule = option(
+        "mean", "new optimizer moments of reinitialized weights: mean of the rest, zero, or restart the step count"
+    )
 
     def prepare(self, network: Network) -> None:
-        """See that there is something to revive."""
+        """Check that the selected modules exist."""
         if self.modules not in ("all", "hidden"):
             require_match(self.modules, network.module, "modules")
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
-        """Score once over the batch, then re-draw."""
+        """Score all units on the batch, then reinitialize the dormant ones."""
         batch = as_batch(batch)
         units = trace(network, batch)
         masks, fresh = self.select(network, batch, units), network.fresh()
         report = self.revive(network, units, masks, fresh)
         if self.outgoing == "zero":
             zero_outgoing(network, units, masks, self.moments)
-            if self.modules == "hidden":  # its shift may be what silences a filter
+            if self.modules == "hidden":  # a filter may be silent because of its shift
                 reinitialize_batch_norms(network, units, masks, fresh, self.moments)
         return report
 
     def select(self, network: Network, batch: TensorDictBase, units: list[TracedLayer]) -> dict[str, Tensor]:
-        """Masks of dormant units by module name.
+        """Return a mask of dormant units for each module.
 
         Raises:
             UserError: ``modules`` matches nothing.
@@ -66,7 +112,7 @@ class Revive(Intervention):
         chosen = [unit for unit in inner if self._acts_on(unit)]
         if not chosen:
             names = ", ".join(unit.name for unit in inner[:6])
-            raise UserError(f"modules '{self.modules}' selects nothing to revive in this network (it has {names}, …)")
+            raise UserError(f"modules '{self.modules}' selects nothing to revive; modules of this network: {names}, …")
         statistics = measure_units(network, batch, chosen)
         return {
             unit.name: dormant_units(
@@ -81,10 +127,10 @@ class Revive(Intervention):
         }
 
     def revive(self, network: Network, units: list[TracedLayer], masks: dict[str, Tensor], fresh: nn.Module) -> Report:
-        """Re-draw the masked units with the weights they have in ``fresh``.
+        """Give the masked units the weights that they have in ``fresh``.
 
-        A hidden unit whose activation follows a LayerNorm is re-drawn whole: its entry of the norm, and the row of the
-        module whose outputs are normalised.
+        If a LayerNorm precedes the activation of a hidden unit, both the unit's entry in the norm and its row in the
+        module before the norm are reinitialized.
         """
         masks = include_normalized_layers(units, masks) if self.modules == "hidden" else masks
         report = Report(units=masks, parameters=reinitialize_units(network, units, masks, fresh, self.moments))

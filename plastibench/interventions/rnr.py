@@ -1,4 +1,4 @@
-"""Revive And Recouple (RnR): the paper's method."""
+"""Revive And Recouple (RnR), the method of the paper."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tensordict import TensorDictBase
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import matches, option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.interventions.recouple import with_fits
 from plastibench.interventions.revive import Revive
@@ -22,57 +23,73 @@ from plastibench.nn.selectors import require_match, selector
 from plastibench.nn.traced_layer import TracedLayer
 
 
+@register_intervention(
+    "rnr", "Revive And Recouple (the paper): reinitialize dormant units, then refit the modules that read them"
+)
+@register_intervention(
+    "rnr-decay", "rnr that multiplies the revived fraction by 0.7 after each intervention", decay=0.7
+)
+@register_intervention("rnr-mlp", "rnr that refits MLP blocks only", refit="mlp")
+@register_intervention("rnr-attention", "rnr that refits attention blocks only", refit="attention")
+@register_intervention("rnr-layernorm", "rnr that refits LayerNorms only", refit="layernorm")
 @dataclass
 class RnR(Intervention):
-    """Re-draw dormant units, then refit every reader so that the network still returns what it did (paper, Alg. 1).
+    """Reinitialize dormant units, then refit the modules that read them to preserve the network's outputs.
 
-    Source: the paper's section 3. Where the paper is silent the options say what was chosen. The original and the
-    refitted network share BatchNorm's running statistics, so in a ResNet what was recoupled moves again as these are
-    learned anew. Memory: activations of an evaluation of twice the representative batch (``--representative``).
+    Source: section 3 and Algorithm 1 of the paper. Choices that the paper leaves open are options. BatchNorm running
+    statistics are not refitted, so the outputs of a ResNet drift again while these statistics adapt. Memory: the
+    activations of an evaluation on twice the representative batch (``--representative``).
     """
 
-    criterion: Criterion = option("low-gradient-quantile", "how units are scored; the first four compare with tau")
-    tau: float = option(1.0, "revive units whose score is at most this times the layer's mean", low=0)
-    quantile: float = option(0.4, "share of each layer that is revived, lowest scores first", low=0, high=1)
-    modules: str = option("all", "modules to revive: all, hidden, or a regular expression of names")
-    residual_writers: bool = option(True, "revive modules that write into a residual stream, too")
-    split_qkv: bool = option(False, "judge q, k and v of a joint projection apart")
-    targets: Literal["global", "local"] = option(
-        "global", "refit to the outputs of the original network, or to those just before each revive"
+    kind = "units"
+    extra_compute = "a forward and backward pass and least-squares fits per intervention"
+
+    criterion: Criterion = option(
+        "low-gradient-quantile", "score of a unit; the first four criteria use tau, the others quantile"
     )
-    scoring: Literal["once", "per-layer"] = option("once", "score all units first, or anew before each layer (Alg. 1)")
-    solver: SolverName = option("delta-ridge", "how each linear system is solved; pinv is the paper's formula")
+    tau: float = option(1.0, "revive units whose score is at most this multiple of the layer's mean", low=0)
+    quantile: float = option(0.4, "fraction of each layer to revive, lowest scores first", low=0, high=1)
+    modules: str = option("all", "modules to revive: all, hidden, or a regular expression of names")
+    residual_writers: bool = option(True, "also revive units of modules that write into a residual stream")
+    split_qkv: bool = option(False, "score q, k and v of a joint projection separately")
+    targets: Literal["global", "local"] = option(
+        "global", "refit to the outputs of the original network, or of the network just before each revive step"
+    )
+    scoring: Literal["once", "per-layer"] = option(
+        "once", "score all units once, or again before each layer (Algorithm 1)"
+    )
+    solver: SolverName = option("delta-ridge", "solver of the linear systems; pinv is the formula in the paper")
     ridge: float = option(
-        10.0, "penalty over the mean diagonal of the Gram matrix (none for pinv; ridge wants 0.01)", low=0
+        10.0, "penalty, relative to the mean diagonal of the Gram matrix (unused by pinv; for ridge use 0.01)", low=0
     )
     max_growth: float = option(
-        0.0, "raise the penalty until no weight norm grows by more than this factor; 0: never", low=0
+        0.0, "raise the penalty until no weight norm grows by more than this factor; 0: no limit", low=0
     )
-    # None leaves the identity of runs that were made before an option existed as it was.
+    # Options added later default to None, which keeps the id of older specs unchanged.
     decay: float | None = option(
         None,
-        "factor of tau and quantile after each intervention, so that ever fewer are revived; none: 1",
+        "multiply tau and quantile by this factor after each intervention, to revive fewer units (default: 1)",
         low=0,
         high=1,
     )
     refit: str | None = option(
-        None, "modules to recouple: mlp, attention, layernorm, or a regular expression of names; none: all"
+        None, "modules to refit: mlp, attention, layernorm, or a regular expression of names (default: all)"
     )
 
     def __post_init__(self) -> None:
         self._interventions = 0
 
     def prepare(self, network: Network) -> None:
-        """See that there is something to revive and to recouple."""
+        """Check that the selected modules exist."""
         self._reviver().prepare(network)
         if self.refit not in (None, "mlp", "attention", "layernorm"):
             require_match(self.refit, network.module, "refit")
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
-        """Revive all modules but the last, and recouple all but the first, in execution order.
+        """Revive all modules except the last, and refit all except the first, in execution order.
 
         Raises:
-            UserError: Nothing is selected to revive or to recouple.
+            UserError: No module is selected to be revived or refitted.
         """
         batch = as_batch(batch)
         units = trace(network, batch)
@@ -82,11 +99,11 @@ class RnR(Intervention):
         return report
 
     def state_dict(self) -> dict[str, Any]:
-        """How often it has acted."""
+        """Return the number of interventions so far."""
         return {"interventions": self._interventions}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore how often it has acted; checkpoints of versions that did not count say nothing."""
+        """Restore the number of interventions. Older checkpoints do not contain it."""
         self._interventions = state.get("interventions", 0)
 
     def _act(self, network: Network, batch: TensorDictBase, units: list[TracedLayer], refitted: set[str]) -> Report:
@@ -100,7 +117,7 @@ class RnR(Intervention):
     def _pair_by_pair(
         self, network: Network, batch: TensorDictBase, units: list[TracedLayer], refitted: set[str]
     ) -> Report:
-        """Algorithm 1 to the letter: about one forward pass of the network and its teacher per pair of modules."""
+        """Run Algorithm 1 literally: about one forward pass of network and teacher per pair of modules."""
         reviver, fresh, teacher = self._reviver(), network.fresh(), frozen_copy(network)
         masks = reviver.select(network, batch, units)
         report, fits = Report(), dict[str, Fit]()
@@ -122,7 +139,7 @@ class RnR(Intervention):
         return with_fits(report, units, fits, {})
 
     def _refitted(self, network: Network, units: list[TracedLayer]) -> set[str]:
-        """Names of the modules to recouple."""
+        """Return the names of the modules to refit."""
         readers = [unit for unit in units[1:] if unit.trained]
         if self.refit is None:
             return {unit.name for unit in readers}
@@ -133,7 +150,7 @@ class RnR(Intervention):
             found = {unit.name for unit in readers if matches(self.refit, unit.name)}
         if not found:
             names = ", ".join(unit.name for unit in readers[:6])
-            raise UserError(f"refit '{self.refit}' selects nothing to recouple in this network (it has {names}, …)")
+            raise UserError(f"refit '{self.refit}' selects nothing to refit; modules of this network: {names}, …")
         return found
 
     def _reviver(self) -> Revive:

@@ -1,4 +1,4 @@
-"""Selective weight reinitialisation: re-draw the least useful single weights (Hernandez-Garcia et al. 2025)."""
+"""Selective weight reinitialization of the least useful individual weights (Hernandez-Garcia et al. 2025)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.loss_gradients import chunk_gradients
 from plastibench.nn.network import Network, as_batch
@@ -18,37 +19,62 @@ from plastibench.nn.optimizer_state import MomentRule, reset_state
 from plastibench.nn.parameters import trainable_parameters
 
 
+@register_intervention(
+    "selective-weight-reinit", "Reinitialize individual weights with small |θ·∂L/∂θ| (Hernandez-Garcia et al. 2025)"
+)
+@register_intervention(
+    "selective-weight-reinit-magnitude",
+    "Set individual weights with small |θ| to the mean of their initial distribution (Hernandez-Garcia et al. 2025)",
+    utility="magnitude",
+    factor=1e-3,
+    replacement="mean",
+)
 @dataclass
 class SelectiveWeightReinit(Intervention):
-    """Every ``interval`` updates, re-draw the entries of each parameter tensor that have the lowest utility.
+    """Reinitialize the entries of each parameter tensor that have the lowest utility, every ``interval`` updates.
 
-    Utility is ``|θ · ∂L/∂θ|``, with the gradient of the update that was just made, or ``|θ|``. ``threshold`` re-draws
-    entries whose utility is at most ``factor`` times the tensor's mean; ``proportional`` the share ``factor`` with the
-    lowest, what is left of a whole number by chance. All trained parameters take part, biases, norms, tokens and
-    position embeddings included, but for those of which nothing says how they were drawn, and, where gradients decide,
-    tables of which a batch uses some rows (``nn.Embedding``). ``replacement``: a fresh draw, or the
-    mean of the initial distribution (0, and 1 for the scale of a norm). With ``interval=0`` it acts when the run
-    intervenes instead, as at task switches, by the gradient of the mean loss over the representative batch.
+    The utility of a weight is ``|θ · ∂L/∂θ|``, with the gradient of the latest update, or ``|θ|``. ``pruning`` selects:
 
-    Source: arXiv 2508.00212 and the authors' code, JFernando4/collas_2025_swr_paper, whose settings for vision
-    transformers (incremental CIFAR-100) are the defaults here. Their SGD keeps its momentum for re-drawn weights; here
-    ``moments`` says what becomes of an optimizer's, because Adam's would carry new weights after the old ones.
+    - ``threshold``: entries whose utility is at most ``factor`` times the mean of their tensor.
+    - ``proportional``: the fraction ``factor`` of the entries with the lowest utility, rounded up or down at random.
+
+    Selected entries are replaced by fresh ones, or by the mean of their initial distribution (0, or 1 for the scale of
+    a norm). With ``interval=0`` the method acts at the interventions of the run, for example at task boundaries, and
+    uses the gradient of the mean loss over the representative batch.
+
+    All trained parameters take part, including biases, norms, tokens and position embeddings. Exceptions: parameters
+    whose initialization is unknown and, if the utility uses gradients, embedding tables (``nn.Embedding``), of which a
+    batch uses only some rows.
+
+    Source: arXiv 2508.00212 and the authors' code, JFernando4/collas_2025_swr_paper. The defaults are their settings
+    for vision transformers (incremental CIFAR-100). Their SGD keeps the momentum of reinitialized weights; here
+    ``moments`` resets it, because Adam's moments would move new weights in the direction of the old ones.
     """
 
-    utility: Literal["gradient", "magnitude"] = option("gradient", "how useful a weight is: |θ·∂L/∂θ| or |θ|")
-    pruning: Literal["threshold", "proportional"] = option("threshold", "below factor·mean, or the lowest share")
-    factor: float = option(5e-4, "of the tensor's mean utility, or of its entries", low=0)
-    replacement: Literal["resample", "mean"] = option("resample", "a fresh draw, or the initial distribution's mean")
-    interval: int = option(128, "updates between re-initialisations; 0: when the run intervenes", low=0)
-    moments: MomentRule = option("mean", "what becomes of the optimizer's moments of re-drawn weights")
+    kind = "weights"
+
+    utility: Literal["gradient", "magnitude"] = option("gradient", "utility of a weight: |θ·∂L/∂θ| or |θ|")
+    pruning: Literal["threshold", "proportional"] = option(
+        "threshold", "reinitialize below factor·mean, or the lowest fraction"
+    )
+    factor: float = option(
+        5e-4, "for threshold: multiple of the mean utility; for proportional: fraction of the entries", low=0
+    )
+    replacement: Literal["resample", "mean"] = option(
+        "resample", "new value: resampled, or the mean of the initial distribution"
+    )
+    interval: int = option(128, "updates between reinitializations; 0: act at the interventions of the run", low=0)
+    moments: MomentRule = option(
+        "mean", "new optimizer moments of reinitialized weights: mean of the rest, zero, or restart the step count"
+    )
 
     def __post_init__(self) -> None:
         if self.pruning == "proportional" and self.factor > 1:
-            raise ValueError(f"factor is {self.factor}; as a share of the entries it must be at most 1")
+            raise ValueError(f"factor is {self.factor}; as a fraction of the entries it must be at most 1")
         self._updates = 0
 
     def after_update(self, network: Network) -> None:
-        """Re-draw, where it is time."""
+        """Reinitialize every ``interval`` updates."""
         self._updates += 1
         if self.interval and self._updates % self.interval == 0:
             self._redraw(
@@ -57,7 +83,7 @@ class SelectiveWeightReinit(Intervention):
             )
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
-        """Re-draw, where it is done here."""
+        """Reinitialize if ``interval`` is 0."""
         if self.interval:
             return Report()
         parameters = trainable_parameters(network.module)
@@ -71,16 +97,16 @@ class SelectiveWeightReinit(Intervention):
         return Report(parameters=self._redraw(network, totals))
 
     def state_dict(self) -> dict[str, Any]:
-        """Updates seen."""
+        """Return the number of updates."""
         return {"updates": self._updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore the number of updates."""
         self._updates = state["updates"]
 
     @torch.no_grad()
     def _redraw(self, network: Network, by: Mapping[str, Tensor]) -> int:
-        """Re-draw by gradients of the parameters; how many entries were."""
+        """Reinitialize entries, given the gradients by parameter name. Return how many."""
         fresh, spared, count = network.fresh(), {*network.not_reinitializable(), *self._looked_up(network.module)}, 0
         for name, parameter in network.module.named_parameters():
             if name not in by or name in spared:
@@ -96,7 +122,7 @@ class SelectiveWeightReinit(Intervention):
         return count
 
     def _looked_up(self, module: nn.Module) -> set[str]:
-        """Weights of which a batch uses some rows: no gradient says nothing of the others."""
+        """Return the embedding tables. A row that the batch does not use has no gradient and an unknown utility."""
         if self.utility == "magnitude":
             return set()
         tables = [child for child in module.modules() if isinstance(child, nn.Embedding | nn.EmbeddingBag)]

@@ -1,4 +1,4 @@
-"""Self-distillation: learn from a slow average of oneself (baseline of Lee et al. 2024)."""
+"""Self-distillation from a moving average of the network (baseline of Lee et al. 2024)."""
 
 from __future__ import annotations
 
@@ -11,38 +11,49 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.batch_outputs import network_outputs
 from plastibench.nn.ema import EmaCopy
 from plastibench.nn.network import Network
 
 
+@register_intervention("self-distillation")
 @dataclass
 class SelfDistillation(Intervention):
-    """λ·KL(softmax(teacher/T) ‖ softmax(network/T)) in the loss; the teacher is the moving average of the weights.
+    """Add the KL divergence from a moving average of the network to the loss (baseline of Lee et al. 2024).
 
-    ``reduction=batchmean`` is the mean divergence of a sample. ``mean`` also divides by the number of classes: what
-    PyTorch's KLDivLoss does by default, and dojeon-ai/Hare-Tortoise with it, so that its λ of 1 is 0.01 of 100
-    classes. ``distance=auto`` takes the mean squared difference of the outputs for networks of the roles ``critic``
-    and ``actor``, whose outputs are no logits. Costs two forward passes more per update, on the batch without
-    augmentation and in eval mode, and a copy of the network.
+    The term is λ·KL(softmax(teacher/T) ‖ softmax(network/T)); the teacher is a moving average of the weights.
+    ``reduction="batchmean"`` averages over samples. ``"mean"`` also divides by the number of classes, as PyTorch's
+    KLDivLoss does by default and hence dojeon-ai/Hare-Tortoise does: its λ=1 corresponds to λ=0.01 here with 100
+    classes. ``distance="auto"`` uses the mean squared error for the roles ``critic`` and ``actor``, whose outputs are
+    not logits.
+
+    Costs two extra forward passes per update, on the batch without augmentation and in eval mode, and a copy of the
+    network.
     """
 
-    strength: float = option(1.0, "λ", low=0)
-    momentum: float = option(0.999, "m of the teacher φ ← m·φ + (1−m)·θ, at every update", low=0, high=1)
-    temperature: float = option(1.0, "T", low=1e-3)
+    kind = "regularizer"
+    extra_memory = 1.0  # copies of the parameters of vit-nano
+    extra_compute = "2 forward passes per update"
+
+    strength: float = option(1.0, "strength λ of the term", low=0)
+    momentum: float = option(0.999, "momentum m of the teacher φ ← m·φ + (1−m)·θ, at every update", low=0, high=1)
+    temperature: float = option(1.0, "temperature T", low=1e-3)
     reduction: Literal["batchmean", "mean"] = option("batchmean", "mean over samples, or over samples and classes")
-    distance: Literal["auto", "kl", "mse"] = option("auto", "between outputs; auto: by the network's role")
+    distance: Literal["auto", "kl", "mse"] = option(
+        "auto", "distance between outputs; auto: mse for critics and actors, else kl"
+    )
 
     def __post_init__(self) -> None:
         self._teacher = EmaCopy()
 
     def prepare(self, network: Network) -> None:
-        """Copy the teacher."""
+        """Create the teacher as a copy of the network."""
         self._teacher.module_for(network)
 
     def penalty(self, network: Network, batch: TensorDictBase) -> Tensor:
-        """The term of the loss; no gradient reaches the teacher."""
+        """Return the distillation term. No gradient reaches the teacher."""
         with torch.no_grad():
             taught = network_outputs(network, self._teacher.module_for(network), batch)
         found = network_outputs(network, network.module, batch)
@@ -54,11 +65,11 @@ class SelfDistillation(Intervention):
         return self.strength * (divergence.mean() if self.reduction == "mean" else divergence.sum(-1).mean())
 
     def after_update(self, network: Network) -> None:
-        """The teacher follows."""
+        """Update the moving average."""
         self._teacher.update(network, self.momentum)
 
     def state_dict(self) -> dict[str, Any]:
-        """The teacher."""
+        """Return the teacher."""
         return {"teacher": self._teacher.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

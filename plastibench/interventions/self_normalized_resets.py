@@ -1,4 +1,4 @@
-"""Self-Normalized Resets: units silent for unusually long, by their own standards, are re-drawn."""
+"""Self-Normalized Resets: reinitialize units that are silent for unusually long (Farias & Jozefiak 2025)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.activation_monitor import ActivationMonitor
 from plastibench.nn.network import Network
@@ -21,39 +22,45 @@ from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.units import unit_count
 
 
+@register_intervention("self-normalized-resets")
 @dataclass
 class SelfNormalizedResets(Intervention):
-    """A hidden unit that has been silent for longer than ``percentile`` of its own silences is re-drawn.
+    """Reinitialize units that stay silent longer than almost all of their own past silences (Farias & Jozefiak 2025).
 
-    A unit fires in an update when it is positive for any sample or token of the batch. Its silences are taken to be
-    exponentially distributed, so their percentile follows from their mean: τ = -ln(1 - p)·mean. Every ``retune``
-    updates a unit's threshold becomes that τ where it is lower than the present one, and twice the present one
-    elsewhere. A filter is re-drawn with its BatchNorm entries, whose shift may be what silences it. Source: Farias &
-    Jozefiak 2025, in the moment version of ajozefiak/CL-transformers, which needs no histogram of silences. The rule
-    needs units that can be silent: behind a GELU every unit is positive for some token, and nothing is ever reset; a
-    warning says so.
+    A hidden unit fires in an update if it is positive for any sample or token of the batch. The lengths of its silences
+    are assumed to be exponentially distributed, so a percentile follows from their mean: τ = -ln(1 - p)·mean. Every
+    ``retune`` updates, the threshold of a unit becomes τ if τ is lower than the current threshold; otherwise the
+    threshold is doubled. A filter is reinitialized together with its BatchNorm entries, because their shift may be what
+    silences it.
+
+    Follows the moment version in ajozefiak/CL-transformers, which needs no histogram of silences. The rule requires an
+    activation that can be silent, such as ReLU. With GELU every unit is positive for some token and nothing is ever
+    reset; a warning is printed.
     """
 
-    percentile: float = option(
-        0.99, "share of a unit's own silences that are shorter than its threshold", low=0, high=1
-    )
+    kind = "units"
+    extra_memory = 0.03  # copies of the parameters of vit-nano
+
+    percentile: float = option(0.99, "percentile of a unit's past silences at which it is reinitialized", low=0, high=1)
     longest: int = option(20_000, "largest threshold, in updates", low=1)
-    retune: int = option(1_000, "updates between new thresholds", low=1)
-    check: int = option(10, "updates between looks for units to reset; each waits for the device once", low=1)
-    moments: MomentRule = option("mean", "what becomes of the optimizer's moments of re-drawn weights")
+    retune: int = option(1_000, "updates between adjustments of the thresholds", low=1)
+    check: int = option(10, "updates between checks for units to reset; each check synchronizes with the device", low=1)
+    moments: MomentRule = option(
+        "mean", "new optimizer moments of reinitialized weights: mean of the rest, zero, or restart the step count"
+    )
 
     def __post_init__(self) -> None:
         self._watch: ActivationMonitor | None = None
         self._updates = 0
         self._looked = False
-        self._units: dict[str, dict[str, Tensor]] = {}  # silence, threshold, ended silences: their sum and number; [H]
+        self._units: dict[str, dict[str, Tensor]] = {}  # silence, threshold, and sum and number of past silences; [H]
 
     def prepare(self, network: Network) -> None:
-        """Be ready to watch."""
+        """Start monitoring activations."""
         self._watch = ActivationMonitor(network, self._measure)
 
     def penalty(self, network: Network, batch: TensorDictBase) -> None:
-        """No penalty; the first batch shows which units are hidden."""
+        """Add no penalty. The first batch shows which units are hidden."""
         assert self._watch is not None
         if self._watch.confirm(batch):
             for unit in self._watch.hidden:
@@ -63,14 +70,14 @@ class SelfNormalizedResets(Intervention):
 
     @torch.no_grad()
     def after_update(self, network: Network) -> None:
-        """Count silences; at times reset, at times renew the thresholds."""
+        """Count silences. Reset units and adjust thresholds if due."""
         assert self._watch is not None
         seen = self._watch.pop_means()
         if not seen:
             return
         self._updates += 1
-        for name, share in seen.items():
-            state, fired = self._units[name], share > 0
+        for name, fraction in seen.items():
+            state, fired = self._units[name], fraction > 0
             ended = fired & (state["silence"] > 0)
             state["sum"] += torch.where(ended, state["silence"], 0.0)
             state["number"] += ended
@@ -82,13 +89,13 @@ class SelfNormalizedResets(Intervention):
                 self._renew(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Silences and thresholds."""
+        """Return silences and thresholds."""
         if self._watch is None or not self._watch.layers:
             return {}
         return {"watch": self._watch.state_dict(), "updates": self._updates, "units": self._units}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore silences and thresholds."""
         if state:
             assert self._watch is not None
             self._watch.load_state_dict(state["watch"])
@@ -97,12 +104,12 @@ class SelfNormalizedResets(Intervention):
             self._units = {name: {k: v.to(device) for k, v in unit.items()} for name, unit in state["units"].items()}
 
     def _measure(self, unit: TracedLayer, rows: Tensor, columns: Tensor) -> Tensor:
-        """The share of rows in which each column is positive. [in]."""
+        """Return the fraction of rows in which each column is positive. [in]."""
         first, self._looked = not self._looked, True
         if first and not self._updates and bool((rows < 0).any()):
             print(
-                "plastibench: self-normalized-resets counts silent units, but this network's activation is no ReLU; "
-                "expect few resets or none",
+                "plastibench: self-normalized-resets counts silent units, but the activation of this network is not a "
+                "ReLU; expect few or no resets",
                 file=sys.stderr,
             )
         return (rows > 0).float().mean(0)

@@ -1,4 +1,4 @@
-"""Utility-based Perturbed Gradient Descent: what is useless learns and is perturbed, what is useful is spared."""
+"""Utility-based Perturbed Gradient Descent (UPGD): protect useful weights, perturb the others."""
 
 from __future__ import annotations
 
@@ -9,49 +9,61 @@ import torch
 from torch import Tensor, nn
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
 from plastibench.nn.parameters import learning_rates
 from plastibench.nn.units import has_units
 
 
+@register_intervention(
+    "upgd", "SGD that protects useful weights and perturbs the others (UPGD, Elsayed & Mahmood 2024)"
+)
+@register_intervention(
+    "upgd-adam", "UPGD's gate applied to the steps of the agent's own optimizer (AdamUPGD)", rule="adam"
+)
 @dataclass
 class UPGD(Intervention):
-    """Each weight's step is multiplied by 1 - σ(its utility over the largest), and noise is added to the step.
+    """Add noise to the step of each weight, and multiply the step by 1 - s, which is smaller for useful weights.
 
-    The utility of a weight is the running mean of -g·θ, a first-order estimate of how much the loss would rise
-    without it (Elsayed & Mahmood 2024; mohmdelsayed/upgd, global and protecting form). As that ratio is at most 1, even
-    the most useful weight makes 27 % of its step, and one of no utility half of it.
+    The utility of a weight is the running mean of -g·θ, a first-order estimate of how much the loss would rise without
+    the weight. s = σ(utility / largest utility), so the most useful weight takes 27 % of its step, and a weight without
+    utility takes half of it. Source: Elsayed & Mahmood 2024 and mohmdelsayed/upgd, the global and weight-protecting
+    variant.
 
-    - ``sgd``: θ ← (1 - lr·decay)θ - lr·(g + noise·ξ)(1 - s). The optimizer's own step is replaced; its learning rate
-      times ``lr_factor`` counts (SGD wants about ten times Adam's).
-    - ``adam``: the step that the agent's optimizer makes, weight decay included, is gated instead: its form of the
-      method's Adam variant.
+    - ``sgd``: θ ← (1 - lr·decay)·θ - lr·(g + noise·ξ)·(1 - s). Replaces the step of the agent's optimizer. lr is the
+      optimizer's learning rate times ``lr_factor``, because SGD needs about ten times the learning rate of Adam.
+    - ``adam``: multiplies the step of the agent's optimizer, including weight decay, by 1 - s (AdamUPGD).
 
-    Noise spares parameters of norms, class token and position embeddings, which have no fan-in to set its scale.
-    Memory: two copies of the parameters. Its learning-rate schedule is the optimizer's.
+    Norms, class tokens and position embeddings get no noise, because they have no fan-in that would set its scale. The
+    learning-rate schedule is that of the optimizer. Memory: two copies of the parameters.
     """
 
-    rule: Literal["sgd", "adam"] = option("sgd", "whose step is gated: the gradient's, or the agent's optimizer's")
-    lr_factor: float = option(10.0, "for sgd: learning rate over the agent's", low=0)
-    noise: float = option(0.001, "standard deviation of the noise on the gradient (adam: on the step over lr)", low=0)
+    kind = "optimizer"
+    extra_memory = 1.0  # copies of the parameters of vit-nano
+
+    rule: Literal["sgd", "adam"] = option("sgd", "step to gate: an SGD step, or the step of the agent's optimizer")
+    lr_factor: float = option(10.0, "for sgd: learning rate, as a multiple of the agent's", low=0)
+    noise: float = option(
+        0.001, "standard deviation of the noise on the gradient (for adam: on the step divided by lr)", low=0
+    )
     decay: float = option(0.0, "for sgd: weight decay", low=0)
-    beta: float = option(0.9, "decay of the running mean of utilities", low=0, high=0.99999)
+    beta: float = option(0.9, "decay of the running mean of utilities, per update", low=0, high=0.99999)
 
     def __post_init__(self) -> None:
         self._utility: dict[str, Tensor] = {}
-        self._trained: dict[str, Tensor] = {}  # what the update under way moves
+        self._trained: dict[str, Tensor] = {}  # parameters of the current update
         self._before: list[Tensor] = []
         self._draws: torch.Generator | None = None
 
     def prepare(self, network: Network) -> None:
-        """A source of noise on the network's device."""
+        """Create the noise generator on the network's device."""
         self._draws = torch.Generator(network.device)
         self._draws.manual_seed(int(torch.randint(2**62, (), generator=network.generator)))
 
     @torch.no_grad()
     def before_update(self, network: Network) -> None:
-        """Renew the utilities, and remember the weights as they are."""
+        """Update the utilities, and store the current weights."""
         self._trained = {name: p for name, p in network.module.named_parameters() if p.grad is not None}
         for name in self._trained.keys() - self._utility.keys():
             self._utility[name] = torch.zeros_like(self._trained[name])
@@ -62,13 +74,13 @@ class UPGD(Intervention):
 
     @torch.no_grad()
     def after_update(self, network: Network) -> None:
-        """Gate the step that was made, or replace it."""
+        """Gate or replace the step of the optimizer."""
         weights = list(self._trained.values())
         if not weights:
             return
         utilities = self._utilities()
         largest = torch.stack([value.max() for value in utilities]).max().clamp_min(1e-30)
-        gates = torch._foreach_div(utilities, largest)  # the bias correction of both cancels
+        gates = torch._foreach_div(utilities, largest)  # the bias corrections cancel
         torch._foreach_neg_(gates)
         torch._foreach_sigmoid_(gates)  # 1 - s = σ(-U)
         factor = self.lr_factor if self.rule == "sgd" else 1.0
@@ -89,12 +101,12 @@ class UPGD(Intervention):
         torch._foreach_copy_(weights, self._before)
 
     def state_dict(self) -> dict[str, Any]:
-        """Utilities, and where the noise stands."""
+        """Return the utilities and the state of the noise generator."""
         draws = self._draws.get_state() if self._draws is not None else None
         return {"utility": self._utility, "draws": draws}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore the utilities and the noise generator."""
         self._utility = {name: value.clone() for name, value in state["utility"].items()}
         if self._draws is not None and state["draws"] is not None:
             self._draws.set_state(state["draws"].cpu())
@@ -103,13 +115,13 @@ class UPGD(Intervention):
         return [p.grad for p in self._trained.values() if p.grad is not None]
 
     def _utilities(self) -> list[Tensor]:
-        for name, parameter in self._trained.items():  # loaded from elsewhere
+        for name, parameter in self._trained.items():  # loaded on another device
             self._utility[name] = self._utility[name].to(parameter.device)
         return [self._utility[name] for name in self._trained]
 
 
 def _with_fan_in(module: nn.Module) -> set[str]:
-    """Parameters of Linear and Conv modules."""
+    """Return the names of the parameters of Linear and Conv modules."""
     return {
         f"{prefix}.{name}".lstrip(".")
         for prefix, child in module.named_modules()

@@ -1,4 +1,4 @@
-"""The Wasserstein regulariser (Lewandowski et al. 2024): keep the distribution of the initial weights."""
+"""Wasserstein regularizer: preserve the distribution of the initial weights (Lewandowski et al. 2024)."""
 
 from __future__ import annotations
 
@@ -12,38 +12,46 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
 from plastibench.nn.parameters import initial_values, trainable_parameters
 
 
+@register_intervention("wasserstein")
 @dataclass
 class Wasserstein(Intervention):
-    """λ Σ_i (θ_(i) − θ0_(i))² in the loss, over the sorted entries of each parameter tensor.
+    """Add the squared distance between sorted weights and sorted initial weights to the loss (Lewandowski et al. 2024).
 
-    The squared 2-Wasserstein distance between the entries now and at the start, up to a factor: unlike in L2-Init an
-    entry may move as far as it likes, if another takes its place. No code of the authors is public; ``sum`` follows the
-    formula, ``mean`` divides each tensor's sum by its entries, as the baseline of Chung et al. 2024 does
-    (wechu/parseval_reg). Constant tensors (biases of 0) are regularised as by L2-Init. Every tensor is sorted at
-    every application; with ``every`` above 1 only every so many updates, with the term that many times as large.
+    The term λ Σ_i (θ_(i) − θ₀_(i))² over the sorted entries of each parameter tensor is, up to a factor, the squared
+    2-Wasserstein distance between the current and the initial entries. Unlike in L2 Init, an entry may move freely if
+    another entry takes its value. For constant tensors, such as zero biases, the term is that of L2 Init.
+
+    The authors' code is not public. ``reduction="sum"`` follows the formula; ``mean`` divides the sum of each tensor by
+    its number of entries, as the baseline of Chung et al. 2024 does (wechu/parseval_reg). Each application sorts every
+    tensor. With ``every`` > 1 the term is applied every ``every`` updates and multiplied by ``every``.
     """
 
-    strength: float = option(1e-4, "λ", low=0)
-    reduction: Literal["sum", "mean"] = option("sum", "over the entries of each tensor")
+    kind = "regularizer"
+    extra_memory = 1.0  # copies of the parameters of vit-nano
+    extra_compute = "sorts every tensor at every update"
+
+    strength: float = option(1e-4, "regularization strength λ", low=0)
+    reduction: Literal["sum", "mean"] = option("sum", "sum or mean over the entries of each tensor")
     every: int = option(1, "updates between applications", low=1)
-    vectors: bool = option(True, "also regularise tensors of one dimension (biases)")
-    norms: bool = option(False, "also regularise the parameters of normalisation layers")
+    vectors: bool = option(True, "also regularize one-dimensional tensors (biases)")
+    norms: bool = option(False, "also regularize the parameters of normalization layers")
 
     def __post_init__(self) -> None:
         self._sorted: dict[str, Tensor] = {}
         self._updates = 0
 
     def prepare(self, network: Network) -> None:
-        """Sort the initial weights once."""
+        """Store the sorted initial weights."""
         initial_values(self._sorted, self._entries(network), _ascending)
 
     def penalty(self, network: Network, batch: TensorDictBase) -> Tensor | None:
-        """The distance, when it is time; tensors of one size are sorted together."""
+        """Return the regularization term, if due. Tensors of equal size are sorted together."""
         self._updates += 1
         if self._updates % self.every:
             return None
@@ -61,11 +69,11 @@ class Wasserstein(Intervention):
         return None if total is None else self.strength * self.every * total
 
     def state_dict(self) -> dict[str, Any]:
-        """The sorted initial weights and the count of updates."""
+        """Return the sorted initial weights and the number of updates."""
         return {"sorted": copy.copy(self._sorted), "updates": self._updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore both."""
+        """Restore the sorted initial weights and the number of updates."""
         self._sorted, self._updates = dict(state["sorted"]), state["updates"]
 
     def _entries(self, network: Network) -> dict[str, Tensor]:

@@ -10,43 +10,49 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.options import option
+from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.network import Network
 from plastibench.nn.parameters import trainable_layers
 
 
+@register_intervention("weight-clipping")
 @dataclass
 class WeightClipping(Intervention):
-    """Clamp weights and biases of every Linear and Conv2d to ±κ·b after every update.
+    """Clamp the weights to a multiple of their initialization bound after every update (Elsayed et al. 2024).
 
-    - ``fan-in``: b = 1/√fan_in, the bound of PyTorch's default initialisation (mohmdelsayed/weight-clipping).
-    - ``initial``: b is the largest magnitude among the module's weights and biases at the start. For networks that
-      are initialised otherwise, as timm's (standard deviation 0.02), where 1/√fan_in hardly binds.
+    Weights and biases of every Linear and Conv2d are clamped to ±κ·b. ``bound`` defines b:
 
-    A bias has the bound of its own module's weight. In the authors' code it has that of the weight before it in the
-    list of parameters, which is another module's where normalisation layers stand between, and a LayerNorm's scale
-    counts as a bias and would be clamped far below 1. Normalisation layers, class tokens, position embeddings and
-    other parameters that belong to no such module are spared. The optimizer's state stays: it may keep pushing.
+    - ``fan-in``: 1/√fan_in, the bound of PyTorch's default initialization (mohmdelsayed/weight-clipping).
+    - ``initial``: the largest initial magnitude among the weights and biases of the module. Use it for networks with
+      another initialization, such as timm's (standard deviation 0.02), whose weights rarely reach 1/√fan_in.
 
-    An intervention at a switch changes nothing and reports the share of entries that lie on their bound.
+    A bias has the same bound as the weight of its module. In the authors' code a bias has the bound of the preceding
+    weight in the parameter list, which may belong to another module; the scale of a LayerNorm counts as a bias there
+    and would be clamped far below 1. Normalization layers, class tokens, position embeddings and other parameters
+    outside Linear and Conv2d are not clamped. The optimizer state is kept.
+
+    ``intervene`` changes nothing. It reports the fraction of entries that are at their bound.
     """
 
-    kappa: float = option(2.0, "κ, the bound in units of that of the initialisation (authors: 1 to 5)", low=0)
-    bound: Literal["fan-in", "initial"] = option("fan-in", "what κ multiplies")
+    kind = "optimizer"
+
+    kappa: float = option(2.0, "bound κ, as a multiple of the initialization bound b (authors: 1 to 5)", low=0)
+    bound: Literal["fan-in", "initial"] = option("fan-in", "initialization bound b")
     output: bool = option(
-        True, "also clip the output layers: those that the network names, or the module with units registered last"
+        True, "also clamp the output layers: those that the network names, or else the last registered layer"
     )
 
     def __post_init__(self) -> None:
         self._largest: dict[str, float] = {}
 
     def prepare(self, network: Network) -> None:
-        """Keep the largest initial magnitudes, where they are the bound."""
+        """Store the largest initial magnitudes if they define the bound."""
         self._bounded(network)
 
     @torch.no_grad()
     def after_update(self, network: Network) -> None:
-        """Clamp, in place."""
+        """Clamp the parameters in place."""
         pairs: list[tuple[Tensor, float]] = [
             (parameter, bound)
             for layer, bound in self._bounded(network).values()
@@ -58,30 +64,30 @@ class WeightClipping(Intervention):
             torch._foreach_clamp_max_(parameters, bounds)
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
-        """Report what was clipped."""
+        """Report the fraction of clamped entries by module."""
         report = Report()
-        for name, share in self.clipped(network).items():
-            report.note(name, clipped=float(share))
+        for name, fraction in self.clipped(network).items():
+            report.note(name, clipped=float(fraction))
         return report
 
     @torch.no_grad()
     def clipped(self, network: Network) -> dict[str, Tensor]:
-        """Share of each module's entries that lie on their bound, by its name; does not wait for the device."""
+        """Return the fraction of entries at their bound by module name, without synchronizing with the device."""
         return {
             name: torch.cat([_on_bound(p, bound) for p in layer.parameters(recurse=False)]).float().mean()
             for name, (layer, bound) in self._bounded(network).items()
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The largest initial magnitudes, by module."""
+        """Return the largest initial magnitudes by module."""
         return {"largest": dict(self._largest)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore the largest initial magnitudes."""
         self._largest = dict(state["largest"])
 
     def _bounded(self, network: Network) -> dict[str, tuple[nn.Linear | nn.Conv2d, float]]:
-        """Each clipped module with its bound; one that is seen for the first time, as after a rebuild, is measured."""
+        """Return each clamped module with its bound. New modules, e.g. after a rebuild, are measured first."""
         found = trainable_layers(network, output=self.output)
         if self.bound == "fan-in":
             return {name: (layer, self.kappa * layer.weight[0].numel() ** -0.5) for name, layer in found.items()}
@@ -91,5 +97,5 @@ class WeightClipping(Intervention):
 
 
 def _on_bound(parameter: Tensor, bound: float) -> Tensor:
-    limit = torch.full((), bound, dtype=parameter.dtype, device=parameter.device)  # rounded as clamping rounds
+    limit = torch.full((), bound, dtype=parameter.dtype, device=parameter.device)  # same rounding as the clamp
     return (parameter.abs() >= limit).flatten()

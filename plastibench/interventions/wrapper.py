@@ -1,4 +1,4 @@
-"""An intervention around another one: what Recouple, Distil and Rehearse share."""
+"""Base class of Recouple, Distil and Rehearse, which apply another intervention first."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from plastibench.nn.network import Network
 
 @dataclass
 class Wrapper(Intervention):
-    """Every hook is the inner intervention's; a subclass adds to ``intervene``."""
+    """Forward every hook to an inner intervention. Subclasses override ``intervene``."""
 
-    inner: str | Intervention = option("redo", "the intervention that acts first: a registered name")
-    inner_options: tuple[str, ...] = option((), "options of the inner intervention: tau=0.2,modules=all")
+    inner: str | Intervention = option("redo", "name of the inner intervention, which acts first")
+    inner_options: tuple[str, ...] = option((), "options of the inner intervention, e.g. tau=0.2,modules=all")
 
     def __post_init__(self) -> None:
         if isinstance(self.inner, Intervention):
@@ -29,10 +29,10 @@ class Wrapper(Intervention):
         entry = interventions[self.inner]
         pairs = [text.partition("=") for text in self.inner_options]
         values = {**entry.defaults, **{name: value for name, _, value in pairs}}
-        self._inner = build(entry.load(), values, f"intervention {self.inner}, inside {type(self).__name__.lower()}")
+        self._inner = build(entry.load(), values, f"intervention {self.inner} (inside {type(self).__name__.lower()})")
 
     def wrapped(self) -> tuple[Intervention, ...]:
-        """The inner intervention."""
+        """Return the inner intervention."""
         return (self._inner,)
 
     def prepare(self, network: Network) -> None:
@@ -48,17 +48,17 @@ class Wrapper(Intervention):
         self._inner.after_update(network)
 
     def penalty(self, network: Network, batch: TensorDictBase) -> Tensor | None:
-        """The inner intervention's penalty."""
+        """Forward to the inner intervention."""
         return self._inner.penalty(network, batch)
 
     def evaluated(self, network: Network) -> nn.Module:
-        """What the inner intervention evaluates."""
+        """Forward to the inner intervention."""
         return self._inner.evaluated(network)
 
     def state_dict(self) -> dict[str, Any]:
-        """The inner intervention's state."""
+        """Return the state of the inner intervention."""
         return self._inner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the inner intervention's state."""
+        """Restore the state of the inner intervention."""
         self._inner.load_state_dict(state)

@@ -14,10 +14,10 @@ from plastibench.interventions.base import Intervention
 
 @dataclass(frozen=True)
 class Sample:
-    share: float = option(0.5, "a share", low=0, high=1)
+    share: float = option(0.5, "a fraction", low=0, high=1)
     batch_size: int = option(4, "a count", low=1)
     top: float = option(0.0, "a bounded number", high=9)
-    fast: bool = option(False, "a switch")
+    fast: bool = option(False, "a flag")
     name: str = option("x", "a text")
     limit: int | None = option(None, "may be none", low=1)
     mode: Literal["one", "two"] = option("one", "a choice")
@@ -49,7 +49,7 @@ class Sample:
         ("noise", "0.3", (0.3,)),
     ],
 )
-def test_values_become_what_the_option_says(name: str, given: object, value: object) -> None:
+def test_values_are_converted_to_the_type_of_the_option(name: str, given: object, value: object) -> None:
     found = getattr(build(Sample, {name: given}, "sample"), name.replace("-", "_"))
     assert found == value and type(found) is type(value)
 
@@ -66,18 +66,18 @@ def test_values_become_what_the_option_says(name: str, given: object, value: obj
         ("share", True, "sample: share is True; expected a number"),
         ("share", [0.5], "sample: share is [0.5]; expected a number"),
         ("share", date(2024, 1, 1), "expected a number"),
-        ("batch-size", "1.5", "sample: batch-size is '1.5'; expected a whole number"),
-        ("batch_size", 1.5, "sample: batch_size is 1.5; expected a whole number"),
+        ("batch-size", "1.5", "sample: batch-size is '1.5'; expected an integer"),
+        ("batch_size", 1.5, "sample: batch_size is 1.5; expected an integer"),
         ("batch_size", 0, "sample: batch_size is 0; it must be at least 1"),
-        ("batch_size", float("inf"), "sample: batch_size is inf; expected a whole number"),
-        ("batch_size", float("nan"), "sample: batch_size is nan; expected a whole number"),
+        ("batch_size", float("inf"), "sample: batch_size is inf; expected an integer"),
+        ("batch_size", float("nan"), "sample: batch_size is nan; expected an integer"),
         ("share", 10**400, "expected a"),
         ("top", 10, "sample: top is 10.0; it must be at most 9"),
         ("fast", "maybe", "sample: fast is 'maybe'; expected true or false"),
         ("fast", 1, "sample: fast is 1; expected true or false"),
         ("name", 3, "sample: name is 3; expected text"),
         ("limit", "0", "sample: limit is 0; it must be at least 1"),
-        ("limit", "few", "sample: limit is 'few'; expected a whole number"),
+        ("limit", "few", "sample: limit is 'few'; expected an integer"),
         ("mode", "tow", "sample: mode is 'tow'; did you mean 'two'? (choose from one, two)"),
         ("mode", ["one"], "choose from one, two"),
         ("noise", "0.1,x", "sample: noise is 'x'; expected a number"),
@@ -85,16 +85,16 @@ def test_values_become_what_the_option_says(name: str, given: object, value: obj
         ("noise", 0.1, "sample: noise is 0.1; expected a list"),
         ("noise", {"a": 1}, "expected a list"),
         ("batchsize", 3, "sample has no option 'batchsize'; did you mean 'batch-size'?"),
-        ("zzz", 3, "sample has no option 'zzz' (it has: share, batch-size, top, fast, name, limit, mode, noise)"),
+        ("zzz", 3, "sample has no option 'zzz' (options: share, batch-size, top, fast, name, limit, mode, noise)"),
     ],
 )
-def test_a_wrong_value_is_told_in_one_line(name: str, given: object, message: str) -> None:
+def test_invalid_value_is_reported_in_one_line(name: str, given: object, message: str) -> None:
     with pytest.raises(UserError) as caught:
         build(Sample, {name: given}, "sample")
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_what_the_class_itself_checks_is_told_with_its_place() -> None:
+def test_value_error_of_the_class_is_reported_with_its_place() -> None:
     @dataclass
     class Strict:
         a: int = option(1, "")
@@ -108,7 +108,7 @@ def test_what_the_class_itself_checks_is_told_with_its_place() -> None:
         build(Strict, {"a": 13}, "here")
 
 
-def test_plain_values_leave_out_none_and_turn_tuples_into_lists() -> None:
+def test_as_dict_omits_none_and_converts_tuples_to_lists() -> None:
     assert as_dict(Sample()) == {
         "share": 0.5,
         "batch_size": 4,
@@ -122,7 +122,7 @@ def test_plain_values_leave_out_none_and_turn_tuples_into_lists() -> None:
     assert build(Sample, as_dict(Sample(limit=2, noise=())), "sample") == Sample(limit=2, noise=())
 
 
-def test_fields_that_the_constructor_does_not_take_are_no_options() -> None:
+def test_fields_outside_the_constructor_are_not_options() -> None:
     @dataclass
     class Hidden:
         a: int = option(1, "")
@@ -133,9 +133,9 @@ def test_fields_that_the_constructor_does_not_take_are_no_options() -> None:
         build(Hidden, {"b": 1}, "hidden")
 
 
-def test_an_intervention_without_options_need_not_be_a_dataclass() -> None:
+def test_intervention_without_options_need_not_be_a_dataclass() -> None:
     class Plain(Intervention):
-        """A user's method that has nothing to set."""
+        """A custom method without options."""
 
     assert isinstance(build(Plain, {}, "intervention plain"), Plain)
     assert as_dict(Plain()) == {}
@@ -147,11 +147,11 @@ def test_an_intervention_without_options_need_not_be_a_dataclass() -> None:
     ("name", "text"),
     [("share", "float"), ("batch_size", "int"), ("mode", "{one,two}"), ("noise", "float,…"), ("name", "text")],
 )
-def test_help_names_the_values(name: str, text: str) -> None:
+def test_help_describes_the_type(name: str, text: str) -> None:
     assert describe_type(Sample, name) == text
 
 
-def test_help_names_the_type_of_an_option_that_may_be_none() -> None:
+def test_help_describes_the_type_of_an_optional_value() -> None:
     assert "int" in describe_type(Sample, "limit")
 
 

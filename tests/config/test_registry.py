@@ -4,7 +4,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from plastibench.config.errors import UserError
 from plastibench.config.registry import Registry
 
 GOOD = '''\
-"""A package that brings a method."""
+"""A package that provides a method."""
 
 from dataclasses import dataclass
 
@@ -25,7 +24,7 @@ from plastibench import Intervention, Report, option
 class Halve(Intervention):
     """Halve every weight."""
 
-    factor: float = option(0.5, "what is left of each weight", low=0, high=1)
+    factor: float = option(0.5, "fraction of each weight that remains", low=0, high=1)
 
     def intervene(self, network, batch):
         for parameter in network.module.parameters():
@@ -35,13 +34,13 @@ class Halve(Intervention):
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Registry:
-    monkeypatch.setitem(sys.modules, "no_builtins", SimpleNamespace())
-    return Registry("intervention", "no_builtins")
+def fresh() -> Registry:
+    """A registry without built-in names."""
+    return Registry("intervention")
 
 
 def install(folder: Path, entry_points: str, **modules: str) -> None:
-    """What pip leaves behind of a package: its modules and its metadata."""
+    """Write the modules and metadata of an installed package."""
     metadata = folder / "fake_plugin-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-plugin\nVersion: 1.0\n")
@@ -50,49 +49,89 @@ def install(folder: Path, entry_points: str, **modules: str) -> None:
         (folder / f"{name}.py").write_text(text)
 
 
-def test_a_name_is_registered_by_decorator_with_its_first_docstring_line(fresh: Registry) -> None:
+def test_decorator_registers_class_with_first_docstring_line(fresh: Registry) -> None:
     @fresh.register("mine", tau=0.3)
     class Mine:
         """My method.
 
-        With more to say.
+        More text.
         """
 
     assert fresh["mine"].load() is Mine
-    assert (fresh["mine"].summary, dict(fresh["mine"].defaults)) == ("My method.", {"tau": 0.3})
+    assert (fresh["mine"].summary, dict(fresh["mine"].defaults)) == ("My method", {"tau": 0.3})
 
 
-def test_a_name_cannot_be_taken_twice(fresh: Registry) -> None:
-    fresh.add("mine", int, "first")
-    with pytest.raises(ValueError, match="intervention 'mine' is registered already"):
-        fresh.add("mine", float, "second")
-    with pytest.raises(ValueError, match="registered already"):
-        fresh.register("mine")(type("Other", (), {}))
+def test_decorator_can_be_repeated_with_other_names_and_summaries(fresh: Registry) -> None:
+    @fresh.register("mine")
+    @fresh.register("mine-fast", "My method, faster", name="an option called name")
+    class Mine:
+        """My method."""
+
+    assert fresh["mine"].load() is fresh["mine-fast"].load() is Mine
+    assert fresh["mine"].summary == "My method"
+    assert fresh["mine-fast"].summary == "My method, faster"
+    assert fresh["mine-fast"].defaults == {"name": "an option called name"}
+
+
+def test_star_in_a_name_fills_the_option_with_the_rest(fresh: Registry) -> None:
+    @fresh.register("game-*", "A game", id="*", frames=4)
+    class Game:
+        pass
+
+    assert fresh["game-pong"].defaults == {"id": "pong", "frames": 4}
+    assert fresh["game-pong"].name == "game-pong" and fresh["game-pong"].load() is Game
+    assert list(fresh.all()) == ["game-*"]
+    with pytest.raises(UserError, match="unknown intervention 'game-'"):
+        fresh["game-"]
+
+
+def test_registering_a_taken_name_is_an_error(fresh: Registry) -> None:
+    fresh.register("mine")(int)
+    with pytest.raises(ValueError, match="intervention 'mine' is already registered"):
+        fresh.register("mine")(float)
     assert fresh["mine"].load() is int
 
 
 @pytest.mark.parametrize("kind", ["envs", "agents", "interventions"])
-def test_a_builtin_name_cannot_be_overwritten(kind: str) -> None:
+def test_registering_a_builtin_name_is_an_error(kind: str) -> None:
     known = getattr(registry, kind)
     name = next(iter(known.all()))
     before = known[name]
-    with pytest.raises(ValueError, match="registered already"):
-        known.add(name, int, "mine")
+    with pytest.raises(ValueError, match="already registered"):
+        known.register(name)(int)
     assert known[name] is before
 
 
-def test_an_unknown_name_is_told_with_the_closest_one_and_where_to_look() -> None:
-    with pytest.raises(UserError) as caught:
+def test_unknown_name_is_reported_with_the_closest_name() -> None:
+    with pytest.raises(
+        UserError, match="unknown intervention 'shrink-pertrub'; did you mean 'shrink-perturb'"
+    ) as caught:
         registry.interventions["shrink-pertrub"]
-    assert str(caught.value) == (
-        "no intervention 'shrink-pertrub'; did you mean 'shrink-perturb'?"
-        " (plastibench list interventions shows all; --plugin brings your own)"
-    )
-    with pytest.raises(UserError, match=r"no agent 'qqqqq' \(plastibench list agents"):
+    assert "plastibench list interventions" in str(caught.value)
+    with pytest.raises(UserError, match=r"unknown agent 'qqqqq' \("):
         registry.agents["qqqqq"]
 
 
-def test_every_builtin_name_loads_a_class_of_its_kind() -> None:
+def test_list_functions_return_names_that_match_a_pattern() -> None:
+    import plastibench
+
+    assert plastibench.list_interventions() == list(registry.interventions.all())
+    assert plastibench.list_interventions("rnr*") == ["rnr", "rnr-decay", "rnr-mlp", "rnr-attention", "rnr-layernorm"]
+    assert plastibench.list_agents("vit-*-hnt") == ["vit-tiny-hnt", "vit-small-hnt"]
+    assert "cl-digits" in plastibench.list_envs("cl-*")
+    assert plastibench.list_envs("nothing") == []
+
+
+def test_baseline_is_listed_first_and_kinds_are_grouped() -> None:
+    kinds = [entry.kind for entry in registry.interventions.builtin().values()]
+    assert next(iter(registry.interventions.builtin())) == "none"
+    assert list(dict.fromkeys(kinds)) == list(registry.interventions._kinds)
+    assert kinds == sorted(kinds, key=registry.interventions._kinds.index)
+    for known in (registry.agents, registry.envs):
+        assert {entry.kind for entry in known.builtin().values()} == set(known._kinds)
+
+
+def test_every_builtin_name_loads_a_class_of_the_right_type() -> None:
     from plastibench.agents.classifier_config import ClassifierConfig
     from plastibench.agents.offpolicy_agent import OffPolicyConfig
     from plastibench.envs.rl_env import RLEnvConfig
@@ -110,7 +149,7 @@ def test_every_builtin_name_loads_a_class_of_its_kind() -> None:
             assert issubclass(entry.load(), bases)
 
 
-def test_public_names_are_importable_and_unknown_ones_are_an_attribute_error() -> None:
+def test_public_names_are_importable() -> None:
     import plastibench
 
     for name in plastibench.__all__:
@@ -119,7 +158,7 @@ def test_public_names_are_importable_and_unknown_ones_are_an_attribute_error() -
         plastibench.nothing  # noqa: B018
 
 
-def test_a_public_name_is_the_same_object_before_and_after_the_folder_of_that_name_is_imported() -> None:
+def test_importing_a_package_does_not_change_a_public_name() -> None:
     root = Path(registry.__file__).parents[1]
     code = """
 import importlib, plastibench
@@ -135,27 +174,21 @@ for name in ("interventions", "agents", "envs"):
 
 @pytest.fixture
 def rescan(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Registry]:
-    """A registry of the built-in interventions that looks for entry points anew."""
-
-    def make() -> Registry:
-        known = Registry("intervention", "plastibench.interventions")
-        known._entries.update(registry.interventions._entries)
-        return known
-
-    return make
+    """Create a registry of the built-in interventions that has not looked for entry points yet."""
+    return lambda: Registry("intervention", "plastibench.interventions")
 
 
-def test_a_package_brings_an_intervention_by_entry_point(
+def test_entry_point_provides_an_intervention(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rescan: Callable[[], Registry]
 ) -> None:
     install(tmp_path, "halve = good_plugin:Halve\n", good_plugin=GOOD)
     monkeypatch.syspath_prepend(tmp_path)
     found = rescan()["halve"]
     assert found.load().__name__ == "Halve"
-    assert found.summary == "Halve every weight."
+    assert found.summary == "Halve every weight"
 
 
-def test_a_package_that_also_uses_the_decorator_is_registered_once(
+def test_entry_point_whose_module_also_uses_the_decorator_is_registered_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rescan: Callable[[], Registry], capsys: pytest.CaptureFixture[str]
 ) -> None:
     known = rescan()
@@ -179,7 +212,7 @@ def test_a_package_that_also_uses_the_decorator_is_registered_once(
         ("x = 1", "AttributeError"),
     ],
 )
-def test_a_broken_package_is_named_in_one_line_and_takes_nothing_down(
+def test_broken_entry_point_is_reported_in_one_line_and_skipped(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     rescan: Callable[[], Registry],
@@ -193,11 +226,11 @@ def test_a_broken_package_is_named_in_one_line_and_takes_nothing_down(
     known = rescan()
     assert "halve" in known.all() and "rnr" in known.all() and "aaa" not in known.all()
     error = capsys.readouterr().err
-    assert error.startswith("plastibench: plugin aaa (broken_plugin:Halve) does not load: ") and reason in error
+    assert error.startswith("plastibench: cannot load plugin aaa (broken_plugin:Halve): ") and reason in error
     assert error.count("\n") == 1
 
 
-def test_a_package_cannot_replace_a_builtin_method(
+def test_entry_point_cannot_replace_a_builtin_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rescan: Callable[[], Registry]
 ) -> None:
     install(tmp_path, "rnr = good_plugin:Halve\n", good_plugin=GOOD)
@@ -205,25 +238,46 @@ def test_a_package_cannot_replace_a_builtin_method(
     assert rescan().all()["rnr"].load().__name__ == "RnR"
 
 
-def test_importing_plastibench_imports_neither_torch_nor_numpy() -> None:
-    code = (
-        "import sys, plastibench, plastibench.config.registry; "
-        "print({'torch', 'numpy', 'gymnasium'} & set(sys.modules))"
-    )
-    root = Path(registry.__file__).parents[1]
+def modules_after(code: str) -> set[str]:
+    """Heavy modules that are loaded after ``code`` has run in a new process."""
+    code += "\nimport sys; print(*{'torch', 'numpy', 'gymnasium', 'timm'} & set(sys.modules), file=sys.stderr)"
+    root = Path(registry.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
-    assert done.stdout == "set()\n"
+    return set(done.stderr.split("\n")[-2].split())
 
 
-# Plugins in a file, through the command line ----------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import plastibench.config.registry",
+        "import plastibench; plastibench.list_interventions(); plastibench.list_agents(); plastibench.list_envs()",
+        "from plastibench.cli.main import main\ntry: main(['list'])\nexcept SystemExit: pass",
+        "from plastibench.cli.main import main\n"
+        "try: main('run cl-digits --agent mlp --intervention rrn'.split())\nexcept SystemExit: pass",
+    ],
+)
+def test_names_are_listed_and_checked_without_importing_torch(code: str) -> None:
+    assert modules_after(code) == set()
+
+
+def test_looking_up_a_class_imports_its_module_only() -> None:
+    code = "from plastibench.config.registry import interventions; interventions['rnr'].load()"
+    code += "\nimport sys; print(*(m for m in sys.modules if 'plastibench.interventions.' in m), file=sys.stderr)"
+    root = Path(registry.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    names = {name.rpartition(".")[2] for name in done.stderr.split("\n")[-2].split()}
+    assert names == {"base", "rnr", "recouple", "revive", "wrapper"}
+
+
+# Plugins in a file, on the command line -------------------------------------------------------------------------
 
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A short file with a method of one's own, and a registry that forgets it afterwards."""
+    """A file with a custom method. The registry is restored after the test."""
     monkeypatch.setattr(registry.interventions, "_entries", dict(registry.interventions.all()))
-    text = GOOD.replace("@dataclass", '@interventions.register("halve")\n@dataclass')
-    text = text.replace("\n\n\n@", "\nfrom plastibench.config.registry import interventions\n\n\n@", 1)
+    text = GOOD.replace("@dataclass", '@register_intervention("halve")\n@dataclass')
+    text = text.replace("\n\n\n@", "\nfrom plastibench import register_intervention\n\n\n@", 1)
     path = tmp_path / "my_method.py"
     path.write_text(text)
     return path
@@ -233,20 +287,23 @@ BUDGET = ["--agent", "mlp", "--agent.width", "8", "--env.epochs", "2", "--env.tr
 BUDGET += ["--env.stop-after", "3", "--device", "cpu", "--quiet"]
 
 
-def test_a_file_by_plugin_is_listed(plugin: Path, say: Callable[..., Any]) -> None:
+def test_plugin_file_is_listed(plugin: Path, say: Callable[..., Any]) -> None:
     done = say("list", "interventions", "--plugin", plugin)
-    assert done.status == 0 and "halve" in done.out and "Halve every weight." in done.out
-    (line,) = (line for line in done.out.splitlines() if "your own" in line)
-    assert line.split()[:4] == ["halve", "your", "own", "intervene"]
+    assert done.status == 0 and "halve" in done.out and "Halve every weight" in done.out
+    (line,) = (line for line in done.out.splitlines() if "halve" in line)
+    assert line.split()[:4] == ["halve", "custom", "intervene", "?"]
 
 
-def test_the_options_of_a_plugin_are_in_the_help(plugin: Path, say: Callable[..., Any]) -> None:
+def test_help_shows_the_options_of_a_plugin(plugin: Path, say: Callable[..., Any]) -> None:
     done = say("run", "cl-digits", "--intervention", "halve", "--plugin", plugin, "--help")
     assert done.status == 0
-    assert "--intervention.factor float" in done.out and "what is left of each weight (0 to 1, default 0.5)" in done.out
+    assert (
+        "--intervention.factor float" in done.out
+        and "fraction of each weight that remains (0 to 1, default 0.5)" in done.out
+    )
 
 
-def test_a_plugin_runs_with_its_options_and_stands_in_the_leaderboard(
+def test_plugin_runs_with_its_options_and_appears_in_the_leaderboard(
     plugin: Path, tmp_path: Path, say: Callable[..., Any]
 ) -> None:
     runs = tmp_path / "runs"
@@ -258,7 +315,7 @@ def test_a_plugin_runs_with_its_options_and_stands_in_the_leaderboard(
     assert board.status == 0 and "halve factor=0.25" in board.out and "none" in board.out
 
 
-def test_a_plugin_may_postpone_its_annotations(plugin: Path, tmp_path: Path, say: Callable[..., Any]) -> None:
+def test_plugin_with_postponed_annotations(plugin: Path, tmp_path: Path, say: Callable[..., Any]) -> None:
     path = tmp_path / "postponed.py"
     path.write_text("from __future__ import annotations\n" + plugin.read_text().replace('"halve"', '"postponed"'))
     done = say("run", "cl-digits", "--intervention", "postponed", "--plugin", path, "--help")
@@ -266,11 +323,11 @@ def test_a_plugin_may_postpone_its_annotations(plugin: Path, tmp_path: Path, say
     assert "--intervention.factor float" in done.out
 
 
-def test_a_plugin_without_options_needs_no_dataclass(plugin: Path, tmp_path: Path, say: Callable[..., Any]) -> None:
+def test_plugin_without_options_needs_no_dataclass(plugin: Path, tmp_path: Path, say: Callable[..., Any]) -> None:
     path = tmp_path / "bare.py"
     path.write_text(
-        "from plastibench import Intervention, Report\nfrom plastibench.config.registry import interventions\n\n\n"
-        '@interventions.register("bare")\n'
+        "from plastibench import Intervention, Report, register_intervention\n\n\n"
+        '@register_intervention("bare")\n'
         "class Bare(Intervention):\n"
         '    """Set every bias to zero."""\n\n'
         "    def intervene(self, network, batch):\n"
@@ -281,14 +338,14 @@ def test_a_plugin_without_options_needs_no_dataclass(plugin: Path, tmp_path: Pat
     assert "bare" in done.out
 
 
-def test_a_plugin_that_takes_a_builtin_name_is_refused(plugin: Path, say: Callable[..., Any]) -> None:
+def test_plugin_with_a_builtin_name_is_refused(plugin: Path, say: Callable[..., Any]) -> None:
     plugin.write_text(plugin.read_text().replace('"halve"', '"rnr"'))
     done = say("list", "--plugin", plugin)
-    assert done.status == 2 and "'rnr' is registered already" in done.err and done.err.count("\n") == 1
+    assert done.status == 2 and "'rnr' is already registered" in done.err and done.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("text", ["1/0", "def broken(:", "import does_not_exist", "raise SystemExit(7)"])
-def test_a_plugin_that_does_not_load_is_named_in_one_line(tmp_path: Path, say: Callable[..., Any], text: str) -> None:
+def test_plugin_that_does_not_load_is_reported_in_one_line(tmp_path: Path, say: Callable[..., Any], text: str) -> None:
     path = tmp_path / "broken.py"
     path.write_text(text)
     done = say("list", "--plugin", path)
@@ -296,6 +353,6 @@ def test_a_plugin_that_does_not_load_is_named_in_one_line(tmp_path: Path, say: C
 
 
 @pytest.mark.parametrize("name", ["nowhere.py", "no_such_module", ""])
-def test_a_plugin_that_does_not_exist_is_named_in_one_line(say: Callable[..., Any], name: str) -> None:
+def test_missing_plugin_is_reported_in_one_line(say: Callable[..., Any], name: str) -> None:
     done = say("list", "--plugin", name)
     assert done.status == 2 and done.err.count("\n") == 1 and f"--plugin {name}" in done.err

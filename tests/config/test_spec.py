@@ -15,7 +15,7 @@ def spec(**changes: Any) -> RunSpec:
     return RunSpec.make("cl-digits", "vit-nano", "rnr", **changes)
 
 
-def test_every_combination_of_names_survives_toml_and_has_an_id_of_its_own() -> None:
+def test_every_combination_of_names_survives_toml_and_has_a_unique_id() -> None:
     ids = set()
     combinations = list(itertools.product(registry.envs.all(), registry.agents.all(), registry.interventions.all()))
     for names in combinations:
@@ -54,12 +54,12 @@ def test_changed_options_survive_toml(changes: dict[str, Any]) -> None:
         ("redo", "ac06e1"),
     ],
 )
-def test_options_that_came_later_leave_the_identity_of_earlier_runs(name: str, known: str) -> None:
+def test_ids_of_older_specs_are_unchanged(name: str, known: str) -> None:
     assert RunSpec.make("cl-digits", "vit-nano", name).id == f"cl-digits_vit-nano_{name}_s0_{known}"
 
 
-def test_an_option_set_to_none_stays_none_in_toml() -> None:
-    first = spec(env_options={"train_size": "none"})  # cl-digits would take 200
+def test_option_set_to_none_stays_none_in_toml() -> None:
+    first = spec(env_options={"train_size": "none"})  # the default of cl-digits is 200
     assert first.create("env").train_size is None
     again = RunSpec.from_toml(first.to_toml())
     assert again.create("env").train_size is None
@@ -75,7 +75,7 @@ def test_recouple_around_another_method_survives_toml() -> None:
     assert again.create("intervention")._inner.tau == 0.2
 
 
-def test_the_id_does_not_depend_on_spelling_or_order_or_the_number_of_the_gpu() -> None:
+def test_id_depends_neither_on_spelling_nor_order_nor_gpu_index() -> None:
     one = spec(agent_options={"batch-size": "32", "lr": "1e-3"}, device="cuda:0")
     other = spec(agent_options={"lr": 0.001, "batch_size": 32.0}, device="cuda:1")
     assert one.id == other.id
@@ -96,18 +96,18 @@ def test_the_id_does_not_depend_on_spelling_or_order_or_the_number_of_the_gpu() 
         {"metrics": ("activity",)},
     ],
 )
-def test_any_changed_option_changes_the_id_and_only_seed_and_metrics_keep_the_group(changes: dict[str, Any]) -> None:
+def test_every_changed_option_changes_the_id_and_only_seed_and_metrics_keep_the_group(changes: dict[str, Any]) -> None:
     assert spec(**changes).id != spec().id
     assert (spec(**changes).group() == spec().group()) == (not {"seed", "metrics"}.isdisjoint(changes))
 
 
-def test_names_with_the_same_options_still_have_different_ids() -> None:
+def test_names_with_the_same_options_have_different_ids() -> None:
     explicit = RunSpec.make("cl-digits", "mlp", "reset", intervention_options={"select": "mlp"})
     named = RunSpec.make("cl-digits", "mlp", "reset-mlp")
     assert explicit.intervention[1] == named.intervention[1] and explicit.id != named.id
 
 
-def test_changed_lists_what_differs_from_the_name_and_not_from_the_class() -> None:
+def test_changed_returns_differences_from_the_name_not_from_the_class() -> None:
     assert spec().changed("env") == {}
     found = spec(env_options={"epochs": 2, "train_size": 200}, intervention_options={"tau": 0.5})
     assert found.changed("env") == {"epochs": 2}
@@ -115,11 +115,11 @@ def test_changed_lists_what_differs_from_the_name_and_not_from_the_class() -> No
     assert RunSpec.make("cl-digits", "mlp", "reset-mlp").changed("intervention") == {}
 
 
-def test_changed_names_an_option_that_was_set_to_none() -> None:
+def test_changed_includes_an_option_set_to_none() -> None:
     assert "train_size" in spec(env_options={"train_size": "none"}).changed("env")
 
 
-def test_a_spec_creates_what_it_says() -> None:
+def test_spec_creates_env_agent_and_intervention_with_its_options() -> None:
     found = spec(env_options={"epochs": 3}, agent_options={"dim": 32}, intervention_options={"quantile": 0.1})
     assert (found.create("env").epochs, found.create("env").train_size) == (3, 200)
     assert (found.create("agent").dim, found.create("agent").batch_size) == (32, 64)
@@ -127,7 +127,7 @@ def test_a_spec_creates_what_it_says() -> None:
     assert found.create("intervention") is not found.create("intervention")
 
 
-def test_a_spec_cannot_be_changed() -> None:
+def test_spec_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         spec().env = ("cl-mnist", {})
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -137,9 +137,9 @@ def test_a_spec_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "changes", "message"),
     [
-        (("cl-digit", "mlp"), {}, "no env 'cl-digit'; did you mean 'cl-digits'?"),
-        (("cl-digits", "mpl"), {}, "no agent 'mpl'; did you mean 'mlp'?"),
-        (("cl-digits", "mlp", "rmr"), {}, "no intervention 'rmr'; did you mean 'rnr'?"),
+        (("cl-digit", "mlp"), {}, "unknown env 'cl-digit'; did you mean 'cl-digits'?"),
+        (("cl-digits", "mpl"), {}, "unknown agent 'mpl'; did you mean 'mlp'?"),
+        (("cl-digits", "mlp", "rmr"), {}, "unknown intervention 'rmr'; did you mean 'rnr'?"),
         (("cl-digits", "mlp"), {"seed": -1}, "run: seed is -1; it must be at least 0"),
         (("cl-digits", "mlp"), {"sed": 1}, "run has no option 'sed'; did you mean 'seed'?"),
         (("cl-digits", "mlp"), {"agent_options": {"lr": "fast"}}, "agent mlp: lr is 'fast'; expected a number"),
@@ -148,11 +148,11 @@ def test_a_spec_cannot_be_changed() -> None:
         (
             ("cl-digits", "mlp", "recouple"),
             {"intervention_options": {"inner_options": "taw=1"}},
-            "intervention redo, inside recouple has no option 'taw'; did you mean 'tau'?",
+            "intervention redo (inside recouple) has no option 'taw'; did you mean 'tau'?",
         ),
     ],
 )
-def test_mistakes_are_told_where_the_spec_is_made(
+def test_invalid_names_and_options_are_reported(
     arguments: tuple[str, ...], changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -164,19 +164,19 @@ def test_mistakes_are_told_where_the_spec_is_made(
     ("text", "message"),
     [
         ("[env", "x is not valid TOML"),
-        ("[agents]\nname='mlp'", "x: no table [agents]; did you mean 'agent'?"),
+        ("[agents]\nname='mlp'", "x: unknown table [agents]; did you mean 'agent'?"),
         ("env = 'cl-digits'", "x: env must be a table, as in [env]"),
         ("[env]\nepochs=2", "x: [env] has no name"),
         ("[env]\nname=3", "name"),
         ("[intervention]\nname=3", "name"),
     ],
 )
-def test_mistakes_in_a_spec_file_are_told(text: str, message: str) -> None:
+def test_invalid_spec_file_is_reported(text: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         read_tables(text, "x")
     assert message in str(caught.value)
 
 
-def test_a_spec_without_a_part_is_the_users_error() -> None:
+def test_spec_without_a_table_is_a_user_error() -> None:
     with pytest.raises(UserError, match="agent"):
         RunSpec.from_toml("[env]\nname='cl-digits'\n[intervention]\nname='none'\n")

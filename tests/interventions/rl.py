@@ -1,4 +1,4 @@
-"""Small networks of off-policy agents, with a batch that their losses accept."""
+"""Small networks of off-policy agents, with batches for their losses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RL = [("dqn-mlp", "critic"), ("dqn-dueling", "critic"), ("sac-mlp", "critic"), (
 
 
 def rl_agent(name: str, **options: Any) -> tuple[Any, TensorDictBase]:
-    """An agent, and a batch of 16 transitions."""
+    """Create an agent and a batch of 16 transitions."""
     if name == "dqn-dueling":
         name, options = "dqn-mlp", {**options, "dueling": True}
     entry, env = agents[name], envs["rl-pendulum" if name.startswith("sac") else "rl-cartpole"]
@@ -40,7 +40,7 @@ def rl_agent(name: str, **options: Any) -> tuple[Any, TensorDictBase]:
 
 
 def rl_network(name: str, role: str = "critic", **options: Any) -> tuple[Network, TensorDictBase]:
-    """An agent's network by role, its optimizer having stepped once, and a prepared batch of 16 transitions."""
+    """Create the network with a role, after one optimizer step, and a prepared batch of 16 transitions."""
     learner, batch = rl_agent(name, **options)
     learner.update(batch.clone())
     return learner.networks[role], learner.prepare(batch)

@@ -63,7 +63,7 @@ def size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-# Where nonlinearities are -----------------------------------------------------------------------------------------
+# Nonlinearities --------------------------------------------------------------------------------------------------
 
 
 def places(module: nn.Module) -> list[tuple[str, str | None, str, int]]:
@@ -80,14 +80,14 @@ def test_nonlinearities_are_found_by_structure() -> None:
 
 
 @pytest.mark.parametrize("name", ["dqn-mlp", "sac-mlp"])
-def test_nonlinearities_of_agents_that_act_are_found(name: str) -> None:
+def test_nonlinearities_of_rl_agents_are_found(name: str) -> None:
     learner = agent(name, layer_norm=True)
     prefixes = ["body."] if name == "dqn-mlp" else ["heads.0.", "heads.1."]
     expected = [(f"{p}{3 * i}", f"{p}{3 * i + 1}", f"{p}{3 * i + 2}", 16) for p in prefixes for i in range(2)]
     assert places(learner.networks["critic"].module) == expected
 
 
-def test_bottlenecks_have_two_nonlinearities_before_their_addition() -> None:
+def test_bottleneck_has_two_nonlinearities_before_its_addition() -> None:
     import timm
 
     module = timm.create_model("resnet26", in_chans=1, num_classes=3, channels=(4, 4, 4, 4))
@@ -105,18 +105,18 @@ def test_bottlenecks_have_two_nonlinearities_before_their_addition() -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["crelu", "deep-fourier", "layernorm", "normalize-and-project"])
-def test_a_network_in_which_nothing_is_found_is_a_users_error(name: str, module: nn.Module) -> None:
+def test_network_without_a_suitable_module_is_a_user_error(name: str, module: nn.Module) -> None:
     before = state(module)
     with pytest.raises(UserError, match="no activation module"):
         method_of(name).prepare(Network(module, None, loss))
     assert not changed(before, module)
 
 
-# Two features per unit --------------------------------------------------------------------------------------------
+# Paired activations -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_a_networks_outputs_are_those_of_half_the_units_with_two_features_each(name: str) -> None:
+def test_outputs_are_those_of_half_the_units_with_two_features_each(name: str) -> None:
     network, batch = network_of(MLP), images()
     before = state(network.module)
     method_of(name).prepare(network)
@@ -128,7 +128,7 @@ def test_a_networks_outputs_are_those_of_half_the_units_with_two_features_each(n
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_channels_are_doubled_behind_convolution_and_norms_are_halved(name: str) -> None:
+def test_convolutions_and_norms_are_halved_and_features_doubled(name: str) -> None:
     network, batch = network_of(convolutional, lr=1e-2), images()
     method_of(name).prepare(network)
     module = network.module
@@ -143,7 +143,7 @@ def test_channels_are_doubled_behind_convolution_and_norms_are_halved(name: str)
 
 @pytest.mark.parametrize("name", FEATURES)
 @pytest.mark.parametrize("builder", BUILDERS)
-def test_readers_keep_their_fan_in_and_nothing_grows(builder: str, name: str) -> None:
+def test_readers_keep_their_fan_in_and_parameters_do_not_increase(builder: str, name: str) -> None:
     network = network_of(BUILDERS[builder])
     before = {n: m for n, m in network.module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     weights, was = state(network.module), size(network.module)
@@ -177,7 +177,7 @@ def test_what_cannot_be_halved_is_a_users_error_and_left_as_it_was(module: nn.Mo
     assert not changed(before, module)
 
 
-def test_one_paired_activation_excludes_another() -> None:
+def test_paired_activations_cannot_be_combined() -> None:
     network = network_of(MLP)
     PairedActivations().prepare(network)
     with pytest.raises(UserError, match="already"):
@@ -185,13 +185,13 @@ def test_one_paired_activation_excludes_another() -> None:
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_units_of_halved_layers_are_known_by_both_of_their_features(name: str) -> None:
+def test_units_of_halved_layers_own_both_features(name: str) -> None:
     network, batch = network_of(MLP, lr=1e-2), images()
     method_of(name).prepare(network)
     units = {unit.name: unit for unit in trace(network, batch)}
     assert [unit.name for unit in units.values() if unit.hidden] == ["1", "3"]
     assert units["1"].columns["3"].tolist() == [*range(8), *range(8)]
-    with torch.no_grad():  # a unit without inputs: its features are constant
+    with torch.no_grad():  # a unit with zero weights has constant features
         network.module[1].weight[2], network.module[1].bias[2] = 0.0, 0.0
     found = plasticity_report(network, batch)
     assert found.layers["1"]["dormant-ratio"] == (1 / 8 if name == "crelu" else 0.0)
@@ -209,7 +209,7 @@ def test_units_of_halved_layers_are_known_by_both_of_their_features(name: str) -
 
 
 @pytest.mark.parametrize("affine", [True, False])
-def test_a_layernorm_comes_before_each_nonlinearity(affine: bool) -> None:
+def test_layernorm_is_added_before_each_nonlinearity(affine: bool) -> None:
     network, batch = network_of(MLP), images()
     LayerNorms(affine).prepare(network)
     module = network.module
@@ -223,7 +223,7 @@ def test_a_layernorm_comes_before_each_nonlinearity(affine: bool) -> None:
     )
 
 
-def test_behind_a_convolution_channels_and_positions_are_normalised_together() -> None:
+def test_norm_after_a_convolution_normalizes_channels_and_positions_together() -> None:
     network, batch = network_of(lambda: convolutional(None)), images()
     LayerNorms().prepare(network)
     _, z = seen(network.module, "0", batch)
@@ -231,10 +231,10 @@ def test_behind_a_convolution_channels_and_positions_are_normalised_together() -
     rows = array(z).reshape(16, -1)
     np.testing.assert_allclose(array(h).reshape(16, -1), layer_norm(rows, 1e-5), atol=1e-5)
     assert network.module[1][0].weight.shape == (8,)
-    assert isinstance(network.module[5], nn.Tanh)  # behind a LayerNorm that was there
+    assert isinstance(network.module[5], nn.Tanh)  # after an existing LayerNorm
 
 
-def test_in_a_vit_the_hidden_units_of_mlps_are_normalised() -> None:
+def test_hidden_units_of_vit_mlps_are_normalized() -> None:
     network, batch = network_of(VIT, lr=1e-2), images()
     LayerNorms().prepare(network)
     train(network, batch)
@@ -255,7 +255,7 @@ def test_where_every_nonlinearity_is_normalised_there_is_nothing_to_do() -> None
         LayerNorms().prepare(network)
 
 
-def test_layernorms_and_paired_activations_combine_in_either_order() -> None:
+def test_layernorms_and_paired_activations_combine_in_any_order() -> None:
     outcomes = []
     for names in (("layernorm", "crelu"), ("crelu", "layernorm")):
         network, batch = network_of(MLP), images()
@@ -267,7 +267,7 @@ def test_layernorms_and_paired_activations_combine_in_either_order() -> None:
 
 
 @pytest.mark.parametrize("builder", ["vit", "hnt"])
-def test_layernorms_lose_their_parameters_and_the_function_stays(builder: str) -> None:
+def test_removing_layernorm_parameters_preserves_outputs(builder: str) -> None:
     network, batch = network_of(BUILDERS[builder], lr=1e-2), images()
     before, expected = set(state(network.module)), logits(network.module, batch)
     gone = {
@@ -296,7 +296,7 @@ def stepped(builder: str, method: NormalizeAndProject, steps: int = 5) -> tuple[
 
 @pytest.mark.parametrize("output", [True, False])
 @pytest.mark.parametrize("builder", BUILDERS)
-def test_each_matrix_has_its_initial_length_after_every_update(builder: str, output: bool) -> None:
+def test_each_matrix_has_its_initial_norm_after_every_update(builder: str, output: bool) -> None:
     network, start = stepped(builder, NormalizeAndProject(output=output))
     head = {"mlp": "5", "resnet": "fc"}.get(builder, "head")
     count = 0
@@ -325,7 +325,7 @@ def test_norms_and_embeddings_are_not_projected() -> None:
     }
 
 
-def test_before_norms_the_projection_changes_no_output() -> None:
+def test_projection_before_a_norm_preserves_outputs() -> None:
     network, batch = network_of(MLP, lr=1e-2), images()
     method = NormalizeAndProject()
     method.prepare(network)
@@ -348,7 +348,7 @@ def test_scales_and_offsets_are_removed_or_kept(affine: str, left: int) -> None:
     assert sum(len(list(norm.parameters())) for norm in norms) == left
 
 
-def test_matrices_that_are_zero_at_first_learn_freely() -> None:
+def test_initially_zero_matrices_are_not_projected() -> None:
     def builder() -> nn.Module:
         module = MLP()
         nn.init.zeros_(module[3].weight)
@@ -364,7 +364,7 @@ def test_matrices_that_are_zero_at_first_learn_freely() -> None:
     assert float(network.module[3].weight.detach().norm()) > 0
 
 
-def test_lengths_survive_a_saved_state(tmp_path) -> None:
+def test_state_contains_the_initial_norms(tmp_path) -> None:
     method, resumed = NormalizeAndProject(), NormalizeAndProject()
     network, _ = stepped("mlp", method)
     torch.save(method.state_dict(), tmp_path / "state.pt")
@@ -378,13 +378,13 @@ def test_lengths_survive_a_saved_state(tmp_path) -> None:
     assert not changed(expected, network.module) and changed(before, network.module)
 
 
-# Together with all else -------------------------------------------------------------------------------------------
+# Combination with the rest ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("builder", ["vit", "mlp", "resnet"])
 @pytest.mark.parametrize("name", ["crelu", "deep-fourier", "layernorm", "layernorm-affine-free",
                                   "normalize-and-project"])  # fmt: skip
-def test_metrics_and_unit_level_methods_work_on_changed_networks(builder: str, name: str) -> None:
+def test_metrics_and_unit_level_methods_work_on_rebuilt_networks(builder: str, name: str) -> None:
     network, batch = network_of(BUILDERS[builder], lr=1e-2), images()
     try:
         method_of(name).prepare(network)
@@ -406,20 +406,20 @@ def test_metrics_and_unit_level_methods_work_on_changed_networks(builder: str, n
 
 @pytest.mark.parametrize("name", ["crelu", "deep-fourier", "layernorm", "normalize-and-project"])
 @pytest.mark.parametrize(("role", "env"), [("dqn-mlp", "rl-cartpole"), ("sac-mlp", "rl-pendulum")])
-def test_targets_change_with_their_networks(name: str, role: str, env: str) -> None:
+def test_target_networks_are_rebuilt_with_their_networks(name: str, role: str, env: str) -> None:
     learner = agent(role, env, target_every=1, tau=0.5)
     for network in learner.networks.values():
         method_of(name).prepare(network)
     for each, target in learner.targets.items():
         mine, its = learner.networks[each].module.state_dict(), target.module.state_dict()
         assert list(mine) == list(its) and all(torch.equal(mine[key], its[key]) for key in mine)
-        method_of(name).prepare(target)  # as target-policy=same does: it has been changed already
+        method_of(name).prepare(target)  # as target-policy=same does, after the rebuild
         assert list(its) == list(target.module.state_dict())
     for seed in range(3):
         learner.update(transitions(env, seed=seed))
 
 
-def test_no_layer_of_an_output_that_has_several_is_projected() -> None:
+def test_no_output_layer_is_projected() -> None:
     def build() -> nn.Module:
         module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU())
         module.add_module("head", nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)))

@@ -1,4 +1,4 @@
-"""Methods that act at every update disturb nothing else, and go on from a saved state as if nothing had happened."""
+"""Methods that act at every update disturb nothing else and resume exactly."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.helpers import (
     transitions,
 )
 
-METHODS = {  # options under which a few updates show an effect
+METHODS = {  # options with a visible effect after a few updates
     "l2": {"strength": 0.1},
     "l2-decoupled": {"strength": 0.5},
     "l2-init": {"strength": 0.1},
@@ -63,7 +63,7 @@ def random_states() -> tuple[object, ...]:
 
 @each_network
 @each_method
-def test_hooks_leave_everything_but_weights_alone(name, kind):
+def test_hooks_change_only_weights(name, kind):
     network, batch = network_and_batch(kind)
     module, acting = network.module, method(name, **METHODS[name])
     acting.prepare(network)
@@ -105,7 +105,7 @@ def test_hooks_leave_everything_but_weights_alone(name, kind):
 
 @each_network
 @each_method
-def test_training_is_changed_or_what_is_evaluated(name, kind):
+def test_each_method_changes_training_or_evaluation(name, kind):
     (plain, batch), (network, _) = network_and_batch(kind), network_and_batch(kind)
     acting = method(name, **METHODS[name])
     acting.prepare(network)
@@ -123,7 +123,7 @@ def test_training_is_changed_or_what_is_evaluated(name, kind):
 
 
 @each_method
-def test_a_switch_acts_only_where_the_method_says_so(name):
+def test_intervene_changes_nothing(name):
     network, batch = network_and_batch("mlp")
     acting = method(name, **METHODS[name])
     acting.prepare(network)
@@ -137,7 +137,7 @@ def test_a_switch_acts_only_where_the_method_says_so(name):
 
 @pytest.mark.parametrize("kind", ["vit", "resnet", "critic"])
 @each_method
-def test_a_saved_state_goes_on_bit_identically(name, kind, tmp_path):
+def test_resume_is_bit_identical(name, kind, tmp_path):
     network, batch = network_and_batch(kind)
     acting = method(name, **METHODS[name])
     acting.prepare(network)
@@ -163,7 +163,7 @@ def test_a_saved_state_goes_on_bit_identically(name, kind, tmp_path):
 
 
 @each_method
-def test_the_networks_generator_alone_decides(name):
+def test_only_the_network_generator_is_used(name):
     outcomes = []
     for attempt in range(2):
         network, batch = network_and_batch("vit")
@@ -175,7 +175,7 @@ def test_the_networks_generator_alone_decides(name):
     assert all(torch.equal(outcomes[0][key], outcomes[1][key]) for key in outcomes[0])
 
 
-def test_every_name_that_stands_for_these_classes_is_tested_here():
+def test_all_registered_names_are_tested():
     classes = {interventions[name].load() for name in METHODS}
     assert sorted(METHODS) == sorted(name for name, entry in interventions.all().items() if entry.load() in classes)
     for name in METHODS:

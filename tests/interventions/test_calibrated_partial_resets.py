@@ -26,7 +26,7 @@ from tests.interventions.rl import RL, rl_network
 MLP = agent_builder("mlp", width=8)
 NETWORKS = {"vit": small_vit(), "hnt": small_vit(variant="hnt"), "mlp": MLP, "resnet": small_resnet}
 LAST = {"vit": "head", "hnt": "head", "mlp": "5", "resnet": "fc"}
-READERS = {  # hidden modules whose units are read by known columns
+READERS = {  # hidden modules and the modules that read their units
     "vit": {f"blocks.{n}.mlp.fc1": [f"blocks.{n}.mlp.fc2"] for n in range(2)},
     "hnt": {f"blocks.{n}.mlp.fc1": [f"blocks.{n}.mlp.fc2"] for n in range(2)},
     "mlp": {"1": ["3"], "3": ["5"]},
@@ -42,7 +42,7 @@ def weights(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def step(network: Network, batch, method: CalibratedPartialResets) -> dict[str, np.ndarray]:
-    """An update, as agents make it; the gradients of its weights."""
+    """Make an update, and return the gradients of the weights."""
     network.module.eval()
     network.optimizer.zero_grad()
     assert method.penalty(network, batch) is None
@@ -70,7 +70,7 @@ def shares(score: np.ndarray, rate: float, sharpness: float) -> np.ndarray:
 def moved(
     before: dict[str, np.ndarray], share: dict[str, np.ndarray], order: list[str], readers: dict[str, list[str]]
 ) -> dict[str, np.ndarray]:
-    """Incoming weights go towards 3, readers' columns towards 0, module by module."""
+    """Move incoming weights towards 3 and readers' columns towards 0, module by module."""
     after = {name: weight.copy() for name, weight in before.items()}
     for name in order:
         p = share[name].reshape(-1, *[1] * (before[name].ndim - 1))
@@ -81,7 +81,7 @@ def moved(
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_units_move_by_what_their_gradients_say(name):
+def test_units_move_by_the_formula(name):
     builder = double(NETWORKS[name])
     network, batch = network_of(builder, lr=1e-3), images().double()
     batch["label"] = batch["label"].long()
@@ -105,7 +105,7 @@ def test_units_move_by_what_their_gradients_say(name):
     assert largest.max() == 0.2 and largest.min() < 0.02  # units below and above the mean
 
 
-def test_scores_start_again_after_an_intervention():
+def test_scores_are_reset_after_an_intervention():
     network, batch = network_of(double(MLP), lr=1e-3), images().double()
     batch["label"] = batch["label"].long()
     method = CalibratedPartialResets(rate=0.25, decay=0.5)
@@ -113,12 +113,12 @@ def test_scores_start_again_after_an_intervention():
     method.intervene(network, batch)
     network._fresh = constant(double(MLP), 3.0)
     before = state(network.module)
-    method.intervene(network, batch)  # scores are 1: everybody moves by the whole rate
+    method.intervene(network, batch)  # scores are 1, so every unit moves by the full rate
     expected = 0.75 * array(before["1.weight"]) + 0.25 * 3
     np.testing.assert_allclose(array(network.module[1].weight), expected, rtol=1e-6)
 
 
-def test_optimizer_state_stays_as_in_the_source():
+def test_optimizer_state_is_kept_as_in_the_source():
     network, batch = network_of(MLP, lr=1e-2), images()
     train(network, batch)
     before = {p: s["exp_avg"].clone() for p, s in network.optimizer.state.items()}
@@ -126,7 +126,7 @@ def test_optimizer_state_stays_as_in_the_source():
     assert all(torch.equal(network.optimizer.state[p]["exp_avg"], moment) for p, moment in before.items())
 
 
-def test_it_acts_by_itself_every_so_many_updates():
+def test_resets_every_n_updates():
     network, batch = network_of(MLP, lr=0.0), images()
     method = CalibratedPartialResets(rate=0.5, every=3)
     for update in range(1, 8):
@@ -144,7 +144,7 @@ def test_without_a_batch_it_cannot_act_by_itself():
         method.after_update(network)
 
 
-def test_the_global_random_state_is_left_alone():
+def test_global_random_state_is_kept():
     network, batch = network_of(MLP, lr=1e-2), images()
     method, before = CalibratedPartialResets(every=2), torch.get_rng_state()
     for _ in range(4):
@@ -153,7 +153,7 @@ def test_the_global_random_state_is_left_alone():
 
 
 @pytest.mark.parametrize("every", [0, 2])
-def test_a_saved_state_goes_on_as_if_nothing_had_happened(every, tmp_path):
+def test_resume_is_bit_identical(every, tmp_path):
     method, outcomes = CalibratedPartialResets(rate=0.3, every=every), []
     network, batch = network_of(MLP, lr=1e-2), images()
     for _ in range(3):
@@ -178,7 +178,7 @@ def test_a_saved_state_goes_on_as_if_nothing_had_happened(every, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "role"), RL)
-def test_agents_lose_parts_of_their_units_too(name, role):
+def test_rl_agents(name, role):
     network, batch = rl_network(name, role)
     network._fresh = constant(network._fresh, 3.0)
     before = state(network.module)
@@ -193,5 +193,5 @@ def test_agents_lose_parts_of_their_units_too(name, role):
     inner = [key for key in every if key not in network.outputs]
     for key in inner:
         np.testing.assert_allclose(array(every[key]), expected[key], rtol=1e-5, atol=1e-6)
-    for key in network.outputs:  # read only by columns
+    for key in network.outputs:  # output layers change only in their columns
         np.testing.assert_allclose(array(every[key]), 0.75 * old[key], rtol=1e-5)

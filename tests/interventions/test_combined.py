@@ -41,20 +41,20 @@ def test_parts_act_in_the_order_of_their_names():
     assert last_drawn.std() == pytest.approx(2 * last_shrunk.std(), rel=0.3)
 
 
-def test_options_are_addressed_by_part_and_keep_what_the_parts_names_stand_for():
+def test_options_are_prefixed_and_keep_the_defaults_of_each_name():
     method = combined("redo+shrink-perturb-keep20", **{"redo.tau": "0.3"})
     redo, shrink = method.parts.values()
     assert (redo.criterion, redo.tau, redo.outgoing) == ("redo", 0.3, "zero")
     assert (shrink.keep, shrink.noise, shrink.source) == (0.2, 0.8, "initial")
     with pytest.raises(UserError, match=r"no option 'redo.tua'; did you mean 'redo.tau'"):
         combined("redo+reset", **{"redo.tua": 1})
-    with pytest.raises(UserError, match="no intervention 'rest'; did you mean 'reset'"):
+    with pytest.raises(UserError, match="unknown intervention 'rest'; did you mean 'reset'"):
         interventions["redo+rest"]
     with pytest.raises(UserError, match="twice"):
         interventions["redo+redo"]
 
 
-def test_a_spec_with_a_combination_survives_toml():
+def test_spec_with_a_combination_survives_toml():
     spec = RunSpec.make("cl-digits", "mlp", "redo+reset-head", intervention_options={"redo.tau": 0.25})
     again = RunSpec.from_toml(spec.to_toml())
     assert again == spec
@@ -94,7 +94,7 @@ def of(**parts: Intervention) -> Combined:
     return method
 
 
-def test_penalties_add_up_and_every_hook_is_passed_on():
+def test_penalties_are_summed_and_every_hook_is_forwarded():
     network, batch, slow = network_of(MLP), images(), nn.Identity()
     method = of(a=Penalised(1.0), none=Penalised(0.0), b=Slow(2.0, slow), c=Penalised(0.0))
     whole = sum(float(p.detach().square().sum()) for p in network.module.parameters())
@@ -111,7 +111,7 @@ def test_penalties_add_up_and_every_hook_is_passed_on():
     assert method.parts["b"].weight == 2.0
 
 
-def test_reports_are_united():
+def test_reports_are_merged():
     first = Report(units={"a": torch.tensor([True, False])}, parameters=3)
     first.note("a", revived=1.0)
     second = Report(units={"a": torch.tensor([False, True]), "b": torch.tensor([False])}, parameters=4)
@@ -126,7 +126,7 @@ def test_what_forwards_a_hook_has_it_where_its_parts_do() -> None:
     @dataclass
     class Outer(Wrapper):
         def after_update(self, network: Network) -> None:
-            """A body of its own."""
+            """Override the hook."""
 
     def has(method: Intervention, *hooks: str) -> bool:
         every = {"penalty", "before_update", "after_update", "evaluated"}

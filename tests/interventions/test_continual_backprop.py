@@ -35,7 +35,7 @@ def batches(count: int) -> list:
 
 
 class Reference:
-    """Utilities in float64 from the formulas, layer by layer, for the MLP of two hidden layers."""
+    """Compute utilities in float64 from the formulas, for each layer of an MLP with two hidden layers."""
 
     def __init__(self, adaptable: bool, decay: float) -> None:
         self.adaptable, self.decay = adaptable, decay
@@ -62,7 +62,7 @@ class Reference:
 
 
 @pytest.mark.parametrize("utility", ["contribution", "adaptable"])
-def test_the_least_useful_unit_is_replaced_and_its_mean_goes_into_the_bias(utility):
+def test_least_useful_unit_is_replaced_and_its_mean_is_added_to_the_bias(utility):
     network = network_of(MLP, lr=1e-2)
     network._fresh = constant(MLP, 3.0)
     method = ContinualBackprop(rate=0.03, maturity=3, utility=utility, decay=0.9)
@@ -73,7 +73,7 @@ def test_the_least_useful_unit_is_replaced_and_its_mean_goes_into_the_bias(utili
         reference.before(module, batch)
         twin = copy.deepcopy(network)
         update(network, method, batch)
-        if number:  # the first pass shows where the hidden units are
+        if number:  # the first pass finds the hidden units
             plain = twin.module.eval()  # the same update without the method
             twin.optimizer.zero_grad()
             loss(plain, batch).backward()
@@ -81,7 +81,7 @@ def test_the_least_useful_unit_is_replaced_and_its_mean_goes_into_the_bias(utili
             reference.after(plain)
             if number < 8:
                 assert not changed(state(plain), module), number
-    # 8 counted updates; mature from the 4th: 5 * 8 * 0.03 = 1.2 units are due, the first at the 8th
+    # 8 counted updates; units mature from the 4th on: 5 * 8 * 0.03 = 1.2 units are due, the first at the 8th
     gone = [int(np.argmin(utilities)) for utilities in reference.utility]
     for layer, (own, reader) in enumerate(((1, 3), (3, 5))):
         worst, lost = gone[layer], reference.mean[layer][gone[layer]] / (1 - 0.9**8)
@@ -90,7 +90,7 @@ def test_the_least_useful_unit_is_replaced_and_its_mean_goes_into_the_bias(utili
         expected_bias = array(plain[reader].bias) + array(plain[reader].weight)[:, worst] * lost
         expected = array(plain[reader].weight)
         expected[:, worst] = 0
-        rows = [row for row in range(len(expected)) if layer == 1 or row != gone[1]]  # the others are units kept
+        rows = [row for row in range(len(expected)) if layer == 1 or row != gone[1]]  # rows of the kept units
         np.testing.assert_array_equal(array(module[reader].weight)[rows], expected[rows])
         np.testing.assert_allclose(array(module[reader].bias)[rows], expected_bias[rows], rtol=1e-5, atol=1e-6)
         moments = network.optimizer.state[module[own].weight]["exp_avg"][worst]
@@ -98,9 +98,9 @@ def test_the_least_useful_unit_is_replaced_and_its_mean_goes_into_the_bias(utili
 
 
 @pytest.mark.parametrize("compensate", [True, False])
-def test_compensation_keeps_the_mean_output(compensate):
+def test_compensation_preserves_the_mean_output(compensate):
     network, batch = network_of(MLP, lr=0.0), images(64)
-    with torch.no_grad():  # units that are almost constant: only their mean counts
+    with torch.no_grad():  # almost constant units, so that only their mean matters
         network.module[3].weight.mul_(1e-3)
         network.module[3].bias.copy_(torch.linspace(0.5, 2, 8))
     method = ContinualBackprop(rate=0.05, maturity=1, decay=0.0, compensate=compensate)
@@ -114,7 +114,7 @@ def test_compensation_keeps_the_mean_output(compensate):
 
 
 @pytest.mark.parametrize(("builder", "layer"), [(small_vit(), "blocks.0.mlp.fc1"), (small_resnet, "layer1.0.conv1")])
-def test_vits_lose_hidden_units_of_mlps_and_resnets_inner_filters(builder, layer):
+def test_selects_hidden_mlp_units_in_vits_and_inner_filters_in_resnets(builder, layer):
     network, batch = network_of(builder, lr=1e-3), images(8)
     network._fresh = constant(builder, 3.0)
     method = ContinualBackprop(rate=0.2, maturity=1)
@@ -128,7 +128,7 @@ def test_vits_lose_hidden_units_of_mlps_and_resnets_inner_filters(builder, layer
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-def test_a_replaced_filter_starts_with_fresh_entries_of_its_batchnorm(resumed):
+def test_replaced_filter_gets_fresh_batchnorm_entries(resumed):
     network, batch = network_of(small_resnet, lr=1e-3), images(8)
     network._fresh = constant(small_resnet, 3.0)
     method = ContinualBackprop(rate=0.2, maturity=1)
@@ -154,7 +154,7 @@ def test_a_replaced_filter_starts_with_fresh_entries_of_its_batchnorm(resumed):
     assert bool((other.weight < 2.5).all()) and bool((other.running_var != 1).all())
 
 
-def test_a_layernorm_before_the_activation_is_drawn_together_with_its_row():
+def test_layernorm_entry_before_the_activation_is_reinitialized_with_its_row():
     def build() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 10))
 
@@ -170,7 +170,7 @@ def test_a_layernorm_before_the_activation_is_drawn_together_with_its_row():
     assert network.module[4].weight[:, rows].abs().max().item() < 0.05
 
 
-def test_a_layernorm_between_a_unit_and_its_reader_hands_on_what_it_is_worth():
+def test_utility_uses_readers_behind_a_layernorm():
     def build() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.LayerNorm(6), nn.Linear(6, 10))
 
@@ -208,7 +208,7 @@ def test_micro_batches_count_like_one_batch():
             torch.testing.assert_close(methods[1]._units[name][key], value, rtol=1e-4, atol=1e-6)
 
 
-def test_a_critic_is_judged_by_its_own_batch_and_not_by_the_actors_pass():
+def test_critic_is_scored_on_its_own_batch_not_on_the_pass_of_the_actor():
     learner, batch = rl_agent("sac-mlp", hidden=(8,), critics=1)
     critic, method = learner.networks["critic"], ContinualBackprop(decay=0.0)
     attach(method, critic)
@@ -220,7 +220,7 @@ def test_a_critic_is_judged_by_its_own_batch_and_not_by_the_actors_pass():
     torch.testing.assert_close(method._units[name]["mean"], expected.detach())
 
 
-def test_each_fresh_row_serves_once_and_the_random_state_is_left():
+def test_each_fresh_row_is_used_once_and_random_state_is_kept():
     network, batch = network_of(MLP, lr=1e-2), images()
     drawn: list[nn.Module] = []
     fresh = network.fresh
@@ -241,7 +241,7 @@ def test_each_fresh_row_serves_once_and_the_random_state_is_left():
     assert torch.equal(torch.get_rng_state(), randomness)
 
 
-def test_a_copy_restored_in_mid_run_goes_on_bit_by_bit():
+def test_resume_is_bit_identical():
     network = network_of(MLP, lr=1e-2)
     method = ContinualBackprop(rate=0.05, maturity=4, utility="adaptable")
     method.prepare(network)
@@ -259,10 +259,10 @@ def test_a_copy_restored_in_mid_run_goes_on_bit_by_bit():
         update(network, method, batch)
         update(twin, other, batch)
     assert not changed(state(network.module), twin.module)
-    assert int((method._units["1"]["age"] < 15).sum()) > 0  # something was replaced meanwhile
+    assert int((method._units["1"]["age"] < 15).sum()) > 0  # some units were replaced
 
 
-def test_a_network_without_hidden_units_is_named():
+def test_network_without_hidden_units_is_a_user_error():
     network = Network(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), None, loss)
     method = ContinualBackprop()
     method.prepare(network)
@@ -271,6 +271,6 @@ def test_a_network_without_hidden_units_is_named():
 
 
 @pytest.mark.parametrize("name", ["continual-backprop", "self-normalized-resets"])
-def test_units_are_watched_under_half_a_precision(name, tiny, tmp_path):
+def test_units_are_monitored_in_half_precision(name, tiny, tmp_path):
     spec = tiny(name, env="relabel-digits", agent="mlp", agent_options={"precision": "bfloat16"})
     assert run(spec, runs_dir=tmp_path, quiet=True)["summary"]["final-accuracy"] >= 0

@@ -28,7 +28,7 @@ each_network = pytest.mark.parametrize("builder", NETWORKS.values(), ids=NETWORK
 
 
 def negative_gradients(module: nn.Module, parts: list, alpha: float) -> dict[str, np.ndarray]:
-    """G ← (1-α)G + α(-∇L) over parts, by backward passes."""
+    """Compute G ← (1-α)G + α(-∇L) over parts of the batch."""
     averages = {name: np.zeros(p.shape) for name, p in module.named_parameters()}
     module.eval()
     for part in parts:
@@ -42,7 +42,7 @@ def negative_gradients(module: nn.Module, parts: list, alpha: float) -> dict[str
 
 
 def shrunk(weight: np.ndarray, direction: np.ndarray, floor: float) -> np.ndarray:
-    """Row by row, kernel by kernel, and a bias as a whole."""
+    """Shrink row by row, kernel by kernel, and a bias as one vector."""
     result = weight.copy()
     index = np.ndindex(*{1: (), 2: weight.shape[:1], 4: weight.shape[:2]}[weight.ndim])
     for place in index:
@@ -82,7 +82,7 @@ def test_weights_along_the_negative_gradient_are_kept_and_others_fall_to_the_flo
         network.module[5].bias.zero_()
     along = negative_gradients(network.module, [batch], 1.0)["5.weight"]
     assert not np.allclose(direction, along)
-    with torch.no_grad():  # with a tiny weight the gradient is that at 0
+    with torch.no_grad():  # weights are tiny, so that the gradient is the one at 0
         network.module[5].weight.copy_(1e-9 * torch.from_numpy(along))
         network.module[5].weight[0] *= -1
     before = array(network.module[5].weight).copy()
@@ -92,7 +92,7 @@ def test_weights_along_the_negative_gradient_are_kept_and_others_fall_to_the_flo
 
 
 @each_network
-def test_the_optimizer_forgets_what_was_shrunk_and_nothing_else(builder):
+def test_only_optimizer_state_of_shrunk_weights_is_reset(builder):
     network, batch = network_of(builder, lr=1e-2), images()
     train(network, batch)
     before = state(network.module)
@@ -104,7 +104,7 @@ def test_the_optimizer_forgets_what_was_shrunk_and_nothing_else(builder):
     assert kept.isdisjoint(shrunk_ones)
 
 
-def test_a_parameter_without_part_in_the_loss_shrinks_to_the_floor():
+def test_parameter_outside_the_loss_shrinks_to_the_floor():
     class Spare(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -120,7 +120,7 @@ def test_a_parameter_without_part_in_the_loss_shrinks_to_the_floor():
 
 
 @pytest.mark.parametrize(("name", "role"), RL)
-def test_agents_shrink_towards_their_own_loss(name, role):
+def test_rl_agents_use_their_own_loss(name, role):
     network, batch = rl_network(name, role)
     before = state(network.module)
     gradient = torch.autograd.grad(network.loss(network.module, batch), list(network.module.parameters()))

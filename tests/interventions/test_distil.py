@@ -45,7 +45,7 @@ def registered(name: str, **options: object):
 
 
 def adam(parameters: list[np.ndarray], gradients: list[np.ndarray], moments: list, step: int, lr: float) -> None:
-    """One step of Kingma & Ba, in place."""
+    """Take one step of Adam (Kingma & Ba 2015) in place."""
     for p, g, (m, v) in zip(parameters, gradients, moments, strict=True):
         m += 0.1 * (g - m)
         v += 0.001 * (g * g - v)
@@ -54,8 +54,8 @@ def adam(parameters: list[np.ndarray], gradients: list[np.ndarray], moments: lis
 
 @pytest.mark.parametrize("kind", [Distil, Rehearse])
 @each_network
-def test_steps_are_adams_on_the_error_or_on_the_labels(builder, kind):
-    """Full batches, so that their order does not matter; gradients by backward passes, Adam by hand."""
+def test_steps_are_adam_steps_on_the_error_or_the_loss(builder, kind):
+    """Use full batches, so that their order does not matter, and a manual Adam."""
     network, batch = network_of(double(builder)), images(12).double()
     batch["label"] = batch["label"].long()
     before = logits(network.module, batch)
@@ -93,7 +93,7 @@ def test_distilled_outputs_are_closer_to_the_old_ones(builder, name):
 
 @pytest.mark.parametrize("name", ["rehearse", "reset-rehearse"])
 @each_network
-def test_rehearsed_networks_know_the_new_labels_better(builder, name):
+def test_rehearse_improves_accuracy_on_the_new_labels(builder, name):
     losses = {}
     for steps in (0, 20):
         network, batch = network_of(builder, lr=1e-2), images(64)
@@ -121,7 +121,7 @@ def test_without_steps_a_control_is_its_inner_intervention(name, inner):
     assert all(torch.equal(value, outcomes[1][key]) for key, value in outcomes[0].items())
 
 
-def test_minibatches_cover_the_batch_before_any_sample_comes_again():
+def test_minibatches_cover_the_batch_before_a_sample_repeats():
     network, batch, seen = network_of(MLP), images(20), []
     inner = network.loss
 
@@ -135,14 +135,14 @@ def test_minibatches_cover_the_batch_before_any_sample_comes_again():
     method.intervene(network, batch)
     parts = [part for part in seen[calls:] if len(part) == 8]
     assert len(parts) == 4
-    for first, second in (parts[:2], parts[2:]):  # 20 samples hold two minibatches of 8
+    for first, second in (parts[:2], parts[2:]):  # two minibatches of 8 fit into 20 samples
         rows = torch.cat([first, second]).flatten(1)
         assert len(torch.unique(rows, dim=0)) == 16
     assert not torch.equal(parts[0], parts[2])
 
 
 @pytest.mark.parametrize("kind", [Distil, Rehearse])
-def test_dropout_is_off_and_nothing_but_weights_changes(kind):
+def test_dropout_is_off_and_only_weights_change(kind):
     network, batch = network_of(small_vit(dropout=0.5), lr=1e-2), images()
     train(network, batch)
     gradients = []
@@ -156,22 +156,22 @@ def test_dropout_is_off_and_nothing_but_weights_changes(kind):
     for p, gradient in zip(network.module.parameters(), gradients, strict=True):
         assert p.grad is gradient and (gradient is None or bool((gradient == 0.5).all()))
     assert not network.optimizer.state
-    if kind is Distil:  # nothing to repair: the error and its gradient are 0
+    if kind is Distil:  # the error and its gradient are 0
         assert not changed(before, network.module)
 
 
-def test_steps_may_be_limited_by_time():
+def test_steps_can_be_limited_by_time():
     network, batch = network_of(MLP), images()
     start = time.perf_counter()
     report = Distil(NoIntervention(), seconds=0.2).intervene(network, batch)
     assert 0.2 <= time.perf_counter() - start < 5
-    assert report.modules["5"]["steps"] > 20  # the default number of steps takes less
+    assert report.modules["5"]["steps"] > 20  # more than the default number of steps
     none = Distil(Reset("head"), seconds=0.0).intervene(network, batch)
     assert none.modules["5"]["steps"] == 0
 
 
 @pytest.mark.parametrize("kind", [Distil, Rehearse])
-def test_frozen_parameters_stay(kind):
+def test_frozen_parameters_are_kept(kind):
     network, batch = network_of(MLP), images()
     network.module[1].requires_grad_(False)
     before = state(network.module)
@@ -180,7 +180,7 @@ def test_frozen_parameters_stay(kind):
 
 
 @pytest.mark.parametrize(("name", "role"), RL)
-def test_agents_are_distilled_to_all_their_output_layers(name, role):
+def test_rl_agents_are_distilled_to_all_output_layers(name, role):
     errors = {}
     for steps in (0, 40):
         network, batch = rl_network(name, role)
@@ -201,7 +201,7 @@ def captured(network, name: str, batch) -> torch.Tensor:
     return seen[0]
 
 
-def test_the_inner_interventions_state_survives(tmp_path):
+def test_state_contains_the_inner_intervention(tmp_path):
     network, batch = network_of(MLP, lr=1e-2), images()
     method = Distil("shrink-perturb-keep20", steps=2)
     method.prepare(network)
@@ -236,7 +236,7 @@ def test_wrong_inner_options_name_the_culprit(kind, named):
     ],
     ids=["vit", "mlp", "resnet"],
 )
-def test_revive_zero_zeroes_what_reads_the_units_that_rnr_would_revive(builder, name, reader):
+def test_revive_zero_zeroes_the_readers_of_the_units_that_rnr_revives(builder, name, reader):
     network, batch = network_of(double(builder)), images(32).double()
     batch["label"] = batch["label"].long()
     mask = lowest(gradient_scores(network.module, name, batch), 0.4)

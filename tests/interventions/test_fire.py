@@ -15,7 +15,7 @@ NETWORKS = {"vit": small_vit(), "hnt": small_vit(variant="hnt"), "mlp": MLP, "re
 
 
 def by_singular_values(matrix: np.ndarray, iterations: int = 10) -> np.ndarray:
-    """The iteration acts on singular values alone: s ← 1.5·s - 0.5·s³, from s/||W||_F."""
+    """Iterate on the singular values: s ← 1.5·s - 0.5·s³, from s/||W||_F."""
     u, s, v = np.linalg.svd(matrix, full_matrices=False)
     s = s / np.linalg.norm(matrix)
     for _ in range(iterations):
@@ -52,17 +52,17 @@ def test_well_conditioned_matrices_come_to_their_polar_factor(shape):
     assert nearest < turned
 
 
-def test_kernels_are_projected_position_by_position():
+def test_kernels_are_projected_at_each_position():
     weight = np.random.default_rng(1).normal(size=(6, 4, 3, 2))
     np.testing.assert_allclose(projected(torch.from_numpy(weight), 10).numpy(), reference(weight), atol=1e-10)
 
 
-def test_a_weight_of_zeros_stays():
+def test_zero_weights_are_kept():
     assert bool((projected(torch.zeros(4, 3), 10) == 0).all())
 
 
 def assert_projected(network, batch, method: Fire, expected: dict[str, tuple[int, ...]]) -> None:
-    """Exactly the given thirds of the given weights, or whole weights, are projected."""
+    """Check that exactly the given thirds of joint weights, or full weights, are projected."""
     before = state(network.module)
     report = method.intervene(network, batch)
     count = 0
@@ -110,14 +110,14 @@ def test_what_is_selected_is_projected_and_nothing_else(name, select, expected):
 
 
 @pytest.mark.parametrize(("name", "role"), RL)
-def test_hidden_layers_of_agents_are_projected(name, role):
+def test_hidden_layers_of_rl_agents_are_projected(name, role):
     network, batch = rl_network(name, role)
     linear = [n for n, m in network.module.named_modules() if isinstance(m, nn.Linear)]
     assert_projected(network, batch, Fire(), {n: () for n in linear if n not in network.outputs})
 
 
 class Attention(nn.Module):
-    """Attention of PyTorch, and with projections apart."""
+    """PyTorch's attention, and attention with separate projections."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class Attention(nn.Module):
 
 
 @pytest.mark.parametrize(("select", "apart", "thirds"), [("auto", "qk", 2), ("qkv", "qkv", 3)])
-def test_attention_is_known_in_other_forms(select, apart, thirds):
+def test_other_attention_modules_are_recognized(select, apart, thirds):
     network, batch = network_of(Attention), images()
     before = state(network.module)
     Fire(select).intervene(network, batch)
@@ -150,7 +150,7 @@ def test_attention_is_known_in_other_forms(select, apart, thirds):
         np.testing.assert_allclose(joint[rows], wanted, rtol=1e-3, atol=1e-5)
 
 
-def test_the_optimizer_forgets_the_projected_rows_alone():
+def test_only_optimizer_state_of_projected_rows_is_reset():
     network, batch = network_of(small_vit(), lr=1e-2), images()
     train(network, batch)
     weight = network.module.blocks[0].attn.qkv.weight
@@ -164,7 +164,7 @@ def test_the_optimizer_forgets_the_projected_rows_alone():
 
 
 @pytest.mark.parametrize(("name", "select"), [("mlp", "qk"), ("resnet", "linear"), ("vit", "nothing"), ("vit", "(")])
-def test_selecting_nothing_is_a_users_error_and_changes_nothing(name, select):
+def test_empty_selection_is_a_user_error_and_changes_nothing(name, select):
     network, batch = network_of(NETWORKS[name]), images()
     before = state(network.module)
     with pytest.raises(UserError):

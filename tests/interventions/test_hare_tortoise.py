@@ -32,7 +32,7 @@ def floating(module: nn.Module) -> dict[str, np.ndarray]:
 
 
 def update(network, batch, acting) -> None:
-    """A step in train mode, in which BatchNorm's statistics move."""
+    """Make an update in train mode, which changes BatchNorm statistics."""
     network.optimizer.zero_grad()
     with torch.random.fork_rng(devices=[]):
         network.loss(network.module, batch).backward()
@@ -42,7 +42,7 @@ def update(network, batch, acting) -> None:
 
 @pytest.mark.parametrize("name", ["ema", "hare-tortoise"])
 @each_network
-def test_the_slow_copy_is_the_average_of_weights_and_statistics(builder, name):
+def test_average_covers_weights_and_statistics(builder, name):
     network, batch = network_of(builder, lr=1e-2), images(8)
     acting = method(name, momentum=0.7)
     acting.prepare(network)
@@ -55,11 +55,11 @@ def test_the_slow_copy_is_the_average_of_weights_and_statistics(builder, name):
         np.testing.assert_allclose(value, expected[key], rtol=1e-5, atol=1e-6)
     assert builder is not small_resnet or any("running_mean" in key for key in expected)
     for value in state(acting._slow.module_for(network)).values():
-        assert value.is_floating_point() or int(value) == 0  # a count of batches is no average
+        assert value.is_floating_point() or int(value) == 0  # num_batches_tracked is not averaged
 
 
 @each_network
-def test_the_hare_is_set_back_to_the_tortoise_and_keeps_its_optimizer(builder):
+def test_sync_copies_the_tortoise_and_keeps_optimizer_state(builder):
     network, batch = network_of(builder, lr=1e-2), images(8)
     acting = method("hare-tortoise", momentum=0.7)
     acting.prepare(network)
@@ -81,12 +81,12 @@ def test_the_hare_is_set_back_to_the_tortoise_and_keeps_its_optimizer(builder):
     storage = {t.data_ptr() for t in (*network.module.parameters(), *network.module.buffers())}
     copies = acting._slow.module_for(network)
     assert not storage & {t.data_ptr() for t in (*copies.parameters(), *copies.buffers())}
-    train(network, batch, 1)  # the hare goes on alone
+    train(network, batch, 1)  # train the hare only
     for key, value in floating(copies).items():
         np.testing.assert_array_equal(value, slow[key])
 
 
-def test_syncs_by_updates_leave_switches_alone():
+def test_sync_every_disables_sync_at_interventions():
     network, batch = network_of(MLP, lr=1e-2), images(8)
     acting = method("hare-tortoise", momentum=0.7, sync_every=3)
     acting.prepare(network)
@@ -113,7 +113,7 @@ def test_who_is_evaluated(name, options, slow):
     assert (evaluated is acting._slow.module_for(network)) == slow
 
 
-def test_ema_leaves_training_and_switches_alone():
+def test_ema_changes_neither_training_nor_interventions():
     network, batch = network_of(MLP, lr=1e-2), images(8)
     acting = method("ema")
     acting.prepare(network)
@@ -123,7 +123,7 @@ def test_ema_leaves_training_and_switches_alone():
     assert not changed(before, network.module)
 
 
-def test_a_critic_is_set_back_and_a_target_that_never_learned_is_left():
+def test_critic_is_synced_and_untrained_target_is_kept():
     agent = rl_agent()
     network, target, batch = agent.networks["critic"], agent.targets["critic"], transitions(agent)
     hare, of_target = method("hare-tortoise", momentum=0.7), method("hare-tortoise", momentum=0.7)
@@ -143,7 +143,7 @@ def test_a_critic_is_set_back_and_a_target_that_never_learned_is_left():
     assert not changed(before, target.module)
 
 
-def test_a_rebuilt_architecture_is_followed_and_resumed(tmp_path):
+def test_rebuilt_architecture_is_averaged_and_resumed(tmp_path):
     def widen(module: nn.Module) -> None:
         module[5] = nn.Linear(8, 10, bias=False)
 
@@ -154,7 +154,7 @@ def test_a_rebuilt_architecture_is_followed_and_resumed(tmp_path):
     network.rebuild(widen)
     slow = acting.evaluated(network)
     assert set(state(slow)) == set(state(network.module))
-    assert "5.weight" not in changed(state(slow), network.module)  # one draw for both
+    assert "5.weight" not in changed(state(slow), network.module)  # the new layer was initialized once for both
     update(network, batch, acting)
     torch.save(acting.state_dict(), tmp_path / "state.pt")
 
@@ -162,5 +162,5 @@ def test_a_rebuilt_architecture_is_followed_and_resumed(tmp_path):
     again = method("ema", momentum=0.7)
     again.prepare(resumed)
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    resumed.rebuild(widen)  # what another intervention does when its own state is loaded, after this one's
+    resumed.rebuild(widen)  # as another intervention does when its state is loaded
     assert not changed(state(acting.evaluated(network)), again.evaluated(resumed))

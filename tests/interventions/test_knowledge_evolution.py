@@ -41,7 +41,7 @@ def ready(name: str):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_same_random_share_of_weights_stays_each_time(name):
+def test_the_same_random_fraction_of_weights_is_kept_each_time(name):
     network, batch = ready(name)
     method, gone = KnowledgeEvolution(0.75), {}
     for attempt in range(2):
@@ -63,12 +63,12 @@ def test_the_same_random_share_of_weights_stays_each_time(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_rows_and_columns_stay_as_a_narrower_network(name):
+def test_first_rows_and_columns_are_kept(name):
     network, batch = ready(name)
     KnowledgeEvolution(0.6, "kernel").intervene(network, batch)
     for key, weight in weights(network.module).items():
         stays = (array(weight) != 3.0).reshape(*weight.shape[:2], -1)
-        assert (stays.all(2) == stays.any(2)).all()  # kernels whole
+        assert (stays.all(2) == stays.any(2)).all()  # kernels are not split
         stays = stays.all(2)
         columns = weight.shape[1] if key == FIRST[name] else math.ceil(0.6 * weight.shape[1])
         parts = np.split(stays, 3 if key.endswith("qkv") else 1)
@@ -79,8 +79,8 @@ def test_rows_and_columns_stay_as_a_narrower_network(name):
             np.testing.assert_array_equal(part, expected)
 
 
-def test_the_narrower_network_computes_by_itself():
-    """With the rest at 0 the outputs are those of the first rows and columns alone."""
+def test_kept_weights_form_a_narrower_network():
+    """With all other weights at 0, the outputs are those of the first rows and columns."""
     network, batch = network_of(agent_builder("mlp", width=20)), images()
     network._fresh = constant(MLP, 0.0)
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_the_narrower_network_computes_by_itself():
 
 @each_level
 @pytest.mark.parametrize(("name", "role"), RL)
-def test_agents_evolve_too(name, role, level):
+def test_rl_agents(name, role, level):
     network, batch = rl_network(name, role)
     network._fresh = constant(network._fresh, 3.0)
     KnowledgeEvolution(0.5, level).intervene(network, batch)
@@ -111,7 +111,7 @@ def test_agents_evolve_too(name, role, level):
 
 
 @each_level
-def test_a_saved_state_goes_on_with_the_same_split(level, tmp_path):
+def test_resume_keeps_the_split(level, tmp_path):
     network, batch = network_of(MLP, lr=1e-2), images()
     method = KnowledgeEvolution(0.5, level)
     method.intervene(network, batch)

@@ -28,7 +28,7 @@ each_network = pytest.mark.parametrize("builder", NETWORKS.values(), ids=NETWORK
 
 
 def pulled_names(module: nn.Module, norms: bool) -> list[str]:
-    """Told from the names that timm gives its normalisation layers."""
+    """Recognize normalization layers by the names that timm gives them."""
     spared = ("norm", "bn", "downsample.1")
     return [name for name, _ in module.named_parameters() if norms or not any(part in name for part in spared)]
 
@@ -36,7 +36,7 @@ def pulled_names(module: nn.Module, norms: bool) -> list[str]:
 @pytest.mark.parametrize("norms", [False, True])
 @pytest.mark.parametrize(("name", "aim"), [("l2", 0.0), ("l2-init", 1.0), ("l2-init-norm", 1.0)])
 @each_network
-def test_the_term_and_its_gradient_are_those_of_the_formula(builder, name, aim, norms):
+def test_term_and_gradient_follow_the_formula(builder, name, aim, norms):
     network = network_of(double(builder))
     initial = {key: array(value) for key, value in state(network.module).items()}
     acting = method(name, strength=0.7, norms=norms)
@@ -59,7 +59,7 @@ def test_the_term_and_its_gradient_are_those_of_the_formula(builder, name, aim, 
 
 
 @pytest.mark.parametrize("name", ["l2-init", "l2-init-norm"])
-def test_nothing_pulls_at_the_start(name):
+def test_term_is_zero_at_the_start(name):
     network = network_of(small_vit())
     acting = method(name)
     acting.prepare(network)
@@ -71,7 +71,7 @@ def test_nothing_pulls_at_the_start(name):
 
 @pytest.mark.parametrize(("name", "aim"), [("l2-decoupled", 0.0), ("l2-init-decoupled", 1.0)])
 @each_network
-def test_the_decoupled_pull_has_the_rate_of_each_group(builder, name, aim):
+def test_decoupled_pull_uses_the_learning_rate_of_each_group(builder, name, aim):
     network = network_of(double(builder))
     first, *others = network.module.parameters()
     unowned = others.pop()
@@ -92,7 +92,7 @@ def test_the_decoupled_pull_has_the_rate_of_each_group(builder, name, aim):
 
 
 def test_without_gradients_decoupled_is_adamws_decay_and_coupled_moves_by_the_learning_rate():
-    """What the two do to weights that the loss does not care for."""
+    """Compare both forms on weights with zero loss gradient."""
 
     def after(name: str, **adam: float) -> np.ndarray:
         module = nn.Linear(5, 4, bias=False).double()
@@ -114,7 +114,7 @@ def test_without_gradients_decoupled_is_adamws_decay_and_coupled_moves_by_the_le
     np.testing.assert_allclose(after("l2", weight_decay=0.0), 0.5 - 10 * 0.01, rtol=5e-3)
 
 
-def test_frozen_parameters_stay():
+def test_frozen_parameters_are_kept():
     network = network_of(MLP, lr=0.1)
     network.module[1].weight.requires_grad_(False)
     acting = method("l2-decoupled", strength=1.0)
@@ -125,14 +125,14 @@ def test_frozen_parameters_stay():
     assert not torch.equal(network.module[3].weight, before["3.weight"])
 
 
-def test_the_decoupled_pull_needs_an_optimizer():
+def test_decoupled_pull_requires_an_optimizer():
     acting, network = method("l2-init-decoupled"), network_of(MLP)
     acting.prepare(network)
     with pytest.raises(UserError, match="the optimizer"):
         acting.after_update(network)
 
 
-def test_parameters_of_a_rebuilt_architecture_are_pulled_to_where_they_were_first_seen():
+def test_new_parameters_of_a_rebuilt_network_are_pulled_to_their_first_values():
     network = network_of(MLP, lr=1e-2)
     acting = method("l2-init", strength=2.0)
     acting.prepare(network)

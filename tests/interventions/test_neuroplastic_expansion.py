@@ -31,7 +31,7 @@ def density(module, masks) -> float:
 
 
 @each_network
-def test_a_network_begins_sparse_stays_so_and_grows(builder):
+def test_network_starts_sparse_stays_sparse_and_grows(builder):
     network = network_of(builder, lr=1e-3)
     method = NeuroplasticExpansion(sparsity=0.6, every=3, grow=0.2, prune=0.25)
     before = state(network.module)
@@ -52,7 +52,7 @@ def test_a_network_begins_sparse_stays_so_and_grows(builder):
     assert held[0] == held[1] < held[2] == held[4] < held[5]
 
 
-def test_it_grows_where_gradients_are_largest_and_prunes_the_smallest_weights():
+def test_grows_where_gradients_are_largest_and_prunes_the_smallest_weights():
     network = network_of(MLP, lr=1e-3)
     method = NeuroplasticExpansion(sparsity=0.5, every=2, grow=0.1, prune=0.5)
     method.prepare(network)
@@ -82,7 +82,7 @@ def test_it_grows_where_gradients_are_largest_and_prunes_the_smallest_weights():
             assert not moments[list(expected)].any()
 
 
-def test_densities_follow_erdos_renyi_and_add_up():
+def test_densities_follow_erdos_renyi_and_match_the_total():
     shapes = {"wide": (100, 300), "narrow": (10, 20), "filters": (16, 4, 3, 3)}
     found = erdos_renyi(shapes, 0.2)
     sizes = {name: np.prod(shape) for name, shape in shapes.items()}
@@ -96,14 +96,14 @@ def test_densities_follow_erdos_renyi_and_add_up():
     assert loose["a"] / loose["b"] == pytest.approx((200 / 10000) / (400 / 30000))
 
 
-def test_fresh_draws_are_sparse_too():
+def test_fresh_networks_are_sparse():
     network = network_of(MLP, lr=1e-3)
     method = NeuroplasticExpansion(sparsity=0.7)
     method.prepare(network)
     assert density(network.fresh(), method._masks) == pytest.approx(0.3, abs=0.02)
 
 
-def test_a_copy_restored_in_mid_run_goes_on_bit_by_bit():
+def test_resume_is_bit_identical():
     options = {"sparsity": 0.5, "every": 4, "grow": 0.2}
     network = network_of(MLP, lr=1e-2)
     method = NeuroplasticExpansion(**options)
@@ -122,7 +122,7 @@ def test_a_copy_restored_in_mid_run_goes_on_bit_by_bit():
     assert all(torch.equal(mask, other._masks[name]) for name, mask in method._masks.items())
 
 
-def test_a_trained_network_keeps_learning():
+def test_network_keeps_learning():
     network, batch = network_of(MLP, lr=1e-2), images(32)
     method = NeuroplasticExpansion(sparsity=0.8, every=10)
     method.prepare(network)

@@ -1,4 +1,4 @@
-"""Whatever an intervention does, it leaves the training around it alone."""
+"""Interventions do not disturb training: random state, modes, gradients and optimizer are kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from plastibench.nn.network import Network, as_batch
 from tests.helpers import agent_builder, changed, images, loss, network_of, small_resnet, small_vit, state, train
 
 BUILDERS = {"vit": agent_builder("vit-nano"), "mlp": agent_builder("mlp"), "resnet": small_resnet}
-OPTIONS = {  # thresholds that some units of an almost untrained network meet
+OPTIONS = {  # thresholds that select some units of an almost untrained network
     "redo": {"tau": 1.0},
     "regrama-post": {"tau": 1.0},
     "regrama-weight": {"tau": 1.0},
@@ -33,7 +33,7 @@ SELECTS_NOTHING = {("reset-mlp", "resnet"), ("reset-layernorm", "mlp"), ("reset-
                    ("reset-mlp-qkv", "resnet"), ("rnr-mlp", "resnet"), ("rnr-attention", "mlp"),
                    ("rnr-attention", "resnet"),
                    ("rnr-layernorm", "mlp"), ("rnr-layernorm", "resnet")}  # fmt: skip
-# What they change is the architecture, before training: `intervene` does nothing.
+# These change the architecture before training; `intervene` does nothing.
 ARCHITECTURAL = {"crelu", "deep-fourier", "layernorm", "layernorm-affine-free", "normalize-and-project"}
 NOTHING_TO_CHANGE = {("layernorm", "resnet"), ("layernorm-affine-free", "mlp"), ("layernorm-affine-free", "resnet")}
 REBUILD = {"plasticity-injection"}  # `intervene` replaces parameters
@@ -56,7 +56,7 @@ def random_states() -> tuple[object, ...]:
 
 @pytest.mark.parametrize("builder", BUILDERS)
 @pytest.mark.parametrize("name", [name for name in interventions.all() if name not in REBUILD])
-def test_an_intervention_changes_weights_and_nothing_else(name, builder):
+def test_intervention_changes_only_weights(name, builder):
     network, batch = trained(builder)
     module, method = network.module, registered(name)
     if (name, builder) in NOTHING_TO_CHANGE:
@@ -98,20 +98,20 @@ def test_an_intervention_changes_weights_and_nothing_else(name, builder):
         assert parameter.grad is gradient
         assert gradient is None or bool((gradient == 0.5).all())
     assert {child: set(child.__dict__) for child in module.modules()} == attributes
-    watched = name.startswith(("continual-backprop", "self-normalized"))  # these see every pass that is trained on
+    watched = name.startswith(("continual-backprop", "self-normalized"))  # these monitor every training forward pass
     assert watched or not any(c._forward_hooks or c._forward_pre_hooks or c._backward_hooks for c in module.modules())
     assert all(bool((batch[key] == samples[key]).all()) for key in ("image", "label"))
     assert torch.is_grad_enabled()
     assert all(torch.isfinite(p).all() for p in module.parameters())
 
-    train(network, batch, 2)  # the optimizer still owns what it trains
+    train(network, batch, 2)  # the optimizer still owns the trained parameters
     assert all(torch.isfinite(p).all() for p in module.parameters())
     assert {name for name, _ in module.named_parameters()} <= changed(before, module)
 
 
 @pytest.mark.parametrize("builder", BUILDERS)
 @pytest.mark.parametrize("name", sorted(ARCHITECTURAL | REBUILD))
-def test_a_change_of_architecture_replaces_what_it_must_and_nothing_else(name, builder):
+def test_rebuild_replaces_activations_and_keeps_everything_else(name, builder):
     network, batch = trained(builder)
     module, method = network.module, registered(name)
     if (name, builder) in NOTHING_TO_CHANGE:
@@ -151,12 +151,12 @@ def test_a_change_of_architecture_replaces_what_it_must_and_nothing_else(name, b
     learned = {n for n, p in module.named_parameters() if p.requires_grad}
     assert learned <= changed(now, module)
     assert not changed(now, module) & {n for n, p in module.named_parameters() if not p.requires_grad}
-    if (name, builder) != ("normalize-and-project", "resnet"):  # normalised throughout
+    if (name, builder) != ("normalize-and-project", "resnet"):  # fully normalized
         assert str(module) != was
 
 
 @pytest.mark.parametrize("name", [name for name in interventions.all() if name != "none"])
-def test_an_intervention_follows_the_networks_generator_alone(name):
+def test_intervention_depends_on_the_network_generator_only(name):
     outcomes = []
     for attempt in range(2):
         network, batch = trained("vit")
@@ -170,7 +170,7 @@ def test_an_intervention_follows_the_networks_generator_alone(name):
 
 
 @pytest.mark.parametrize("name", interventions.all())
-def test_an_intervention_that_was_interrupted_goes_on_to_the_bit(name, tmp_path):
+def test_resume_is_bit_identical(name, tmp_path):
     network, batch = network_of(small_vit(), lr=1e-2), images(16)
     method = registered(name)
     method.prepare(network)
@@ -200,11 +200,11 @@ def test_an_intervention_that_was_interrupted_goes_on_to_the_bit(name, tmp_path)
     assert not changed(state(network.module), again.module)
 
 
-# --- the network they act on ------------------------------------------------------------------------------------------
+# --- fresh networks ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("with_builder", [True, False])
-def test_a_fresh_copy_is_new_and_leaves_the_random_state(with_builder):
+def test_fresh_network_is_a_new_copy_and_keeps_random_state(with_builder):
     network = network_of(BUILDERS["mlp"], fresh=with_builder)
     before, randomness = state(network.module), random_states()
     first, second = network.fresh(), network.fresh()
@@ -233,7 +233,7 @@ def test_batches_count_samples_along_their_first_dimension(batch):
     assert torch.equal(flat["image"], images(12)["image"])
 
 
-def test_a_hook_without_a_body_is_known_as_such():
+def test_overrides_detects_hooks_that_no_part_defines():
     class Penalised(Intervention):
         def penalty(self, network, batch):
             return None

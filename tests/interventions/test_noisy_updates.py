@@ -27,7 +27,7 @@ def differences(after: dict, before: dict) -> np.ndarray:
 
 
 def is_normal(values: np.ndarray, sigma: float) -> bool:
-    """Mean, standard deviation and share beyond two of them, each within five standard errors."""
+    """Check mean, standard deviation and tail fraction, each within five standard errors."""
     count, scaled = len(values), values / sigma
     beyond = (abs(scaled) > 2).mean()
     return bool(
@@ -38,7 +38,7 @@ def is_normal(values: np.ndarray, sigma: float) -> bool:
 
 
 @each_network
-def test_noise_on_weights_is_normal_of_the_given_size_and_new_each_time(builder):
+def test_noise_on_weights_is_normal_with_sigma_and_differs_each_time(builder):
     network = network_of(double(builder), lr=1e-2)
     acting = method("noisy-updates", on="weights", sigma=1e-3)
     acting.prepare(network)
@@ -56,7 +56,7 @@ def test_noise_on_weights_is_normal_of_the_given_size_and_new_each_time(builder)
 
 
 @each_network
-def test_noise_on_gradients_leaves_weights_and_absent_gradients(builder):
+def test_noise_on_gradients_changes_neither_weights_nor_missing_gradients(builder):
     network = network_of(double(builder), lr=1e-2)
     acting = method("noisy-updates", sigma=0.1)
     acting.prepare(network)
@@ -71,7 +71,7 @@ def test_noise_on_gradients_leaves_weights_and_absent_gradients(builder):
     assert is_normal(np.concatenate([array(p.grad).ravel() - 0.5 for p in parameters[1:]]), 0.1)
 
 
-def test_noise_may_be_multiplied_by_each_groups_learning_rate():
+def test_noise_can_be_scaled_by_the_learning_rate_of_each_group():
     found = {}
     for times_lr in (False, True):
         network = network_of(double(MLP))
@@ -89,7 +89,7 @@ def test_noise_may_be_multiplied_by_each_groups_learning_rate():
 
 @pytest.mark.parametrize("norms", [False, True])
 @each_network
-def test_decay_shrinks_all_but_normalisation_layers(builder, norms):
+def test_decay_skips_normalization_layers(builder, norms):
     network = network_of(double(builder), lr=0.1)
     acting = method("shrink-perturb-noise", sigma=0.0, decay=0.5, norms=norms)
     acting.prepare(network)
@@ -101,12 +101,12 @@ def test_decay_shrinks_all_but_normalisation_layers(builder, norms):
         np.testing.assert_allclose(array(parameter), factor * array(before[key]), rtol=1e-12)
 
 
-def test_the_name_of_dohares_form_stands_for_decay_and_noise_on_weights():
+def test_shrink_perturb_noise_is_decay_and_noise_on_weights():
     acting = method("shrink-perturb-noise")
     assert (acting.on, acting.decay, acting.sigma, acting.times_lr) == ("weights", 5e-4, 1e-5, False)
 
 
-def test_one_number_of_the_networks_generator_seeds_all_noise():
+def test_one_draw_from_the_network_generator_seeds_all_noise():
     outcomes, generators = [], []
     for seed in (3, 3, 4):
         network = network_of(MLP, lr=1e-2)
@@ -123,7 +123,7 @@ def test_one_number_of_the_networks_generator_seeds_all_noise():
     assert not any(torch.equal(outcomes[0][key], outcomes[2][key]) for key in outcomes[0])
 
 
-def test_noise_of_a_critic():
+def test_rl_critic():
     network = rl_agent(hidden=(64, 64)).networks["critic"]
     acting = method("noisy-updates", on="weights", sigma=0.1)
     acting.prepare(network)
@@ -133,7 +133,7 @@ def test_noise_of_a_critic():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_noise_is_drawn_on_the_device_and_resumed_there(tmp_path):
+def test_noise_is_drawn_and_resumed_on_the_device(tmp_path):
     network = network_of(MLP)
     network.module.cuda()
     acting = method("noisy-updates", on="weights", sigma=1.0)

@@ -23,7 +23,7 @@ each_network = pytest.mark.parametrize(("builder", "output"), NETWORKS.values(),
 
 
 def spectra(module: torch.nn.Module, output: str) -> dict[str, np.ndarray]:
-    """Singular values of every matrix but the output layer's; a filter is a row."""
+    """Compute the singular values of every hidden matrix; a filter is a row."""
     return {
         key: np.linalg.svd(array(p).reshape(len(p), -1), compute_uv=False)
         for key, p in module.named_parameters()
@@ -33,7 +33,7 @@ def spectra(module: torch.nn.Module, output: str) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("scale", [None, 2.0])
 @each_network
-def test_the_term_is_the_squared_distance_of_squared_singular_values_from_s(builder, output, scale):
+def test_term_is_the_squared_distance_of_squared_singular_values_from_s(builder, output, scale):
     network = network_of(double(builder))
     start = {key: (values**2).mean() for key, values in spectra(network.module, output).items()}
     acting = method("parseval", strength=0.01, scale=scale)
@@ -56,7 +56,7 @@ def test_the_term_is_the_squared_distance_of_squared_singular_values_from_s(buil
         np.testing.assert_allclose(found, expected_gradient, rtol=1e-8, atol=1e-10)
 
 
-def test_minimising_the_term_makes_every_hidden_layer_orthogonal():
+def test_minimizing_the_term_makes_every_hidden_layer_orthogonal():
     network = network_of(double(MLP))
     acting = method("parseval", strength=1.0)
     acting.prepare(network)
@@ -70,14 +70,14 @@ def test_minimising_the_term_makes_every_hidden_layer_orthogonal():
         np.testing.assert_allclose(values**2, aims[key], rtol=1e-3)
 
 
-def test_the_outputs_that_a_network_names_are_spared():
+def test_output_layers_named_by_the_network_are_excluded():
     critic = rl_agent(dueling=True).networks["critic"]
     acting = method("parseval")
     acting.prepare(critic)
     assert list(acting.state_dict()["initial"]) == ["body.0", "body.2"]
 
 
-def test_half_a_precision_does_not_hide_how_far_a_matrix_is_from_orthogonal():
+def test_half_precision_does_not_hide_the_distance_from_orthogonality():
     def gradient(half: bool) -> torch.Tensor:
         network = network_of(lambda: torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 2)))
         with torch.no_grad():

@@ -41,7 +41,7 @@ from tests.training.test_runner import Stopped, assert_same_run, crash_at, go
 MLP = agent_builder("mlp", width=8)
 VIT = small_vit(depth=3)
 BUILDERS = {"vit": VIT, "hnt": small_vit(variant="hnt", depth=3), "mlp": MLP, "resnet": small_resnet}
-# (network, part, k) -> stages of the tail, and what of the network lies before it
+# (network, part, k) -> stages of the tail, and the parameters before it
 TAILS = {
     ("vit", "tail", 1): ["blocks.2", "norm", "head"],
     ("vit", "tail", 2): ["blocks.1", "norm", "head"],
@@ -71,7 +71,7 @@ def branches_of(module: nn.Module) -> dict[str, Branches]:
 
 
 def in_branch(module: nn.Module, number: int) -> dict[str, Tensor]:
-    """Parameters of one branch in all stages."""
+    """Return the parameters of one branch in all stages."""
     return {
         f"{name}.{inner}": p.detach().clone()
         for name, child in branches_of(module).items()
@@ -79,11 +79,11 @@ def in_branch(module: nn.Module, number: int) -> dict[str, Tensor]:
     }
 
 
-# The moment of injection ------------------------------------------------------------------------------------------
+# Injection --------------------------------------------------------------------------------------------------------
 
 
 @each_tail
-def test_no_output_changes_when_the_tail_is_injected(name: str, part: str, k: int) -> None:
+def test_injection_preserves_outputs(name: str, part: str, k: int) -> None:
     network, batch = network_of(BUILDERS[name], lr=1e-2), images()
     method = PlasticityInjection(part, k)
     method.prepare(network)
@@ -99,7 +99,7 @@ def test_no_output_changes_when_the_tail_is_injected(name: str, part: str, k: in
 
 
 @each_tail
-def test_only_the_new_branch_and_what_is_before_it_learn(name: str, part: str, k: int) -> None:
+def test_only_the_new_branch_and_earlier_layers_are_trained(name: str, part: str, k: int) -> None:
     network, _, batch = injected(name, part, k)
     old, new, start = (in_branch(network.module, number) for number in range(3))
     assert new.keys() == start.keys() and all(torch.equal(new[key], start[key]) for key in new)
@@ -113,7 +113,7 @@ def test_only_the_new_branch_and_what_is_before_it_learn(name: str, part: str, k
     assert not any(torch.equal(p, parameters[key]) for key, p in others.items())
 
 
-def test_the_optimizer_owns_what_learns_in_the_modules_order_and_has_no_state_of_the_rest() -> None:
+def test_optimizer_owns_exactly_the_trained_parameters_in_module_order() -> None:
     network, _, batch = injected("vit")
     optimizer, parameters = network.optimizer, dict(network.module.named_parameters())
     trained = [p for p in parameters.values() if p.requires_grad]
@@ -124,7 +124,7 @@ def test_the_optimizer_owns_what_learns_in_the_modules_order_and_has_no_state_of
     assert {id(p) for p in optimizer.state} == {id(p) for p in trained}
 
 
-def test_weight_decay_no_longer_acts_on_what_is_frozen_and_gradients_of_it_are_gone() -> None:
+def test_frozen_weights_have_no_gradient_and_no_weight_decay() -> None:
     network, batch = network_of(MLP), images()
     network.optimizer = torch.optim.AdamW(network.module.parameters(), lr=0.1, weight_decay=1.0)
     method = PlasticityInjection()
@@ -138,7 +138,7 @@ def test_weight_decay_no_longer_acts_on_what_is_frozen_and_gradients_of_it_are_g
     assert all(torch.equal(p, in_branch(network.module, 0)[key]) for key, p in before.items())
 
 
-def test_the_output_is_that_of_the_frozen_tail_plus_what_the_new_one_has_learned() -> None:
+def test_output_is_the_frozen_tail_plus_the_change_of_the_new_branch() -> None:
     network, _, batch = injected("mlp")
     train(network, batch)
     module = network.module
@@ -152,7 +152,7 @@ def test_the_output_is_that_of_the_frozen_tail_plus_what_the_new_one_has_learned
     np.testing.assert_allclose(array(logits(module, batch)), tail(0) + tail(1) - tail(2), atol=1e-5)
 
 
-def test_gradients_reach_what_is_before_through_all_branches() -> None:
+def test_gradients_flow_through_all_branches() -> None:
     network, _, batch = injected("mlp", "head")
     train(network, batch)
     heads = [head.weight.detach() for head in network.module[5].branches]
@@ -170,7 +170,7 @@ def test_gradients_reach_what_is_before_through_all_branches() -> None:
     torch.testing.assert_close(seen[0].grad, expected)
 
 
-def test_the_new_branch_is_drawn_as_the_network_draws_it() -> None:
+def test_new_branch_uses_the_initialization_of_the_network() -> None:
     network, _, _ = injected("vit")
     new = network.module.blocks[2].branches[1]
     assert float(new.mlp.fc1.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
@@ -179,7 +179,7 @@ def test_the_new_branch_is_drawn_as_the_network_draws_it() -> None:
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_injections_repeat_as_often_as_told_and_then_no_more(name: str) -> None:
+def test_number_of_injections_is_limited(name: str) -> None:
     network, method, batch = injected(name, times=2)
     train(network, batch)
     for count in (5, 5):
@@ -196,12 +196,12 @@ def test_injections_repeat_as_often_as_told_and_then_no_more(name: str) -> None:
     assert not any(torch.equal(p, in_branch(network.module, 3)[key]) for key, p in last.items())
 
 
-# What the rest of the package sees ---------------------------------------------------------------------------------
+# Metrics and other methods -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("with_builder", [True, False])
 @pytest.mark.parametrize("name", ["vit", "mlp"])
-def test_a_fresh_draw_has_branches_that_cancel(name: str, with_builder: bool) -> None:
+def test_branches_of_a_fresh_network_cancel(name: str, with_builder: bool) -> None:
     network, batch = network_of(BUILDERS[name], lr=1e-2, fresh=with_builder), images()
     method = PlasticityInjection()
     method.intervene(network, batch)
@@ -220,7 +220,7 @@ def test_a_fresh_draw_has_branches_that_cancel(name: str, with_builder: bool) ->
 
 
 @pytest.mark.parametrize("name", ["vit", "mlp", "resnet"])
-def test_metrics_and_unit_level_methods_leave_frozen_units_alone(name: str) -> None:
+def test_metrics_and_unit_level_methods_skip_frozen_units(name: str) -> None:
     network, _, batch = injected(name)
     train(network, batch)
     units = trace(network, batch)
@@ -238,7 +238,7 @@ def test_metrics_and_unit_level_methods_leave_frozen_units_alone(name: str) -> N
         assert torch.isfinite(logits(network.module, batch)).all()
 
 
-def test_a_revive_alone_leaves_frozen_weights_as_they_are() -> None:
+def test_revive_keeps_frozen_weights() -> None:
     network, _, batch = injected("vit")
     train(network, batch)
     before = state(network.module)
@@ -248,7 +248,7 @@ def test_a_revive_alone_leaves_frozen_weights_as_they_are() -> None:
 
 
 class Skips(nn.Module):
-    """The tail's input comes back behind it."""
+    """Add the input of the tail to its output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -262,7 +262,7 @@ class Skips(nn.Module):
 
 
 class Mixes(nn.Module):
-    """Between the tail's stages samples meet each other."""
+    """Mix samples between the stages of the tail."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -275,10 +275,10 @@ class Mixes(nn.Module):
 
 
 @pytest.mark.parametrize("builder", [Skips, Mixes])
-def test_a_tail_that_is_no_chain_is_a_users_error_and_left_as_it_was(builder: Callable[[], nn.Module]) -> None:
+def test_tail_that_is_not_a_chain_is_a_user_error_and_unchanged(builder: Callable[[], nn.Module]) -> None:
     network, batch = network_of(builder), images()
     before, expected = state(network.module), logits(network.module, batch)
-    with pytest.raises(UserError, match="take part=head"):
+    with pytest.raises(UserError, match="part=head"):
         PlasticityInjection().intervene(network, batch)
     assert not changed(before, network.module) and torch.equal(expected, logits(network.module, batch))
     PlasticityInjection("head").intervene(network, batch)
@@ -286,14 +286,14 @@ def test_a_tail_that_is_no_chain_is_a_users_error_and_left_as_it_was(builder: Ca
 
 
 @pytest.mark.parametrize(("name", "k"), [("vit", 4), ("mlp", 3)])
-def test_more_blocks_than_there_are_is_a_users_error(name: str, k: int) -> None:
+def test_too_many_blocks_are_a_user_error(name: str, k: int) -> None:
     with pytest.raises(UserError, match=f"k is {k}"):
         PlasticityInjection(k=k).prepare(network_of(BUILDERS[name]))
     with pytest.raises(UserError, match="part=head"):
         PlasticityInjection().prepare(network_of(lambda: nn.Linear(3, 3)))
 
 
-# Agents that act --------------------------------------------------------------------------------------------------
+# RL agents --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def everyone(learner: Any) -> list[tuple[str, Network]]:
     return [*learner.networks.items(), *((f"{role}-target", target) for role, target in learner.targets.items())]
 
 
-def test_the_temperature_of_sac_keeps_its_own_group_and_state() -> None:
+def test_temperature_of_sac_keeps_its_group_and_state() -> None:
     learner, batch = agent("sac-mlp", "rl-pendulum"), transitions("rl-pendulum")
     for seed in range(3):
         learner.update(transitions("rl-pendulum", seed=seed))
@@ -381,7 +381,7 @@ def test_the_temperature_of_sac_keeps_its_own_group_and_state() -> None:
     ],
 )
 @pytest.mark.parametrize("crash", [37])
-def test_a_run_of_an_agent_interrupted_after_its_injection_ends_as_the_whole_one(
+def test_resume_of_an_rl_agent_after_an_injection_is_bit_identical(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: str, agent_name: str, options: Any, crash: int
 ) -> None:
     spec = tiny_rl(
@@ -415,13 +415,13 @@ def test_a_run_of_an_agent_interrupted_after_its_injection_ends_as_the_whole_one
 @pytest.mark.parametrize(
     ("name", "network", "every", "crash"),
     [
-        ("plasticity-injection", "mlp", 3, 5),  # in the task of the injection, with its optimizer
+        ("plasticity-injection", "mlp", 3, 5),  # within the task of the injection
         ("plasticity-injection", "mlp", 3, 10),
         ("plasticity-injection", "vit-nano", 0, 5),
         ("crelu+normalize-and-project", "mlp", 0, 5),
     ],
 )
-def test_a_run_of_a_classifier_interrupted_in_a_changed_network_ends_as_the_whole_one(
+def test_resume_of_a_classifier_after_a_rebuild_is_bit_identical(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, every: int, crash: int, network: str
 ) -> None:
     spec = tiny(name, agent=network, agent_options={"batch_size": 4, "lr": 0.01}, every=every)
@@ -433,7 +433,7 @@ def test_a_run_of_a_classifier_interrupted_in_a_changed_network_ends_as_the_whol
     assert_same_run(tmp_path / "whole" / spec.id, tmp_path / "part" / spec.id)
 
 
-def test_the_distance_from_the_start_counts_new_parameters_from_their_injection(tiny: Any, tmp_path: Path) -> None:
+def test_weight_distance_counts_new_parameters_from_their_injection(tiny: Any, tmp_path: Path) -> None:
     spec = tiny("plasticity-injection", agent="mlp", agent_options={"lr": 0.0})
     go(spec, tmp_path)
     with open(tmp_path / spec.id / "metrics.csv", newline="") as file:
@@ -446,7 +446,7 @@ def test_the_distance_from_the_start_counts_new_parameters_from_their_injection(
     assert all(float(row["value"]) > 0 and math.isfinite(float(row["value"])) for row in rows[1:])
 
 
-def test_a_new_optimizer_at_a_task_owns_what_learns(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_optimizer_owns_the_trained_parameters(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     owned: list[tuple[int, int]] = []
     original = Classifier.update
 

@@ -53,7 +53,7 @@ def distance(network: Network, before: Tensor, batch) -> float:
 
 @dataclass
 class Spoil(Intervention):
-    """Overwrites one unit of the first layer, reports it, and counts how its hooks are called."""
+    """Overwrite one unit of the first layer, report it, and count the calls of hooks."""
 
     def __post_init__(self) -> None:
         self.calls: list[str] = []
@@ -84,7 +84,7 @@ class Spoil(Intervention):
 
 
 def convolutions() -> nn.Module:
-    """With BatchNorms, which are no modules with units."""
+    """A network with BatchNorms, which have no units."""
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
         nn.Conv2d(4, 6, 3, 2, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
@@ -92,10 +92,10 @@ def convolutions() -> nn.Module:
     )  # fmt: skip
 
 
-# --- what it does -----------------------------------------------------------------------------------------------------
+# --- effect -----------------------------------------------------------------------------------------------------------
 
 
-def test_redo_inside_recouple_disturbs_the_outputs_less_than_redo():
+def test_recoupled_redo_changes_outputs_less_than_redo():
     batch, distances, masks = images(256), [], []
     for method in (
         Recouple("redo", ("tau=0.8",), ridge=RIDGE),
@@ -109,7 +109,7 @@ def test_redo_inside_recouple_disturbs_the_outputs_less_than_redo():
     assert distances[0] < 0.9 * distances[1]
 
 
-def test_recouple_around_revive_is_rnr():
+def test_recouple_of_revive_equals_rnr():
     batch, states = images(64), []
     for method in (Recouple(Revive(quantile=0.4), ridge=RIDGE), RnR(quantile=0.4, ridge=RIDGE)):
         network = prepared(small_vit())
@@ -119,7 +119,7 @@ def test_recouple_around_revive_is_rnr():
         torch.testing.assert_close(states[0][name], states[1][name], rtol=0, atol=0)
 
 
-def test_an_instance_acts_and_its_readers_are_refitted_as_by_hand():
+def test_inner_instance_acts_and_refit_matches_a_manual_refit():
     builder = double(MLP)
     network, batch = prepared(builder), images(64)
     batch["image"] = batch["image"].double()
@@ -144,8 +144,8 @@ def test_an_instance_acts_and_its_readers_are_refitted_as_by_hand():
     [MLP, small_vit(), small_vit(variant="hnt"), convolutions],
     ids=["mlp", "vit", "hnt", "batchnorm"],
 )
-def test_after_an_intervention_on_everything_the_targets_are_those_of_the_network_before(builder):
-    """Position embeddings, class tokens and BatchNorms shrink too, but not in the network that teaches."""
+def test_targets_are_the_outputs_of_the_old_network(builder):
+    """Position embeddings, class tokens and BatchNorms shrink, but not in the teacher."""
     builder = double(builder)
     network, batch = prepared(builder), images(40)
     batch["image"] = batch["image"].double()
@@ -165,7 +165,7 @@ def test_after_an_intervention_on_everything_the_targets_are_those_of_the_networ
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_redrawn_mlp_blocks_keep_their_new_weights_and_the_others_adapt():
+def test_reset_mlp_blocks_keep_their_new_weights_and_the_others_are_refitted():
     network, batch = prepared(small_vit()), images(256)
     network._fresh = constant(small_vit(), 0.125)
     before = state(network.module)
@@ -178,7 +178,7 @@ def test_redrawn_mlp_blocks_keep_their_new_weights_and_the_others_adapt():
     assert not {"patch_embed.proj.weight", "pos_embed", "cls_token"} & moved
 
 
-def test_recoupling_after_a_reset_of_the_mlp_blocks_restores_part_of_the_outputs():
+def test_recoupling_after_a_reset_of_mlp_blocks_restores_part_of_the_outputs():
     batch, distances = images(256), []
     for method in (Recouple("reset-mlp", ridge=RIDGE), Reset("mlp")):
         network = network_of(small_vit(), lr=1e-2)
@@ -189,7 +189,7 @@ def test_recoupling_after_a_reset_of_the_mlp_blocks_restores_part_of_the_outputs
     assert distances[0] < 0.9 * distances[1]
 
 
-def test_no_intervention_inside_leaves_the_network():
+def test_inner_none_changes_nothing():
     network, batch = prepared(small_vit()), images(64)
     before = state(network.module)
     Recouple("none", ridge=RIDGE).intervene(network, batch)
@@ -197,7 +197,7 @@ def test_no_intervention_inside_leaves_the_network():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=1e-6)
 
 
-def test_refit_limits_recoupling_to_modules_by_name():
+def test_refit_restricts_recoupling_by_name():
     batch, after = images(64), {}
     for refit in ("all", "head"):
         network = prepared(small_vit())
@@ -210,7 +210,7 @@ def test_refit_limits_recoupling_to_modules_by_name():
 
 
 @pytest.mark.parametrize("refit", ["nothing-like-this", "("])
-def test_refit_that_matches_nothing_is_an_error_before_anything_changes(refit):
+def test_refit_without_a_match_is_a_user_error_and_changes_nothing(refit):
     network = prepared()
     before = state(network.module)
     with pytest.raises(UserError):
@@ -219,7 +219,7 @@ def test_refit_that_matches_nothing_is_an_error_before_anything_changes(refit):
 
 
 @pytest.mark.parametrize("solver", ["pinv", "ridge", "delta-ridge"])
-def test_solver_options_reach_the_solver(solver):
+def test_solver_options_are_used(solver):
     batch, residuals = images(256), {}
     for ridge in (1e-6, 1.0):
         network = prepared()
@@ -231,7 +231,7 @@ def test_solver_options_reach_the_solver(solver):
         assert residuals[1.0] > 1.02 * residuals[1e-6]
 
 
-def test_max_growth_reaches_the_solver():
+def test_max_growth_is_used():
     grown = {}
     for limit in (0.0, 0.9):
         report = Recouple(Revive(quantile=0.9), solver="pinv", max_growth=limit).intervene(prepared(), images(256))
@@ -249,12 +249,12 @@ def test_options_of_the_inner_intervention_start_from_its_registered_name():
     assert (inner.modules, inner.residual_writers) == ("fc1|fc2", False)
 
 
-def test_options_may_come_as_text_from_a_command_line():
+def test_options_can_be_strings():
     method = build(Recouple, {"inner": "shrink-perturb", "inner_options": "keep=0.5,noise=0.1", "ridge": "0.5"}, "x")
     assert (method._inner.keep, method._inner.noise, method.ridge) == (0.5, 0.1, 0.5)
 
 
-def test_an_option_may_contain_an_equals_sign():
+def test_inner_option_may_contain_an_equals_sign():
     assert Recouple("redo", ("modules=a(?=b)",))._inner.modules == "a(?=b)"
 
 
@@ -275,7 +275,7 @@ def test_wrong_inner_options_are_users_errors_that_name_the_culprit(inner, optio
         Recouple(inner, options)
 
 
-def test_hooks_reach_the_inner_intervention():
+def test_hooks_are_forwarded_to_the_inner_intervention():
     network, inner = prepared(), Spoil()
     method = Recouple(inner)
     method.prepare(network)
@@ -286,16 +286,16 @@ def test_hooks_reach_the_inner_intervention():
     assert inner.calls == ["elsewhere"]
 
 
-def test_the_inner_interventions_penalty_counts():
+def test_penalty_of_the_inner_intervention_is_used():
     assert float(Recouple(Spoil()).penalty(prepared(), images())) == 2.5
 
 
-def test_the_inner_interventions_slow_copy_is_what_is_evaluated():
+def test_evaluated_copy_of_the_inner_intervention_is_used():
     network = prepared()
     assert Recouple(Spoil()).evaluated(network) is network.module[1]
 
 
-def test_stored_initial_weights_survive_through_recouple():
+def test_recouple_state_contains_the_initial_weights_of_the_inner_intervention():
     network = prepared()
     initial = state(network.module)
     method = Recouple("shrink-perturb-keep20")
@@ -309,6 +309,6 @@ def test_stored_initial_weights_survive_through_recouple():
     torch.testing.assert_close(network.module[1].weight.detach(), expected)
 
 
-def test_an_intervention_that_changes_the_architecture_cannot_be_recoupled():
+def test_intervention_that_changes_the_architecture_is_a_user_error():
     with pytest.raises(UserError, match="changes the architecture"):
         Recouple(PlasticityInjection()).intervene(prepared(small_vit()), images())

@@ -36,7 +36,7 @@ def in_blocks(*parts: str, blocks: range = range(4)) -> list[str]:
 
 
 FC = in_blocks("mlp.fc1", "mlp.fc2")
-EXPECTED = {  # (network, selection, k) -> prefixes of what is re-drawn
+EXPECTED = {  # (network, selection, k) -> prefixes of reinitialized parameters
     ("vit", "mlp", 1): FC,
     ("vit", "mlp-qkv", 1): [*FC, *in_blocks("attn.qkv")],
     ("vit", "linear", 1): [*FC, *in_blocks("attn.qkv", "attn.proj"), "head"],
@@ -71,7 +71,7 @@ EXPECTED = {  # (network, selection, k) -> prefixes of what is re-drawn
 
 
 def trained(name: str) -> tuple[Network, Tensor]:
-    """Every parameter has left its initial value and has optimizer state; so have running statistics."""
+    """Train so that parameters and statistics leave their initial values, and optimizer state exists."""
     network, batch = network_of(BUILDERS[name], lr=1e-2), images(16)
     train(network, batch)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def trained(name: str) -> tuple[Network, Tensor]:
 
 
 def assert_reset(network: Network, batch, reset: Reset, expected: set[str]) -> None:
-    """Exactly what is expected changes, and the parameters of it lose their optimizer state."""
+    """Check that exactly the expected parameters change and lose their optimizer state."""
     before = state(network.module)
     report = reset.intervene(network, batch)
     assert changed(before, network.module) == expected
@@ -96,7 +96,7 @@ def assert_reset(network: Network, batch, reset: Reset, expected: set[str]) -> N
 
 
 @pytest.mark.parametrize(("name", "select", "k"), EXPECTED, ids=lambda value: str(value))
-def test_a_reset_redraws_exactly_what_it_names(name, select, k):
+def test_reset_reinitializes_exactly_the_selection(name, select, k):
     network, batch = trained(name)
     expected = parameters_of(network.module, EXPECTED[name, select, k])
     assert_reset(network, batch, Reset(select, k), expected)
@@ -112,7 +112,7 @@ def test_a_reset_redraws_exactly_what_it_names(name, select, k):
         ("mlp", 0.1, ["5"]),
     ],
 )
-def test_later_layers_are_a_share_of_the_blocks_rounded_up(name, share, prefixes):
+def test_later_layers_are_a_fraction_of_the_blocks_rounded_up(name, share, prefixes):
     network, batch = trained(name)
     assert_reset(network, batch, Reset("later", share=share), parameters_of(network.module, prefixes))
 
@@ -130,18 +130,18 @@ def test_later_layers_are_a_share_of_the_blocks_rounded_up(name, share, prefixes
     ],
     ids=str,
 )
-def test_each_critic_of_an_ensemble_loses_its_own_last_layers(name, role, options, reset, prefixes):
+def test_last_layers_of_each_critic_in_an_ensemble_are_reset(name, role, options, reset, prefixes):
     network, batch = rl_network(name, role, **options)
     assert_reset(network, batch, reset, parameters_of(network.module, prefixes))
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_a_full_reset_redraws_every_parameter_and_buffer(name):
+def test_full_reset_reinitializes_every_parameter_and_buffer(name):
     network, batch = trained(name)
     assert_reset(network, batch, Reset("all"), set(state(network.module)))
 
 
-def test_a_full_reset_of_batchnorm_starts_its_statistics_anew():
+def test_full_reset_resets_batchnorm_statistics():
     network, batch = trained("resnet")
     norm = network.module.bn1
     assert float(norm.running_mean.abs().max()) > 0
@@ -155,7 +155,7 @@ def test_a_full_reset_of_batchnorm_starts_its_statistics_anew():
     ("select", "norms"),
     [("linear", ()), ("head", ()), ("last-k", ("layer4.1.",)), ("later", ("layer3.", "layer4."))],
 )
-def test_a_partial_reset_renews_the_running_statistics_of_the_norms_that_it_redraws(select, norms):
+def test_partial_reset_resets_statistics_of_selected_norms(select, norms):
     network, batch = trained("resnet")
     before = {key: buffer.clone() for key, buffer in network.module.named_buffers()}
     Reset(select).intervene(network, batch)
@@ -166,7 +166,7 @@ def test_a_partial_reset_renews_the_running_statistics_of_the_norms_that_it_redr
             assert torch.equal(buffer, before[key]), key
 
 
-def test_forgetting_later_layers_of_a_resnet_leaves_guesses_and_no_wild_outputs():
+def test_loss_stays_bounded_after_a_reset_of_later_layers_in_a_resnet():
     network, batch = trained("resnet")
     Reset("later").intervene(network, batch)
     with eval_mode(network.module), torch.no_grad():
@@ -174,7 +174,7 @@ def test_forgetting_later_layers_of_a_resnet_leaves_guesses_and_no_wild_outputs(
 
 
 @pytest.mark.parametrize("method", [Reset("all"), Reset("later"), Reset("linear"), ShrinkPerturb(0.5, 0.5)])
-def test_frozen_parameters_stay(method):
+def test_frozen_parameters_are_kept(method):
     network, batch = trained("vit")
     block = network.module.blocks[1].requires_grad_(False)
     before = state(network.module)
@@ -193,7 +193,7 @@ def test_frozen_parameters_stay(method):
         (r"^cls_token$", ["cls_token"]),
     ],
 )
-def test_match_redraws_parameters_by_name_and_overrides_select(match, expected):
+def test_match_selects_parameters_by_name_and_overrides_select(match, expected):
     network, batch = trained("vit")
     names = parameters_of(network.module, expected) if expected else {
         name for name, _ in network.module.named_parameters() if name.startswith("blocks.0.") and name.endswith("bias")
@@ -203,7 +203,7 @@ def test_match_redraws_parameters_by_name_and_overrides_select(match, expected):
     assert changed(before, network.module) == names
 
 
-# --- how they are re-drawn --------------------------------------------------------------------------------------------
+# --- initialization ---------------------------------------------------------------------------------------------------
 
 
 def deviation(*parameters: Tensor) -> float:
@@ -224,18 +224,18 @@ def redrawn(name: str) -> nn.Module:
     return network.module
 
 
-def test_timms_vit_is_redrawn_with_its_truncated_normal():
+def test_timm_vit_uses_its_truncated_normal_initialization():
     module = redrawn("vit")
     assert deviation(*(linear.weight for linear in linears(module))) == pytest.approx(0.02, rel=0.02)
     assert all((linear.bias == 0).all() for linear in linears(module))
     assert deviation(module.pos_embed) == pytest.approx(0.02, rel=0.15)
     assert deviation(module.cls_token) < 1e-5
-    bound = 1 / math.sqrt(16)  # the patch projection keeps PyTorch's default for convolutions
+    bound = 1 / math.sqrt(16)  # default initialization of the patch projection, a convolution
     assert deviation(module.patch_embed.proj.weight) == pytest.approx(bound / math.sqrt(3), rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["hnt", "mlp"])
-def test_linears_of_hnt_and_mlp_are_redrawn_with_pytorchs_default(name):
+def test_linears_of_hnt_and_mlp_use_the_default_initialization(name):
     module = redrawn(name)
     for linear in linears(module):
         bound = 1 / math.sqrt(linear.in_features)
@@ -248,7 +248,7 @@ def test_linears_of_hnt_and_mlp_are_redrawn_with_pytorchs_default(name):
         assert deviation(module.cls_token) == pytest.approx(1.0, rel=0.4)
 
 
-def test_resnets_stem_is_redrawn_as_its_agent_draws_it():
+def test_resnet_stem_uses_the_initialization_of_its_agent():
     builder = agent_builder("resnet18")
     network = network_of(builder)
     nn.init.zeros_(network.module.conv1.weight)
@@ -257,7 +257,7 @@ def test_resnets_stem_is_redrawn_as_its_agent_draws_it():
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_norms_are_redrawn_to_the_identity(name):
+def test_norms_are_reset_to_the_identity(name):
     for norm in norms(redrawn(name)):
         assert (norm.bias == 0).all()
         if not hasattr(norm, "running_mean"):
@@ -284,7 +284,7 @@ def test_two_networks_with_equal_generators_draw_equal_weights():
     assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
 
 
-# --- what cannot be done ----------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_two_networks_with_equal_generators_draw_equal_weights():
     ],
     ids=str,
 )
-def test_a_reset_of_nothing_or_too_much_is_a_users_error_and_changes_nothing(name, reset):
+def test_invalid_selection_is_a_user_error_and_changes_nothing(name, reset):
     network, batch = trained(name)
     before = state(network.module)
     with pytest.raises(UserError):

@@ -33,7 +33,7 @@ each_network = pytest.mark.parametrize("builder", NETWORKS.values(), ids=NETWORK
 
 
 def marked(builder, seed: int = 0):
-    """A network off its initial point whose re-drawn entries will all be 7."""
+    """A trained network whose reinitialized entries are all 7."""
     network = network_of(builder, seed=seed)
     add_noise(network.module, 0.1)
     network._fresh = constant(builder, 7.0)
@@ -41,7 +41,7 @@ def marked(builder, seed: int = 0):
 
 
 @each_network
-def test_low_gradient_quantile_redraws_the_lowest_share_of_every_module_but_the_last(builder):
+def test_low_gradient_quantile_reinitializes_the_lowest_fraction_of_every_module_but_the_last(builder):
     network, batch = marked(builder), images(24)
     names = [unit.name for unit in trace(network, batch)]
     expected = {name: lowest(gradient_scores(network.module, name, batch), 0.4) for name in names[:-1]}
@@ -62,7 +62,7 @@ def test_low_gradient_quantile_redraws_the_lowest_share_of_every_module_but_the_
 
 
 @pytest.mark.parametrize("tau", [0.5, 1.0])
-def test_regrama_redraws_units_below_the_mean_gradient_of_their_layer(tau):
+def test_regrama_reinitializes_units_below_the_mean_gradient_of_their_layer(tau):
     network, batch = marked(small_vit()), images(24)
     names = [unit.name for unit in trace(network, batch)][:-1]
     expected = {}
@@ -83,7 +83,7 @@ def dead_unit_network():
     return network
 
 
-def test_redo_redraws_silent_units_and_zeroes_what_reads_them():
+def test_redo_reinitializes_silent_units_and_zeroes_their_readers():
     network, batch = dead_unit_network(), images(24)
     before = state(network.module)
     dead = {
@@ -107,7 +107,7 @@ def test_redo_redraws_silent_units_and_zeroes_what_reads_them():
 
 
 @pytest.mark.parametrize("modules", ["hidden", "all"])
-def test_a_neuron_whose_activation_follows_a_layernorm_is_redrawn_with_its_row(modules):
+def test_unit_after_a_layernorm_is_reinitialized_with_its_row(modules):
     def build() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 10))
 
@@ -124,7 +124,7 @@ def test_a_neuron_whose_activation_follows_a_layernorm_is_redrawn_with_its_row(m
     assert report.units.get("1", torch.zeros(6)).any() == (modules == "hidden")  # so that Recouple keeps the rows
 
 
-def test_redo_wakes_a_filter_that_its_batchnorm_silences():
+def test_redo_revives_a_filter_silenced_by_its_batchnorm():
     def build() -> nn.Module:
         layers = nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 10)
         return nn.Sequential(*layers)
@@ -139,7 +139,7 @@ def test_redo_wakes_a_filter_that_its_batchnorm_silences():
     assert bool((network.module[:3](batch["image"])[:, 2] > 0).any())
 
 
-def test_redo_at_zero_leaves_the_function_of_a_relu_network_as_it_was():
+def test_redo_with_tau_zero_preserves_the_outputs_of_a_relu_network():
     network, batch = dead_unit_network(), images(24)
     network._fresh = lambda: drawn(MLP, 9)
     before = logits(network.module, batch)
@@ -147,7 +147,7 @@ def test_redo_at_zero_leaves_the_function_of_a_relu_network_as_it_was():
     torch.testing.assert_close(logits(network.module, batch), before, rtol=1e-5, atol=1e-5)
 
 
-def test_redo_scores_what_the_nonlinearity_returns():
+def test_redo_scores_the_outputs_of_the_nonlinearity():
     network, batch = marked(small_vit()), images(24)
     scores = {}
     for name in ("blocks.0.mlp", "blocks.1.mlp"):
@@ -170,7 +170,7 @@ def test_weight_norm_takes_the_shortest_rows():
 @pytest.mark.parametrize("criterion", ["redo", "regrama", "regrama-post", "regrama-weight", "low-gradient-quantile",
                                        "random", "weight-norm"])  # fmt: skip
 @each_network
-def test_the_output_layer_is_never_revived(builder, criterion):
+def test_output_layer_is_never_revived(builder, criterion):
     network, batch = marked(builder), images()
     head = [unit.name for unit in trace(network, batch)][-1]
     before = state(network.module)
@@ -180,22 +180,22 @@ def test_the_output_layer_is_never_revived(builder, criterion):
     assert not {name for name in changed(before, network.module) if name.startswith(f"{head}.")}
 
 
-def test_random_masks_follow_the_networks_generator():
+def test_random_masks_depend_on_the_network_generator_only():
     masks = []
     for seed in (1, 1, 2):
         network = marked(MLP)
         network.generator.manual_seed(seed)
-        torch.manual_seed(len(masks))  # the global state plays no part
+        torch.manual_seed(len(masks))  # the global random state does not matter
         masks.append(torch.cat(list(Revive("random", quantile=0.5).intervene(network, images()).units.values())))
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
 
 
-def test_q_k_and_v_are_judged_apart_when_asked():
+def test_split_qkv_scores_q_k_and_v_separately():
     network, batch = marked(small_vit()), images(24)
     name = "blocks.0.attn.qkv"
     with torch.no_grad():
-        network.module.get_submodule(name).weight[:32] *= 1e-3  # attention is flat: q and k hardly matter
+        network.module.get_submodule(name).weight[:32] *= 1e-3  # attention is uniform, so q and k hardly matter
     scores = gradient_scores(network.module, name, batch)
     assert scores[:32].max() < scores[32:].min()
     joint = Revive(modules=r"blocks\.0\.attn\.qkv", quantile=0.5)
@@ -215,7 +215,7 @@ def test_q_k_and_v_are_judged_apart_when_asked():
         (r"\.1\.", False, {"blocks.1.norm1", "blocks.1.attn.qkv", "blocks.1.norm2", "blocks.1.mlp.fc1"}),
     ],
 )
-def test_modules_chooses_by_name_or_kind(modules, residual_writers, expected):
+def test_modules_selects_by_name_or_kind(modules, residual_writers, expected):
     network = marked(small_vit())
     before = state(network.module)
     report = Revive(modules=modules, residual_writers=residual_writers, quantile=0.5).intervene(network, images())
@@ -225,17 +225,17 @@ def test_modules_chooses_by_name_or_kind(modules, residual_writers, expected):
 
 
 @pytest.mark.parametrize("modules", ["nothing-like-this", "head"])
-def test_modules_that_select_nothing_are_an_error(modules):
+def test_modules_without_a_match_are_a_user_error(modules):
     with pytest.raises(UserError, match="selects nothing"):
         Revive(modules=modules).intervene(marked(small_vit()), images())
 
 
-def test_an_expression_that_is_none_is_a_users_error():
+def test_invalid_regular_expression_is_a_user_error():
     with pytest.raises(UserError):
         Revive(modules="(").intervene(marked(small_vit()), images())
 
 
-def test_redrawn_units_differ_from_time_to_time():
+def test_reinitialized_units_differ_each_time():
     network = network_of(MLP)
     Revive("weight-norm", quantile=1.0, modules="^1$").intervene(network, images())
     first = state(network.module)
@@ -245,7 +245,7 @@ def test_redrawn_units_differ_from_time_to_time():
 
 
 @pytest.mark.parametrize(("rule", "step"), [("mean", 3), ("zero", 3), ("restart", 0)])
-def test_moments_of_redrawn_units_follow_the_rule(rule, step):
+def test_moments_of_reinitialized_units_follow_the_rule(rule, step):
     batch = images(24)
     network = train(network_of(MLP, lr=1e-2), batch)
     weight = network.module[1].weight
@@ -261,14 +261,14 @@ def test_moments_of_redrawn_units_follow_the_rule(rule, step):
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_a_batch_may_be_a_dictionary_of_tensors(plain):
+def test_batch_can_be_a_dictionary_of_tensors(plain):
     network, batch = marked(MLP), images()
     report = Revive(quantile=0.5).intervene(network, dict(batch.items()) if plain else batch.reshape(4, 4))
     expected = Revive(quantile=0.5).intervene(marked(MLP), batch)
     assert all(torch.equal(mask, expected.units[name]) for name, mask in report.units.items())
 
 
-def test_a_module_after_reviving_still_is_a_plain_module():
+def test_network_stays_a_plain_module():
     network = marked(small_vit())
     Revive(quantile=0.5).intervene(network, images())
     assert all("forward" not in child.__dict__ for child in network.module.modules())

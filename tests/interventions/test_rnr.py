@@ -48,7 +48,7 @@ def grouped() -> nn.Module:
 
 
 class Encoder(nn.Module):
-    """PyTorch's own encoder, whose evaluation without gradients is one fused kernel."""
+    """PyTorch's encoder, which runs as one fused kernel in evaluation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ each_network = pytest.mark.parametrize("builder", NETWORKS.values(), ids=NETWORK
 
 
 def off_start(builder, **options: object) -> Network:
-    """A network whose LayerNorms are no identity and whose biases are not 0."""
+    """A network with non-identity LayerNorms and nonzero biases."""
     network = network_of(builder, **options)
     add_noise(network.module, 0.1)
     return network
@@ -80,23 +80,23 @@ def difference(module: nn.Module, before: torch.Tensor, batch) -> float:
 
 @pytest.mark.parametrize("ridge", [1e-2, 10.0])
 @each_network
-def test_reviving_nothing_leaves_the_parameters_with_delta_ridge(builder, ridge):
+def test_reviving_nothing_preserves_parameters_with_delta_ridge(builder, ridge):
     network, batch = off_start(builder), images(48)
     before = state(network.module)
     report = RnR(quantile=0.0, ridge=ridge).intervene(network, batch)
     assert report.revived_share == 0
-    assert any("residual" in figures for figures in report.modules.values())  # it did refit
+    assert any("residual" in figures for figures in report.modules.values())  # some module was refitted
     for name, tensor in state(network.module).items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=1e-6, msg=lambda text, name=name: name + text)
 
 
 @each_network
-def test_reviving_nothing_leaves_the_outputs_with_pinv(builder):
+def test_reviving_nothing_preserves_outputs_with_pinv(builder):
     network, batch = off_start(builder), images(48)
     before, weights = logits(network.module, batch), state(network.module)
     RnR(quantile=0.0, solver="pinv").intervene(network, batch)
     assert difference(network.module, before, batch) < 1e-4
-    assert changed(weights, network.module)  # null directions move: it did solve
+    assert changed(weights, network.module)  # null directions change, so a system was solved
 
 
 def between(middle) -> nn.Module:
@@ -114,8 +114,8 @@ UNUSUAL = {
 
 
 @pytest.mark.parametrize("builder", [*NETWORKS.values(), *UNUSUAL.values()], ids=[*NETWORKS, *UNUSUAL])
-def test_the_last_layer_repairs_all_damage_where_samples_are_fewer_than_its_inputs(builder):
-    """However much is revived before it: so it was fitted on the very inputs that it gets."""
+def test_last_layer_restores_outputs_exactly_with_fewer_samples_than_inputs(builder):
+    """The last layer is fitted on its actual inputs, however many units are revived before it."""
     network, batch = off_start(builder), images(6)
     before = logits(network.module, batch)
     RnR(quantile=0.5, solver="pinv").intervene(network, batch)
@@ -130,7 +130,7 @@ def test_modules_inside_a_fused_encoder_are_refitted():
 
 
 @pytest.mark.parametrize("quantile", [0.4, 1.0])
-def test_reviving_norms_is_undone_exactly_by_their_readers(quantile):
+def test_readers_compensate_revived_norms_exactly(quantile):
     network, batch = off_start(small_vit()), images(64)
     before, weights = logits(network.module, batch), state(network.module)
     report = RnR(modules="norm", quantile=quantile, solver="pinv").intervene(network, batch)
@@ -146,7 +146,7 @@ def test_reviving_norms_is_undone_exactly_by_their_readers(quantile):
     assert difference(network.module, logits(off_start(small_vit()).module, held_out), held_out) < 1e-3
 
 
-def test_the_same_norms_without_recoupling_do_change_the_outputs():
+def test_revived_norms_without_recoupling_change_outputs():
     network, batch = off_start(small_vit()), images(64)
     before = logits(network.module, batch)
     Revive(modules="norm", quantile=0.4).intervene(network, batch)
@@ -155,7 +155,7 @@ def test_the_same_norms_without_recoupling_do_change_the_outputs():
 
 @pytest.mark.parametrize("held_out", [False, True])
 @pytest.mark.parametrize("options", [{"solver": "pinv"}, {"ridge": 1e-2}, {}], ids=str)
-def test_recoupling_changes_the_outputs_less_than_reviving_alone_or_zeroing(options, held_out):
+def test_recoupling_changes_outputs_less_than_reviving_alone_or_zeroing(options, held_out):
     batch, seen_later = images(256), images(256, seed=9 if held_out else 0)
     methods = {
         "rnr": RnR(modules="fc1", quantile=0.4, **options),
@@ -169,7 +169,7 @@ def test_recoupling_changes_the_outputs_less_than_reviving_alone_or_zeroing(opti
         masks[name] = method.intervene(network, batch).units
         changes[name] = float((logits(network.module, seen_later) - before).norm())
     assert set(masks["rnr"]) == {"blocks.0.mlp.fc1", "blocks.1.mlp.fc1"}
-    for name in masks["rnr"]:  # the same units, so that the comparison is fair
+    for name in masks["rnr"]:  # the same units, for a fair comparison
         assert int(masks["rnr"][name].sum()) == 25
         assert torch.equal(masks["rnr"][name], masks["revive"][name])
         assert torch.equal(masks["rnr"][name], masks["zeroed"][name])
@@ -190,11 +190,11 @@ def test_cuda_and_cpu_agree(solver):
     torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=1e-5)
 
 
-# --- Algorithm 1 by hand ----------------------------------------------------------------------------------------------
+# --- manual Algorithm 1 -----------------------------------------------------------------------------------------------
 
 
 def by_hand(network: Network, fresh: nn.Module, names, batch, *, ridge, local, per_layer):
-    """The paper's algorithm on a copy of the module; returns it and the masks."""
+    """Run the algorithm of the paper on a copy of the module. Return the copy and the masks."""
     student, teacher = copy.deepcopy(network.module), copy.deepcopy(network.module)
     masks = {name: lowest(gradient_scores(student, name, batch), 0.4) for name in names[:-1]}
     for name, reader in itertools.pairwise(names):
@@ -219,7 +219,7 @@ MODULES = {
 @pytest.mark.parametrize("targets", ["global", "local"])
 @pytest.mark.parametrize("scoring", ["once", "per-layer"])
 @pytest.mark.parametrize(("builder", "names"), MODULES.values(), ids=MODULES.keys())
-def test_every_reading_of_the_algorithm_does_what_it_says(builder, names, scoring, targets):
+def test_each_targets_and_scoring_variant_matches_a_manual_implementation(builder, names, scoring, targets):
     network, batch = off_start(builder), images(48)
     batch["image"] = batch["image"].double()
     source = drawn(builder, 77)
@@ -241,7 +241,7 @@ def after(**options: object) -> tuple[dict[str, torch.Tensor], dict[str, torch.T
     return state(network.module), report.units
 
 
-def test_readings_agree_on_the_first_pair_and_differ_later():
+def test_variants_agree_on_the_first_pair_and_differ_later():
     base, masks = after()
     local, _ = after(targets="local")
     rescored, new_masks = after(scoring="per-layer")
@@ -255,7 +255,7 @@ def test_readings_agree_on_the_first_pair_and_differ_later():
     assert any(not torch.equal(new_masks[name], masks[name]) for name in masks)
 
 
-def test_global_targets_end_nearer_to_the_original_outputs_than_local_ones():
+def test_global_targets_preserve_outputs_better_than_local_targets():
     distances = {}
     for targets in ("global", "local"):
         network, batch = off_start(MLP), images(256)
@@ -283,7 +283,7 @@ def test_global_targets_end_nearer_to_the_original_outputs_than_local_ones():
     ],
     ids=str,
 )
-def test_units_are_chosen_as_revive_chooses_them(options, reading):
+def test_rnr_selects_the_same_units_as_revive(options, reading):
     chosen = Revive(**options).intervene(off_start(small_vit()), images(24)).units
     found = RnR(**options, **reading).intervene(off_start(small_vit()), images(24)).units
     assert list(found) == list(chosen)
@@ -306,7 +306,7 @@ def test_revived_units_keep_their_new_weights(builder):
                 assert torch.equal(parameter[~mask], before[key][~mask])  # the first module is not refitted
 
 
-def test_the_report_says_what_was_done():
+def test_report_describes_the_intervention():
     network, batch = off_start(MLP), images(64)
     report = RnR(quantile=0.5).intervene(network, batch)
     assert list(report.units) == ["1", "3", "5"]
@@ -321,7 +321,7 @@ def test_the_report_says_what_was_done():
 
 
 @pytest.mark.parametrize("options", [{}, {"targets": "local"}, {"scoring": "per-layer"}], ids=str)
-def test_max_growth_bounds_the_weights_that_are_not_revived(options):
+def test_max_growth_bounds_refitted_weights(options):
     norms = {}
     for limit in (0.0, 1.2):
         network = train(off_start(small_vit(depth=1), lr=1e-2), images(32), 5)
@@ -338,7 +338,7 @@ def test_max_growth_bounds_the_weights_that_are_not_revived(options):
 
 
 @pytest.mark.parametrize("options", [{}, {"targets": "local"}, {"scoring": "per-layer"}], ids=str)
-def test_optimizer_state_of_refitted_modules_starts_anew_and_of_the_first_follows_the_rule(options):
+def test_optimizer_state_of_refitted_modules_is_reset_and_of_the_first_follows_the_rule(options):
     batch = images(64)
     network = train(network_of(MLP, lr=1e-2), batch)
     first = network.module[1].weight
@@ -348,12 +348,12 @@ def test_optimizer_state_of_refitted_modules_starts_anew_and_of_the_first_follow
     assert stateful == {"1.weight", "1.bias"}
     assert torch.equal(network.optimizer.state[first]["exp_avg"][~mask], moments[~mask])
     assert (network.optimizer.state[first]["exp_avg"][mask] == 0).all()
-    train(network, batch)  # and training goes on
+    train(network, batch)  # training continues
     assert all(torch.isfinite(p).all() for p in network.module.parameters())
 
 
 @pytest.mark.parametrize("options", [{}, {"targets": "local"}], ids=str)
-def test_modules_that_select_nothing_are_an_error(options):
+def test_modules_without_a_match_are_a_user_error(options):
     with pytest.raises(UserError, match="selects nothing"):
         RnR(modules="nothing-like-this", **options).intervene(off_start(MLP), images())
 
@@ -369,11 +369,11 @@ def test_repeated_interventions_stay_finite_and_bounded():
     assert np.isfinite(array(logits(network.module, batch))).all()
 
 
-# --- fewer each time, and in part -------------------------------------------------------------------------------------
+# --- decay and refit --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("criterion", "quantile", "tau"), [("low-gradient-quantile", 0.5, 1.0), ("regrama", 0.4, 1.5)])
-def test_the_share_or_threshold_decays_with_each_intervention(criterion, quantile, tau, tmp_path):
+def test_quantile_or_tau_decays_with_each_intervention(criterion, quantile, tau, tmp_path):
     method = RnR(criterion, quantile=quantile, tau=tau, decay=0.5)
     network, batch = network_of(agent_builder("mlp", width=16)), images(32)
     for number in range(3):
@@ -383,7 +383,7 @@ def test_the_share_or_threshold_decays_with_each_intervention(criterion, quantil
         plain = RnR(criterion, quantile=quantile * 0.5**number, tau=tau * 0.5**number)
         expected = plain.intervene(reference, batch)
         torch.save(method.state_dict(), tmp_path / "state.pt")
-        method = RnR(criterion, quantile=quantile, tau=tau, decay=0.5)  # as after an interruption
+        method = RnR(criterion, quantile=quantile, tau=tau, decay=0.5)  # as after a resume
         method.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
         report = method.intervene(network, batch)
         assert not changed(state(twin), network.module)
@@ -412,7 +412,7 @@ PARTS = {
 
 @pytest.mark.parametrize("targets", ["global", "local"])
 @pytest.mark.parametrize("refit", PARTS)
-def test_only_the_named_part_is_recoupled_and_everything_is_revived(refit, targets):
+def test_refit_restricts_recoupling_but_not_reviving(refit, targets):
     network, batch = off_start(small_vit()), images(32)
     fresh = copy.deepcopy(network)
     revived = Revive(quantile=0.25).intervene(fresh, batch)
@@ -423,14 +423,14 @@ def test_only_the_named_part_is_recoupled_and_everything_is_revived(refit, targe
         name: int(mask.sum()) for name, mask in revived.units.items()
     }
     for name, mask in report.units.items():
-        if name not in PARTS[refit]:  # rows that were not revived stay to the bit
+        if name not in PARTS[refit]:  # rows that were not revived are bit-identical
             weight = network.module.get_parameter(f"{name}.weight")
             assert torch.equal(weight[~mask], before[f"{name}.weight"][~mask])
 
 
 @pytest.mark.parametrize("refit", [*PARTS])
 def test_what_is_recoupled_is_what_recouple_recouples(refit):
-    """With only one part refitted the fits are those of Recouple with a regular expression of the same modules."""
+    """Refitting one part equals Recouple with a regular expression of the same modules."""
     from plastibench.interventions.recouple import Recouple
 
     outcomes = []
@@ -442,14 +442,14 @@ def test_what_is_recoupled_is_what_recouple_recouples(refit):
     assert all(torch.equal(value, outcomes[1][name]) for name, value in outcomes[0].items())
 
 
-def test_mlp_of_a_network_without_blocks_is_every_linear_but_the_output():
+def test_mlp_selects_every_hidden_linear_in_a_network_without_blocks():
     network, batch = network_of(MLP), images(32)
     report = RnR(refit="mlp").intervene(network, batch)
     assert {name for name, figures in report.modules.items() if "residual" in figures} == {"3", "5"}
 
 
 @pytest.mark.parametrize("refit", ["attention", "layernorm", "nothing-like-this", "("])
-def test_a_part_that_is_not_there_is_a_users_error_and_changes_nothing(refit):
+def test_missing_part_is_a_user_error_and_changes_nothing(refit):
     network, batch = network_of(MLP), images(32)
     before = state(network.module)
     with pytest.raises(UserError):
@@ -459,7 +459,7 @@ def test_a_part_that_is_not_there_is_a_users_error_and_changes_nothing(refit):
 
 @pytest.mark.parametrize("solver", ["delta-ridge", "pinv"])
 @pytest.mark.parametrize("builder", [MLP, small_vit(depth=1)])
-def test_the_report_describes_the_units_that_were_refitted(builder, solver):
+def test_report_describes_the_refitted_units(builder, solver):
     network, batch = off_start(builder), images(64)
     teacher, before = copy.deepcopy(network.module), state(network.module)
     seen: dict[str, list[Tensor]] = {}
@@ -491,7 +491,7 @@ def test_the_report_describes_the_units_that_were_refitted(builder, solver):
         assert figures["norm_ratio"] == pytest.approx(float(new.norm() / old.norm()), rel=1e-3)
 
 
-def test_nothing_revived_is_nothing_forgotten():
+def test_reviving_nothing_keeps_optimizer_state():
     network, batch = train(off_start(MLP, lr=1e-2), images(32), 3), images(32)
     before = {p: dict(network.optimizer.state[p]) for p in network.module.parameters()}
     RnR(quantile=0.0).intervene(network, batch)
@@ -511,7 +511,7 @@ def test_frozen_modules_are_not_refitted(options):
     assert not any("3" in unit for unit in report.units)
 
 
-def test_a_weight_that_is_computed_from_others_is_left_out_and_not_reported():
+def test_parametrized_weight_is_skipped_and_not_reported():
     def build() -> nn.Module:
         module = MLP()
         nn.utils.parametrizations.weight_norm(module.get_submodule("3"))
@@ -522,8 +522,8 @@ def test_a_weight_that_is_computed_from_others_is_left_out_and_not_reported():
     assert "3" not in report.modules and set(report.units) == {"1", "5"}
 
 
-def test_units_that_a_grouped_convolution_reads_are_not_taken_for_columns():
+def test_readers_with_grouped_convolutions_are_skipped():
     network, batch = off_start(lambda: between(nn.Conv2d(8, 8, 3, groups=2))), images(32)
     unit = trace(network, batch)[0]
     assert not unit.columns
-    Revive("redo", tau=10.0, outgoing="zero").intervene(network, batch)  # every hidden unit, and no error
+    Revive("redo", tau=10.0, outgoing="zero").intervene(network, batch)  # every hidden unit; no error

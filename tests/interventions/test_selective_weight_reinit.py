@@ -47,8 +47,8 @@ def gradients_of(module: nn.Module) -> dict[str, np.ndarray]:
 
 @each_utility
 @pytest.mark.parametrize("name", NETWORKS)
-def test_at_a_switch_the_share_of_lowest_utility_is_redrawn_in_every_tensor(name, utility):
-    network, batch = network_of(double(NETWORKS[name])), images(300).double()  # two pieces of unequal size
+def test_intervention_reinitializes_the_lowest_fraction_of_every_tensor(name, utility):
+    network, batch = network_of(double(NETWORKS[name])), images(300).double()  # two chunks of unequal size
     batch["label"] = batch["label"].long()
     add_noise(network.module, 0.1)
     network.module.eval()
@@ -72,8 +72,8 @@ def test_at_a_switch_the_share_of_lowest_utility_is_redrawn_in_every_tensor(name
 
 
 @each_utility
-def test_every_so_many_updates_what_is_below_the_threshold_is_redrawn(utility):
-    """By the weights after the step and the gradients before it, as in the authors' code."""
+def test_weights_below_the_threshold_are_reinitialized_every_interval(utility):
+    """Use the weights after the step and the gradients before it, as in the authors' code."""
     builder = small_vit()
     network, acting = network_of(builder, lr=1e-3), SelectiveWeightReinit(utility, factor=0.4, interval=3)
     network._fresh = constant(builder, 3.0)
@@ -92,7 +92,7 @@ def test_every_so_many_updates_what_is_below_the_threshold_is_redrawn(utility):
             np.testing.assert_array_equal(array(weight), np.where(mask, np.float32(3.0), old), err_msg=key)
 
 
-def test_a_tensor_that_learns_nothing_is_redrawn_whole_and_one_that_is_not_trained_stays():
+def test_tensor_without_gradient_is_fully_reinitialized_and_frozen_tensor_kept():
     network = network_of(MLP, lr=1e-2)
     network._fresh = constant(MLP, 3.0)
     first, second, head = (network.module[place] for place in (1, 3, 5))
@@ -106,7 +106,7 @@ def test_a_tensor_that_learns_nothing_is_redrawn_whole_and_one_that_is_not_train
     assert torch.equal(head.weight, before["5.weight"])
 
 
-def test_the_mean_of_the_initial_distribution_may_take_their_place():
+def test_replacement_by_the_mean_of_the_initial_distribution():
     builder = small_vit()
     network, batch = network_of(builder, lr=1e-2), images()
     add_noise(network.module, 0.3)
@@ -130,7 +130,7 @@ def test_what_is_left_of_a_whole_number_is_redrawn_by_chance():
 
 
 @each_utility
-def test_the_moments_of_redrawn_weights_alone_are_forgotten(utility):
+def test_only_moments_of_reinitialized_weights_are_reset(utility):
     network, batch = network_of(MLP, lr=1e-2), images()
     train(network, batch)
     before = {p: network.optimizer.state[p]["exp_avg"].clone() for p in network.module.parameters()}
@@ -139,12 +139,12 @@ def test_the_moments_of_redrawn_weights_alone_are_forgotten(utility):
     for name, weight in network.module.named_parameters():
         mask = weight.detach() != old[name]
         moments = network.optimizer.state[weight]["exp_avg"]
-        if weight.ndim > 1:  # biases are drawn anew as the zeros that they were
+        if weight.ndim > 1:  # fresh biases are zeros, as before
             assert bool((moments[mask] == 0).all()) and torch.equal(moments[~mask], before[weight][~mask])
             assert 0.4 < float(mask.float().mean()) <= 0.5
 
 
-def test_a_parameter_of_unknown_origin_stays():
+def test_parameter_with_unknown_initialization_is_kept():
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -162,7 +162,7 @@ def test_a_parameter_of_unknown_origin_stays():
 
 @each_utility
 @pytest.mark.parametrize(("name", "role"), RL)
-def test_agents_lose_single_weights_too(name, role, utility):
+def test_rl_agents(name, role, utility):
     network, batch = rl_network(name, role)
     found = torch.autograd.grad(network.loss(network.module, batch), list(network.module.parameters()))
     gradients = {key: array(g) for (key, _), g in zip(network.module.named_parameters(), found, strict=True)}
@@ -177,7 +177,7 @@ def test_agents_lose_single_weights_too(name, role, utility):
             assert utilities[mask].max() <= utilities[~mask].min() * (1 + 1e-4) + 1e-12
 
 
-def test_names_stand_for_the_settings_of_the_authors():
+def test_registered_names_use_the_settings_of_the_authors():
     usual, magnitude = method("selective-weight-reinit"), method("selective-weight-reinit-magnitude")
     assert (usual.utility, usual.pruning, usual.factor, usual.interval) == ("gradient", "threshold", 5e-4, 128)
     assert (magnitude.utility, magnitude.factor, magnitude.replacement) == ("magnitude", 1e-3, "mean")
@@ -185,7 +185,7 @@ def test_names_stand_for_the_settings_of_the_authors():
         build(SelectiveWeightReinit, {"pruning": "proportional", "factor": 2}, "selective-weight-reinit")
 
 
-def test_rows_that_no_sample_looked_up_are_not_useless():
+def test_unused_embedding_rows_are_kept():
     def build() -> nn.Module:
         return nn.Sequential(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(4, 3))
 

@@ -36,7 +36,7 @@ def softmax(values: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 @pytest.mark.parametrize(("reduction", "share"), [("batchmean", 1.0), ("mean", 0.1)])
 @each_network
-def test_the_term_is_the_divergence_from_the_teacher(builder, reduction, share, temperature):
+def test_term_is_the_divergence_from_the_teacher(builder, reduction, share, temperature):
     network, batch = network_of(double(builder)), images(6)
     batch["image"] = batch["image"].double()
     acting = method("self-distillation", strength=2.0, reduction=reduction, temperature=temperature)
@@ -50,12 +50,12 @@ def test_the_term_is_the_divergence_from_the_teacher(builder, reduction, share, 
     assert term.item() == pytest.approx(2 * share * divergence, rel=1e-9)
     term.backward()
     head = network.module.get_classifier() if hasattr(network.module, "get_classifier") else network.module[5]
-    expected = 2 * share * (ours - theirs).mean(0) / temperature  # of the last bias
+    expected = 2 * share * (ours - theirs).mean(0) / temperature  # gradient of the last bias
     np.testing.assert_allclose(array(head.bias.grad), expected, rtol=1e-9, atol=1e-12)
 
 
 @each_network
-def test_the_teacher_follows_and_gets_no_gradient(builder):
+def test_teacher_is_updated_and_gets_no_gradient(builder):
     network, batch = network_of(builder, lr=1e-2), images(6)
     acting = method("self-distillation", momentum=0.9)
     acting.prepare(network)
@@ -69,7 +69,7 @@ def test_the_teacher_follows_and_gets_no_gradient(builder):
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
 
 
-def test_at_the_start_teacher_and_network_agree():
+def test_teacher_starts_equal_to_the_network():
     network, batch = network_of(NETWORKS["vit"]), images(6)
     acting = method("self-distillation")
     acting.prepare(network)
@@ -80,7 +80,7 @@ def test_at_the_start_teacher_and_network_agree():
 
 
 @pytest.mark.parametrize(("distance", "squared"), [("auto", True), ("mse", True), ("kl", False)])
-def test_values_of_a_critic_are_compared_by_their_squared_difference(distance, squared):
+def test_values_of_a_critic_use_the_squared_error(distance, squared):
     agent = rl_agent()
     network, batch = agent.networks["critic"], transitions(agent)
     acting = method("self-distillation", strength=0.5, distance=distance)

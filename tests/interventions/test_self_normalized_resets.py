@@ -18,7 +18,7 @@ SIGNALS = 12
 
 
 def one_layer() -> nn.Module:
-    """Unit i fires exactly where the i-th feature of the batch is positive."""
+    """Create a network whose unit i fires exactly if feature i is positive."""
     module = nn.Sequential(nn.Flatten(), nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 3))
     with torch.no_grad():
         module[1].weight.copy_(torch.eye(8))
@@ -26,7 +26,7 @@ def one_layer() -> nn.Module:
 
 
 def firing(pattern: list[bool]):
-    """A batch in which unit i fires for some samples, or for none."""
+    """Create a batch in which unit i fires for some samples or for none."""
     batch = images(6, (1, 1, 8), classes=3)
     batch["image"] = -batch["image"].abs() - 0.1
     batch["image"][2, 0, 0] = torch.where(torch.tensor(pattern), 1.0, -1.0)
@@ -34,7 +34,7 @@ def firing(pattern: list[bool]):
 
 
 def schedule(updates: int) -> np.ndarray:
-    """Units that fire ever more rarely; the sixth stops for good, the seventh never begins. [updates, 8]."""
+    """Generate firing patterns: rarer and rarer; unit 5 stops firing, unit 6 never fires. [updates, 8]."""
     time = np.arange(updates)[:, None]
     fires = time % np.array([1, 2, 3, 5, 8, 1, 1, 13]) == 0
     fires[20:, 5] = False
@@ -43,7 +43,7 @@ def schedule(updates: int) -> np.ndarray:
 
 
 class Reference:
-    """The rule, unit by unit, in plain Python."""
+    """Apply the rule unit by unit in plain Python."""
 
     def __init__(self, percentile: float, longest: int, retune: int, check: int) -> None:
         self.percentile, self.retune, self.check, self.longest = percentile, retune, check, longest
@@ -81,7 +81,7 @@ def test_units_silent_for_unusually_long_are_reset(check):
     method = SelfNormalizedResets(percentile=0.9, longest=30, retune=15, check=check)
     method.prepare(network)
     reference = Reference(0.9, 30, 15, check)
-    update(network, method, firing([True] * 8))  # the first batch shows where the hidden units are
+    update(network, method, firing([True] * 8))  # the first batch finds the hidden units
     resets = 0
     for fires in schedule(80):
         before = state(network.module)
@@ -93,12 +93,12 @@ def test_units_silent_for_unusually_long_are_reset(check):
             resets += 1
             assert not network.module[3].weight[:, unit].any()
             with torch.no_grad():
-                network.module[1].weight.copy_(torch.eye(8))  # so that the schedule goes on to hold
+                network.module[1].weight.copy_(torch.eye(8))  # so that the firing patterns still apply
     assert resets >= 3
     assert [float(t) for t in method._units["1"]["threshold"]] == pytest.approx(reference.threshold, rel=1e-5)
 
 
-def test_a_reset_gives_fresh_incoming_and_no_outgoing_weights_and_clears_their_moments():
+def test_reset_unit_gets_fresh_incoming_and_zero_outgoing_weights_and_moments():
     network = network_of(one_layer, lr=1e-3)
     network._fresh = constant(one_layer, 3.0)
     method = SelfNormalizedResets(longest=3, check=1)
@@ -113,7 +113,7 @@ def test_a_reset_gives_fresh_incoming_and_no_outgoing_weights_and_clears_their_m
     assert network.optimizer.state[network.module[1].weight]["exp_avg"][0].any()
 
 
-def test_a_filter_that_its_batchnorm_silences_fires_again():
+def test_filter_silenced_by_its_batchnorm_fires_again():
     def build() -> nn.Module:
         layers = nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 10)
         return nn.Sequential(*layers)
@@ -131,13 +131,13 @@ def test_a_filter_that_its_batchnorm_silences_fires_again():
     assert bool((network.module[:3](batch["image"])[:, 2] > 0).any())
 
 
-def test_a_gelu_network_is_told_that_little_will_happen(capsys):
+def test_gelu_network_prints_a_warning(capsys):
     network, batch = network_of(small_vit(), lr=1e-3), images(8)
     method = SelfNormalizedResets()
     method.prepare(network)
     for _ in range(3):
         update(network, method, batch)
-    assert capsys.readouterr().err.count("is no ReLU") == 1
+    assert capsys.readouterr().err.count("not a ReLU") == 1
     network = network_of(MLP, lr=1e-3)
     method = SelfNormalizedResets()
     method.prepare(network)
@@ -146,7 +146,7 @@ def test_a_gelu_network_is_told_that_little_will_happen(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_copy_restored_in_mid_run_goes_on_bit_by_bit():
+def test_resume_is_bit_identical():
     options = {"longest": 6, "retune": 7, "check": 2, "percentile": 0.5}
     network = network_of(MLP, lr=3e-2)
     with torch.no_grad():
@@ -167,11 +167,11 @@ def test_a_copy_restored_in_mid_run_goes_on_bit_by_bit():
         update(network, method, images(seed=seed))
         update(twin, other, images(seed=seed))
     assert not changed(state(network.module), twin.module)
-    assert not torch.equal(network.generator.get_state(), before)  # something was reset meanwhile
+    assert not torch.equal(network.generator.get_state(), before)  # some units were reset
     assert torch.equal(torch.get_rng_state(), randomness)
 
 
-def test_a_network_without_hidden_units_is_named():
+def test_network_without_hidden_units_is_a_user_error():
     network = Network(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), None, loss)
     method = SelfNormalizedResets()
     method.prepare(network)
@@ -179,7 +179,7 @@ def test_a_network_without_hidden_units_is_named():
         method.penalty(network, images())
 
 
-def test_thresholds_by_moments():
+def test_thresholds_follow_the_moments():
     method = SelfNormalizedResets(percentile=0.99, longest=1000)
     unit = {
         "silence": torch.zeros(3),

@@ -35,7 +35,7 @@ each_network = pytest.mark.parametrize("builder", NETWORKS.values(), ids=NETWORK
 
 @each_network
 @pytest.mark.parametrize(("keep", "noise"), [(0.8, 0.2), (0.4, 0.1), (1.0, 0.0), (0.0, 1.0)])
-def test_fresh_weights_are_mixed_in_as_the_formula_says(builder, keep, noise):
+def test_weights_follow_the_formula(builder, keep, noise):
     network, batch = network_of(builder), images()
     network._fresh = constant(builder, 3.0)
     before = state(network.module)
@@ -53,7 +53,7 @@ HEADS = {"vit": {"head"}, "hnt": {"head"}, "mlp": {"5"}, "resnet": {"fc"}}
 
 @pytest.mark.parametrize("source", ["fresh", "initial"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_heads_are_redrawn_and_the_rest_is_mixed(name, source):
+def test_heads_are_reinitialized_and_the_rest_follows_the_formula(name, source):
     network, batch = network_of(NETWORKS[name], lr=1e-2), images()
     method = ShrinkPerturb(0.5, 0.25, source, heads="redraw")
     initial = state(network.module)
@@ -74,7 +74,7 @@ def test_heads_are_redrawn_and_the_rest_is_mixed(name, source):
 
 @pytest.mark.parametrize(("name", "role"), RL)
 @pytest.mark.parametrize(("method", "keep", "noise"), [("sr-spr", 0.8, 0.2), ("bbf", 0.5, 0.5)])
-def test_heads_of_agents_are_their_output_layers(method, keep, noise, name, role):
+def test_heads_of_rl_agents_are_their_output_layers(method, keep, noise, name, role):
     network, batch = rl_network(name, role)
     network._fresh = constant(network._fresh, 3.0)
     before = state(network.module)
@@ -86,12 +86,12 @@ def test_heads_of_agents_are_their_output_layers(method, keep, noise, name, role
 
 
 @each_network
-def test_initial_weights_are_those_of_prepare(builder):
+def test_initial_weights_are_stored_by_prepare(builder):
     network, batch = network_of(builder, lr=1e-2), images()
     initial = state(network.module)
     method = ShrinkPerturb(0.2, 0.8, "initial")
     method.prepare(network)
-    for _ in range(2):  # the second time goes back to the same point
+    for _ in range(2):  # also the second time
         train(network, batch)
         before = state(network.module)
         method.intervene(network, batch)
@@ -101,7 +101,7 @@ def test_initial_weights_are_those_of_prepare(builder):
         assert {name for name, _ in network.module.named_parameters()} <= changed(before, network.module)
 
 
-def test_fresh_weights_are_drawn_anew_each_time():
+def test_fresh_weights_differ_each_time():
     network, batch = network_of(MLP), images()
     method = ShrinkPerturb(0.0, 1.0)
     method.intervene(network, batch)
@@ -118,7 +118,7 @@ def test_fresh_weights_are_drawn_anew_each_time():
         ("shrink-perturb-keep20", 0.2, 0.8, "initial"),
     ],
 )
-def test_both_readings_of_the_papers_number_are_registered(name, keep, noise, source):
+def test_both_readings_of_alpha_are_registered(name, keep, noise, source):
     method = registered(name)
     network, batch = network_of(MLP, lr=1e-2), images()
     network._fresh = constant(MLP, 3.0)
@@ -133,7 +133,7 @@ def test_both_readings_of_the_papers_number_are_registered(name, keep, noise, so
 
 
 @pytest.mark.parametrize("source", ["fresh", "initial"])
-def test_the_optimizers_state_starts_anew(source):
+def test_optimizer_state_is_reset(source):
     network, batch = network_of(MLP, lr=1e-2), images()
     method = ShrinkPerturb(source=source)
     method.prepare(network)
@@ -144,7 +144,7 @@ def test_the_optimizers_state_starts_anew(source):
 
 
 @pytest.mark.parametrize("source", ["fresh", "initial"])
-def test_a_saved_state_goes_on_as_if_nothing_had_happened(source, tmp_path):
+def test_resume_is_bit_identical(source, tmp_path):
     network, batch = network_of(MLP, lr=1e-2), images()
     method = ShrinkPerturb(0.5, 0.5, source)
     method.prepare(network)
@@ -162,7 +162,7 @@ def test_a_saved_state_goes_on_as_if_nothing_had_happened(source, tmp_path):
     assert changed(before, network.module)
 
 
-def test_later_training_does_not_reach_the_stored_weights():
+def test_training_does_not_change_the_stored_weights():
     network, batch = network_of(MLP, lr=1e-2), images()
     method = ShrinkPerturb(0.0, 1.0, "initial")
     initial = state(network.module)
@@ -170,12 +170,12 @@ def test_later_training_does_not_reach_the_stored_weights():
     train(network, batch)
     method.intervene(network, batch)
     assert not changed(initial, network.module)
-    train(network, batch)  # in place, on the very tensors that were written
+    train(network, batch)  # in place, on the tensors that the intervention wrote
     method.intervene(network, batch)
     assert not changed(initial, network.module)
 
 
-def test_initial_weights_of_what_was_added_since_are_those_of_its_first_time():
+def test_initial_values_of_added_parameters_are_their_first_values():
     network, batch = network_of(MLP, lr=1e-2), images()
     method = ShrinkPerturb(0.5, 0.5, "initial")
     method.prepare(network)

@@ -25,7 +25,7 @@ each_network = pytest.mark.parametrize("builder", NETWORKS.values(), ids=NETWORK
 
 @pytest.mark.parametrize("source", ["initial", "fresh"])
 @each_network
-def test_every_update_mixes_in_the_other_weights(builder, source):
+def test_every_update_adds_the_other_weights(builder, source):
     network = network_of(builder, lr=1e-2)
     initial = state(network.module)
     network._fresh = constant(builder, 3.0)
@@ -45,8 +45,8 @@ def test_every_update_mixes_in_the_other_weights(builder, source):
     assert len(network.optimizer.state) == moments
 
 
-def test_many_tiny_steps_arrive_at_the_initial_weights():
-    """By default a million updates leave 1/e of what was learned; rounding must not eat so small a step."""
+def test_many_small_steps_converge_to_the_initial_weights():
+    """A million default updates keep 1/e of the learned change, so steps this small must survive rounding."""
     network = network_of(MLP)
     initial = array(network.module[1].weight)
     acting = method("soft-shrink-perturb")
@@ -59,7 +59,7 @@ def test_many_tiny_steps_arrive_at_the_initial_weights():
     assert away.mean() < 0.49945
 
 
-def test_fresh_weights_are_drawn_anew_at_every_update():
+def test_fresh_weights_differ_at_every_update():
     network = network_of(MLP)
     acting = method("soft-shrink-perturb", keep=0.0, noise=1.0, source="fresh")
     acting.prepare(network)
@@ -69,7 +69,7 @@ def test_fresh_weights_are_drawn_anew_at_every_update():
     assert changed(first, network.module) == set(first)
 
 
-def test_a_critic_goes_back_to_its_initial_weights():
+def test_critic_returns_to_its_initial_weights():
     network = rl_agent().networks["critic"]
     acting = method("soft-shrink-perturb", keep=0.0, noise=1.0)
     acting.prepare(network)

@@ -30,7 +30,7 @@ NETWORKS = {"vit": small_vit(dropout=0.5), "mlp": MLP, "resnet": small_resnet}
 
 
 @pytest.mark.parametrize("builder", NETWORKS.values(), ids=NETWORKS.keys())
-def test_the_term_is_the_mean_square_of_logits_without_dropout(builder):
+def test_term_is_the_mean_square_of_logits_without_dropout(builder):
     network, batch = train(network_of(builder, lr=1e-2), images(6)), images(6)
     network.module.train()
     before, randomness = state(network.module), torch.get_rng_state()
@@ -40,14 +40,14 @@ def test_the_term_is_the_mean_square_of_logits_without_dropout(builder):
     assert all(torch.equal(value, before[key]) for key, value in state(network.module).items())
 
 
-def test_its_gradient_is_that_of_finite_differences():
+def test_gradient_matches_finite_differences():
     network, batch = network_of(double(MLP)), images(6)
     batch["image"] = batch["image"].double()
     add_noise(network.module)
     acting = method("spectral-decoupling", strength=0.3)
     acting.penalty(network, batch).backward()
     outputs = array(logits(network.module, batch))
-    expected = 0.3 * 2 * outputs.sum(0) / outputs.size  # of the last bias
+    expected = 0.3 * 2 * outputs.sum(0) / outputs.size  # gradient of the last bias
     np.testing.assert_allclose(array(network.module[5].bias.grad), expected, rtol=1e-9)
     weight, step = network.module[1].weight, 1e-6
     found = weight.grad[3, 7].item()
@@ -61,7 +61,7 @@ def test_its_gradient_is_that_of_finite_differences():
 
 
 @pytest.mark.parametrize("options", [{}, {"dueling": True}, {"atoms": 5}], ids=str)
-def test_the_outputs_of_a_dqn_are_its_action_values(options):
+def test_outputs_of_dqn_are_action_values(options):
     agent = rl_agent(**options)
     network, batch = agent.networks["critic"], transitions(agent)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_the_outputs_of_a_dqn_are_its_action_values(options):
 
 
 @pytest.mark.parametrize("role", ["critic", "actor"])
-def test_those_of_sac_are_values_and_policy_parameters(role):
+def test_outputs_of_sac_are_values_and_policy_parameters(role):
     agent = rl_agent("sac-mlp")  # discrete actions
     network, batch = agent.networks[role], transitions(agent)
     with torch.no_grad():
@@ -93,14 +93,14 @@ def test_those_of_sac_are_values_and_policy_parameters(role):
     ],
     ids=["twice", "in parts"],
 )
-def test_a_loss_that_does_not_run_the_module_once_is_told(loss):
+def test_loss_must_call_the_module_exactly_once(loss):
     network = Network(MLP(), None, loss)
     with pytest.raises(UserError, match="must call its module once"):
         method("spectral-decoupling").penalty(network, images(2))
     assert not network.module._forward_hooks
 
 
-def test_a_module_that_returns_several_tensors_is_told():
+def test_module_with_several_outputs_is_an_error():
     class Two(nn.Linear):
         def forward(self, x):
             return super().forward(x), x

@@ -1,4 +1,4 @@
-"""A language model whose output layer is its embedding: what works on layers must not work on the embedding."""
+"""Methods that act on layers do not act on the embedding of a language model with a tied output layer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORDS = 12
 
 
 class Language(nn.Module):
-    """Guesses a word from the one before; a norm stands before the tied output layer."""
+    """Predict the next word; a norm precedes the tied output layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,13 +56,13 @@ def made(name: str, **options: object) -> Intervention:
     return build(entry.load(), {**entry.defaults, **options}, name)
 
 
-def test_one_parameter_has_two_owners_and_one_module_under_two_names_is_one_owner() -> None:
+def test_tied_weight_is_found_and_shared_module_is_not() -> None:
     module = Language()
     module.again = module.inner
     assert tied_parameters(module) == {module.words.weight}
 
 
-def test_units_that_a_tied_layer_reads_are_no_classical_ones() -> None:
+def test_units_read_by_a_tied_layer_are_not_hidden_units() -> None:
     network, batch = language()
     assert {unit.name: unit.hidden for unit in trace(network, batch)} == {
         "inner": True, "out": False, "transform": False, "norm": False, "head": False
@@ -76,7 +76,7 @@ def test_units_that_a_tied_layer_reads_are_no_classical_ones() -> None:
         *("calibrated-partial-resets", "knowledge-evolution", "reset-layernorm+recouple"),
     ],
 )
-def test_the_embedding_stays_and_other_layers_do_not(name: str) -> None:
+def test_tied_embedding_is_kept_and_other_layers_change(name: str) -> None:
     network, batch = language()
     method = made(name)
     method.prepare(network)
@@ -96,7 +96,7 @@ def test_the_embedding_stays_and_other_layers_do_not(name: str) -> None:
         ("parseval", {"strength": 0.1}),
     ],
 )
-def test_the_embedding_goes_the_way_that_its_gradients_lead(name: str, options: dict[str, object]) -> None:
+def test_tied_embedding_moves_as_without_the_method(name: str, options: dict[str, object]) -> None:
     network, batch = language()
     plain = copy.deepcopy(network)
     method = made(name, **options)
@@ -105,7 +105,7 @@ def test_the_embedding_goes_the_way_that_its_gradients_lead(name: str, options: 
         for _ in range(4):
             assert each.optimizer is not None
             each.optimizer.zero_grad()
-            found = each.module.head(each.module.words.weight).square().mean()  # of the embedding alone
+            found = each.module.head(each.module.words.weight).square().mean()  # depends on the embedding only
             extra = method.penalty(each, batch) if each is network else None
             (found if extra is None else found + extra).backward()
             if each is network:
@@ -116,7 +116,7 @@ def test_the_embedding_goes_the_way_that_its_gradients_lead(name: str, options: 
     torch.testing.assert_close(network.module.words.weight, plain.module.words.weight)
 
 
-def test_a_tied_output_layer_is_not_reset_by_itself() -> None:
+def test_tied_output_layer_is_not_reset_alone() -> None:
     network, batch = language()
     before = state(network.module)
     made("reset-linear").intervene(network, batch)
@@ -127,7 +127,7 @@ def test_a_tied_output_layer_is_not_reset_by_itself() -> None:
 
 
 @pytest.mark.parametrize("name", ["parseval", "weight-clipping"])
-def test_a_network_of_unknown_layers_is_refused(name: str) -> None:
+def test_network_of_unknown_layers_is_a_user_error(name: str) -> None:
     class Bare(nn.Module):
         def __init__(self) -> None:
             super().__init__()

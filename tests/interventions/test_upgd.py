@@ -32,7 +32,7 @@ def gradients(module, batch):
 
 
 @each_network
-def test_the_steps_are_those_of_the_formula(builder):
+def test_steps_follow_the_formula(builder):
     network, batch = network_of(builder, lr=1e-3), images()
     method = UPGD(rule="sgd", lr_factor=20, noise=0.0, decay=0.1, beta=0.7)
     method.prepare(network)
@@ -53,7 +53,7 @@ def test_the_steps_are_those_of_the_formula(builder):
                 np.testing.assert_allclose(array(parameter), expected, rtol=2e-4, atol=2e-6)
 
 
-def test_the_adam_form_gates_the_optimizers_own_step():
+def test_adam_rule_gates_the_step_of_the_optimizer():
     builder = NETWORKS["mlp"]
     network, plain, batch = network_of(builder, lr=1e-2), network_of(builder, lr=1e-2), images()
     method = UPGD(rule="adam", noise=0.0, beta=0.0)
@@ -71,7 +71,7 @@ def test_the_adam_form_gates_the_optimizers_own_step():
         np.testing.assert_allclose(array(parameter) - array(before[name]), step * (1 - gate), rtol=1e-3, atol=1e-8)
 
 
-def test_useful_weights_are_spared_most():
+def test_useful_weights_move_least():
     network, batch = network_of(NETWORKS["mlp"], lr=1e-3), images()
     method = UPGD(rule="adam", noise=0.0)
     method.prepare(network)
@@ -88,7 +88,7 @@ def test_useful_weights_are_spared_most():
 
 @each_network
 @pytest.mark.parametrize("rule", ["sgd", "adam"])
-def test_noise_has_its_size_spares_norms_and_leaves_the_random_state(builder, rule):
+def test_noise_has_the_right_size_skips_norms_and_keeps_random_state(builder, rule):
     def after(noise: float) -> dict:
         network = network_of(builder, lr=1e-3)
         add_noise(network.module)
@@ -106,10 +106,10 @@ def test_noise_has_its_size_spares_norms_and_leaves_the_random_state(builder, ru
         if "norm" in name or "bn" in name or name in ("cls_token", "pos_embed") or "downsample.1" in name:
             assert not difference.any(), name
         elif value.numel() > 60 and value.is_floating_point():
-            assert 0.2 * 5e-3 < float(difference.std()) < 0.8 * 5e-3, name  # gates lie between 0.27 and 1, mostly 0.5
+            assert 0.2 * 5e-3 < float(difference.std()) < 0.8 * 5e-3, name  # gates are between 0.27 and 1, mostly 0.5
 
 
-def test_a_copy_restored_in_mid_run_goes_on_bit_by_bit():
+def test_resume_is_bit_identical():
     network = network_of(NETWORKS["mlp"], lr=1e-3)
     method = UPGD()
     method.prepare(network)
@@ -126,7 +126,7 @@ def test_a_copy_restored_in_mid_run_goes_on_bit_by_bit():
     assert not changed(state(network.module), twin.module)
 
 
-def test_a_state_that_was_loaded_is_its_own_copy():
+def test_loaded_state_is_a_copy():
     network, batch = network_of(agent_builder("mlp", width=8), lr=1e-2), images()
     first = UPGD()
     first.prepare(network)

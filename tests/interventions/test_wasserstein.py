@@ -23,13 +23,13 @@ NETWORKS = {"vit": small_vit(), "mlp": MLP, "resnet": small_resnet}
 
 @pytest.mark.parametrize("options", [{}, {"reduction": "mean"}, {"vectors": False}, {"norms": True}], ids=str)
 @pytest.mark.parametrize("builder", NETWORKS.values(), ids=NETWORKS.keys())
-def test_the_term_compares_sorted_entries_and_its_gradient_pulls_each_to_its_rank(builder, options):
+def test_term_compares_sorted_entries_and_pulls_each_to_its_rank(builder, options):
     network = network_of(double(builder))
     initial = {key: array(value) for key, value in state(network.module).items()}
     acting = method("wasserstein", strength=0.3, **options)
     acting.prepare(network)
     with torch.no_grad():
-        for parameter in add_noise(network.module).parameters():  # two equal entries would share a rank
+        for parameter in add_noise(network.module).parameters():  # equal entries would have equal ranks
             parameter.add_(1e-6 * torch.linspace(0, 1, parameter.numel(), dtype=torch.float64).view_as(parameter))
     term = acting.penalty(network, images(2))
     term.backward()
@@ -48,13 +48,13 @@ def test_the_term_compares_sorted_entries_and_its_gradient_pulls_each_to_its_ran
     assert term.item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_entries_may_change_places():
+def test_permuted_entries_have_zero_distance():
     network = network_of(MLP)
     wasserstein, l2_init = method("wasserstein", strength=1.0), method("l2-init", strength=1.0)
     for acting in (wasserstein, l2_init):
         acting.prepare(network)
     order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():  # the same function, its hidden units in another order
+    with torch.no_grad():  # the same function with permuted hidden units
         network.module[1].weight.copy_(network.module[1].weight[order])
         network.module[1].bias.copy_(network.module[1].bias[order])
         network.module[3].weight.copy_(network.module[3].weight[:, order])
@@ -62,7 +62,7 @@ def test_entries_may_change_places():
     assert l2_init.penalty(network, images(2)).item() > 0.1
 
 
-def test_every_third_update_three_times_as_much():
+def test_term_is_scaled_by_the_interval():
     network = network_of(MLP)
     often, seldom = method("wasserstein"), method("wasserstein", every=3)
     for acting in (often, seldom):
@@ -73,7 +73,7 @@ def test_every_third_update_three_times_as_much():
     assert terms[2].item() == pytest.approx(3 * often.penalty(network, images(2)).item(), rel=1e-6)
 
 
-def test_the_initial_weights_are_those_of_prepare():
+def test_initial_weights_are_stored_by_prepare():
     network = network_of(MLP)
     acting = method("wasserstein")
     acting.prepare(network)

@@ -31,7 +31,7 @@ def clipped_by_hand(module: nn.Module, before: dict, bounds: dict[str, float]) -
 
 
 def bounds_of(module: nn.Module, kappa: float, largest: dict | None = None) -> dict[str, float]:
-    """From the shapes alone: 1/√(columns of the flattened weight), or the largest magnitude at the start."""
+    """Compute bounds from shapes, 1/√(columns of the flattened weight), or from the largest initial magnitude."""
     found = {}
     for key, parameter in module.named_parameters():
         prefix, _, kind = key.rpartition(".")
@@ -64,7 +64,7 @@ def test_weights_are_clamped_to_their_modules_bound_and_nothing_else_is(builder,
         assert {"cls_token", "pos_embed", "norm.weight", "blocks.0.norm1.bias"} <= set(spared)
 
 
-def test_an_initialisation_of_pytorch_lies_within_its_own_bound():
+def test_default_initialization_is_within_its_bound():
     network = network_of(MLP)
     acting = method("weight-clipping", kappa=1.0)
     acting.prepare(network)
@@ -73,7 +73,7 @@ def test_an_initialisation_of_pytorch_lies_within_its_own_bound():
     assert all(torch.equal(p, before[key]) for key, p in network.module.named_parameters())
 
 
-def test_biases_of_zero_keep_room_under_an_initial_bound():
+def test_initial_bound_leaves_room_for_zero_biases():
     network = network_of(small_vit())
     assert float(network.module.head.bias.detach().abs().max()) == 0
     acting = method("weight-clipping", kappa=1.0, bound="initial")
@@ -85,7 +85,7 @@ def test_biases_of_zero_keep_room_under_an_initial_bound():
     np.testing.assert_allclose(array(network.module.head.bias), largest, rtol=1e-6)
 
 
-def test_the_output_layer_can_be_spared():
+def test_output_layer_can_be_excluded():
     network = network_of(MLP)
     acting = method("weight-clipping", kappa=0.1, output=False)
     acting.prepare(network)
@@ -96,7 +96,7 @@ def test_the_output_layer_can_be_spared():
                     "5.bias": True}  # fmt: skip
 
 
-def test_output_layers_are_those_that_the_network_names():
+def test_output_layers_are_those_named_by_the_network():
     critic = rl_agent(dueling=True).networks["critic"]
     assert set(critic.outputs) == {"advantage", "value"}
     for bound in ("fan-in", "initial"):
@@ -105,7 +105,7 @@ def test_output_layers_are_those_that_the_network_names():
         assert list(acting.clipped(critic)) == ["body.0", "body.2"]
 
 
-def test_an_initial_bound_is_kept_in_the_state():
+def test_state_contains_the_initial_bound():
     network = network_of(MLP)
     acting = method("weight-clipping", kappa=1.0, bound="initial")
     acting.prepare(network)
@@ -119,7 +119,7 @@ def test_an_initial_bound_is_kept_in_the_state():
         assert abs(array(network.module.get_parameter(f"{name}.weight"))).max() == pytest.approx(bound, rel=1e-6)
 
 
-def test_the_share_of_clipped_entries_is_reported():
+def test_fraction_of_clipped_entries_is_reported():
     network = network_of(MLP)
     acting = method("weight-clipping", kappa=1.0)
     acting.prepare(network)

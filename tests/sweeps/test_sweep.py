@@ -84,7 +84,7 @@ def test_an_option_that_is_a_list_is_no_axis(tmp_path):
         ("[env]\nname='cl-digits'", r"\[agent\] has no name"),
         ("env = 3", "env must be a table"),
         (SMALL + "[grid]\nrun = {seed = 1}", r"grid must be written \[\[grid\]\]"),
-        (SMALL + "[intervention]\nname = 'rest'", "no intervention 'rest'; did you mean 'reset'"),
+        (SMALL + "[intervention]\nname = 'rest'", "unknown intervention 'rest'; did you mean 'reset'"),
         (SMALL + "[intervention]\nname = 'rnr'\nquantile = [0.1, 2.0]", "quantile is 2.0; it must be between 0 and 1"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The effect, on a network small enough to work it out by hand."""
+"""The effect of the intervention on a small network."""
 
 import torch
 from plastibench_shrink import Shrink
