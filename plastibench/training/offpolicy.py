@@ -157,7 +157,7 @@ class OffPolicyTrainer:
     def counts(self) -> dict[str, int]:
         """Steps of the agent and of the environments, and the bytes of the memory."""
         frames = self.steps * self.scenario.frame_skip
-        return {"agent-steps": self.steps, "environment-steps": frames, "memory-bytes": self.memory.bytes}
+        return {"agent_steps": self.steps, "environment_steps": frames, "memory_bytes": self.memory.bytes}
 
     def result(self) -> dict[str, Any]:
         """Returns and what followed each intervention."""

@@ -23,6 +23,7 @@ from plastibench.metrics.plasticity import plasticity_report
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
 from plastibench.results.files import compose_result, read_result, write_result
+from plastibench.results.result import Result
 from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.recorder import Recorder
 from plastibench.training.supervised import SupervisedTrainer
@@ -51,7 +52,7 @@ def run(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     stop: list[int] | None = None,
     command: str = "",
-) -> dict[str, Any]:
+) -> Result:
     """Run a spec to its end, continuing where an earlier try stopped.
 
     Args:
@@ -66,7 +67,7 @@ def run(
         command: What the result says that it was made by; by default the command line of this process.
 
     Returns:
-        The content of ``result.json``.
+        The result, which is also in ``result.json``.
 
     Raises:
         UserError: Something in the spec or the data does not fit.
@@ -157,7 +158,7 @@ class Run:
         self.total = 0  # updates since the start
         self.reports: list[dict[str, Any]] = []
         self.plasticity: list[dict[str, Any]] = []
-        self.cost = {"seconds": 0.0, "intervention-seconds": 0.0, "metric-seconds": 0.0}
+        self.cost = {"seconds": 0.0, "intervention_seconds": 0.0, "metric_seconds": 0.0}
         self.trainer: Trainer = (SupervisedTrainer if isinstance(env, TaskStream) else OffPolicyTrainer)(
             self, env, agent
         )
@@ -172,7 +173,7 @@ class Run:
             f"{spec.intervention[0]} seed {spec.run.seed}", self.trainer.length, quiet, self.trainer.unit
         )
 
-    def to_the_end(self) -> dict[str, Any]:
+    def to_the_end(self) -> Result:
         """Go through the whole course; return the result."""
         try:
             if not self.begun:
@@ -257,7 +258,7 @@ class Run:
             for name, parameter in network.module.named_parameters():  # what it has added begins here
                 if name not in initial:
                     initial[name] = parameter.detach().clone()
-            self.cost["intervention-seconds"] += report.seconds
+            self.cost["intervention_seconds"] += report.seconds
             self.reports.append(_plain(report, self.trainer.task, self.total, network.role))
             totals = {"seconds": report.seconds, "revived-share": report.revived_share}
             self.record(
@@ -277,14 +278,14 @@ class Run:
                 name = f"metrics-{network.role}-{self.trainer.task}-{phase}-{self.trainer.place}"
                 draws = generator(self.spec.run.seed, name)
                 found.add(measure_groups(network, probe, more, draws, initial, units))
-            moment = {"task": self.trainer.task, "phase": phase, "place": self.trainer.place, "role": network.role}
-            self.plasticity.append({**moment, **found.overall})
+            moment = {"task": self.trainer.task, "phase": phase, "position": self.trainer.place, "role": network.role}
+            self.plasticity.append({**moment, "metrics": found.overall})
             self.record(phase, found.overall, prefix=f"plasticity-{network.role}")
             for layer, values in found.layers.items():
                 self.record(phase, values, prefix=f"layers-{network.role}/{layer}")
             for layer, gradients in found.layernorm_gradients.items():
                 self.recorder.histogram(self.total, f"layernorm-gradient-{phase}/{layer}", gradients)
-        self.cost["metric-seconds"] += time.monotonic() - start
+        self.cost["metric_seconds"] += time.monotonic() - start
 
     def record(self, phase: str, values: dict[str, Any], prefix: str = "") -> None:
         """Record figures at the present place."""
@@ -292,7 +293,7 @@ class Run:
 
     # The end, saving and restoring -------------------------------------------------------------------------------
 
-    def _finish(self) -> dict[str, Any]:
+    def _finish(self) -> Result:
         self.cost["seconds"] += time.monotonic() - self.clock
         self.clock = time.monotonic()
         origin = {
@@ -307,12 +308,13 @@ class Run:
         modules = [network.module.state_dict() for network in self.networks]
         final = {"networks": modules, "interventions": states, "extra": self.agent.extra_state()}
         kept = {
-            "network-bytes": atomic_io.tensor_bytes(modules),
-            "intervention-bytes": atomic_io.tensor_bytes(states),
+            "network_bytes": atomic_io.tensor_bytes(modules),
+            "intervention_bytes": atomic_io.tensor_bytes(states),
         }
         cost = {**self.cost, "updates": self.total, **self.trainer.counts(), **kept}
+        version = getattr(self.trainer.scenario, "version", 1)
         result = compose_result(
-            self.spec, self.trainer.result(), self.reports, self.plasticity, cost, origin, self.scenario
+            self.spec, self.trainer.result(), self.reports, self.plasticity, cost, origin, version, self.trainer.data
         )
         self.recorder.finish(self.total, result)
         atomic_io.save(self.folder / "final.pt", final)
@@ -413,8 +415,8 @@ def _plain(report: Report, task: int, update: int, role: str) -> dict[str, Any]:
         "update": update,
         "role": role,
         "seconds": report.seconds,
-        "revived-share": report.revived_share,
+        "revived_fraction": report.revived_share,
         "parameters": report.parameters,
-        "mean-residual": sum(residuals) / len(residuals) if residuals else None,
-        "largest-norm-ratio": max(growth) if growth else None,
+        "mean_residual": sum(residuals) / len(residuals) if residuals else None,
+        "largest_norm_ratio": max(growth) if growth else None,
     }

@@ -282,7 +282,7 @@ class SupervisedTrainer:
 def _drops_in_mid_task(reports: list[dict[str, Any]]) -> dict[str, float | None]:
     acted = [report for report in reports if "before" in report]
     return {
-        "mean-drop": mean([report["before"] - report["after"] for report in acted]),
-        "mean-agreement": mean([report["agreement"] for report in acted]),
-        "mean-output-kl": mean([report["output_kl"] for report in acted]),
+        "mean_drop": mean([report["before"] - report["after"] for report in acted]),
+        "mean_agreement": mean([report["agreement"] for report in acted]),
+        "mean_output_kl": mean([report["output_kl"] for report in acted]),
     }
