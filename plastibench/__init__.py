@@ -50,6 +50,8 @@ _PUBLIC = {
     "ShrinkPerturb": "plastibench.interventions.shrink_perturb",
     "RunSpec": "plastibench.config.spec",
     "run": "plastibench.training.runner",
+    "Result": "plastibench.results.result",
+    "load_results": "plastibench.results.files",
     "option": "plastibench.config.options",
     "register_intervention": "plastibench.config.registry",
     "register_agent": "plastibench.config.registry",

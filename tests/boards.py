@@ -19,6 +19,7 @@ from typing import Any
 
 from plastibench.config.spec import RunSpec
 from plastibench.results.files import compose_result, write_result
+from plastibench.results.result import Result
 from plastibench.training.recorder import Recorder
 from tests.leaderboard.made import ORIGIN
 
@@ -32,7 +33,7 @@ DROPS = {"none": 0.0, "rnr quantile=0.2": 0.125, "reset": 0.5}
 RETURNS = {"none": [[1.0, 2.0, 4.0], [1.0, 3.0, 6.0]], "reset": [[1.0, 9.0, 8.0], [1.0, 5.0, 10.0]]}
 
 
-def make(runs_dir: Path) -> list[dict[str, Any]]:
+def make(runs_dir: Path) -> list[Result]:
     """Finished runs of two scenarios, through the recorder, and one that is under way."""
     found = []
     for intervention, curves in ACCURACIES.items():
@@ -67,39 +68,43 @@ def _folder(runs_dir: Path, spec: RunSpec) -> Path:
     return folder
 
 
-def _learned(runs_dir: Path, intervention: str, seed: int, ends: list[float]) -> dict[str, Any]:
+def _learned(runs_dir: Path, intervention: str, seed: int, ends: list[float]) -> Result:
     drops = [None, *([DROPS[intervention]] * (len(ends) - 1))]
-    tasks = [{"task": i, "end": end, "drop": drop} for i, (end, drop) in enumerate(zip(ends, drops, strict=True))]
+    same = {"samples": 10, "noise": 0.0, "before": None, "after": None, "recovery": None}
+    tasks = [
+        {**same, "task": number, "curve": [(0.0, end)], "end": end, "drop": drop, "auc": end}
+        for number, (end, drop) in enumerate(zip(ends, drops, strict=True))
+    ]
     summary = {
-        "final-accuracy": ends[-1],
-        "average-accuracy": sum(ends) / len(ends),
+        "final_accuracy": ends[-1],
+        "average_accuracy": sum(ends) / len(ends),
         "auc": sum(ends) / len(ends),
-        "mean-drop": DROPS[intervention],
-        "mean-recovery-epochs": 2.0,
-        "unrecovered-share": 0.25,
+        "mean_drop": DROPS[intervention],
+        "mean_recovery_epochs": 2.0,
+        "unrecovered_fraction": 0.25,
     }
     return _finish(runs_dir, _spec("cl-digits", "mlp", intervention, seed), {"summary": summary, "tasks": tasks})
 
 
-def _acted(runs_dir: Path, intervention: str, seed: int, values: list[float]) -> dict[str, Any]:
+def _acted(runs_dir: Path, intervention: str, seed: int, values: list[float]) -> Result:
     points = [{"task": 0, "steps": 1000 * i, "value": value, "bias": 0.0} for i, value in enumerate(values)]
     summary = {
-        "final-return": values[-1],
-        "average-return": sum(values) / len(values),
-        "mean-drop": 0.0,
-        "mean-lowest": 1.0,
-        "mean-recovery-steps": None,
-        "unrecovered-share": 1.0,
-        "final-q-bias": 0.0,
+        "final_return": values[-1],
+        "average_return": sum(values) / len(values),
+        "mean_drop": 0.0,
+        "mean_lowest": 1.0,
+        "mean_recovery_steps": None,
+        "unrecovered_fraction": 1.0,
+        "final_q_bias": 0.0,
     }
     trainer = {"summary": summary, "returns": points, "events": []}
     return _finish(runs_dir, _spec("rl-cartpole", "dqn-mlp", intervention, seed), trainer)
 
 
-def _finish(runs_dir: Path, spec: RunSpec, trainer: dict[str, Any]) -> dict[str, Any]:
-    cost = {"seconds": 8.0, "intervention-seconds": 2.0, "metric-seconds": 0.5, "updates": 60}
+def _finish(runs_dir: Path, spec: RunSpec, trainer: dict[str, Any]) -> Result:
+    cost = {"seconds": 8.0, "intervention_seconds": 2.0, "metric_seconds": 0.5, "updates": 60}
     scenario = {"version": 1, "data": "0123456789ab"}
-    result = compose_result(spec, trainer, [], [], cost, ORIGIN, scenario)
+    result = compose_result(spec, trainer, [], [], cost, ORIGIN, 1, scenario["data"])
     folder = _folder(runs_dir, spec)
     recorder = Recorder(folder, spec, scenario=scenario)
     for step, value in enumerate([0.125, 0.25, 0.5]):
@@ -127,7 +132,7 @@ class Served:
 
     address: str
     runs_dir: Path
-    found: list[dict[str, Any]]
+    found: list[Result]
 
     def get(self, path: str, **query: Any) -> Any:
         """What a data route answers: parsed where it is JSON, otherwise bytes."""
@@ -145,7 +150,7 @@ class Served:
 
 
 @contextlib.contextmanager
-def serve(runs_dir: Path, found: list[dict[str, Any]]) -> Iterator[Served]:
+def serve(runs_dir: Path, found: list[Result]) -> Iterator[Served]:
     """The TensorBoard of this environment on a free port, once it has read all runs; it reads again every second."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -25,7 +25,7 @@ def test_rnr_acts_at_the_first_switch_on_real_images(tmp_path, env, agent):
         device="cpu",
     )
     result = run(spec, runs_dir=tmp_path, data_dir=os.environ["PLASTIBENCH_TEST_DATA"], quiet=True)
-    (report,) = result["interventions"]
-    assert 0.3 < report["revived-share"] < 0.41
-    assert result["tasks"][1]["samples"] == 128
-    assert result["tasks"][1]["agreement"] < 1
+    (record,) = result.interventions
+    assert 0.3 < record.revived_fraction < 0.41
+    assert result.tasks[1].samples == 128
+    assert result.tasks[1].agreement < 1

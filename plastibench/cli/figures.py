@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from plastibench.cli.shared import listed
 from plastibench.config.errors import UserError
 from plastibench.plotting import FIGURES
+
+if TYPE_CHECKING:
+    from plastibench.results.result import Result
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -34,14 +37,15 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def _figures(known: argparse.Namespace) -> int:
-    from plastibench import leaderboard, plotting
+    from plastibench import plotting
+    from plastibench.results.files import load_results
 
     plotting.check_kind(known.kind)
     out = known.out if known.out is not None else Path(known.kind)
     if out.is_dir():
         out = out / known.kind
     plotting.check_path(out)
-    found = leaderboard.load(known.runs_dir)
+    found: list[Result] = load_results(known.runs_dir)
     for part in ("env", "agent", "intervention"):
         found = _chosen(found, part, getattr(known, part), known.runs_dir)
     for path in plotting.save(plotting.draw(known.kind, found, metric=known.metric, data_dir=known.data_dir), out):
@@ -49,7 +53,7 @@ def _figures(known: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen(found: list[dict[str, Any]], part: str, wanted: str | None, runs_dir: Path) -> list[dict[str, Any]]:
+def _chosen(found: list[Result], part: str, wanted: str | None, runs_dir: Path) -> list[Result]:
     """The results whose env, agent or intervention is wanted, in the order in which it is named; all by default."""
     from plastibench.leaderboard import label
 

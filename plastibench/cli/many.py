@@ -107,7 +107,7 @@ def add_survey(parser: argparse.ArgumentParser) -> None:
 def _survey(known: argparse.Namespace) -> int:
     for plugin in known.plugin:
         import_plugin(plugin)
-    from plastibench.leaderboard import acts, origin
+    from plastibench.leaderboard import origin
     from plastibench.results.files import read_result_if_complete
     from plastibench.sweeps import survey
     from plastibench.utils import atomic_io
@@ -128,7 +128,7 @@ def _survey(known: argparse.Namespace) -> int:
     found = [result for result in there if result is not None]
     if not found:
         return 1
-    timed = [] if acts(found[0]) else [first[name] for name in names]
+    timed = [] if found[0].is_rl else [first[name] for name in names]
     costs = survey.measure_costs(timed, known.data_dir, known.runs_dir / survey.COSTS)
     table = survey.table(found, costs, _failures(specs, known.runs_dir))
     legend = textwrap.fill(f"{survey.legend(found)} {origin(found)}", 110)

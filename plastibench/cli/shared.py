@@ -81,13 +81,12 @@ def update_board(runs_dir: Path, drawn: bool = False) -> None:
         runs_dir: Where results are.
         drawn: With pictures, if matplotlib is there.
     """
-    from plastibench.leaderboard import load
-    from plastibench.results.files import find_results
+    from plastibench.results.files import find_results, load_results
 
     try:
         if 0 < len(find_results(runs_dir)) <= _BOARD_AT_ONCE:
             with contextlib.redirect_stderr(io.StringIO()):  # `leaderboard` names those that cannot be read
-                found = load(runs_dir)
+                found = load_results(runs_dir)
             write_board(runs_dir, found, drawn)
     except Exception as error:
         reason = " ".join(str(error).split())

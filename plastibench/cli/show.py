@@ -119,9 +119,9 @@ def add_leaderboard(parser: argparse.ArgumentParser) -> None:
 def _leaderboard(known: argparse.Namespace) -> int:
     if known.words:
         return _add(known.words, known.runs_dir)
-    from plastibench.leaderboard import load
     from plastibench.leaderboard import text as text_format
     from plastibench.leaderboard.standings import standings
+    from plastibench.results.files import load_results
     from plastibench.utils.atomic_io import write_text
 
     must_have_folder(known.out)
@@ -130,9 +130,10 @@ def _leaderboard(known: argparse.Namespace) -> int:
             raise UserError(
                 "--tensorboard writes the whole leaderboard; leave --filter, --sort, --format and --out away"
             )
-        print(write_board(known.runs_dir, load(known.runs_dir), drawn=True))
+        print(write_board(known.runs_dir, load_results(known.runs_dir), drawn=True))
         return 0
-    shown = standings(load(known.runs_dir, lean=known.format != "html"), sorted_by=known.sort, filters=known.filter)
+    found = load_results(known.runs_dir, lean=known.format != "html")
+    shown = standings(found, sorted_by=known.sort, filters=known.filter)
     if not shown.tables:
         raise UserError(f"no row fulfils {' and '.join(known.filter)}; see plastibench leaderboard without --filter")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0

@@ -6,4 +6,8 @@ METRICS: dict[str, str] = {  # old metric name -> new name
     "layer-rank-share": "layer-rank-fraction",
     "plasticity-probe-redrawn-gap": "plasticity-probe-fresh-gap",
 }
-RESULT_KEYS: dict[str, str] = {}  # old key, after `-` became `_` -> new key
+RESULT_KEYS: dict[str, str] = {  # old key, after `-` became `_` -> new key
+    "revived_share": "revived_fraction",
+    "unrecovered_share": "unrecovered_fraction",
+    "place": "position",
+}

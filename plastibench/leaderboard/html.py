@@ -103,7 +103,7 @@ def _contest(
         shown.insert(1, f'<td class=figure data-value="{row["final"].value}">{_picture(row["final"], bounds)}</td>')
         lines.append(f"<tr>{''.join(shown)}</tr>")
     header = [_head(head, column) for head, column in zip(headings(columns, contest), columns, strict=True)]
-    low, high = (f"{100 * b:.0f}" if not contest.acts else f"{b:.4g}" for b in bounds)
+    low, high = (f"{100 * b:.0f}" if not contest.is_rl else f"{b:.4g}" for b in bounds)
     header.insert(1, f'<th data-better=more title="final and its 95 % interval">{low} … {high}</th>')
     images = "".join(
         f'<figure><img alt="{html.escape(what)}" src="data:image/png;base64,{base64.b64encode(png).decode()}"></figure>'

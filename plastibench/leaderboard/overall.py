@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from plastibench.leaderboard.rows import Row
-from plastibench.leaderboard.settings import BASE, Entry, Setting, conditions, data_of
+from plastibench.leaderboard.settings import BASE, Entry, Setting
 from plastibench.results.accuracy import mean
 from plastibench.results.confidence import (
     Interval,
@@ -89,8 +89,8 @@ def _apart(fields: Sequence[Setting]) -> tuple[list[Setting], list[str]]:
     alike: dict[str, list[Setting]] = defaultdict(list)
     for contest in fields:
         run = next(iter(contest.entries[0].runs.values()))
-        options = {key: value for key, value in run["options"]["env"].items() if key != _MEASURING}
-        facts = [run["env"], options, run["agent"], run["options"]["agent"], conditions(run)]
+        options = {key: value for key, value in run.options.env.items() if key != _MEASURING}
+        facts = [run.env, options, run.agent, run.options.agent, run.env_version]
         alike[json.dumps(facts, sort_keys=True)].append(contest)
     kept, told = [], []
     for group in (same for contests in alike.values() for same in _with_the_same_data(contests)):
@@ -105,10 +105,10 @@ def _apart(fields: Sequence[Setting]) -> tuple[list[Setting], list[str]]:
 
 
 def _with_the_same_data(contests: Sequence[Setting]) -> list[list[Setting]]:
-    """Split by what data are stated; results of schema 1 state none and may have any."""
+    """Split by data digest; results without a digest may have any data."""
     by_data: dict[str | None, list[Setting]] = defaultdict(list)
     for contest in contests:
-        stated = (data_of(run) for entry in contest.entries for run in entry.runs.values())
+        stated = (run.data_digest for entry in contest.entries for run in entry.runs.values())
         by_data[next(filter(None, stated), None)].append(contest)
     return list(by_data.values()) if len(by_data.keys() - {None}) > 1 else [list(contests)]
 
@@ -129,7 +129,7 @@ def _titles(where: Sequence[str]) -> str:
 
 
 def _scores(entry: Entry, contest: Setting) -> Scores:
-    return entry.scores("normalised-return" if contest.acts else "final-accuracy")
+    return entry.scores("normalised_return" if contest.is_rl else "final_accuracy")
 
 
 def _against(scores: Sequence[Scores], base: Sequence[Scores] | None, is_base: bool) -> dict[str, Interval | None]:

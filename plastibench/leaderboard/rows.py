@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from plastibench.leaderboard.settings import Entry, Result, Setting
+from plastibench.leaderboard.settings import Entry, Setting
 from plastibench.results.accuracy import mean
 from plastibench.results.confidence import iqm_interval, mean_interval, paired_gain, paired_improvement, ranks
+from plastibench.results.result import Result
 
 Row = dict[str, Any]
 
@@ -51,18 +52,18 @@ def rows(contest: Setting) -> list[Row]:
 
 def _performance(entry: Entry, contest: Setting) -> Row:
     final = list(entry.scores(contest.score).values())
-    drops = list(entry.scores("mean-drop").values())
-    kind = "return" if contest.acts else "accuracy"
+    drops = list(entry.scores("mean_drop").values())
+    kind = "return" if contest.is_rl else "accuracy"
     return {
         "final": mean_interval(final),
         "iqm": iqm_interval([final]),
-        "average": _mean(entry, f"average-{kind}"),
+        "average": _mean(entry, f"average_{kind}"),
         "auc": _mean(entry, "auc"),
         "drop": mean_interval(drops) if drops else None,
-        "lowest": _mean(entry, "mean-lowest"),
-        "q_bias": _mean(entry, "final-q-bias"),
-        "recovery": _mean(entry, "mean-recovery-steps" if contest.acts else "mean-recovery-epochs"),
-        "unrecovered": _mean(entry, "unrecovered-share"),
+        "lowest": _mean(entry, "mean_lowest"),
+        "q_bias": _mean(entry, "final_q_bias"),
+        "recovery": _mean(entry, "mean_recovery_steps" if contest.is_rl else "mean_recovery_epochs"),
+        "unrecovered": _mean(entry, "unrecovered_fraction"),
     }
 
 
@@ -76,8 +77,8 @@ def _against(scores: Mapping[Any, float], base: Mapping[Any, float], is_base: bo
 
 def _cost(entry: Entry, base: Entry | None) -> Row:
     runs = entry.runs.values()
-    share = mean([run["cost"]["intervention-seconds"] / max(run["cost"]["seconds"], 1e-9) for run in runs])
-    found: Row = {"time": None, "memory": None, "cost": share, "seconds": mean([r["cost"]["seconds"] for r in runs])}
+    fraction = mean([run.cost.intervention_fraction for run in runs])
+    found: Row = {"time": None, "memory": None, "cost": fraction, "seconds": mean([run.cost.seconds for run in runs])}
     if base is not None:
         pairs = [(run, base.runs[seed]) for seed, run in entry.runs.items() if seed in base.runs]
         times = [_seconds(run) / _seconds(other) for run, other in pairs if _machine(run) == _machine(other)]
@@ -90,17 +91,16 @@ def _cost(entry: Entry, base: Entry | None) -> Row:
 
 def _seconds(run: Result) -> float:
     """What the run took, without the plasticity metrics: those are measured whatever the intervention."""
-    return max(run["cost"]["seconds"] - run["cost"].get("metric-seconds", 0.0), 1e-9)
+    return max(run.cost.seconds - run.cost.metric_seconds, 1e-9)
 
 
 def _bytes(run: Result) -> int:
     """Parameters and what the intervention keeps; 0 where the result does not say."""
-    return int(run["cost"].get("network-bytes", 0) + run["cost"].get("intervention-bytes", 0))
+    return (run.cost.network_bytes or 0) + (run.cost.intervention_bytes or 0)
 
 
 def _machine(run: Result) -> tuple[Any, ...]:
-    hardware = run["origin"].get("hardware", {})
-    return hardware.get("processor"), hardware.get("device"), run["origin"].get("threads")
+    return run.origin.hardware.processor, run.origin.hardware.device, run.origin.threads
 
 
 def _mean(entry: Entry, name: str) -> float | None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from plastibench.leaderboard.columns import condition, sort
 from plastibench.leaderboard.overall import overall
 from plastibench.leaderboard.rows import Row, rows
-from plastibench.leaderboard.settings import Result, Setting, contests
+from plastibench.leaderboard.settings import Setting, contests
+from plastibench.results.result import Result
 
 
 @dataclass(frozen=True)

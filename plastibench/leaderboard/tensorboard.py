@@ -15,9 +15,10 @@ from pathlib import Path
 
 from plastibench.leaderboard import text as text_format
 from plastibench.leaderboard.rows import Row
-from plastibench.leaderboard.settings import Entry, Result, Setting, label
+from plastibench.leaderboard.settings import Entry, Setting, label
 from plastibench.leaderboard.standings import Standings
 from plastibench.results.confidence import mean_interval
+from plastibench.results.result import Result
 from plastibench.utils import tensorboard_events, tensorboard_summaries
 
 FOLDER = "leaderboard"
@@ -102,8 +103,8 @@ def _clashes(order: Sequence[str], together: Sequence[Sequence[str]]) -> int:
 def _charts(contest: Setting) -> list[tuple[str, str, Callable[[Result], _Curve]]]:
     """Tag, title and curve of each chart of a contest; none of drops where nothing was ever lost."""
     runs = [run for entry in contest.entries for run in entry.runs.values()]
-    if contest.acts:
-        several = len({point["task"] for point in runs[0]["returns"]}) > 1
+    if contest.is_rl:
+        several = len({point.task for point in runs[0].returns}) > 1
         title = "return at the end of each task, over steps" if several else "return over steps"
         charts = [("return", title, _return), ("drop", "return lost at interventions, over steps", _return_drop)]
     else:
@@ -115,21 +116,21 @@ def _charts(contest: Setting) -> list[tuple[str, str, Callable[[Result], _Curve]
 
 
 def _accuracy(result: Result) -> _Curve:
-    return {task["task"] + 1: 100 * task["end"] for task in result["tasks"]}
+    return {task.task + 1: 100 * task.end for task in result.tasks}
 
 
 def _accuracy_drop(result: Result) -> _Curve:
-    return {task["task"] + 1: 100 * task["drop"] for task in result["tasks"] if task["drop"] is not None}
+    return {task.task + 1: 100 * task.drop for task in result.tasks if task.drop is not None}
 
 
 def _return(result: Result) -> _Curve:
-    points = result["returns"]
-    last = {point["task"]: point for point in points}  # each begins where nothing is known: a line through all is a saw
-    return {point["steps"]: point["value"] for point in (last.values() if len(last) > 1 else points)}
+    points = result.returns
+    last = {point.task: point for point in points}  # each begins where nothing is known: a line through all is a saw
+    return {point.steps: point.value for point in (last.values() if len(last) > 1 else points)}
 
 
 def _return_drop(result: Result) -> _Curve:
-    return {event["steps"]: event["drop"] for event in result["events"] if event["drop"] is not None}
+    return {event.steps: event.drop for event in result.events if event.drop is not None}
 
 
 def _charted(contest: Setting, rows: Sequence[Row]) -> list[Entry]:

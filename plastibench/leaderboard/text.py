@@ -91,18 +91,18 @@ def as_csv(shown: Standings) -> str:
 
 def headings(columns: Sequence[Column], contest: Setting | None = None) -> list[str]:
     """Over the columns; accuracies are in percent."""
-    percent = contest is not None and not contest.acts
+    percent = contest is not None and not contest.is_rl
     return [f"{column.heading} %" if percent and column.unit == "score" else column.heading for column in columns]
 
 
 def cells(row: Row, columns: Sequence[Column], contest: Setting | None = None) -> list[str]:
     """A row as it is shown."""
-    return [_cell(row, column, acts=contest is not None and contest.acts) for column in columns]
+    return [_cell(row, column, is_rl=contest is not None and contest.is_rl) for column in columns]
 
 
 def columns_of(contest: Setting) -> list[Column]:
     """Those that say something about a contest."""
-    without = ("auc",) if contest.acts else ("lowest", "q_bias")
+    without = ("auc",) if contest.is_rl else ("lowest", "q_bias")
     return [column for column in COLUMNS if column.key not in without]
 
 
@@ -147,7 +147,7 @@ def _every(shown: Standings) -> list[Row]:
 # Cells -----------------------------------------------------------------------------------------------------------
 
 
-def _cell(row: Row, column: Column, acts: bool) -> str:
+def _cell(row: Row, column: Column, is_rl: bool) -> str:
     value = row[column.key]
     if column.key == "contests":
         return f"{value} of {row['of']}"
@@ -161,7 +161,7 @@ def _cell(row: Row, column: Column, acts: bool) -> str:
         return str(len(value))
     if column.unit == "text":
         return str(value)
-    percent = column.unit == "share" or (column.unit == "score" and not acts)
+    percent = column.unit == "share" or (column.unit == "score" and not is_rl)
     scale, digits = (100.0, 1) if percent else (1.0, 2)
     if not isinstance(value, Interval):
         return str(value) if isinstance(value, int) else _number(scale * value, digits)

@@ -19,7 +19,7 @@ from plastibench.utils.atomic_io import atomic
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from plastibench.leaderboard import Result
+    from plastibench.results.result import Result
 
 #: Kind of figure to where its function is and what it shows.
 FIGURES: dict[str, tuple[str, str]] = {
@@ -41,8 +41,7 @@ def draw(kind: str, found: Sequence[Result], **options: Any) -> Figure:
 
     Args:
         kind: A name in :data:`FIGURES`.
-        found: Results as :func:`plastibench.leaderboard.load` returns them; ``heatmap`` and ``fig3`` need the folders
-            that it adds.
+        found: Results as :func:`plastibench.load_results` returns them; ``heatmap`` and ``fig3`` need their folders.
         **options: Options of the kind, as ``metric`` or ``data_dir``; None stands for the kind's default.
 
     Raises:

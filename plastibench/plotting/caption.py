@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from plastibench.leaderboard import Result, by_group
+from plastibench.leaderboard import by_group
 from plastibench.plotting.over_seeds import ENOUGH
+from plastibench.results.result import Hardware, Result
 from plastibench.utils.tables import printable
 
 _SHOWN = 4  # commits and machines that are named
@@ -36,10 +37,10 @@ def caption(found: Sequence[Result], *sentences: str, intervals: str = "bands") 
 
 def origin(found: Iterable[Result]) -> str:
     """Commit, hardware and precision of results in one sentence; several of each where they differ."""
-    made = [result["origin"] for result in found]
-    commits = _listed(_short(one["commit"] or "") for one in made)
-    machines = _listed(_machine(one["hardware"]) for one in made)
-    precisions = _listed(one["precision"] for one in made)
+    made = [result.origin for result in found]
+    commits = _listed(_short(one.commit or "") for one in made)
+    machines = _listed(_machine(one.hardware) for one in made)
+    precisions = _listed(one.precision for one in made)
     return f"Commit {commits}; {machines}; {precisions}."
 
 
@@ -49,9 +50,9 @@ def _short(commit: str) -> str:
     return f"{digits[:7]}{plus}{changes}" if digits else "unknown"
 
 
-def _machine(hardware: dict[str, str | int]) -> str:
-    device = str(hardware["device"])
-    return f"{hardware['processor']}, on the CPU" if device == "cpu" else f"{device} ({hardware['processor']})"
+def _machine(hardware: Hardware) -> str:
+    processor, device = hardware.processor, hardware.device
+    return f"{processor}, on the CPU" if device == "cpu" else f"{device} ({processor})"
 
 
 def _listed(values: Iterable[str]) -> str:

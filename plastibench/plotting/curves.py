@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from plastibench.config import renamed
 from plastibench.config.errors import UserError, did_you_mean
-from plastibench.leaderboard import Result, acts, by_group, label
+from plastibench.leaderboard import by_group, label
 from plastibench.metrics import METRICS
 from plastibench.plotting.caption import caption
 from plastibench.plotting.over_seeds import Array, changes, contests, interval, moments, scores, together
 from plastibench.plotting.style import Style, count_steps, count_tasks, finish, handles, panels, styles, title
+from plastibench.results.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_WHERE = ("task", "phase", "place", "role")  # of a moment's entries those that are no metric
 
 
 def curves(found: Sequence[Result], *, metric: str | None = None) -> Figure:
@@ -40,7 +39,7 @@ def curves(found: Sequence[Result], *, metric: str | None = None) -> Figure:
     figure, axes = panels(-(-len(shown) // columns), columns, height=3.1 if columns == 2 else 3.8)
     for axis, (names, results) in zip(axes.flat, shown.items(), strict=False):
         for runs in by_group(results):
-            role = runs[0]["plasticity"][0]["role"] if metric else ""
+            role = runs[0].plasticity[0].role if metric else ""
             series = [moments(run, metric, role) for run in runs] if metric else [scores(run) for run in runs]
             places, values = together(series)
             line(axis, places, values * _scale(metric), looks[label(runs[0])])
@@ -55,21 +54,16 @@ def curves(found: Sequence[Result], *, metric: str | None = None) -> Figure:
 
 
 def having(found: Sequence[Result], metric: str) -> list[Result]:
-    """The results that have a plasticity metric, with old metric names replaced by the current ones.
+    """The results that have a plasticity metric.
 
     Raises:
         UserError: None has.
     """
-    found = [{**run, "plasticity": [_current_names(row) for row in run["plasticity"]]} for run in found]
-    names = {name: None for run in found for row in run["plasticity"] for name in row if name not in _WHERE}
-    with_it = [run for run in found if any(row.get(metric) is not None for row in run["plasticity"])]
+    names = {name: None for run in found for record in run.plasticity for name in record.metrics}
+    with_it = [run for run in found if any(record.metrics.get(metric) is not None for record in run.plasticity)]
     if not with_it:
         raise UserError(f"no run has the metric '{metric}'{did_you_mean(metric, names)} (there are {', '.join(names)})")
     return with_it
-
-
-def _current_names(row: dict[str, Any]) -> dict[str, Any]:
-    return {renamed.METRICS.get(name, name): value for name, value in row.items()}
 
 
 def line(axis: Axes, places: Array, values: Array, style: Style) -> None:
@@ -91,7 +85,7 @@ def line(axis: Axes, places: Array, values: Array, style: Style) -> None:
 
 def label_axes(axis: Axes, result: Result) -> None:
     """What the axes of a panel of accuracies or returns are."""
-    if acts(result):
+    if result.is_rl:
         count_steps(axis)
         axis.set(xlabel="steps", ylabel="return at the end of each task" if changes(result) else "return")
     else:

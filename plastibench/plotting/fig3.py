@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from plastibench.config.errors import UserError
-from plastibench.leaderboard import Result, acts, label
+from plastibench.leaderboard import label
 from plastibench.plotting.caption import caption
 from plastibench.plotting.layernorm_gradients import of_run
 from plastibench.plotting.over_seeds import Array, contests, interval
 from plastibench.plotting.style import COLOURS, Style, finish, handles, panels, plain, styles, title
+from plastibench.results.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +47,7 @@ def fig3(found: Sequence[Result], *, data_dir: Path | None = None, device: str =
     from plastibench.utils.runtime import resolve_device
 
     data_dir = data_dir or Path(os.environ.get("PLASTIBENCH_DATA", "data"))
-    chosen = [run for run in found if label(run) in _TRAINED and not acts(run) and "folder" in run]
+    chosen = [run for run in found if label(run) in _TRAINED and not run.is_rl and run.folder]
     device = resolve_device(device)
     rows: dict[tuple[str, str], dict[str, Networks]] = {}
     shown: list[Result] = []
@@ -71,8 +72,8 @@ def _by_layer(runs: Sequence[tuple[Result, Mapping[str, Mapping[str, Array]]]]) 
         rows: dict[str, dict[int, Array]] = {}
         for run, gradients in runs:
             if layer in gradients:
-                rows.setdefault(label(run), {})[run["seed"]] = gradients[layer]["trained"]
-                rows.setdefault("fresh", {})[run["seed"]] = gradients[layer]["fresh"]
+                rows.setdefault(label(run), {})[run.seed] = gradients[layer]["trained"]
+                rows.setdefault("fresh", {})[run.seed] = gradients[layer]["fresh"]
         order = [name for name in (*_TRAINED, "fresh") if name in rows]
         layers[layer] = {name: np.stack([rows[name][seed] for seed in sorted(rows[name])]) for name in order}
     return layers

@@ -11,11 +11,12 @@ import numpy as np
 
 from plastibench.config import renamed
 from plastibench.config.errors import UserError, did_you_mean
-from plastibench.leaderboard import Result, by_group, label
+from plastibench.leaderboard import by_group, label
 from plastibench.metrics import METRICS
 from plastibench.plotting.caption import caption
 from plastibench.plotting.over_seeds import Array, contests
 from plastibench.plotting.style import count_tasks, finish, panels, plain
+from plastibench.results.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +37,8 @@ def heatmap(found: Sequence[Result], *, metric: str | None = None) -> Figure:
     Raises:
         UserError: No run has a ``metrics.csv``, or none has the metric in it.
     """
-    tables = {run["id"]: layers_of(Path(run["folder"]) / "metrics.csv") for run in found if _has_table(run)}
+    paths = {run.id: run.folder / "metrics.csv" for run in found if run.folder is not None}
+    tables = {name: layers_of(path) for name, path in paths.items() if path.is_file()}
     if not tables:
         raise UserError("no metrics.csv beside any result: heatmap needs the runs' own folders, not published results")
     names = list(dict.fromkeys(name for table in tables.values() for name in table))
@@ -45,9 +47,9 @@ def heatmap(found: Sequence[Result], *, metric: str | None = None) -> Figure:
         raise UserError(
             f"no layer has the metric '{metric}'{did_you_mean(metric, names)} (there are {', '.join(names)})"
         )
-    found = [run for run in found if metric in tables.get(run["id"], ())]
+    found = [run for run in found if metric in tables.get(run.id, ())]
     maps = {
-        names: [(label(runs[0]), *mean_map([tables[run["id"]][metric] for run in runs])) for runs in by_group(results)]
+        names: [(label(runs[0]), *mean_map([tables[run.id][metric] for run in runs])) for runs in by_group(results)]
         for names, results in contests(sorted(found, key=lambda run: label(run) != "none")).items()
     }
     return _draw(found, maps, metric)
@@ -144,10 +146,6 @@ def _draw(
     definition = f" ({METRICS[metric]})" if metric in METRICS and scale == 100.0 else ""  # others say "of all layers"
     words = f"{where} of each layer{definition} at the end of each task; layers in the order in which they run."
     return finish(figure, [], caption(found, words, intervals=""))
-
-
-def _has_table(run: Result) -> bool:
-    return "folder" in run and (Path(run["folder"]) / "metrics.csv").is_file()
 
 
 def _short(name: str) -> str:

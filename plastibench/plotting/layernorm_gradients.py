@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plastibench.config.errors import RunError, UserError
-from plastibench.leaderboard import Result
 from plastibench.plotting.over_seeds import Array
+from plastibench.results.result import Result
 from plastibench.utils.atomic_io import write_text
 
 if TYPE_CHECKING:
@@ -51,21 +51,22 @@ def of_run(run: Result, data_dir: Path, device: str) -> Gradients | None:
     Raises:
         UserError: What the folder holds is damaged.
     """
-    folder = Path(run["folder"])
+    folder = run.folder
+    assert folder is not None
     kept = folder / FILE
     if kept.is_file():
-        return _read(kept, run["id"])
+        return _read(kept, run.id)
     if not (folder / "final.pt").is_file():
         return None
     from plastibench.diagnosis.loading import trained_and_fresh
 
-    print(f"plastibench: LayerNorm gradients of {run['id']}", file=sys.stderr)
+    print(f"plastibench: LayerNorm gradients of {run.id}", file=sys.stderr)
     trained, fresh, data = trained_and_fresh(folder, device, data_dir=data_dir)
     sides = {"trained": layernorm_gradients(trained, data), "fresh": layernorm_gradients(fresh, data)}
     names = [name for name in sides["fresh"] if name in sides["trained"]]
     layers = {name: {side: _rounded(values[name]) for side, values in sides.items()} for name in names}
     if layers:
-        content = {"schema": _SCHEMA, "id": run["id"], "what": _WHAT, "samples": len(data), "layers": layers}
+        content = {"schema": _SCHEMA, "id": run.id, "what": _WHAT, "samples": len(data), "layers": layers}
         try:
             write_text(kept, json.dumps(content) + "\n")
         except RunError:  # of someone else's runs, say: they are drawn all the same

@@ -25,7 +25,7 @@ def pictures(shown: Standings) -> dict[str, list[tuple[str, bytes]]]:
         best = [row["intervention"] for row in rows if row["intervention"] not in _ALWAYS][:_ENTRIES]
         runs = [run for entry in contest.entries if entry.name in (*best, *_ALWAYS) for run in entry.runs.values()]
         for kind, what in _SHOWN.items():
-            costs = any(run["summary"].get("mean-drop") for run in runs)
+            costs = any(run.summary.mean_drop for run in runs)
             if kind == "pareto" and not costs:  # nothing was lost by anybody
                 continue
             picture = plotting.png(plotting.draw(kind, runs), _DPI)

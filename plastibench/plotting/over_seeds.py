@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from plastibench import leaderboard
-from plastibench.leaderboard import Result, acts
 from plastibench.results.confidence import student
+from plastibench.results.result import Result
 
 Array = npt.NDArray[np.float64]
 Series = list[tuple[float, float]]  # of one run: places and values
@@ -51,31 +50,28 @@ def scores(run: Result) -> Series:
     Of a classifier accuracy in % at the end of each task, against the task's number from 1; of an agent that acts the
     return against steps, and where its tasks change the last return of each: a line through all would be a saw.
     """
-    if not acts(run):
-        return [(task["task"] + 1, 100 * task["end"]) for task in run["tasks"]]
-    points = run["returns"]
+    if not run.is_rl:
+        return [(task.task + 1, 100 * task.end) for task in run.tasks]
+    points = run.returns
     if changes(run):
-        points = list({point["task"]: point for point in points}.values())
-    return [(point["steps"], point["value"]) for point in points]
+        points = list({point.task: point for point in points}.values())
+    return [(point.steps, point.value) for point in points]
 
 
 def changes(run: Result) -> bool:
     """Whether an agent that acts meets more than one task."""
-    return len({point["task"] for point in run["returns"]}) > 1
+    return len({point.task for point in run.returns}) > 1
 
 
 def drops(run: Result) -> Series:
     """Points of accuracy lost right at each switch, against the number of the task that follows; or return by steps."""
-    if acts(run):
-        return [(event["steps"], event["drop"]) for event in run["events"]]
-    return [(task["task"] + 1, 100 * task["drop"]) for task in run["tasks"] if task["drop"] is not None]
+    if run.is_rl:
+        return [(event.steps, event.drop) for event in run.events if event.drop is not None]
+    return [(task.task + 1, 100 * task.drop) for task in run.tasks if task.drop is not None]
 
 
 def moments(run: Result, metric: str, role: str) -> Series:
     """A plasticity metric of one network at the end of each task, or over steps where the agent acts."""
-    rows: list[dict[str, Any]] = [
-        row for row in run["plasticity"] if row["role"] == role and row.get(metric) is not None
-    ]
-    if acts(run):
-        return [(row["place"], row[metric]) for row in rows]
-    return [(row["task"] + 1, row[metric]) for row in rows if row["phase"] == "end"]
+    records = [record for record in run.plasticity if record.role == role and (run.is_rl or record.phase == "end")]
+    found = [(record.position if run.is_rl else record.task + 1, record.metrics.get(metric)) for record in records]
+    return [(position, value) for position, value in found if position is not None and value is not None]

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from plastibench.leaderboard import Result, acts, by_group, label
+from plastibench.leaderboard import by_group, label
 from plastibench.plotting.caption import caption
 from plastibench.plotting.curves import label_axes, line
 from plastibench.plotting.over_seeds import contests, moments, scores, together
-from plastibench.plotting.pareto import final_name, point
 from plastibench.plotting.pareto import label_axes as label_trade_off
+from plastibench.plotting.pareto import point
 from plastibench.plotting.style import Style, count_steps, count_tasks, finish, handles, panels, styles, title
+from plastibench.results.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,24 +34,23 @@ def overview(found: Sequence[Result]) -> Figure:
     for (names, results), (left, middle, right) in zip(shown.items(), axes, strict=True):
         groups = by_group(results)
         base = next((runs for runs in groups if label(runs[0]) == "none"), [])
-        acting = acts(groups[0][0])
+        is_rl = groups[0][0].is_rl
         for runs in groups:
             style = looks[label(runs[0])]
             line(left, *together([scores(run) for run in runs]), style)
-            if acting:
+            if is_rl:
                 _low_gradients(middle, runs, style)
             else:
                 gain(middle, runs, base, style)
-            if all(run["summary"][final_name(run)] is not None for run in runs):
-                point(right, runs, style)
+            point(right, runs, style)
         title(left, ", ".join(names), 38)
         label_axes(left, results[0])
         label_trade_off(right, results[0])
         right.set_title("final against drop")
-        if acting:
+        if is_rl:
             count_steps(middle)
             middle.set(xlabel="steps", ylabel="% of the critic's units", title="low-gradient units")
-            right.set_visible(any(run["events"] for run in results))
+            right.set_visible(any(run.events for run in results))
         else:
             label_gain(middle)
     return finish(figure, handles(looks), caption(found, intervals="bands and bars"))
@@ -58,11 +58,11 @@ def overview(found: Sequence[Result]) -> Figure:
 
 def gain(axis: Axes, runs: list[Result], base: list[Result], style: Style) -> None:
     """Accuracy above that of ``none`` with the same seed, whose data is the same; nothing where there is none."""
-    other = {run["seed"]: dict(scores(run)) for run in base}
+    other = {run.seed: dict(scores(run)) for run in base}
     gains = [
-        [(place, value - other[run["seed"]][place]) for place, value in scores(run) if place in other[run["seed"]]]
+        [(place, value - other[run.seed][place]) for place, value in scores(run) if place in other[run.seed]]
         for run in runs
-        if run["seed"] in other
+        if run.seed in other
     ]
     if gains:
         line(axis, *together(gains), style)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from plastibench.config.errors import UserError
-from plastibench.leaderboard import Result, acts, by_group, label
+from plastibench.leaderboard import by_group, label
 from plastibench.plotting.caption import caption
 from plastibench.plotting.curves import label_axes, line
 from plastibench.plotting.over_seeds import contests, drops, scores, together
@@ -28,6 +28,7 @@ from plastibench.plotting.style import (
     styles,
     title,
 )
+from plastibench.results.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,7 +70,7 @@ def fig2(found: Sequence[Result]) -> Figure:
         title(left, ", ".join(names), 52)
         label_axes(left, _first(groups))
         label_gain(right)
-        right.set_visible("none" in groups and not acts(_first(groups)))
+        right.set_visible("none" in groups and not _first(groups).is_rl)
     words = "Parts of the network that are reset whenever the task changes."
     return finish(figure, handles(_looks(looks, rows, _FIG2)), caption(_all(rows), words))
 
@@ -95,7 +96,7 @@ def fig4(found: Sequence[Result]) -> Figure:
         title(left, ", ".join(names), 52)
         label_axes(left, _first(groups))
         right.set_title("lost at once, right at the intervention")
-        if acts(_first(groups)):
+        if _first(groups).is_rl:
             count_steps(right)
             right.set(xlabel="steps", ylabel="drop in return")
         else:
@@ -135,11 +136,11 @@ def fig5(found: Sequence[Result]) -> Figure:
 
 def revived_by(run: Result) -> str:
     """``ReGraMa (1.0)`` for RnR with this score and threshold and else its defaults; empty for all other runs."""
-    if run["intervention"] != "rnr" or run["every"] or run.get("schedule"):
+    if run.intervention != "rnr" or run.every or run.schedule:
         return ""
-    if set(run["changed"]["intervention"]) - {"criterion", "tau", "quantile"}:
+    if set(run.changed.intervention) - {"criterion", "tau", "quantile"}:
         return ""
-    options = run["options"]["intervention"]
+    options = run.options.intervention
     criterion = options.get("criterion", "")
     return f"{_CRITERIA.get(criterion, criterion)} ({options['tau' if criterion in THRESHOLDS else 'quantile']})"
 
@@ -149,7 +150,7 @@ def _revivers(runs: Mapping[str, Result]) -> dict[str, Style]:
     looks: dict[str, Style] = {}
     ranks: dict[str, int] = {}
     for number, name in enumerate(sorted(runs, key=lambda name: revived_by(runs[name]))):
-        criterion = runs[name]["options"]["intervention"]["criterion"]
+        criterion = runs[name].options.intervention["criterion"]
         rank = ranks[criterion] = ranks.get(criterion, -1) + 1
         looks[name] = {
             "color": COLOURS[_COLOUR_OF.get(criterion, 0)],

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plastibench.config.errors import UserError
-from plastibench.leaderboard import Result, acts, by_group, label
+from plastibench.leaderboard import by_group, label
 from plastibench.plotting.caption import caption
 from plastibench.plotting.labels import place
 from plastibench.plotting.over_seeds import Array, contests, interval
 from plastibench.plotting.style import Style, finish, handles, panels, styles, title
+from plastibench.results.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,14 +31,13 @@ def pareto(found: Sequence[Result]) -> Figure:
     Raises:
         UserError: Nothing was intervened on.
     """
-    found = [run for run in found if run["summary"][final_name(run)] is not None]
     shown = {
         names: results
         for names, results in contests(found).items()
-        if any(run["summary"].get("mean-drop") is not None for run in results)
+        if any(run.summary.mean_drop is not None for run in results)
     }
     if not shown:
-        raise UserError("no run has a drop: nothing was intervened on in them, or no evaluation is finished")
+        raise UserError("no run has a drop: nothing was intervened on in them")
     found = [run for results in shown.values() for run in results]
     looks = styles(found)
     columns = min(2, len(shown))
@@ -90,10 +90,8 @@ def point(axis: Axes, runs: list[Result], style: Style) -> tuple[Array, Array]:
     Returns:
         The mean (drop, final), and half of its interval, NaN where there is none.
     """
-    name = final_name(runs[0])
-    scale = 1.0 if acts(runs[0]) else 100.0
-    summaries = [run["summary"] for run in runs if run["summary"][name] is not None]
-    values = scale * np.array([[summary.get("mean-drop") or 0.0, summary[name]] for summary in summaries])  # [seeds, 2]
+    scale = 1.0 if runs[0].is_rl else 100.0
+    values = scale * np.array([[run.summary.mean_drop or 0.0, run.final] for run in runs])  # [seeds, 2]
     mean, half = interval(values)
     bars: dict[str, Any] = {} if np.isnan(half).any() else {"xerr": half[0], "yerr": half[1]}
     look = {**style, "linestyle": "none"}
@@ -104,14 +102,9 @@ def point(axis: Axes, runs: list[Result], style: Style) -> tuple[Array, Array]:
     return mean, half
 
 
-def final_name(run: Result) -> str:
-    """What the run is judged by in its summary."""
-    return "final-return" if acts(run) else "final-accuracy"
-
-
 def label_axes(axis: Axes, result: Result) -> None:
     """What the axes of a panel of final scores against drops are."""
-    if acts(result):
+    if result.is_rl:
         axis.set(xlabel="return lost at an intervention, mean", ylabel="final return")
     else:
         axis.set(xlabel="drop at an intervention, mean, points", ylabel="final accuracy, %")

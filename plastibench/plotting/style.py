@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from plastibench.leaderboard import Result, label
+from plastibench.leaderboard import label
+from plastibench.results.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -89,17 +89,17 @@ def summary(records: Sequence[TaskRecord]) -> dict[str, float | None]:
     recovered = [recovery(record) for record in switches]
     first, last = records[:3], records[-3:]
     return {
-        "final-accuracy": records[-1].end,
-        "average-accuracy": mean([record.end for record in records]),
-        "first-three-accuracy": mean([record.end for record in first]),
-        "last-three-accuracy": mean([record.end for record in last]),
+        "final_accuracy": records[-1].end,
+        "average_accuracy": mean([record.end for record in records]),
+        "first_three_accuracy": mean([record.end for record in first]),
+        "last_three_accuracy": mean([record.end for record in last]),
         "auc": mean([area_under_curve(record.curve) for record in records]),
-        "mean-drop": mean([drop(record) for record in switches]),
-        "mean-agreement": mean([record.agreement for record in switches]),
-        "mean-output-kl": mean([record.output_kl for record in switches]),
-        "mean-recovery-epochs": mean(recovered),
-        "unrecovered-share": mean([float(value is None) for value in recovered]),
-        "final-train-accuracy": records[-1].train_accuracy,
+        "mean_drop": mean([drop(record) for record in switches]),
+        "mean_agreement": mean([record.agreement for record in switches]),
+        "mean_output_kl": mean([record.output_kl for record in switches]),
+        "mean_recovery_epochs": mean(recovered),
+        "unrecovered_fraction": mean([float(value is None) for value in recovered]),
+        "final_train_accuracy": records[-1].train_accuracy,
     }
 
 

@@ -1,43 +1,50 @@
-"""``result.json``: the source of truth of a finished run, which leaderboard and figures read."""
+"""Read and write ``result.json``, the source of truth of a finished run for the leaderboard and plots."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plastibench.config.errors import UserError
+from plastibench.config.errors import RunError, UserError
 from plastibench.config.options import as_dict
 from plastibench.config.spec import PARTS, RunSpec
-from plastibench.results.shape import mistake
+from plastibench.results.result import SCHEMA, Result
+from plastibench.results.table import Results
 from plastibench.utils.atomic_io import write_text
 
-SCHEMA = 2  # 1 said neither data nor version of the scenario, nor all options of the run
 _SCHEDULE = ("roles", "until", "offline_updates")
+_LONG: tuple[str, ...] = ("tasks", "returns", "events", "interventions", "plasticity")
 
 
 def compose_result(
     spec: RunSpec,
     trainer: Mapping[str, Any],
-    interventions: Sequence[dict[str, Any]],
-    plasticity: Sequence[dict[str, Any]],
-    cost: dict[str, float],
-    origin: dict[str, Any],
-    scenario: dict[str, Any],
-) -> dict[str, Any]:
-    """The content of a result.
+    interventions: Sequence[Mapping[str, Any]],
+    plasticity: Sequence[Mapping[str, Any]],
+    cost: Mapping[str, float],
+    origin: Mapping[str, Any],
+    env_version: int,
+    data_digest: str | None,
+) -> Result:
+    """Make the result of a run.
 
     Args:
         spec: What was run.
-        trainer: What the course of the run found: its ``summary`` and the figures behind it.
-        interventions: What each intervention did, in a few numbers.
-        plasticity: Plasticity metrics at each moment they were measured.
-        cost: Updates and samples, bytes kept, and seconds: the only figures that differ between two runs of a spec.
+        trainer: The trainer's part: ``summary``, and either ``tasks`` or ``returns`` and ``events``.
+        interventions: A record for each intervention on a network.
+        plasticity: A record for each measurement of plasticity metrics.
+        cost: Time, updates, data and memory. The seconds are the only values that differ between two runs of a spec.
         origin: Command, commit, versions, hardware, precision.
-        scenario: Its version, and the digest of its data where it has any: results are compared where both agree.
+        env_version: Version of the environment or task stream.
+        data_digest: Digest of the data set; None if there is none.
+
+    Raises:
+        RunError: A value does not fit into a result, such as a NaN in the summary.
     """
-    return {
+    content = {
         "schema": SCHEMA,
         "id": spec.id,
         "group": spec.group(),
@@ -45,49 +52,54 @@ def compose_result(
         "agent": spec.agent[0],
         "intervention": spec.intervention[0],
         "seed": spec.run.seed,
-        "options": {"env": spec.env[1], "agent": spec.agent[1], "intervention": spec.intervention[1]},
+        "options": {part: dict(getattr(spec, part)[1]) for part in PARTS},
         "changed": {part: spec.changed(part) for part in PARTS},
         "every": spec.run.every,
         "schedule": schedule(as_dict(spec.run)),
         "run": as_dict(spec.run),
-        "scenario": scenario,
+        "env_version": env_version,
+        "data_digest": data_digest,
         **trainer,
         "interventions": list(interventions),
         "plasticity": list(plasticity),
         "cost": cost,
         "origin": origin,
     }
+    try:
+        return Result.from_dict(content)
+    except UserError as error:
+        raise RunError(f"{spec.id} has no valid result: {error}") from error
 
 
 def schedule(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the options of a run those that say when and on what is intervened, and stand in a row's name."""
+    """The options of a run that say when and on which networks interventions act, besides ``every``."""
     return {name: value for name, value in run.items() if name in _SCHEDULE}
 
 
-def write_result(folder: Path, result: dict[str, Any]) -> None:
+def write_result(folder: Path, result: Result) -> None:
     """Write ``result.json`` atomically."""
-    write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
+    write_text(folder / "result.json", json.dumps(result.to_dict(), indent=1) + "\n")
+    result._folder = folder
 
 
-def read_result(path: Path) -> dict[str, Any]:
-    """Read a result.
+def read_result(path: Path) -> Result:
+    """Read a result of this or an older schema.
 
     Raises:
-        UserError: It cannot be read, is no result of a schema known here, or was damaged or made by hand.
+        UserError: The file cannot be read or is not a valid result.
     """
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = Result.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if not isinstance(result, dict) or result.get("schema") not in (1, SCHEMA):
-        raise UserError(f"{path} is not a result of schema 1 or {SCHEMA}")
-    if wrong := mistake(result):
-        raise UserError(f"{path}: {wrong}")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    result._folder = path.parent
     return result
 
 
-def read_result_if_complete(folder: Path) -> dict[str, Any] | None:
-    """The result of the run in a folder, or None where there is none that can be read."""
+def read_result_if_complete(folder: Path) -> Result | None:
+    """Read the result of the run in a folder; None if there is no valid one."""
     path = folder / "result.json"
     try:
         return read_result(path) if path.exists() else None
@@ -96,5 +108,38 @@ def read_result_if_complete(folder: Path) -> dict[str, Any] | None:
 
 
 def find_results(runs_dir: Path) -> list[Path]:
-    """The results below a folder, in order of their names."""
+    """Find all results below a folder, sorted by name."""
     return sorted(runs_dir.glob("**/result.json"))
+
+
+def load_results(runs_dir: str | Path = "runs", *, lean: bool = False) -> Results:
+    """Load all results below a folder.
+
+    Prints a line to stderr for each file that is left out: damaged files, and results of a run that contradict the
+    first one found. Of equal results of a run one is loaded.
+
+    Args:
+        runs_dir: Folder of runs.
+        lean: Leave out everything but summary, options, cost and origin, so that thousands of results fit into memory.
+
+    Raises:
+        UserError: The folder does not exist or contains no valid result.
+    """
+    runs_dir = Path(runs_dir)
+    if not runs_dir.is_dir():
+        raise UserError(f"no folder {runs_dir}; run something first, or name another with --runs-dir")
+    found: dict[str, Result] = {}
+    for path in find_results(runs_dir):
+        try:
+            result = read_result(path)
+            first = found.get(result.id)
+            if first is not None and first.summary != result.summary:
+                raise UserError(f"{path} is a second and different result of the run in {first.folder}")
+        except UserError as error:
+            print(f"plastibench: left out: {error}", file=sys.stderr)
+            continue
+        if first is None or (result.run and not first.run):  # files of schema 1 do not have the options of the run
+            found[result.id] = result.model_copy(update={key: [] for key in _LONG}) if lean else result
+    if not found:
+        raise UserError(f"no finished run in {runs_dir}; run something first, or name another with --runs-dir")
+    return Results(found.values())

@@ -105,15 +105,15 @@ def summary(
     low, high = bounds or (0.0, 1.0)
     share = None if bounds is None or final is None else (final - low) / (high - low)
     return {
-        "final-return": final,
-        "average-return": mean([point.value for point in curve]),
-        "average-task-return": mean(ends),
-        "normalised-return": share,
-        "mean-drop": mean([found["drop"] for found in after]),
-        "mean-lowest": mean([found["lowest"] for found in after]),
-        "mean-recovery-steps": mean([found["recovery"] for found in after]),
-        "unrecovered-share": mean([float(found["recovery"] is None) for found in after]),
-        "final-q-bias": mean([point.bias for point in curve][-FINAL:]),
+        "final_return": final,
+        "average_return": mean([point.value for point in curve]),
+        "average_task_return": mean(ends),
+        "normalised_return": share,
+        "mean_drop": mean([found["drop"] for found in after]),
+        "mean_lowest": mean([found["lowest"] for found in after]),
+        "mean_recovery_steps": mean([found["recovery"] for found in after]),
+        "unrecovered_fraction": mean([float(found["recovery"] is None) for found in after]),
+        "final_q_bias": mean([point.bias for point in curve][-FINAL:]),
     }
 
 

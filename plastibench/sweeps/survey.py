@@ -12,6 +12,7 @@ from plastibench import leaderboard
 from plastibench.config import registry
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
+from plastibench.results.result import Result
 from plastibench.sweeps.benchmark import Cost, cost
 from plastibench.utils import atomic_io
 from plastibench.utils.tables import markdown_table, mean_std
@@ -78,14 +79,14 @@ def _kept(path: Path) -> dict[str, dict[str, Any]]:
     return known
 
 
-def legend(found: Sequence[dict[str, Any]]) -> str:
+def legend(found: Sequence[Result]) -> str:
     """What the columns of :func:`table` are."""
-    if leaderboard.acts(found[0]):
+    if found[0].is_rl:
         return f"{_OF_RETURNS} costs are timed on supervised streams alone."
     return f"{_OF_ACCURACY} {_OF_COSTS}"
 
 
-def table(found: Sequence[dict[str, Any]], costs: Mapping[str, Cost], failures: Sequence[str]) -> str:
+def table(found: Sequence[Result], costs: Mapping[str, Cost], failures: Sequence[str]) -> str:
     """Markdown: one row per intervention, best final accuracy or return first, then what does not work here and why.
 
     Args:
@@ -93,18 +94,17 @@ def table(found: Sequence[dict[str, Any]], costs: Mapping[str, Cost], failures: 
         costs: By name of the intervention.
         failures: Sentences on what failed.
     """
-    acts = leaderboard.acts(found[0])
-    kind, unit = ("return", "") if acts else ("accuracy", " %")
-    shown: dict[str, Any] = {"scale": 1.0, "digits": 2} if acts else {}
+    is_rl = found[0].is_rl
+    kind, unit = ("return", "") if is_rl else ("accuracy", " %")
+    shown: dict[str, Any] = {"scale": 1.0, "digits": 2} if is_rl else {}
     header = ["intervention (seeds)", f"final{unit}", f"average{unit}", "drop", "recovery"]
     rows = []
     for runs in sorted(leaderboard.by_group(found), key=leaderboard.final, reverse=True):
-        summaries = [run["summary"] for run in runs]
-        names = (f"final-{kind}", f"average-{kind}", "mean-drop")
-        cells = [mean_std([summary.get(name) for summary in summaries], **shown) for name in names]
+        names = (f"final_{kind}", f"average_{kind}", "mean_drop")
+        cells = [mean_std([getattr(run.summary, name) for run in runs], **shown) for name in names]
         rows.append([f"`{leaderboard.label(runs[0])}` ({len(runs)})", *cells, leaderboard.recovery(runs)])
-        rows[-1] += [] if acts else _cost_cells(costs.get(runs[0]["intervention"]))
-    drawn = markdown_table(header if acts else [*header, "update", "acts", "keeps"], rows)
+        rows[-1] += [] if is_rl else _cost_cells(costs.get(runs[0].intervention))
+    drawn = markdown_table(header if is_rl else [*header, "update", "acts", "keeps"], rows)
     return "\n".join([drawn, "", *(f"- {each}" for each in failures)]) if failures else drawn
 
 

@@ -170,7 +170,7 @@ class OffPolicyTrainer(Trainer):
     def counts(self) -> dict[str, int]:
         """Steps of the agent and of the environments, and the size of the replay buffer in bytes."""
         frames = self.steps * self.env_config.frame_skip
-        return {"agent-steps": self.steps, "environment-steps": frames, "memory-bytes": self.buffer.bytes}
+        return {"agent_steps": self.steps, "environment_steps": frames, "memory_bytes": self.buffer.bytes}
 
     def result(self) -> dict[str, Any]:
         """The returns, and the effect of each intervention."""

@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from plastibench.config.errors import RunError
 from plastibench.config.spec import PARTS, RunSpec
+from plastibench.results.result import Cost, Result, Summary
 from plastibench.utils import tensorboard_summaries
 
 COLUMNS = ("update", "task", "epoch", "phase", "metric", "value")
@@ -31,11 +32,11 @@ LEADERBOARD = {
 }
 _SHOWN = (*PARTS, "options", "seed")
 _SOURCES = {
-    "final": ("final-accuracy", "final-return"),
-    "drop": ("mean-drop",),
-    "auc": ("auc", "average-return"),
-    "recovery": ("mean-recovery-epochs", "mean-recovery-steps"),
-    "unrecovered": ("unrecovered-share",),
+    "final": ("final_accuracy", "final_return"),
+    "drop": ("mean_drop",),
+    "auc": ("auc", "average_return"),
+    "recovery": ("mean_recovery_epochs", "mean_recovery_steps"),
+    "unrecovered": ("unrecovered_fraction",),
 }
 
 
@@ -116,21 +117,21 @@ class Recorder:
         if bool(torch.isfinite(values).all()):
             self._writer.add_histogram(name, values, update)
 
-    def finish(self, update: int, result: Mapping[str, Any]) -> None:
+    def finish(self, update: int, result: Result) -> None:
         """Write the leaderboard's figures and mark the run as done.
 
         The HParams tab shows the last value of each, and opens its chart: that of the first leads to the final figure.
 
         Args:
             update: Updates since the start of the run.
-            result: Its ``summary`` and ``cost``, and the ``tasks`` or ``returns`` on the way.
+            result: The result of the run.
         """
-        way = [task["end"] for task in result.get("tasks", ())] or [point["value"] for point in result["returns"]]
+        way = [task.end for task in result.tasks] or [point.value for point in result.returns]
         for place, value in enumerate(way[:-1], start=1):
             self._writer.add_scalar("leaderboard/final", value, update * place // len(way))
-        for name, value in leaderboard_figures(result).items():
-            if value is not None:  # an empty cell is sorted last, while TensorBoard cannot sort a column with NaN
-                self._writer.add_scalar(f"leaderboard/{name}", value, update)
+        for name, found in leaderboard_values(result.summary, result.cost).items():
+            if found is not None:  # an empty cell is sorted last, while TensorBoard cannot sort a column with NaN
+                self._writer.add_scalar(f"leaderboard/{name}", found, update)
         self._summary(tensorboard_summaries.session_end())
         self.close()
 
@@ -160,15 +161,11 @@ class Recorder:
         self._writer.file_writer.add_summary(summary)
 
 
-def leaderboard_figures(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """A row of the HParams tab, from the ``summary`` and ``cost`` of a result."""
-    summary, cost = result["summary"], result["cost"]
-    row = {
-        name: next((summary[source] for source in sources if source in summary), None)
-        for name, sources in _SOURCES.items()
-    }
-    share = cost["intervention-seconds"] / max(cost["seconds"], 1e-9)
-    row.update({"cost": share, "seconds": cost["seconds"], "updates": cost["updates"]})
+def leaderboard_values(summary: Summary, cost: Cost) -> dict[str, float | None]:
+    """The row of a run in TensorBoard's HParams tab."""
+    values = {name: [getattr(summary, source) for source in sources] for name, sources in _SOURCES.items()}
+    row = {name: next((value for value in found if value is not None), None) for name, found in values.items()}
+    row.update({"cost": cost.intervention_fraction, "seconds": cost.seconds, "updates": cost.updates})
     return {name: row[name] for name in LEADERBOARD}
 
 

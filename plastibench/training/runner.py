@@ -15,6 +15,7 @@ from plastibench.config.errors import RunError, UserError, did_you_mean
 from plastibench.config.spec import RunSpec
 from plastibench.envs.task_stream import TaskStream
 from plastibench.results.files import compose_result, read_result, write_result
+from plastibench.results.result import Result
 from plastibench.training import checkpoint
 from plastibench.training.learner import Learner
 from plastibench.training.offpolicy import OffPolicyTrainer
@@ -47,7 +48,7 @@ def run(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     stop: list[int] | None = None,
     command: str = "",
-) -> dict[str, Any]:
+) -> Result:
     """Run a spec to its end, continuing from its checkpoint if there is one.
 
     Args:
@@ -62,7 +63,7 @@ def run(
         command: The command recorded in the result; by default this process's command line.
 
     Returns:
-        The content of ``result.json``.
+        The result, which is also in ``result.json``.
 
     Raises:
         UserError: Something in the spec or the data does not fit.
@@ -168,7 +169,7 @@ class _Run:
         self.clock = self.saved = time.monotonic()
         self.saving = 0.0  # seconds that the latest checkpoint took
 
-    def to_the_end(self) -> dict[str, Any]:
+    def to_the_end(self) -> Result:
         """Train until the end, with checkpoints on the way; return the result."""
         trainer = self.trainer
         try:
@@ -190,7 +191,7 @@ class _Run:
             self.recorder.close()
             trainer.close()
 
-    def _finish(self) -> dict[str, Any]:
+    def _finish(self) -> Result:
         trainer, learner = self.trainer, self.trainer.learner
         self._count_seconds()
         origin = {
@@ -206,15 +207,16 @@ class _Run:
         final = {"networks": modules, "interventions": states, "extra": self.agent.extra_state()}
         cost = {
             "seconds": self.seconds,
-            "intervention-seconds": learner.intervention_seconds,
-            "metric-seconds": trainer.metric_seconds,
+            "intervention_seconds": learner.intervention_seconds,
+            "metric_seconds": trainer.metric_seconds,
             "updates": learner.updates,
             **trainer.counts(),
-            "network-bytes": checkpoint.tensor_bytes(modules),
-            "intervention-bytes": checkpoint.tensor_bytes(states),
+            "network_bytes": checkpoint.tensor_bytes(modules),
+            "intervention_bytes": checkpoint.tensor_bytes(states),
         }
+        version = getattr(trainer.env_config, "version", 1)
         result = compose_result(
-            self.spec, trainer.result(), trainer.reports, trainer.plasticity, cost, origin, self.scenario
+            self.spec, trainer.result(), trainer.reports, trainer.plasticity, cost, origin, version, trainer.data
         )
         self.recorder.finish(learner.updates, result)
         checkpoint.save(self.folder / "final.pt", final)

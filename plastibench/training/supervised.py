@@ -289,7 +289,7 @@ class SupervisedTrainer(Trainer):
 def _drops_in_mid_task(reports: list[dict[str, Any]]) -> dict[str, float | None]:
     measured = [report for report in reports if "before" in report]
     return {
-        "mean-drop": mean([report["before"] - report["after"] for report in measured]),
-        "mean-agreement": mean([report["agreement"] for report in measured]),
-        "mean-output-kl": mean([report["output_kl"] for report in measured]),
+        "mean_drop": mean([report["before"] - report["after"] for report in measured]),
+        "mean_agreement": mean([report["agreement"] for report in measured]),
+        "mean_output_kl": mean([report["output_kl"] for report in measured]),
     }

@@ -159,8 +159,8 @@ class Trainer(ABC):
                 purpose = f"metrics-{role}-{self.task}-{phase}-{self.position}"
                 draws = generator(self.options.seed, purpose)
                 found.add(compute_metrics(network, probe, names, draws, initial, units))
-            moment = {"task": self.task, "phase": phase, "place": self.position, "role": role}
-            self.plasticity.append({**moment, **found.overall})
+            moment = {"task": self.task, "phase": phase, "position": self.position, "role": role}
+            self.plasticity.append({**moment, "metrics": found.overall})
             self.record(phase, found.overall, prefix=f"plasticity-{role}")
             for layer, values in found.layers.items():
                 self.record(phase, values, prefix=f"layers-{role}/{layer}")
@@ -195,8 +195,8 @@ def _summarized(report: Report, task: int, update: int, role: str) -> dict[str, 
         "update": update,
         "role": role,
         "seconds": report.seconds,
-        "revived-share": report.revived_share,
+        "revived_fraction": report.revived_share,
         "parameters": report.parameters,
-        "mean-residual": sum(residuals) / len(residuals) if residuals else None,
-        "largest-norm-ratio": max(ratios) if ratios else None,
+        "mean_residual": sum(residuals) / len(residuals) if residuals else None,
+        "largest_norm_ratio": max(ratios) if ratios else None,
     }

@@ -90,10 +90,9 @@ def test_the_table_is_a_leaderboard_and_a_click_sorts_it(browser: Browser, serve
         )
     }
     for result in served.found:
-        options = ", ".join(f"{key}={value}" for key, value in result["changed"]["intervention"].items())
-        final = result["summary"].get("final-accuracy", result["summary"].get("final-return"))
-        place = (result["env"], result["intervention"], options, result["seed"])
-        assert float(shown.pop(place)) == pytest.approx(final, rel=1e-4)
+        options = ", ".join(f"{key}={value}" for key, value in result.changed.intervention.items())
+        row = (result.env, result.intervention, options, result.seed)
+        assert float(shown.pop(row)) == pytest.approx(result.final, rel=1e-4)
     assert shown == {("cl-digits", "none", "", 7.0): ""}
 
     def finals() -> list[float | None]:

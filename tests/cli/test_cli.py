@@ -123,7 +123,7 @@ def test_several_interventions_and_seeds_end_in_one_table_and_a_leaderboard(
     rows = finished.out[finished.out.index(headers[0]) :].splitlines()[2:5]
     assert [row.split()[0] for row in rows] == ["none", "reset", "redo"]
     for row in rows:
-        finals = [100 * r["summary"]["final-accuracy"] for r in results if r["intervention"] == row.split()[0]]
+        finals = [100 * r["summary"]["final_accuracy"] for r in results if r["intervention"] == row.split()[0]]
         mean = sum(finals) / 2
         deviation = abs(finals[0] - finals[1]) / 2**0.5
         assert f"{mean:.1f} ± {deviation:.1f}" in row
@@ -132,7 +132,7 @@ def test_several_interventions_and_seeds_end_in_one_table_and_a_leaderboard(
     assert board.status == 0 and board.out.startswith("cl-digits")
     lines = board.out.splitlines()
     order = [line.split()[0] for line in lines if line.split() and line.split()[0] in ("none", "reset", "redo")]
-    means = {name: sum(r["summary"]["final-accuracy"] for r in results if r["intervention"] == name) for name in order}
+    means = {name: sum(r["summary"]["final_accuracy"] for r in results if r["intervention"] == name) for name in order}
     assert len(order) == 3 and order == sorted(order, key=lambda name: -means[name])
 
     markdown = say("leaderboard", "--runs-dir", runs, "--format", "markdown")

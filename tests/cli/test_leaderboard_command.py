@@ -12,6 +12,7 @@ import pytest
 
 from plastibench.cli.main import main
 from plastibench.config.spec import PARTS, identity
+from plastibench.results.result import Result
 from tests.leaderboard.made import result, written
 
 
@@ -62,7 +63,7 @@ def test_a_row_whose_name_has_commas_can_be_named(runs: Path, capsys) -> None:
 
 def test_results_from_elsewhere_join(runs: Path, tmp_path: Path, capsys) -> None:
     sent = tmp_path / "sent.json"
-    sent.write_text(json.dumps(result("fire", 4, 0.9)))
+    sent.write_text(json.dumps(result("fire", 4, 0.9).to_dict()))
     assert say("add", sent, "--runs-dir", runs) == 0
     assert capsys.readouterr().out.endswith("result.json\n")
     assert say("--runs-dir", runs) == 0
@@ -86,8 +87,9 @@ def test_it_answers_without_importing_torch(runs: Path) -> None:
 @pytest.mark.parametrize(("count", "seconds"), [(200, 2.0), (10_000, 20.0)])
 def test_many_results_are_read_in_time(count: int, seconds: float, tmp_path: Path) -> None:
     """The figures are promises of the documentation, on a machine with nothing else to do."""
-    base = result("rnr", 0, 0.5)
-    base["plasticity"] = [{"phase": "end", "figure": 0.123456} for _ in range(200)]  # as large as those of real runs
+    base = result("rnr", 0, 0.5).to_dict()
+    record = {"task": 0, "phase": "end", "role": "classifier", "metrics": {"srank": 0.123456}}
+    base["plasticity"] = [record] * 200  # as large as those of real runs
     for number in range(count):
         group, seed = divmod(number, 5)
         made = {**base, "seed": seed, "run": {**base["run"], "seed": seed}}
@@ -96,7 +98,7 @@ def test_many_results_are_read_in_time(count: int, seconds: float, tmp_path: Pat
         made["changed"] = {"env": {}, "agent": {}, "intervention": {"penalty": group + 1.0}}
         parts = [(made[part], made["options"][part]) for part in PARTS]
         made["id"], made["group"] = (identity(parts, {**made["run"], "seed": s}) for s in (seed, 0))
-        written(tmp_path, [made])
+        written(tmp_path, [Result.from_dict(made)])
     start = time.monotonic()
     command = [sys.executable, "-m", "plastibench", "leaderboard", "--runs-dir", str(tmp_path)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -110,10 +112,10 @@ def test_names_from_elsewhere_do_no_harm(runs: Path, tmp_path: Path, capsys) -> 
     for number, text in enumerate(strange):
         for seed in range(2):
             made = result("reset", seed, 0.4)
-            made["id"], made["group"] = f"strange{number}_s{seed}", f"strange{number}"
-            made["changed"]["intervention"] = made["options"]["intervention"] = {"x": text}
-            made["origin"] = {**made["origin"], "commit": None}
-            made["origin"]["hardware"] = {**made["origin"]["hardware"], "processor": f"a CPU {text}"}
+            made.id, made.group = f"strange{number}_s{seed}", f"strange{number}"
+            made.changed.intervention = made.options.intervention = {"x": text}
+            made.origin.commit = None
+            made.origin.hardware.processor = f"a CPU {text}"
             found.append(made)
     written(runs, found)
     for form in ("table", "markdown", "csv", "json", "html"):

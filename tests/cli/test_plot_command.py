@@ -17,8 +17,8 @@ from tests.plotting.made import several
 def runs(tmp_path: Path) -> Path:
     folder = tmp_path / "runs"
     for result in [*several("none", "reset", "rnr"), *several("rnr", changed={"tau": 0.5})]:
-        (folder / result["id"]).mkdir(parents=True)
-        write_result(folder / result["id"], result)
+        (folder / result.id).mkdir(parents=True)
+        write_result(folder / result.id, result)
     return folder
 
 
@@ -128,6 +128,6 @@ def test_an_empty_choice_is_refused(say: Any, tmp_path: Path, runs: Path) -> Non
 
 def test_a_run_that_was_measured_twice_is_one_seed(tmp_path: Path) -> None:
     found = several("none", "reset")
-    again = {**found[-1], "id": f"{found[-1]['id']}-measured"}
+    again = found[-1].model_copy(update={"id": f"{found[-1].id}-measured"})
     text = plotting.svg(plotting.draw("curves", [*found, again])).decode()
     assert text == plotting.svg(plotting.draw("curves", found)).decode() and "Means over" in text

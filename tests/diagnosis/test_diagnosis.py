@@ -355,18 +355,18 @@ def test_a_timm_model_takes_classes_and_channels_from_its_weights(tmp_path: Path
 
 def test_a_run_is_looked_at_as_its_own_metrics_were(tiny: Any, tmp_path: Path) -> None:
     result = run(tiny("rnr", agent="vit-nano", metrics=("fau", "weight-cosine")), runs_dir=tmp_path, quiet=True)
-    (found,) = networks_of_run(tmp_path / result["id"], None, "cpu", samples=0, data_dir=Path("data"))
+    (found,) = networks_of_run(tmp_path / result.id, None, "cpu", samples=0, data_dir=Path("data"))
     report = diagnose(found, ["fau", "weight-cosine"])
-    last = result["plasticity"][-1]
-    assert last["phase"] == "end"
+    last = result.plasticity[-1]
+    assert last.phase == "end"
     for name, value in report.overall.items():
-        assert value == pytest.approx(last[name], rel=1e-5, abs=1e-7), name
+        assert value == pytest.approx(last.metrics[name], rel=1e-5, abs=1e-7), name
 
 
 def test_a_run_whose_architecture_changed_in_its_middle_is_rebuilt(tiny: Any, tmp_path: Path) -> None:
     result = run(tiny("plasticity-injection", agent="vit-nano"), runs_dir=tmp_path, quiet=True)
-    (found,) = networks_of_run(tmp_path / result["id"], None, "cpu", samples=0, data_dir=Path("data"))
-    state = torch.load(tmp_path / result["id"] / "final.pt", weights_only=True)["networks"][0]
+    (found,) = networks_of_run(tmp_path / result.id, None, "cpu", samples=0, data_dir=Path("data"))
+    state = torch.load(tmp_path / result.id / "final.pt", weights_only=True)["networks"][0]
     assert any("branches" in name for name in state)
     loaded = found.network.module.state_dict()
     assert list(loaded) == list(state)
@@ -383,7 +383,7 @@ def test_every_network_of_an_agent_that_acts_is_examined(tmp_path: Path) -> None
         device="cpu",
     )
     result = run(spec, runs_dir=tmp_path, quiet=True)
-    found = networks_of_run(tmp_path / result["id"], None, "cpu", samples=32, data_dir=Path("data"))
+    found = networks_of_run(tmp_path / result.id, None, "cpu", samples=32, data_dir=Path("data"))
     assert [subject.network.role for subject in found] == ["critic", "actor"]
     for subject in found:
         report = diagnose(subject)
@@ -393,7 +393,7 @@ def test_every_network_of_an_agent_that_acts_is_examined(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["spec.toml", "final.pt"])
 def test_a_damaged_run_is_refused_in_a_line(name: str, tiny: Any, tmp_path: Path, say: Any) -> None:
     result = run(tiny(agent="mlp"), runs_dir=tmp_path, quiet=True)
-    folder = tmp_path / result["id"]
+    folder = tmp_path / result.id
     (folder / name).write_bytes(b"rubbish")
     said = say("diagnose", folder)
     assert said.status == 2 and said.err.count("\n") == 1 and name in said.err, said.err

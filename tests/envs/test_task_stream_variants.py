@@ -239,7 +239,7 @@ def spec(name: str, options: dict[str, Any], intervention: str = "none", **chang
 
 
 def go(wanted: RunSpec, folder: Path, **options: Any) -> dict[str, Any]:
-    result = json.loads(json.dumps(run(wanted, runs_dir=folder, quiet=True, threads=1, **options)))
+    result = json.loads(json.dumps(run(wanted, runs_dir=folder, quiet=True, threads=1, **options).to_dict()))
     kept = {key: result[key] for key in ("summary", "tasks", "plasticity")}
     state = torch.load(folder / wanted.id / "final.pt", weights_only=True)
     return {**kept, "weights": [value.tolist() for value in state["networks"][0].values()]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from plastibench.config.spec import RunSpec
 from plastibench.results import accuracy, returns
 from plastibench.results.files import compose_result, write_result
+from plastibench.results.result import Result
 
 ORIGIN = {
     "command": "plastibench run …",
@@ -33,7 +33,7 @@ def result(
     version: int = 1,
     cost: dict[str, Any] | None = None,
     **more: Any,
-) -> dict[str, Any]:
+) -> Result:
     """Of a supervised run over three tasks; ``more`` goes into the spec."""
     options = {"env": "cl-digits", "agent": "mlp", "device": "cpu", **more}
     env_options = {"noise": (0.5, 0.1, 0.0), "epochs": 2, **options.pop("env_options", {})}
@@ -49,30 +49,28 @@ def result(
         "summary": accuracy.summary(records),
         "tasks": [accuracy.task_figures(record) for record in records],
     }
-    return _composed(spec, trainer, cost, {"version": version, "data": data})
+    return _composed(spec, trainer, cost, version, data)
 
 
-def acting(intervention: str = "none", seed: int = 0, final: float = 100.0, **more: Any) -> dict[str, Any]:
+def acting(intervention: str = "none", seed: int = 0, final: float = 100.0, **more: Any) -> Result:
     """Of a run in CartPole."""
     options = {"env": "rl-cartpole", "agent": "dqn-mlp", "device": "cpu", **more}
     spec = RunSpec.make(intervention=intervention, seed=seed, **options)
     curve = [returns.Evaluation(0, steps, final * steps / 3000, 0.1) for steps in (0, 1000, 2000, 3000)]
     trainer = returns.result(curve, [], spec.create("env").reference_returns)
-    return _composed(spec, trainer, {"agent-steps": 3000}, {"version": 1, "data": None})
+    return _composed(spec, trainer, {"agent_steps": 3000}, 1, None)
 
 
-def _composed(spec: RunSpec, trainer: Any, cost: dict[str, Any] | None, scenario: dict[str, Any]) -> dict[str, Any]:
-    usual = {"seconds": 10.0, "intervention-seconds": 0.5, "metric-seconds": 1.0, "updates": 60}
-    sizes = {"network-bytes": 1000, "intervention-bytes": 0}
-    made = compose_result(spec, trainer, [], [], {**usual, **sizes, **(cost or {})}, ORIGIN, scenario)
-    plain: dict[str, Any] = json.loads(json.dumps(made))
-    return plain
+def _composed(spec: RunSpec, trainer: Any, cost: dict[str, Any] | None, version: int, data: str | None) -> Result:
+    usual = {"seconds": 10.0, "intervention_seconds": 0.5, "metric_seconds": 1.0, "updates": 60}
+    sizes = {"network_bytes": 1000, "intervention_bytes": 0}
+    return compose_result(spec, trainer, [], [], {**usual, **sizes, **(cost or {})}, ORIGIN, version, data)
 
 
-def written(folder: Path, found: Sequence[dict[str, Any]]) -> Path:
+def written(folder: Path, found: Sequence[Result]) -> Path:
     """A folder of runs."""
     for each in found:
-        place = folder / each["id"]
+        place = folder / each.id
         place.mkdir(parents=True, exist_ok=True)
         write_result(place, each)
     return folder

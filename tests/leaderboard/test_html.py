@@ -89,9 +89,9 @@ def test_an_outlier_does_not_flatten_the_others() -> None:
 
 def test_names_from_elsewhere_cannot_bring_markup() -> None:
     evil = result("reset", 0, 0.9)
-    evil["group"] = "another"
-    evil["intervention"] = "<script>alert(1)</script>"
-    evil["origin"]["commit"] = "<img src=x>"
+    evil.group = "another"
+    evil.intervention = "<script>alert(1)</script>"
+    evil.origin.commit = "<img src=x>"
     text = page(standings([*FOUND, evil]))
     found = Reader(text)
     assert found.tags.count("script") == 1 and "img" not in found.tags

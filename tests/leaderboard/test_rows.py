@@ -36,11 +36,11 @@ def test_figures_of_a_row_are_those_of_its_seeds() -> None:
 
 
 def test_time_and_memory_are_those_of_none_on_the_same_machine() -> None:
-    costs = {"seconds": 21.0, "metric-seconds": 1.0, "intervention-seconds": 2.1, "intervention-bytes": 1500}
+    costs = {"seconds": 21.0, "metric_seconds": 1.0, "intervention_seconds": 2.1, "intervention_bytes": 1500}
     slower = of("reset", RESET, cost=costs)
     elsewhere = of("redo", RESET, cost=costs)
     for run in elsewhere:
-        run["origin"] = {**run["origin"], "hardware": {"processor": "another", "device": "cpu"}}
+        run.origin.hardware.processor = "another"
     (contest,) = contests(of("none", NONE) + slower + elsewhere)
     found = {row["intervention"]: row for row in rows(contest)}
     assert found["reset"]["time"] == pytest.approx(20 / 9)  # without the seconds of the metrics
@@ -68,7 +68,7 @@ def test_over_all_scenarios_strata_and_seeds_count_together() -> None:
     found += [acting("none", seed, 100.0 + seed) for seed in range(5)]
     found += [acting("reset", seed, 200.0 + seed) for seed in range(5)]
     (best, base, lacking), told = overall(contests(found))
-    scores = RESET + [run["summary"]["normalised-return"] for run in found if run["agent"] == "dqn-mlp"][5:]
+    scores = RESET + [run.summary.normalised_return for run in found if run.agent == "dqn-mlp"][5:]
     assert best["intervention"] == "reset" and best["runs"] == 10 and (best["contests"], best["of"]) == (2, 2)
     assert best["iqm"].value == pytest.approx(stats.trim_mean(scores, 0.25))
     assert (best["rank"], base["rank"], lacking["rank"]) == (1, 2, None)
@@ -78,7 +78,7 @@ def test_over_all_scenarios_strata_and_seeds_count_together() -> None:
 
 
 def test_a_single_seed_has_no_rank_that_a_mean_of_ranks_would_count() -> None:
-    found = [*of("none", NONE), *of("reset", RESET), *of("redo", [0.1])]
+    found = [*of("none", NONE), *of("reset", RESET), *of("redo", [0.2])]
     found += [acting("none", seed, 100.0 + seed) for seed in range(5)]
     found += [acting("reset", seed, 200.0 + seed) for seed in range(5)]
     found += [acting("redo", 0, 50.0), acting("fire", 0, 400.0), *of("fire", RESET)]
@@ -115,17 +115,17 @@ def test_the_same_runs_evaluated_more_often_count_once() -> None:
     often = [*of("none", NONE), *of("reset", RESET), *of("redo", NONE)]
     seldom = of("none", NONE) + of("reset", RESET)
     for run in seldom:
-        run["options"] = {**run["options"], "env": {**run["options"]["env"], "evaluate_every": 99}}
+        run.options.env["evaluate_every"] = 99
     other = [acting(name, seed, 100.0 + seed) for name in ("none", "reset") for seed in range(5)]
     rows_, (told, _) = overall(contests([*often, *seldom, *other]))
     assert {row["of"] for row in rows_} == {2}
     assert "evaluate_every=99" in told and "is not counted: it differs from" in told
     assert overall(contests([*often, *seldom])) == ([], [])
     for run in seldom:
-        run["scenario"] = {}  # as of schema 1
+        run.data_digest = None  # as in schema 1
     assert {row["of"] for row in overall(contests([*often, *seldom, *other]))[0]} == {2}
     for run in seldom:
-        run["scenario"] = {"version": 1, "data": "0123456789ab"}
+        run.data_digest = "0123456789ab"
     assert {row["of"] for row in overall(contests([*often, *seldom, *other]))[0]} == {3}
 
 
@@ -141,7 +141,8 @@ def test_none_is_the_same_over_all_where_it_was_run_in_two_ways() -> None:
     found = [*of("none", NONE), *of("reset", RESET)]
     more = of("none", NONE[:3])
     for run in more:
-        run.update(group="none_other_way", run={**run.get("run", {}), "representative": 512})
+        run.group = "none_other_way"
+        run.run["representative"] = 512
     found += [acting(name, seed, 100.0 + seed) for name in ("none", "reset") for seed in range(5)]
     (contest, *_) = contests(found + more)
     assert sum(entry.name.startswith("none") for entry in contest.entries) == 2

@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
-from plastibench.config.errors import UserError
-from plastibench.leaderboard.settings import contests, label, load
-from tests.leaderboard.made import acting, result, written
+from plastibench.leaderboard.settings import contests, label
+from plastibench.results.result import Result
+from tests.leaderboard.made import acting, result
 
 
-def entries(found: list[dict[str, Any]]) -> list[list[tuple[str, list[int]]]]:
+def entries(found: list[Result]) -> list[list[tuple[str, list[int]]]]:
     return [[(entry.name, list(entry.runs)) for entry in contest.entries] for contest in contests(found)]
 
 
@@ -70,38 +69,4 @@ def test_options_schedule_and_at_last_run_options_tell_entries_apart() -> None:
 
 def test_returns_and_accuracies_do_not_meet() -> None:
     supervised, control = contests([result(), acting()])
-    assert (supervised.score, control.score) == ("final-accuracy", "final-return")
-
-
-def test_what_cannot_be_used_is_named_and_left_out(tmp_path, capsys) -> None:
-    good = result("none")
-    runs = written(tmp_path / "runs", [good])
-    broken = {"text": "{", "list": "[]", "schema": '{"schema": 99}', "lacking": json.dumps({**good, "summary": 3})}
-    for name, text in broken.items():
-        (runs / name).mkdir()
-        (runs / name / "result.json").write_text(text)
-    other = {**good, "summary": {**good["summary"], "final-accuracy": 0.1}}
-    written(tmp_path / "runs" / "other", [other])
-    (found,) = load(runs)
-    assert found["folder"] == runs / good["id"]
-    told = capsys.readouterr().err
-    assert told.count("left out") == 5
-    assert "lacking/result.json: summary is 3" in told
-    assert "is a second and different result of the run in" in told
-
-
-@pytest.mark.parametrize("older", ["first", "second"])
-def test_of_two_equal_results_of_a_run_the_one_that_says_more_counts(tmp_path, capsys, older) -> None:
-    good = result("none")
-    for name in ("first", "second"):
-        written(tmp_path / name, [{**good, "schema": 1 if name == older else 2}])
-    (found,) = load(tmp_path)
-    assert found["schema"] == 2
-    assert not capsys.readouterr().err
-
-
-def test_without_a_result_it_says_what_to_do(tmp_path) -> None:
-    with pytest.raises(UserError, match="no finished run in"):
-        load(tmp_path)
-    with pytest.raises(UserError, match="no folder"):
-        load(tmp_path / "none")
+    assert (supervised.score, control.score) == ("final_accuracy", "final_return")

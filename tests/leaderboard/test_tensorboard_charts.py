@@ -32,7 +32,7 @@ def test_a_board_replaces_the_one_before_and_lines_that_left_it_are_gone(tmp_pat
     mean = pytest.approx(100 * (0.6 + 0.7 + 0.65) / 3)
     assert scalars(folder / "none", "cl-digits mlp/accuracy")[-1] == (3, mean)
     (folder / "reset" / "note.txt").write_text("of the user")
-    tensorboard.write(tmp_path, standings([result for result in found if result["intervention"] == "none"]))
+    tensorboard.write(tmp_path, standings([result for result in found if result.intervention == "none"]))
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["none", "reset"]
     assert [path.name for path in (folder / "reset").iterdir()] == ["note.txt"]
 
@@ -41,8 +41,8 @@ def test_labels_become_folders_that_exist_once_and_stay_inside(tmp_path: Path) -
     found = boards.make(tmp_path)
     long = {"weights": "../../a/b.pt", "names": ["block"] * 40}
     for result in found[:3]:
-        result["changed"]["intervention"] = {**long, "tau": result["seed"]}
-        result["group"] += str(result["seed"])
+        result.changed.intervention = {**long, "tau": result.seed}
+        result.group += str(result.seed)
     folder = tensorboard.write(tmp_path / "deep" / "runs", standings(found))
     names = [path.name for path in folder.iterdir() if path.is_dir()]
     assert len(names) == 5 and all(len(name) <= 60 for name in names)  # the fifth of a chart is not shown

@@ -10,7 +10,7 @@ import pytest
 
 from plastibench.leaderboard import tensorboard
 from plastibench.leaderboard.standings import standings
-from plastibench.training.recorder import LEADERBOARD, leaderboard_figures
+from plastibench.training.recorder import LEADERBOARD, leaderboard_values
 from tests import boards
 
 _SHOWN = ["agent", "env", "intervention", "options", "seed"]  # TensorBoard shows the first five
@@ -53,13 +53,15 @@ def test_columns_are_typed_and_those_that_are_shown_first_are_a_leaderboard(serv
 def test_a_row_for_each_run_and_none_for_the_board_with_the_values_of_its_result(served: boards.Served) -> None:
     shown = {row["name"]: row for row in rows(served)}
     running = [name for name in shown if "_s7_" in name]
-    assert sorted(shown) == sorted([*(result["id"] for result in served.found), *running]) and len(running) == 1
+    assert sorted(shown) == sorted([*(result.id for result in served.found), *running]) and len(running) == 1
     for result in served.found:
-        row = shown[result["id"]]
-        expected = {name: value for name, value in leaderboard_figures(result).items() if value is not None}
+        row = shown[result.id]
+        expected = {
+            name: value for name, value in leaderboard_values(result.summary, result.cost).items() if value is not None
+        }
         assert figures(row) == {name: pytest.approx(value, rel=1e-6) for name, value in expected.items()}
         assert set(row["hparams"]) == set(shown[running[0]]["hparams"])
-        assert (row["hparams"]["intervention"], row["hparams"]["seed"]) == (result["intervention"], result["seed"])
+        assert (row["hparams"]["intervention"], row["hparams"]["seed"]) == (result.intervention, result.seed)
         assert row["hparams"]["data"] == "0123456789ab"
     assert {row["hparams"]["options"] for row in shown.values()} == {"", "quantile=0.2"}
     assert {row["hparams"]["env"] for row in shown.values()} == {"cl-digits", "rl-cartpole"}
@@ -82,7 +84,7 @@ def test_rows_are_sorted_on_request_and_empty_cells_come_last(served: boards.Ser
 
 
 def test_the_scalars_of_a_run_open(served: boards.Served) -> None:
-    name = served.found[0]["id"]
+    name = served.found[0].id
     points = served.get("plugin/scalars/scalars", run=name, tag="accuracy")
     assert [(step, value) for _, step, value in points] == [(0, 0.125), (1, 0.25), (2, 0.5)]
 
@@ -137,9 +139,9 @@ def test_pictures_are_shown(served: boards.Served) -> None:
 
 def test_a_board_that_is_written_again_takes_the_place_of_the_one_that_is_open(served: boards.Served) -> None:
     """Last in this file: it changes what the others read."""
-    kept = [result for result in served.found if result["intervention"] != "rnr"]
-    none = next(result for result in kept if result["intervention"] == "none" and result["env"] == "cl-digits")
-    none["tasks"][2]["end"] = 0.9  # (90 + 70 + 65) / 3
+    kept = [result for result in served.found if result.intervention != "rnr"]
+    none = next(result for result in kept if result.intervention == "none" and result.env == "cl-digits")
+    none.tasks[2].end = 0.9  # (90 + 70 + 65) / 3
     tensorboard.write(served.runs_dir, standings(kept))
     end = time.monotonic() + 30
     while True:

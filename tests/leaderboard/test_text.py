@@ -132,7 +132,7 @@ def test_a_column_that_is_not_there_is_told() -> None:
 
 def test_a_name_with_a_pipe_or_a_line_break_stays_in_its_cell() -> None:
     odd = result("reset", 0, 0.9)
-    odd["group"], odd["changed"]["intervention"] = "odd", {"weights": "a|b\nc"}
+    odd.group, odd.changed.intervention = "odd", {"weights": "a|b\nc"}
     text = text_format.markdown(standings([*FOUND, odd]))
     assert "`reset weights=a\\|b c`" in text
     table = [line for line in text.splitlines() if line.startswith("| ")]

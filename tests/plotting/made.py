@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from plastibench.results.result import SCHEMA, Result
+
 ORIGIN = {
     "command": "plastibench run",
     "commit": "0123456789ab",
-    "versions": {"torch": "2.15.0"},
+    "versions": {"plastibench": "0.1.0", "torch": "2.15.0"},
     "hardware": {"processor": "Some CPU", "cores": 2, "device": "cpu"},
     "threads": 1,
     "precision": "float32",
@@ -33,26 +35,29 @@ def classified(
     agent: str = "vit-nano",
     folder: Path | None = None,
     **other: Any,
-) -> dict[str, Any]:
+) -> Result:
     """A result of a classifier over four tasks; at each switch a tenth of the accuracy is lost, by none nothing."""
     key = f"{name}{sorted((changed or {}).items())}"
     ends = accuracies(seed, key).tolist()
     lost = [None, *(0.0 if name == "none" else 0.1 * end for end in ends[:-1])]
-    tasks = [{"task": n, "end": end, "drop": drop} for n, (end, drop) in enumerate(zip(ends, lost, strict=True))]
+    same = {"samples": 10, "noise": 0.0, "before": None, "after": None, "recovery": None}
+    tasks = [
+        {**same, "task": n, "curve": [(0.0, 0.1), (10.0, end)], "end": end, "drop": drop, "auc": end}
+        for n, (end, drop) in enumerate(zip(ends, lost, strict=True))
+    ]
     plasticity = [
         {
             "task": n,
             "phase": phase,
-            "place": 10.0,
+            "position": 10.0,
             "role": "classifier",
-            "dormant-ratio": 0.01 * n + 0.1 * seed,
-            "srank": 5.0,
+            "metrics": {"dormant-ratio": 0.01 * n + 0.1 * seed, "srank": 5.0},
         }
         for n in range(4)
         for phase in ("after", "end")
     ]
-    return {
-        "schema": 2,
+    content = {
+        "schema": SCHEMA,
         "id": f"{env}_{agent}_{key}_s{seed}",
         "group": f"{env}_{agent}_{key}",
         "env": env,
@@ -63,36 +68,38 @@ def classified(
         "changed": {"env": {}, "agent": {}, "intervention": changed or {}},
         "every": 0,
         "schedule": {},
-        "summary": {"final-accuracy": ends[-1], "mean-drop": float(np.mean(lost[1:]))},
-        "tasks": tasks,
+        "summary": {"final_accuracy": ends[-1], "mean_drop": float(np.mean(lost[1:]))},
+        **({} if "returns" in other else {"tasks": tasks}),
         "interventions": [],
         "plasticity": plasticity,
-        "cost": {"seconds": 9.0, "intervention-seconds": 0.5},
+        "cost": {"seconds": 9.0, "intervention_seconds": 0.5, "updates": 60},
         "origin": ORIGIN,
-        **({"folder": folder} if folder else {}),
         **other,
     }
+    made = Result.from_dict(content)
+    made._folder = folder
+    return made
 
 
-def acted(name: str = "none", seed: int = 0, tasks: int = 1) -> dict[str, Any]:
+def acted(name: str = "none", seed: int = 0, tasks: int = 1) -> Result:
     """A result of an agent that acted for 4,000 steps; an evaluation every 1,000."""
     value = accuracies(seed, name, 5)
     points = [{"task": n * tasks // 5, "steps": 1000 * n, "value": float(v), "bias": 0.0} for n, v in enumerate(value)]
-    events = [] if name == "none" else [{"steps": s, "drop": 0.1 * s / 1000 + seed} for s in (1000, 2000)]
+    event = {"task": 0, "update": 500, "before": 9.0, "after": 8.0}
+    events = [{**event, "steps": s, "drop": 0.1 * s / 1000 + seed} for s in (1000, 2000) if name != "none"]
     moments = [
-        {"task": 0, "phase": "training", "place": 1000 * n, "role": role, "low-gradient-ratio": 0.1 * n}
+        {"task": 0, "phase": "training", "position": 1000 * n, "role": role, "metrics": {"low-gradient-ratio": 0.1 * n}}
         for n in (1, 2)
         for role in ("critic", "actor")
     ]
-    made = classified(name, seed, env="rl-cartpole", agent="dqn-mlp", plasticity=moments)
-    del made["tasks"]
     summary = {
-        "final-return": float(value[-1]),
-        "mean-drop": float(np.mean([e["drop"] for e in events])) if events else None,
+        "final_return": float(value[-1]),
+        "mean_drop": float(np.mean([e["drop"] for e in events])) if events else None,
     }
-    return {**made, "returns": points, "events": events, "summary": summary}
+    trainer = {"returns": points, "events": events, "summary": summary}
+    return classified(name, seed, env="rl-cartpole", agent="dqn-mlp", plasticity=moments, **trainer)
 
 
-def several(*names: str, seeds: int = 4, **other: Any) -> list[dict[str, Any]]:
+def several(*names: str, seeds: int = 4, **other: Any) -> list[Result]:
     """Results of interventions, a few seeds of each."""
     return [classified(name, seed, **other) for name in names for seed in range(seeds)]

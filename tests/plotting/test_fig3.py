@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from plastibench import leaderboard, plotting
+from plastibench import load_results, plotting
 from plastibench.config.errors import RunError, UserError
 from plastibench.diagnosis.loading import trained_and_fresh
 from plastibench.metrics.plasticity import plasticity_report
 from plastibench.plotting import layernorm_gradients as gradients
 from plastibench.results.files import write_result
+from plastibench.results.result import Result
 from plastibench.training.runner import run
 from tests.helpers import double, images, network_of, small_vit
 from tests.plotting.made import acted, classified
@@ -82,7 +83,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def draw(found: list[dict]):
+def draw(found: list[Result]):
     return plotting.draw("fig3", found, device="cpu")
 
 
@@ -91,7 +92,7 @@ def test_three_networks_side_by_side_from_finished_runs_and_again_from_what_is_k
 ) -> None:
     here = tmp_path / "runs"
     shutil.copytree(runs, here)
-    found = leaderboard.load(here)
+    found = load_results(here)
     figure = draw(found)
     above = figure.axes[:2]
     assert [axis.get_title().rpartition(": ")[2] for axis in above] == ["blocks.0.norm2", "norm"]
@@ -99,16 +100,16 @@ def test_three_networks_side_by_side_from_finished_runs_and_again_from_what_is_k
 
     kept = {path.parent.name: json.loads(path.read_text()) for path in here.glob(f"*/{gradients.FILE}")}
     assert len(kept) == 4
-    one = next(run for run in found if run["intervention"] == "reset" and run["seed"] == 1)
-    trained, fresh, data = trained_and_fresh(here / one["id"], "cpu", data_dir=Path("data"))
-    assert len(data) == 8 and kept[one["id"]]["samples"] == 8  # two of ten chunks of 40 images
+    one = next(run for run in found if run.intervention == "reset" and run.seed == 1)
+    trained, fresh, data = trained_and_fresh(here / one.id, "cpu", data_dir=Path("data"))
+    assert len(data) == 8 and kept[one.id]["samples"] == 8  # two of ten chunks of 40 images
     expected = {
         side: by_autograd(network.module.eval(), network.loss, data, ["norm"])["norm"]
         for side, network in {"trained": trained, "fresh": fresh}.items()
     }
     assert not np.allclose(expected["trained"], expected["fresh"])
     for side, values in expected.items():
-        np.testing.assert_allclose(kept[one["id"]]["layers"]["norm"][side], values, rtol=1e-4, atol=1e-8)
+        np.testing.assert_allclose(kept[one.id]["layers"]["norm"][side], values, rtol=1e-4, atol=1e-8)
     (reset,) = [line for line in figure.axes[3].lines if (line.get_color(), line.get_marker()) == ("#0072B2", ".")]
     assert np.isclose(reset.get_xdata(), expected["trained"].std(), rtol=1e-3).any()
 
@@ -116,19 +117,19 @@ def test_three_networks_side_by_side_from_finished_runs_and_again_from_what_is_k
         if path.name not in ("result.json", gradients.FILE):
             path.unlink()
     monkeypatch.setattr(gradients, "layernorm_gradients", None)
-    again = draw(leaderboard.load(here))
+    again = draw(load_results(here))
     assert plotting.png(again, 60) == plotting.png(figure, 60)
 
 
 def test_fresh_is_the_network_that_the_run_began_with(runs: Path) -> None:
-    found = {run["intervention"]: run for run in leaderboard.load(runs) if run["seed"] == 0}
-    begun = [trained_and_fresh(run["folder"], "cpu", data_dir=Path("data"))[1] for run in found.values()]
+    found = {run.intervention: run for run in load_results(runs) if run.seed == 0}
+    begun = [trained_and_fresh(run.folder, "cpu", data_dir=Path("data"))[1] for run in found.values()]
     for one, other in zip(*(network.module.parameters() for network in begun), strict=True):
         assert torch.equal(one, other)
-    trained = trained_and_fresh(found["none"]["folder"], "cpu", data_dir=Path("data"))[0]
+    trained = trained_and_fresh(found["none"].folder, "cpu", data_dir=Path("data"))[0]
     start = torch.cat([p.detach().flatten() for p in begun[0].module.parameters()])
     now = torch.cat([p.detach().flatten() for p in trained.module.parameters()])
-    (end,) = [m["weight-distance"] for m in found["none"]["plasticity"] if (m["task"], m["phase"]) == (1, "end")]
+    (end,) = [m.metrics["weight-distance"] for m in found["none"].plasticity if (m.task, m.phase) == (1, "end")]
     assert float((now - start).norm() / start.norm()) == pytest.approx(end, rel=1e-4)  # as the run itself measured
 
 
@@ -139,21 +140,21 @@ def test_a_folder_that_cannot_be_written_is_drawn_all_the_same(
         raise RunError("read-only")
 
     monkeypatch.setattr(gradients, "write_text", refuse)
-    assert len(draw(leaderboard.load(runs)).axes) == 4
+    assert len(draw(load_results(runs)).axes) == 4
     assert "cannot be written" in capsys.readouterr().err and not list(runs.glob(f"*/{gradients.FILE}"))
 
 
-def published(tmp_path: Path, name: str, seed: int, width: float, layers: int = 2) -> dict:
-    result = classified(name, seed, folder=tmp_path / f"{name}{seed}")
-    folder = result["folder"]
+def published(tmp_path: Path, name: str, seed: int, width: float, layers: int = 2) -> Result:
+    result = classified(name, seed)
+    folder = tmp_path / f"{name}{seed}"
     folder.mkdir()
-    write_result(folder, {key: value for key, value in result.items() if key != "folder"})
+    write_result(folder, result)
     draw = np.random.default_rng(seed)
     content = {
         f"norm{n}": {"trained": (width * draw.normal(size=50)).tolist(), "fresh": draw.normal(size=50).tolist()}
         for n in range(layers)
     }
-    (folder / gradients.FILE).write_text(json.dumps({"schema": 1, "id": result["id"], "layers": content}))
+    (folder / gradients.FILE).write_text(json.dumps({"schema": 1, "id": result.id, "layers": content}))
     return result
 
 
@@ -201,7 +202,7 @@ def test_runs_that_have_nothing_to_show_are_told_with_the_command_that_makes_som
 def test_kept_gradients_of_another_run_or_in_rubbish_are_refused(tmp_path: Path) -> None:
     result = published(tmp_path, "none", 0, 1.0)
     with pytest.raises(UserError, match="delete it, and it is made anew"):
-        draw([{**result, "id": "another"}])
-    (result["folder"] / gradients.FILE).write_text("[")
+        draw([result.model_copy(update={"id": "another"})])
+    (tmp_path / "none0" / gradients.FILE).write_text("[")
     with pytest.raises(UserError, match="cannot be read"):
         draw([result])

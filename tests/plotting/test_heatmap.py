@@ -8,6 +8,7 @@ import pytest
 from plastibench import plotting
 from plastibench.config.errors import UserError
 from plastibench.plotting.heatmap import layers_of
+from plastibench.results.result import Result
 from tests.plotting.made import classified
 
 HEADER = "update,task,epoch,phase,metric,value\n"
@@ -20,7 +21,7 @@ def table(folder: Path, rows: list[tuple[int, str, str, float]]) -> Path:
     return folder
 
 
-def run(tmp_path: Path, name: str, seed: int, shift: float) -> dict:
+def run(tmp_path: Path, name: str, seed: int, shift: float) -> Result:
     """Layers z (which runs first) and a, two tasks."""
     rows = [
         (0, "after", "layers-classifier/z/dormant-ratio", 0.9),

@@ -31,7 +31,7 @@ def test_of_very_many_the_best_are_drawn(monkeypatch) -> None:
     names = ("none", "reset", "rnr", "redo", "fire", "dash", "l2", "ema", "upgd", "crelu", "l2-init", "parseval")
     found = [result(name, seed, 0.3 + 0.01 * n) for n, name in enumerate(names) for seed in range(2)]
     asked: list[set[str]] = []
-    monkeypatch.setattr("plastibench.plotting.draw", lambda kind, runs: asked.append({r["intervention"] for r in runs}))
+    monkeypatch.setattr("plastibench.plotting.draw", lambda kind, runs: asked.append({r.intervention for r in runs}))
     monkeypatch.setattr("plastibench.plotting.png", lambda figure, dpi: b"")
     pictures(standings(found))
     assert asked == [{"none", "reset", *names[4:]}]

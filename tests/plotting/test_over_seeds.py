@@ -6,6 +6,7 @@ from scipy import stats
 
 from plastibench.plotting.caption import caption
 from plastibench.plotting.over_seeds import drops, interval, scores, together
+from plastibench.results.result import Origin
 from tests.plotting.made import ORIGIN, acted, classified, several
 
 
@@ -29,8 +30,8 @@ def test_series_meet_at_the_places_that_all_have() -> None:
 
 def test_scores_and_drops_of_a_classifier_and_of_an_agent_that_acts() -> None:
     run = classified("reset", 1)
-    assert scores(run) == [(n + 1, 100 * task["end"]) for n, task in enumerate(run["tasks"])]
-    assert drops(run) == [(n + 2, pytest.approx(10 * run["tasks"][n]["end"])) for n in range(3)]
+    assert scores(run) == [(n + 1, 100 * task.end) for n, task in enumerate(run.tasks)]
+    assert drops(run) == [(n + 2, pytest.approx(10 * run.tasks[n].end)) for n in range(3)]
     assert [steps for steps, _ in scores(acted())] == [0, 1000, 2000, 3000, 4000]
     assert [steps for steps, _ in scores(acted(tasks=2))] == [2000, 4000]  # where each of the two tasks ends
     assert drops(acted("rnr", 2)) == [(1000, 2.1), (2000, 2.2)]
@@ -39,10 +40,8 @@ def test_scores_and_drops_of_a_classifier_and_of_an_agent_that_acts() -> None:
 def test_the_caption_says_seeds_intervals_and_origin() -> None:
     found = [*several("none", seeds=5), *several("reset", seeds=3)]
     gpu = {"processor": "Some CPU", "cores": 8, "device": "Some GPU"}
-    found[0] = {
-        **found[0],
-        "origin": {**ORIGIN, "commit": "fedcba987654+changes", "hardware": gpu, "precision": "bfloat16"},
-    }
+    origin = {**ORIGIN, "commit": "fedcba987654+changes", "hardware": gpu, "precision": "bfloat16"}
+    found[0].origin = Origin.model_validate(origin)
     assert caption(found, "What it is.", intervals="bars") == (
         "What it is. Means over 3–5 seeds; bars: 95 % confidence intervals (t over seeds). Commit fedcba9+changes / "
         "0123456; Some GPU (Some CPU) / Some CPU, on the CPU; bfloat16 / float32."

@@ -107,10 +107,8 @@ def test_a_revive_score_is_named_only_where_nothing_else_was_changed() -> None:
     assert revived_by(classified("rnr", changed={"criterion": "redo", "tau": 0.1})) == "ReDo (0.1)"
     assert revived_by(classified("rnr", changed={"criterion": "random"})) == "random (0.4)"
     assert revived_by(classified("rnr", changed={"ridge": 1.0})) == ""
-    assert revived_by({**classified("rnr"), "every": 100}) == "" and revived_by(classified("redo")) == ""
-    older = classified("rnr")  # schema 1 says nothing of a schedule
-    del older["schedule"]
-    assert revived_by(older) == "Low Gradient Quantile (0.4)"
+    assert revived_by(classified("rnr", every=100)) == "" and revived_by(classified("redo")) == ""
+    assert revived_by(classified("rnr", schedule={"until": 9})) == ""
 
 
 def test_a_row_of_one_score_alone_compares_nothing() -> None:

@@ -10,6 +10,7 @@ from plastibench import plotting
 from plastibench.config.errors import UserError
 from plastibench.plotting.pareto import front
 from plastibench.plotting.style import renderer_of
+from plastibench.results.result import Result
 from tests.plotting.made import acted, classified, several
 
 
@@ -24,14 +25,14 @@ def test_the_front_has_what_nothing_beats() -> None:
         assert points[members, 0].tolist() == sorted(points[members, 0])
 
 
-def result(name: str, seed: int, final: float, drop: float | None) -> dict:
-    return {**classified(name, seed), "summary": {"final-accuracy": final, "mean-drop": drop}}
+def result(name: str, seed: int, final: float, drop: float | None) -> Result:
+    return classified(name, seed, summary={"final_accuracy": final, "mean_drop": drop})
 
 
 PLACES = {"none": (0.5, 0.0), "reset": (0.9, 0.5), "rnr": (0.88, 0.1), "redo": (0.6, 0.3), "regrama": (0.88, 0.11)}
 
 
-def made() -> list[dict]:
+def made() -> list[Result]:
     wobble = {0: -0.01, 1: 0.0, 2: 0.01}
     return [result(n, seed, f + w, d + 2 * w) for n, (f, d) in PLACES.items() for seed, w in wobble.items()]
 

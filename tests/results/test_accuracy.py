@@ -65,26 +65,26 @@ def test_summary_of_five_tasks_by_hand() -> None:
     ]
     found = summary(records)
     expected = {
-        "final-accuracy": 0.9,
-        "average-accuracy": (0.5 + 0.6 + 0.4 + 0.8 + 0.9) / 5,
-        "first-three-accuracy": 0.5,
-        "last-three-accuracy": 0.7,
+        "final_accuracy": 0.9,
+        "average_accuracy": (0.5 + 0.6 + 0.4 + 0.8 + 0.9) / 5,
+        "first_three_accuracy": 0.5,
+        "last_three_accuracy": 0.7,
         # 0.3; (0.45 + 3 * 0.55) / 4; (0.5 + 0.7) / 4; 0.6; (3 * 0.65 + 0.85) / 4
         "auc": (0.3 + 0.525 + 0.3 + 0.6 + 0.7) / 5,
-        "mean-drop": (0.1 + 0.4 + 0.0 + 0.3) / 4,
-        "mean-agreement": (0.9 + 0.3 + 1.0 + 0.6) / 4,
-        "mean-output-kl": (0.1 + 0.9 + 0.0 + 0.2) / 4,
-        "mean-recovery-epochs": (1 + 0 + 3) / 3,
-        "unrecovered-share": 0.25,
-        "final-train-accuracy": 0.95,
+        "mean_drop": (0.1 + 0.4 + 0.0 + 0.3) / 4,
+        "mean_agreement": (0.9 + 0.3 + 1.0 + 0.6) / 4,
+        "mean_output_kl": (0.1 + 0.9 + 0.0 + 0.2) / 4,
+        "mean_recovery_epochs": (1 + 0 + 3) / 3,
+        "unrecovered_fraction": 0.25,
+        "final_train_accuracy": 0.95,
     }
     assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_summary_of_a_single_task_has_no_figures_of_switches() -> None:
     found = summary([TaskRecord(0, 10, 0.5, curve=[(0, 0.1), (4, 0.5)])])
-    assert found["final-accuracy"] == found["average-accuracy"] == found["last-three-accuracy"] == 0.5
-    for name in ("mean-drop", "mean-agreement", "mean-output-kl", "mean-recovery-epochs", "unrecovered-share"):
+    assert found["final_accuracy"] == found["average_accuracy"] == found["last_three_accuracy"] == 0.5
+    for name in ("mean_drop", "mean_agreement", "mean_output_kl", "mean_recovery_epochs", "unrecovered_fraction"):
         assert found[name] is None
 
 

@@ -47,19 +47,19 @@ def test_what_lost_nothing_has_recovered_at_once() -> None:
 
 def test_the_summary_leaves_out_what_was_before_learning() -> None:
     found = summary(curve(0, 6, 9, 12, 15), [], bounds=(2.0, 22.0))
-    assert found["final-return"] == 12.0 and found["average-return"] == pytest.approx(8.4)
-    assert found["normalised-return"] == pytest.approx(0.5) and found["final-q-bias"] == pytest.approx(1.5)
-    assert found["mean-drop"] is None and found["mean-recovery-steps"] is None
-    assert summary(curve(0, 6), [])["final-return"] == 6.0
-    assert summary(curve(0, 6), [])["normalised-return"] is None
+    assert found["final_return"] == 12.0 and found["average_return"] == pytest.approx(8.4)
+    assert found["normalised_return"] == pytest.approx(0.5) and found["final_q_bias"] == pytest.approx(1.5)
+    assert found["mean_drop"] is None and found["mean_recovery_steps"] is None
+    assert summary(curve(0, 6), [])["final_return"] == 6.0
+    assert summary(curve(0, 6), [])["normalised_return"] is None
 
 
 def test_tasks_end_apart_and_each_event_has_its_own_window() -> None:
     points = [*curve(0, 4, 6), *curve(2, 3, 5, task=1, start=20), *curve(1, 9, 9, task=2, start=40)]
     events = [Event(1, 20, 1, 6.0, 2.0), Event(2, 40, 2, 5.0, 1.0)]
     found = result(points, events)
-    assert found["summary"]["average-task-return"] == pytest.approx((5 + 4 + 9) / 3)
-    assert found["summary"]["final-return"] == 9.0
+    assert found["summary"]["average_task_return"] == pytest.approx((5 + 4 + 9) / 3)
+    assert found["summary"]["final_return"] == 9.0
     assert [event["recovery"] for event in found["events"]] == [None, 10]
     assert [event["lowest"] for event in found["events"]] == [2.0, 1.0]
-    assert found["summary"]["mean-drop"] == 4.0 and found["summary"]["unrecovered-share"] == 0.5
+    assert found["summary"]["mean_drop"] == 4.0 and found["summary"]["unrecovered_fraction"] == 0.5

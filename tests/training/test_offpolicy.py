@@ -62,7 +62,7 @@ def tiny(
 
 
 def go(spec: RunSpec, folder: Path, **options: Any) -> dict[str, Any]:
-    return json.loads(json.dumps(run(spec, runs_dir=folder, quiet=True, threads=1, **options)))
+    return json.loads(json.dumps(run(spec, runs_dir=folder, quiet=True, threads=1, **options).to_dict()))
 
 
 @pytest.fixture
@@ -100,9 +100,9 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 def test_steps_updates_and_frames_are_counted_apart(tmp_path: Path) -> None:
     result = go(tiny(agent_options={"replay_ratio": 0.5}), tmp_path)
     cost = result["cost"]
-    assert (cost["agent-steps"], cost["environment-steps"], cost["updates"]) == (240, 240, 100)  # 0.5 · (240 − 40)
+    assert (cost["agent_steps"], cost["environment_steps"], cost["updates"]) == (240, 240, 100)  # 0.5 · (240 − 40)
     assert [point["steps"] for point in result["returns"]] == [0, 80, 160, 240]
-    assert cost["memory-bytes"] == 120 * (4 + 4 + 4 + 4 + 1) + (30 + 1 + 1) * 4 * 16  # transitions, and rows of frames
+    assert cost["memory_bytes"] == 120 * (4 + 4 + 4 + 4 + 1) + (30 + 1 + 1) * 4 * 16  # transitions, and rows of frames
     with open(next(tmp_path.iterdir()) / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {"return", "q-bias", "loss", "training-return", "q-churn", "policy-churn"} <= {row["metric"] for row in rows}
@@ -271,7 +271,7 @@ def test_rnr_keeps_the_values_that_a_reset_forgets_and_revives_units(begun: Any)
         after = learner.value(batch["observation"], batch["action"])
         change[name] = float((after - before).norm() / before.norm())
     assert change["rnr"] < 0.25 < 0.5 < change["reset"]
-    assert trainer.reports[-1]["revived-share"] == 1.0
+    assert trainer.reports[-1]["revived_fraction"] == 1.0
 
 
 def test_schedules_count_updates_end_when_asked_and_offline_updates_come_on_top(tmp_path: Path) -> None:
@@ -428,9 +428,9 @@ def test_the_bias_is_that_of_the_critic_that_acts(begun: Any, agent: str) -> Non
 
 def test_returns_of_shorter_episodes_are_not_normalised_by_the_usual_bounds(tmp_path: Path) -> None:
     usual = go(tiny(env_options={"max_episode_steps": 0}), tmp_path)
-    assert usual["summary"]["normalised-return"] is not None
+    assert usual["summary"]["normalised_return"] is not None
     shorter = go(tiny(env_options={"max_episode_steps": 30}), tmp_path)
-    assert shorter["summary"]["normalised-return"] is None
+    assert shorter["summary"]["normalised_return"] is None
 
 
 def test_a_run_with_long_returns_in_many_environments_is_looked_at(tmp_path: Path) -> None:

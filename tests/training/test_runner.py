@@ -45,7 +45,7 @@ class Stopped(BaseException):
 
 def go(spec: RunSpec, runs_dir: Path, **options: Any) -> dict[str, Any]:
     """Run to the end; the result as JSON knows it."""
-    return json.loads(json.dumps(run(spec, runs_dir=runs_dir, quiet=True, threads=1, **options)))
+    return json.loads(json.dumps(run(spec, runs_dir=runs_dir, quiet=True, threads=1, **options).to_dict()))
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -135,7 +135,7 @@ def test_the_result_says_what_was_run_and_where(tiny: Tiny, tmp_path: Path) -> N
     assert [task["noise"] for task in result["tasks"]] == [0.5, 0.4, 0.4]
     assert result["cost"]["updates"] == 6 and result["cost"]["samples"] == 2 * (4 + 8 + 12)
     assert len(result["interventions"]) == 2
-    assert 0 < result["cost"]["intervention-seconds"] < result["cost"]["seconds"]
+    assert 0 < result["cost"]["intervention_seconds"] < result["cost"]["seconds"]
 
 
 def test_running_again_says_complete_and_returns_the_same_result_untouched(
@@ -146,7 +146,7 @@ def test_running_again_says_complete_and_returns_the_same_result_untouched(
     before = {path: path.read_bytes() for path in (tmp_path / spec.id).iterdir()}
     monkeypatch.setattr(TaskStreamConfig, "make", lambda *_: pytest.fail("the run began again"))
     again = run(spec, runs_dir=tmp_path)
-    assert again == first
+    assert json.loads(json.dumps(again.to_dict())) == first
     assert {path: path.read_bytes() for path in (tmp_path / spec.id).iterdir()} == before
     assert f"{spec.id} is already complete" in capsys.readouterr().err
 
@@ -589,7 +589,7 @@ def test_a_run_leaves_the_number_of_threads_as_it_was(tiny: Tiny, tmp_path: Path
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert run(tiny(), runs_dir=tmp_path, quiet=True)["origin"]["threads"] == 1
+        assert run(tiny(), runs_dir=tmp_path, quiet=True).origin.threads == 1
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -804,7 +804,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(
     assert path.read_bytes() == before
     assert not [name for name in path.parent.iterdir() if name.name.startswith(".")]
     monkeypatch.undo()
-    assert math.isfinite(go(spec, path.parent.parent)["summary"]["final-accuracy"])
+    assert math.isfinite(go(spec, path.parent.parent)["summary"]["final_accuracy"])
 
 
 @pytest.mark.parametrize(
@@ -850,10 +850,11 @@ def test_checkpoints_return_what_was_saved(tmp_path: Path) -> None:
 def test_more_metrics_are_recorded_and_change_nothing_else(tiny: Any, tmp_path: Path) -> None:
     usual = run(tiny("rnr", agent="vit-nano"), runs_dir=tmp_path, quiet=True)
     more = run(tiny("rnr", agent="vit-nano", metrics=("weights", "fau", "gradients")), runs_dir=tmp_path, quiet=True)
-    assert more["tasks"] == usual["tasks"] and more["id"] != usual["id"]
-    for plain, rich in zip(usual["plasticity"], more["plasticity"], strict=True):
-        assert {name: rich[name] for name in plain} == plain
-        assert {"fau", "weight-cosine", "gradient-cosine"} <= set(rich)
-    assert "effective-learning-rate" in more["plasticity"][1] and "effective-learning-rate" not in more["plasticity"][0]
-    names = {line.split(",")[4] for line in (tmp_path / more["id"] / "metrics.csv").read_text().splitlines()}
+    assert more.tasks == usual.tasks and more.id != usual.id
+    for plain, rich in zip(usual.plasticity, more.plasticity, strict=True):
+        assert {name: rich.metrics[name] for name in plain.metrics} == plain.metrics
+        assert {"fau", "weight-cosine", "gradient-cosine"} <= set(rich.metrics)
+    first, second, *_ = (record.metrics for record in more.plasticity)
+    assert "effective-learning-rate" in second and "effective-learning-rate" not in first
+    names = {line.split(",")[4] for line in (tmp_path / more.id / "metrics.csv").read_text().splitlines()}
     assert {"plasticity-classifier/fau", "layers-classifier/blocks.0.mlp.fc1/fau"} <= names

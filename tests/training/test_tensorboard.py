@@ -11,7 +11,8 @@ from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from plastibench.agents.classifier import Classifier
 from plastibench.config.spec import RunSpec
-from plastibench.training.recorder import LEADERBOARD, leaderboard_figures
+from plastibench.results.result import Cost, Result, Summary
+from plastibench.training.recorder import LEADERBOARD, leaderboard_values
 from plastibench.training.runner import run
 
 Tiny = Callable[..., RunSpec]
@@ -38,33 +39,33 @@ def content(folder: Path) -> dict[str, list[Any]]:
 
 
 @pytest.fixture
-def finished(tiny: Tiny, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+def finished(tiny: Tiny, tmp_path: Path) -> tuple[Path, Result]:
     spec = tiny("rnr", {"quantile": 0.25}, seed=2)
     result = run(spec, runs_dir=tmp_path, quiet=True, threads=1)
     return tmp_path / spec.id, result
 
 
-def test_curves_histograms_plasticity_and_leaderboard_are_recorded(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_curves_histograms_plasticity_and_leaderboard_are_recorded(finished: tuple[Path, Result]) -> None:
     folder, result = finished
     found = content(folder)
-    curve = [accuracy for task in result["tasks"] for _, accuracy in task["curve"]]
+    curve = [accuracy for task in result.tasks for _, accuracy in task.curve]
     assert [value for _, value in found["accuracy"]] == pytest.approx(curve)
     assert [step for step, _ in found["accuracy"]] == [0, 1, 2, 2, 3, 4, 4, 5, 6]
     assert {"loss", "gradient-norm", "drop/after", "output-kl/after", "train-accuracy/end"} <= set(found)
     for name in ("dormant-ratio", "effective-rank", "weight-distance", "layernorm-gradient-spread"):
-        expected = [measured[name] for measured in result["plasticity"] if measured["phase"] == "end"]
+        expected = [measured.metrics[name] for measured in result.plasticity if measured.phase == "end"]
         assert [value for _, value in found[f"plasticity-classifier/{name}/end"]] == pytest.approx(expected)
     assert [step for step, _ in found["layernorm-gradient-end/norm"]] == [2, 4, 6]
     assert [step for step, _ in found["layernorm-gradient-after/blocks.0.norm2"]] == [0, 2, 4]
     assert found["layernorm-gradient-end/norm"][0][1].num == 16  # one value per feature
-    ends = [pytest.approx(task["end"]) for task in result["tasks"]]
+    ends = [pytest.approx(task.end) for task in result.tasks]
     assert found["leaderboard/final"] == [(2, ends[0]), (4, ends[1]), (6, ends[2])]
-    assert ends[2] == result["summary"]["final-accuracy"]
-    assert found["leaderboard/auc"] == [(6, pytest.approx(result["summary"]["auc"]))]
+    assert ends[2] == result.summary.final_accuracy
+    assert found["leaderboard/auc"] == [(6, pytest.approx(result.summary.auc))]
     assert found["leaderboard/updates"] == [(6, 6)]
 
 
-def test_the_table_and_tensorboard_say_the_same(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_the_table_and_tensorboard_say_the_same(finished: tuple[Path, Result]) -> None:
     import csv
 
     folder, _ = finished
@@ -79,7 +80,7 @@ def test_the_table_and_tensorboard_say_the_same(finished: tuple[Path, dict[str, 
         assert found[tag] == table[tag], tag
 
 
-def test_hyperparameters_begin_and_end_a_session(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_hyperparameters_begin_and_end_a_session(finished: tuple[Path, Result]) -> None:
     folder, _ = finished
     plugin = read(folder).PluginTagToContent("hparams")
     assert {metadata.EXPERIMENT_TAG, metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG} <= set(plugin)
@@ -98,7 +99,7 @@ def test_hyperparameters_begin_and_end_a_session(finished: tuple[Path, dict[str,
 
 
 def test_a_run_is_one_run_in_tensorboard_and_its_spec_is_readable_there(
-    finished: tuple[Path, dict[str, Any]],
+    finished: tuple[Path, Result],
 ) -> None:
     folder, _ = finished
     assert not [path for path in folder.iterdir() if path.is_dir()]
@@ -120,16 +121,16 @@ def test_every_run_has_the_same_hyperparameters_with_the_same_types(tiny: Tiny, 
 
 
 def test_a_row_has_accuracy_or_return_and_recovery_in_epochs_or_steps() -> None:
-    cost = {"seconds": 20.0, "intervention-seconds": 1.0, "updates": 7}
-    epochs = {"final-accuracy": 0.9, "mean-drop": 0.1, "auc": 0.5, "mean-recovery-epochs": 3.0, "unrecovered-share": 0}
-    row = leaderboard_figures({"summary": epochs, "cost": cost})
+    cost = Cost(seconds=20.0, intervention_seconds=1.0, updates=7)
+    summary = Summary(final_accuracy=0.9, mean_drop=0.1, auc=0.5, mean_recovery_epochs=3.0, unrecovered_fraction=0.0)
+    row = leaderboard_values(summary, cost)
     assert list(row) == list(LEADERBOARD)
     assert row == {"final": 0.9, "drop": 0.1, "auc": 0.5, "recovery": 3.0, "cost": 0.05, "unrecovered": 0} | {
         "seconds": 20.0,
         "updates": 7,
     }
-    steps = {"final-return": 9.0, "average-return": 5.0, "mean-drop": 1.0, "mean-recovery-steps": None}
-    row = leaderboard_figures({"summary": {**steps, "unrecovered-share": 1.0}, "cost": cost})
+    summary = Summary(final_return=9.0, average_return=5.0, mean_drop=1.0, unrecovered_fraction=1.0)
+    row = leaderboard_values(summary, cost)
     assert [row[name] for name in ("final", "drop", "auc", "recovery", "unrecovered")] == [9.0, 1.0, 5.0, None, 1.0]
 
 

@@ -1,0 +1,69 @@
+"""Many results as one table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from plastibench.config.errors import UserError
+from plastibench.results.result import Result
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+_PARTS = ("env", "agent", "intervention")
+
+
+class Results(list[Result]):
+    """A list of results."""
+
+    def to_pandas(self, rows: Literal["run", "evaluation"] = "run") -> DataFrame:
+        """Make a table of the results.
+
+        Args:
+            rows: What a row is.
+
+                - ``run``: one run, with all values of its summary and cost.
+                - ``evaluation``: one evaluation of a run, with ``task`` (from 0), ``position`` (epochs or environment
+                  steps since the start of the run) and ``value`` (accuracy or return).
+
+        Returns:
+            A ``pandas.DataFrame``. Each row names its run in ``id``, ``env``, ``agent``, ``intervention`` and ``seed``.
+            Options that differ from the default in at least one of the runs have a column of their own, such as
+            ``agent.lr`` or ``run.every``. Missing values are NaN.
+
+        Raises:
+            UserError: pandas is not installed, or ``rows`` is wrong.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise UserError("tables need pandas: pip install 'plastibench[pandas]'") from error
+        if rows not in ("run", "evaluation"):
+            raise UserError(f"rows is {rows!r}; expected 'run' or 'evaluation'")
+        options = self._changed_options()
+        lines: list[dict[str, Any]] = []
+        for result in self:
+            line = {"id": result.id, **{part: getattr(result, part) for part in _PARTS}, "seed": result.seed}
+            line |= {f"{part}.{name}": _options(result, part).get(name) for part, name in options}
+            if rows == "run":
+                content = result.to_dict()
+                lines.append({**line, **content["summary"], **content["cost"]})
+            else:
+                lines += [{**line, "task": t, "position": p, "value": v} for t, p, v in result.evaluations()]
+        return pandas.DataFrame(lines)
+
+    def _changed_options(self) -> list[tuple[str, str]]:
+        """Part and name of each option that differs from its default in at least one result."""
+        found: dict[tuple[str, str], None] = {}
+        for result in self:
+            for part in _PARTS:
+                found.update(dict.fromkeys((part, name) for name in getattr(result.changed, part)))
+            scheduled = [*result.schedule, *(["every"] if result.every else [])]
+            found.update(dict.fromkeys(("run", name) for name in scheduled))
+        return list(found)
+
+
+def _options(result: Result, part: str) -> dict[str, Any]:
+    if part == "run":
+        return {**result.run, **result.schedule, "every": result.every}
+    return dict(getattr(result.options, part))

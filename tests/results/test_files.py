@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plastibench import load_results
+from plastibench.config.errors import RunError, UserError
+from plastibench.config.spec import RunSpec
+from plastibench.results.files import compose_result, find_results, read_result, read_result_if_complete, write_result
+from plastibench.results.result import Result
+from tests.leaderboard.made import ORIGIN, acting, result, written
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    for made in (result("rnr", drop=0.2), acting("reset")):
+        write_result(tmp_path, made)
+        assert made.folder == tmp_path
+        again = read_result(tmp_path / "result.json")
+        assert again == made and again.folder == tmp_path
+        text = (tmp_path / "result.json").read_text()
+        assert text.startswith('{\n "schema": 3,\n "id": ') and text.endswith("\n}\n")
+
+
+def test_every_reference_file_loads(pytestconfig: pytest.Config) -> None:
+    published = find_results(pytestconfig.rootpath / "runs" / "reference")
+    assert len(published) > 100
+    for path in published:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        read = read_result(path)
+        assert list(read.summary.model_dump(exclude_unset=True).values()) == list(content["summary"].values()) or set(
+            read.summary.model_dump(exclude_unset=True).values()
+        ) == set(content["summary"].values())
+        assert Result.from_dict(json.loads(json.dumps(read.to_dict()))).to_dict() == read.to_dict()
+        assert len(read.cost.model_dump(exclude_unset=True)) == len(content["cost"])
+        assert len(read.plasticity) == len(content["plasticity"])
+        for record, row in zip(read.plasticity, content["plasticity"], strict=True):
+            assert len(record.metrics) == len(row.keys() - {"task", "phase", "place", "role"})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read"),
+        (b"{", "cannot be read"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"[" * 200_000, "cannot be read"),
+        (b'{"schema": ' + b"9" * 5000 + b"}", "cannot be read"),
+        (b"[]", "not a result of plastibench"),
+        (b'{"schema": NaN}', "unknown schema nan"),
+        (b'{"schema": 99}', "unknown schema 99; update plastibench"),
+        (b'{"schema": 3}', "id is missing"),
+    ],
+)
+def test_a_damaged_file_is_reported_in_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as told:
+        read_result(path)
+    assert str(told.value).startswith(f"{path}") and "\n" not in str(told.value)
+    assert read_result_if_complete(tmp_path) is None
+
+
+@pytest.mark.parametrize("value", [json.loads("[" * 500 + "]" * 500), 10**400, float("nan"), "\ud800", {"a": 1}])
+@pytest.mark.parametrize("key", ["seed", "options", "cost", "tasks", "plasticity", "origin", "env_version"])
+def test_a_hostile_value_is_reported(key: str, value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({**result().to_dict(), key: value}))
+    with pytest.raises(UserError, match=key):
+        read_result(path)
+
+
+def test_no_file_is_an_incomplete_run(tmp_path: Path) -> None:
+    assert read_result_if_complete(tmp_path) is None
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        read_result(tmp_path / "result.json")
+
+
+def test_a_run_with_a_nan_in_its_summary_fails() -> None:
+    spec = RunSpec.make("rl-cartpole", "dqn-mlp", device="cpu")
+    point = {"task": 0, "steps": 0, "value": 1.0, "bias": 0.0}
+    trainer = {"summary": {"final_return": float("nan")}, "returns": [point], "events": []}
+    cost = {"seconds": 1.0, "intervention_seconds": 0.0, "updates": 0}
+    with pytest.raises(RunError, match=f"{spec.id} has no valid result: summary.final_return is nan"):
+        compose_result(spec, trainer, [], [], cost, ORIGIN, 1, None)
+
+
+def test_files_that_cannot_be_used_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = result("none")
+    runs = written(tmp_path / "runs", [good])
+    lacking = {**good.to_dict(), "summary": 3}
+    broken = {"text": "{", "list": "[]", "schema": '{"schema": 99}', "lacking": json.dumps(lacking)}
+    for name, text in broken.items():
+        (runs / name).mkdir()
+        (runs / name / "result.json").write_text(text)
+    written(runs / "other", [result("none", final=0.6)])
+    (found,) = load_results(runs)
+    assert found.folder == runs / good.id and found == good
+    told = capsys.readouterr().err
+    assert told.count("left out") == 5
+    assert "lacking/result.json: summary is 3" in told
+    assert "is a second and different result of the run in" in told
+
+
+@pytest.mark.parametrize("older", ["first", "second"])
+def test_of_two_equal_results_the_newer_schema_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], older: str
+) -> None:
+    for name in ("first", "second"):
+        folder = written(tmp_path / name, [result("none")])
+        if name == older:
+            path = folder / result("none").id / "result.json"
+            content = json.loads(path.read_text())
+            del content["run"], content["data_digest"]
+            path.write_text(json.dumps({**content, "schema": 1}))
+    (found,) = load_results(tmp_path)
+    assert found.run and found.data_digest
+    assert not capsys.readouterr().err
+
+
+def test_lean_results_have_a_summary_and_no_curves(tmp_path: Path) -> None:
+    written(tmp_path, [result("none"), acting("none")])
+    for full, lean in zip(load_results(tmp_path), load_results(str(tmp_path), lean=True), strict=True):
+        assert (lean.summary, lean.cost, lean.is_rl, lean.folder) == (full.summary, full.cost, full.is_rl, full.folder)
+        assert not lean.tasks and not lean.returns and not lean.plasticity
+
+
+def test_a_folder_without_results_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no finished run in"):
+        load_results(tmp_path)
+    with pytest.raises(UserError, match="no folder"):
+        load_results(tmp_path / "none")
