@@ -30,21 +30,21 @@ PARTS = ("env", "agent", "intervention")
 class RunOptions:
     """Options of the run itself."""
 
-    seed: int = option(0, "seed of every random generator", low=0)
-    every: int = option(0, "intervene every so many updates; 0: at task switches", low=0)
-    representative: int = option(2048, "samples in the batch that interventions see (paper: 2048)", low=1)
-    device: str = option("auto", "cpu, cuda, cuda:1, …; auto: a GPU where there is one")
-    deterministic: bool = option(False, "only deterministic kernels, also on a GPU (slower)")
+    seed: int = option(0, "random seed; for several runs 0,1,2 or 0..4", low=0)
+    every: int = option(0, "intervene every N updates; 0: at task boundaries", low=0)
+    representative: int = option(2048, "number of samples that interventions use", low=1)
+    device: str = option("auto", "cpu, cuda, cuda:1, …; auto: a GPU if available")
+    deterministic: bool = option(False, "use deterministic kernels only (slower on a GPU)")
     # None leaves the identity of specs that were made before an option existed as it was.
-    roles: tuple[str, ...] | None = option(None, "networks that are intervened on, as critic; none: all")
-    until: int | None = option(None, "no intervention after so many updates; none: always", low=0)
+    roles: tuple[str, ...] | None = option(None, "networks to modify, such as critic,actor (default: all)")
+    until: int | None = option(None, "do not intervene after N updates (default: no limit)", low=0)
     offline_updates: int | None = option(
-        None, "rl: extra updates right after an intervention, before the agent acts again", low=0
+        None, "RL: extra updates after each intervention, before the agent acts again (default: 0)", low=0
     )
     checkpoint_memory: bool | None = option(
-        None, "rl: checkpoints hold the replay memory; a resumed run goes on at once, with new episodes"
+        None, "RL: checkpoint the replay buffer; a resumed run continues at once, but is not bit-identical"
     )
-    metrics: tuple[str, ...] | None = option(None, "plasticity metrics or groups of them beside the usual ones")
+    metrics: tuple[str, ...] | None = option(None, "additional metrics or groups of metrics, such as ranks,probes")
 
     def __post_init__(self) -> None:
         select(self.metrics or ())
