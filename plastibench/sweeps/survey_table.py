@@ -16,7 +16,7 @@ from plastibench.sweeps.benchmark import Cost, cost
 from plastibench.utils import atomic_io
 from plastibench.utils.tables import markdown_table, mean_std
 
-COSTS = "costs.json"
+COSTS_FILE = "costs.json"
 _OF_ACCURACY = (
     "final, average: accuracy after the last task, and at the end of each; drop: points lost right at the "
     "intervention, mean over switches; recovery: epochs until the accuracy before the switch is back (in brackets: "
@@ -34,7 +34,7 @@ _OF_COSTS = (
 )
 
 
-def every_intervention() -> list[str]:
+def all_interventions() -> list[str]:
     """Names that stand for themselves: all but wrappers that need to be told what they wrap, and families."""
     return [name for name in registry.interventions.all() if not name.endswith("*")]
 

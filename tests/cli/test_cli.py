@@ -81,15 +81,15 @@ def test_help_of_a_run_shows_the_options_of_what_is_named_with_the_defaults_of_t
     assert done.status == 0
     for text in (
         "--env.train-size",
-        "use only so many training images (at least 1, default 200)",
+        "(default: 200, at least 1)",
         "--agent.dim int",
-        "width of the residual stream (at least 1, default 64)",
+        "(default: 64, at least 1)",
         "intervention redo:",
         "intervention rnr:",
         "--intervention.outgoing {keep,zero}",
     ):
         assert text in " ".join(done.out.split()), text
-    assert "--env." not in say("run", "--agent", "mlp", "-h").out
+    assert "--env.train-size" not in say("run", "--agent", "mlp", "-h").out
 
 
 def test_info_shows_versions_devices_data_and_runs(say: Say, runs: Path) -> None:
@@ -221,7 +221,7 @@ MISTAKES = {
     ),
     "refit": ([*RUN, "--intervention", "rnr", "--intervention.refit", "("], "refit: '(' is not a regular expression"),
     "out": (["survey", "warm-digits", "--out", "nosuch/x.md"], "nosuch/x.md: no folder nosuch"),
-    "rounds": (["bench", "--rounds", "1"], "at least --updates 1 and --rounds 2"),
+    "rounds": (["bench", "--rounds", "1"], "--rounds must be at least 2"),
     "plugin file": ([*RUN, "--plugin", "nosuch.py"], "--plugin nosuch.py: no such file"),
     "rl only": ([*RUN, "--offline-updates", "3"], "--offline-updates is for agents that act (rl-*); cl-digits is a"),
     "patches": (
@@ -237,7 +237,7 @@ MISTAKES = {
     "agent": (["run", "cl-digits", "--agent", "mpl"], "no agent 'mpl'; did you mean 'mlp'?"),
     "intervention": ([*RUN, "--intervention", "none,rrn"], "no intervention 'rrn'; did you mean 'rnr'?"),
     "empty intervention": ([*RUN, "--intervention", ""], "intervention"),
-    "list of nothing": ([*RUN, "--intervention", ","], "intervention"),
+    "list of nothing": ([*RUN, "--intervention", ","], "',' contains no name"),
     "empty agent": (["run", "cl-digits", "--agent", ""], "agent"),
     "option": ([*RUN, "--agent.lrr", "1"], "agent mlp has no option 'lrr'; did you mean 'lr'?"),
     "option of none listed": (
@@ -289,7 +289,7 @@ MISTAKES = {
     "kind": (["list", "colours"], "invalid choice: 'colours'"),
     "format": (["leaderboard", "--format", "pdf"], "invalid choice: 'pdf'"),
     "resume nothing": (["resume", "nothing"], "no run 'nothing' in "),
-    "resume without id": (["resume"], "id"),
+    "resume without id": (["resume"], "ID"),
 }
 
 

@@ -44,12 +44,12 @@ def test_sort_and_filter(runs: Path, capsys) -> None:
     assert say("--runs-dir", runs, "--format", "json", "--sort", "seeds", "--filter", "intervention=r*") == 0
     assert [row["intervention"] for row in json.loads(capsys.readouterr().out)] == ["reset", "rnr"]
     assert say("--runs-dir", runs, "--filter", "seeds>7") == 2
-    assert "no row fulfils seeds>7" in capsys.readouterr().err
+    assert "no row matches seeds>7" in capsys.readouterr().err
     assert say("--runs-dir", runs, "--sort", "fnal") == 2
     assert "did you mean 'final'?" in capsys.readouterr().err
     for more in (["--filter", "env=x"], ["--sort", "drop"], ["--format", "csv"], ["--out", runs.parent / "x.html"]):
         assert say("--runs-dir", runs, "--tensorboard", *more) == 2
-        assert "leave --filter, --sort, --format and --out away" in capsys.readouterr().err
+        assert "drop --filter, --sort, --format and --out" in capsys.readouterr().err
     assert say("--runs-dir", runs, "--out", runs) == 2
     assert f"{runs} is a folder; name a file in it" in capsys.readouterr().err
 
@@ -127,6 +127,6 @@ def test_names_from_elsewhere_do_no_harm(runs: Path, tmp_path: Path, capsys) -> 
     assert say("--runs-dir", runs, "--tensorboard") == 0
     for kind in ("curves", "pareto", "overview"):
         with pytest.raises(SystemExit) as exit_:
-            main(["figures", kind, str(tmp_path / kind), "--runs-dir", str(runs)])
+            main(["plot", kind, str(tmp_path / kind), "--runs-dir", str(runs)])
         assert exit_.value.code == 0 and (tmp_path / f"{kind}.svg").is_file()
     assert "$\\frac{$" in (tmp_path / "curves.svg").read_text()  # as it is, not set as mathematics

@@ -12,7 +12,7 @@ from plastibench.cli.main import main
 from plastibench.config import registry
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
-from plastibench.sweeps import survey
+from plastibench.sweeps import survey_table as survey
 from plastibench.sweeps.benchmark import Cost, _begun, cost
 from plastibench.utils.atomic_io import tensor_bytes
 
@@ -68,7 +68,7 @@ def test_bytes_are_those_of_all_tensors_within() -> None:
 
 
 def test_a_survey_is_of_everything_that_stands_for_itself() -> None:
-    names = survey.every_intervention()
+    names = survey.all_interventions()
     assert {"none", "rnr", "redo", "upgd"} <= set(names) <= set(registry.interventions.all())
 
 
@@ -96,7 +96,7 @@ def test_costs_of_another_agent_are_its_own(tmp_path: Path, monkeypatch: pytest.
         return Cost((1.0, float(len(timed)), 9.0), 1.0, 0.0)
 
     monkeypatch.setattr(survey, "cost", timing)
-    path = tmp_path / survey.COSTS
+    path = tmp_path / survey.COSTS_FILE
     found = [
         survey.measure_costs([RunSpec.make("cl-digits", agent, "reset", device="cpu")], tmp_path, path, quiet=True)
         for agent in ("mlp", "vit-nano", "mlp")
@@ -137,7 +137,7 @@ def test_a_survey_of_agents_that_act_shows_returns(tmp_path: Path, capsys: pytes
 
 
 def test_damaged_costs_are_told_and_kept(tmp_path: Path) -> None:
-    path = tmp_path / survey.COSTS
+    path = tmp_path / survey.COSTS_FILE
     for text in ('{"a', "[]", '{"x": {"update": [1, 2], "updates_each": 1, "memory": 0}}', '{"x": 3}'):
         path.write_text(text)
         with pytest.raises(UserError, match=r"costs\.json cannot be read .* delete it"):

@@ -16,7 +16,11 @@ import pytest
 from plastibench.cli.main import main
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
-from plastibench.sweeps.pool import FAILURE, Job, _on_gpu, read, time_left, work_through
+from plastibench.sweeps.engine import run_all
+from plastibench.sweeps.grid import read_grid
+from plastibench.sweeps.jobs import FAILURE_FILE, Job
+from plastibench.sweeps.live_table import time_left
+from plastibench.sweeps.local_engine import LocalEngine, _assign_gpu
 from plastibench.utils.runtime import GPU_SHARE, set_up_torch
 
 SMALL = """
@@ -40,7 +44,7 @@ def file(folder: Path, text: str) -> Path:
 
 
 def test_every_list_is_an_axis_and_tables_of_a_grid_win(tmp_path):
-    specs = read(
+    specs = read_grid(
         file(
             tmp_path,
             SMALL
@@ -71,7 +75,7 @@ intervention = {name = "none"}
 
 def test_an_option_that_is_a_list_is_no_axis(tmp_path):
     text = '[env]\nname = "rl-cartpole"\n[agent]\nname = "dqn-mlp"\nhidden = [8, 16]\n[run]\nroles = ["critic"]\n'
-    (spec,) = read(file(tmp_path, text))
+    (spec,) = read_grid(file(tmp_path, text))
     assert spec.agent[1]["hidden"] == [8, 16]
     assert spec.run.roles == ("critic",)
 
@@ -83,14 +87,14 @@ def test_an_option_that_is_a_list_is_no_axis(tmp_path):
         ("[envs]\nname='x'", r"no table \[envs\]; did you mean 'env'"),
         ("[env]\nname='cl-digits'", r"\[agent\] has no name"),
         ("env = 3", "env must be a table"),
-        (SMALL + "[grid]\nrun = {seed = 1}", r"grid must be written \[\[grid\]\]"),
+        (SMALL + "[grid]\nrun = {seed = 1}", r"grid must be written as \[\[grid\]\]"),
         (SMALL + "[intervention]\nname = 'rest'", "no intervention 'rest'; did you mean 'reset'"),
         (SMALL + "[intervention]\nname = 'rnr'\nquantile = [0.1, 2.0]", "quantile is 2.0; it must be between 0 and 1"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said_in_one_line(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
-        read(file(tmp_path, text))
+        read_grid(file(tmp_path, text))
 
 
 def results(folder: Path) -> dict[str, object]:
@@ -108,7 +112,7 @@ def test_a_failing_run_keeps_its_reason_and_stops_no_other(tmp_path, capsys):
     output = capsys.readouterr()
     assert "values that are not finite" in output.err
     assert "1 of 2 complete, 1 failed" in output.err
-    (reason,) = (tmp_path / "r").glob(f"*/{FAILURE}")
+    (reason,) = (tmp_path / "r").glob(f"*/{FAILURE_FILE}")
     assert "try a smaller --agent.lr" in reason.read_text()
     assert len(results(tmp_path / "r")) == 1
     with pytest.raises(SystemExit):
@@ -125,24 +129,24 @@ def test_a_failing_run_keeps_its_reason_and_stops_no_other(tmp_path, capsys):
 )
 def test_whatever_a_process_says_and_however_it_ends_the_pool_goes_on(tmp_path, body, state, words):
     (tmp_path / "plugin.py").write_text(body)
-    specs = read(file(tmp_path, SMALL))
-    pool = work_through(
-        specs, jobs=2, runs_dir=tmp_path / "r", data_dir=tmp_path, plugins=[str(tmp_path / "plugin.py")], quiet=True
-    )
-    assert [job.state for job in pool] == [state] * 2
-    notes = [note.read_text() for note in (tmp_path / "r").glob(f"*/{FAILURE}")]
+    specs = read_grid(file(tmp_path, SMALL))
+    engine = LocalEngine(2, tmp_path / "r", tmp_path, plugins=[str(tmp_path / "plugin.py")])
+    jobs = run_all(specs, engine, tmp_path / "r", quiet=True)
+    assert [job.state for job in jobs] == [state] * 2
+    notes = [note.read_text() for note in (tmp_path / "r").glob(f"*/{FAILURE_FILE}")]
     assert len(notes) == (2 if words else 0) and all(words in note for note in notes)
 
 
 def test_a_place_that_cannot_be_used_is_told_in_a_line(tmp_path, say):
     (tmp_path / "r").write_text("a file")
     said = say("sweep", file(tmp_path, SMALL), "--runs-dir", tmp_path / "r", "--prepare")
-    assert said.status == 2 and said.err.count("\n") == 1 and "choose another place with --runs-dir" in said.err
+    assert said.status == 2 and said.err.count("\n") == 1 and "choose another folder with --runs-dir" in said.err
 
 
 def test_interrupted_at_random_and_started_again_it_gives_the_same_results(tmp_path):
     path = file(tmp_path, SMALL.replace("epochs = 1", "epochs = 40") + '[intervention]\nname = "reset"\n')
-    whole = work_through(read(path), jobs=2, runs_dir=tmp_path / "whole", data_dir=tmp_path, threads=1, quiet=True)
+    engine = LocalEngine(2, tmp_path / "whole", tmp_path, threads=1)
+    whole = run_all(read_grid(path), engine, tmp_path / "whole", quiet=True)
     assert [job.state for job in whole] == ["complete"] * 2
     command = [sys.executable, "-m", "plastibench", "sweep", str(path), "--runs-dir", str(tmp_path / "parts")]
     dice = random.Random(0)
@@ -156,7 +160,7 @@ def test_interrupted_at_random_and_started_again_it_gives_the_same_results(tmp_p
             break
         assert process.returncode in (130, -signal.SIGINT), error  # the latter while Python itself still starts
         assert "failed" not in error
-        assert not list((tmp_path / "parts").glob(f"*/{FAILURE}"))
+        assert not list((tmp_path / "parts").glob(f"*/{FAILURE_FILE}"))
     assert process.returncode == 0
     assert results(tmp_path / "parts") == results(tmp_path / "whole")
 
@@ -188,7 +192,7 @@ def test_a_ready_sweep_that_is_not_there_is_told(capsys) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["sweep", "fig22"])
     assert exit_.value.code == 2
-    message = "no file and no ready sweep 'fig22'; did you mean 'fig2'? (fig2, fig3, fig4, fig5)"
+    message = "no file and no built-in sweep 'fig22'; did you mean 'fig2'? (fig2, fig3, fig4, fig5)"
     assert message in capsys.readouterr().err
 
 
@@ -208,18 +212,16 @@ def test_a_scheduler_of_one_s_own_takes_the_pool_s_place(tmp_path, capsys) -> No
 
 def test_runs_are_spread_over_gpus_and_share_their_memory(monkeypatch, tmp_path) -> None:
     text = SMALL.replace('seed = "0..1"', 'seed = "0..4"').replace('"cpu"', '"auto"')
-    specs = [replace(s, run=replace(s.run, device="cuda")) for s in read(file(tmp_path, text))]
-    pool = [Job(spec) for spec in specs]
-    monkeypatch.setattr("plastibench.sweeps.pool._cards", lambda: 2)
-    given = []
-    for job in pool[:3]:
-        given.append(_on_gpu(job, pool, jobs=3))
-        job.state = "running"
-    assert [found["CUDA_VISIBLE_DEVICES"] for found in given] == ["0", "1", "0"]
-    assert {found[GPU_SHARE] for found in given} == {"0.5"}
-    pool[1].state = "complete"
-    assert _on_gpu(pool[3], pool, jobs=3)["CUDA_VISIBLE_DEVICES"] == "1"  # the one that is free
-    assert _on_gpu(replace(pool[4], spec=read(file(tmp_path, SMALL))[0]), pool, jobs=3) == {}
+    specs = [replace(s, run=replace(s.run, device="cuda")) for s in read_grid(file(tmp_path, text))]
+    monkeypatch.setattr("plastibench.sweeps.local_engine._gpu_count", lambda: 2)
+    busy: list[int | None] = []
+    for spec, expected in zip(specs, (0, 1, 0), strict=False):
+        gpu, variables = _assign_gpu(Job(spec), busy, slots=3)
+        assert gpu == expected
+        assert variables == {"CUDA_VISIBLE_DEVICES": str(expected), GPU_SHARE: "0.5"}
+        busy.append(gpu)
+    assert _assign_gpu(Job(specs[3]), [0, 0], slots=3)[0] == 1  # the GPU that is free
+    assert _assign_gpu(Job(read_grid(file(tmp_path, SMALL))[0]), busy, slots=3) == (None, {})
 
 
 def test_the_share_of_a_gpu_s_memory_is_set_before_anything_runs(monkeypatch) -> None:
@@ -235,9 +237,9 @@ def test_the_share_of_a_gpu_s_memory_is_set_before_anything_runs(monkeypatch) ->
 
 
 def test_the_time_left_counts_what_running_runs_have_behind_them(tmp_path: Path) -> None:
-    spec = read(file(tmp_path, SMALL))[0]
+    spec = read_grid(file(tmp_path, SMALL))[0]
     complete = [Job(spec, "complete", seconds=80.0), Job(spec, "complete", seconds=120.0), Job(spec, "complete")]
-    running = [Job(spec, "running", begun=0.0), Job(spec, "running", begun=50.0)]
+    running = [Job(spec, "running", started=0.0), Job(spec, "running", started=50.0)]
     waiting = [Job(spec) for _ in range(3)]
     assert time_left([*running, *waiting], 2, 60.0) is None  # nothing to go by yet
     assert time_left([*complete, *running], 2, 60.0) == 90
