@@ -1,4 +1,4 @@
-"""What a diagnosis looks at: networks of a run, a timm model, or an agent's network with weights from a file."""
+"""Load what is to be diagnosed: the networks of a run, a timm model, or an agent's network with weights from a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDict, TensorDictBase
@@ -27,25 +26,24 @@ from plastibench.envs.stream import TaskStream
 from plastibench.nn.branches import outputs_of
 from plastibench.nn.network import Network, eval_mode, seeded
 from plastibench.training.offpolicy import OffPolicyTrainer
+from plastibench.training.saved_run import SavedRun, data_of_task, open_run
 from plastibench.training.supervised import PROBE
-from plastibench.utils import atomic_io
-from plastibench.utils.seeding import derive
 
-USUAL_SAMPLES = 64
-_ACTED = 1000  # steps that are played to have transitions to look at
+DEFAULT_SAMPLES = 64
+_ACTED = 1000  # environment steps that are played to collect transitions
 
 
 @dataclass
-class Subject:
-    """A network and what it is looked at with.
+class DiagnosisTarget:
+    """A network to diagnose, and the data to do it with.
 
     Attributes:
-        title: What it is.
+        title: Description for reports.
         network: The network.
         batch: Probe batch.
         data: Where the batch comes from.
-        initial: Parameters before training, where they are known.
-        notes: What a person should know: where labels come from, what did not fit.
+        initial: Parameters before training, if known.
+        notes: Caveats for the reader, such as where labels come from or which weights did not fit.
     """
 
     title: str
@@ -58,7 +56,7 @@ class Subject:
 
 def timm_model(
     name: str, data: str, device: str, *, weights: Path | None, samples: int, image_size: int, data_dir: Path
-) -> Subject:
+) -> DiagnosisTarget:
     """A timm model, untrained or with weights from a file.
 
     Raises:
@@ -104,7 +102,7 @@ def agent_model(
     samples: int,
     image_size: int,
     data_dir: Path,
-) -> Subject:
+) -> DiagnosisTarget:
     """The network of a classifier of plastibench, with weights from a file.
 
     Raises:
@@ -139,13 +137,13 @@ def _from_samples(
     device: str,
     weights: Path | None,
     state: Mapping[str, Tensor],
-) -> Subject:
+) -> DiagnosisTarget:
     with seeded(0):
         module = make()
     notes = load_weights(module, state, weights) if weights is not None else ["untrained: no --weights"]
     network = Network(module.to(device), None, _cross_entropy, fresh=make)
     batch, more = labelled(network, found, device)
-    return Subject(title, network, batch, found.name, None, notes + more)
+    return DiagnosisTarget(title, network, batch, found.name, None, notes + more)
 
 
 def _cross_entropy(module: nn.Module, batch: TensorDictBase) -> Tensor:
@@ -178,134 +176,52 @@ def labelled(network: Network, found: Samples, device: str) -> tuple[TensorDictB
     return TensorDict({"image": images, "label": labels}, batch_size=[len(images)]), notes
 
 
-# Runs ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Saved:
-    """A run as it was left: its agent with the networks that it had then, and what these began with."""
-
-    spec: RunSpec
-    source: Path
-    state: dict[str, Any]
-    env: Any
-    config: Any
-    agent: Any
-    initial: dict[str, dict[str, Tensor]]
-
-
-def networks_of_run(folder: Path, data: str | None, device: str, *, samples: int, data_dir: Path) -> list[Subject]:
-    """The networks of a finished or interrupted run, on its own probe batch or on other images.
-
-    Raises:
-        UserError: The folder holds no run, or what it holds is damaged.
-    """
-    saved = _open(folder, device, data_dir)
-    spec, env, agent, initial = saved.spec, saved.env, saved.agent, saved.initial
-    title = f"{spec.id} ({saved.source.name})"
-    networks: dict[str, Network] = agent.networks
-    if data is not None:
-        if not isinstance(env, TaskStream):
-            raise UserError("--data: a network that acts is looked at with transitions of its own environment")
-        found = read_samples(data, samples or PROBE, env.image_shape, data_dir)
-        network = networks["classifier"]
-        network.loss = _cross_entropy
-        batch, notes = labelled(network, found, device)
-        return [Subject(title, network, batch, found.name, initial["classifier"], notes)]
-    if isinstance(env, TaskStream):
-        finished = saved.source.name == "final.pt"
-        task = env.scenario.task_count - 1 if finished else int(saved.state["course"]["position"][0])
-        batch = data_of_task(env, spec, task)[: min(samples or PROBE, PROBE)].to(device)
-        where = f"the samples of {spec.env[0]} that came first, with their labels in task {task + 1}"
-        return [Subject(title, networks["classifier"], batch, where, initial["classifier"])]
-    task = env.scenario.task_count - 1 if saved.source.name == "final.pt" else int(saved.state["course"]["task"])
-    batch = _played(env, agent, spec, task)[: samples or PROBE]
-    where = f"transitions of {spec.env[0]}, drawn from {_acted(spec):,} steps that the loaded agent played anew"
-    where += f" in task {task + 1}" if env.scenario.task_count > 1 else ""
-    return [Subject(f"{title}: {role}", n, batch, where, initial[role]) for role, n in networks.items()]
-
-
-def trained_and_fresh(folder: Path, device: str, *, data_dir: Path) -> tuple[Network, Network, TensorDictBase]:
-    """The classifier of a run as it was left, the one that it began with, and all training data of the last task.
-
-    Raises:
-        UserError: The folder holds no run on a task stream, or what it holds is damaged.
-    """
-    saved = _open(folder, device, data_dir)
-    if not isinstance(saved.env, TaskStream):
-        raise UserError(f"{folder}: {saved.spec.env[0]} is no task stream, so that there is no training data of a task")
-    begun = saved.config.build(saved.env, saved.spec.run.seed, torch.device(device))  # draws the same weights again
-    data = data_of_task(saved.env, saved.spec, saved.env.scenario.task_count - 1).to(device)
-    return saved.agent.networks["classifier"], begun.networks["classifier"], data
-
-
-def _open(folder: Path, device: str, data_dir: Path) -> _Saved:
-    """Build the agent of a run and bring it to the state that was saved last."""
-    spec_file = folder / "spec.toml"
-    try:
-        spec = RunSpec.from_toml(spec_file.read_text(encoding="utf-8"), str(spec_file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder}: no run in it ({spec_file.name}: {getattr(error, 'strerror', error)})") from error
-    final, unfinished = folder / "final.pt", folder / "checkpoint.pt"
-    if not final.exists() and not unfinished.exists():
-        raise UserError(f"{folder}: neither final.pt nor atomic_io.pt in it; the run has not saved anything yet")
-    source = final if final.exists() else unfinished
-    try:
-        state = atomic_io.load(source)
-    except UserError as error:
-        raise UserError(f"{source}: damaged, cannot be read") from error
-    spec = dataclasses.replace(spec, run=dataclasses.replace(spec.run, device=device))
-    env = spec.create("env").make(data_dir)
-    config = spec.create("agent")
-    if hasattr(config, "storage"):  # what is played here is few and not for learning
-        acted = _acted(spec)
-        config = dataclasses.replace(config, storage="device", prioritized=False, buffer_size=2 * acted)
-    agent = config.build(env, spec.run.seed, torch.device(device))
-    try:
-        initial = _load(spec, agent, state)
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{source} does not fit its spec.toml ({type(error).__name__}: {reason})") from error
-    return _Saved(spec, source, state, env, config, agent, initial)
-
-
-def _load(spec: RunSpec, agent: Any, state: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """Bring the agent to the saved state; return the parameters that it began with."""
-    networks = list(agent.networks.items())
-    roles = spec.run.roles
-    interventions = [spec.create("intervention") if roles is None or role in roles else None for role in agent.networks]
-    for (_, network), intervention in zip(networks, interventions, strict=True):
-        if intervention is not None:  # it may have changed the architecture
-            intervention.prepare(network)
-    initial = {role: {n: p.detach().clone() for n, p in each.module.named_parameters()} for role, each in networks}
-    for intervention, saved in zip(interventions, state.get("interventions", ()), strict=False):
-        if intervention is not None:
-            intervention.load_state_dict(saved)
-    if "agent" in state:
-        agent.load_state_dict(state["agent"])
-        return initial
-    for (_, network), saved in zip(networks, state["networks"], strict=True):
-        network.module.load_state_dict(saved)
-    agent.load_extra_state(state.get("extra", {}))
-    return initial
-
-
-def data_of_task(env: TaskStream, spec: RunSpec, task: int) -> TensorDictBase:
-    """All training images of a task in order of arrival, with their labels then.
+def networks_of_run(
+    folder: Path, data: str | None, device: str, *, samples: int, data_dir: Path
+) -> list[DiagnosisTarget]:
+    """The networks of a finished or interrupted run, with its own probe batch or with other images.
 
     Args:
-        env: The stream; it is begun anew.
-        spec: Whose seed it has.
-        task: Number of the task, from 0.
+        folder: The run's folder.
+        data: Images to use instead, as :func:`read_samples` takes them; None for the run's own data.
+        device: Where to put the networks.
+        samples: Number of samples; 0 for as many as the run itself measures its metrics on.
+        data_dir: Folder of data sets.
+
+    Raises:
+        UserError: The folder contains no saved run, its files are damaged, or the data does not fit.
     """
-    observation, _ = env.reset(seed=derive(spec.run.seed, "stream"))
-    images = observation["images"]
-    for _ in range(task):
-        observation = env.step(env.evaluation_labels)[0]
-        replaced = len(observation["images"]) == len(observation["labels"])  # as the replay buffer sees it
-        images = observation["images"] if replaced else np.concatenate([images, observation["images"]])
-    content = {"image": torch.from_numpy(images), "label": torch.from_numpy(observation["labels"])}
-    return TensorDict(content, batch_size=[len(images)])
+    saved = open_run(folder, device, data_dir)
+    title = f"{saved.spec.id} ({saved.file.name})"
+    if not isinstance(saved.env, TaskStream):
+        if data is not None:
+            raise UserError("--data does not apply to RL runs; they are diagnosed on their own transitions")
+        return _rl_networks(saved, title, samples)
+    network: Network = saved.agent.networks["classifier"]
+    initial = saved.initial["classifier"]
+    if data is not None:
+        found = read_samples(data, samples or PROBE, saved.env.image_shape, data_dir)
+        network.loss = _cross_entropy
+        batch, notes = labelled(network, found, device)
+        return [DiagnosisTarget(title, network, batch, found.name, initial, notes)]
+    batch = data_of_task(saved.env, saved.spec, saved.task)[: min(samples or PROBE, PROBE)].to(device)
+    where = f"first samples of {saved.spec.env[0]}, with their labels in task {saved.task + 1}"
+    return [DiagnosisTarget(title, network, batch, where, initial)]
+
+
+def _rl_networks(saved: SavedRun, title: str, samples: int) -> list[DiagnosisTarget]:
+    steps = _acted(saved.spec)
+    # The buffer only has to hold what is played here, whatever the run itself used.
+    small = {"storage": "device", "prioritized": False, "buffer_size": 2 * steps}
+    saved.agent.config = dataclasses.replace(saved.agent.config, **small)
+    batch = _played(saved.env, saved.agent, saved.spec, saved.task)[: samples or PROBE]
+    where = f"transitions of {saved.spec.env[0]}, sampled from {steps:,} new steps of the loaded agent"
+    where += f" in task {saved.task + 1}" if saved.env.scenario.task_count > 1 else ""
+    networks: dict[str, Network] = saved.agent.networks
+    return [
+        DiagnosisTarget(f"{title}: {role}", network, batch, where, saved.initial[role])
+        for role, network in networks.items()
+    ]
 
 
 def _acted(spec: RunSpec) -> int:

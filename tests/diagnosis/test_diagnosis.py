@@ -15,8 +15,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from plastibench.config.errors import UserError
-from plastibench.diagnosis.loading import Subject, agent_model, networks_of_run, timm_model
-from plastibench.diagnosis.report import RULES, Layer, by_chance, cell, diagnose, help_text
+from plastibench.diagnosis.diagnose import diagnose
+from plastibench.diagnosis.loading import DiagnosisTarget, agent_model, networks_of_run, timm_model
+from plastibench.diagnosis.rules import RULES, by_chance, judge_layer, thresholds_text
 from plastibench.diagnosis.samples import read_samples
 from plastibench.diagnosis.state_dicts import load_weights, read_state, without_prefix
 from plastibench.training.runner import run
@@ -27,8 +28,8 @@ MODEL = "test_vit"  # timm's own for tests: 160 pixels, 0.4 million parameters
 USUAL: dict[str, Any] = {"weights": None, "samples": 4, "image_size": 32, "data_dir": Path("data")}
 
 
-def subject_of(network: Any, count: int = 40) -> Subject:
-    return Subject("a <network> & co", network, images(count), "noise", None, [])
+def target_of(network: Any, count: int = 40) -> DiagnosisTarget:
+    return DiagnosisTarget("a <network> & co", network, images(count), "noise", None, [])
 
 
 # Verdicts ---------------------------------------------------------------------------------------------------------
@@ -37,7 +38,7 @@ def subject_of(network: Any, count: int = 40) -> Subject:
 def test_a_fresh_network_is_well_and_is_left_alone() -> None:
     network = network_of(small_vit())
     before, own = state(network.module), network.generator.get_state()
-    found = diagnose(subject_of(network))
+    found = diagnose(target_of(network))
     assert found.verdict == "ok", [(layer.name, layer.reasons) for layer in found.layers]
     assert [layer.name for layer in found.layers][:4] == [
         *("patch_embed.proj", "blocks.0.norm1", "blocks.0.attn.qkv", "blocks.0.attn")
@@ -52,19 +53,19 @@ def test_dead_units_and_large_weights_are_found_where_they_are() -> None:
     with torch.no_grad():
         network.module[1].bias[:20] = -1e3
         network.module[3].weight *= 40
-    found = diagnose(subject_of(network))
+    found = diagnose(target_of(network))
     first, second, _ = found.layers
     assert first.verdict == "sick" and any("dead units 62 % (fresh 0 %)" in reason for reason in first.reasons)
     assert any(reason.startswith("large spectral norm") for reason in second.reasons) and second.verdict == "sick"
     assert found.verdict == "sick" and "layers are sick: 1, 3" in found.reasons[0]
-    assert first.figures["dead-unit-ratio"] == 20 / 32
+    assert first.values["dead-unit-ratio"] == 20 / 32
 
 
 def test_what_is_not_finite_is_sick_and_ends_the_examination() -> None:
     network = network_of(small_vit())
     with torch.no_grad():
         network.module.head.weight[0, 0] = math.nan
-    found = diagnose(subject_of(network))
+    found = diagnose(target_of(network))
     assert found.verdict == "sick" and "not finite: head.weight" in found.reasons[0]
     assert json.loads(json.dumps(found.as_json(), allow_nan=False))["layers"] == []
 
@@ -78,7 +79,7 @@ def test_a_network_whose_function_is_not_finite_is_sick(spoil: str) -> None:
         else:
             network.module.fc.weight *= 1e38
             network.module.bn1.weight *= 1e38
-    found = diagnose(subject_of(network))
+    found = diagnose(target_of(network))
     words = "not finite: bn1.running_var" if spoil == "buffer" else "its loss on these samples is not finite"
     assert found.verdict == "sick" and words in found.reasons[0]
 
@@ -88,17 +89,19 @@ def test_a_resnet_whose_branches_closed_again_is_not_well() -> None:
         return small_resnet()  # timm begins with the last BatchNorm of each block at 0
 
     network = network_of(zeroed)
-    assert diagnose(subject_of(network)).verdict == "ok"  # one that begins is as a fresh one
+    assert diagnose(target_of(network)).verdict == "ok"  # one that begins is as a fresh one
     scales = [module.bn2.weight for name, module in network.module.named_modules() if hasattr(module, "bn2")]
     with torch.no_grad():
         for scale in scales:
             scale.fill_(1.0)
-    opened = diagnose(subject_of(network))
-    assert opened.verdict == "ok" and any("scales that begin at 0" in note for note in opened.notes), opened.reasons
+    opened = diagnose(target_of(network))
+    assert opened.verdict == "ok" and any("scales are initialised to 0" in note for note in opened.notes), (
+        opened.reasons
+    )
     with torch.no_grad():
         for scale in scales[4:]:
             scale.zero_()
-    closed = {layer.name: layer for layer in diagnose(subject_of(network)).layers}
+    closed = {layer.name: layer for layer in diagnose(target_of(network)).layers}
     assert closed["layer4.1.conv1"].verdict == "sick" and closed["layer1.0.conv1"].verdict == "ok"
 
 
@@ -106,7 +109,7 @@ def test_outputs_that_are_only_large_do_not_make_a_network_sick() -> None:
     network = network_of(agent_builder("mlp", width=32))
     with torch.no_grad():
         network.module[5].bias[0] += 30
-    found = diagnose(subject_of(network), ["plasticity-probe-gap", "plasticity-probe-redrawn-gap"])
+    found = diagnose(target_of(network), ["plasticity-probe-gap", "plasticity-probe-redrawn-gap"])
     assert found.overall["plasticity-probe-gap"] > 1 and found.verdict == "ok", found.reasons
 
 
@@ -127,20 +130,10 @@ def test_outputs_that_are_only_large_do_not_make_a_network_sick() -> None:
     ],
 )
 def test_thresholds(metric: str, value: float, fresh: float, verdict: int) -> None:
-    from plastibench.diagnosis.report import _layer
-    from plastibench.metrics.plasticity import PlasticityReport
-
-    layer = _layer(
-        "x",
-        "Linear",
-        4000,
-        PlasticityReport(layers={"x": {metric: value}}),
-        PlasticityReport(layers={"x": {metric: fresh}}),
-    )
-    assert layer.verdict == ("ok", "watch", "sick")[verdict]
-    assert (len(layer.reasons) == 1) == (verdict > 0)
-    rule = BY_METRIC[metric]
-    assert rule.describe() in help_text()
+    found, reasons = judge_layer({metric: value}, {metric: fresh}, units=4000)
+    assert found == ("ok", "watch", "sick")[verdict]
+    assert len(reasons) == (verdict > 0)
+    assert BY_METRIC[metric].describe() in thresholds_text()
 
 
 def test_a_few_units_differ_by_chance() -> None:
@@ -149,10 +142,8 @@ def test_a_few_units_differ_by_chance() -> None:
 
 
 def test_what_a_layer_does_not_have_is_a_dash() -> None:
-    layer = Layer("x", "Linear", 4, {"dormant-ratio": 0.256, "spectral-norm": math.nan}, {})
-    assert [cell(BY_METRIC[name], layer) for name in ("dormant-ratio", "dead-unit-ratio", "spectral-norm")] == [
-        *("26", "–", "nan")
-    ]
+    values = {"dormant-ratio": 0.256, "dead-unit-ratio": None, "spectral-norm": math.nan}
+    assert [BY_METRIC[name].format(value) for name, value in values.items()] == ["26", "–", "nan"]
 
 
 # Weights of others ------------------------------------------------------------------------------------------------
@@ -384,9 +375,9 @@ def test_every_network_of_an_agent_that_acts_is_examined(tmp_path: Path) -> None
     )
     result = run(spec, runs_dir=tmp_path, quiet=True)
     found = networks_of_run(tmp_path / result["id"], None, "cpu", samples=32, data_dir=Path("data"))
-    assert [subject.network.role for subject in found] == ["critic", "actor"]
-    for subject in found:
-        report = diagnose(subject)
+    assert [target.network.role for target in found] == ["critic", "actor"]
+    for target in found:
+        report = diagnose(target)
         assert report.samples == 32 and len(report.layers) >= 3 and "gradient-cosine" in report.overall
 
 
@@ -415,24 +406,24 @@ def test_the_command_writes_what_it_says(tmp_path: Path, say: Any) -> None:
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size[0] > 300
     page = (tmp_path / "a.html").read_text()
-    assert "&lt;w&gt;.pt" in page and "<w>" not in page and "data:image/png;base64," in page
+    assert "&lt;w&gt;.pt" in page and "<w>" not in page
     assert "http" not in page  # stands alone
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "neither a run's folder, nor a file, nor timm:MODEL"),
+        (["nowhere"], "not a run's folder, a checkpoint file or timm:MODEL"),
         (["timm:resnet"], "no timm model 'resnet'; did you mean"),
         (["timm:test_vit", "--data", "digit"], "did you mean 'digits'?"),
         (["timm:test_vit", "--metrics", "rank"], "did you mean 'ranks'?"),
         (["timm:test_vit", "--png", "a.gif"], "use a name that ends in .png"),
         (["timm:test_vit", "--json", "no/where/a.json"], "no folder no/where"),
         (["timm:test_vit", "--weights", "nowhere.pt"], "nowhere.pt: no such file"),
-        (["timm:test_vit", "--agent", "mlp"], "--agent belongs to a file of weights"),
+        (["timm:test_vit", "--agent", "mlp"], "--agent needs a checkpoint file"),
         (["timm:test_vit", "--agent.width", "4"], "--agent.OPTION needs --agent"),
         (["timm:test_vit", "--samples", "1"], "--samples must be at least 2"),
-        (["."], "no run in it"),
+        (["."], "not a run's folder"),
     ],
 )
 def test_mistakes_are_told_in_a_line(arguments: list[str], message: str, say: Any) -> None:
@@ -442,4 +433,4 @@ def test_mistakes_are_told_in_a_line(arguments: list[str], message: str, say: An
 
 def test_the_help_states_the_thresholds(say: Any) -> None:
     said = say("diagnose", "--help")
-    assert said.status == 0 and "dead-unit-ratio: 10 / 30 points above a fresh network's" in said.out
+    assert said.status == 0 and "dead-unit-ratio: 10 / 30 percentage points above fresh" in said.out

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 
 from plastibench.agents.classifier import Classifier
 from plastibench.config.spec import RunSpec
-from plastibench.diagnosis.loading import Subject, data_of_task, networks_of_run
+from plastibench.diagnosis.loading import DiagnosisTarget, networks_of_run
 from plastibench.envs.scenario import make_stream
 from plastibench.nn.network import eval_mode
 from plastibench.training.runner import run
+from plastibench.training.saved_run import data_of_task
 from plastibench.training.task_buffer import add_task_data, all_samples, make_task_buffer
 from plastibench.utils.seeding import derive
 
@@ -32,9 +33,9 @@ def test_classes_that_have_not_arrived_take_no_part_in_a_diagnosis(tmp_path: Pat
     assert float(F.cross_entropy(logits, batch["label"])) > 1.05 * float(expected)
 
 
-def agent_of(subject: Subject) -> Any:
-    """The agent whose loss the subject's network has."""
-    return subject.network.loss.__self__  # type: ignore[attr-defined]
+def agent_of(target: DiagnosisTarget) -> Any:
+    """The agent that the loss of the network belongs to."""
+    return target.network.loss.__self__  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("env", ["cl-digits", "relabel-digits", "permuted-digits", "warm-digits", "incremental-digits"])

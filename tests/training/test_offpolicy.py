@@ -22,10 +22,11 @@ from plastibench.config import registry
 from plastibench.config.errors import UserError
 from plastibench.config.options import build
 from plastibench.config.spec import RunSpec
-from plastibench.diagnosis.loading import _open, networks_of_run
+from plastibench.diagnosis.loading import networks_of_run
 from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.rollout import play
 from plastibench.training.runner import Interrupted, Run, run
+from plastibench.training.saved_run import open_run
 from plastibench.utils import atomic_io
 from tests.helpers import need_priorities
 from tests.training.test_runner import Stopped, assert_same_run, timeless
@@ -540,7 +541,7 @@ def test_what_is_left_of_a_run_is_looked_at_with_its_targets_and_temperature(tmp
     spec = tiny(env="rl-pendulum", agent="sac-mlp", agent_options={"lr": 1e-2})
     go(spec, tmp_path)
     extra = torch.load(tmp_path / spec.id / "final.pt", weights_only=True)["extra"]
-    learner = _open(tmp_path / spec.id, "cpu", tmp_path).agent
+    learner = open_run(tmp_path / spec.id, "cpu", tmp_path).agent
     assert float(learner._log_temperature) == float(extra["temperature"]) != 0
     found = learner.targets["critic"].module.state_dict()
     assert all(torch.equal(found[name], value) for name, value in extra["targets"]["critic"].items())
