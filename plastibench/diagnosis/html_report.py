@@ -45,11 +45,11 @@ def _network(found: Diagnosis) -> dict[str, Any]:
     }
 
 
-def _cell(rule: Rule, layer: Layer) -> dict[str, str]:
-    """Text, severity in percent, and the fresh network's value."""
+def _cell(rule: Rule, layer: Layer) -> dict[str, Any]:
+    """Text, severity in percent or None, and the fresh network's value."""
     severity = layer.severity(rule)
     return {
         "text": rule.format(layer.values.get(rule.metric)),
-        "severity": "" if severity is None else f"{100 * severity:.0f}",
+        "severity": None if severity is None else round(100 * severity),
         "fresh": rule.format(layer.fresh.get(rule.metric)),
     }
