@@ -57,10 +57,19 @@ class DiagnosisTarget:
 def timm_model(
     name: str, data: str, device: str, *, weights: Path | None, samples: int, image_size: int, data_dir: Path
 ) -> DiagnosisTarget:
-    """A timm model, untrained or with weights from a file.
+    """Load a timm model, untrained or with weights from a file.
+
+    Args:
+        name: Name of the model.
+        data: Images, as :func:`read_samples` takes them.
+        device: Where to put the network.
+        weights: A file of weights, which also determines the numbers of classes and channels.
+        samples: Number of samples.
+        image_size: Height and width of the images; 0 for the model's own.
+        data_dir: Folder of data sets.
 
     Raises:
-        UserError: No such model, or weights or data that do not fit.
+        UserError: The model does not exist, or weights or data do not fit it.
     """
     import timm
 
@@ -84,7 +93,7 @@ def timm_model(
     def make() -> nn.Module:
         try:
             model: nn.Module = timm.create_model(name, in_chans=channels, img_size=shape[1:], **options)
-        except TypeError:  # models that take any image size have no such option
+        except TypeError:  # models for any image size do not have this option
             model = timm.create_model(name, in_chans=channels, **options)
         return model
 
@@ -103,30 +112,40 @@ def agent_model(
     image_size: int,
     data_dir: Path,
 ) -> DiagnosisTarget:
-    """The network of a classifier of plastibench, with weights from a file.
+    """Build the network of one of plastibench's classifiers and load weights from a file.
+
+    Args:
+        name: Name of the agent.
+        values: Its options.
+        data: Images, as :func:`read_samples` takes them.
+        device: Where to put the network.
+        weights: A file of weights, which also determines the number of classes; None: untrained.
+        samples: Number of samples.
+        image_size: Height and width of the images; 0 for the usual size of the data set.
+        data_dir: Folder of data sets.
 
     Raises:
-        UserError: No such agent, or weights or data that do not fit.
+        UserError: The agent does not exist or is not a classifier, or weights or data do not fit it.
     """
     entry = registry.agents[name]
     config: Any = build(entry.load(), {**entry.defaults, **values}, f"agent {name}")
     if not hasattr(config, "module"):
-        raise UserError(f"--agent {name} is no classifier; diagnose its run folder instead")
+        raise UserError(f"--agent {name} is not a classifier; diagnose its run's folder instead")
     state = read_state(weights) if weights is not None else {}
-    usual = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28), "tiny-imagenet": (3, 64, 64)}
-    channels, height, width = usual.get(data, (3, 32, 32))
+    shapes = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28), "tiny-imagenet": (3, 64, 64)}
+    channels, height, width = shapes.get(data, (3, 32, 32))
     shape = (channels, image_size or height, image_size or width)
     found = read_samples(data, samples, shape, data_dir)
     with seeded(0):
-        alike = config.module(shape, 2)
-    head = without_prefix(state, set(alike.state_dict())).get(f"{outputs_of(alike, ())[-1]}.weight")
+        example = config.module(shape, 2)
+    head = without_prefix(state, set(example.state_dict())).get(f"{outputs_of(example, ())[-1]}.weight")
     classes = len(head) if head is not None else found.classes or 10
     title = f"{name}" + (f" with {weights}" if weights else " (untrained)")
     return _from_samples(title, functools.partial(config.module, shape, classes), found, device, weights, state)
 
 
 def _shape_of(state: Mapping[str, Tensor], ending: str) -> tuple[int, ...]:
-    """The shape of the tensor of that name, below whatever prefix; nothing where there is none."""
+    """The shape of the tensor with this name, under any prefix; empty if there is none."""
     return next((tuple(v.shape) for k, v in state.items() if k == ending or k.endswith(f".{ending}")), ())
 
 
@@ -140,7 +159,7 @@ def _from_samples(
 ) -> DiagnosisTarget:
     with seeded(0):
         module = make()
-    notes = load_weights(module, state, weights) if weights is not None else ["untrained: no --weights"]
+    notes = load_weights(module, state, weights) if weights is not None else ["untrained: no weights were given"]
     network = Network(module.to(device), None, _cross_entropy, fresh=make)
     batch, more = labelled(network, found, device)
     return DiagnosisTarget(title, network, batch, found.name, None, notes + more)
@@ -151,14 +170,18 @@ def _cross_entropy(module: nn.Module, batch: TensorDictBase) -> Tensor:
 
 
 def labelled(network: Network, found: Samples, device: str) -> tuple[TensorDictBase, list[str]]:
-    """A batch with labels; where there are none that fit, with the network's own predictions, and a note."""
+    """Make a batch; samples without labels that fit the network get its predictions, and a note says so.
+
+    Raises:
+        UserError: The network does not accept the images, or does not return logits [N, classes].
+    """
     images = found.images.to(device)
     try:
         with eval_mode(network.module), torch.no_grad():
             outputs = torch.cat([network.module(part) for part in images.split(64)])
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"the network cannot take images of shape {list(images.shape[1:])} ({reason})") from error
+        raise UserError(f"the network does not accept images of shape {list(images.shape[1:])} ({reason})") from error
     if outputs.ndim != 2:
         raise UserError(f"the network returns {list(outputs.shape)}; expected [samples, classes]")
     notes = []
@@ -167,10 +190,10 @@ def labelled(network: Network, found: Samples, device: str) -> tuple[TensorDictB
     else:
         why = "no labels"
         if found.labels is not None:
-            why = f"{found.classes} classes, the network {outputs.shape[1]} outputs"
+            why = f"{found.classes} classes and the network {outputs.shape[1]} outputs"
         notes.append(
-            f"{found.name} has {why}: the network's own predictions stand in for them, and all that comes of the loss "
-            "(gradients, curvature, next-task probe) is only as good as these"
+            f"{found.name} has {why}, so the network's own predictions are the labels; metrics of the loss (gradients, "
+            "curvature, next-task probe) depend on them"
         )
         labels = outputs.argmax(1)
     return TensorDict({"image": images, "label": labels}, batch_size=[len(images)]), notes
@@ -225,12 +248,12 @@ def _rl_networks(saved: SavedRun, title: str, samples: int) -> list[DiagnosisTar
 
 
 def _acted(spec: RunSpec) -> int:
-    """Steps to play: where many environments wait for long returns, the first transitions come late."""
+    """Steps to play: with many environments and long n-step returns, the first transition is complete late."""
     return max(_ACTED, 2 * int(spec.env[1]["envs"]) * int(spec.agent[1]["n_step"]))
 
 
 def _played(env: Any, agent: Any, spec: RunSpec, task: int) -> TensorDictBase:
-    """Transitions of the agent as it is now; the memory of a run is not on disk."""
+    """Transitions that the loaded agent collects now: a run's replay buffer is not on disk."""
     with tempfile.TemporaryDirectory() as folder:
         stand_in: Any = types.SimpleNamespace(spec=spec, folder=Path(folder), total=0, works_on=lambda role: False)
         trainer = OffPolicyTrainer(stand_in, env, agent)

@@ -33,9 +33,9 @@ def test_every_format_can_be_written_to_a_file(runs: Path, capsys) -> None:
         assert say("--runs-dir", runs, "--format", form) == 0
         text = capsys.readouterr().out
         assert text.startswith(beginning)
-        place = runs.parent / f"out.{form}"
-        assert say("--runs-dir", runs, "--format", form, "--out", place) == 0
-        assert place.read_text() == text and capsys.readouterr().out.strip() == str(place)
+        path = runs.parent / f"out.{form}"
+        assert say("--runs-dir", runs, "--format", form, "--out", path) == 0
+        assert path.read_text() == text and capsys.readouterr().out.strip() == str(path)
     assert say("--runs-dir", runs, "--format", "html", "--out", runs.parent / "out.html") == 0
     assert (runs.parent / "out.html").read_text().startswith("<!doctype html>")
 
@@ -54,13 +54,13 @@ def test_sort_and_filter(runs: Path, capsys) -> None:
     assert f"{runs} is a folder; name a file in it" in capsys.readouterr().err
 
 
-def test_a_row_whose_name_has_commas_can_be_named(runs: Path, capsys) -> None:
+def test_filter_accepts_a_name_with_commas(runs: Path, capsys) -> None:
     written(runs, [result("rnr", seed, 0.5, roles=("actor", "critic")) for seed in range(2)])
     assert say("--runs-dir", runs, "--format", "json", "--filter", "intervention=rnr roles=actor,critic") == 0
     assert [row["intervention"] for row in json.loads(capsys.readouterr().out)] == ["rnr roles=actor,critic"]
 
 
-def test_results_from_elsewhere_join(runs: Path, tmp_path: Path, capsys) -> None:
+def test_submitted_results_join_the_leaderboard(runs: Path, tmp_path: Path, capsys) -> None:
     sent = tmp_path / "sent.json"
     sent.write_text(json.dumps(result("fire", 4, 0.9)))
     assert say("add", sent, "--runs-dir", runs) == 0
@@ -74,7 +74,7 @@ def test_results_from_elsewhere_join(runs: Path, tmp_path: Path, capsys) -> None
         assert "expected leaderboard add FILE" in capsys.readouterr().err
 
 
-def test_it_answers_without_importing_torch(runs: Path) -> None:
+def test_leaderboard_imports_neither_torch_nor_matplotlib(runs: Path) -> None:
     code = (
         f"import sys; from plastibench.cli.main import main\ntry: main(['leaderboard', '--runs-dir', {str(runs)!r}])\n"
     )
@@ -84,8 +84,8 @@ def test_it_answers_without_importing_torch(runs: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "seconds"), [(200, 2.0), (10_000, 20.0)])
-def test_many_results_are_read_in_time(count: int, seconds: float, tmp_path: Path) -> None:
-    """The figures are promises of the documentation, on a machine with nothing else to do."""
+def test_many_results_are_read_fast(count: int, seconds: float, tmp_path: Path) -> None:
+    """The documentation promises these times, on an idle machine."""
     base = result("rnr", 0, 0.5)
     base["plasticity"] = [{"phase": "end", "figure": 0.123456} for _ in range(200)]  # as large as those of real runs
     for number in range(count):
@@ -104,7 +104,7 @@ def test_many_results_are_read_in_time(count: int, seconds: float, tmp_path: Pat
     assert text.count("rnr penalty=") >= count / 5
 
 
-def test_names_from_elsewhere_do_no_harm(runs: Path, tmp_path: Path, capsys) -> None:
+def test_malicious_names_do_no_harm(runs: Path, tmp_path: Path, capsys) -> None:
     strange = ["$\\frac{$", "\x1b[31mred", "\ud800", "`<b>", "<script>alert(1)</script>|", "é"]
     found = []
     for number, text in enumerate(strange):
@@ -121,7 +121,7 @@ def test_names_from_elsewhere_do_no_harm(runs: Path, tmp_path: Path, capsys) -> 
         text = capsys.readouterr().out
         assert "\x1b" not in text
         if form in ("markdown", "html"):
-            bare = re.sub(r"`[^`\n]*`", "", text)  # in a code span it is only shown
+            bare = re.sub(r"`[^`\n]*`", "", text)  # harmless in a code span
             assert "<script>alert" not in bare and "<b>" not in bare
         text.encode()
     assert say("--runs-dir", runs, "--tensorboard") == 0
@@ -129,4 +129,4 @@ def test_names_from_elsewhere_do_no_harm(runs: Path, tmp_path: Path, capsys) -> 
         with pytest.raises(SystemExit) as exit_:
             main(["plot", kind, str(tmp_path / kind), "--runs-dir", str(runs)])
         assert exit_.value.code == 0 and (tmp_path / f"{kind}.svg").is_file()
-    assert "$\\frac{$" in (tmp_path / "curves.svg").read_text()  # as it is, not set as mathematics
+    assert "$\\frac{$" in (tmp_path / "curves.svg").read_text()  # literally, not as mathematics

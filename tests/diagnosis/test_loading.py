@@ -18,7 +18,7 @@ from plastibench.training.task_buffer import add_task_data, all_samples, make_ta
 from plastibench.utils.seeding import derive
 
 
-def test_classes_that_have_not_arrived_take_no_part_in_a_diagnosis(tmp_path: Path) -> None:
+def test_classes_that_have_not_arrived_are_masked(tmp_path: Path) -> None:
     budget = {"train_size": 200, "epochs": 30, "stop_after": 2}
     spec = RunSpec.make("incremental-digits", "mlp", "none", env_options=budget, device="cpu")
     run(spec, runs_dir=tmp_path, quiet=True, threads=1)
@@ -40,8 +40,10 @@ def agent_of(target: DiagnosisTarget) -> Any:
 
 @pytest.mark.parametrize("env", ["cl-digits", "relabel-digits", "permuted-digits", "warm-digits", "incremental-digits"])
 @pytest.mark.parametrize("task", [0, 1])
-def test_the_data_of_a_task_is_what_a_run_learns_from_then(env: str, task: int) -> None:
-    options = {"data": "new"} if env == "incremental-digits" else {}  # which replaces what was there, as permuted does
+def test_data_of_task_is_what_a_run_trains_on(env: str, task: int) -> None:
+    options = (
+        {"data": "new"} if env == "incremental-digits" else {}
+    )  # new data replaces the old
     spec = RunSpec.make(env, "mlp", "none", env_options={"train_size": 40, **options}, seed=3)
     stream = make_stream(env, train_size=40, **options)
     found = data_of_task(make_stream(env, train_size=40, **options), spec, task)
