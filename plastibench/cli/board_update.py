@@ -41,9 +41,9 @@ def write_board(runs_dir: Path, found: Sequence[Any], plots: bool) -> Path:
     from plastibench.leaderboard.standings import standings
 
     shown = standings(found)
-    pictures = None
+    drawn = None
     if plots and importlib.util.find_spec("matplotlib"):
-        from plastibench.plotting.leaderboard_plots import pictures as draw
+        from plastibench.plotting.leaderboard_plots import pictures
 
-        pictures = {what: png for of_contest in draw(shown).values() for what, png in of_contest}
-    return tensorboard.write(runs_dir, shown, pictures)
+        drawn = {title: png for of_setting in pictures(shown).values() for title, png in of_setting}
+    return tensorboard.write(runs_dir, shown, drawn)

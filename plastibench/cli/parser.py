@@ -44,8 +44,8 @@ class CommandParser(argparse.ArgumentParser):
         """Parse the words after the command.
 
         Returns:
-            The known arguments, and besides: ``words`` as given; ``option_flags``, the flags of components and what is
-            unknown; ``parser``, this object.
+            The arguments, plus ``words`` as given, ``option_flags`` (flags of components and unknown words), and
+            ``parser``, this object.
 
         Raises:
             UserError: An unknown argument, a missing or an invalid value.

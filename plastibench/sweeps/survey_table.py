@@ -27,10 +27,10 @@ _RETURN_LEGEND = (
     "over interventions; recovery: steps until the return is as before (in parentheses: fraction of interventions "
     "after which it never is)."
 )
+_COST_COLUMNS = ("update time", "intervention time", "memory")
 _COST_LEGEND = (
-    "update: time per update relative to no intervention (median and quartiles over rounds that time both "
-    "alternately); acts: time of one intervention, in updates; keeps: memory that it occupies between updates, in "
-    "copies of the parameters."
+    "update time: relative to no intervention (median and quartiles over rounds that time both alternately); "
+    "intervention time: of one intervention, in updates; memory: kept between updates, in copies of the parameters."
 )
 
 
@@ -112,7 +112,7 @@ def table(found: Sequence[dict[str, Any]], costs: Mapping[str, Cost], failures: 
         cells = [mean_std([summary.get(name) for summary in summaries], **shown) for name in names]
         rows.append([f"`{leaderboard.label(runs[0])}` ({len(runs)})", *cells, leaderboard.recovery(runs)])
         rows[-1] += [] if acts else _cost_cells(costs.get(runs[0]["intervention"]))
-    drawn = markdown_table(header if acts else [*header, "update", "acts", "keeps"], rows)
+    drawn = markdown_table(header if acts else [*header, *_COST_COLUMNS], rows)
     return "\n".join([drawn, "", *(f"- {each}" for each in failures)]) if failures else drawn
 
 

@@ -47,8 +47,8 @@ class SavedRun:
         """The task in which the state was saved, from 0; for a finished run the last one."""
         if self.file.name == "final.pt":
             return int(self.env.scenario.task_count) - 1
-        position = self.state["course"]
-        return int(position["position"][0] if isinstance(self.env, TaskStream) else position["task"])
+        trainer = self.state["course"]
+        return int(trainer["position"][0] if isinstance(self.env, TaskStream) else trainer["task"])
 
 
 def open_run(folder: Path, device: str, data_dir: Path) -> SavedRun:

@@ -236,14 +236,14 @@ BUDGET += ["--env.stop-after", "3", "--device", "cpu", "--quiet"]
 def test_a_file_by_plugin_is_listed(plugin: Path, say: Callable[..., Any]) -> None:
     done = say("list", "interventions", "--plugin", plugin)
     assert done.status == 0 and "halve" in done.out and "Halve every weight." in done.out
-    (line,) = (line for line in done.out.splitlines() if "your own" in line)
-    assert line.split()[:4] == ["halve", "your", "own", "intervene"]
+    (line,) = (line for line in done.out.splitlines() if " plugin " in line)
+    assert line.split()[:4] == ["halve", "plugin", "intervene", "?"]
 
 
 def test_the_options_of_a_plugin_are_in_the_help(plugin: Path, say: Callable[..., Any]) -> None:
     done = say("run", "cl-digits", "--intervention", "halve", "--plugin", plugin, "--help")
     assert done.status == 0
-    assert "--intervention.factor float" in done.out and "what is left of each weight (0 to 1, default 0.5)" in done.out
+    assert "--intervention.factor float" in done.out and "of each weight (default: 0.5, 0 to 1)" in done.out
 
 
 def test_a_plugin_runs_with_its_options_and_stands_in_the_leaderboard(

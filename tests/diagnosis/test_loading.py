@@ -41,9 +41,7 @@ def agent_of(target: DiagnosisTarget) -> Any:
 @pytest.mark.parametrize("env", ["cl-digits", "relabel-digits", "permuted-digits", "warm-digits", "incremental-digits"])
 @pytest.mark.parametrize("task", [0, 1])
 def test_data_of_task_is_what_a_run_trains_on(env: str, task: int) -> None:
-    options = (
-        {"data": "new"} if env == "incremental-digits" else {}
-    )  # new data replaces the old
+    options = {"data": "new"} if env == "incremental-digits" else {}  # new data replaces the old
     spec = RunSpec.make(env, "mlp", "none", env_options={"train_size": 40, **options}, seed=3)
     stream = make_stream(env, train_size=40, **options)
     found = data_of_task(make_stream(env, train_size=40, **options), spec, task)

@@ -665,7 +665,7 @@ def test_the_command_compares_and_the_leaderboard_reads(say: Any, tmp_path: Path
     assert "return after steps" in done.out and "rnr every=20 roles=critic" in done.out
     board = say("leaderboard", "--runs-dir", str(tmp_path))
     assert board.status == 0 and "Q bias" in board.out and "rl-cartpole" in board.out
-    figure = say("figures", "overview", tmp_path / "f.png", "--runs-dir", tmp_path)
+    figure = say("plot", "overview", tmp_path / "f.png", "--runs-dir", tmp_path)
     assert figure.status == 0 and (tmp_path / "f.png").stat().st_size > 10_000
 
 
