@@ -107,4 +107,4 @@ def _top_level(words: Sequence[str]) -> int:
     command = parser.parse_known_args(list(words))[0].command
     if command is None:
         raise UserError(f"no command given; choose from {', '.join(COMMANDS)}")
-    raise UserError(f"no command '{command}'{did_you_mean(command, COMMANDS)} (commands: {', '.join(COMMANDS)})")
+    raise UserError(f"unknown command '{command}'{did_you_mean(command, COMMANDS)} (commands: {', '.join(COMMANDS)})")

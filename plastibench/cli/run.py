@@ -80,10 +80,11 @@ def _requested(args: argparse.Namespace) -> Tables:
 
 def _check_names(tables: Tables) -> None:
     """Report missing and unknown names before torch is imported."""
+    if "name" not in tables["env"]:
+        raise UserError("run needs an env, for example cl-digits (plastibench list envs shows all)")
+    if "name" not in tables["agent"]:
+        raise UserError("run needs --agent, for example --agent mlp (plastibench list agents shows all)")
     for part in ("env", "agent"):
-        if "name" not in tables[part]:
-            known = ", ".join(REGISTRIES[part].all())
-            raise UserError(f"run needs {'an env' if part == 'env' else '--agent'}; choose from {known}")
         REGISTRIES[part][tables[part]["name"]]
     if not tables["intervention"]["name"]:
         raise UserError("--intervention is empty; use 'none' for the baseline")
