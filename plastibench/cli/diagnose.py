@@ -4,121 +4,144 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from plastibench.cli.shared import count, import_plugin, read_option_flags
+from plastibench.cli.arguments import add_paths, add_plugin, add_threads, check_output_file
+from plastibench.cli.component_options import Tables, read_option_flags
+from plastibench.cli.parser import CommandParser
+from plastibench.cli.plugins import import_plugins
+from plastibench.cli.run_options import add_run_options
 from plastibench.config.errors import UserError
+from plastibench.diagnosis.rules import thresholds_text
 from plastibench.metrics import select
 
+if TYPE_CHECKING:
+    from plastibench.diagnosis.loading import DiagnosisTarget
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """Its arguments."""
-    parser.formatter_class = _Help
-    parser.add_argument("target", help="a run's folder, timm:MODEL, or a file of weights together with --agent")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="timm: weights to load (.safetensors, .pt, .pth)")
-    parser.add_argument("--agent", help="what network a file of weights belongs to, with its --agent.OPTION")
-    parser.add_argument(
+_IMAGE_SUFFIXES = (".png", ".svg", ".pdf")
+_EXAMPLES = """\
+examples:
+  plastibench diagnose runs/ID --html diagnosis.html
+  plastibench diagnose timm:vit_tiny_patch16_224 --weights model.safetensors --data path/to/images
+  plastibench diagnose model.pt --agent vit-tiny --data cifar100 --metrics all"""
+
+
+def configure(parser: CommandParser) -> None:
+    """Add the arguments."""
+    parser.components = ("agent",)
+    parser.usage = "plastibench diagnose TARGET [options]"
+    parser.epilog = f"{thresholds_text()}\n\n{_EXAMPLES}"
+    what = parser.add_argument_group("what to examine", "Set options of the agent with --agent.OPTION.")
+    what.add_argument("target", metavar="TARGET", help="a run's folder, timm:MODEL, or a checkpoint file with --agent")
+    what.add_argument("--weights", type=Path, metavar="FILE", help="weights of a timm model: .safetensors, .pt or .pth")
+    what.add_argument("--agent", metavar="NAME", help="agent whose network a checkpoint file belongs to")
+    data = parser.add_argument_group("data and metrics")
+    data.add_argument(
         "--data",
-        help="digits, mnist, cifar10, cifar100, …, noise, a folder of images, or FILE.npz "
-        "(default: of a run its own, else noise)",
+        metavar="DATA",
+        help="data set name (digits, mnist, cifar10, …), noise, a folder of images, or FILE.npz "
+        "(default: for a run its own data, otherwise noise)",
     )
-    parser.add_argument("--metrics", help="groups or names of metrics, comma-separated (default: all but slow ones)")
-    parser.add_argument("--samples", type=int, default=0, help="how many samples (default: of a run 512, else 64)")
-    parser.add_argument("--image-size", type=int, default=0, help="side of the images (default: the model's own)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="draw layers by metrics (.png, .svg, .pdf)")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a stand-alone page")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, … (default: a GPU where there is one)")
-    parser.add_argument("--threads", type=count, default=0, help="CPU threads (default: as PyTorch chooses)")
-    parser.add_argument("--plugin", action="append", default=[], help="import a module or .py file that registers more")
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        default=Path(os.environ.get("PLASTIBENCH_DATA", "data")),
-        help="where data sets are (default data, or $PLASTIBENCH_DATA)",
+    data.add_argument(
+        "--samples", type=int, default=0, metavar="N", help="number of samples (default: 512 for a run, otherwise 64)"
     )
-    parser.set_defaults(do=_diagnose)
+    data.add_argument(
+        "--image-size", type=int, default=0, metavar="N", help="image height and width (default: the model's)"
+    )
+    data.add_argument(
+        "--metrics",
+        metavar="NAMES",
+        help="metrics or groups of metrics, such as ranks,weights, or all (default: all but the slow groups)",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained HTML report")
+    output.add_argument("--png", type=Path, metavar="FILE", help="plot layers by metrics (.png, .svg or .pdf)")
+    output.add_argument("--json", type=Path, metavar="FILE", help="write all values as JSON")
+    add_run_options(parser, only=("device",))
+    execution = parser.add_argument_group("execution")
+    add_threads(execution)
+    add_plugin(execution)
+    add_paths(parser, runs=False)
 
 
-class _Help(argparse.RawDescriptionHelpFormatter):
-    """Adds the thresholds when help is shown: until then nothing that needs torch is imported."""
-
-    def format_help(self) -> str:
-        from plastibench.diagnosis.report import help_text
-
-        return f"{super().format_help()}\n{help_text()}\n"
-
-
-def _diagnose(known: argparse.Namespace) -> int:
-    for plugin in known.plugin:
-        import_plugin(plugin)
-    options: dict[str, dict[str, Any]] = {"agent": {}}
-    read_option_flags(known.rest, options)
-    metrics = None if known.metrics is None else [name.strip() for name in known.metrics.split(",") if name.strip()]
-    select(metrics or ())
-    if known.samples < 0 or known.samples == 1 or known.image_size < 0:
-        raise UserError("--samples must be at least 2, and --image-size at least 1")
-    for path in (known.json, known.png, known.html):
-        if path is not None and not path.parent.is_dir():
-            raise UserError(f"{path}: no folder {path.parent}")
-    if known.png is not None and known.png.suffix not in (".png", ".svg", ".pdf"):
-        raise UserError(f"cannot draw into '{known.png.name}'; use a name that ends in .png, .svg or .pdf")
+def execute(args: argparse.Namespace) -> int:
+    """Examine the networks of the target, and print and write the reports."""
+    import_plugins(args.plugin)
+    tables: Tables = {"agent": {} if args.agent is None else {"name": args.agent}}
+    read_option_flags(args, tables)
+    agent_options = {name: value for name, value in tables["agent"].items() if name != "name"}
+    metrics = None if args.metrics is None else [name.strip() for name in args.metrics.split(",") if name.strip()]
+    _check(args, agent_options, metrics)
 
     import torch
 
-    from plastibench.diagnosis.report import diagnose, report
-    from plastibench.utils.atomic_io import write_text
+    from plastibench.diagnosis.diagnose import diagnose
+    from plastibench.diagnosis.text_report import report
 
-    if known.threads > 0:
-        torch.set_num_threads(known.threads)
-    found = [diagnose(subject, metrics) for subject in _subjects(known, options["agent"])]
+    if args.threads > 0:
+        torch.set_num_threads(args.threads)
+    found = [diagnose(target, metrics) for target in _targets(args, agent_options)]
     print("\n\n".join(report(each) for each in found))
-    if known.json is not None:
-        content = [each.as_json() for each in found]
-        write_text(
-            known.json, json.dumps(content[0] if len(content) == 1 else content, indent=1, allow_nan=False) + "\n"
-        )
-    if known.png is not None or known.html is not None:
-        from plastibench.diagnosis.html_report import draw, page
+    if args.json is not None:
+        from plastibench.utils.atomic_io import write_text
 
-        if known.png is not None:
-            draw(found, known.png)
-        if known.html is not None:
-            page(found, known.html)
-    for path in (known.json, known.png, known.html):
+        content = [each.as_json() for each in found]
+        text = json.dumps(content[0] if len(content) == 1 else content, indent=1, allow_nan=False)
+        write_text(args.json, f"{text}\n")
+    if args.png is not None:
+        from plastibench.diagnosis.heat_map import draw
+
+        draw(found, args.png)
+    if args.html is not None:
+        from plastibench.diagnosis.html_report import write_page
+
+        write_page(found, args.html)
+    for path in (args.json, args.png, args.html):
         if path is not None:
             print(path)
     return 0
 
 
-def _subjects(known: argparse.Namespace, agent_options: dict[str, Any]) -> list[Any]:
+def _check(args: argparse.Namespace, agent_options: dict[str, Any], metrics: list[str] | None) -> None:
+    """Report invalid arguments before torch is imported."""
+    select(metrics or ())
+    if args.samples < 0 or args.samples == 1:
+        raise UserError("--samples must be at least 2")
+    if args.image_size < 0:
+        raise UserError("--image-size must be at least 1")
+    for path in (args.json, args.png, args.html):
+        check_output_file(path)
+    if args.png is not None and args.png.suffix not in _IMAGE_SUFFIXES:
+        raise UserError(f"cannot plot to '{args.png.name}'; use a name that ends in .png, .svg or .pdf")
+    if agent_options and args.agent is None:
+        raise UserError("--agent.OPTION needs --agent")
+
+
+def _targets(args: argparse.Namespace, agent_options: dict[str, Any]) -> list[DiagnosisTarget]:
     from plastibench.diagnosis import loading
     from plastibench.utils.runtime import resolve_device
 
-    device, target = resolve_device(known.device), Path(known.target)
-    if agent_options and known.agent is None:
-        raise UserError("--agent.OPTION needs --agent")
-    usual: dict[str, Any] = {
-        "samples": known.samples or loading.USUAL_SAMPLES,
-        "image_size": known.image_size,
-        "data_dir": known.data_dir,
+    device, path = resolve_device(args.device or "auto"), Path(args.target)
+    shared: dict[str, Any] = {
+        "samples": args.samples or loading.DEFAULT_SAMPLES,
+        "image_size": args.image_size,
+        "data_dir": args.data_dir,
     }
-    data = known.data or "noise"
-    if known.target.startswith("timm:"):
-        if known.agent is not None:
-            raise UserError("--agent belongs to a file of weights; timm:MODEL names its own network")
-        name = known.target.removeprefix("timm:")
-        return [loading.timm_model(name, data, device, weights=known.weights, **usual)]
-    if known.weights is not None:
-        raise UserError("--weights belongs to timm:MODEL; name a file of weights itself, with --agent")
-    if target.is_dir():
-        if known.agent is not None or known.image_size:
-            raise UserError(f"{target} is a run's folder, which knows its agent: no --agent, no --image-size")
-        return loading.networks_of_run(target, known.data, device, samples=known.samples, data_dir=known.data_dir)
-    if target.is_file():
-        if known.agent is None:
-            raise UserError(f"{target}: of which network? --agent NAME, or timm:MODEL --weights {target}")
-        return [loading.agent_model(known.agent, agent_options, data, device, weights=target, **usual)]
-    raise UserError(f"{target}: neither a run's folder, nor a file, nor timm:MODEL")
+    data = args.data or "noise"
+    if args.target.startswith("timm:"):
+        if args.agent is not None:
+            raise UserError("--agent needs a checkpoint file; timm:MODEL already names the network")
+        name = args.target.removeprefix("timm:")
+        return [loading.timm_model(name, data, device, weights=args.weights, **shared)]
+    if args.weights is not None:
+        raise UserError("--weights needs timm:MODEL; otherwise pass the checkpoint file itself, with --agent")
+    if path.is_dir():
+        if args.agent is not None or args.image_size:
+            raise UserError(f"{path} is a run's folder, which defines agent and image size; drop --agent, --image-size")
+        return loading.networks_of_run(path, args.data, device, samples=args.samples, data_dir=args.data_dir)
+    if path.is_file():
+        if args.agent is None:
+            raise UserError(f"{path}: unknown network; add --agent NAME, or use timm:MODEL --weights {path}")
+        return [loading.agent_model(args.agent, agent_options, data, device, weights=path, **shared)]
+    raise UserError(f"{path}: not a run's folder, a checkpoint file or timm:MODEL")

@@ -1,54 +1,65 @@
-"""The command line: which commands there are, and how mistakes and failures are told."""
+"""Entry point of the command line: choose a command, run it, and report errors in one line."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
-import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from plastibench import __version__
-from plastibench.cli import diagnose, figures, many, run, show
+from plastibench.cli.parser import CommandParser
 from plastibench.config.errors import RunError, UserError, did_you_mean
+
+GROUPS = {
+    "run experiments": {
+        "run": "run one or more interventions on a task stream and compare them",
+        "resume": "continue an interrupted run",
+        "sweep": "run a grid of experiments from a TOML file in parallel",
+        "survey": "run every intervention on one task stream; tabulate benefit and cost",
+    },
+    "compare results": {
+        "leaderboard": "rank methods over all finished runs",
+        "plot": "plot finished runs: curves, trade-offs, heat maps, the paper's figures",
+    },
+    "inspect": {
+        "diagnose": "measure the plasticity of a network, layer by layer",
+        "bench": "measure throughput, and the cost of an intervention",
+        "list": "list envs, agents, interventions and metrics",
+        "info": "show versions, devices, data sets and runs",
+    },
+}
+COMMANDS = {name: summary for group in GROUPS.values() for name, summary in group.items()}
+_DEPRECATED = {"figures": "plot"}  # accepted for one version
+_MODULES = {"list": "list_"}  # names that would shadow a builtin
 
 _EXAMPLES = """\
 examples:
   plastibench run cl-digits --agent vit-nano --intervention none,reset,rnr
   plastibench run cl-cifar100 --agent vit-tiny --intervention rnr --seed 0..2
   plastibench run relabel-digits --agent mlp --intervention rnr --intervention.quantile 0.2
-  plastibench run cl-digits --agent vit-nano --intervention rnr --help
   plastibench leaderboard
-  tensorboard --logdir runs"""
+  tensorboard --logdir runs
+
+help on one command: plastibench COMMAND --help"""
 
 
-class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Turn argparse's complaint into ours."""
-        found = re.search(r"argument command: invalid choice: '([^']*)'", message)
-        if found:
-            message = f"no command '{found.group(1)}'{did_you_mean(found.group(1), COMMANDS)} ({', '.join(COMMANDS)})"
-        raise UserError(message)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 1 the run failed, 2 the input is wrong, 130 stopped on request."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    for stream in (sys.stdout, sys.stderr):  # a terminal without Greek letters shows question marks
+def main(words: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 success, 1 the run failed, 2 invalid input, 130 stopped on request."""
+    words = list(sys.argv[1:] if words is None else words)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot encode Greek letters shows question marks
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        sys.exit(_dispatch(arguments))
+        sys.exit(_dispatch(words))
     except UserError as error:
-        _complain(error)
+        _report(error)
         sys.exit(2)
     except RunError as error:
-        _complain(error)
+        _report(error)
         sys.exit(1)
-    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+    except BrokenPipeError:  # the reader of our output has exited, as in `plastibench list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
@@ -56,55 +67,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _complain(error: Exception) -> None:
+def _report(error: Exception) -> None:
     print(f"plastibench: {' '.join(str(error).split())}", file=sys.stderr)
 
 
-def _dispatch(arguments: list[str]) -> int:
-    parser = Parser(
+def _dispatch(words: list[str]) -> int:
+    command = words[0] if words else ""
+    if command in _DEPRECATED:
+        new = _DEPRECATED[command]
+        print(
+            f"plastibench: '{command}' is now '{new}'; the old name will be removed in the next version",
+            file=sys.stderr,
+        )
+        command = new
+    if command not in COMMANDS:
+        return _top_level(words)
+    module = importlib.import_module(f"plastibench.cli.{_MODULES.get(command, command)}")
+    summary = COMMANDS[command]
+    parser = CommandParser(prog=f"plastibench {command}", description=f"{summary[0].upper()}{summary[1:]}.")
+    module.configure(parser)
+    return int(module.execute(parser.parse_words(words[1:])))
+
+
+def _top_level(words: Sequence[str]) -> int:
+    """Handle ``--help``, ``--version`` and unknown commands."""
+    width = max(map(len, COMMANDS))
+    commands = "\n\n".join(
+        "\n".join([f"{group}:", *(f"  {name:{width}}  {summary}" for name, summary in members.items())])
+        for group, members in GROUPS.items()
+    )
+    parser = CommandParser(
         prog="plastibench",
-        description="Gym, benchmark and toolbox for plasticity loss.",
+        usage="plastibench COMMAND ...",
+        description=f"Gym, benchmark and toolbox for plasticity loss.\n\n{commands}",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"plastibench {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
-    for name, (add, help_line) in COMMANDS.items():
-        add(commands.add_parser(name, help=help_line, description=help_line, add_help=name != "run"))
-    kept, options = _without_options(arguments)
-    known, rest = parser.parse_known_args(kept)
-    rest = options + rest
-    if rest and known.command not in ("run", "bench", "survey", "diagnose"):
-        raise UserError(f"unknown argument '{rest[0]}' (plastibench {known.command} --help)")
-    known.rest, known.arguments = rest, arguments
-    return int(known.do(known))
-
-
-def _without_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments, and apart from them ``--env.epochs 5`` and the like: argparse would take the 5 for the env."""
-    kept: list[str] = []
-    options: list[str] = []
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if not re.match(r"--[a-z]+\.", word):
-            kept.append(word)
-            continue
-        options.append(word)
-        if "=" not in word and rest and not rest[0].startswith("--"):
-            options.append(rest.pop(0))
-    return kept, options
-
-
-COMMANDS = {
-    "run": (run.add_run, "run interventions on a task stream, and compare them"),
-    "sweep": (many.add_sweep, "work through a grid of runs with several processes"),
-    "survey": (many.add_survey, "every intervention on one scenario: what it brings, and what it costs"),
-    "resume": (run.add_resume, "continue an interrupted run"),
-    "list": (show.add_list, "list envs, agents, interventions and metrics"),
-    "info": (show.add_info, "show versions, devices and data found"),
-    "figures": (figures.add, "draw finished runs: curves, trade-offs, heat maps, and the paper's figures"),
-    "bench": (show.add_bench, "time the harness against a plain PyTorch loop, and an intervention"),
-    "leaderboard": (show.add_leaderboard, "compare all finished runs"),
-    "diagnose": (diagnose.add, "examine the plasticity of a network, layer by layer"),
-}
+    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
+    command = parser.parse_known_args(list(words))[0].command
+    if command is None:
+        raise UserError(f"no command given; choose from {', '.join(COMMANDS)}")
+    raise UserError(f"unknown command '{command}'{did_you_mean(command, COMMANDS)} (commands: {', '.join(COMMANDS)})")

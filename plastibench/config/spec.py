@@ -29,21 +29,21 @@ PARTS = ("env", "agent", "intervention")
 class RunOptions:
     """Options of the run itself."""
 
-    seed: int = option(0, "seed of all random generators", low=0)
-    every: int = option(0, "updates between interventions; 0: intervene at task boundaries", low=0)
-    representative: int = option(2048, "size of the representative batch that interventions use (paper: 2048)", low=1)
+    seed: int = option(0, "random seed; for several runs 0,1,2 or 0..4", low=0)
+    every: int = option(0, "intervene every N updates; 0: at task boundaries", low=0)
+    representative: int = option(2048, "number of samples that interventions use", low=1)
     device: str = option("auto", "cpu, cuda, cuda:1, …; auto: a GPU if available")
-    deterministic: bool = option(False, "use only deterministic kernels, also on a GPU (slower)")
-    # Options added later default to None, which keeps the id of older specs unchanged.
-    roles: tuple[str, ...] | None = option(None, "networks to modify, e.g. critic (default: all)")
-    until: int | None = option(None, "last update after which to intervene (default: no limit)", low=0)
+    deterministic: bool = option(False, "use deterministic kernels only (slower on a GPU)")
+    # None leaves the identity of specs that were made before an option existed as it was.
+    roles: tuple[str, ...] | None = option(None, "networks to modify, such as critic,actor (default: all)")
+    until: int | None = option(None, "do not intervene after N updates (default: no limit)", low=0)
     offline_updates: int | None = option(
-        None, "rl: extra updates right after an intervention, before the next environment step", low=0
+        None, "RL: extra updates after each intervention, before the agent acts again (default: 0)", low=0
     )
     checkpoint_memory: bool | None = option(
-        None, "rl: store the replay buffer in checkpoints; a resumed run then continues at once, with new episodes"
+        None, "RL: checkpoint the replay buffer; a resumed run continues at once, but is not bit-identical"
     )
-    metrics: tuple[str, ...] | None = option(None, "additional plasticity metrics, or groups of metrics")
+    metrics: tuple[str, ...] | None = option(None, "additional metrics or groups of metrics, such as ranks,probes")
 
     def __post_init__(self) -> None:
         if self.metrics:

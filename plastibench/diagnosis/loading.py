@@ -1,4 +1,4 @@
-"""What a diagnosis looks at: networks of a run, a timm model, or an agent's network with weights from a file."""
+"""Load what is to be diagnosed: the networks of a run, a timm model, or an agent's network with weights from a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDict, TensorDictBase
@@ -24,27 +23,26 @@ from plastibench.diagnosis.state_dicts import load_weights, read_state, without_
 from plastibench.envs.task_stream import TaskStream
 from plastibench.nn.network import Network, eval_mode, seeded
 from plastibench.nn.units import output_layers
-from plastibench.training import checkpoint
 from plastibench.training.learner import Learner
 from plastibench.training.offpolicy import OffPolicyTrainer
+from plastibench.training.saved_run import SavedRun, data_of_task, open_run
 from plastibench.training.supervised import PROBE
-from plastibench.utils.seeding import derive
 
-USUAL_SAMPLES = 64
-_ACTED = 1000  # steps that are played to have transitions to look at
+DEFAULT_SAMPLES = 64
+_ACTED = 1000  # environment steps that are played to collect transitions
 
 
 @dataclass
-class Subject:
-    """A network and what it is looked at with.
+class DiagnosisTarget:
+    """A network to diagnose, and the data to do it with.
 
     Attributes:
-        title: What it is.
+        title: Description for reports.
         network: The network.
         batch: Probe batch.
         data: Where the batch comes from.
-        initial: Parameters before training, where they are known.
-        notes: What a person should know: where labels come from, what did not fit.
+        initial: Parameters before training, if known.
+        notes: Caveats for the reader, such as where labels come from or which weights did not fit.
     """
 
     title: str
@@ -57,11 +55,20 @@ class Subject:
 
 def timm_model(
     name: str, data: str, device: str, *, weights: Path | None, samples: int, image_size: int, data_dir: Path
-) -> Subject:
-    """A timm model, untrained or with weights from a file.
+) -> DiagnosisTarget:
+    """Load a timm model, untrained or with weights from a file.
+
+    Args:
+        name: Name of the model.
+        data: Images, as :func:`read_samples` takes them.
+        device: Where to put the network.
+        weights: A file of weights, which also determines the numbers of classes and channels.
+        samples: Number of samples.
+        image_size: Height and width of the images; 0 for the model's own.
+        data_dir: Folder of data sets.
 
     Raises:
-        UserError: No such model, or weights or data that do not fit.
+        UserError: The model does not exist, or weights or data do not fit it.
     """
     import timm
 
@@ -85,7 +92,7 @@ def timm_model(
     def make() -> nn.Module:
         try:
             model: nn.Module = timm.create_model(name, in_chans=channels, img_size=shape[1:], **options)
-        except TypeError:  # models that take any image size have no such option
+        except TypeError:  # models for any image size do not have this option
             model = timm.create_model(name, in_chans=channels, **options)
         return model
 
@@ -103,31 +110,41 @@ def agent_model(
     samples: int,
     image_size: int,
     data_dir: Path,
-) -> Subject:
-    """The network of a classifier of plastibench, with weights from a file.
+) -> DiagnosisTarget:
+    """Build the network of one of plastibench's classifiers and load weights from a file.
+
+    Args:
+        name: Name of the agent.
+        values: Its options.
+        data: Images, as :func:`read_samples` takes them.
+        device: Where to put the network.
+        weights: A file of weights, which also determines the number of classes; None: untrained.
+        samples: Number of samples.
+        image_size: Height and width of the images; 0 for the usual size of the data set.
+        data_dir: Folder of data sets.
 
     Raises:
-        UserError: No such agent, or weights or data that do not fit.
+        UserError: The agent does not exist or is not a classifier, or weights or data do not fit it.
     """
     entry = registry.agents[name]
     config: Any = build(entry.load(), {**entry.defaults, **values}, f"agent {name}")
     if not hasattr(config, "module"):
-        raise UserError(f"--agent {name} is no classifier; diagnose its run folder instead")
+        raise UserError(f"--agent {name} is not a classifier; diagnose its run's folder instead")
     state = read_state(weights) if weights is not None else {}
-    usual = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28), "tiny-imagenet": (3, 64, 64)}
-    channels, height, width = usual.get(data, (3, 32, 32))
+    shapes = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28), "tiny-imagenet": (3, 64, 64)}
+    channels, height, width = shapes.get(data, (3, 32, 32))
     shape = (channels, image_size or height, image_size or width)
     found = read_samples(data, samples, shape, data_dir)
     with seeded(0):
-        alike = config.module(shape, 2)
-    head = without_prefix(state, set(alike.state_dict())).get(f"{output_layers(alike, ())[-1]}.weight")
+        example = config.module(shape, 2)
+    head = without_prefix(state, set(example.state_dict())).get(f"{output_layers(example, ())[-1]}.weight")
     classes = len(head) if head is not None else found.classes or 10
     title = f"{name}" + (f" with {weights}" if weights else " (untrained)")
     return _from_samples(title, functools.partial(config.module, shape, classes), found, device, weights, state)
 
 
 def _shape_of(state: Mapping[str, Tensor], ending: str) -> tuple[int, ...]:
-    """The shape of the tensor of that name, below whatever prefix; nothing where there is none."""
+    """The shape of the tensor with this name, under any prefix; empty if there is none."""
     return next((tuple(v.shape) for k, v in state.items() if k == ending or k.endswith(f".{ending}")), ())
 
 
@@ -138,13 +155,13 @@ def _from_samples(
     device: str,
     weights: Path | None,
     state: Mapping[str, Tensor],
-) -> Subject:
+) -> DiagnosisTarget:
     with seeded(0):
         module = make()
-    notes = load_weights(module, state, weights) if weights is not None else ["untrained: no --weights"]
+    notes = load_weights(module, state, weights) if weights is not None else ["untrained: no weights were given"]
     network = Network(module.to(device), None, _cross_entropy, fresh=make)
     batch, more = labelled(network, found, device)
-    return Subject(title, network, batch, found.name, None, notes + more)
+    return DiagnosisTarget(title, network, batch, found.name, None, notes + more)
 
 
 def _cross_entropy(module: nn.Module, batch: TensorDictBase) -> Tensor:
@@ -152,14 +169,18 @@ def _cross_entropy(module: nn.Module, batch: TensorDictBase) -> Tensor:
 
 
 def labelled(network: Network, found: Samples, device: str) -> tuple[TensorDictBase, list[str]]:
-    """A batch with labels; where there are none that fit, with the network's own predictions, and a note."""
+    """Make a batch; samples without labels that fit the network get its predictions, and a note says so.
+
+    Raises:
+        UserError: The network does not accept the images, or does not return logits [N, classes].
+    """
     images = found.images.to(device)
     try:
         with eval_mode(network.module), torch.no_grad():
             outputs = torch.cat([network.module(part) for part in images.split(64)])
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"the network cannot take images of shape {list(images.shape[1:])} ({reason})") from error
+        raise UserError(f"the network does not accept images of shape {list(images.shape[1:])} ({reason})") from error
     if outputs.ndim != 2:
         raise UserError(f"the network returns {list(outputs.shape)}; expected [samples, classes]")
     notes = []
@@ -168,153 +189,70 @@ def labelled(network: Network, found: Samples, device: str) -> tuple[TensorDictB
     else:
         why = "no labels"
         if found.labels is not None:
-            why = f"{found.classes} classes, the network {outputs.shape[1]} outputs"
+            why = f"{found.classes} classes and the network {outputs.shape[1]} outputs"
         notes.append(
-            f"{found.name} has {why}: the network's own predictions stand in for them, and all that comes of the loss "
-            "(gradients, curvature, next-task probe) is only as good as these"
+            f"{found.name} has {why}, so the network's own predictions are the labels; metrics of the loss (gradients, "
+            "curvature, next-task probe) depend on them"
         )
         labels = outputs.argmax(1)
     return TensorDict({"image": images, "label": labels}, batch_size=[len(images)]), notes
 
 
-# Runs ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Saved:
-    """A run as it was left: its agent with the networks that it had then, and what these began with."""
-
-    spec: RunSpec
-    source: Path
-    state: dict[str, Any]
-    env: Any
-    config: Any
-    agent: Any
-    initial: dict[str, dict[str, Tensor]]
-
-
-def networks_of_run(folder: Path, data: str | None, device: str, *, samples: int, data_dir: Path) -> list[Subject]:
-    """The networks of a finished or interrupted run, on its own probe batch or on other images.
-
-    Raises:
-        UserError: The folder holds no run, or what it holds is damaged.
-    """
-    saved = _open(folder, device, data_dir)
-    spec, env, agent, initial = saved.spec, saved.env, saved.agent, saved.initial
-    title = f"{spec.id} ({saved.source.name})"
-    networks: dict[str, Network] = agent.networks
-    if data is not None:
-        if not isinstance(env, TaskStream):
-            raise UserError("--data: a network that acts is looked at with transitions of its own environment")
-        found = read_samples(data, samples or PROBE, env.image_shape, data_dir)
-        network = networks["classifier"]
-        network.loss = _cross_entropy
-        batch, notes = labelled(network, found, device)
-        return [Subject(title, network, batch, found.name, initial["classifier"], notes)]
-    if isinstance(env, TaskStream):
-        finished = saved.source.name == "final.pt"
-        task = env.config.task_count - 1 if finished else int(saved.state["trainer"]["task"])
-        batch = data_of_task(env, spec, task)[: min(samples or PROBE, PROBE)].to(device)
-        where = f"the samples of {spec.env[0]} that came first, with their labels in task {task + 1}"
-        return [Subject(title, networks["classifier"], batch, where, initial["classifier"])]
-    task = env.config.task_count - 1 if saved.source.name == "final.pt" else int(saved.state["trainer"]["task"])
-    batch = _played(env, agent, spec, task)[: samples or PROBE]
-    where = f"transitions of {spec.env[0]}, drawn from {_acted(spec):,} steps that the loaded agent played anew"
-    where += f" in task {task + 1}" if env.config.task_count > 1 else ""
-    return [Subject(f"{title}: {role}", n, batch, where, initial[role]) for role, n in networks.items()]
-
-
-def trained_and_fresh(folder: Path, device: str, *, data_dir: Path) -> tuple[Network, Network, TensorDictBase]:
-    """The classifier of a run as it was left, the one that it began with, and all training data of the last task.
-
-    Raises:
-        UserError: The folder holds no run on a task stream, or what it holds is damaged.
-    """
-    saved = _open(folder, device, data_dir)
-    if not isinstance(saved.env, TaskStream):
-        raise UserError(f"{folder}: {saved.spec.env[0]} is no task stream, so that there is no training data of a task")
-    begun = saved.config.build(saved.env, saved.spec.run.seed, torch.device(device))  # draws the same weights again
-    data = data_of_task(saved.env, saved.spec, saved.env.config.task_count - 1).to(device)
-    return saved.agent.networks["classifier"], begun.networks["classifier"], data
-
-
-def _open(folder: Path, device: str, data_dir: Path) -> _Saved:
-    """Build the agent of a run and bring it to the state that was saved last."""
-    spec_file = folder / "spec.toml"
-    try:
-        spec = RunSpec.from_toml(spec_file.read_text(encoding="utf-8"), str(spec_file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder}: no run in it ({spec_file.name}: {getattr(error, 'strerror', error)})") from error
-    final, unfinished = folder / "final.pt", folder / "checkpoint.pt"
-    if not final.exists() and not unfinished.exists():
-        raise UserError(f"{folder}: neither final.pt nor checkpoint.pt in it; the run has not saved anything yet")
-    source = final if final.exists() else unfinished
-    try:
-        state = checkpoint.load(source)
-    except UserError as error:
-        raise UserError(f"{source}: damaged, cannot be read") from error
-    spec = dataclasses.replace(spec, run=dataclasses.replace(spec.run, device=device))
-    env = spec.create("env").make(data_dir)
-    config = spec.create("agent")
-    if hasattr(config, "storage"):  # what is played here is few and not for learning
-        acted = _acted(spec)
-        config = dataclasses.replace(config, storage="device", prioritized=False, buffer_size=2 * acted)
-    agent = config.build(env, spec.run.seed, torch.device(device))
-    try:
-        initial = _load(spec, agent, state)
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{source} does not fit its spec.toml ({type(error).__name__}: {reason})") from error
-    return _Saved(spec, source, state, env, config, agent, initial)
-
-
-def _load(spec: RunSpec, agent: Any, state: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
-    """Bring the agent to the saved state; return the parameters that it began with."""
-    networks = list(agent.networks.items())
-    roles = spec.run.roles
-    interventions = [spec.create("intervention") if roles is None or role in roles else None for role in agent.networks]
-    for (_, network), intervention in zip(networks, interventions, strict=True):
-        if intervention is not None:  # it may have changed the architecture
-            intervention.prepare(network)
-    initial = {role: {n: p.detach().clone() for n, p in each.module.named_parameters()} for role, each in networks}
-    learner = state["trainer"]["learner"] if "trainer" in state else state
-    for intervention, saved in zip(interventions, learner["interventions"], strict=True):
-        if intervention is not None:
-            intervention.load_state_dict(saved)
-    if "agent" in learner:
-        agent.load_state_dict(learner["agent"])
-        return initial
-    for (_, network), saved in zip(networks, state["networks"], strict=True):
-        network.module.load_state_dict(saved)
-    agent.load_extra_state(state.get("extra", {}))
-    return initial
-
-
-def data_of_task(env: TaskStream, spec: RunSpec, task: int) -> TensorDictBase:
-    """All training images of a task in order of arrival, with their labels then.
+def networks_of_run(
+    folder: Path, data: str | None, device: str, *, samples: int, data_dir: Path
+) -> list[DiagnosisTarget]:
+    """The networks of a finished or interrupted run, with its own probe batch or with other images.
 
     Args:
-        env: The stream; it is begun anew.
-        spec: Whose seed it has.
-        task: Number of the task, from 0.
+        folder: The run's folder.
+        data: Images to use instead, as :func:`read_samples` takes them; None for the run's own data.
+        device: Where to put the networks.
+        samples: Number of samples; 0 for as many as the run itself measures its metrics on.
+        data_dir: Folder of data sets.
+
+    Raises:
+        UserError: The folder contains no saved run, its files are damaged, or the data does not fit.
     """
-    observation, _ = env.reset(seed=derive(spec.run.seed, "stream"))
-    images = observation["images"]
-    for _ in range(task):
-        observation = env.step(env.evaluation_labels)[0]
-        replaced = len(observation["images"]) == len(observation["labels"])  # as the replay buffer sees it
-        images = observation["images"] if replaced else np.concatenate([images, observation["images"]])
-    content = {"image": torch.from_numpy(images), "label": torch.from_numpy(observation["labels"])}
-    return TensorDict(content, batch_size=[len(images)])
+    saved = open_run(folder, device, data_dir)
+    title = f"{saved.spec.id} ({saved.file.name})"
+    if not isinstance(saved.env, TaskStream):
+        if data is not None:
+            raise UserError("--data does not apply to RL runs; they are diagnosed on their own transitions")
+        return _rl_networks(saved, title, samples)
+    network: Network = saved.agent.networks["classifier"]
+    initial = saved.initial["classifier"]
+    if data is not None:
+        found = read_samples(data, samples or PROBE, saved.env.image_shape, data_dir)
+        network.loss = _cross_entropy
+        batch, notes = labelled(network, found, device)
+        return [DiagnosisTarget(title, network, batch, found.name, initial, notes)]
+    batch = data_of_task(saved.env, saved.spec, saved.task)[: min(samples or PROBE, PROBE)].to(device)
+    where = f"first samples of {saved.spec.env[0]}, with their labels in task {saved.task + 1}"
+    return [DiagnosisTarget(title, network, batch, where, initial)]
+
+
+def _rl_networks(saved: SavedRun, title: str, samples: int) -> list[DiagnosisTarget]:
+    steps = _acted(saved.spec)
+    # The buffer only has to hold what is played here, whatever the run itself used.
+    small = {"storage": "device", "prioritized": False, "buffer_size": 2 * steps}
+    saved.agent.config = dataclasses.replace(saved.agent.config, **small)
+    batch = _played(saved.env, saved.agent, saved.spec, saved.task)[: samples or PROBE]
+    where = f"transitions of {saved.spec.env[0]}, sampled from {steps:,} new steps of the loaded agent"
+    where += f" in task {saved.task + 1}" if saved.env.config.task_count > 1 else ""
+    networks: dict[str, Network] = saved.agent.networks
+    return [
+        DiagnosisTarget(f"{title}: {role}", network, batch, where, saved.initial[role])
+        for role, network in networks.items()
+    ]
 
 
 def _acted(spec: RunSpec) -> int:
-    """Steps to play: where many environments wait for long returns, the first transitions come late."""
+    """Steps to play: with many environments and long n-step returns, the first transition is complete late."""
     return max(_ACTED, 2 * int(spec.env[1]["envs"]) * int(spec.agent[1]["n_step"]))
 
 
 def _played(env: Any, agent: Any, spec: RunSpec, task: int) -> TensorDictBase:
-    """Transitions of the agent as it is now; the memory of a run is not on disk."""
+    """Transitions that the loaded agent collects now: a run's replay buffer is not on disk."""
     trainer = OffPolicyTrainer(env, Learner(agent), spec.run)
     try:
         agent.set_progress(1.0)

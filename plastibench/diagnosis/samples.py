@@ -1,4 +1,4 @@
-"""Images to look at a network with: data sets by name, folders, arrays in a file, or noise."""
+"""Images to diagnose a network with: a data set by name, a folder, arrays in a file, or noise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.envs.datasets import DATASETS, load_dataset
 
-_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 _IMAGES, _LABELS = ("images", "image", "x", "data", "x_train"), ("labels", "label", "y", "targets", "y_train")
 
 
@@ -24,9 +24,9 @@ class Samples:
 
     Attributes:
         name: Where they come from.
-        images: float32 [N, C, H, W], brought to mean 0 and standard deviation 1 where they came as bytes.
+        images: float32 [N, C, H, W]; bytes are standardised to mean 0 and standard deviation 1.
         labels: int64 [N], or None.
-        classes: How many classes the labels come from, or None.
+        classes: Number of classes, or None.
     """
 
     name: str
@@ -36,16 +36,16 @@ class Samples:
 
 
 def read_samples(text: str, count: int, shape: tuple[int, int, int], data_dir: Path) -> Samples:
-    """Up to ``count`` images of ``shape`` (C, H, W); others are scaled, and their channels repeated or averaged.
+    """Read up to ``count`` images. Those of another shape are resized; their channels are repeated or averaged.
 
     Args:
-        text: A data set's name, ``noise``, a folder of images (class by class, or all in one), or a .npz file.
-        count: How many.
-        shape: What the network takes.
-        data_dir: Where data sets are.
+        text: Name of a data set, ``noise``, a folder of images (with or without a subfolder per class), or a .npz file.
+        count: Number of images; they are spread evenly over the data.
+        shape: Shape (C, H, W) that the network takes.
+        data_dir: Folder of data sets.
 
     Raises:
-        UserError: There are none, or they cannot be read.
+        UserError: The data does not exist or cannot be read.
     """
     path = Path(text).expanduser()
     if text == "noise":
@@ -55,28 +55,28 @@ def read_samples(text: str, count: int, shape: tuple[int, int, int], data_dir: P
         found = load_dataset(text, data_dir)
         chosen = _spread(len(found.train_images), count)
         labels = torch.from_numpy(found.train_labels[chosen])
-        samples = Samples(text, _scaled(found.train_images[chosen]), labels, len(found.classes))
+        samples = Samples(text, _standardised(found.train_images[chosen]), labels, len(found.classes))
     elif path.is_dir():
         samples = _folder(path, count, shape)
     elif path.suffix == ".npz":
         samples = _arrays(path, count)
     elif path.exists():
-        raise UserError(f"--data {text}: neither a folder of images nor a .npz file")
+        raise UserError(f"--data {text}: expected a folder of images or a .npz file")
     else:
         known = [*(name for name in DATASETS if name != "imagefolder"), "noise"]
         hint = did_you_mean(text, known)
-        raise UserError(f"--data {text}: no such folder, .npz file or data set{hint} (data sets: {', '.join(known)})")
+        raise UserError(f"--data {text}: no such data set, folder or .npz file{hint} (data sets: {', '.join(known)})")
     samples.images = _fitted(samples.images, shape)
     return samples
 
 
 def _spread(total: int, count: int) -> np.ndarray:
-    """Up to ``count`` of so many places, evenly: data may be sorted by class."""
+    """Up to ``count`` indices below ``total``, evenly spaced: data may be sorted by class."""
     return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
 
 
-def _scaled(images: np.ndarray) -> Tensor:
-    """Bytes [N, C, H, W] with the channel means and deviations of the batch itself taken out."""
+def _standardised(images: np.ndarray) -> Tensor:
+    """Standardise bytes [N, C, H, W] by the mean and standard deviation of each channel of the batch."""
     values = torch.from_numpy(np.ascontiguousarray(images)).float() / 255
     mean, std = values.mean((0, 2, 3), keepdim=True), values.std((0, 2, 3), keepdim=True, correction=0)
     return (values - mean) / std.clamp_min(1e-3)
@@ -97,7 +97,7 @@ def _folder(path: Path, count: int, shape: tuple[int, int, int]) -> Samples:
     classes = sorted(child for child in path.iterdir() if child.is_dir() and _images_in(child))
     groups = [_images_in(folder) for folder in classes] if classes else [_images_in(path)]
     if not any(groups):
-        raise UserError(f"--data {path}: no images in it or in the folders in it ({', '.join(_ENDINGS)})")
+        raise UserError(f"--data {path}: no images in the folder or its subfolders ({', '.join(_SUFFIXES)})")
     rounds = itertools.zip_longest(*([(file, label) for file in files] for label, files in enumerate(groups)))
     chosen = [pair for each in rounds for pair in each if pair is not None][:count]
     images = np.empty((len(chosen), 3, *shape[1:]), np.uint8)
@@ -105,16 +105,16 @@ def _folder(path: Path, count: int, shape: tuple[int, int, int]) -> Samples:
         try:
             with Image.open(file) as image:
                 resized = image.convert("RGB").resize((shape[2], shape[1]), Image.Resampling.BILINEAR)
-        except Exception as error:  # a broken file makes Pillow's plug-ins raise almost anything
+        except Exception as error:  # for a broken file, Pillow's plugins raise almost anything
             reason = " ".join(str(error).split())[:100]
-            raise UserError(f"{file}: no readable image ({type(error).__name__}: {reason}); remove it") from error
+            raise UserError(f"{file} is not a readable image ({type(error).__name__}: {reason}); remove it") from error
         images[index] = np.asarray(resized).transpose(2, 0, 1)
     labels = torch.tensor([label for _, label in chosen]) if classes else None
-    return Samples(str(path), _scaled(images), labels, len(classes) or None)
+    return Samples(str(path), _standardised(images), labels, len(classes) or None)
 
 
 def _images_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in _ENDINGS and file.is_file())
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES and file.is_file())
 
 
 def _arrays(path: Path, count: int) -> Samples:
@@ -123,34 +123,35 @@ def _arrays(path: Path, count: int) -> Samples:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:
         reason = " ".join(str(error).split())[:100]
-        raise UserError(f"{path}: no arrays that can be read safely ({type(error).__name__}: {reason})") from error
+        raise UserError(f"{path} cannot be read safely as arrays ({type(error).__name__}: {reason})") from error
     by_name = {name.lower(): array for name, array in arrays.items()}
     images = next((by_name[name] for name in _IMAGES if name in by_name), None)
     if images is None:
         images = next((array for array in arrays.values() if array.ndim in (3, 4)), None)
     if images is None or images.ndim not in (3, 4) or not len(images) or images.dtype.kind not in "uifb":
-        raise UserError(f"{path}: no images [N, C, H, W], [N, H, W, C] or [N, H, W] (it has {_contents(arrays)})")
+        shapes = "[N, C, H, W], [N, H, W, C] or [N, H, W]"
+        raise UserError(f"{path} has no images of shape {shapes}; it has {_contents(arrays)}")
     labels = next((by_name[name] for name in _LABELS if name in by_name), None)
     if labels is not None and (labels.ndim != 1 or len(labels) != len(images) or labels.dtype.kind not in "ui"):
-        raise UserError(f"{path}: labels must be whole numbers [{len(images)}] (it has {_contents(arrays)})")
+        raise UserError(f"{path}: labels must be whole numbers [{len(images)}]; the file has {_contents(arrays)}")
     if images.ndim == 3:
         images = images[:, None]
     elif images.shape[1] not in (1, 3, 4) and images.shape[3] in (1, 3, 4):
         images = images.transpose(0, 3, 1, 2)
-    places = _spread(len(images), count)
-    images = images[places]
+    chosen = _spread(len(images), count)
+    images = images[chosen]
     if images.dtype.kind == "f":
         if not np.isfinite(images).all():
-            raise UserError(f"{path}: the images hold values that are not finite")
-        values = torch.from_numpy(np.ascontiguousarray(images)).float()  # taken to be normalised already
+            raise UserError(f"{path}: the images contain values that are not finite")
+        values = torch.from_numpy(np.ascontiguousarray(images)).float()  # assumed to be standardised already
     else:
-        values = _scaled(images)
+        values = _standardised(images)
     if labels is None:
         return Samples(str(path), values, None, None)
     if labels.min() < 0:
         raise UserError(f"{path}: labels must not be negative")
-    chosen = torch.from_numpy(labels[places].astype(np.int64))
-    return Samples(str(path), values, chosen, int(labels.max()) + 1)
+    kept = torch.from_numpy(labels[chosen].astype(np.int64))
+    return Samples(str(path), values, kept, int(labels.max()) + 1)
 
 
 def _contents(arrays: dict[str, np.ndarray]) -> str:

@@ -1,4 +1,4 @@
-"""State dicts that others saved: read without executing anything, unwrapped, and fitted to a model."""
+"""Third-party checkpoints: read without executing code, unwrap, and match to a model."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from plastibench.config.errors import UserError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "ema_state_dict", "params")
-_DEEPEST = 8  # wrappers around wrappers
+_MAX_DEPTH = 8  # of nested wrappers
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` file or of what ``torch.save`` wrote, by name.
+    """Read a state dict from a ``.safetensors`` file or a file of ``torch.save``.
 
-    Dicts around them (``{"state_dict": …}``, ``{"model": …}``) are opened.
+    Wrappers such as ``{"state_dict": …}`` and ``{"model": …}`` are removed.
 
     Raises:
-        UserError: It cannot be read, or holds no state dict.
+        UserError: The file cannot be read safely, or contains no state dict.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -32,13 +32,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
             found: Any = load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # rubbish makes readers fail in many ways
+    except Exception as error:  # damaged files make readers fail in many ways
         reason = " ".join(str(error).split()).partition(".")[0][:120]
         advice = "" if path.suffix == ".safetensors" else "; save model.state_dict(), not the model itself"
         raise UserError(
-            f"{path}: no weights that can be read safely ({type(error).__name__}: {reason}){advice}"
+            f"{path} cannot be read safely as weights ({type(error).__name__}: {reason}){advice}"
         ) from error
-    for _ in range(_DEEPEST):  # a dict may hold itself
+    for _ in range(_MAX_DEPTH):  # a dict may contain itself
         if not isinstance(found, Mapping):
             break
         inner = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), Mapping)), None)
@@ -48,16 +48,20 @@ def read_state(path: Path) -> dict[str, Tensor]:
     state = found if isinstance(found, Mapping) else {}
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        hint = "; of a run of plastibench name the folder" if "networks" in state else ""
-        raise UserError(f"{path}: holds no state dict, under none of the keys {', '.join(_WRAPPERS)}{hint}")
+        hint = "; for a run of plastibench, pass its folder" if "networks" in state else ""
+        raise UserError(f"{path} contains no state dict, not even below the keys {', '.join(_WRAPPERS)}{hint}")
     return tensors
 
 
 def without_prefix(state: Mapping[str, Tensor], known: set[str]) -> dict[str, Tensor]:
-    """The state under the names of a model: ``module.``, ``_orig_mod.``, ``model.`` and the like are cut off.
+    """Remove a prefix such as ``module.``, ``_orig_mod.`` or ``model.`` from the names of a state dict.
 
-    Of all leading parts of names, and of none, those are cut off with which most names are known; of several such
-    (``model.`` and ``model_ema.``) the shortest, and the first by the alphabet. Names that are known as they are stay.
+    The prefix is the one (possibly empty) that makes most names known to the model; of several such, like ``model.``
+    and ``model_ema.``, the shortest, then the first in alphabetical order. Names without the prefix stay as they are.
+
+    Args:
+        state: Name to tensor.
+        known: Names of the model.
     """
     prefixes = {""}
     for name in state:
@@ -73,10 +77,18 @@ def without_prefix(state: Mapping[str, Tensor], known: set[str]) -> dict[str, Te
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> list[str]:
-    """Write weights into a module; return what a person should know of how they fit.
+    """Load weights into a module as far as names match.
+
+    Args:
+        module: The module.
+        state: Name to tensor, with or without a prefix.
+        path: The file, for messages.
+
+    Returns:
+        Notes about missing and unused tensors.
 
     Raises:
-        UserError: They belong to another architecture.
+        UserError: The weights belong to another architecture.
     """
     own = module.state_dict()
     state = without_prefix(state, set(own))
@@ -85,22 +97,22 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
     if len(parameters & set(common)) * 2 < len(parameters):
         first = next(iter(state), "nothing")
         raise UserError(
-            f"{path}: {len(parameters & set(common))} of the model's {len(parameters)} parameters are in it (it begins "
-            f"with '{first}'); name the model that it was saved from"
+            f"{path} has {len(parameters & set(common))} of the model's {len(parameters)} parameters (its first tensor "
+            f"is '{first}'); name the model that the file was saved from"
         )
     for name in common:
         if own[name].shape != state[name].shape:
-            shapes = f"{list(state[name].shape)} where the model has {list(own[name].shape)}"
-            raise UserError(f"{path}: '{name}' has shape {shapes}; is it another model, or another --image-size?")
+            shapes = f"{list(state[name].shape)}, but the model has {list(own[name].shape)}"
+            raise UserError(f"{path}: '{name}' has shape {shapes}; check the model and --image-size")
     module.load_state_dict({name: state[name] for name in common}, strict=False)
     notes = []
     if missing := sorted(parameters - set(common)):
-        notes.append(f"{len(missing)} parameters are not in the file and stay as initialised: {_few(missing)}")
-    counted = {name for name in own if not name.endswith("num_batches_tracked")}  # it changes no output
+        notes.append(f"{len(missing)} parameters are not in the file and keep their initial values: {_few(missing)}")
+    counted = {name for name in own if not name.endswith("num_batches_tracked")}  # does not affect the output
     if missing := sorted(counted - parameters - set(common)):
-        notes.append(f"{len(missing)} buffers are not in the file and stay as initialised: {_few(missing)}")
+        notes.append(f"{len(missing)} buffers are not in the file and keep their initial values: {_few(missing)}")
     if left := [name for name in state if name not in own]:
-        notes.append(f"{len(left)} tensors of the file belong to nothing in the model: {_few(left)}")
+        notes.append(f"{len(left)} tensors of the file do not match the model and are ignored: {_few(left)}")
     return notes
 
 

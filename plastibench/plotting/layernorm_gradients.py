@@ -58,7 +58,7 @@ def of_run(run: Result, data_dir: Path, device: str) -> Gradients | None:
         return _read(kept, run.id)
     if not (folder / "final.pt").is_file():
         return None
-    from plastibench.diagnosis.loading import trained_and_fresh
+    from plastibench.training.saved_run import trained_and_fresh
 
     print(f"plastibench: LayerNorm gradients of {run.id}", file=sys.stderr)
     trained, fresh, data = trained_and_fresh(folder, device, data_dir=data_dir)

@@ -1,1 +1,1 @@
-"""Many runs: grids, worker pools, surveys and benchmarks."""
+"""Many runs: grids, engines, surveys and benchmarks."""

@@ -1,9 +1,11 @@
-"""`plastibench diagnose`: what it finds sick, what it loads, and what it refuses."""
+"""`plastibench diagnose`: verdicts, loading, reports and errors."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,29 +17,32 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from plastibench.config.errors import UserError
-from plastibench.diagnosis.loading import Subject, agent_model, networks_of_run, timm_model
-from plastibench.diagnosis.report import RULES, Layer, by_chance, cell, diagnose, help_text
+from plastibench.diagnosis.diagnose import diagnose
+from plastibench.diagnosis.html_report import write_page
+from plastibench.diagnosis.loading import DiagnosisTarget, agent_model, networks_of_run, timm_model
+from plastibench.diagnosis.rules import RULES, by_chance, judge_layer, thresholds_text
 from plastibench.diagnosis.samples import read_samples
 from plastibench.diagnosis.state_dicts import load_weights, read_state, without_prefix
 from plastibench.training.runner import run
 from tests.helpers import agent_builder, array, drawn, images, network_of, small_resnet, small_vit, state
 
 BY_METRIC = {rule.metric: rule for rule in RULES}
-MODEL = "test_vit"  # timm's own for tests: 160 pixels, 0.4 million parameters
-USUAL: dict[str, Any] = {"weights": None, "samples": 4, "image_size": 32, "data_dir": Path("data")}
+MODEL = "test_vit"  # timm's model for tests: 160 pixels, 0.4 million parameters
+DEFAULTS: dict[str, Any] = {"weights": None, "samples": 4, "image_size": 32, "data_dir": Path("data")}
 
 
-def subject_of(network: Any, count: int = 40) -> Subject:
-    return Subject("a <network> & co", network, images(count), "noise", None, [])
+def target_of(network: Any, count: int = 40) -> DiagnosisTarget:
+    """A target with random images; its title needs escaping in HTML."""
+    return DiagnosisTarget("a <network> & co", network, images(count), "noise", None, [])
 
 
 # Verdicts ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_fresh_network_is_well_and_is_left_alone() -> None:
+def test_a_fresh_network_is_ok_and_unchanged() -> None:
     network = network_of(small_vit())
     before, own = state(network.module), network.generator.get_state()
-    found = diagnose(subject_of(network))
+    found = diagnose(target_of(network))
     assert found.verdict == "ok", [(layer.name, layer.reasons) for layer in found.layers]
     assert [layer.name for layer in found.layers][:4] == [
         *("patch_embed.proj", "blocks.0.norm1", "blocks.0.attn.qkv", "blocks.0.attn")
@@ -47,30 +52,30 @@ def test_a_fresh_network_is_well_and_is_left_alone() -> None:
     assert torch.equal(network.generator.get_state(), own)
 
 
-def test_dead_units_and_large_weights_are_found_where_they_are() -> None:
+def test_dead_units_and_large_weights_are_located() -> None:
     network = network_of(agent_builder("mlp", width=32))
     with torch.no_grad():
         network.module[1].bias[:20] = -1e3
         network.module[3].weight *= 40
-    found = diagnose(subject_of(network))
+    found = diagnose(target_of(network))
     first, second, _ = found.layers
     assert first.verdict == "sick" and any("dead units 62 % (fresh 0 %)" in reason for reason in first.reasons)
     assert any(reason.startswith("large spectral norm") for reason in second.reasons) and second.verdict == "sick"
     assert found.verdict == "sick" and "layers are sick: 1, 3" in found.reasons[0]
-    assert first.figures["dead-unit-ratio"] == 20 / 32
+    assert first.values["dead-unit-ratio"] == 20 / 32
 
 
-def test_what_is_not_finite_is_sick_and_ends_the_examination() -> None:
+def test_non_finite_weights_are_sick_and_end_the_examination() -> None:
     network = network_of(small_vit())
     with torch.no_grad():
         network.module.head.weight[0, 0] = math.nan
-    found = diagnose(subject_of(network))
+    found = diagnose(target_of(network))
     assert found.verdict == "sick" and "not finite: head.weight" in found.reasons[0]
     assert json.loads(json.dumps(found.as_json(), allow_nan=False))["layers"] == []
 
 
 @pytest.mark.parametrize("spoil", ["buffer", "size"])
-def test_a_network_whose_function_is_not_finite_is_sick(spoil: str) -> None:
+def test_non_finite_buffers_or_outputs_are_sick(spoil: str) -> None:
     network = network_of(small_resnet)
     with torch.no_grad():
         if spoil == "buffer":
@@ -78,35 +83,37 @@ def test_a_network_whose_function_is_not_finite_is_sick(spoil: str) -> None:
         else:
             network.module.fc.weight *= 1e38
             network.module.bn1.weight *= 1e38
-    found = diagnose(subject_of(network))
+    found = diagnose(target_of(network))
     words = "not finite: bn1.running_var" if spoil == "buffer" else "its loss on these samples is not finite"
     assert found.verdict == "sick" and words in found.reasons[0]
 
 
-def test_a_resnet_whose_branches_closed_again_is_not_well() -> None:
+def test_a_resnet_with_closed_branches_is_sick() -> None:
     def zeroed() -> Any:
-        return small_resnet()  # timm begins with the last BatchNorm of each block at 0
+        return small_resnet()  # timm initialises the last BatchNorm scale of each block to 0
 
     network = network_of(zeroed)
-    assert diagnose(subject_of(network)).verdict == "ok"  # one that begins is as a fresh one
+    assert diagnose(target_of(network)).verdict == "ok"  # an untrained one equals a fresh one
     scales = [module.bn2.weight for name, module in network.module.named_modules() if hasattr(module, "bn2")]
     with torch.no_grad():
         for scale in scales:
             scale.fill_(1.0)
-    opened = diagnose(subject_of(network))
-    assert opened.verdict == "ok" and any("scales that begin at 0" in note for note in opened.notes), opened.reasons
+    opened = diagnose(target_of(network))
+    assert opened.verdict == "ok" and any("scales are initialised to 0" in note for note in opened.notes), (
+        opened.reasons
+    )
     with torch.no_grad():
         for scale in scales[4:]:
             scale.zero_()
-    closed = {layer.name: layer for layer in diagnose(subject_of(network)).layers}
+    closed = {layer.name: layer for layer in diagnose(target_of(network)).layers}
     assert closed["layer4.1.conv1"].verdict == "sick" and closed["layer1.0.conv1"].verdict == "ok"
 
 
-def test_outputs_that_are_only_large_do_not_make_a_network_sick() -> None:
+def test_large_outputs_alone_are_not_sick() -> None:
     network = network_of(agent_builder("mlp", width=32))
     with torch.no_grad():
         network.module[5].bias[0] += 30
-    found = diagnose(subject_of(network), ["plasticity-probe-gap", "plasticity-probe-fresh-gap"])
+    found = diagnose(target_of(network), ["plasticity-probe-gap", "plasticity-probe-fresh-gap"])
     assert found.overall["plasticity-probe-gap"] > 1 and found.verdict == "ok", found.reasons
 
 
@@ -127,35 +134,23 @@ def test_outputs_that_are_only_large_do_not_make_a_network_sick() -> None:
     ],
 )
 def test_thresholds(metric: str, value: float, fresh: float, verdict: int) -> None:
-    from plastibench.diagnosis.report import _layer
-    from plastibench.metrics.plasticity import PlasticityReport
-
-    layer = _layer(
-        "x",
-        "Linear",
-        4000,
-        PlasticityReport(layers={"x": {metric: value}}),
-        PlasticityReport(layers={"x": {metric: fresh}}),
-    )
-    assert layer.verdict == ("ok", "watch", "sick")[verdict]
-    assert (len(layer.reasons) == 1) == (verdict > 0)
-    rule = BY_METRIC[metric]
-    assert rule.describe() in help_text()
+    found, reasons = judge_layer({metric: value}, {metric: fresh}, units=4000)
+    assert found == ("ok", "watch", "sick")[verdict]
+    assert len(reasons) == (verdict > 0)
+    assert BY_METRIC[metric].describe() in thresholds_text()
 
 
-def test_a_few_units_differ_by_chance() -> None:
+def test_fractions_of_few_units_differ_by_chance() -> None:
     assert by_chance(0.2, 0.1, 100) and not by_chance(0.2, 0.1, 200)  # 2·sqrt(2·0.15·0.85/n): 0.101 and 0.071
-    assert not by_chance(0.2, 0.1, 0)  # heads are not counted
+    assert not by_chance(0.2, 0.1, 0)  # the number of heads is unknown
 
 
-def test_what_a_layer_does_not_have_is_a_dash() -> None:
-    layer = Layer("x", "Linear", 4, {"dormant-ratio": 0.256, "spectral-norm": math.nan}, {})
-    assert [cell(BY_METRIC[name], layer) for name in ("dormant-ratio", "dead-unit-ratio", "spectral-norm")] == [
-        *("26", "–", "nan")
-    ]
+def test_missing_values_are_shown_as_a_dash() -> None:
+    values = {"dormant-ratio": 0.256, "dead-unit-ratio": None, "spectral-norm": math.nan}
+    assert [BY_METRIC[name].format(value) for name, value in values.items()] == ["26", "–", "nan"]
 
 
-# Weights of others ------------------------------------------------------------------------------------------------
+# Checkpoints ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -167,53 +162,53 @@ def test_what_a_layer_does_not_have_is_a_dash() -> None:
         lambda state: {"module": {f"backbone.{k}": v for k, v in state.items()} | {"other.weight": torch.zeros(1)}},
     ],
 )
-def test_wrapped_and_prefixed_weights_fit(wrap: Callable[[dict[str, Any]], Any], tmp_path: Path) -> None:
+def test_wrapped_and_prefixed_weights_load(wrap: Callable[[dict[str, Any]], Any], tmp_path: Path) -> None:
     source, target = drawn(small_vit(), 1), drawn(small_vit(), 2)
     torch.save(wrap(source.state_dict()), tmp_path / "w.pt")
     notes = load_weights(target, read_state(tmp_path / "w.pt"), tmp_path)
-    assert notes in ([], ["1 tensors of the file belong to nothing in the model: other.weight"])
+    assert notes in ([], ["1 tensors of the file do not match the model and are ignored: other.weight"])
     assert all(torch.equal(value, state(source)[name]) for name, value in state(target).items())
 
 
-def test_safetensors_and_what_is_missing(tmp_path: Path) -> None:
+def test_safetensors_load_and_missing_weights_are_noted(tmp_path: Path) -> None:
     source, target = drawn(small_vit(), 1), drawn(small_vit(), 2)
     saved = {name: value for name, value in source.state_dict().items() if not name.startswith("head")}
     save_file({**saved, "extra": torch.zeros(2)}, tmp_path / "w.safetensors")
     notes = load_weights(target, read_state(tmp_path / "w.safetensors"), tmp_path)
-    assert "2 parameters are not in the file and stay as initialised: head.bias, head.weight" in notes[0]
-    assert "1 tensors of the file belong to nothing in the model: extra" in notes[1]
+    assert "2 parameters are not in the file and keep their initial values: head.bias, head.weight" in notes[0]
+    assert "1 tensors of the file do not match the model and are ignored: extra" in notes[1]
     assert torch.equal(target.norm.weight, source.norm.weight)
 
 
-def test_missing_statistics_of_batchnorm_are_told(tmp_path: Path) -> None:
+def test_missing_batchnorm_statistics_are_noted(tmp_path: Path) -> None:
     source = drawn(small_resnet)
     saved = {name: value for name, value in source.state_dict().items() if not name.startswith("bn1.running")}
     notes = load_weights(drawn(small_resnet, 2), saved, tmp_path)
-    assert notes == ["2 buffers are not in the file and stay as initialised: bn1.running_mean, bn1.running_var"]
+    assert notes == ["2 buffers are not in the file and keep their initial values: bn1.running_mean, bn1.running_var"]
     del saved["bn1.num_batches_tracked"]
-    assert load_weights(drawn(small_resnet, 2), saved, tmp_path) == notes  # nothing depends on it
+    assert load_weights(drawn(small_resnet, 2), saved, tmp_path) == notes  # does not affect the output
 
 
-def test_a_dict_that_holds_itself_is_refused(tmp_path: Path) -> None:
+def test_a_recursive_dict_is_rejected(tmp_path: Path) -> None:
     content: dict[str, Any] = {}
     content["state_dict"] = content
     torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(UserError, match="holds no state dict"):
+    with pytest.raises(UserError, match="contains no state dict"):
         read_state(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
-def test_the_number_of_classes_is_that_of_the_head_whatever_the_order(kind: str, tmp_path: Path) -> None:
+def test_the_number_of_classes_is_read_from_the_head(kind: str, tmp_path: Path) -> None:
     module = drawn(agent_builder("mlp", (1, 8, 8), 7, hidden=11, width=16))
     path = tmp_path / f"w.{kind}"
     saved = {f"model.{name}": value for name, value in module.state_dict().items()}
     save_file(saved, path) if kind == "safetensors" else torch.save(saved, path)
-    options = {**USUAL, "weights": path, "image_size": 0}
+    options = {**DEFAULTS, "weights": path, "image_size": 0}
     found = agent_model("mlp", {"hidden": 11, "width": 16}, "digits", "cpu", **options)
     assert all(torch.equal(v, module.state_dict()[k]) for k, v in found.network.module.state_dict().items())
 
 
-def test_prefixes_are_cut_only_where_that_helps() -> None:
+def test_a_prefix_is_removed_only_if_more_names_match() -> None:
     known = {"a.weight", "b.weight"}
     assert set(without_prefix({"a.weight": torch.zeros(1), "b.weight": torch.zeros(1)}, known)) == known
     assert set(without_prefix({"x.y.a.weight": torch.zeros(1), "z": torch.zeros(1)}, known)) == {"a.weight", "z"}
@@ -222,15 +217,13 @@ def test_prefixes_are_cut_only_where_that_helps() -> None:
     assert without_prefix(mixed, known) == {"a.weight": mixed["backbone.a.weight"], "b.weight": mixed["b.weight"]}
 
 
-def test_of_two_networks_in_a_file_the_first_is_taken_and_the_other_is_told(tmp_path: Path) -> None:
+def test_one_of_two_networks_in_a_file_is_loaded(tmp_path: Path) -> None:
     one, other = drawn(small_vit(), 1).state_dict(), drawn(small_vit(), 2).state_dict()
     target = drawn(small_vit(), 3)
     saved = {f"teacher.{name}": value for name, value in other.items()}
     notes = load_weights(target, saved | {f"student.{name}": value for name, value in one.items()}, tmp_path)
     assert all(torch.equal(value, one[name]) for name, value in state(target).items())
-    assert (
-        len(notes) == 1 and f"{len(other)} tensors of the file belong to nothing" in notes[0] and "teacher" in notes[0]
-    )
+    assert len(notes) == 1 and f"{len(other)} tensors of the file do not match" in notes[0] and "teacher" in notes[0]
 
 
 class Evil:
@@ -241,17 +234,17 @@ class Evil:
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
-        ("w.pt", lambda path: path.write_bytes(b"rubbish"), "no weights that can be read safely"),
-        ("w.pt", lambda path: torch.save(Evil(), path), "no weights that can be read safely"),
+        ("w.pt", lambda path: path.write_bytes(b"rubbish"), "cannot be read safely as weights"),
+        ("w.pt", lambda path: torch.save(Evil(), path), "cannot be read safely as weights"),
         ("w.pt", lambda path: torch.save(torch.nn.Linear(2, 2), path), "save model.state_dict(), not the model itself"),
-        ("w.pt", lambda path: torch.save({"epoch": 3}, path), "holds no state dict"),
-        ("w.pt", lambda path: torch.save({"networks": []}, path), "of a run of plastibench name the folder"),
-        ("w.pt", lambda path: torch.save([1, 2], path), "holds no state dict"),
-        ("w.safetensors", lambda path: path.write_bytes(b"rubbish"), "no weights that can be read safely"),
-        ("w.pt", lambda path: torch.save({"a.b": torch.zeros(2)}, path), "0 of the model's"),
+        ("w.pt", lambda path: torch.save({"epoch": 3}, path), "contains no state dict"),
+        ("w.pt", lambda path: torch.save({"networks": []}, path), "for a run of plastibench, pass its folder"),
+        ("w.pt", lambda path: torch.save([1, 2], path), "contains no state dict"),
+        ("w.safetensors", lambda path: path.write_bytes(b"rubbish"), "cannot be read safely as weights"),
+        ("w.pt", lambda path: torch.save({"a.b": torch.zeros(2)}, path), "has 0 of the model's"),
     ],
 )
-def test_bad_weights_are_refused_in_a_line(
+def test_invalid_weights_are_reported_in_one_line(
     name: str, write: Callable[[Path], Any], message: str, tmp_path: Path, say: Any
 ) -> None:
     write(tmp_path / name)
@@ -260,33 +253,33 @@ def test_bad_weights_are_refused_in_a_line(
     assert "executed" not in said.out + said.err
 
 
-def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_shape_are_rejected(tmp_path: Path) -> None:
     torch.save(drawn(agent_builder("mlp", width=32)).state_dict(), tmp_path / "w.pt")
-    with pytest.raises(UserError, match=r"'1.weight' has shape \[32, 64\] where the model has \[128, 64\]"):
-        agent_model("mlp", {}, "digits", "cpu", **{**USUAL, "weights": tmp_path / "w.pt", "image_size": 0})
+    with pytest.raises(UserError, match=r"'1.weight' has shape \[32, 64\], but the model has \[128, 64\]"):
+        agent_model("mlp", {}, "digits", "cpu", **{**DEFAULTS, "weights": tmp_path / "w.pt", "image_size": 0})
 
 
 # Data -------------------------------------------------------------------------------------------------------------
 
 
-def test_digits_come_with_labels_and_are_brought_to_size() -> None:
+def test_digits_have_labels_and_are_resized() -> None:
     found = read_samples("digits", 20, (3, 16, 16), Path("data"))
     assert found.images.shape == (20, 3, 16, 16) and found.classes == 10 and found.labels is not None
     assert abs(float(found.images.mean())) < 0.2 and bool((found.images[:, 0] == found.images[:, 2]).all())
 
 
-def test_arrays_in_a_file(tmp_path: Path) -> None:
+def test_arrays_are_read_from_an_npz_file(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3)).astype(np.uint8)
     np.savez(tmp_path / "a.npz", x=pixels, y=np.array([0, 1, 2, 0, 1, 2]))
     found = read_samples(str(tmp_path / "a.npz"), 5, (3, 8, 8), Path("data"))
-    places = [0, 1, 2, 4, 5]  # evenly over all six, for data may be sorted
-    values = pixels[places].transpose(0, 3, 1, 2) / 255
+    chosen = [0, 1, 2, 4, 5]  # evenly spaced, because data may be sorted
+    values = pixels[chosen].transpose(0, 3, 1, 2) / 255
     expected = (values - values.mean((0, 2, 3), keepdims=True)) / values.std((0, 2, 3), keepdims=True)
     np.testing.assert_allclose(array(found.images), expected, atol=1e-5)
     assert found.labels is not None and found.labels.tolist() == [0, 1, 2, 1, 2] and found.classes == 3
 
 
-def test_few_samples_of_sorted_data_come_from_all_classes(tmp_path: Path) -> None:
+def test_samples_of_sorted_data_cover_all_classes(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros((1000, 4, 4), np.uint8), y=np.arange(1000) // 100)
     found = read_samples(str(tmp_path / "a.npz"), 64, (1, 4, 4), Path("data"))
     assert found.labels is not None and set(found.labels.tolist()) == set(range(10))
@@ -299,7 +292,7 @@ def test_few_samples_of_sorted_data_come_from_all_classes(tmp_path: Path) -> Non
         assert labels is not None and np.bincount(labels.numpy(), minlength=5).tolist() == expected
 
 
-def test_a_folder_of_images(tmp_path: Path) -> None:
+def test_images_are_read_from_a_folder(tmp_path: Path) -> None:
     for label, colour in (("cat", 10), ("dog", 200)):
         (tmp_path / label).mkdir()
         for number in range(3):
@@ -309,71 +302,71 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
     flat = read_samples(str(tmp_path / "cat"), 4, (3, 8, 8), Path("data"))
     assert flat.labels is None and len(flat.images) == 3
     (tmp_path / "cat" / "0.png").write_bytes(b"rubbish")
-    with pytest.raises(UserError, match="no readable image"):
+    with pytest.raises(UserError, match="not a readable image"):
         read_samples(str(tmp_path), 4, (3, 8, 8), Path("data"))
 
 
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda path: path.write_bytes(b"rubbish"), "no arrays that can be read safely"),
-        (lambda path: np.savez(path, x=np.array([{}, []], dtype=object)), "no arrays that can be read safely"),
-        (lambda path: np.savez(path, q=np.zeros(3)), r"no images .* \(it has q float64\[3\]\)"),
+        (lambda path: path.write_bytes(b"rubbish"), "cannot be read safely as arrays"),
+        (lambda path: np.savez(path, x=np.array([{}, []], dtype=object)), "cannot be read safely as arrays"),
+        (lambda path: np.savez(path, q=np.zeros(3)), r"no images .*; it has q float64\[3\]"),
         (lambda path: np.savez(path, x=np.zeros((2, 4, 4)), y=np.zeros(3, int)), r"labels must be whole numbers \[2\]"),
         (lambda path: np.savez(path, x=np.full((2, 4, 4), np.nan)), "not finite"),
     ],
 )
-def test_bad_arrays_are_refused(write: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
+def test_invalid_arrays_are_rejected(write: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
     write(tmp_path / "a.npz")
     with pytest.raises(UserError, match=message):
         read_samples(str(tmp_path / "a.npz"), 2, (1, 4, 4), Path("data"))
 
 
-def test_without_labels_that_fit_predictions_stand_in_and_it_says_so() -> None:
-    found = agent_model("mlp", {"width": 8}, "noise", "cpu", **USUAL)
+def test_predictions_replace_missing_labels() -> None:
+    found = agent_model("mlp", {"width": 8}, "noise", "cpu", **DEFAULTS)
     predicted = found.network.module(found.batch["image"]).argmax(1)
     assert torch.equal(found.batch["label"], predicted)
-    assert any("predictions stand in" in note for note in found.notes)
-    labelled = agent_model("mlp", {"width": 8}, "digits", "cpu", **USUAL)
+    assert any("predictions are the labels" in note for note in found.notes)
+    labelled = agent_model("mlp", {"width": 8}, "digits", "cpu", **DEFAULTS)
     assert not any("predictions" in note for note in labelled.notes)
 
 
 # Targets ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_timm_model_takes_classes_and_channels_from_its_weights(tmp_path: Path) -> None:
+def test_timm_classes_and_channels_follow_from_the_weights(tmp_path: Path) -> None:
     import timm
 
     source = timm.create_model(MODEL, num_classes=7, in_chans=1, img_size=32)
     torch.save({"state_dict": {f"module.{k}": v for k, v in source.state_dict().items()}}, tmp_path / "w.pth")
-    found = timm_model(MODEL, "noise", "cpu", **{**USUAL, "weights": tmp_path / "w.pth"})
+    found = timm_model(MODEL, "noise", "cpu", **{**DEFAULTS, "weights": tmp_path / "w.pth"})
     assert found.batch["image"].shape == (4, 1, 32, 32)
     assert all(torch.equal(v, source.state_dict()[k]) for k, v in found.network.module.state_dict().items())
-    with pytest.raises(UserError, match="no timm model 'vit_tny'"):
-        timm_model("vit_tny", "noise", "cpu", **USUAL)
+    with pytest.raises(UserError, match="'vit_tny'"):
+        timm_model("vit_tny", "noise", "cpu", **DEFAULTS)
 
 
-def test_a_run_is_looked_at_as_its_own_metrics_were(tiny: Any, tmp_path: Path) -> None:
+def test_the_diagnosis_of_a_run_equals_its_own_metrics(tiny: Any, tmp_path: Path) -> None:
     result = run(tiny("rnr", agent="vit-nano", metrics=("fau", "weight-cosine")), runs_dir=tmp_path, quiet=True)
-    (found,) = networks_of_run(tmp_path / result.id, None, "cpu", samples=0, data_dir=Path("data"))
+    (found,) = networks_of_run(tmp_path / result["id"], None, "cpu", samples=0, data_dir=Path("data"))
     report = diagnose(found, ["fau", "weight-cosine"])
-    last = result.plasticity[-1]
-    assert last.phase == "end"
+    last = result["plasticity"][-1]
+    assert last["phase"] == "end"
     for name, value in report.overall.items():
-        assert value == pytest.approx(last.metrics[name], rel=1e-5, abs=1e-7), name
+        assert value == pytest.approx(last[name], rel=1e-5, abs=1e-7), name
 
 
-def test_a_run_whose_architecture_changed_in_its_middle_is_rebuilt(tiny: Any, tmp_path: Path) -> None:
+def test_a_run_with_a_changed_architecture_is_rebuilt(tiny: Any, tmp_path: Path) -> None:
     result = run(tiny("plasticity-injection", agent="vit-nano"), runs_dir=tmp_path, quiet=True)
-    (found,) = networks_of_run(tmp_path / result.id, None, "cpu", samples=0, data_dir=Path("data"))
-    state = torch.load(tmp_path / result.id / "final.pt", weights_only=True)["networks"][0]
+    (found,) = networks_of_run(tmp_path / result["id"], None, "cpu", samples=0, data_dir=Path("data"))
+    state = torch.load(tmp_path / result["id"] / "final.pt", weights_only=True)["networks"][0]
     assert any("branches" in name for name in state)
     loaded = found.network.module.state_dict()
     assert list(loaded) == list(state)
     assert all(torch.equal(loaded[name], value) for name, value in state.items())
 
 
-def test_every_network_of_an_agent_that_acts_is_examined(tmp_path: Path) -> None:
+def test_every_network_of_an_rl_agent_is_examined(tmp_path: Path) -> None:
     from plastibench.config.spec import RunSpec
 
     spec = RunSpec.make(
@@ -383,23 +376,23 @@ def test_every_network_of_an_agent_that_acts_is_examined(tmp_path: Path) -> None
         device="cpu",
     )
     result = run(spec, runs_dir=tmp_path, quiet=True)
-    found = networks_of_run(tmp_path / result.id, None, "cpu", samples=32, data_dir=Path("data"))
-    assert [subject.network.role for subject in found] == ["critic", "actor"]
-    for subject in found:
-        report = diagnose(subject)
+    found = networks_of_run(tmp_path / result["id"], None, "cpu", samples=32, data_dir=Path("data"))
+    assert [target.network.role for target in found] == ["critic", "actor"]
+    for target in found:
+        report = diagnose(target)
         assert report.samples == 32 and len(report.layers) >= 3 and "gradient-cosine" in report.overall
 
 
 @pytest.mark.parametrize("name", ["spec.toml", "final.pt"])
-def test_a_damaged_run_is_refused_in_a_line(name: str, tiny: Any, tmp_path: Path, say: Any) -> None:
+def test_a_damaged_run_is_reported_in_one_line(name: str, tiny: Any, tmp_path: Path, say: Any) -> None:
     result = run(tiny(agent="mlp"), runs_dir=tmp_path, quiet=True)
-    folder = tmp_path / result.id
+    folder = tmp_path / result["id"]
     (folder / name).write_bytes(b"rubbish")
     said = say("diagnose", folder)
     assert said.status == 2 and said.err.count("\n") == 1 and name in said.err, said.err
 
 
-def test_the_command_writes_what_it_says(tmp_path: Path, say: Any) -> None:
+def test_the_command_writes_all_reports(tmp_path: Path, say: Any) -> None:
     pytest.importorskip("matplotlib")
     torch.save(drawn(agent_builder("mlp", width=16)).state_dict(), tmp_path / "<w>.pt")
     said = say(
@@ -415,31 +408,43 @@ def test_the_command_writes_what_it_says(tmp_path: Path, say: Any) -> None:
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size[0] > 300
     page = (tmp_path / "a.html").read_text()
-    assert "&lt;w&gt;.pt" in page and "<w>" not in page and "data:image/png;base64," in page
-    assert "http" not in page  # stands alone
+    assert "&lt;w&gt;.pt" in page and "<w>" not in page
+    assert "http" not in page  # self-contained
+
+
+def test_the_html_report_escapes_text_and_colours_severity(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # not needed
+    network = network_of(agent_builder("mlp", width=32))
+    with torch.no_grad():
+        network.module[1].bias[:20] = -1e3
+    write_page([diagnose(target_of(network))], tmp_path / "a.html")
+    page = (tmp_path / "a.html").read_text()
+    assert "<h1>a &lt;network&gt; &amp; co</h1>" in page and "<network>" not in page
+    assert re.search(r'class="compared dark" style="--severity: 100" title="fresh: 0">62</td>', page)
+    assert "dead units 62 % (fresh 0 %)" in page and "rules of thumb" in page
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "neither a run's folder, nor a file, nor timm:MODEL"),
+        (["nowhere"], "not a run's folder, a checkpoint file or timm:MODEL"),
         (["timm:resnet"], "no timm model 'resnet'; did you mean"),
         (["timm:test_vit", "--data", "digit"], "did you mean 'digits'?"),
         (["timm:test_vit", "--metrics", "rank"], "did you mean 'ranks'?"),
         (["timm:test_vit", "--png", "a.gif"], "use a name that ends in .png"),
         (["timm:test_vit", "--json", "no/where/a.json"], "no folder no/where"),
         (["timm:test_vit", "--weights", "nowhere.pt"], "nowhere.pt: no such file"),
-        (["timm:test_vit", "--agent", "mlp"], "--agent belongs to a file of weights"),
+        (["timm:test_vit", "--agent", "mlp"], "--agent needs a checkpoint file"),
         (["timm:test_vit", "--agent.width", "4"], "--agent.OPTION needs --agent"),
         (["timm:test_vit", "--samples", "1"], "--samples must be at least 2"),
-        (["."], "no run in it"),
+        (["."], "not a run's folder"),
     ],
 )
-def test_mistakes_are_told_in_a_line(arguments: list[str], message: str, say: Any) -> None:
+def test_invalid_arguments_are_reported_in_one_line(arguments: list[str], message: str, say: Any) -> None:
     said = say("diagnose", *arguments)
     assert said.status == 2 and message in said.err and said.err.count("\n") == 1, said.err
 
 
-def test_the_help_states_the_thresholds(say: Any) -> None:
+def test_help_shows_the_thresholds(say: Any) -> None:
     said = say("diagnose", "--help")
-    assert said.status == 0 and "dead-unit-ratio: 10 / 30 points above a fresh network's" in said.out
+    assert said.status == 0 and "dead-unit-ratio: 10 / 30 percentage points above fresh" in said.out

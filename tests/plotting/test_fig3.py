@@ -12,12 +12,12 @@ from torch import nn
 
 from plastibench import load_results, plotting
 from plastibench.config.errors import RunError, UserError
-from plastibench.diagnosis.loading import trained_and_fresh
 from plastibench.metrics.plasticity import plasticity_report
 from plastibench.plotting import layernorm_gradients as gradients
 from plastibench.results.files import write_result
 from plastibench.results.result import Result
 from plastibench.training.runner import run
+from plastibench.training.saved_run import trained_and_fresh
 from tests.helpers import double, images, network_of, small_vit
 from tests.plotting.made import acted, classified
 

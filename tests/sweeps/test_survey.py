@@ -12,14 +12,12 @@ from plastibench.cli.main import main
 from plastibench.config import registry
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
-from plastibench.results.result import Result
-from plastibench.sweeps import survey
+from plastibench.sweeps import survey_table
 from plastibench.sweeps.benchmark import Cost, _started, cost
 from plastibench.training.checkpoint import tensor_bytes
-from tests.plotting.made import classified
 
 
-def test_a_survey_compares_times_and_says_what_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_survey_tabulates_results_costs_and_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "relabel-digits",
         "--agent",
@@ -32,9 +30,9 @@ def test_a_survey_compares_times_and_says_what_does_not_run(tmp_path: Path, caps
         "2",
     ]
     arguments += ["--intervention", "none,shrink-perturb-keep20,reset-layernorm", "--seed", "0", "--jobs", "2"]
-    places = ["--runs-dir", str(tmp_path / "r"), "--out", str(tmp_path / "table.md"), "--device", "cpu", "--quiet"]
+    options = ["--runs-dir", str(tmp_path / "r"), "--out", str(tmp_path / "table.md"), "--device", "cpu", "--quiet"]
     with pytest.raises(SystemExit) as exit_:
-        main(["survey", *arguments, *places])
+        main(["survey", *arguments, *options])
     assert exit_.value.code == 0
     output = capsys.readouterr()
     written = (tmp_path / "table.md").read_text()
@@ -45,18 +43,18 @@ def test_a_survey_compares_times_and_says_what_does_not_run(tmp_path: Path, caps
     assert {row[0].strip() for row in rows} == {"`none` (1)", "`shrink-perturb-keep20` (1)"}
     keeps = {row[0].strip(): float(row[-1]) for row in rows}
     assert keeps == {"`none` (1)": 0, "`shrink-perturb-keep20` (1)": 1}
-    assert "`reset-layernorm` does not run here: reset: 'layernorm' selects no parameter" in written
+    assert re.search(r"`reset-layernorm` does not run here: .*'layernorm'", written)
 
 
-def test_costs_count_what_is_kept_and_slowed_down(tmp_path: Path) -> None:
+def test_costs_measure_memory_and_slowdown(tmp_path: Path) -> None:
     spec = RunSpec.make("cl-digits", "mlp", "upgd", device="cpu")
     found = cost(spec, tmp_path, updates=2, rounds=4)
-    assert found.memory == pytest.approx(1, abs=0.15)  # utilities; the rest is the state of its noise
+    assert found.memory == pytest.approx(1, abs=0.15)  # the utilities; the rest is the state of its noise
     assert found.update[0] <= found.update[1] <= found.update[2]
     from plastibench.interventions.upgd import UPGD
 
     before = UPGD.before_update
-    UPGD.before_update = lambda self, network: (time.sleep(0.05), before(self, network))[1]  # some thirty updates
+    UPGD.before_update = lambda self, network: (time.sleep(0.05), before(self, network))[1]  # about thirty updates
     try:
         slower = cost(spec, tmp_path, updates=2, rounds=4)
     finally:
@@ -64,70 +62,77 @@ def test_costs_count_what_is_kept_and_slowed_down(tmp_path: Path) -> None:
     assert slower.update[1] > 1.5 * found.update[1]
 
 
-def test_bytes_are_those_of_all_tensors_within() -> None:
+def test_tensor_bytes_counts_nested_tensors() -> None:
     state = {"a": torch.zeros(3, dtype=torch.float64), "b": [torch.zeros(2), (torch.zeros(1, dtype=torch.uint8), 5)]}
     assert tensor_bytes(state) == 24 + 8 + 1
 
 
-def test_a_survey_is_of_everything_that_stands_for_itself() -> None:
-    names = survey.every_intervention()
+def test_a_survey_includes_all_interventions_but_families() -> None:
+    names = survey_table.all_interventions()
+    assert not any(name.endswith("*") for name in names)
     assert {"none", "rnr", "redo", "upgd"} <= set(names) <= set(registry.interventions.all())
 
 
-def test_rows_are_in_order_and_have_their_costs() -> None:
-    def result(name: str, seed: int, final: float) -> Result:
-        summary = {"final_accuracy": final, "average_accuracy": 0.5, "mean_drop": 0.01, "mean_recovery_epochs": 2.0}
-        return classified(name, seed, summary={**summary, "unrecovered_fraction": 0.0})
+def test_rows_are_sorted_and_have_costs() -> None:
+    def result(name: str, seed: int, final: float) -> dict[str, object]:
+        summary = {"final-accuracy": final, "average-accuracy": 0.5, "mean-drop": 0.01, "mean-recovery-epochs": 2.0}
+        summary["unrecovered-share"] = 0.0
+        part = {"env": "e", "agent": "a", "intervention": name}
+        changed = {"env": {}, "agent": {}, "intervention": {}}
+        return {**part, "group": name, "seed": seed, "changed": changed, "every": 0, "summary": summary}
 
     runs = [result("low", 0, 0.2), result("high", 0, 0.8), result("high", 1, 0.9)]
-    rows = survey.table(runs, {"high": Cost((1.0, 1.125, 1.5), 12.34, 2.0)}, []).splitlines()[2:]
+    rows = survey_table.table(runs, {"high": Cost((1.0, 1.125, 1.5), 12.34, 2.0)}, []).splitlines()[2:]
     assert rows == [
         "| `high` (2) | 85.0 ± 7.1 | 50.0 ± 0.0 | 1.0 ± 0.0 | 2.0 | 1.12 (1.00–1.50) | 12.3 | 2 |",
         "| `low` (1) | 20.0 | 50.0 | 1.0 | 2.0 | – | – | – |",
     ]
 
 
-def test_costs_of_another_agent_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_are_stored_per_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[str] = []
 
     def timing(spec: RunSpec, data_dir: Path) -> Cost:
         timed.append(spec.agent[0])
         return Cost((1.0, float(len(timed)), 9.0), 1.0, 0.0)
 
-    monkeypatch.setattr(survey, "cost", timing)
-    path = tmp_path / survey.COSTS
+    monkeypatch.setattr(survey_table, "cost", timing)
+    path = tmp_path / survey_table.COSTS_FILE
     found = [
-        survey.measure_costs([RunSpec.make("cl-digits", agent, "reset", device="cpu")], tmp_path, path, quiet=True)
+        survey_table.measure_costs(
+            [RunSpec.make("cl-digits", agent, "reset", device="cpu")], tmp_path, path, quiet=True
+        )
         for agent in ("mlp", "vit-nano", "mlp")
     ]
     assert timed == ["mlp", "vit-nano"]
     assert [costs["reset"].update[1] for costs in found] == [1.0, 2.0, 1.0]
 
 
-def test_updates_are_timed_with_the_arithmetic_that_a_run_has(tmp_path: Path) -> None:
+def test_updates_are_timed_in_the_precision_of_the_run(tmp_path: Path) -> None:
     spec = RunSpec.make("cl-digits", "mlp", device="cpu", agent_options={"precision": "tf32", "width": 8})
     try:
         _started(spec, tmp_path, 1)
         assert torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    with pytest.raises(UserError, match="rl-cartpole: only updates on supervised"):
+    with pytest.raises(UserError, match="rl-cartpole"):
         _started(RunSpec.make("rl-cartpole", "dqn-mlp", device="cpu"), tmp_path, 1)
 
 
-def test_bench_takes_the_roles_that_a_run_takes(say: Any, tmp_path: Path) -> None:
+def test_bench_accepts_roles(say: Any, tmp_path: Path) -> None:
     arguments = ["cl-digits", "--agent", "mlp", "--agent.width", 8, "--device", "cpu", "--updates", 1, "--rounds", 2]
     assert say("bench", *arguments, "--intervention.roles", "classifier").status == 0
     said = say("bench", *arguments, "--intervention.roles", "critic")
-    assert said.status == 2 and "has no network 'critic'" in said.err
+    assert said.status == 2 and "'critic'" in said.err
+    assert say("bench", *arguments, "--roles", "classifier").status == 0
 
 
-def test_a_survey_of_agents_that_act_shows_returns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_survey_of_rl_agents_shows_returns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["rl-bandit-digits", "--agent", "dqn-mlp", "--env.steps", "128", "--env.tasks", "2"]
     arguments += ["--env.evaluate-every", "64", "--agent.learning-starts", "32", "--intervention", "none,reset"]
-    places = ["--seed", "0", "--jobs", "1", "--runs-dir", str(tmp_path / "r"), "--device", "cpu", "--quiet"]
+    options = ["--seed", "0", "--jobs", "1", "--runs-dir", str(tmp_path / "r"), "--device", "cpu", "--quiet"]
     with pytest.raises(SystemExit) as exit_:
-        main(["survey", *arguments, *places])
+        main(["survey", *arguments, *options])
     output = capsys.readouterr().out
     assert exit_.value.code == 0
     assert "| intervention (seeds) | final | average | drop | recovery |" in output
@@ -135,16 +140,16 @@ def test_a_survey_of_agents_that_act_shows_returns(tmp_path: Path, capsys: pytes
                                                    if line.startswith("| `")}  # fmt: skip
 
 
-def test_damaged_costs_are_told_and_kept(tmp_path: Path) -> None:
-    path = tmp_path / survey.COSTS
+def test_damaged_costs_are_reported_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / survey_table.COSTS_FILE
     for text in ('{"a', "[]", '{"x": {"update": [1, 2], "updates_each": 1, "memory": 0}}', '{"x": 3}'):
         path.write_text(text)
         with pytest.raises(UserError, match=r"costs\.json cannot be read .* delete it"):
-            survey.measure_costs([], tmp_path, path)
+            survey_table.measure_costs([], tmp_path, path)
         assert path.read_text() == text
 
 
-def test_failures_are_of_seeds_where_others_are_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_name_seeds_if_others_are_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["relabel-digits", "--agent", "mlp", "--agent.width", "16", "--env.epochs", "1"]
     arguments += ["--env.stop-after", "2", "--intervention", "none", "--jobs", "1", "--device", "cpu", "--quiet"]
     arguments += ["--runs-dir", str(tmp_path)]
@@ -160,7 +165,7 @@ def test_failures_are_of_seeds_where_others_are_complete(tmp_path: Path, capsys:
         main(["survey", *arguments, "--seed", "0,1"])
     output = capsys.readouterr()
     assert "out of memory" not in output.out and "does not run here" not in output.out
-    assert "- `none` failed with seed 1: " in output.out and "delete it, and the run is made anew" in output.out
+    assert "- `none` failed with seed 1: " in output.out and "delete it" in output.out
     assert (tmp_path / lost.id / "result.json").read_text() == '{"schema": 2, "id'
     with pytest.raises(SystemExit) as exit_:
         main(["run", *arguments[:-3], *arguments[-2:], "--seed", "0,1", "--quiet", "--jobs", "2"])

@@ -24,12 +24,13 @@ from plastibench.config import registry
 from plastibench.config.errors import UserError
 from plastibench.config.options import build
 from plastibench.config.spec import RunSpec
-from plastibench.diagnosis.loading import _open, networks_of_run
+from plastibench.diagnosis.loading import networks_of_run
 from plastibench.training import checkpoint
 from plastibench.training.learner import Learner
 from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.rollout import play
 from plastibench.training.runner import Interrupted, make_trainer, run
+from plastibench.training.saved_run import open_run
 from plastibench.training.trainer import Trainer
 from tests.helpers import need_priorities
 from tests.training.test_runner import Stopped, assert_same_run, timeless
@@ -539,7 +540,7 @@ def test_what_is_left_of_a_run_is_looked_at_with_its_targets_and_temperature(tmp
     spec = tiny(env="rl-pendulum", agent="sac-mlp", agent_options={"lr": 1e-2})
     go(spec, tmp_path)
     extra = torch.load(tmp_path / spec.id / "final.pt", weights_only=True)["extra"]
-    learner = _open(tmp_path / spec.id, "cpu", tmp_path).agent
+    learner = open_run(tmp_path / spec.id, "cpu", tmp_path).agent
     assert float(learner._log_temperature) == float(extra["temperature"]) != 0
     found = learner.targets["critic"].module.state_dict()
     assert all(torch.equal(found[name], value) for name, value in extra["targets"]["critic"].items())
@@ -663,7 +664,7 @@ def test_the_command_compares_and_the_leaderboard_reads(say: Any, tmp_path: Path
     assert "return after steps" in done.out and "rnr every=20 roles=critic" in done.out
     board = say("leaderboard", "--runs-dir", str(tmp_path))
     assert board.status == 0 and "Q bias" in board.out and "rl-cartpole" in board.out
-    figure = say("figures", "overview", tmp_path / "f.png", "--runs-dir", tmp_path)
+    figure = say("plot", "overview", tmp_path / "f.png", "--runs-dir", tmp_path)
     assert figure.status == 0 and (tmp_path / "f.png").stat().st_size > 10_000
 
 

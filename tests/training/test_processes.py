@@ -193,7 +193,7 @@ def test_sigterm_says_in_one_line_how_to_go_on_and_resume_by_id_does(whole: Path
     under_way.send(signal.SIGTERM)
     assert under_way.end() == 130
     assert under_way.err.startswith(f"plastibench: {whole.name} stopped in task ")
-    assert under_way.err.endswith("; the same command continues it\n") and under_way.err.count("\n") == 1
+    assert under_way.err.endswith("run the same command to continue\n") and under_way.err.count("\n") == 1
     assert (tmp_path / "runs" / whole.name / "checkpoint.pt").exists()
     resumed = Child(["resume", whole.name, "--runs-dir", tmp_path / "runs", "--quiet"], tmp_path, "resumed")
     assert resumed.end() == 0, resumed.err

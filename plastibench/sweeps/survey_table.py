@@ -1,4 +1,4 @@
-"""Every intervention on one scenario: a table of what it brings and what it costs."""
+"""Surveys: a table of the performance and the cost of every intervention on one task stream."""
 
 from __future__ import annotations
 
@@ -17,43 +17,51 @@ from plastibench.sweeps.benchmark import Cost, cost
 from plastibench.utils import atomic_io
 from plastibench.utils.tables import markdown_table, mean_std
 
-COSTS = "costs.json"
-_OF_ACCURACY = (
-    "final, average: accuracy after the last task, and at the end of each; drop: points lost right at the "
-    "intervention, mean over switches; recovery: epochs until the accuracy before the switch is back (in brackets: "
-    "share of switches where it is not);"
+COSTS_FILE = "costs.json"
+_ACCURACY_LEGEND = (
+    "final: accuracy after the last task; average: mean accuracy at the end of each task; drop: percentage points lost "
+    "at an intervention, mean over task boundaries; recovery: epochs until the accuracy is as before the boundary (in "
+    "parentheses: fraction of boundaries after which it never is)."
 )
-_OF_RETURNS = (
-    "final, average: mean of the last three returns, and of all; drop: return lost at the intervention, mean "
-    "over them; recovery: steps until the return before it is back (in brackets: share of interventions after which "
-    "it is not);"
+_RETURN_LEGEND = (
+    "final: mean of the last three returns; average: mean of all returns; drop: return lost at an intervention, mean "
+    "over interventions; recovery: steps until the return is as before (in parentheses: fraction of interventions "
+    "after which it never is)."
 )
-_OF_COSTS = (
-    "update: time of an update over that of one without the intervention "
-    "(quartiles over rounds in which both are timed in turn); acts: as many updates take as long as one time that it "
-    "acts at a switch; keeps: memory between updates, in copies of the parameters."
+_COST_COLUMNS = ("update time", "intervention time", "memory")
+_COST_LEGEND = (
+    "update time: relative to no intervention (median and quartiles over rounds that time both alternately); "
+    "intervention time: of one intervention, in updates; memory: kept between updates, in copies of the parameters."
 )
 
 
-def every_intervention() -> list[str]:
-    """Names that stand for themselves: all but wrappers that need to be told what they wrap, and families."""
+def all_interventions() -> list[str]:
+    """All registered names, except families such as ``x-*``, which need a parameter."""
     return [name for name in registry.interventions.all() if not name.endswith("*")]
 
 
 def measure_costs(specs: Sequence[RunSpec], data_dir: Path, path: Path, quiet: bool = False) -> dict[str, Cost]:
-    """Costs of each intervention by name; those in ``path`` are read, and new ones are added to it at once.
+    """Measure the cost of each intervention, unless it is stored already.
 
-    The file has them by what the runs are called without their seed: another agent or option is another cost.
+    Args:
+        specs: A run of each intervention. Those that do not work with their agent are left out; their runs say why.
+        data_dir: Folder of data sets.
+        path: A JSON file that stores the costs by the id of the run without its seed; new costs are added at once.
+        quiet: Show no progress.
 
-    One that does not work on this agent is left out; its runs say why.
+    Returns:
+        Name of each intervention to its cost.
+
+    Raises:
+        UserError: The file is damaged.
     """
-    known = _kept(path)
+    known = _stored(path)
     for spec in specs:
         name = spec.intervention[0]
         if spec.group() in known:
             continue
         if not quiet:
-            print(f"cost of {name}", file=sys.stderr, flush=True)
+            print(f"measuring the cost of {name}", file=sys.stderr, flush=True)
         try:
             found = cost(spec, data_dir)
         except UserError:
@@ -64,7 +72,7 @@ def measure_costs(specs: Sequence[RunSpec], data_dir: Path, path: Path, quiet: b
     return {name: Cost(tuple(each["update"]), each["updates_each"], each["memory"]) for name, each in entries.items()}
 
 
-def _kept(path: Path) -> dict[str, dict[str, Any]]:
+def _stored(path: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     try:
@@ -74,37 +82,37 @@ def _kept(path: Path) -> dict[str, dict[str, Any]]:
             Cost((low, middle, high), float(each["updates_each"]), float(each["memory"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); delete it, and costs are timed anew"
+            f"{path} cannot be read ({type(error).__name__}: {error}); delete it to measure the costs again"
         ) from error
     return known
 
 
 def legend(found: Sequence[Result]) -> str:
-    """What the columns of :func:`table` are."""
+    """Explain the columns of :func:`table`."""
     if found[0].is_rl:
-        return f"{_OF_RETURNS} costs are timed on supervised streams alone."
-    return f"{_OF_ACCURACY} {_OF_COSTS}"
+        return f"{_RETURN_LEGEND} Costs are measured on supervised task streams only."
+    return f"{_ACCURACY_LEGEND} {_COST_LEGEND}"
 
 
 def table(found: Sequence[Result], costs: Mapping[str, Cost], failures: Sequence[str]) -> str:
-    """Markdown: one row per intervention, best final accuracy or return first, then what does not work here and why.
+    """A Markdown table with a row per intervention, best final accuracy or return first, and a list of failures.
 
     Args:
-        found: Results of runs in one scenario with one agent.
-        costs: By name of the intervention.
-        failures: Sentences on what failed.
+        found: Results of runs on one task stream with one agent.
+        costs: Name of an intervention to its cost.
+        failures: A sentence about each failure.
     """
-    is_rl = found[0].is_rl
-    kind, unit = ("return", "") if is_rl else ("accuracy", " %")
-    shown: dict[str, Any] = {"scale": 1.0, "digits": 2} if is_rl else {}
+    acts = found[0].is_rl
+    kind, unit = ("return", "") if acts else ("accuracy", " %")
+    shown: dict[str, Any] = {"scale": 1.0, "digits": 2} if acts else {}
     header = ["intervention (seeds)", f"final{unit}", f"average{unit}", "drop", "recovery"]
     rows = []
     for runs in sorted(leaderboard.by_group(found), key=leaderboard.final, reverse=True):
         names = (f"final_{kind}", f"average_{kind}", "mean_drop")
         cells = [mean_std([getattr(run.summary, name) for run in runs], **shown) for name in names]
         rows.append([f"`{leaderboard.label(runs[0])}` ({len(runs)})", *cells, leaderboard.recovery(runs)])
-        rows[-1] += [] if is_rl else _cost_cells(costs.get(runs[0].intervention))
-    drawn = markdown_table(header if is_rl else [*header, "update", "acts", "keeps"], rows)
+        rows[-1] += [] if acts else _cost_cells(costs.get(runs[0].intervention))
+    drawn = markdown_table(header if acts else [*header, *_COST_COLUMNS], rows)
     return "\n".join([drawn, "", *(f"- {each}" for each in failures)]) if failures else drawn
 
 

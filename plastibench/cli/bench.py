@@ -1,0 +1,61 @@
+"""The command ``plastibench bench``."""
+
+from __future__ import annotations
+
+import argparse
+
+from plastibench.cli.arguments import add_paths, add_threads, positive
+from plastibench.cli.component_options import REGISTRIES, Tables, read_option_flags
+from plastibench.cli.parser import CommandParser
+from plastibench.cli.run_options import add_run_options, given_run_options
+from plastibench.config.errors import UserError
+from plastibench.config.spec import PARTS, RunSpec
+
+
+def configure(parser: CommandParser) -> None:
+    """Add the arguments."""
+    parser.components = PARTS
+    parser.usage = "plastibench bench [ENV] [--agent NAME] [--intervention NAME] [options]"
+    parser.epilog = (
+        "Times updates of plastibench and of a plain PyTorch loop that does the same work, alternately,\n"
+        "and then the intervention once. Supervised task streams only."
+    )
+    names = parser.add_argument_group(
+        "what to time", "Set options with --env.OPTION, --agent.OPTION and --intervention.OPTION."
+    )
+    names.add_argument("env", nargs="?", metavar="ENV", default="cl-digits", help="task stream")
+    names.add_argument("--agent", metavar="NAME", default="vit-nano", help="agent")
+    names.add_argument("--intervention", metavar="NAME", default="rnr", help="intervention whose cost is measured")
+    add_run_options(parser, only=("device", "deterministic", "representative", "roles"))
+    timing = parser.add_argument_group("execution")
+    timing.add_argument("--updates", type=positive, default=5, metavar="N", help="updates per measurement")
+    timing.add_argument(
+        "--rounds", type=positive, default=20, metavar="N", help="rounds of four measurements each, at least 2"
+    )
+    add_threads(timing)
+    add_paths(parser, runs=False)
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Measure and print the report."""
+    if args.rounds < 2:
+        raise UserError("--rounds must be at least 2")
+    for part in PARTS:  # report an unknown name before torch is imported
+        REGISTRIES[part][getattr(args, part)]
+    from plastibench.sweeps.benchmark import benchmark
+    from plastibench.utils.runtime import resolve_device
+
+    tables: Tables = {part: {} for part in PARTS}
+    tables["run"] = given_run_options(args)
+    read_option_flags(args, tables)
+    spec = RunSpec.make(
+        args.env,
+        args.agent,
+        args.intervention,
+        env_options=tables["env"],
+        agent_options=tables["agent"],
+        intervention_options=tables["intervention"],
+        **{**tables["run"], "device": resolve_device(args.device or "auto")},
+    )
+    print(benchmark(spec, args.data_dir, args.updates, args.rounds, args.threads))
+    return 0

@@ -1,0 +1,66 @@
+"""Options of env, agent and intervention: flags such as ``--env.epochs 5``, and their help."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+from plastibench.cli.arguments import split_names
+from plastibench.cli.run_options import describe_option
+from plastibench.config import registry
+from plastibench.config.errors import UserError, did_you_mean
+from plastibench.config.options import as_dict, build, describe_type, field_name, flag_name, options_of
+
+REGISTRIES = {"env": registry.envs, "agent": registry.agents, "intervention": registry.interventions}
+Tables = dict[str, dict[str, Any]]  # env, agent, intervention and run to option name to value
+
+
+def read_option_flags(args: argparse.Namespace, tables: Tables) -> None:
+    """Put the values of ``--env.epochs 5`` and the like into the tables of env, agent and intervention.
+
+    Args:
+        args: What :meth:`CommandParser.parse_words` returned.
+        tables: The tables to write into.
+
+    Raises:
+        UserError: An unknown flag, or a flag without value.
+    """
+    rest = list(args.option_flags)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        part, dot, option = flag.removeprefix("--").partition(".")
+        if not (flag.startswith("--") and dot and part in args.parser.components):
+            hint = _suggestion(flag, tables, args.parser.flags)
+            raise UserError(f"unknown argument '{flag}'{hint} ({args.parser.prog} --help)")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"{flag} needs a value")
+            value = rest.pop(0)
+        if (part, option) == ("intervention", "roles"):  # every intervention has it, so it is an option of the run
+            part = "run"
+        tables[part][option] = value
+
+
+def _suggestion(flag: str, tables: Tables, flags: Iterable[str]) -> str:
+    """Suggest an option without its component, as ``--epochs``, or else a flag that is spelled alike."""
+    option = flag.removeprefix("--")
+    for part in set(tables) & set(REGISTRIES):
+        for name in split_names(tables[part].get("name", "")):
+            if field_name(option) in options_of(REGISTRIES[part][name].load()):
+                return f"; did you mean '--{part}.{option}'?"
+    return did_you_mean(flag, flags)
+
+
+def option_help(part: str, name: str) -> str:
+    """The help of all options of an env, agent or intervention, with the defaults that its name stands for."""
+    entry = REGISTRIES[part][name]
+    cls = entry.load()
+    defaults = as_dict(build(cls, entry.defaults, f"{part} {name}"))
+    lines = [f"{part} {name}: {entry.summary}"]
+    for option, field in options_of(cls).items():
+        text = describe_option(field, defaults.get(option, "none"))
+        lines.append(f"  --{part}.{flag_name(option)} {describe_type(cls, option)}")
+        lines.append(textwrap.fill(text, 110, initial_indent=" " * 8, subsequent_indent=" " * 8))
+    return "\n".join(lines)

@@ -1,0 +1,113 @@
+"""The command ``plastibench leaderboard``."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plastibench.cli.arguments import add_paths, check_output_file
+from plastibench.cli.board_update import write_board
+from plastibench.cli.parser import CommandParser
+from plastibench.config.errors import UserError
+
+if TYPE_CHECKING:
+    from plastibench.leaderboard.standings import Standings
+
+_EXAMPLES = """\
+examples:
+  plastibench leaderboard
+  plastibench leaderboard --filter 'env=cl-*' --filter 'seeds>=3' --sort drop
+  plastibench leaderboard --format html --out leaderboard.html
+  plastibench leaderboard add result.json"""
+
+
+def configure(parser: CommandParser) -> None:
+    """Add the arguments."""
+    parser.usage = "plastibench leaderboard [options]\n       plastibench leaderboard add FILE [FILE ...]"
+    parser.epilog = _EXAMPLES
+    parser.add_argument("action", nargs="*", metavar="add FILE", help="validate a result.json and add it to the runs")
+    what = parser.add_argument_group("rows")
+    what.add_argument("--sort", default="final", metavar="COLUMN", help="column to sort by, best first")
+    what.add_argument(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="keep matching rows only: 'env=cl-*', 'intervention=rnr*,none', 'seeds>=3'; if repeated, all must match",
+    )
+    how = parser.add_argument_group("output")
+    how.add_argument(
+        "--format", choices=["table", "markdown", "csv", "json", "html"], default="table", help="output format"
+    )
+    how.add_argument("--out", type=Path, metavar="FILE", help="write to this file instead of the terminal")
+    how.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write the leaderboard with plots for tensorboard --logdir RUNS_DIR (run and sweep do this when they end)",
+    )
+    add_paths(parser, data=False)
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Print or write the leaderboard, or add results to it."""
+    if args.action:
+        return _add(args.action, args.runs_dir)
+    from plastibench.leaderboard import text as text_format
+    from plastibench.leaderboard.standings import standings
+    from plastibench.results.files import load_results
+    from plastibench.utils.atomic_io import write_text
+
+    check_output_file(args.out)
+    if args.tensorboard:
+        if args.filter or args.out or args.sort != "final" or args.format != "table":
+            raise UserError("--tensorboard writes the full leaderboard; drop --filter, --sort, --format and --out")
+        print(write_board(args.runs_dir, load_results(args.runs_dir), plots=True))
+        return 0
+    shown = standings(load_results(args.runs_dir, lean=args.format != "html"), sorted_by=args.sort, filters=args.filter)
+    if not shown.tables:
+        raise UserError(f"no row matches {' and '.join(args.filter)}; list all with plastibench leaderboard")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    draw: dict[str, Callable[[], str]] = {
+        "table": lambda: text_format.table(shown, width),
+        "markdown": lambda: text_format.markdown(shown),
+        "csv": lambda: text_format.as_csv(shown),
+        "json": lambda: text_format.as_json(shown),
+        "html": lambda: _page(shown),
+    }
+    text = draw[args.format]()
+    if args.out is None:
+        print(text)
+    else:
+        write_text(args.out, f"{text}\n")
+        print(args.out)
+    return 0
+
+
+def _page(shown: Standings) -> str:
+    from plastibench.leaderboard.html import page
+    from plastibench.plotting.leaderboard_plots import pictures
+
+    try:
+        drawn = pictures(shown)
+    except UserError as error:
+        print(f"plastibench: the page has no plots: {error}", file=sys.stderr)
+        drawn = {}
+    return page(shown, drawn)
+
+
+def _add(action: list[str], runs_dir: Path) -> int:
+    from plastibench.leaderboard.validation import add
+
+    verb, *files = action
+    if verb != "add" or not files:
+        raise UserError(f"unknown 'leaderboard {' '.join(action)}'; expected leaderboard add FILE")
+    for file in files:
+        path, unchecked = add(Path(file), runs_dir)
+        print(path)
+        for note in unchecked:
+            print(f"plastibench: {path}: {note}", file=sys.stderr)
+    return 0

@@ -1,0 +1,38 @@
+"""Plugins: modules and files of the user that register envs, agents and interventions."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from plastibench.config.errors import UserError
+
+
+def import_plugins(plugins: Sequence[str]) -> None:
+    """Import modules by name and ``.py`` files by path.
+
+    Raises:
+        UserError: A plugin does not exist or fails to load.
+    """
+    for plugin in plugins:
+        is_file = plugin.endswith(".py")
+        if is_file and not Path(plugin).is_file():
+            raise UserError(f"--plugin {plugin}: no such file")
+        try:
+            if is_file:
+                _import_file(Path(plugin))
+            else:
+                importlib.import_module(plugin)
+        except (Exception, SystemExit) as error:  # any failure is a bug in the plugin: report it by name
+            raise UserError(f"--plugin {plugin} does not load: {type(error).__name__}: {error}") from error
+
+
+def _import_file(path: Path) -> None:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up their module there
+    spec.loader.exec_module(module)

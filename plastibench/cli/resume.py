@@ -1,0 +1,59 @@
+"""The command ``plastibench resume``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from plastibench.cli.arguments import add_execution, add_paths
+from plastibench.cli.board_update import update_board
+from plastibench.cli.parser import CommandParser
+from plastibench.cli.plugins import import_plugins
+from plastibench.cli.specs import resolve_devices
+from plastibench.config.errors import UserError, did_you_mean
+from plastibench.config.spec import RunSpec
+
+
+def configure(parser: CommandParser) -> None:
+    """Add the arguments."""
+    parser.usage = "plastibench resume ID [options]"
+    parser.add_argument("id", metavar="ID", help="name of the run's folder in --runs-dir")
+    # Set by sweeps: the command line to record in the result. The sweep then updates the leaderboard itself.
+    parser.add_argument("--for-command", default="", help=argparse.SUPPRESS)
+    add_execution(parser)
+    add_paths(parser)
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Continue a run from its last checkpoint, or start it if there is none."""
+    import_plugins(args.plugin)
+    path = args.runs_dir / args.id / "spec.toml"
+    if not path.is_file():
+        known = [found.parent.name for found in args.runs_dir.glob("*/spec.toml")]
+        raise UserError(f"no run '{args.id}' in {args.runs_dir}{did_you_mean(args.id, known)}")
+    from plastibench import leaderboard
+    from plastibench.training.runner import Interrupted, run
+
+    (spec,) = resolve_devices([RunSpec.from_toml(path.read_text(encoding="utf-8"), str(path))])
+    if spec.id != args.id:
+        parent = " and pass its parent as --runs-dir" if "/" in args.id else ""
+        raise UserError(
+            f"{path} describes the run {spec.id}: either its folder was renamed, or the options of runs have changed "
+            f"since; rename the folder to that id{parent}, or start a new run with plastibench run --spec {path}"
+        )
+    try:
+        result = run(
+            spec,
+            runs_dir=args.runs_dir,
+            data_dir=args.data_dir,
+            quiet=args.quiet,
+            threads=args.threads,
+            command=args.for_command,
+        )
+    except Interrupted as stopped:
+        print(f"plastibench: {stopped}; run the same command to continue", file=sys.stderr)
+        return 130
+    print(f"\n{leaderboard.comparison([result])}\n")
+    if not args.for_command:
+        update_board(args.runs_dir)
+    return 0

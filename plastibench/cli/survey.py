@@ -1,0 +1,86 @@
+"""The command ``plastibench survey``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from plastibench.cli.arguments import ONE_PER_CORE, add_execution, add_paths, check_output_file, split_names
+from plastibench.cli.component_options import Tables, read_option_flags
+from plastibench.cli.parallel import run_in_parallel
+from plastibench.cli.parser import CommandParser
+from plastibench.cli.plugins import import_plugins
+from plastibench.cli.run_options import add_run_options, given_run_options
+from plastibench.cli.specs import make_specs, resolve_devices
+from plastibench.config.spec import PARTS, RunSpec
+
+
+def configure(parser: CommandParser) -> None:
+    """Add the arguments."""
+    parser.components = PARTS
+    parser.usage = "plastibench survey [ENV] [--agent NAME] [--intervention NAMES] [options]"
+    names = parser.add_argument_group(
+        "what to run", "Set options with --env.OPTION, --agent.OPTION and --intervention.OPTION."
+    )
+    names.add_argument("env", nargs="?", metavar="ENV", default="cl-digits", help="task stream")
+    names.add_argument("--agent", metavar="NAME", default="vit-nano", help="agent")
+    names.add_argument(
+        "--intervention", metavar="NAMES", help="only these interventions, such as none,reset,rnr (default: all)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the table to this Markdown file")
+    add_run_options(parser, defaults={"seed": "0..2"})
+    add_execution(parser, jobs=ONE_PER_CORE)
+    add_paths(parser)
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Run every intervention, measure their costs, and print the table."""
+    import_plugins(args.plugin)
+    from plastibench.leaderboard import origin
+    from plastibench.results.files import read_result_if_complete
+    from plastibench.sweeps import survey_table
+    from plastibench.utils import atomic_io
+
+    check_output_file(args.out)
+    names = split_names(args.intervention) if args.intervention else survey_table.all_interventions()
+    tables: Tables = {"env": {"name": args.env}, "agent": {"name": args.agent}, "intervention": {"name": names}}
+    tables["run"] = given_run_options(args)
+    read_option_flags(args, tables)
+    specs = resolve_devices(make_specs(tables))
+    status = run_in_parallel(specs, args)
+    if status == 130:
+        return status
+    first = {spec.intervention[0]: spec for spec in reversed(specs)}
+    there = (read_result_if_complete(args.runs_dir / spec.id) for spec in specs)
+    found = [result for result in there if result is not None]
+    if not found:
+        return 1
+    timed = [] if found[0].is_rl else [first[name] for name in names]
+    costs = survey_table.measure_costs(timed, args.data_dir, args.runs_dir / survey_table.COSTS_FILE)
+    table = survey_table.table(found, costs, _failures(specs, args.runs_dir))
+    legend = textwrap.fill(f"{survey_table.legend(found)} {origin(found)}", 110)
+    print(f"\n{table}\n\n{legend}")
+    if args.out:
+        command = shlex.join(["plastibench", "survey", *args.words])
+        atomic_io.write_text(args.out, f"`{command}`\n\n{table}\n\n{legend}\n")
+    return 0
+
+
+def _failures(specs: Sequence[RunSpec], runs_dir: Path) -> list[str]:
+    """A sentence for each intervention whose runs failed, or for each seed if others are complete."""
+    from plastibench.results.files import read_result_if_complete
+    from plastibench.sweeps.jobs import FAILURE_FILE
+
+    complete = {spec.id for spec in specs if read_result_if_complete(runs_dir / spec.id) is not None}
+    partly = {spec.intervention[0] for spec in specs if spec.id in complete}
+    found = {}
+    for spec in specs:
+        file, name = runs_dir / spec.id / FAILURE_FILE, spec.intervention[0]
+        if spec.id not in complete and file.exists():
+            _, _, last_line = file.read_text(encoding="utf-8").strip().rpartition("\n")
+            what = f"`{name}` failed with seed {spec.run.seed}" if name in partly else f"`{name}` does not run here"
+            found[what] = last_line.removeprefix("plastibench: ")
+    return [f"{what}: {reason}" for what, reason in found.items()]

@@ -1,0 +1,86 @@
+"""The command ``plastibench sweep``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from plastibench.cli.arguments import ONE_PER_CORE, add_execution, add_paths
+from plastibench.cli.parallel import run_in_parallel
+from plastibench.cli.parser import CommandParser
+from plastibench.cli.plugins import import_plugins
+from plastibench.cli.specs import resolve_devices
+from plastibench.config.errors import UserError, did_you_mean
+
+SIZES = ("digits", "paper")
+_FILE = """\
+A sweep file has the tables [env], [agent], [intervention] and [run], and a [[grid]] for each group of runs.
+Every list is an axis of the grid:
+
+  [env]
+  name = "cl-digits"
+  [agent]
+  name = "vit-nano"
+  [run]
+  seed = "0..2"
+  [[grid]]
+  intervention = {name = ["none", "reset"]}
+  [[grid]]
+  intervention = {name = "rnr", quantile = [0.2, 0.4]}
+
+examples:
+  plastibench sweep my-sweep.toml --jobs 4
+  plastibench sweep fig4 --list
+  plastibench sweep fig4 --size paper --prepare | xargs -n 1 sbatch my-job.sh"""
+
+
+def configure(parser: CommandParser) -> None:
+    """Add the arguments."""
+    parser.usage = "plastibench sweep FILE [options]"
+    parser.epilog = _FILE
+    parser.add_argument(
+        "file", metavar="FILE", help="a TOML file, or a built-in sweep of the paper's figures: fig2, fig3, fig4, fig5"
+    )
+    parser.add_argument(
+        "--size", choices=SIZES, default="digits", help="size of a built-in sweep: small, on digits, or as in the paper"
+    )
+    parser.add_argument("--list", action="store_true", help="only list the runs with their states")
+    parser.add_argument(
+        "--prepare",
+        action="store_true",
+        help="only write the specs and print the ids of unfinished runs, for a scheduler that calls "
+        "plastibench resume ID",
+    )
+    add_execution(parser, jobs=ONE_PER_CORE)
+    add_paths(parser)
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Run, list or prepare the runs of a sweep."""
+    import_plugins(args.plugin)
+    from plastibench.sweeps.grid import read_grid
+    from plastibench.sweeps.jobs import prepare, stored_state
+
+    specs = resolve_devices(read_grid(_path(args.file, args.size)))
+    if args.prepare:
+        for job in prepare(specs, args.runs_dir):
+            if job.state != "complete":
+                print(job.spec.id)
+        return 0
+    if args.list:
+        for spec in specs:
+            print(f"{stored_state(args.runs_dir / spec.id):8}  {spec.id}")
+        return 0
+    return run_in_parallel(specs, args)
+
+
+def _path(name: str, size: str) -> Path:
+    """The file of this name, or else the built-in sweep."""
+    if Path(name).exists() or "." in name:
+        return Path(name)
+    folder = Path(__file__).parents[1] / "sweeps"
+    built_in = folder / f"{name}-{size}.toml"
+    if not built_in.exists():
+        names = [path.stem.removesuffix(f"-{size}") for path in sorted(folder.glob(f"*-{size}.toml"))]
+        raise UserError(f"no file and no built-in sweep '{name}'{did_you_mean(name, names)} ({', '.join(names)})")
+    return built_in

@@ -1,0 +1,45 @@
+"""A diagnosis as text for the terminal."""
+
+from __future__ import annotations
+
+from plastibench.diagnosis.diagnose import Diagnosis, needs_labels
+from plastibench.utils.tables import text_table
+
+
+def report(found: Diagnosis) -> str:
+    """A table of layers, the reasons, the metrics of the network, notes, and the verdict."""
+    lines = [found.title, f"on {found.samples} samples: {found.data}", f"{found.parameters:,} parameters", ""]
+    if found.layers:
+        lines += [_table(found), ""]
+    reasons = [
+        f"  {layer.name}: {layer.verdict}, {'; '.join(layer.reasons)}" for layer in found.layers if layer.reasons
+    ]
+    if reasons:
+        lines += ["reasons:", *reasons, ""]
+    width = max(map(len, found.overall), default=0)
+    for name, value in found.overall.items():
+        fresh = f"   (fresh {format_value(found.fresh[name])})" if name in found.fresh else ""
+        mark = "  *" if needs_labels(name) else ""
+        lines.append(f"{name:{width}}  {format_value(value)}{fresh}{mark}")
+    if any(needs_labels(name) for name in found.overall):
+        lines.append("* depends on the loss, and therefore on labels or targets")
+    lines += ["", *(f"note: {note}" for note in found.notes)]
+    why = f": {'; '.join(found.reasons)}" if found.reasons else ""
+    lines.append(f"verdict: {found.verdict}{why}")
+    return "\n".join(lines)
+
+
+def format_value(value: float) -> str:
+    """A metric of the network."""
+    return f"{value:.4g}"
+
+
+def _table(found: Diagnosis) -> str:
+    header = ["layer", "kind", "units", *(rule.column for rule in found.rules), "weight norm", "verdict"]
+    rows = []
+    for layer in found.layers:
+        norm = layer.values.get("weight-norm")
+        cells = [rule.format(layer.values.get(rule.metric)) for rule in found.rules]
+        units = str(layer.units or "–")
+        rows.append([layer.name, layer.kind, units, *cells, "–" if norm is None else f"{norm:.3g}", layer.verdict])
+    return text_table(header, rows)

@@ -1,0 +1,99 @@
+"""Grids: a TOML file whose lists are axes, and the specs that it describes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from plastibench.config import registry
+from plastibench.config.errors import UserError, did_you_mean
+from plastibench.config.options import field_name, is_list, options_of
+from plastibench.config.spec import PARTS, RunOptions, RunSpec, check_run_options, read_toml, seeds_of
+
+_TABLES = (*PARTS, "run")
+
+
+def read_grid(path: Path) -> list[RunSpec]:
+    """Read the specs of a sweep file.
+
+    The tables ``[env]``, ``[agent]``, ``[intervention]`` and ``[run]`` apply to all runs. Each ``[[grid]]`` adds a
+    group of runs; its own tables of these names take precedence. Every list is an axis of the grid, names and seeds
+    included. The result contains each combination once.
+
+    Raises:
+        UserError: The file cannot be read, or a name, an option or a value in it is invalid.
+    """
+    content = read_toml(path)
+    grids = content.pop("grid", [{}])
+    if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
+        raise UserError(f"{path}: grid must be written as [[grid]]")
+    found: dict[str, RunSpec] = {}
+    for grid in grids:
+        for spec in _combinations(_merged(content, grid, path), path):
+            found.setdefault(spec.id, spec)
+    if not found:
+        raise UserError(f"{path} describes no runs")
+    return list(found.values())
+
+
+def _merged(shared: Mapping[str, Any], grid: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]]:
+    """The tables of one grid: the shared ones, updated by its own."""
+    tables: dict[str, dict[str, Any]] = {}
+    for source in (shared, grid):
+        for table, content in source.items():
+            if table not in _TABLES:
+                raise UserError(f"{path}: no table [{table}]{did_you_mean(table, (*_TABLES, 'grid'))}")
+            if not isinstance(content, dict):
+                raise UserError(f"{path}: {table} must be a table, as in [{table}]")
+            name = tables.get(table, {}).get("name")
+            if content.get("name", name) != name:
+                tables[table] = {}  # options of another env, agent or intervention do not carry over
+            tables[table] = {**tables.get(table, {}), **content}
+    for part in ("env", "agent"):
+        if "name" not in tables.get(part, {}):
+            raise UserError(f"{path}: [{part}] has no name")
+    check_run_options(tables.get("run", {}), str(path))
+    return tables
+
+
+def _combinations(tables: dict[str, dict[str, Any]], path: Path) -> Iterator[RunSpec]:
+    tables.setdefault("intervention", {}).setdefault("name", "none")
+    run = tables.pop("run", {})
+    seeds = seeds_of(run.pop("seed", 0))
+    axes: list[list[tuple[str, dict[str, Any]]]] = []
+    for part in PARTS:
+        names = tables[part]["name"] if isinstance(tables[part]["name"], list) else [tables[part]["name"]]
+        values = {key: value for key, value in tables[part].items() if key != "name"}
+        choices = []
+        for name in names:
+            if not isinstance(name, str):
+                raise UserError(f"{path}: [{part}] name is {name!r}; expected text")
+            cls = getattr(registry, f"{part}s")[name].load()
+            choices += [(name, options) for options in _expanded(cls, values)]
+        axes.append(choices)
+    runs = list(_expanded(RunOptions, run))
+    for (env, agent, intervention), options, seed in itertools.product(itertools.product(*axes), runs, seeds):
+        yield RunSpec.make(
+            env[0],
+            agent[0],
+            intervention[0],
+            env_options=env[1],
+            agent_options=agent[1],
+            intervention_options=intervention[1],
+            seed=seed,
+            **options,
+        )
+
+
+def _expanded(cls: type, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """All combinations of options given as lists; for an option that is a list itself, the list is one value."""
+
+    def choices(name: str, value: Any) -> list[Any]:
+        is_axis = isinstance(value, list) and not (field_name(name) in options_of(cls) and is_list(cls, name))
+        return value if is_axis else [value]
+
+    axes = [choices(name, value) for name, value in values.items()]
+    for combination in itertools.product(*axes):
+        yield dict(zip(values, combination, strict=True))

@@ -1,0 +1,92 @@
+"""Progress of many runs: a live table in a terminal, one line a minute elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from plastibench.sweeps.jobs import Job
+
+_LINE_SECONDS = 60.0  # between lines if the output is not a terminal
+_ORDER = ("running", "failed", "stopped", "waiting", "complete")
+
+
+class LiveTable:
+    """Shows the states of jobs on stderr."""
+
+    def __init__(self, jobs: Sequence[Job], slots: int, quiet: bool = False) -> None:
+        """Start the display.
+
+        Args:
+            jobs: The jobs; their states are read whenever :meth:`update` is called.
+            slots: Number of jobs that run at a time.
+            quiet: Show nothing.
+        """
+        self._jobs, self._slots, self._quiet = jobs, slots, quiet
+        self._last_line = time.monotonic()
+        console = Console(stderr=True)
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal and not quiet else None
+        if self._live is not None:
+            self._live.start()
+
+    def update(self) -> None:
+        """Show the current states."""
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+        elif not self._quiet and time.monotonic() - self._last_line > _LINE_SECONDS:
+            self._last_line = time.monotonic()
+            print(self._summary(), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Show the final states and end the display."""
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+            self._live.stop()
+        elif not self._quiet:
+            print(self._summary(), file=sys.stderr, flush=True)
+
+    def _summary(self) -> str:
+        """``12 of 40 complete, 2 running, 1 failed, about 0:31:00 left``."""
+        count = {state: sum(job.state == state for job in self._jobs) for state in ("complete", "running", "failed")}
+        parts = [f"{count['complete']} of {len(self._jobs)} complete"]
+        parts += [f"{count[state]} {state}" for state in ("running", "failed") if count[state]]
+        if seconds := time_left(self._jobs, self._slots, time.monotonic()):
+            parts.append(f"about {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left")
+        return ", ".join(parts)
+
+    def _table(self) -> Table:
+        table = Table(title=self._summary(), title_justify="left", box=None, show_header=False)
+        rows = sorted(self._jobs, key=lambda job: _ORDER.index(job.state))
+        room = max(4, Console(stderr=True).height - 4)
+        for job in rows[:room]:
+            table.add_row(job.state, job.spec.id, job.message if job.state in ("running", "failed") else "")
+        if len(rows) > room:
+            table.add_row("", f"and {len(rows) - room} more", "")
+        return table
+
+
+def time_left(jobs: Sequence[Job], slots: int, now: float) -> int | None:
+    """Estimate the seconds until the last job ends, from the mean duration of those completed so far.
+
+    Args:
+        jobs: All jobs.
+        slots: Number of jobs that run at a time.
+        now: Time by the monotonic clock.
+
+    Returns:
+        Seconds, or None if no job has completed yet.
+    """
+    durations = [job.seconds for job in jobs if job.seconds is not None]
+    if not durations:
+        return None
+    mean = sum(durations) / len(durations)
+    ends = [max(0.0, mean - (now - job.started)) for job in jobs if job.state == "running"]
+    ends += [0.0] * (slots - len(ends))
+    for _ in range(sum(job.state == "waiting" for job in jobs)):
+        ends[ends.index(min(ends))] += mean  # the next job starts in the slot that is free first
+    return round(max(ends))
