@@ -1,4 +1,4 @@
-"""Sphinx: the site is built from the docstrings by ``python -m sphinx -W docs site``."""
+"""Sphinx configuration. Build the site with ``python -m sphinx -W docs site``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-import pages  # noqa: E402 - beside this file
+import pages  # noqa: E402 - next to this file
 
 from plastibench import __version__  # noqa: E402
 
@@ -17,6 +17,7 @@ release = version = __version__
 html_theme = "furo"
 html_title = f"plastibench {__version__}"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["**/_*.md"]  # included in other pages
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 root_doc = "index"

@@ -1,146 +1,348 @@
-"""Writes the pages that follow from the code: one per method, the lists of names, the API. Called by conf.py."""
+"""Generate the pages that follow from the code and from the reference results; ``conf.py`` calls this.
+
+- ``methods/NAME.md`` and ``methods/_table.md``: a page per method, and the table of all names.
+- ``reference/_names.md``: task streams, RL environments, agents and metrics.
+- ``reference/cli.md``: the help of every command.
+- ``reference/api/*.md``: a page per package.
+- ``results/_*.md``: tables computed from ``runs/reference``.
+"""
 
 from __future__ import annotations
 
+import importlib
+import os
+import pkgutil
 import re
-import shutil
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
+from scipy import stats
+
+import plastibench
+from plastibench import Result, load_results
+from plastibench.cli import main as command_line
+from plastibench.cli.parser import CommandParser
 from plastibench.config import registry
 from plastibench.config.options import describe_type, flag_name, options_of
-from plastibench.interventions.base import Intervention
+from plastibench.interventions.facts import facts
 from plastibench.metrics import METRICS
 
-ROOT = Path(__file__).parent.parent
-SURVEYS = ROOT / "runs" / "reference" / "survey"
-HOOKS = {
+REFERENCE = Path(__file__).parent.parent / "runs" / "reference"
+PLUS_MINUS = "± is the half-width of the 95 % confidence interval of the mean over seeds (Student's t)."
+WHEN = {  # hook -> when it runs
     "prepare": "before training",
     "penalty": "in the loss of every update",
     "before_update": "before every optimizer step",
     "after_update": "after every optimizer step",
-    "intervene": "at task switches, or every so many updates",
+    "intervene": "at task boundaries, or every N updates",
     "evaluated": "in evaluation",
 }
-API = [
-    "network",
-    "attached",
-    "interventions.base",
-    "runner",
-    "spec",
-    "registry",
-    "options",
-    "memory",
-    "replay",
-    "results.result",
-    "results.files",
-    "results.table",
-    "results.confidence",
-    "leaderboard.standings",
-    "leaderboard.rows",
-    "leaderboard.contest",
-    "figures",
-]
+USE = {  # kind -> when to use a method of this kind
+    "baseline": "Always: every comparison needs it.",
+    "reset": "When a temporary drop in performance is acceptable, or the data to relearn from is at hand (a replay buffer, "
+    "an accumulated data set). Resets are simple and strong baselines.",
+    "units": "When only part of the network has lost plasticity and the rest should keep what it has learned. Check first, "
+    "with `plastibench diagnose`, that the criterion finds units in your architecture: activation-based criteria find "
+    "few behind a GELU.",
+    "weights": "When single weights, rather than units, should be renewed without a visible drop.",
+    "wrapper": "As a control, or to soften the drop of another method.",
+    "optimizer": "When task boundaries are unknown: the method acts at every update.",
+    "regularizer": "When plasticity loss should be prevented rather than repaired, and a hyperparameter can be tuned.",
+    "averaging": "When evaluation is noisy, or as a teacher that retains what the trained network forgets.",
+    "architecture": "When you can choose the architecture before training.",
+}
+PACKAGES = {  # package -> what is in it
+    "config": "registries, typed options, run specs, errors",
+    "nn": "inspect and edit modules: the network, dataflow, units, reinitialization, refitting",
+    "interventions": "the interface, attaching, and one module per method",
+    "metrics": "plasticity metrics as functions of a network and a batch",
+    "results": "typed results, reading and writing, confidence intervals",
+    "training": "trainers, the learner, replay buffers, runs with exact resume",
+    "leaderboard": "comparable runs, ranks, and their presentation",
+    "plotting": "plots of results",
+    "diagnosis": "rules and reports on one network",
+    "sweeps": "grids, engines, surveys, benchmarks",
+    "integrations": "callbacks for other training libraries",
+    "envs": "task streams and RL environments",
+    "agents": "classifiers, DQN and SAC",
+}
 
 
 def write(folder: Path) -> None:
-    """Write all pages below ``folder``; none of them is kept in git."""
-    for page, text in {**methods(), **lists(), **api(), "index.md": start(folder)}.items():
-        (folder / page).parent.mkdir(exist_ok=True)
-        (folder / page).write_text(text, encoding="utf-8")
+    """Write all generated pages below ``folder``; none of them is kept in git."""
+    for page, text in {**methods(), **names(), **cli(), **api(), **results()}.items():
+        (folder / page).parent.mkdir(exist_ok=True, parents=True)
+        (folder / page).write_text(text.rstrip() + "\n", encoding="utf-8")
+
+
+# Methods -----------------------------------------------------------------------------------------------------------
 
 
 def methods() -> dict[str, str]:
-    """A page per class of interventions, with all names that it goes by."""
-    names: dict[type, list[registry.Entry]] = defaultdict(list)
-    for entry in registry.interventions.all().values():
-        names[entry.load()].append(entry)
-    found = {}
-    index = ["# Methods", "", "| name | what it does | acts |", "| :-- | :-- | :-- |"]
-    for cls, entries in names.items():
-        page = f"{entries[0].name}.md"
-        index += [f"| [`{e.name}`]({page}) | {cell(e.summary)} | {', '.join(acts(cls))} |" for e in entries]
-        found[f"methods/{page}"] = "\n\n".join(method(cls, entries)) + "\n"
-    return {**found, "methods/index.md": "\n".join([*index, *contents(found)]) + "\n"}
+    """A page per class of interventions, and a table of all names."""
+    by_class: dict[type, list[registry.Entry]] = defaultdict(list)
+    for entry in registry.interventions.builtin().values():
+        by_class[entry.load()].append(entry)
+    found, rows = {}, []
+    for cls, entries in by_class.items():
+        page = entries[0].name
+        rows += [[f"[`{e.name}`]({page}.md)", entries[0].kind, e.summary] for e in entries]
+        found[f"methods/{page}.md"] = "\n\n".join(method(cls, entries))
+    toc = toctree(sorted(page.removeprefix("methods/") for page in found))
+    return {**found, "methods/_table.md": f"{table(['name', 'kind', 'what it does (source)'], rows)}\n\n{toc}"}
 
 
-def method(cls: type, entries: list[registry.Entry]) -> list[str]:
-    """What it is called, does, costs, and brought on digits."""
-    parts = [f"# {entries[0].name}"]
-    parts.append("\n".join(f"- `--intervention {entry.name}`: {entry.summary}{given(entry)}" for entry in entries))
-    parts.append(f"Acts {'; '.join(acts(cls)) or 'not at all'}.")
-    parts.append(rst(f".. autoclass:: {cls.__module__}.{cls.__qualname__}\n   :no-members:\n   :no-undoc-members:"))
-    options = []
-    for name, field in options_of(cls).items():
-        columns = [f"`--intervention.{flag_name(name)}`", describe_type(cls, name), field.metadata.get("help", "")]
-        options.append(f"| {' | '.join(map(cell, columns))} | `{field.default}` |")
-    if options:
-        parts.append(
-            "\n".join(["## Options", "", "| flag | type | | default |", "| :-- | :-- | :-- | :-- |", *options])
+def method(cls: type, entries: Sequence[registry.Entry]) -> list[str]:
+    """The parts of a method's page."""
+    name, known = entries[0].name, facts(entries[0])
+    every = " --every 1000" if "intervene" in known.hooks else ""
+    parts = [f"# {name}", f"{entries[0].summary}."]
+    parts.append(
+        f"```bash\nplastibench run cl-digits --agent vit-nano --intervention none,{name}\n```"
+        if name != "none"
+        else f"```bash\nplastibench run cl-digits --agent vit-nano --intervention {name}\n```"
+    )
+    acts = [WHEN[hook] for hook in known.hooks]
+    parts.append(
+        "\n".join(
+            [
+                f"- **Kind:** {known.kind}",
+                f"- **Acts:** {'; '.join(acts) or 'never'}{' (`--every N`)' if every else ''}",
+                f"- **Extra cost:** {known.cost if known.cost != '–' else 'negligible'}",
+                f"- **Code:** `{cls.__module__}`",
+            ]
         )
-    rows = [measured(path, {entry.name for entry in entries}) for path in sorted(SURVEYS.glob("*.md"))]
-    if any(rows):
-        parts += ["## Measured", *filter(None, rows)]
-        parts.append("All methods in one table: `runs/reference/survey`, with commands and hardware.")
+    )
+    if len(entries) > 1:
+        shown = [[f"`{e.name}`", e.summary, given(e) or "–"] for e in entries]
+        parts += ["## Names", table(["name", "what it does", "options it sets"], shown)]
+    use = USE.get(known.kind)
+    if use:
+        parts += ["## When to use it", use]
+    parts += ["## Formula and source", rst(f".. autoclass:: {cls.__module__}.{cls.__qualname__}\n   :no-members:")]
+    options = option_rows(cls, "intervention")
+    if options:
+        parts += ["## Options", table(["flag", "type", "meaning", "default"], options)]
+        parts.append("In Python the same options are keyword arguments, with `_` instead of `-`.")
+    measured = [survey_rows(path, {e.name for e in entries}) for path in sorted((REFERENCE / "survey").glob("*.md"))]
+    if any(measured):
+        parts += ["## Measured", *filter(None, measured)]
+        parts.append(
+            "3 seeds; ± is the standard deviation over seeds in these two tables. "
+            "[All methods, columns, commands and hardware](../results/survey.md)."
+        )
     return parts
 
 
-def measured(path: Path, names: set[str]) -> str:
-    """The rows of these names in a table of all methods, and of `none` to compare with."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    table = [line for line in lines if line.startswith("|")]
-    rows = [row for row in table[2:] if (found := re.match(r"\| `([^ `]+)", row)) and found[1] in names | {"none"}]
-    mine = any(re.match(rf"\| `{re.escape(name)}[ `]", row) for row in rows for name in names)
-    return "\n".join([f"### {path.stem}", "", *table[:2], *rows]) if mine else ""
-
-
-def acts(cls: type) -> list[str]:
-    """When a method does something, from the hooks that it gives a body."""
-    return [when for hook, when in HOOKS.items() if getattr(cls, hook) is not getattr(Intervention, hook)]
+def survey_rows(path: Path, wanted: set[str]) -> str:
+    """The rows of these names in a survey, and that of ``none``; empty if the survey has none of them."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    named = [(found[1], line) for line in lines[2:] if (found := re.match(r"\| `([^ `]+)", line))]
+    if not any(name in wanted for name, _ in named):
+        return ""
+    return "\n".join([f"### {path.stem}", "", *lines[:2], *(line for name, line in named if name in wanted | {"none"})])
 
 
 def given(entry: registry.Entry) -> str:
     """The options that a name sets."""
-    shown = ", ".join(f"`{flag_name(name)} {value}`" for name, value in entry.defaults.items())
-    return f" ({shown})" if shown else ""
+    return ", ".join(f"`{flag_name(name)} = {value}`" for name, value in entry.defaults.items())
 
 
-def cell(text: str) -> str:
-    """Text that does not end a cell of a table."""
-    return text.replace("|", r"\|")
+def option_rows(cls: type, part: str) -> list[list[str]]:
+    """Flag, type, meaning and default of every option of a class."""
+    return [
+        [f"`--{part}.{flag_name(name)}`", describe_type(cls, name), field.metadata.get("help", ""), f"`{field.default}`"]
+        for name, field in options_of(cls).items()
+    ]
 
 
-def lists() -> dict[str, str]:
-    """Names of everything else."""
-    parts = ["# Scenarios, agents, metrics"]
-    kinds = {"Scenarios": registry.envs, "Agents": registry.agents}
-    for title, known in kinds.items():
-        parts.append(f"## {title}\n\n| name | |\n| :-- | :-- |")
-        parts[-1] += "".join(f"\n| `{name}` | {cell(entry.summary)} |" for name, entry in known.all().items())
-    parts.append("## Metrics\n\n| name | definition |\n| :-- | :-- |")
-    parts[-1] += "".join(f"\n| `{name}` | {cell(definition)} |" for name, definition in METRICS.items())
-    return {"names.md": "\n\n".join(parts) + "\n"}
+# Names -------------------------------------------------------------------------------------------------------------
+
+
+def names() -> dict[str, str]:
+    """Environments and agents with their options, and metrics with their definitions."""
+    parts = []
+    for title, part, known in (("Environments", "env", registry.envs), ("Agents", "agent", registry.agents)):
+        entries = known.builtin().values()
+        parts += [f"## {title}", table(["name", "what it is"], [[f"`{e.name}`", e.summary] for e in entries])]
+        by_class: dict[type, list[str]] = defaultdict(list)
+        for entry in entries:
+            by_class[entry.load()].append(entry.name)
+        for cls, called in by_class.items():
+            rows = option_rows(cls, part)
+            if rows:
+                parts.append(f"### Options of {listed(called)}")
+                parts.append(table(["flag", "type", "meaning", "default of the class"], rows))
+    parts += ["## Metrics", table(["name", "definition"], [[f"`{name}`", text] for name, text in METRICS.items()])]
+    return {"reference/_names.md": "\n\n".join(parts)}
+
+
+def listed(called: Sequence[str], most: int = 3) -> str:
+    """A few names, and how many more there are."""
+    more = f" and {len(called) - most} more" if len(called) > most else ""
+    return ", ".join(called[:most]) + more
+
+
+# Command line and API ----------------------------------------------------------------------------------------------
+
+
+def cli() -> dict[str, str]:
+    """The help of every command, from its parser."""
+    os.environ["COLUMNS"] = "96"
+    parts = ["# Command line"]
+    parts.append(
+        "`plastibench COMMAND --help` prints what follows. Options of an environment, agent or intervention, such as "
+        "`--agent.lr`, are on the pages of [methods](../methods/index.md) and [names](names.md). The exit status is 0 for "
+        "success, 1 if a run failed, 2 for invalid input, 130 if stopped on request."
+    )
+    for name, summary in command_line.COMMANDS.items():
+        module = importlib.import_module(f"plastibench.cli.{'list_' if name == 'list' else name}")
+        parser = CommandParser(prog=f"plastibench {name}", description=f"{summary[0].upper()}{summary[1:]}.")
+        module.configure(parser)
+        parts += [f"## {name}", f"```text\n{parser.format_help().rstrip()}\n```"]
+    return {"reference/cli.md": "\n\n".join(parts)}
 
 
 def api() -> dict[str, str]:
-    """One page per module that users import from."""
-    found = {}
-    for name in API:
-        module = f".. automodule:: plastibench.{name}\n   :members:"
-        found[f"api/{name}.md"] = f"# plastibench.{name}\n\n{rst(module)}\n"
-    return {**found, "api/index.md": "\n".join(["# API", *contents(found)]) + "\n"}
+    """A page for the names of ``plastibench`` itself, and one per package with all its modules."""
+    found = {"reference/api/plastibench.md": "\n\n".join(["# plastibench", *top_level()])}
+    for name, summary in PACKAGES.items():
+        package = importlib.import_module(f"plastibench.{name}")
+        parts = [f"# plastibench.{name}", f"{summary[0].upper()}{summary[1:]}."]
+        parts += [automodule(package.__name__)]
+        parts += [f"## {module}\n\n{automodule(f'plastibench.{name}.{module}')}" for module in modules(package)]
+        found[f"reference/api/{name}.md"] = "\n\n".join(parts)
+    pages = [page.removeprefix("reference/api/") for page in found]
+    rows = [["[plastibench](plastibench.md)", "the names that most users need"]]
+    rows += [[f"[plastibench.{name}]({name}.md)", summary] for name, summary in PACKAGES.items()]
+    found["reference/api/index.md"] = "\n\n".join(["# Python API", table(["module", "contents"], rows), toctree(pages)])
+    return found
 
 
-def start(folder: Path) -> str:
-    """The README with its pictures beside it; links to files of the repository become plain names."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for picture in re.findall(r"!\[[^]]*\]\(([^)]+\.png)\)", text):
-        name = picture.replace("/", "-")
-        shutil.copyfile(ROOT / picture, folder / name)
-        text = text.replace(f"({picture})", f"({name})")
-    text = re.sub(r"(?<!!)\[`?([^]`]+)`?\]\((?!https?:|#)[^)]+\)", r"`\1`", text)
-    return text + "\n".join(["", *contents(["methods/index.md", "names.md", "api/index.md"])]) + "\n"
+def top_level() -> list[str]:
+    """The public names of ``plastibench``."""
+    parts = ["```python\nimport plastibench as pb\n```"]
+    for name in plastibench.__all__:
+        value = getattr(plastibench, name)
+        if isinstance(value, type):
+            parts.append(rst(f".. autoclass:: plastibench.{name}\n   :members:\n   :no-index:"))
+        elif callable(value):
+            kind = "autofunction" if hasattr(value, "__code__") else "autodata"
+            parts.append(rst(f".. {kind}:: plastibench.{name}\n   :no-index:"))
+    return parts
+
+
+def modules(package: ModuleType) -> list[str]:
+    """Names of the modules and subpackages of a package."""
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
+
+def automodule(name: str) -> str:
+    """A directive that documents the members that a module defines."""
+    return rst(f".. automodule:: {name}\n   :members:")
+
+
+# Results -----------------------------------------------------------------------------------------------------------
+
+
+def results() -> dict[str, str]:
+    """Tables of results, computed from the files."""
+    digits = load_results(REFERENCE / "digits")
+    small = load_results(REFERENCE / "cifar100-small")
+    rl = load_results(REFERENCE / "off-policy")
+    figures = load_results(REFERENCE / "figures")
+    return {
+        "results/_cl_digits.md": accuracies(r for r in digits if r.env == "cl-digits"),
+        "results/_relabel_digits.md": accuracies(r for r in digits if r.env == "relabel-digits"),
+        "results/_figures_cl_digits.md": accuracies(r for r in figures if r.env == "cl-digits"),
+        "results/_figures_relabel_digits.md": accuracies(r for r in figures if r.env == "relabel-digits"),
+        "results/_cifar100_small.md": accuracies(small),
+        "results/_rl_agents.md": final_returns(r for r in rl if r.env != "rl-bandit-digits"),
+        "results/_bandit.md": bandit(r for r in rl if r.env == "rl-bandit-digits"),
+    }
+
+
+def accuracies(found: Iterable[Result]) -> str:
+    """Final accuracy, gain over none and drop of each intervention, best first."""
+    runs = by_method(found)
+    base = {result.seed: result.final for result in runs["none"]}
+    rows = []
+    for name, results in sorted(runs.items(), key=lambda item: -np.mean([r.final for r in item[1]])):
+        gains = [result.final - base[result.seed] for result in results if result.seed in base]
+        revived = [row.revived_fraction for result in results for row in result.interventions]
+        row = [f"`{name}`", str(len(results)), interval([r.final for r in results])]
+        row += ["–" if name == "none" else interval(gains, sign=True)]
+        row += [interval([r.summary.mean_drop or 0.0 for r in results])]
+        rows.append([*row, f"{100 * np.mean([r for r in revived if r is not None]):.0f}" if any(revived) else "0"])
+    head = ["intervention", "seeds", "final accuracy, %", "gain over `none`, p.p.", "drop, p.p.", "revived units, %"]
+    return f"{table(head, rows, right=5)}\n\n{PLUS_MINUS} The gain is paired by seed; p.p.: percentage points."
+
+
+def final_returns(found: Iterable[Result]) -> str:
+    """Final return of each agent."""
+    by_agent: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for result in found:
+        by_agent[result.env, result.agent].append(result)
+    rows = [
+        [f"`{env}`", f"`{agent}`", str(len(runs)), interval([r.final for r in runs], scale=1, digits=2)]
+        for (env, agent), runs in by_agent.items()
+    ]
+    return f"{table(['environment', 'agent', 'seeds', 'final return'], rows, right=2)}\n\n{PLUS_MINUS}"
+
+
+def bandit(found: Iterable[Result]) -> str:
+    """Return at the end of tasks of the contextual bandit."""
+    rows = []
+    for name, runs in by_method(found).items():
+        ends = [task_ends(result) for result in runs]
+        cells = [interval([end[task - 1] for end in ends], scale=1, digits=2) for task in (1, 4, 5, 10)]
+        late = interval([float(np.mean(end[5:])) for end in ends], scale=1, digits=2)
+        low = interval([last_metric(result, "low-gradient-ratio") for result in runs], digits=0)
+        rows.append([f"`{name}`", str(len(runs)), *cells, late, low])
+    head = ["intervention", "seeds", *(f"task {t}" for t in (1, 4, 5, 10)), "mean of tasks 6–10", "low-gradient units, %"]
+    return f"{table(head, rows, right=7)}\n\n{PLUS_MINUS}"
+
+
+def task_ends(result: Result) -> list[float]:
+    """Return at the last evaluation of each task."""
+    return list({task: value for task, _, value in result.evaluations()}.values())
+
+
+def last_metric(result: Result, name: str) -> float:
+    """The last value of a plasticity metric."""
+    return [float(record.metrics[name] or 0.0) for record in result.plasticity if name in record.metrics][-1]
+
+
+def by_method(found: Iterable[Result]) -> dict[str, list[Result]]:
+    """Results by intervention and changed options."""
+    runs: dict[str, list[Result]] = defaultdict(list)
+    for result in found:
+        changed = [f"{key}={value}" for key, value in result.changed.intervention.items()]
+        runs[" ".join([result.intervention, *changed])].append(result)
+    return runs
+
+
+def interval(values: Sequence[float], *, scale: float = 100, digits: int = 1, sign: bool = False) -> str:
+    """Mean ± half-width of the 95 % confidence interval."""
+    found = scale * np.asarray(values, float)
+    mean = f"{found.mean():{'+' if sign else ''}.{digits}f}"
+    if len(found) < 2:
+        return mean
+    half = stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found))
+    return f"{mean} ± {half:.{digits}f}"
+
+
+# Markdown ----------------------------------------------------------------------------------------------------------
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: int = 0) -> str:
+    """A Markdown table whose last ``right`` columns are aligned to the right."""
+    rule = [":--"] * (len(head) - right) + ["--:"] * right
+    lines = [head, rule, *rows]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def rst(text: str) -> str:
@@ -148,7 +350,6 @@ def rst(text: str) -> str:
     return f"```{{eval-rst}}\n{text}\n```"
 
 
-def contents(found: Iterable[str]) -> list[str]:
-    """Pages for the table of contents."""
-    names = [page.rpartition("/")[2] if "index" not in page else page for page in found]
-    return ["", "```{toctree}", ":hidden:", ":maxdepth: 1", *names, "```"]
+def toctree(pages: Iterable[str]) -> str:
+    """A hidden table of contents."""
+    return "\n".join(["```{toctree}", ":hidden:", ":maxdepth: 1", "", *pages, "```"])
