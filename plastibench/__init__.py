@@ -38,8 +38,11 @@ if (_ROOT / "pyproject.toml").is_file() and (_ROOT / "envs" / "__init__.py").is_
     sys.meta_path.insert(0, _SourceTreeFinder())  # before the finder of an editable install of another checkout
 
 _PUBLIC = {
-    "Network": "plastibench.nn.network",
+    "train": "plastibench.training.train",
+    "apply": "plastibench.interventions.attach",
     "attach": "plastibench.interventions.attach",
+    "Attached": "plastibench.interventions.attach",
+    "Network": "plastibench.nn.network",
     "Intervention": "plastibench.interventions.base",
     "Report": "plastibench.interventions.base",
     "NoIntervention": "plastibench.interventions.none",

@@ -75,12 +75,15 @@ def apply(
         options: Options of a named intervention.
 
     Raises:
-        UserError: The method needs a batch or a loss that was not given; the model is then unchanged.
+        UserError: The method needs a batch or a loss that was not given, or acts during training only; the model is
+            then unchanged.
     """
     before = copy.deepcopy(model.state_dict())
     handle = attach(intervention, model, None, loss_fn, **options)
+    if not overrides(handle.intervention, "intervene") and model.state_dict().keys() == before.keys():
+        raise UserError(f"apply: {type(handle.intervention).__name__} acts during training only; use attach")
     try:
-        handle.intervene(_NoBatch() if batch is None else batch)
+        handle.intervene(_NoBatch() if batch is None else batch, expect_steps=False)
     except BaseException:
         if model.state_dict().keys() == before.keys():
             model.load_state_dict(before)
@@ -172,9 +175,7 @@ class Attached:
             )
         self._acted_at = self.steps
         started = time.perf_counter()
-        self.report = self.intervention.intervene(
-            self.network, batch if isinstance(batch, _NoBatch) else as_batch(batch)
-        )
+        self.report = self.intervention.intervene(self.network, as_batch(batch))
         if self.network.device.type == "cuda":
             torch.cuda.synchronize(self.network.device)
         self.report.seconds = time.perf_counter() - started

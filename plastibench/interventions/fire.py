@@ -88,7 +88,9 @@ class Fire(Intervention):
                 for name, weight in weights.items()
                 if matches(select, name.removesuffix(".weight"))
             }
-        outputs = {f"{unit.name}.weight" for unit in trace(network, batch) if unit.output}
+        outputs: set[str] = set()
+        if select in ("linear", "all"):  # query and key projections are found by name, without a pass over data
+            outputs = {f"{unit.name}.weight" for unit in trace(network, batch) if unit.output}
         chosen: dict[str, tuple[nn.Parameter, tuple[int, ...]]] = {}
         for name, weight in weights.items():
             if re.search(_JOINT, name):

@@ -313,7 +313,9 @@ def as_batch(batch: TensorDictBase | Mapping[str, Tensor]) -> TensorDictBase:
     """Convert a TensorDict or a dict of tensors to a TensorDict with one batch dimension."""
     if isinstance(batch, TensorDictBase):
         return batch if batch.batch_dims == 1 else batch.reshape(-1)
-    return TensorDict(dict(batch), batch_size=[len(next(iter(batch.values())))])
+    if isinstance(batch, Mapping):
+        return TensorDict(dict(batch), batch_size=[len(next(iter(batch.values())))])
+    return batch  # the stand-in for a missing batch, which raises an error when a method looks at it
 
 
 def _own(optimizer: torch.optim.Optimizer, before: set[nn.Parameter], after: list[nn.Parameter]) -> None:

@@ -1,7 +1,8 @@
-"""Progress of a run: one live line in a terminal, plain lines elsewhere."""
+"""Progress of a run: a live line in a terminal or notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import html
 import sys
 import time
 
@@ -27,12 +28,7 @@ class Progress:
         self._name, self._length, self._quiet, self._unit = name, length, quiet, unit
         self._start = self._last = time.monotonic()
         self._first: tuple[float, int] | None = None  # time and progress at the first call of show()
-        console = Console(stderr=True)
-        self._live = (
-            Live(console=console, auto_refresh=False, transient=True) if console.is_terminal and not quiet else None
-        )
-        if self._live is not None:
-            self._live.start()
+        self._live = None if quiet else _live_line()
 
     def show(self, done: int, count: int, position: str, value: str, *, milestone: bool = False) -> None:
         """Update the display.
@@ -56,7 +52,7 @@ class Progress:
         parts = [self._name, position, value, f"{rate:,.0f} {self._unit}/s", left]
         line = "  ".join(part for part in parts if part)
         if self._live is not None:
-            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+            self._live.update(line, done / max(1, self._length))
         else:
             self._last = now
             print(line, file=sys.stderr, flush=True)
@@ -65,6 +61,45 @@ class Progress:
         """Restore the terminal."""
         if self._live is not None:
             self._live.stop()
+
+
+class _TerminalLine:
+    """One line at the bottom of a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._live.start()
+
+    def update(self, line: str, fraction: float) -> None:
+        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+    def stop(self) -> None:
+        self._live.stop()
+
+
+class _NotebookLine:
+    """A progress bar and one line below a notebook's cell."""
+
+    def __init__(self) -> None:
+        from IPython.display import HTML, display
+
+        self._html = HTML
+        self._handle = display(HTML(""), display_id=True)
+
+    def update(self, line: str, fraction: float) -> None:
+        bar = f'<progress value="{fraction:.3f}" max="1"></progress>'
+        self._handle.update(self._html(f"{bar} <code>{html.escape(line)}</code>"))
+
+    def stop(self) -> None:
+        """Leave the last line in the notebook."""
+
+
+def _live_line() -> _TerminalLine | _NotebookLine | None:
+    """What can be updated in place here; None if output is only appended."""
+    console = Console(stderr=True)
+    if console.is_jupyter:
+        return _NotebookLine()
+    return _TerminalLine(console) if console.is_terminal else None
 
 
 def _clock(seconds: float) -> str:

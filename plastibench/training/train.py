@@ -1,0 +1,75 @@
+"""``plastibench.train``: one run from Python, in a script, a notebook or a thread."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from plastibench.config.options import field_name, options_of
+from plastibench.config.spec import RunOptions, RunSpec
+from plastibench.results.result import Result
+from plastibench.training.runner import run
+
+
+def train(
+    env: str,
+    agent: str,
+    intervention: str = "none",
+    *,
+    env_options: Mapping[str, Any] | None = None,
+    agent_options: Mapping[str, Any] | None = None,
+    intervention_options: Mapping[str, Any] | None = None,
+    runs_dir: str | Path | None = "runs",
+    data_dir: str | Path = "data",
+    progress: bool = True,
+    threads: int = 0,
+    **options: Any,
+) -> Result:
+    """Train an agent with an intervention, and return the result.
+
+    A run that is already complete in ``runs_dir`` is not repeated, and an interrupted one continues.
+
+    Args:
+        env: Name of a task stream or an RL environment; see :func:`plastibench.list_envs`.
+        agent: Name of an agent; see :func:`plastibench.list_agents`.
+        intervention: Name of an intervention, or a combination such as ``l2-init+rnr``.
+        env_options: Options of the environment, such as ``{"epochs": 20}``.
+        agent_options: Options of the agent, such as ``{"lr": 1e-3}``.
+        intervention_options: Options of the intervention; those without a namesake among the run's options can also be
+            passed as keywords.
+        runs_dir: Parent of the run's folder; None leaves no folder behind.
+        data_dir: Where data sets are.
+        progress: Show the progress.
+        threads: CPU threads; 0: one for a small network, PyTorch's default for a large one.
+        options: Options of the run (``seed``, ``every``, ``roles``, ``device``, …) and of the intervention
+            (``quantile=0.3``).
+
+    Raises:
+        UserError: An unknown name, an invalid option, or missing data.
+        RunError: The run failed, for example with NaN.
+    """
+    run_options = {name: value for name, value in options.items() if field_name(name) in options_of(RunOptions)}
+    method_options = {name: value for name, value in options.items() if name not in run_options}
+    spec = RunSpec.make(
+        env,
+        agent,
+        intervention,
+        env_options=env_options,
+        agent_options=agent_options,
+        intervention_options={**(intervention_options or {}), **method_options},
+        **run_options,
+    )
+    command = f"plastibench.train({env!r}, {agent!r}, {intervention!r}, …)"
+    with tempfile.TemporaryDirectory() as temporary:
+        # With a list of its own, the run leaves the signal handlers of the notebook or main thread alone.
+        return run(
+            spec,
+            runs_dir=temporary if runs_dir is None else runs_dir,
+            data_dir=data_dir,
+            quiet=not progress,
+            threads=threads,
+            stop=[],
+            command=command,
+        )
