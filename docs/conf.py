@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
@@ -30,3 +32,15 @@ nitpicky = False
 default_role = "code"
 
 pages.write(Path(__file__).parent)
+
+
+def escape_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Escape ``|h|`` outside literals: it is an absolute value in docstrings, a substitution in reStructuredText."""
+    for number, line in enumerate(lines):
+        parts = re.split("(``.*?``)", line)
+        lines[number] = "".join(part if part.startswith("``") else part.replace("|", r"\|") for part in parts)
+
+
+def setup(app: Any) -> None:
+    """Register the hooks of the build."""
+    app.connect("autodoc-process-docstring", escape_bars)

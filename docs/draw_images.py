@@ -40,7 +40,10 @@ def main() -> None:
         growing = [run.summary for run in runs if run.env == "cl-digits"]
         final, drop = (100 * np.array([getattr(s, key) for s in growing]) for key in ("final_accuracy", "mean_drop"))
         errors = {"xerr": half_width(drop), "yerr": half_width(final)}
-        hollow = {"fillstyle": "none", "markersize": 11} if name == "redo" else {"markersize": 7}  # redo equals none here
+        # redo and none have the same values here
+        hollow = (
+            {"fillstyle": "none", "markersize": 11} if name == "redo" else {"markersize": 7}
+        )  # redo equals none here
         right.errorbar(drop.mean(), final.mean(), **errors, color=color, marker=marker, capsize=3, **hollow)
     left.set(title="relabel-digits, MLP: new labels in each task", xlabel="task")
     left.set_ylabel("accuracy at the end of a task, %")

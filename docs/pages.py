@@ -42,11 +42,11 @@ WHEN = {  # hook -> when it runs
 }
 USE = {  # kind -> when to use a method of this kind
     "baseline": "Always: every comparison needs it.",
-    "reset": "When a temporary drop in performance is acceptable, or the data to relearn from is at hand (a replay buffer, "
-    "an accumulated data set). Resets are simple and strong baselines.",
-    "units": "When only part of the network has lost plasticity and the rest should keep what it has learned. Check first, "
-    "with `plastibench diagnose`, that the criterion finds units in your architecture: activation-based criteria find "
-    "few behind a GELU.",
+    "reset": "When a temporary drop in performance is acceptable, or the data to relearn from is at hand (a replay "
+    "buffer, an accumulated data set). Resets are simple and strong baselines.",
+    "units": "When only part of the network has lost plasticity and the rest should keep what it has learned. Check "
+    "first, with `plastibench diagnose`, that the criterion finds units in your architecture: those that use activations "
+    "find few behind a GELU.",
     "weights": "When single weights, rather than units, should be renewed without a visible drop.",
     "wrapper": "As a control, or to soften the drop of another method.",
     "optimizer": "When task boundaries are unknown: the method acts at every update.",
@@ -122,7 +122,10 @@ def method(cls: type, entries: Sequence[registry.Entry]) -> list[str]:
     use = USE.get(known.kind)
     if use:
         parts += ["## When to use it", use]
-    parts += ["## Formula and source", rst(f".. autoclass:: {cls.__module__}.{cls.__qualname__}\n   :no-members:")]
+    parts += [
+        "## Formula and source",
+        rst(f".. autoclass:: {cls.__module__}.{cls.__qualname__}\n   :no-members:\n   :no-index:"),
+    ]
     options = option_rows(cls, "intervention")
     if options:
         parts += ["## Options", table(["flag", "type", "meaning", "default"], options)]
@@ -154,7 +157,12 @@ def given(entry: registry.Entry) -> str:
 def option_rows(cls: type, part: str) -> list[list[str]]:
     """Flag, type, meaning and default of every option of a class."""
     return [
-        [f"`--{part}.{flag_name(name)}`", describe_type(cls, name), field.metadata.get("help", ""), f"`{field.default}`"]
+        [
+            f"`--{part}.{flag_name(name)}`",
+            describe_type(cls, name).replace(",", ", "),
+            field.metadata.get("help", ""),
+            f"`{field.default}`",
+        ]
         for name, field in options_of(cls).items()
     ]
 
@@ -195,8 +203,8 @@ def cli() -> dict[str, str]:
     parts = ["# Command line"]
     parts.append(
         "`plastibench COMMAND --help` prints what follows. Options of an environment, agent or intervention, such as "
-        "`--agent.lr`, are on the pages of [methods](../methods/index.md) and [names](names.md). The exit status is 0 for "
-        "success, 1 if a run failed, 2 for invalid input, 130 if stopped on request."
+        "`--agent.lr`, are on the pages of [methods](../methods/index.md) and [names](names.md). The exit status is 0 "
+        "for success, 1 if a run failed, 2 for invalid input, 130 if stopped on request."
     )
     for name, summary in command_line.COMMANDS.items():
         module = importlib.import_module(f"plastibench.cli.{'list_' if name == 'list' else name}")
@@ -302,7 +310,13 @@ def bandit(found: Iterable[Result]) -> str:
         late = interval([float(np.mean(end[5:])) for end in ends], scale=1, digits=2)
         low = interval([last_metric(result, "low-gradient-ratio") for result in runs], digits=0)
         rows.append([f"`{name}`", str(len(runs)), *cells, late, low])
-    head = ["intervention", "seeds", *(f"task {t}" for t in (1, 4, 5, 10)), "mean of tasks 6–10", "low-gradient units, %"]
+    head = [
+        "intervention",
+        "seeds",
+        *(f"task {t}" for t in (1, 4, 5, 10)),
+        "mean of tasks 6–10",
+        "low-gradient units, %",
+    ]
     return f"{table(head, rows, right=7)}\n\n{PLUS_MINUS}"
 
 
