@@ -12,9 +12,11 @@ from plastibench.cli.main import main
 from plastibench.config import registry
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
+from plastibench.results.result import Result
 from plastibench.sweeps import survey_table
 from plastibench.sweeps.benchmark import Cost, _started, cost
 from plastibench.training.checkpoint import tensor_bytes
+from tests.plotting.made import classified
 
 
 def test_a_survey_tabulates_results_costs_and_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,12 +76,9 @@ def test_a_survey_includes_all_interventions_but_families() -> None:
 
 
 def test_rows_are_sorted_and_have_costs() -> None:
-    def result(name: str, seed: int, final: float) -> dict[str, object]:
-        summary = {"final-accuracy": final, "average-accuracy": 0.5, "mean-drop": 0.01, "mean-recovery-epochs": 2.0}
-        summary["unrecovered-share"] = 0.0
-        part = {"env": "e", "agent": "a", "intervention": name}
-        changed = {"env": {}, "agent": {}, "intervention": {}}
-        return {**part, "group": name, "seed": seed, "changed": changed, "every": 0, "summary": summary}
+    def result(name: str, seed: int, final: float) -> Result:
+        summary = {"final_accuracy": final, "average_accuracy": 0.5, "mean_drop": 0.01, "mean_recovery_epochs": 2.0}
+        return classified(name, seed, summary={**summary, "unrecovered_fraction": 0.0})
 
     runs = [result("low", 0, 0.2), result("high", 0, 0.8), result("high", 1, 0.9)]
     rows = survey_table.table(runs, {"high": Cost((1.0, 1.125, 1.5), 12.34, 2.0)}, []).splitlines()[2:]
