@@ -42,12 +42,12 @@ def result(
     records = [accuracy.TaskRecord(0, 10, 0.5, curve=[(0.0, 0.1), (2.0, ends[0])], train_accuracy=1.0)]
     for number, (before, end) in enumerate(itertools.pairwise(ends), 1):
         found = {"before": before, "after": before - drop, "agreement": 1 - drop, "output_kl": drop}
-        record = accuracy.TaskRecord.after_switch(number, 10 * (number + 1), 0.0, found)
+        record = accuracy.TaskRecord.after_boundary(number, 10 * (number + 1), 0.0, found)
         record.curve, record.train_accuracy = [(0.0, before - drop), (2.0, end)], 1.0
         records.append(record)
     trainer = {
         "summary": accuracy.summary(records),
-        "tasks": [accuracy.task_figures(record) for record in records],
+        "tasks": [accuracy.task_values(record) for record in records],
     }
     return _composed(spec, trainer, cost, version, data)
 

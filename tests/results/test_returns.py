@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from plastibench.results.returns import Evaluation, Event, aftermath, discounted, result, summary
+from plastibench.results.returns import Evaluation, Event, event_values, discounted, result, summary
 
 
 def curve(*values: float, task: int = 0, start: int = 0) -> list[Evaluation]:
@@ -21,17 +21,17 @@ def test_discounted_returns_are_sums_to_the_end_and_the_tail(tail: float) -> Non
     np.testing.assert_allclose(discounted(rewards, 0.9, tail), expected)
 
 
-def test_the_aftermath_is_that_of_the_window_until_the_next_event() -> None:
+def test_the_event_values_is_that_of_the_window_until_the_next_event() -> None:
     event = Event(task=0, steps=21, update=5, before=8.0, after=3.0)
     points = curve(1, 5, 8, 2, 6, 9, 0)
 
     def until(steps: int, task: int = 0) -> dict[str, float | None]:
-        return aftermath(event, points, Event(task, steps, 9, before=0.0, after=0.0))
+        return event_values(event, points, Event(task, steps, 9, before=0.0, after=0.0))
 
     assert until(51) == until(60) == {"drop": 5.0, "lowest": 2.0, "recovery": 29}
     assert until(50) == {"drop": 5.0, "lowest": 2.0, "recovery": None}  # the evaluation at 50 came after the next event
-    assert aftermath(event, points, None) == {"drop": 5.0, "lowest": 0.0, "recovery": 29}
-    assert until(60, task=1) == aftermath(event, points, None)  # but that at the end of a task before its switch
+    assert event_values(event, points, None) == {"drop": 5.0, "lowest": 0.0, "recovery": 29}
+    assert until(60, task=1) == event_values(event, points, None)  # but that at the end of a task before its switch
 
 
 def test_an_evaluation_at_the_step_of_an_intervention_came_after_it() -> None:
@@ -42,7 +42,7 @@ def test_an_evaluation_at_the_step_of_an_intervention_came_after_it() -> None:
 
 def test_what_lost_nothing_has_recovered_at_once() -> None:
     event = Event(0, 21, 5, before=8.0, after=8.5)
-    assert aftermath(event, curve(1, 5, 8, 9), None) == {"drop": -0.5, "lowest": 8.5, "recovery": 0}
+    assert event_values(event, curve(1, 5, 8, 9), None) == {"drop": -0.5, "lowest": 8.5, "recovery": 0}
 
 
 def test_the_summary_leaves_out_what_was_before_learning() -> None:
