@@ -46,11 +46,14 @@ class _Scale:
         return _MARGIN + min(1.0, max(0.0, fraction)) * (_WIDTH - 2 * _MARGIN)
 
     def plot(self, interval: Interval) -> dict[str, Any]:
-        """Positions of the dot and of the bar, which is None without bounds."""
-        has_bounds = interval.low is not None and interval.high is not None
-        bar = [f"{self.x(bound):.1f}" for bound in interval[1:]] if has_bounds else None
+        """Positions of the dot and of the ends of the bar, which are empty if the interval has no bounds."""
+        bounds = [bound for bound in interval[1:] if bound is not None]
         is_outlier = not self.low <= interval.value <= self.high
-        return {"x": f"{self.x(interval.value):.1f}", "bar": bar, "is_outlier": is_outlier}
+        return {
+            "x": f"{self.x(interval.value):.1f}",
+            "bar": [f"{self.x(bound):.1f}" for bound in bounds],
+            "is_outlier": is_outlier,
+        }
 
 
 def page(shown: Standings, plots: Mapping[str, Sequence[tuple[str, bytes]]] | None = None) -> str:

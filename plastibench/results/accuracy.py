@@ -48,8 +48,9 @@ class TaskRecord:
             noise: Fraction of wrong labels.
             compared: What :func:`comparison` returned for the outputs before and after the boundary.
         """
-        values = (compared[name] for name in ("before", "after", "agreement", "output_kl"))
-        return cls(task, samples, noise, *values)
+        return cls(
+            task, samples, noise, **{name: compared[name] for name in ("before", "after", "agreement", "output_kl")}
+        )
 
     @property
     def end(self) -> float:
