@@ -1,7 +1,7 @@
 """The leaderboard in TensorBoard: tables, charts that compare methods over seeds, and plots.
 
-TensorBoard has one colour per run, so each method in the charts is a small run below the one with tables and plots. None
-of them is a row of the HParams tab.
+TensorBoard gives each run a colour, so each method in the charts is a small run below the one with tables and plots.
+None of them is a row of the HParams tab.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def write(runs_dir: Path, shown: Standings, plots: Mapping[str, bytes] | None = 
     tensorboard_events.replace(folder, [(0, tensorboard_summaries.layout(categories)), *tables])
     if plots is not None:
         tensorboard_events.replace(folder / _PLOTS, images)
-    for turn, (name, points) in enumerate(lines.items(), start=1):
-        tensorboard_events.replace(folder / name, points, turn)
+    for name, points in lines.items():
+        tensorboard_events.replace(folder / name, points)
     for path in folder.iterdir():
         if path.is_dir() and path.name not in (*lines, _PLOTS):
             tensorboard_events.remove(path)

@@ -48,9 +48,8 @@ class TaskRecord:
             noise: Fraction of wrong labels.
             compared: What :func:`comparison` returned for the outputs before and after the boundary.
         """
-        return cls(
-            task, samples, noise, **{name: compared[name] for name in ("before", "after", "agreement", "output_kl")}
-        )
+        before, after = compared["before"], compared["after"]
+        return cls(task, samples, noise, before, after, compared["agreement"], compared["output_kl"])
 
     @property
     def end(self) -> float:

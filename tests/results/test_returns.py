@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from plastibench.results.returns import Evaluation, Event, event_values, discounted, result, summary
+from plastibench.results.returns import Evaluation, Event, discounted, event_values, result, summary
 
 
 def curve(*values: float, task: int = 0, start: int = 0) -> list[Evaluation]:
