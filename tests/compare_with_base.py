@@ -35,6 +35,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this tree, which reads results of all schemas
+from plastibench.config.errors import UserError
+from plastibench.results.result import Result
+
 # Old name to new name, normalised as in `normalised`: {"mean drop": "drop"}. For keys of result.json and final.pt.
 KEY_RENAMES: dict[str, str] = {}
 # Old flag to new flag of the command line: {"--env.epochs": "--env.passes"}.
@@ -335,12 +339,21 @@ class Difference:
 
 def differences(old: Path, new: Path) -> Iterator[Difference]:
     """All that differs between the outcomes in two folders, what matters most first."""
-    before, after = (json.loads((folder / "result.json").read_text(encoding="utf-8")) for folder in (old, new))
+    before, after = (_result(folder / "result.json") for folder in (old, new))
     yield from different_values(normalised(before, KEY_RENAMES), normalised(after), "result.json")
     yield from different_tensors(tensors_of(old / "final.pt", KEY_RENAMES), tensors_of(new / "final.pt"))
     if (old / "steps").exists():
         taken = [(folder / "steps").read_text().split() for folder in (old, new)]
         yield from different_values(taken[0], taken[1], "optimizer steps")
+
+
+def _result(path: Path) -> Any:
+    """The content of a result, in the current schema if this tree can read it."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return Result.from_dict(content).to_dict()
+    except UserError:
+        return content
 
 
 def normalised(value: Any, renamed: Mapping[str, str] | None = None, top: bool = True) -> Any:

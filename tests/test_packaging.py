@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -83,53 +84,95 @@ def test_envs_and_agents_of_the_user_are_left_alone() -> None:
     assert not {"envs", "agents"} & set(sys.modules)
 
 
-NOTHING_ABOVE = {
-    "plastibench.nn": (
-        "plastibench.interventions",
-        "plastibench.metrics",
-        "plastibench.training.runner",
-        "plastibench.cli",
-        "plastibench.agents",
-        "plastibench.envs",
-        "plastibench.training.recorder",
-        "plastibench.results.files",
-        "plastibench.leaderboard",
-    ),
-    "plastibench.interventions": ("plastibench.agents", "plastibench.envs", "plastibench.metrics"),
-    "plastibench.metrics": ("plastibench.agents", "plastibench.envs"),
-    "plastibench.agents": ("plastibench.interventions", "plastibench.metrics"),
-    "plastibench.envs": ("plastibench.interventions", "plastibench.metrics", "plastibench.agents"),
+# What each package may import. Every edge points down this list, so there is no cycle.
+ALLOWED: dict[str, set[str]] = {
+    "config": set(),
+    "utils": {"config"},
+    "nn": {"config", "utils"},
+    "envs": {"config", "utils"},
+    "interventions": {"config", "utils", "nn"},
+    "metrics": {"config", "utils", "nn"},
+    "agents": {"config", "utils", "nn", "envs"},
+    "results": {"config", "utils"},
+    "integrations": {"config", "utils", "nn", "interventions"},
+    "training": {"config", "utils", "nn", "envs", "interventions", "metrics", "agents", "results"},
+    "leaderboard": {"config", "utils", "results"},
+    "plotting": {"config", "utils", "nn", "metrics", "results", "training", "leaderboard"},
+    "diagnosis": {"config", "utils", "nn", "envs", "metrics", "training"},
+    "sweeps": {"config", "utils", "envs", "agents", "results", "training", "leaderboard"},
+    "cli": {
+        *("config", "utils", "interventions", "metrics", "results", "training", "leaderboard", "plotting"),
+        *("diagnosis", "sweeps"),
+    },
 }
-HARNESS = (
-    "plastibench.training.runner",
-    "plastibench.cli",
-    "plastibench.cli",
-    "plastibench.training.recorder",
-    "plastibench.leaderboard",
-)
 
 
-@pytest.mark.parametrize("package", NOTHING_ABOVE)
-def test_imports_go_one_way(package: str) -> None:
-    modules = [module for module in SOURCES if below(module, package)]
-    assert modules
-    for module in modules:
-        forbidden = [name for name in imported(module) if below(name, *NOTHING_ABOVE[package], *HARNESS)]
-        # `from plastibench.config.registry import interventions` names the registry and not the package
-        assert not forbidden, f"{module} imports {forbidden}"
+def package_of(module: str) -> str:
+    """The package below ``plastibench``; empty for ``plastibench`` itself."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
 
 
-def test_nothing_imports_the_integrations() -> None:
+def module_edges() -> dict[str, set[str]]:
+    """The modules of ours that each module imports, also for type checking only."""
+    edges: dict[str, set[str]] = {}
     for module in SOURCES:
-        if not below(module, "plastibench.integrations"):
-            assert not [name for name in imported(module) if below(name, "plastibench.integrations")], module
+        targets = {name for name in imported(module) if name in SOURCES}
+        # `from package import module` names both; the package itself is meant only if a name of its own is taken
+        edges[module] = {t for t in targets if not any(other.startswith(f"{t}.") for other in targets)} - {module}
+    return edges
 
 
-def test_the_integrations_need_no_harness() -> None:
-    above = (*HARNESS, "plastibench.agents", "plastibench.envs", "plastibench.metrics")
-    for module in SOURCES:
-        if below(module, "plastibench.integrations", "plastibench.interventions.attach"):
-            assert not [name for name in imported(module) if below(name, *above)], module
+@pytest.mark.parametrize("package", ALLOWED)
+def test_packages_import_only_what_is_below_them(package: str) -> None:
+    found = {
+        package_of(target)
+        for module, targets in module_edges().items()
+        for target in targets
+        if package_of(module) == package and package_of(target) not in ("", package)
+    }
+    assert found <= ALLOWED[package], f"{package} imports {sorted(found - ALLOWED[package])}"
+
+
+def test_every_package_has_its_allowed_imports() -> None:
+    assert set(ALLOWED) == {package_of(module) for module in SOURCES} - {"", "__main__"}
+
+
+def test_packages_have_at_most_nine_levels() -> None:
+    levels: dict[str, int] = {}
+    for package, below_it in ALLOWED.items():  # in order: a package comes after everything that it may import
+        levels[package] = 1 + max((levels[other] for other in below_it), default=0)
+    assert max(levels.values()) <= 9
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    edges, done = module_edges(), set[str]()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for target in sorted(edges[module]):
+                visit(target, (*path, module))
+            done.add(module)
+
+    for module in edges:
+        visit(module, ())
+
+
+def test_no_two_modules_share_a_name() -> None:
+    names = [module.rpartition(".")[2] for module in SOURCES if package_of(module) != "cli"]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_few_packages_and_no_loose_modules() -> None:
+    entries = [path for path in (ROOT / "plastibench").iterdir() if path.is_dir() and path.name != "__pycache__"]
+    assert len(entries) + 2 <= 15, "with __init__.py and __main__.py"
+    assert {path.name for path in (ROOT / "plastibench").glob("*.py")} == {"__init__.py", "__main__.py"}
+
+
+def test_only_envs_and_agents_are_found_beside_the_package() -> None:
+    for name in ("plastibench", "tests", "runs", "docs"):
+        assert importlib.util.find_spec(f"plastibench.{name}") is None
 
 
 def test_the_spec_knows_no_torch() -> None:

@@ -1,12 +1,12 @@
-"""Finished runs compared: what may be compared, statistics over seeds, and how they are shown."""
+"""The leaderboard: which runs are comparable, statistics over seeds, and their output as text, HTML and TensorBoard."""
 
 from plastibench.leaderboard.run_tables import comparison, final, recovery
-from plastibench.leaderboard.settings import by_group, contests, label, origin
+from plastibench.leaderboard.settings import by_group, by_setting, label, origin
 
 __all__ = [
     "by_group",
+    "by_setting",
     "comparison",
-    "contests",
     "final",
     "label",
     "origin",

@@ -1,4 +1,4 @@
-"""What the leaderboard shows: the columns, their units, in which direction they are better, and which rows to keep."""
+"""The columns of the leaderboard, and how rows are sorted and filtered by them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.leaderboard.rows import Row
-from plastibench.results.confidence import Interval
+from plastibench.results.confidence import PLUS_MINUS, Interval
 
 
 @dataclass(frozen=True)
@@ -19,63 +19,70 @@ class Column:
     """A column of the leaderboard.
 
     Attributes:
-        key: Of the rows; what ``--sort`` and ``--filter`` take.
-        heading: Over the column.
-        unit: ``score``: percent of accuracy, or a return as it is; ``share``: percent; ``ratio``: times that of none.
-        better: Whether more or less of it is better.
-        meaning: One line.
-        spare: Left out first where a window is narrow, the highest number before others; 0: never.
+        key: Key of the rows; ``--sort`` and ``--filter`` take it.
+        heading: Heading of the column.
+        unit: Unit; ``score``: accuracy in percent, or a return; ``fraction``: shown in percent; ``ratio``: relative to
+            ``none``.
+        better: Whether more or less is better.
+        meaning: Explanation in one line.
+        hide_order: In a narrow terminal, columns with higher numbers are hidden first; 0: never hidden.
     """
 
     key: str
     heading: str
-    unit: Literal["text", "rank", "number", "score", "share", "ratio", "probability"]
+    unit: Literal["text", "rank", "number", "score", "fraction", "ratio", "probability"]
     better: Literal["more", "less"]
     meaning: str
-    spare: int = 0
+    hide_order: int = 0
 
 
+LEGEND = f"{PLUS_MINUS}; significant: the 95 % confidence interval of the paired difference lies above 0"
 COLUMNS = (
-    Column("intervention", "intervention", "text", "less", "name, and options that differ from what it stands for"),
-    Column("rank", "rank", "rank", "less", "1 + how many are better beyond doubt (= shared; – one seed)"),
-    Column("seeds", "seeds", "number", "more", "how many"),
-    Column("final", "final", "score", "more", "accuracy after the last task, or mean of the last returns, ± 95 %"),
-    Column("iqm", "IQM", "score", "more", "its interquartile mean [95 %, stratified bootstrap]", 3),
-    Column("gain", "over none", "score", "more", "final minus that of none with the same seed, ± 95 %"),
-    Column("better", "P(> none)", "probability", "more", "share of the seeds in which it beats none [95 %, Wilson]", 1),
-    Column("average", "average", "score", "more", "mean over the ends of the tasks", 8),
+    Column("intervention", "intervention", "text", "less", "name, with options that differ from its defaults"),
+    Column("rank", "rank", "rank", "less", "1 + number of significantly better methods (= tied; – not ranked)"),
+    Column("seeds", "seeds", "number", "more", "number of seeds"),
+    Column("final", "final", "score", "more", "accuracy after the last task, or mean of the last three returns"),
+    Column("iqm", "IQM", "score", "more", "interquartile mean of final [95 % CI, stratified bootstrap]", 3),
+    Column("gain", "gain", "score", "more", "final minus final of none with the same seed"),
+    Column("better", "P(> none)", "probability", "more", "fraction of seeds that beat none [95 % CI, Wilson]", 1),
+    Column("average", "average", "score", "more", "mean accuracy at the end of each task, or mean of all returns", 8),
     Column("auc", "AUC", "score", "more", "mean accuracy over all epochs", 7),
-    Column("drop", "drop", "score", "less", "lost right at the intervention, ± 95 %"),
-    Column("lowest", "lowest", "score", "more", "smallest return between an intervention and the next", 9),
-    Column("q_bias", "Q bias", "score", "less", "what the critic expects above what comes, at the end", 10),
-    Column("recovery", "recovery", "number", "less", "epochs or steps until it is back (share where it never is)", 5),
-    Column("time", "time ×", "ratio", "less", "the run's seconds over those of none, same seed and machine", 2),
-    Column("memory", "memory ×", "ratio", "less", "bytes of parameters and of what the method keeps, over none's", 4),
-    Column("cost", "cost %", "share", "less", "share of the run's time that the intervention itself took", 6),
+    Column("drop", "drop", "score", "less", "accuracy (percentage points) or return lost right at an intervention"),
+    Column("lowest", "lowest", "score", "more", "lowest return between an intervention and the next one", 9),
+    Column(
+        "q_bias", "Q bias", "score", "less", "final bias of the critic: its value minus the return that followed", 10
+    ),
+    Column(
+        "recovery",
+        "recovery",
+        "number",
+        "less",
+        "epochs or steps until the value before the intervention is reached again (percentage that never do)",
+        5,
+    ),
+    Column("time", "time ×", "ratio", "less", "run time relative to none, same seed and hardware", 2),
+    Column("memory", "memory ×", "ratio", "less", "parameters and the method's state, relative to none", 4),
+    Column("cost", "cost %", "fraction", "less", "part of the run time that the intervention took", 6),
 )
 OVERALL = (
     COLUMNS[0],
     Column(
-        "rank", "rank", "rank", "less", "1 + how many have a mean that is higher beyond doubt (– not in all of them)"
+        "rank", "rank", "rank", "less", "1 + number of methods with a significantly higher mean (– not in all settings)"
     ),
-    Column("contests", "scenarios", "text", "more", "in how many of them it counts"),
-    Column("runs", "runs", "number", "more", "how many, over all scenarios"),
-    Column("iqm", "IQM %", "share", "more", "interquartile mean of all final scores [95 %, stratified bootstrap]"),
+    Column("settings", "settings", "text", "more", "number of settings that count"),
+    Column("runs", "runs", "number", "more", "number of runs in all settings"),
     Column(
-        "gain",
-        "over none",
-        "share",
-        "more",
-        "mean over scenarios of the mean gain over none with the same seed, ± 95 %",
+        "iqm", "IQM %", "fraction", "more", "interquartile mean of all final scores [95 % CI, stratified bootstrap]"
     ),
-    Column("better", "P(> none)", "probability", "more", "share of these pairs in which it beats none [95 %, Wilson]"),
-    Column("mean_rank", "mean rank", "number", "less", "mean of its ranks in the scenarios"),
+    Column("gain", "gain %", "fraction", "more", "mean over settings of the mean gain over none"),
+    Column("better", "P(> none)", "probability", "more", "fraction of seeds that beat none [95 % CI, Wilson]"),
+    Column("mean_rank", "mean rank", "number", "less", "mean of the ranks in the settings"),
 )
 KEYS = tuple(column.key for column in COLUMNS)
 
 
 def value_of(row: Row, key: str) -> Any:
-    """The figure of a row that is sorted and filtered by; None where there is none."""
+    """The value by which a row is sorted and filtered: that of an interval, the number of seeds; None if missing."""
     value = row.get(key)
     if isinstance(value, Interval):
         return value.value
@@ -83,16 +90,16 @@ def value_of(row: Row, key: str) -> Any:
 
 
 def sort(rows: Sequence[Row], key: str) -> list[Row]:
-    """The best first, by a column; rows without the figure last.
+    """Sort rows by a column, best first; rows without a value come last.
 
     Raises:
-        UserError: No such column.
+        UserError: The column does not exist.
     """
     column = next((column for column in COLUMNS if column.key == key), None)
     if column is None:
-        raise UserError(f"--sort {key}: no such column{did_you_mean(key, KEYS)} ({', '.join(KEYS)})")
-    there = [row for row in rows if value_of(row, key) is not None]
-    ordered = sorted(there, key=lambda row: value_of(row, key), reverse=column.better == "more")
+        raise UserError(f"--sort {key}: no column '{key}'{did_you_mean(key, KEYS)} ({', '.join(KEYS)})")
+    present = [row for row in rows if value_of(row, key) is not None]
+    ordered = sorted(present, key=lambda row: value_of(row, key), reverse=column.better == "more")
     return [*ordered, *(row for row in rows if value_of(row, key) is None)]
 
 
@@ -108,21 +115,23 @@ _TEXTS = ("env", "agent", "intervention")
 
 
 def condition(text: str) -> Callable[[Row], bool]:
-    """What ``--filter`` says: ``intervention=rnr*,none``, ``agent!=mlp``, ``seeds>=3``, ``final>85%``.
+    """Parse a ``--filter``, such as ``intervention=rnr*,none``, ``agent!=mlp``, ``seeds>=3`` or ``final>85%``.
 
-    Names and patterns stand for the name alone or for the name with its options; shares are 0.85 or 85%.
+    A pattern matches the name alone or the name with its options. Fractions are written as 0.85 or 85%.
 
     Raises:
-        UserError: It cannot be read, or there is no such column.
+        UserError: The syntax is wrong, or the column does not exist.
     """
     found = re.fullmatch(r"\s*([\w-]+)\s*(>=|<=|!=|>|<|=)\s*(.+?)\s*", text)
     if not found:
-        raise UserError(f"--filter {text}: expected COLUMN=PATTERN or COLUMN>=NUMBER, as intervention=rnr* or seeds>=3")
+        raise UserError(
+            f"--filter {text}: expected COLUMN=PATTERN or COLUMN>=NUMBER, such as intervention=rnr* or seeds>=3"
+        )
     key, sign, wanted = found.groups()
     if key in _TEXTS:
         if sign not in ("=", "!="):
             raise UserError(f"--filter {text}: {key} is text; use {key}=PATTERN or {key}!=PATTERN")
-        patterns = [wanted, *(pattern.strip() for pattern in wanted.split(","))]  # an option may have commas of its own
+        patterns = [wanted, *(pattern.strip() for pattern in wanted.split(","))]  # values of options may contain commas
         return lambda row: _matches(row[key], patterns) == (sign == "=")
     if key not in KEYS:
         known = [*_TEXTS[:2], *KEYS]
@@ -130,7 +139,7 @@ def condition(text: str) -> Callable[[Row], bool]:
     try:
         number = float(wanted.removesuffix("%")) / (100 if wanted.endswith("%") else 1)
     except ValueError as error:
-        raise UserError(f"--filter {text}: '{wanted}' is no number") from error
+        raise UserError(f"--filter {text}: '{wanted}' is not a number") from error
 
     def holds(row: Row) -> bool:
         value = value_of(row, key)

@@ -1,4 +1,4 @@
-"""A row per entry over all contests: rank, interquartile mean, gain over doing nothing."""
+"""Rows over all settings: one per method, with rank, interquartile mean and gain over ``none``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from plastibench.leaderboard.rows import Row
-from plastibench.leaderboard.settings import BASE, Entry, Setting
+from plastibench.leaderboard.settings import BASE, Method, Setting
 from plastibench.results.accuracy import mean
 from plastibench.results.confidence import (
     Interval,
@@ -18,109 +18,118 @@ from plastibench.results.confidence import (
     stratified_ranks,
 )
 
-_MEASURING = "evaluate_every"  # an option of envs that leaves the training as it is
-_MANY = 3  # names of scenarios that a note tells
+_EVALUATION_OPTION = "evaluate_every"  # of envs; does not change the training
+_MANY = 3  # number of settings that a note lists
 
 Scores = Mapping[int, float]  # by seed
+Reasons = dict[str, list[str]]  # reason to titles of settings
 
 
-def overall(made: Sequence[Setting]) -> tuple[list[Row], list[str]]:
-    """Over all contests: rank, interquartile mean over their runs, and how often ``none`` is beaten.
+def overall(settings: Sequence[Setting]) -> tuple[list[Row], list[str]]:
+    """Compare methods over all settings.
 
-    An entry is ranked if it stands in every contest with two seeds or more. What counts are accuracies as shares and
-    normalised returns; a contest without these, or of one entry alone, is left out. Scenarios weigh the same, and
-    intervals are of these scenarios, not of others: only seeds are random.
+    Scores are accuracies as fractions, and normalised returns. Settings without these or with a single method are left
+    out. A method is ranked if it has two seeds or more in every setting. All settings have equal weight. Settings are
+    fixed, only seeds are random: intervals say nothing about other settings.
 
-    Keys: ``rank``, ``tied``, ``intervention``, ``contests``, ``of``, ``runs``, ``iqm``, ``gain``, ``better``,
-    ``mean_rank`` (of the contests in which it has several seeds).
+    Keys: ``rank``, ``tied``, ``intervention``, ``settings`` (number in which it counts), ``of`` (number of all),
+    ``runs``, ``iqm``, ``gain``, ``better``, ``mean_rank`` (over the settings in which it has several seeds).
 
     Returns:
-        The rows, those that are ranked first, and what a reader must know of who is not in them or not ranked.
+        The rows, ranked methods first, and notes on settings that are not counted and methods that are not ranked.
     """
-    fields, told = _apart([contest for contest in made if sum(bool(_scores(e, contest)) for e in contest.entries) > 1])
-    if len(fields) < 2:
+    several_methods = [s for s in settings if sum(bool(_scores(method, s)) for method in s.methods) > 1]
+    counted, notes = _without_duplicates(several_methods)
+    if len(counted) < 2:
         return [], []
-    scores: dict[str, list[Scores]] = {}  # by name, then by contest
-    reasons: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))  # by name, then why: where
-    positions: dict[str, list[int]] = defaultdict(list)
-    for number, contest in enumerate(fields):
-        entries = {BASE if entry is contest.base else entry.name: entry for entry in contest.entries}
-        found = {name: _scores(entry, contest) for name, entry in entries.items() if not entry.apart}
-        found = {name: values for name, values in found.items() if values}
-        for name, values in found.items():
-            scores.setdefault(name, [{} for _ in fields])[number] = values
-        for name, entry in entries.items():
-            if entry.apart:
-                reasons[name]["not comparable in"].append(contest.title)
-        several = [name for name, values in found.items() if len(values) > 1]
-        for name, position in zip(several, ranks([found[name] for name in several]), strict=True):
-            positions[name].append(position)
-    for name, by_contest in scores.items():
-        for contest, values in zip(fields, by_contest, strict=True):
-            if len(values) == 1:
-                reasons[name]["one seed in"].append(contest.title)
-            elif not values and contest.title not in reasons[name]["not comparable in"]:
-                reasons[name]["not run in"].append(contest.title)
-    complete = [name for name, by_contest in scores.items() if all(len(values) > 1 for values in by_contest)]
-    places = dict(zip(complete, stratified_ranks([scores[name] for name in complete]), strict=True))
-    shared = Counter(places.values())
+    scores, mean_ranks, reasons = _collect(counted)
+    complete = [name for name, by_setting in scores.items() if all(len(values) > 1 for values in by_setting)]
+    rank_of = dict(zip(complete, stratified_ranks([scores[name] for name in complete]), strict=True))
+    shared = Counter(rank_of.values())
     rows: list[Row] = []
-    for name, by_contest in scores.items():
-        rank = places.get(name)
+    for name, by_setting in scores.items():
+        rank = rank_of.get(name)
         rows.append(
             {
                 "rank": rank,
                 "tied": rank is not None and shared[rank] > 1,
                 "intervention": name,
-                "contests": sum(map(bool, by_contest)),
-                "of": len(fields),
-                "runs": sum(map(len, by_contest)),
-                "iqm": iqm_interval([list(values.values()) for values in by_contest if values]),
-                **_against(by_contest, scores.get(BASE), is_base=name == BASE),
-                "mean_rank": mean(positions[name]),
+                "settings": sum(map(bool, by_setting)),
+                "of": len(counted),
+                "runs": sum(map(len, by_setting)),
+                "iqm": iqm_interval([list(values.values()) for values in by_setting if values]),
+                **_against(by_setting, scores.get(BASE), is_base=name == BASE),
+                "mean_rank": mean_ranks[name],
             }
         )
-    rows.sort(key=lambda row: (-row["contests"], row["rank"] or len(rows) + 1, -row["iqm"].value))
-    return rows, [*told, *_unranked(rows, reasons)]
+    rows.sort(key=lambda row: (-row["settings"], row["rank"] or len(rows) + 1, -row["iqm"].value))
+    return rows, [*notes, *_unranked(rows, reasons)]
 
 
-def _apart(fields: Sequence[Setting]) -> tuple[list[Setting], list[str]]:
-    """Of contests that differ in nothing but how often is evaluated the largest: the others hold the same runs."""
+def _without_duplicates(settings: Sequence[Setting]) -> tuple[list[Setting], list[str]]:
+    """Keep the largest of settings that differ only in how often they evaluate: they contain the same runs."""
     alike: dict[str, list[Setting]] = defaultdict(list)
-    for contest in fields:
-        run = next(iter(contest.entries[0].runs.values()))
-        options = {key: value for key, value in run.options.env.items() if key != _MEASURING}
-        facts = [run.env, options, run.agent, run.options.agent, run.env_version]
-        alike[json.dumps(facts, sort_keys=True)].append(contest)
-    kept, told = [], []
-    for group in (same for contests in alike.values() for same in _with_the_same_data(contests)):
-        largest = max(group, key=lambda contest: sum(len(entry.runs) for entry in contest.entries))
-        kept.append(largest)
-        told += [
-            f"{contest.title} is not counted: it differs from {largest.title} in how often is evaluated alone"
-            for contest in group
-            if contest is not largest
+    for setting in settings:
+        run = setting.runs[0]
+        options = {key: value for key, value in run.options.env.items() if key != _EVALUATION_OPTION}
+        key = [run.env, options, run.agent, run.options.agent, run.env_version]
+        alike[json.dumps(key, sort_keys=True)].append(setting)
+    counted, notes = [], []
+    for group in (same for candidates in alike.values() for same in _by_data(candidates)):
+        largest = max(group, key=lambda setting: len(setting.runs))
+        counted.append(largest)
+        notes += [
+            f"{setting.title} is not counted: it differs from {largest.title} only in how often it is evaluated"
+            for setting in group
+            if setting is not largest
         ]
-    return kept, told
+    return counted, notes
 
 
-def _with_the_same_data(contests: Sequence[Setting]) -> list[list[Setting]]:
+def _by_data(settings: Sequence[Setting]) -> list[list[Setting]]:
     """Split by data digest; results without a digest may have any data."""
     by_data: dict[str | None, list[Setting]] = defaultdict(list)
-    for contest in contests:
-        stated = (run.data_digest for entry in contest.entries for run in entry.runs.values())
-        by_data[next(filter(None, stated), None)].append(contest)
-    return list(by_data.values()) if len(by_data.keys() - {None}) > 1 else [list(contests)]
+    for setting in settings:
+        by_data[next((run.data_digest for run in setting.runs if run.data_digest), None)].append(setting)
+    return list(by_data.values()) if len(by_data.keys() - {None}) > 1 else [list(settings)]
 
 
-def _unranked(rows: Sequence[Row], reasons: Mapping[str, Mapping[str, list[str]]]) -> list[str]:
-    """Who is not ranked, and why; those for the same reason together."""
+def _collect(
+    settings: Sequence[Setting],
+) -> tuple[dict[str, list[Scores]], dict[str, float | None], Mapping[str, Reasons]]:
+    """By name of a method: its scores in each setting, its mean rank, and why it cannot be ranked over all settings."""
+    scores: dict[str, list[Scores]] = {}
+    positions: dict[str, list[int]] = defaultdict(list)
+    reasons: dict[str, Reasons] = defaultdict(lambda: defaultdict(list))
+    for number, setting in enumerate(settings):
+        methods = {BASE if method is setting.base else method.name: method for method in setting.methods}
+        found = {name: _scores(method, setting) for name, method in methods.items() if not method.not_comparable}
+        found = {name: values for name, values in found.items() if values}
+        for name, values in found.items():
+            scores.setdefault(name, [{} for _ in settings])[number] = values
+        for name, method in methods.items():
+            if method.not_comparable:
+                reasons[name]["not comparable in"].append(setting.title)
+        several = [name for name, values in found.items() if len(values) > 1]
+        for name, position in zip(several, ranks([found[name] for name in several]), strict=True):
+            positions[name].append(position)
+    for name, by_setting in scores.items():
+        for setting, values in zip(settings, by_setting, strict=True):
+            if len(values) == 1:
+                reasons[name]["one seed in"].append(setting.title)
+            elif not values and setting.title not in reasons[name]["not comparable in"]:
+                reasons[name]["not run in"].append(setting.title)
+    return scores, {name: mean(positions[name]) for name in scores}, reasons
+
+
+def _unranked(rows: Sequence[Row], reasons: Mapping[str, Reasons]) -> list[str]:
+    """Notes on methods that are not ranked, grouped by reason."""
     found: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         if row["rank"] is None:
-            why = [f"{reason} {_titles(where)}" for reason, where in reasons[row["intervention"]].items() if where]
-            found["; ".join(why)].append(row["intervention"])
-    return [f"not ranked, {why}: {', '.join(names)}" for why, names in found.items()]
+            parts = [f"{reason} {_titles(where)}" for reason, where in reasons[row["intervention"]].items() if where]
+            found["; ".join(parts)].append(row["intervention"])
+    return [f"not ranked, {reason}: {', '.join(names)}" for reason, names in found.items()]
 
 
 def _titles(where: Sequence[str]) -> str:
@@ -128,12 +137,12 @@ def _titles(where: Sequence[str]) -> str:
     return f"{' and '.join(where[:_MANY])}{more}"
 
 
-def _scores(entry: Entry, contest: Setting) -> Scores:
-    return entry.scores("normalised_return" if contest.is_rl else "final_accuracy")
+def _scores(method: Method, setting: Setting) -> Scores:
+    return method.scores("normalised_return" if setting.is_rl else "final_accuracy")
 
 
 def _against(scores: Sequence[Scores], base: Sequence[Scores] | None, is_base: bool) -> dict[str, Interval | None]:
-    """Gain and share of wins over the base; nothing to say of the base itself."""
+    """Gain over the base and fraction of seeds that beat it; None for the base itself."""
     if is_base or base is None:
         return {"gain": None, "better": None}
     ours, theirs = (

@@ -1,97 +1,101 @@
-"""The tables at the end of ``run``: how it went task by task; runs that differ in their seed alone share a row."""
+"""The tables at the end of ``run``: results by task or step; runs that differ in the seed only share a row."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from plastibench.leaderboard.settings import by_group, label
+from plastibench.results.confidence import PLUS_MINUS, mean_ci
 from plastibench.results.result import Result
-from plastibench.utils.tables import format_recovery, mean_std, percent, text_table
+from plastibench.utils.tables import format_recovery, percent, text_table
 
-_SHOWN_TASKS = 10
+_SHOWN = 10  # number of tasks or evaluations that are shown
+_ACCURACY_LEGEND = (
+    "final: accuracy after the last task; drop: percentage points lost right at the intervention, mean over task "
+    "boundaries; recovery: epochs until the accuracy is as before the boundary (in parentheses: percentage of "
+    "boundaries after which it never is)"
+)
+_RETURN_LEGEND = (
+    "return: mean of full greedy episodes; final: mean of the last three evaluations; drop: return lost right at the "
+    "intervention, mean over interventions; lowest: lowest return between an intervention and the next one; recovery: "
+    "steps until the return is as before (in parentheses: percentage of interventions after which it never is)"
+)
+_LEGEND = (
+    "revived: percentage of units that were reinitialized; cost: percentage of the run time that the intervention "
+    f"took; {PLUS_MINUS}"
+)
 
 
 def comparison(found: Sequence[Result]) -> str:
-    """The tables at the end of ``run``, with what they mean."""
-    if found[0].is_rl:
-        return f"{_return_comparison(found)}\n\n{_EXPLANATION_OF_RETURNS}"
-    return f"{_accuracy_comparison(found)}\n\n{EXPLANATION}"
+    """Compare the runs of one env and agent in tables with a legend."""
+    is_rl = found[0].is_rl
+    tables = _return_comparison(found) if is_rl else _accuracy_comparison(found)
+    legend = f"{_RETURN_LEGEND if is_rl else _ACCURACY_LEGEND}; {_LEGEND}."
+    return f"{tables}\n\n{textwrap.fill(legend, 110)}"
 
 
 def _return_comparison(found: Sequence[Result]) -> str:
-    """Return along the way, what followed each intervention, what it did and cost."""
+    """Returns over steps, and the effect and cost of interventions."""
     points = found[0].returns
-    shown = sorted({round(i * (len(points) - 1) / (_SHOWN_TASKS - 1)) for i in range(_SHOWN_TASKS)})
-    header = ["return after steps", *(f"{points[place].steps / 1000:g}k" for place in shown)]
+    shown = _evenly_spaced(len(points))
+    header = ["return after steps", *(f"{points[index].steps / 1000:g}k" for index in shown)]
     header += ["final", "drop", "lowest", "recovery", "revived %", "cost %"]
     rows = []
     for runs in by_group(found):
-        curve = [f"{_average(run.returns[place].value for run in runs):.4g}" for place in shown]
+        curve = [f"{_average(run.returns[index].value for run in runs):.4g}" for index in shown]
         rows.append([label(runs[0]), *curve, *_returns(runs, "final_return", "mean_drop", "mean_lowest")])
-        rows[-1] += [_steps(runs), _revived(runs), _cost(runs)]
+        rows[-1] += [_recovery_steps(runs), _revived(runs), _cost(runs)]
     return text_table(header, rows)
 
 
 def _accuracy_comparison(found: Sequence[Result]) -> str:
-    """Accuracy task by task, drop by switch, what each intervention did and cost."""
-    tasks = len(found[0].tasks)
-    shown = sorted(
-        {round(i * (tasks - 1) / (min(tasks, _SHOWN_TASKS) - 1 or 1)) for i in range(min(tasks, _SHOWN_TASKS))}
-    )
+    """Accuracy by task, drop by task boundary, and the effect and cost of interventions."""
+    shown = _evenly_spaced(len(found[0].tasks))
     header = ["accuracy % after task", *(str(task + 1) for task in shown)]
     header += ["final", "drop", "recovery", "revived %", "cost %"]
     rows = []
     for runs in by_group(found):
         ends = [percent(_average(run.tasks[task].end for run in runs), 0) for task in shown]
-        final = mean_std([run.summary.final_accuracy for run in runs])
-        drop = mean_std([run.summary.mean_drop for run in runs])
+        final = mean_ci([run.summary.final_accuracy for run in runs])
+        drop = mean_ci([run.summary.mean_drop for run in runs])
         rows.append([label(runs[0]), *ends, final, drop, recovery(runs), _revived(runs), _cost(runs)])
     tables = [text_table(header, rows)]
-    switches = [task for task in shown if task]
-    acted = [runs for runs in by_group(found) if any(run.interventions for run in runs)]
-    if switches and acted:
+    boundaries = [task for task in shown if task]
+    intervened = [runs for runs in by_group(found) if any(run.interventions for run in runs)]
+    if boundaries and intervened:
         drops = [
-            [label(runs[0]), *(percent(_average(run.tasks[task].drop for run in runs)) for task in switches)]
-            for runs in acted
+            [label(runs[0]), *(percent(_average(run.tasks[task].drop for run in runs)) for task in boundaries)]
+            for runs in intervened
         ]
-        tables.append(text_table(["drop before task", *(str(task + 1) for task in switches)], drops))
+        tables.append(text_table(["drop before task", *(str(task + 1) for task in boundaries)], drops))
     return "\n\n".join(tables)
 
 
-EXPLANATION = (
-    "drop: points of accuracy lost right at the intervention, mean over switches; recovery: epochs until the accuracy\n"
-    "before the switch is back (in brackets: share of switches where it is not); revived: share of units re-drawn;\n"
-    "cost: share of the run's time that the intervention took."
-)
-
-
-_EXPLANATION_OF_RETURNS = (
-    "return: mean of full greedy episodes; final: mean of the last three evaluations; drop: return lost right at the\n"
-    "intervention, mean over them; lowest: smallest return between it and the next; recovery: steps until the return\n"
-    "before it is back (in brackets: share of interventions after which it is not); revived: share of units re-drawn;\n"
-    "cost: share of the run's time that the intervention took."
-)
+def _evenly_spaced(count: int) -> list[int]:
+    """Indices of up to ten evenly spaced items out of ``count``, including the first and the last."""
+    return sorted({round(i * (count - 1) / (_SHOWN - 1)) for i in range(_SHOWN)})
 
 
 def _returns(runs: list[Result], *names: str) -> list[str]:
-    return [mean_std([getattr(run.summary, name) for run in runs], scale=1, digits=2) for name in names]
+    return [mean_ci([getattr(run.summary, name) for run in runs], scale=1, digits=2) for name in names]
 
 
-def _steps(runs: list[Result]) -> str:
-    return _back_after(runs, "mean_recovery_steps", 0)
+def _recovery_steps(runs: list[Result]) -> str:
+    return _recovery(runs, "mean_recovery_steps", 0)
 
 
 def final(runs: list[Result]) -> float:
-    """Mean over runs of the accuracy after the last task, or of the last returns."""
+    """Mean over runs of the final accuracy or return."""
     return _average(run.final for run in runs) or 0.0
 
 
 def recovery(runs: list[Result]) -> str:
-    """Epochs or steps until the score before an intervention is back, and how often it never is."""
-    return _steps(runs) if runs[0].is_rl else _back_after(runs, "mean_recovery_epochs", 1)
+    """Epochs or steps until the value before an intervention is reached again, and how often it never is."""
+    return _recovery_steps(runs) if runs[0].is_rl else _recovery(runs, "mean_recovery_epochs", 1)
 
 
-def _back_after(runs: list[Result], name: str, digits: int) -> str:
+def _recovery(runs: list[Result], name: str, digits: int) -> str:
     never = _average(run.summary.unrecovered_fraction for run in runs)
     return format_recovery(_average(getattr(run.summary, name) for run in runs), never, digits)
 

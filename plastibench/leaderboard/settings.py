@@ -1,4 +1,7 @@
-"""Which runs may be compared: the same task stream, data, budget and agent; runs of one method stand together."""
+"""Group runs into settings and methods.
+
+Runs of one setting share task stream, data, budget and agent. Runs of one method differ in the seed only.
+"""
 
 from __future__ import annotations
 
@@ -12,45 +15,45 @@ from plastibench.results.result import Result
 from plastibench.utils.tables import printable
 
 BASE = "none"
-_NAMED = 4  # commits, machines and the like
+_NAMED = 4  # number of different commits, processors, ... that are listed
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Runs that differ in their seed alone.
+class Method:
+    """Runs that differ in the seed only.
 
     Attributes:
-        name: The intervention with its options; no other entry of the contest is called so.
+        name: The intervention with its options; unique within the setting.
         runs: Results by seed.
-        apart: Why it cannot be ranked among the others; empty where it can.
+        not_comparable: Why it cannot be ranked among the others; empty if it can.
     """
 
     name: str
     runs: Mapping[int, Result]
-    apart: str = ""
+    not_comparable: str = ""
 
     def scores(self, name: str) -> dict[int, float]:
-        """A value of the summary by seed, without the seeds that do not have it."""
+        """A value of the summary by seed, without the seeds that lack it."""
         values = {seed: getattr(run.summary, name) for seed, run in self.runs.items()}
         return {seed: value for seed, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Entries that may be compared.
+    """Methods that may be compared.
 
     Attributes:
-        env: The task stream, with the options that set it apart.
+        env: Name of the task stream or environment, with the options that identify the setting.
         agent: Likewise.
         is_rl: Whether an RL agent was trained, so that returns are compared instead of accuracies.
-        entries: What was run, in order of first appearance.
-        differs: Why runs with the same names of env and agent are not in here; empty where there are none.
+        methods: In order of first appearance.
+        differs: Why runs with the same env and agent are in another setting; empty if there are none.
     """
 
     env: str
     agent: str
     is_rl: bool
-    entries: list[Entry] = field(repr=False)
+    methods: list[Method] = field(repr=False)
     differs: str = ""
 
     @property
@@ -60,24 +63,29 @@ class Setting:
 
     @property
     def score(self) -> str:
-        """The figure of the summary by which entries are ranked."""
+        """Name of the summary value by which methods are ranked."""
         return "final_return" if self.is_rl else "final_accuracy"
 
     @property
-    def base(self) -> Entry | None:
-        """What nothing was done to; of several, the one with most seeds."""
-        found = [entry for entry in self.entries if label(next(iter(entry.runs.values()))) == BASE]
-        return max(found, key=lambda entry: len(entry.runs), default=None)
+    def base(self) -> Method | None:
+        """The method ``none``; if it was run with several options, the one with most seeds."""
+        found = [method for method in self.methods if label(next(iter(method.runs.values()))) == BASE]
+        return max(found, key=lambda method: len(method.runs), default=None)
+
+    @property
+    def runs(self) -> list[Result]:
+        """All runs of all methods."""
+        return [run for method in self.methods for run in method.runs.values()]
 
 
-def contests(found: Iterable[Result]) -> list[Setting]:
-    """Sort results into contests, by the names of env and agent; see :class:`Setting`."""
+def by_setting(found: Iterable[Result]) -> list[Setting]:
+    """Group results into settings, sorted by the names of env and agent."""
     named: dict[tuple[str, str], dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
     for result in found:
-        named[result.env, result.agent][_terms(result)].append(result)
+        named[result.env, result.agent][_key(result)].append(result)
     made = []
-    for _, by_terms in sorted(named.items()):
-        variants = _with_data(list(by_terms.values()))
+    for _, by_key in sorted(named.items()):
+        variants = _split_by_data(list(by_key.values()))
         differing = _differences([runs[0] for runs in variants])
         for runs in variants:
             env, agent = (label(runs[0], part, differing) for part in ("env", "agent"))
@@ -87,12 +95,12 @@ def contests(found: Iterable[Result]) -> list[Setting]:
             if differing:
                 differs = f"not comparable with other runs of {runs[0].env} and {runs[0].agent}, which differ in "
                 differs += ", ".join(differing)
-            made.append(Setting(" ".join([env, *extra]), agent, runs[0].is_rl, _entries(runs), differs))
+            made.append(Setting(" ".join([env, *extra]), agent, runs[0].is_rl, _methods(runs), differs))
     return made
 
 
 def by_group(found: Iterable[Result]) -> list[list[Result]]:
-    """Results of the same spec together, in order of first appearance; seeds in order."""
+    """Group results that differ in the seed only, in order of first appearance; each group is sorted by seed."""
     groups: dict[str, list[Result]] = {}
     for result in found:
         groups.setdefault(result.group, []).append(result)
@@ -100,12 +108,12 @@ def by_group(found: Iterable[Result]) -> list[list[Result]]:
 
 
 def label(result: Result, part: str = "intervention", also: Iterable[str] = ()) -> str:
-    """The name of an env, agent or intervention, with the options that differ from what it stands for.
+    """The name of an env, agent or intervention, with the options that differ from the defaults of this name.
 
     Args:
-        result: Of a run.
+        result: A result.
         part: ``env``, ``agent`` or ``intervention``.
-        also: Options shown in any case, as ``env.epochs``.
+        also: Options to show in any case, such as ``env.epochs``.
     """
     changed = {**getattr(result.changed, part)}
     for option in also:
@@ -117,22 +125,22 @@ def label(result: Result, part: str = "intervention", also: Iterable[str] = ()) 
             changed["every"] = result.every
         changed.update(result.schedule)
     words = [getattr(result, part), *(f"{key.replace('__', '.')}={_shown(value)}" for key, value in changed.items())]
-    return printable(" ".join(words))  # in one line, whatever it holds
+    return printable(" ".join(words))  # always one line
 
 
 def origin(found: Sequence[Result]) -> str:
-    """Where results come from: code, versions, hardware, threads, precision; several of each if they differ."""
-    made = [run.origin for run in found]
+    """Describe where results come from: code, versions, hardware, threads and precision."""
+    origins = [run.origin for run in found]
     facts = {
-        "commit": [one.commit or "unknown" for one in made],
-        "torch": [one.versions["torch"] for one in made],
-        "": [f"{one.hardware.processor}, {one.hardware.cores or '?'} cores" for one in made],
-        "on": [one.hardware.device for one in made],
-        "threads each:": [str(one.threads) for one in made],
-        "precision": [one.precision for one in made],
+        "commit": [one.commit or "unknown" for one in origins],
+        "torch": [one.versions["torch"] for one in origins],
+        "": [f"{one.hardware.processor}, {one.hardware.cores or '?'} cores" for one in origins],
+        "on": [one.hardware.device for one in origins],
+        "threads each:": [str(one.threads) for one in origins],
+        "precision": [one.precision for one in origins],
     }
-    told = [f"{name} {_several(values)}".strip() for name, values in facts.items()]
-    return printable(f"{len(made)} runs: {'; '.join(told)}")
+    parts = [f"{name} {_several(values)}".strip() for name, values in facts.items()]
+    return printable(f"{len(origins)} runs: {'; '.join(parts)}")
 
 
 def _several(values: Sequence[str]) -> str:
@@ -141,15 +149,16 @@ def _several(values: Sequence[str]) -> str:
     return " and ".join(different[:_NAMED]) + more
 
 
-# What must be the same -------------------------------------------------------------------------------------------
+# Settings -------------------------------------------------------------------------------------------
 
 
-def _terms(result: Result) -> str:
+def _key(result: Result) -> str:
+    """What runs of one setting have in common, besides the data."""
     return json.dumps([result.options.env, result.options.agent, result.env_version, result.is_rl], sort_keys=True)
 
 
-def _with_data(variants: list[list[Result]]) -> list[list[Result]]:
-    """Split each by its data digest if there are several; old results do not have one."""
+def _split_by_data(variants: list[list[Result]]) -> list[list[Result]]:
+    """Split groups that contain several data digests; old results have no digest."""
     split = []
     for runs in variants:
         stated = {run.data_digest for run in runs if run.data_digest}
@@ -164,7 +173,7 @@ def _with_data(variants: list[list[Result]]) -> list[list[Result]]:
 
 
 def _differences(samples: Sequence[Result]) -> list[str]:
-    """In what the contests with the same names differ: options, version of the scenario, data."""
+    """Options, version and data in which settings with the same names differ."""
     if len(samples) < 2:
         return []
     facts: list[dict[str, Any]] = []
@@ -177,32 +186,32 @@ def _differences(samples: Sequence[Result]) -> list[str]:
     return [key for key in keys if any(fact.get(key, missing) != facts[0].get(key, missing) for fact in facts)]
 
 
-# Entries ---------------------------------------------------------------------------------------------------------
+# Methods ---------------------------------------------------------------------------------------------------------
 
 
-def _entries(runs: Sequence[Result]) -> list[Entry]:
+def _methods(runs: Sequence[Result]) -> list[Method]:
     groups = by_group(runs)
     names = [label(group[0]) for group in groups]
-    usual = _usual_updates(runs)
+    expected = _expected_updates(runs)
     found = []
     for name, group in zip(names, groups, strict=True):
         if names.count(name) > 1:
             alike = [other[0] for other, named in zip(groups, names, strict=True) if named == name]
-            name = f"{name} {_run_options(group[0], alike)}"
-        updates = {run.cost.updates for run in group} - {usual}
-        apart = f"{max(updates):,} updates, the others {usual:,}" if updates else ""
-        found.append(Entry(name, {run.seed: run for run in group}, apart))
+            name = f"{name} {_distinguishing_options(group[0], alike)}"
+        updates = {run.cost.updates for run in group} - {expected}
+        reason = f"{max(updates):,} updates instead of {expected:,}" if updates else ""
+        found.append(Method(name, {run.seed: run for run in group}, reason))
     return found
 
 
-def _usual_updates(runs: Sequence[Result]) -> int:
-    """The budget: updates of the base, or of most runs."""
+def _expected_updates(runs: Sequence[Result]) -> int:
+    """The budget: number of updates of ``none``, or of most runs."""
     base = [run for run in runs if label(run) == BASE] or runs
     return Counter(run.cost.updates for run in base).most_common(1)[0][0]
 
 
-def _run_options(result: Result, alike: Sequence[Result]) -> str:
-    """What tells entries apart that have the same label: options of the run, or at last the group's own digest."""
+def _distinguishing_options(result: Result, alike: Sequence[Result]) -> str:
+    """Options of the run that distinguish methods with the same label, and the group's digest."""
     options = [other.run for other in alike]
     keys = [key for key in dict.fromkeys(k for o in options for k in o) if key not in ("seed", "every", "metrics")]
     differing = [key for key in keys if any(o.get(key) != options[0].get(key) for o in options)]

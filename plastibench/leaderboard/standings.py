@@ -1,4 +1,4 @@
-"""All that a leaderboard shows, in whatever form: the rows of every contest and those over all of them."""
+"""The content of a leaderboard in any output format: the rows of each setting and over all settings."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from plastibench.leaderboard.columns import condition, sort
 from plastibench.leaderboard.overall import overall
 from plastibench.leaderboard.rows import Row, rows
-from plastibench.leaderboard.settings import Setting, contests
+from plastibench.leaderboard.settings import Setting, by_setting
 from plastibench.results.result import Result
 
 
 @dataclass(frozen=True)
 class Standings:
-    """What is shown.
+    """The content of a leaderboard.
 
     Attributes:
-        tables: Each contest and its rows.
-        overall: Rows over all contests; empty where there are fewer than two.
-        overall_notes: What a reader of these must know: what is not counted, who is not ranked, and why.
+        tables: Each setting and its rows.
+        overall: Rows over all settings; empty if there are fewer than two settings.
+        overall_notes: Notes on these rows: which settings are not counted, which methods are not ranked, and why.
     """
 
     tables: list[tuple[Setting, list[Row]]]
@@ -32,32 +32,32 @@ def standings(found: Sequence[Result], *, sorted_by: str = "final", filters: Seq
 
     Args:
         found: Results.
-        sorted_by: A column; the best come first.
-        filters: Conditions that every row shown fulfils, see :func:`~plastibench.leaderboard.columns.condition`. Ranks
-            and gains are those among all entries.
+        sorted_by: A column; best rows first.
+        filters: Conditions for the rows to show; see :func:`~plastibench.leaderboard.columns.condition`. They do not
+            change ranks and gains.
 
     Raises:
-        UserError: A filter or column that does not exist.
+        UserError: A filter is invalid, or a column does not exist.
     """
     conditions = [condition(text) for text in filters]
-    sort([], sorted_by)  # a mistake is told before anything is computed
+    sort([], sorted_by)  # report a wrong column before anything is computed
     tables = []
-    for contest in contests(found):
-        kept = [row for row in rows(contest) if all(holds(row) for holds in conditions)]
+    for setting in by_setting(found):
+        kept = [row for row in rows(setting) if all(holds(row) for holds in conditions)]
         if kept:
-            tables.append((contest, sort(kept, sorted_by)))
+            tables.append((setting, sort(kept, sorted_by)))
     shown = {row["intervention"] for _, kept in tables for row in kept}
-    together, told = overall([contest for contest, _ in tables])
-    return Standings(tables, [row for row in together if row["intervention"] in shown], told)
+    together, overall_notes = overall([setting for setting, _ in tables])
+    return Standings(tables, [row for row in together if row["intervention"] in shown], overall_notes)
 
 
-def notes(contest: Setting, made: Sequence[Row]) -> list[str]:
-    """What a reader of a contest's table must know: what is not in it, what is not ranked, and why."""
-    found = [contest.differs] if contest.differs else []
-    found += [f"not ranked: {row['intervention']}, {row['apart']}" for row in made if row["apart"]]
-    single = [row["intervention"] for row in made if len(row["seeds"]) == 1 and not row["apart"]]
+def notes(setting: Setting, shown: Sequence[Row]) -> list[str]:
+    """Notes on the table of a setting: which runs are missing, which methods are not ranked, and why."""
+    found = [setting.differs] if setting.differs else []
+    found += [f"not ranked: {row['intervention']}, {row['apart']}" for row in shown if row["apart"]]
+    single = [row["intervention"] for row in shown if len(row["seeds"]) == 1 and not row["apart"]]
     if single:
         found.append(f"not ranked, one seed: {', '.join(single)}")
-    if contest.base is None:
-        found.append("no run of none, over which gains would be counted")
+    if setting.base is None:
+        found.append("no gains: there is no run of none")
     return found

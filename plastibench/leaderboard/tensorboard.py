@@ -1,13 +1,12 @@
-"""The leaderboard in TensorBoard: tables, charts that compare interventions over seeds, and pictures.
+"""The leaderboard in TensorBoard: tables, charts that compare methods over seeds, and plots.
 
-TensorBoard gives each *run* a colour, so that each intervention in a chart is a small run of its own, below the one
-that holds tables and pictures. None of them is a row of the HParams tab.
+TensorBoard gives each run a colour, so each method in the charts is a small run below the one with tables and plots.
+None of them is a row of the HParams tab.
 """
 
 from __future__ import annotations
 
 import hashlib
-import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -15,102 +14,79 @@ from pathlib import Path
 
 from plastibench.leaderboard import text as text_format
 from plastibench.leaderboard.rows import Row
-from plastibench.leaderboard.settings import Entry, Setting, label
+from plastibench.leaderboard.settings import Method, Setting, label
 from plastibench.leaderboard.standings import Standings
 from plastibench.results.confidence import mean_interval
 from plastibench.results.result import Result
 from plastibench.utils import tensorboard_events, tensorboard_summaries
 
 FOLDER = "leaderboard"
-BEST = 4  # interventions in a chart, beside those that every reader looks for
+BEST = 4  # number of best methods in a chart, besides those that are always shown
 _ALWAYS = ("none", "reset", "rnr")
-_PICTURES = "~pictures"  # no intervention's folder is called so
-_COLOURS = 7  # TensorBoard's palette, which is dealt out in the order of its list of runs
-_TRIES = 500  # exchanges in the search for an order in which colours do not clash
-_LONGEST = 60  # characters of a folder's name
-_Curve = dict[int, float]  # step on the axis of a chart → value
+_PLOTS = "~pictures"  # folder; no method has this name
+_LONGEST = 60  # characters of a folder name
+_Curve = dict[int, float]  # step on the axis of a chart to value
 
 
-def write(runs_dir: Path, shown: Standings, pictures: Mapping[str, bytes] | None = None) -> Path:
-    """Write the leaderboard for TensorBoard, in the place of what was there.
+def write(runs_dir: Path, shown: Standings, plots: Mapping[str, bytes] | None = None) -> Path:
+    """Write the leaderboard for TensorBoard and replace the previous one.
 
-    Text: all tables, and each by itself. Custom Scalars: a category for each contest, with a chart of accuracy after
-    each task (return over steps), and one of what was lost at interventions: mean over seeds and its interval of 95 %
-    confidence, of the best four interventions, ``none``, ``reset`` and ``rnr``. Images: the pictures.
+    - Text: all tables together, and each table.
+    - Custom Scalars: a category for each setting, with a chart of the accuracy after each task (RL: return over steps)
+      and a chart of the drop at interventions. They show the mean and the 95 % confidence interval over seeds of the
+      four best methods, ``none``, ``reset`` and ``rnr``.
+    - Images: the plots.
 
     Args:
-        runs_dir: The folder that TensorBoard is started on.
-        shown: What is compared, at least one contest; made of whole results, not of lean ones.
-        pictures: Title to the content of a PNG file; None leaves those that are there.
+        runs_dir: Log directory of TensorBoard.
+        shown: A leaderboard of at least one setting, from complete results, not lean ones.
+        plots: Title to content of a PNG file; None keeps the existing plots.
 
     Returns:
         The folder that was written.
 
     Raises:
-        RunError: It cannot be written.
+        RunError: The folder cannot be written.
     """
     folder = runs_dir / FOLDER
-    images = [(0, tensorboard_summaries.image(f"figures/{title}", png)) for title, png in (pictures or {}).items()]
+    images = [(0, tensorboard_summaries.image(f"figures/{title}", png)) for title, png in (plots or {}).items()]
     tables = [(0, tensorboard_summaries.text("all results", text_format.markdown(shown)))]
     categories: dict[str, dict[str, tensorboard_summaries.Band]] = {}
-    lines: dict[str, list[tensorboard_events.Entry]] = defaultdict(list)
-    together: list[list[str]] = []
-    names = _short_names([contest for contest, _ in shown.tables])
-    for (contest, rows), short in zip(shown.tables, names, strict=True):
-        tables.append(
-            (0, tensorboard_summaries.text(short, text_format.markdown(Standings([(contest, rows)], [], []))))
-        )
-        entries = _charted(contest, rows)
-        together.append([entry.name for entry in entries])
+    lines: dict[str, list[tensorboard_events.Entry]] = defaultdict(list)  # by folder
+    names = _short_names([setting for setting, _ in shown.tables])
+    for (setting, rows), name in zip(shown.tables, names, strict=True):
+        table = text_format.markdown(Standings([(setting, rows)], [], []))
+        tables.append((0, tensorboard_summaries.text(name, table)))
+        methods = _charted(setting, rows)
         bands = {}
-        for tag, title, curve in _charts(contest):
-            bands[title] = band = tensorboard_summaries.Band(
-                f"{short}/{tag}", f"{short}/{tag}-lower", f"{short}/{tag}-upper"
-            )
-            for entry in entries:
-                lines[entry.name] += _points(band, [curve(run) for run in entry.runs.values()])
-        categories[contest.title] = dict(reversed(bands.items()))  # as TensorBoard shows the last one first
+        for tag, title, curve in _charts(setting):
+            tags = (f"{name}/{tag}{suffix}" for suffix in ("", "-lower", "-upper"))
+            bands[title] = band = tensorboard_summaries.Band(*tags)
+            for method in methods:
+                lines[_folder_name(method.name)] += _points(band, [curve(run) for run in method.runs.values()])
+        categories[setting.title] = dict(reversed(bands.items()))  # TensorBoard shows the last one first
     tensorboard_events.replace(folder, [(0, tensorboard_summaries.layout(categories)), *tables])
-    if pictures is not None:
-        tensorboard_events.replace(folder / _PICTURES, images)
-    kept = {_safe(name): lines[name] for name in _by_colour(together)}
-    for turn, (name, points) in enumerate(kept.items(), start=1):
-        tensorboard_events.replace(folder / name, points, turn)
+    if plots is not None:
+        tensorboard_events.replace(folder / _PLOTS, images)
+    for name, points in lines.items():
+        tensorboard_events.replace(folder / name, points)
     for path in folder.iterdir():
-        if path.is_dir() and path.name not in (*kept, _PICTURES):
+        if path.is_dir() and path.name not in (*lines, _PLOTS):
             tensorboard_events.remove(path)
     return folder
 
 
-def _by_colour(together: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of all charts in an order that gives those of one chart different colours, as far as can be found."""
-    order = list(dict.fromkeys(name for names in together for name in names))
-    dice = random.Random(0)
-    for _ in range(_TRIES if len(order) > _COLOURS else 0):
-        one, other = dice.sample(range(len(order)), 2)
-        trial = list(order)
-        trial[one], trial[other] = order[other], order[one]
-        if _clashes(trial, together) <= _clashes(order, together):
-            order = trial
-    return order
-
-
-def _clashes(order: Sequence[str], together: Sequence[Sequence[str]]) -> int:
-    colours = {name: place % _COLOURS for place, name in enumerate(order)}
-    return sum(len(names) - len({colours[name] for name in names}) for names in together)
-
-
-def _charts(contest: Setting) -> list[tuple[str, str, Callable[[Result], _Curve]]]:
-    """Tag, title and curve of each chart of a contest; none of drops where nothing was ever lost."""
-    runs = [run for entry in contest.entries for run in entry.runs.values()]
-    if contest.is_rl:
+def _charts(setting: Setting) -> list[tuple[str, str, Callable[[Result], _Curve]]]:
+    """Tag, title and curve of each chart of a setting; the chart of drops only if there is a drop other than 0."""
+    runs = setting.runs
+    if setting.is_rl:
         several = len({point.task for point in runs[0].returns}) > 1
         title = "return at the end of each task, over steps" if several else "return over steps"
-        charts = [("return", title, _return), ("drop", "return lost at interventions, over steps", _return_drop)]
+        charts = [("return", title, _return), ("drop", "return drop at interventions, over steps", _return_drop)]
     else:
         charts = [
             ("accuracy", "accuracy at the end of each task, %", _accuracy),
-            ("drop", "accuracy lost at the switch to each task, points", _accuracy_drop),
+            ("drop", "accuracy drop at the boundary to each task, percentage points", _accuracy_drop),
         ]
     return [chart for chart in charts if chart[0] != "drop" or any(any(chart[2](run).values()) for run in runs)]
 
@@ -125,7 +101,7 @@ def _accuracy_drop(result: Result) -> _Curve:
 
 def _return(result: Result) -> _Curve:
     points = result.returns
-    last = {point.task: point for point in points}  # each begins where nothing is known: a line through all is a saw
+    last = {point.task: point for point in points}  # all points of several tasks make a sawtooth
     return {point.steps: point.value for point in (last.values() if len(last) > 1 else points)}
 
 
@@ -133,20 +109,19 @@ def _return_drop(result: Result) -> _Curve:
     return {event.steps: event.drop for event in result.events if event.drop is not None}
 
 
-def _charted(contest: Setting, rows: Sequence[Row]) -> list[Entry]:
-    """The best of a contest, and those that others are measured by."""
-    entries = {entry.name: entry for entry in contest.entries}
-    best = [row["intervention"] for row in rows[:BEST]]
-    rest = [row["intervention"] for row in rows[BEST:] if _first(entries[row["intervention"]]) in _ALWAYS]
-    return [entries[name] for name in (*best, *rest)]
+def _charted(setting: Setting, rows: Sequence[Row]) -> list[Method]:
+    """The best methods of a setting, and those that are always shown."""
+    by_name = {method.name: method for method in setting.methods}
+    methods = [by_name[row["intervention"]] for row in rows]
+    return [*methods[:BEST], *(method for method in methods[BEST:] if _label(method) in _ALWAYS)]
 
 
-def _first(entry: Entry) -> str:
-    return label(next(iter(entry.runs.values())))
+def _label(method: Method) -> str:
+    return label(next(iter(method.runs.values())))
 
 
 def _points(band: tensorboard_summaries.Band, curves: Sequence[_Curve]) -> list[tensorboard_events.Entry]:
-    """Mean over seeds, and the ends of its interval, at every step that all seeds have."""
+    """Mean over seeds and the bounds of its interval, at every step that all seeds have."""
     points = []
     for step in sorted(set.intersection(*(set(curve) for curve in curves))):
         mean, low, high = mean_interval([curve[step] for curve in curves])
@@ -156,19 +131,19 @@ def _points(band: tensorboard_summaries.Band, curves: Sequence[_Curve]) -> list[
     return points
 
 
-def _short_names(contests: Sequence[Setting]) -> list[str]:
-    """``env agent`` without options, and a number where several differ in options alone: tags are read in a legend."""
+def _short_names(settings: Sequence[Setting]) -> list[str]:
+    """``env agent`` without options, short enough for a legend; numbered if several differ in options only."""
     seen: Counter[str] = Counter()
     names = []
-    for contest in contests:
-        name = " ".join(part.split(" ")[0] for part in (contest.env, contest.agent))
+    for setting in settings:
+        name = " ".join(part.split(" ")[0] for part in (setting.env, setting.agent))
         seen[name] += 1
         names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
     return names
 
 
-def _safe(name: str) -> str:
-    """A folder for the line of an intervention: no separators, and not longer than file systems and legends bear."""
+def _folder_name(name: str) -> str:
+    """A short folder name without separators for a method; a digest keeps changed names unique."""
     safe = re.sub(r"[^\w.=,+ -]", "_", name).strip(". ")
     if safe == name and len(name) <= _LONGEST:
         return name

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from plastibench.leaderboard.columns import COLUMNS, OVERALL, Column, value_of
+from plastibench.leaderboard.columns import COLUMNS, LEGEND, OVERALL, Column, value_of
 from plastibench.leaderboard.rows import Row
 from plastibench.leaderboard.settings import Setting
 from plastibench.leaderboard.standings import Standings, notes
@@ -20,50 +20,51 @@ _WITH_BOUNDS = ("final", "iqm", "gain", "better", "drop")
 _KEYS = (
     *("scope", "env", "agent", "rank", "tied"),
     *(column.key for column in COLUMNS if column.key != "rank"),
-    *("unrecovered", "seconds", "contests", "mean_rank", "apart"),
+    *("unrecovered", "seconds", "settings", "mean_rank", "apart"),
 )
 
 
 def table(shown: Standings, width: int = 0) -> str:
-    """For the terminal; where it is narrower than the table (0: it is not), the columns that can best be spared go."""
+    """Format the leaderboard for a terminal of this width, hiding columns that do not fit; 0: show all columns."""
     parts, used, hidden = [], {}, 0
-    for contest, made in shown.tables:
-        columns, lines = _fitting(made, contest, width)
-        hidden = max(hidden, len(columns_of(contest)) - len(columns))
+    for setting, made in shown.tables:
+        columns, lines = _fitting(made, setting, width)
+        hidden = max(hidden, len(columns_of(setting)) - len(columns))
         used.update({column.heading: column.meaning for column in columns})
-        parts.append("\n\n".join([contest.title, text_table(headings(columns, contest), lines)]))
-        parts += _wrapped(notes(contest, made))
+        parts.append("\n\n".join([setting.title, text_table(headings(columns, setting), lines)]))
+        parts += _wrapped(notes(setting, made))
     if shown.overall:
         drawn = text_table(headings(OVERALL), [cells(row, OVERALL) for row in shown.overall])
-        parts.append(f"all scenarios\n\n{drawn}")
+        parts.append(f"all settings\n\n{drawn}")
         parts += _wrapped(shown.overall_notes)
         used = {column.heading: column.meaning for column in OVERALL} | used
-    more = [f"{hidden} columns more in a wider window, or with --format csv"] if hidden else []
+    more = [f"{hidden} more columns in a wider terminal, or with --format csv"] if hidden else []
     del used["intervention"]
-    legend = "; ".join([*(f"{heading}: {meaning}" for heading, meaning in used.items()), *more])
+    legend = "; ".join([*(f"{heading}: {meaning}" for heading, meaning in used.items()), LEGEND, *more])
     return "\n\n".join([*parts, textwrap.fill(legend, min(width or 120, 120), break_on_hyphens=False)])
 
 
 def markdown(shown: Standings) -> str:
-    """The same as Markdown, with every column."""
+    """Format the leaderboard as Markdown, with all columns."""
     parts = []
-    for contest, made in shown.tables:
-        columns = columns_of(contest)
-        lines = [cells(row, columns, contest) for row in made]
+    for setting, made in shown.tables:
+        columns = columns_of(setting)
+        lines = [cells(row, columns, setting) for row in made]
         parts += [
-            f"### {_escaped(contest.title)}",
-            _quoted(headings(columns, contest), lines),
-            *_listed(notes(contest, made)),
+            f"### {_escaped(setting.title)}",
+            _quoted(headings(columns, setting), lines),
+            *_listed(notes(setting, made)),
         ]
     if shown.overall:
         lines = [cells(row, OVERALL) for row in shown.overall]
-        parts += ["### all scenarios", _quoted(headings(OVERALL), lines), *_listed(shown.overall_notes)]
+        parts += ["### all settings", _quoted(headings(OVERALL), lines), *_listed(shown.overall_notes)]
     meanings = {column.heading: column.meaning for column in (*OVERALL, *COLUMNS) if column.key != "intervention"}
-    return "\n\n".join([*parts, "\n".join(f"- {heading}: {meaning}" for heading, meaning in meanings.items())])
+    legend = [*(f"{heading}: {meaning}" for heading, meaning in meanings.items()), LEGEND]
+    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in legend)])
 
 
 def as_json(shown: Standings) -> str:
-    """A list of rows; a figure with an interval is an object with ``value``, ``low`` and ``high``."""
+    """Format the leaderboard as a JSON list of rows; intervals are objects with ``value``, ``low`` and ``high``."""
 
     def plain(value: Any) -> Any:
         return value._asdict() if isinstance(value, Interval) else value
@@ -72,7 +73,7 @@ def as_json(shown: Standings) -> str:
 
 
 def as_csv(shown: Standings) -> str:
-    """One line per row; the bounds of intervals have columns of their own."""
+    """Format the leaderboard as CSV, a line per row; the bounds of intervals are separate columns."""
     lines: list[dict[str, Any]] = []
     for row in _every(shown):
         line: dict[str, Any] = {}
@@ -89,33 +90,33 @@ def as_csv(shown: Standings) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def headings(columns: Sequence[Column], contest: Setting | None = None) -> list[str]:
-    """Over the columns; accuracies are in percent."""
-    percent = contest is not None and not contest.is_rl
+def headings(columns: Sequence[Column], setting: Setting | None = None) -> list[str]:
+    """Headings of columns; accuracies are in percent."""
+    percent = setting is not None and not setting.is_rl
     return [f"{column.heading} %" if percent and column.unit == "score" else column.heading for column in columns]
 
 
-def cells(row: Row, columns: Sequence[Column], contest: Setting | None = None) -> list[str]:
-    """A row as it is shown."""
-    return [_cell(row, column, is_rl=contest is not None and contest.is_rl) for column in columns]
+def cells(row: Row, columns: Sequence[Column], setting: Setting | None = None) -> list[str]:
+    """Format the cells of a row."""
+    return [_cell(row, column, is_rl=setting is not None and setting.is_rl) for column in columns]
 
 
-def columns_of(contest: Setting) -> list[Column]:
-    """Those that say something about a contest."""
-    without = ("auc",) if contest.is_rl else ("lowest", "q_bias")
+def columns_of(setting: Setting) -> list[Column]:
+    """The columns that apply to a setting."""
+    without = ("auc",) if setting.is_rl else ("lowest", "q_bias")
     return [column for column in COLUMNS if column.key not in without]
 
 
-def _fitting(made: Sequence[Row], contest: Setting, width: int) -> tuple[list[Column], list[list[str]]]:
+def _fitting(made: Sequence[Row], setting: Setting, width: int) -> tuple[list[Column], list[list[str]]]:
     """The columns that fit into a width, and their cells."""
-    columns = columns_of(contest)
+    columns = columns_of(setting)
     while True:
-        lines = [cells(row, columns, contest) for row in made]
-        spare = max(columns, key=lambda column: column.spare)
-        widest = len(text_table(headings(columns, contest), lines).splitlines()[1])
-        if not width or widest <= width or not spare.spare:
+        lines = [cells(row, columns, setting) for row in made]
+        last = max(columns, key=lambda column: column.hide_order)
+        widest = len(text_table(headings(columns, setting), lines).splitlines()[1])
+        if not width or widest <= width or not last.hide_order:
             return columns, lines
-        columns.remove(spare)
+        columns.remove(last)
 
 
 def _quoted(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -127,7 +128,7 @@ def _listed(found: Sequence[str]) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    """Names may come from elsewhere: no HTML in them."""
+    """Remove markup: names may come from submitted results."""
     return text.replace("<", "&lt;").replace("`", "'")
 
 
@@ -140,8 +141,8 @@ def _wrapped(found: Sequence[str]) -> list[str]:
 
 
 def _every(shown: Standings) -> list[Row]:
-    single = [{"scope": "scenario", **row} for _, made in shown.tables for row in made]
-    return [*single, *({"scope": "all scenarios", **row} for row in shown.overall)]
+    single = [{"scope": "setting", **row} for _, made in shown.tables for row in made]
+    return [*single, *({"scope": "all settings", **row} for row in shown.overall)]
 
 
 # Cells -----------------------------------------------------------------------------------------------------------
@@ -149,7 +150,7 @@ def _every(shown: Standings) -> list[Row]:
 
 def _cell(row: Row, column: Column, is_rl: bool) -> str:
     value = row[column.key]
-    if column.key == "contests":
+    if column.key == "settings":
         return f"{value} of {row['of']}"
     if column.key == "recovery":
         return format_recovery(value, row["unrecovered"], 1)
@@ -161,7 +162,7 @@ def _cell(row: Row, column: Column, is_rl: bool) -> str:
         return str(len(value))
     if column.unit == "text":
         return str(value)
-    percent = column.unit == "share" or (column.unit == "score" and not is_rl)
+    percent = column.unit == "fraction" or (column.unit == "score" and not is_rl)
     scale, digits = (100.0, 1) if percent else (1.0, 2)
     if not isinstance(value, Interval):
         return str(value) if isinstance(value, int) else _number(scale * value, digits)

@@ -1,4 +1,4 @@
-"""Results from elsewhere: whether a ``result.json`` is what it should be, and can be true, before it is compared."""
+"""Validate submitted results: check the format and plausibility of a ``result.json``, then add it to the runs."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from plastibench.results.files import read_result, schedule
 from plastibench.results.result import Result, Text
 from plastibench.utils.atomic_io import write_text
 
-_LARGEST = 64 << 20  # bytes; a result has some ten thousand
-_SHOWN = 5  # problems told at a time
+_LARGEST = 64 << 20  # bytes; most results have about ten thousand
+_SHOWN = 5  # number of problems that a message lists
 _TOLERANCE = 1e-4  # published results may be rounded
-_NOISE = 0.01  # of accuracy, where a GPU's kernels do not repeat exactly
+_NOISE = 0.01  # of accuracy, as GPU kernels are not exactly reproducible
 
 Name = Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+*-]*$", max_length=200)]
 
 
 class _Submitted(Result):
-    """A result from elsewhere; its names are safe as names of folders."""
+    """A submitted result; its names are safe folder names."""
 
     id: Name
     group: Name
@@ -40,13 +40,17 @@ class _Submitted(Result):
 
 
 def add(path: Path, runs_dir: Path) -> tuple[Path, list[str]]:
-    """Check a result and copy it into a folder of runs.
+    """Validate a result and copy it into a folder of runs.
+
+    Args:
+        path: The submitted ``result.json``.
+        runs_dir: Folder of runs.
 
     Returns:
-        Where it lies now, and what could not be checked.
+        The new file, and notes on what could not be checked.
 
     Raises:
-        UserError: It cannot be read, is not plausible, or another result of the same run is there.
+        UserError: The result cannot be read or is not plausible, or the run exists already.
     """
     text, result = _read(path)
     problems = list(_contradictions(result))
@@ -54,35 +58,39 @@ def add(path: Path, runs_dir: Path) -> tuple[Path, list[str]]:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise UserError(f"{path} is not added: {'; '.join(problems[:_SHOWN])}{more}")
     folder = runs_dir / result.id
-    there = folder / "result.json"
-    if there.exists():
-        other = read_result(there)
+    target = folder / "result.json"
+    if target.exists():
+        other = read_result(target)
         if other.to_dict() == result.to_dict():
-            raise UserError(f"{path} is there already, as {there}")
+            raise UserError(f"{path} was added before, as {target}")
         finals = " and ".join(_final(each) for each in (other, result))
-        raise UserError(f"{path} is not added: {there} is another result of the same run ({finals}); move it first")
+        raise UserError(
+            f"{path} is not added: {target} is a different result of the same run ({finals}); delete one of them"
+        )
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{path} is not added: the same run is under way in {folder}; finish or delete it first")
+        raise UserError(f"{path} is not added: {folder} contains the same run, unfinished; finish or delete it first")
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(there, text)
-    return there, list(_unchecked(result))
+    write_text(target, text)
+    return target, list(_unchecked(result))
 
 
 def _read(path: Path) -> tuple[str, Result]:
-    """The file's text and content."""
+    """Read the text and the result of a file."""
 
     def refuse(word: str) -> float:
         raise ValueError(f"{word} is not a number")
 
     try:
         if path.stat().st_size > _LARGEST:
-            raise UserError(f"{path} is not added: larger than {_LARGEST >> 20} MiB, too large for a result")
+            raise UserError(f"{path} is not added: larger than {_LARGEST >> 20} MiB, which is too large for a result")
         text = path.read_text(encoding="utf-8")
         content = json.loads(text, parse_constant=refuse)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if isinstance(content, dict) and content.get("schema") == 1:
-        raise UserError(f"{path} is not added: schema 1 lacks what a comparison needs; rerun it with this plastibench")
+        raise UserError(
+            f"{path} is not added: schema 1 lacks values that a comparison needs; rerun it with this version"
+        )
     try:
         return text, _Submitted.from_dict(content)
     except UserError as error:
@@ -90,7 +98,7 @@ def _read(path: Path) -> tuple[str, Result]:
 
 
 def _contradictions(result: Result) -> Iterator[str]:
-    """What cannot be true although it has the right form."""
+    """Contradictions in a result of the right format."""
     if missing := {"seed", "every", "device"} - set(result.run):
         yield f"run.{min(missing)} is missing"
         return
@@ -101,37 +109,37 @@ def _contradictions(result: Result) -> Iterator[str]:
     for name, value in summary.items():
         stated = getattr(result.summary, name)
         if not _agree(stated, value):
-            yield f"summary.{name} is {stated}, but the {'evaluations' if result.is_rl else 'tasks'} make it {value}"
+            yield f"summary.{name} is {stated}, but the {'evaluations' if result.is_rl else 'tasks'} give {value}"
     if not result.is_rl:
         yield from _tasks(result)
 
 
 def _identity(result: Result) -> Iterator[str]:
     if (result.seed, result.every) != (result.run["seed"], result.run["every"]):
-        yield "seed or every differ from those under run"
+        yield "seed or every differs from the value in run"
         return
     parts = [(getattr(result, part), getattr(result.options, part)) for part in PARTS]
     for key, stated, seed in (("id", result.id, result.seed), ("group", result.group, 0)):
         expected = identity(parts, {**result.run, "seed": seed})
         if stated != expected:
-            yield f"{key} is {stated}, but the names and options in it make {expected}"
+            yield f"{key} is {stated}, but its names and options give {expected}"
 
 
 def _names(result: Result) -> Iterator[str]:
-    """Whether all is told that sets it apart from what its names stand for: rows are called after it."""
+    """Check the stated differences from the defaults; they are part of the method's name on the leaderboard."""
     try:
         given: dict[str, Any] = {f"{part}_options": getattr(result.options, part) for part in PARTS}
         spec = RunSpec.make(*(getattr(result, part) for part in PARTS), **given)
     except UserError:
-        spec = None  # not known here with these options
+        spec = None  # unknown name or options, for example of a plugin
     for part in PARTS:
         stated, options = getattr(result.changed, part), getattr(result.options, part)
         if spec is not None and stated != json.loads(json.dumps(spec.changed(part))):
-            yield f"changed.{part} is not what differs from the options of {getattr(result, part)}"
+            yield f"changed.{part} does not match the options that differ from the defaults of {getattr(result, part)}"
         elif not all(name in options and options[name] == value for name, value in stated.items()):
-            yield f"changed.{part} is not in options.{part}"
+            yield f"changed.{part} does not match options.{part}"
     if result.schedule != schedule(result.run):
-        yield "schedule is not what run says"
+        yield "schedule does not match run"
 
 
 def _cost(result: Result) -> Iterator[str]:
@@ -139,32 +147,31 @@ def _cost(result: Result) -> Iterator[str]:
     if not cost.seconds or not cost.updates:
         yield f"cost.{'updates' if cost.seconds else 'seconds'} is 0"
     if cost.intervention_seconds > cost.seconds:
-        yield "the intervention took longer than the whole run"
+        yield "cost.intervention_seconds is more than cost.seconds"
     elif cost.intervention_seconds + cost.metric_seconds > cost.seconds:
-        yield "intervention and metrics took longer than the whole run"
+        yield "cost.intervention_seconds plus cost.metric_seconds is more than cost.seconds"
     last = max((record.update for record in result.interventions), default=0)
     if last > cost.updates:
-        yield f"an intervention at update {last:,} of {cost.updates:,}"
+        yield f"interventions has update {last:,}, but cost.updates is {cost.updates:,}"
+
+
+_WITHIN_TASKS = ("mean_drop", "mean_agreement", "mean_output_kl")
 
 
 def _summary_of_tasks(result: Result) -> Mapping[str, Any]:
-    made = [accuracy.TaskRecord(**_only(task, accuracy.TaskRecord)) for task in result.tasks]
-    summary = accuracy.summary(made)
-    if result.every:  # drops are then those in mid-task, which the tasks do not hold
-        summary = {key: value for key, value in summary.items() if key not in _IN_MID_TASK}
+    summary = accuracy.summary([accuracy.TaskRecord(**_only(task, accuracy.TaskRecord)) for task in result.tasks])
+    if result.every:  # drops are measured within tasks then, and the tasks do not contain them
+        summary = {key: value for key, value in summary.items() if key not in _WITHIN_TASKS}
     return summary
-
-
-_IN_MID_TASK = ("mean_drop", "mean_agreement", "mean_output_kl")
 
 
 def _summary_of_returns(result: Result) -> Mapping[str, Any]:
     curve = [returns.Evaluation(**_only(point, returns.Evaluation)) for point in result.returns]
     events = [returns.Event(**_only(event, returns.Event)) for event in result.events]
-    scenario = _scenario(result)
-    summary = returns.summary(curve, events, scenario.reference_returns if scenario is not None else None)
-    if scenario is None:
-        del summary["normalised_return"]  # by bounds that the result does not hold
+    env_config = _env_config(result)
+    summary = returns.summary(curve, events, env_config.reference_returns if env_config is not None else None)
+    if env_config is None:
+        del summary["normalised_return"]  # needs the reference returns of the env
     return summary
 
 
@@ -172,20 +179,20 @@ def _tasks(result: Result) -> Iterator[str]:
     tasks = result.tasks
     if [task.task for task in tasks] != list(range(len(tasks))):
         yield "tasks are not numbered 0, 1, 2, …"
-    for before, task in itertools.pairwise(tasks):
-        if task.before is not None and not _agree(before.end, task.before):
-            yield f"task {task.task} begins at {task.before}, but the one before it ended at {before.end}"
+    for previous, task in itertools.pairwise(tasks):
+        if task.before is not None and not _agree(previous.end, task.before):
+            yield f"tasks[{task.task}].before is {task.before}, but the previous task ends at {previous.end}"
     if result.intervention == "none" and not result.every:
         changed = [task.task for task in tasks if abs(task.drop or 0.0) > _NOISE]
         if changed:
-            yield f"none changed the accuracy, at the switch to task {changed[0]}"
-    wanted = _scenario(result)
-    if wanted is not None and len(tasks) != wanted.task_count:
-        yield f"{len(tasks)} tasks, but {result.env} with these options has {wanted.task_count}"
+            yield f"tasks[{changed[0]}].drop is not 0, although the intervention is none"
+    env_config = _env_config(result)
+    if env_config is not None and len(tasks) != env_config.task_count:
+        yield f"tasks has {len(tasks)} tasks, but {result.env} with these options has {env_config.task_count}"
 
 
-def _scenario(result: Result) -> Any:
-    """The options of the env, where it is known here and still takes them."""
+def _env_config(result: Result) -> Any:
+    """The config of the env; None if the env or one of its options is unknown."""
     try:
         entry = registry.envs[result.env]
         return build(entry.load(), {**entry.defaults, **result.options.env}, result.env)
@@ -194,16 +201,16 @@ def _scenario(result: Result) -> Any:
 
 
 def _unchecked(result: Result) -> Iterator[str]:
-    """What is not known here."""
+    """Notes on parts that could not be checked."""
     for part in PARTS:
         name, options = getattr(result, part), getattr(result.options, part)
         try:
             entry = getattr(registry, f"{part}s")[name]
             build(entry.load(), {**entry.defaults, **options}, f"{part} {name}")
         except UserError as error:
-            yield f"{part} {name} is not known here with its options, which are taken as stated ({error})"
+            yield f"{part} {name} is unknown with these options, so they were not checked ({error})"
     if not result.origin.commit:
-        yield "it names no commit"
+        yield "origin.commit is missing"
 
 
 def _only(part: BaseModel, cls: Any) -> dict[str, Any]:

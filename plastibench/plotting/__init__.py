@@ -68,9 +68,9 @@ def draw(kind: str, found: Sequence[Result], **options: Any) -> Figure:
 
 def _once(found: Sequence[Result]) -> list[Result]:
     """Of runs that differ in what was measured of them alone, one: they would count as another seed."""
-    from plastibench.leaderboard import contests
+    from plastibench.leaderboard import by_setting
 
-    kept = {id(run) for contest in contests(found) for entry in contest.entries for run in entry.runs.values()}
+    kept = {id(run) for setting in by_setting(found) for run in setting.runs}
     return [run for run in found if id(run) in kept]
 
 

@@ -23,7 +23,7 @@ def pictures(shown: Standings) -> dict[str, list[tuple[str, bytes]]]:
     found: dict[str, list[tuple[str, bytes]]] = {}
     for contest, rows in shown.tables:
         best = [row["intervention"] for row in rows if row["intervention"] not in _ALWAYS][:_ENTRIES]
-        runs = [run for entry in contest.entries if entry.name in (*best, *_ALWAYS) for run in entry.runs.values()]
+        runs = [run for entry in contest.methods if entry.name in (*best, *_ALWAYS) for run in entry.runs.values()]
         for kind, what in _SHOWN.items():
             costs = any(run.summary.mean_drop for run in runs)
             if kind == "pareto" and not costs:  # nothing was lost by anybody

@@ -38,10 +38,7 @@ def together(series: Sequence[Series]) -> tuple[Array, Array]:
 
 def contests(found: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
     """Results by env and agent with their options: only what may be compared stands together."""
-    return {
-        (contest.env, contest.agent): [run for entry in contest.entries for run in entry.runs.values()]
-        for contest in leaderboard.contests(found)
-    }
+    return {(contest.env, contest.agent): contest.runs for contest in leaderboard.by_setting(found)}
 
 
 def scores(run: Result) -> Series:

@@ -1,4 +1,4 @@
-"""Performance on a task stream, from the evaluations of a run (pure functions)."""
+"""Accuracy metrics of a supervised run, computed from its evaluations (pure functions)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class TaskRecord:
-    """The evaluations of one task. Accuracies are shares between 0 and 1.
+    """The evaluations of one task. Accuracies are fractions between 0 and 1.
 
     Attributes:
         task: Number of the task, from 0.
-        samples: Size of the data during it.
-        noise: Share of wrong labels.
-        before: Accuracy at the end of the task before, or None for the first task.
-        after: Accuracy right after the intervention at this task's start, same images and labels as ``before``.
-        agreement: Share of predictions that the intervention left as they were.
-        output_kl: KL divergence from the outputs before it to those after it, in nats.
-        curve: (epoch, accuracy) pairs; epoch 0 is the start of the task, on the task's own labels.
-        train_accuracy: Accuracy on the task's own training labels at its end.
+        samples: Number of training samples.
+        noise: Fraction of wrong labels.
+        before: Accuracy at the end of the previous task; None for the first task.
+        after: Accuracy right after the intervention at the task boundary, on the same images and labels as ``before``.
+        agreement: Fraction of predictions that the intervention did not change.
+        output_kl: KL divergence from the outputs before the intervention to those after it, in nats.
+        curve: (epoch, accuracy) pairs on the labels of this task; epoch 0 is the start of the task.
+        train_accuracy: Accuracy on the training labels of this task at its end.
     """
 
     task: int
@@ -39,9 +39,17 @@ class TaskRecord:
     train_accuracy: float | None = None
 
     @classmethod
-    def after_switch(cls, task: int, samples: int, noise: float, found: dict[str, float]) -> TaskRecord:
-        """The record of a task that begins with an intervention; ``found`` is what :func:`comparison` returned."""
-        return cls(task, samples, noise, found["before"], found["after"], found["agreement"], found["output_kl"])
+    def after_boundary(cls, task: int, samples: int, noise: float, compared: dict[str, float]) -> TaskRecord:
+        """Make the record of a task that follows a task boundary.
+
+        Args:
+            task: Number of the task, from 0.
+            samples: Number of training samples.
+            noise: Fraction of wrong labels.
+            compared: What :func:`comparison` returned for the outputs before and after the boundary.
+        """
+        before, after = compared["before"], compared["after"]
+        return cls(task, samples, noise, before, after, compared["agreement"], compared["output_kl"])
 
     @property
     def end(self) -> float:
@@ -50,21 +58,21 @@ class TaskRecord:
 
 
 def drop(record: TaskRecord) -> float | None:
-    """How much accuracy the intervention cost at once: before minus after."""
+    """Accuracy lost right at the intervention: before minus after."""
     if record.before is None or record.after is None:
         return None
     return record.before - record.after
 
 
 def recovery(record: TaskRecord) -> float | None:
-    """Epochs until the accuracy before the switch is reached again, or None where it never is in this task."""
+    """Epochs until the accuracy before the task boundary is reached again; None if it never is in this task."""
     if record.before is None:
         return None
     return next((epoch for epoch, accuracy in record.curve if accuracy >= record.before), None)
 
 
 def area_under_curve(curve: Sequence[tuple[float, float]]) -> float:
-    """Mean of the accuracy over the epochs of a task, by the trapezoid rule."""
+    """Area under the accuracy curve of a task by the trapezoid rule, divided by the number of epochs."""
     if len(curve) < 2:
         return curve[0][1] if curve else 0.0
     area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(curve))
@@ -72,21 +80,21 @@ def area_under_curve(curve: Sequence[tuple[float, float]]) -> float:
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Mean of the values that are there, or None."""
+    """Mean of the values that are not None; None if there are none."""
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present else None
 
 
-def task_figures(record: TaskRecord) -> dict[str, Any]:
-    """All figures of one task, for the result."""
+def task_values(record: TaskRecord) -> dict[str, Any]:
+    """All values of one task as in ``result.json``; see :class:`plastibench.results.result.Task`."""
     derived = {"end": record.end, "drop": drop(record), "recovery": recovery(record)}
     return {**dataclasses.asdict(record), **derived, "auc": area_under_curve(record.curve)}
 
 
 def summary(records: Sequence[TaskRecord]) -> dict[str, float | None]:
-    """The figures of a whole run that the leaderboard compares."""
-    switches = records[1:]
-    recovered = [recovery(record) for record in switches]
+    """Summarize a run; see :class:`plastibench.results.result.Summary`."""
+    after_boundaries = records[1:]
+    recovered = [recovery(record) for record in after_boundaries]
     first, last = records[:3], records[-3:]
     return {
         "final_accuracy": records[-1].end,
@@ -94,38 +102,41 @@ def summary(records: Sequence[TaskRecord]) -> dict[str, float | None]:
         "first_three_accuracy": mean([record.end for record in first]),
         "last_three_accuracy": mean([record.end for record in last]),
         "auc": mean([area_under_curve(record.curve) for record in records]),
-        "mean_drop": mean([drop(record) for record in switches]),
-        "mean_agreement": mean([record.agreement for record in switches]),
-        "mean_output_kl": mean([record.output_kl for record in switches]),
+        "mean_drop": mean([drop(record) for record in after_boundaries]),
+        "mean_agreement": mean([record.agreement for record in after_boundaries]),
+        "mean_output_kl": mean([record.output_kl for record in after_boundaries]),
         "mean_recovery_epochs": mean(recovered),
         "unrecovered_fraction": mean([float(value is None) for value in recovered]),
         "final_train_accuracy": records[-1].train_accuracy,
     }
 
 
-def comparison(before: Tensor, after: Tensor, answers: Tensor) -> dict[str, float]:
-    """What an intervention did to the outputs.
+def comparison(before: Tensor, after: Tensor, labels: Tensor) -> dict[str, float]:
+    """Compare the outputs before and after an intervention.
 
     Args:
-        before: Logits before it. [N, K]
+        before: Logits before the intervention. [N, K]
         after: Logits right after it. [N, K]
-        answers: Right classes. [N]
+        labels: Correct classes. [N]
+
+    Returns:
+        ``before``, ``after``, ``agreement`` and ``output_kl`` of :class:`TaskRecord`.
     """
     old, new = before.argmax(1), after.argmax(1)
     return {
-        "before": share(old == answers),
-        "after": share(new == answers),
-        "agreement": share(old == new),
+        "before": fraction(old == labels),
+        "after": fraction(new == labels),
+        "agreement": fraction(old == new),
         "output_kl": divergence(before, after),
     }
 
 
-def share(right: Tensor) -> float:
-    """Share of True in a boolean tensor."""
-    return float(right.double().mean())
+def fraction(values: Tensor) -> float:
+    """Fraction of True in a boolean tensor."""
+    return float(values.double().mean())
 
 
 def divergence(before: Tensor, after: Tensor) -> float:
-    """Mean KL(p_before || p_after) of two sets of logits [N, K], in nats."""
+    """Mean KL(p_before || p_after) in nats, from logits [N, K]."""
     old, new = before.double().log_softmax(1), after.double().log_softmax(1)
     return float((old.exp() * (old - new)).sum(1).mean())

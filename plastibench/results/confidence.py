@@ -1,7 +1,7 @@
-"""How sure one can be of a mean, of a gain and of a rank, from a handful of seeds (pure functions).
+"""Confidence intervals of means, gains and ranks over a few seeds (pure functions).
 
-All intervals are at 95 %. Sources: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
-Precipice" (interquartile mean, stratified bootstrap, probability of improvement); scipy for the rest.
+All intervals are 95 % confidence intervals. Sources: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of
+the Statistical Precipice" (interquartile mean, stratified bootstrap, probability of improvement); scipy for the rest.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+from scipy import special
 
 LEVEL = 0.95
 RESAMPLES = 2000
-_TRIMMED = 0.25  # from either end
+PLUS_MINUS = "±: half-width of the 95 % confidence interval over seeds (Student's t)"
+_TRIMMED = 0.25  # at either end
 
 Floats = npt.NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """A figure and the bounds of its 95 % interval; without bounds where there is too little to tell them."""
+    """A value and the bounds of its 95 % confidence interval; without bounds if there are too few seeds."""
 
     value: float
     low: float | None = None
@@ -30,7 +31,7 @@ class Interval(NamedTuple):
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Mean, and Student's t interval where there are two values or more.
+    """Mean, with Student's t interval if there are two values or more.
 
     Args:
         values: One per seed. [S]
@@ -43,14 +44,32 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def iqm(strata: Sequence[npt.ArrayLike]) -> Any:
-    """Interquartile mean: of all values together, without the lowest and the highest quarter of them.
+def mean_ci(values: Sequence[float | None], scale: float = 100.0, digits: int = 1) -> str:
+    """Format ``mean ± half-width of the 95 % confidence interval`` of the values that are not None.
 
     Args:
-        strata: Scores by scenario, the seeds last. [scenarios][..., S]
+        values: One per seed. [S]
+        scale: Factor; by default fractions are shown as percentages.
+        digits: Digits after the decimal point.
 
     Returns:
-        As ``scipy.stats.trim_mean(…, 0.25)``, which is an order of magnitude slower. [...]
+        The mean alone for a single value; a dash for none.
+    """
+    present = [scale * value for value in values if value is not None]
+    if not present:
+        return "–"
+    mean, _, high = mean_interval(present)
+    return f"{mean:.{digits}f}" + ("" if high is None else f" ± {high - mean:.{digits}f}")
+
+
+def iqm(strata: Sequence[npt.ArrayLike]) -> Any:
+    """Interquartile mean: the mean of all scores together without the lowest and the highest quarter.
+
+    Args:
+        strata: Scores by setting, seeds last. [settings][..., S]
+
+    Returns:
+        The same as ``scipy.stats.trim_mean(…, 0.25)``, which is an order of magnitude slower. [...]
     """
     together = np.sort(np.concatenate([np.asarray(each, float) for each in strata], -1), -1)
     cut = int(_TRIMMED * together.shape[-1])
@@ -58,21 +77,23 @@ def iqm(strata: Sequence[npt.ArrayLike]) -> Any:
 
 
 def iqm_interval(strata: Sequence[Sequence[float]]) -> Interval:
-    """Interquartile mean with a stratified bootstrap interval: seeds are drawn anew within each scenario by itself.
+    """Interquartile mean with a stratified bootstrap interval: seeds are resampled within each setting.
 
-    The percentile method, as rliable; the draws are the same every time.
+    The percentile method, as in rliable, with a fixed random seed.
 
     Args:
-        strata: Scores by scenario, one per seed. [scenarios][S]
+        strata: Scores by setting, one per seed. [settings][S]
     """
     value = float(iqm(strata))
     if min(map(len, strata)) < 2:
         return Interval(value)
     if all(len(set(each)) == 1 for each in strata):
         return Interval(value, value, value)
+    from scipy import stats  # slow to import
+
     drawn = stats.bootstrap(
         [np.asarray(each, float) for each in strata],
-        lambda *each, axis: iqm(each),  # resamples come with the seeds last
+        lambda *each, axis: iqm(each),  # seeds are the last axis of the resamples
         n_resamples=RESAMPLES,
         confidence_level=LEVEL,
         method="percentile",
@@ -82,20 +103,20 @@ def iqm_interval(strata: Sequence[Sequence[float]]) -> Interval:
 
 
 def paired_gain(scores: Mapping[Any, float], base: Mapping[Any, float]) -> Interval | None:
-    """Mean difference over the seeds that both have, with Student's t interval; None where they share no seed."""
+    """Mean difference over shared seeds, with Student's t interval; None if no seed is shared."""
     shared = [scores[seed] - base[seed] for seed in scores if seed in base]
     return mean_interval(shared) if shared else None
 
 
 def stratified_gain(scores: Sequence[Mapping[Any, float]], base: Sequence[Mapping[Any, float]]) -> Interval | None:
-    """Mean over scenarios of the mean difference over shared seeds; None where no scenario has any.
+    """Mean over settings of the mean difference over shared seeds; None if no setting has a shared seed.
 
-    Scenarios are those that there are, not drawn from many: the interval is that of seeds alone, by the variances of
-    the scenarios' means and Welch and Satterthwaite's degrees of freedom. Without bounds where a scenario has one seed.
+    Settings are fixed, only seeds are random: the interval combines the variances of the settings' means, with Welch
+    and Satterthwaite's degrees of freedom. It has no bounds if a setting has only one shared seed.
 
     Args:
-        scores: By scenario, then by seed.
-        base: Likewise; scenarios in the same order.
+        scores: By setting, then by seed.
+        base: Likewise, with settings in the same order.
     """
     pairs = [
         [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
@@ -114,59 +135,59 @@ def stratified_gain(scores: Sequence[Mapping[Any, float]], base: Sequence[Mappin
 
 
 def paired_improvement(scores: Mapping[Any, float], base: Mapping[Any, float]) -> Interval | None:
-    """Share of the shared seeds in which ``scores`` is higher, a tie counting half, with Wilson's interval.
+    """Fraction of shared seeds in which ``scores`` is higher, with Wilson's interval; a tie counts half.
 
-    A bootstrap would call five wins out of five certain; Wilson's interval then begins at 57 %.
+    A bootstrap would give five wins out of five an interval of zero width; Wilson's begins at 57 %.
     """
     wins = [(1 + np.sign(scores[seed] - base[seed])) / 2 for seed in scores if seed in base]
     if not wins:
         return None
-    share, n = float(np.mean(wins)), len(wins)
+    fraction, n = float(np.mean(wins)), len(wins)
     z2 = special.ndtri((1 + LEVEL) / 2) ** 2
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+    middle = (fraction + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (fraction * (1 - fraction) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    return Interval(fraction, max(0.0, middle - half), min(1.0, middle + half))
 
 
 def probability_of_improvement(scores: Sequence[Sequence[float]], base: Sequence[Sequence[float]]) -> float:
-    """P(a run of one is better than a run of the other), any seed against any, averaged over scenarios (rliable's).
+    """P(score > base), any seed against any seed, averaged over settings (as rliable defines it).
 
     Args:
-        scores: By scenario, one per seed. [scenarios][S]
-        base: Likewise; scenarios in the same order.
+        scores: By setting, one per seed. [settings][S]
+        base: Likewise, with settings in the same order.
     """
-    shares = []
+    fractions = []
     for ours, theirs in zip(scores, base, strict=True):
         difference = np.asarray(ours, float)[:, None] - np.asarray(theirs, float)
-        shares.append(float(np.mean((1 + np.sign(difference)) / 2)))
-    return float(np.mean(shares))
+        fractions.append(float(np.mean((1 + np.sign(difference)) / 2)))
+    return float(np.mean(fractions))
 
 
-def ranks(entries: Sequence[Mapping[Any, float]]) -> list[int]:
-    """Those of :func:`stratified_ranks` in a single scenario.
-
-    Args:
-        entries: Scores by seed, of each entry; the higher the better.
-    """
-    return stratified_ranks([[entry] for entry in entries])
-
-
-def stratified_ranks(entries: Sequence[Sequence[Mapping[Any, float]]]) -> list[int]:
-    """1 + how many others are better beyond doubt; whoever shares a rank cannot be told apart from its best.
-
-    Better beyond doubt: the 95 % t interval of the difference, a mean over scenarios, lies above 0; within each
-    scenario it is paired over shared seeds where there are two or more, Welch's otherwise. One seed proves nothing.
-    Not corrected for the number of comparisons.
+def ranks(methods: Sequence[Mapping[Any, float]]) -> list[int]:
+    """Rank methods within one setting; see :func:`stratified_ranks`.
 
     Args:
-        entries: Scores by scenario, then by seed, of each entry; the higher the better.
+        methods: Scores of each method by seed; higher is better.
     """
-    tables = [_table(stratum) for stratum in zip(*entries, strict=True)]
-    own = [_moments(scores) for scores in tables]
+    return stratified_ranks([[method] for method in methods])
+
+
+def stratified_ranks(methods: Sequence[Sequence[Mapping[Any, float]]]) -> list[int]:
+    """Rank methods: 1 + the number of significantly better methods. Methods may share a rank.
+
+    Significantly better: the 95 % confidence interval of the difference lies above 0. The difference is a mean over
+    settings. Within a setting it is paired over shared seeds if there are two or more, and Welch's otherwise. With one
+    seed, nothing is significant. There is no correction for multiple comparisons.
+
+    Args:
+        methods: Scores of each method by setting, then by seed; higher is better.
+    """
+    tables = [_table(stratum) for stratum in zip(*methods, strict=True)]
+    moments = [_moments(scores) for scores in tables]
     found = []
-    for row in range(len(entries)):
-        parts = [_difference(scores, row, each) for scores, each in zip(tables, own, strict=True)]
-        difference, squares, freedom = (np.stack(each) for each in zip(*parts, strict=True))  # [scenarios, L] each
+    for row in range(len(methods)):
+        parts = [_difference(scores, row, own) for scores, own in zip(tables, moments, strict=True)]
+        difference, squares, freedom = (np.stack(each) for each in zip(*parts, strict=True))  # [settings, M] each
         error, freedom = _pooled(squares, freedom)
         with np.errstate(invalid="ignore"):
             found.append(1 + int((difference.mean(0) - student(freedom) * error > 0).sum()))
@@ -174,29 +195,29 @@ def stratified_ranks(entries: Sequence[Sequence[Mapping[Any, float]]]) -> list[i
 
 
 def _pooled(squares: Floats, freedom: Floats) -> tuple[Floats, Floats]:
-    """Standard error of a mean over scenarios, and its degrees of freedom, of those in each. [scenarios, L] to [L]."""
+    """Standard error of a mean over settings, and its degrees of freedom. [settings, M] to [M]."""
     together = squares.sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         pooled = np.where(together == 0, freedom.sum(0), together**2 / (squares**2 / freedom).sum(0))
     return np.sqrt(together) / len(squares), pooled
 
 
-def _table(entries: Sequence[Mapping[Any, float]]) -> Floats:
-    """Scores of one scenario [L, S], NaN where there is none."""
-    seeds = list(dict.fromkeys(seed for entry in entries for seed in entry))
-    scores = np.array([[entry.get(seed, np.nan) for seed in seeds] for entry in entries], float)
-    return scores.reshape(len(entries), len(seeds))
+def _table(methods: Sequence[Mapping[Any, float]]) -> Floats:
+    """Scores in one setting; NaN for a missing seed. [M, S]."""
+    seeds = list(dict.fromkeys(seed for method in methods for seed in method))
+    scores = np.array([[method.get(seed, np.nan) for seed in seeds] for method in methods], float)
+    return scores.reshape(len(methods), len(seeds))
 
 
-def _difference(scores: Floats, row: int, own: tuple[Floats, Floats, Floats]) -> tuple[Floats, Floats, Floats]:
-    """By how much entries are better than that of a row, the squared error of it, and its degrees of freedom. [L] each.
+def _difference(scores: Floats, row: int, moments: tuple[Floats, Floats, Floats]) -> tuple[Floats, Floats, Floats]:
+    """How much better each method is than that of a row: difference, squared standard error, degrees of freedom.
 
-    NaN where too few seeds are there to tell.
+    [M] each; NaN if there are too few seeds.
     """
     shared, mean, variance = _moments(scores - scores[row])
     paired = shared >= 2
     with np.errstate(divide="ignore", invalid="ignore"):
-        count, means, variances = own
+        count, means, variances = moments
         parts = variances / count
         sum_of_parts = parts + parts[row]
         welch = sum_of_parts**2 / (parts**2 / (count - 1) + parts[row] ** 2 / (count[row] - 1))
@@ -209,16 +230,16 @@ def _difference(scores: Floats, row: int, own: tuple[Floats, Floats, Floats]) ->
 
 
 def _moments(scores: Floats) -> tuple[Floats, Floats, Floats]:
-    """How many values each row has, their mean, and their variance. [L] each."""
-    there = ~np.isnan(scores)
-    count = there.sum(1).astype(float)
+    """Number, mean and variance of the values of each row that are not NaN. [M] each."""
+    present = ~np.isnan(scores)
+    count = present.sum(1).astype(float)
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean = np.where(there, scores, 0).sum(1) / count
-        variance = np.where(there, (scores - mean[:, None]) ** 2, 0).sum(1) / (count - 1)
+        mean = np.where(present, scores, 0).sum(1) / count
+        variance = np.where(present, (scores - mean[:, None]) ** 2, 0).sum(1) / (count - 1)
     return count, mean, variance
 
 
 def student(freedom: float | Floats) -> Floats:
-    """Half the width of a 95 % interval in standard errors: the quantile of Student's t."""
+    """Quantile of Student's t: the half-width of a 95 % confidence interval in standard errors."""
     found: Floats = special.stdtrit(freedom, (1 + LEVEL) / 2)
     return found

@@ -375,7 +375,7 @@ class Result(BaseModel):
         ]
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Plot accuracy or return over the whole run, with a thin vertical line at each task boundary.
+        """Plot accuracy or return over the run, with a thin vertical line at each task boundary.
 
         Args:
             ax: Axes to draw into; by default those of a new figure.
@@ -424,7 +424,7 @@ def _renamed(values: Any) -> Any:
 
 
 def _with_metrics(row: Any) -> Any:
-    """Collect the metrics of a plasticity record, which used to stand among its other keys."""
+    """Collect the metrics of a plasticity record; schemas 1 and 2 mix them with its other keys."""
     if not isinstance(row, dict):
         return row
     others = {key: row[key] for key in ("task", "phase", "place", "role") if key in row}

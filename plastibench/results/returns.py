@@ -1,4 +1,4 @@
-"""Performance of an agent that acts, from the evaluations of a run (pure functions)."""
+"""Return metrics of an RL run, computed from its evaluations (pure functions)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from plastibench.results.accuracy import mean
 
 Floats = npt.NDArray[np.float64]
-FINAL = 3  # the last evaluations, whose mean is the final return
+FINAL = 3  # number of last evaluations that are averaged for the final return
 
 
 @dataclass
@@ -21,11 +21,11 @@ class Evaluation:
     """One evaluation: full episodes of the greedy policy.
 
     Attributes:
-        task: Number of the task in which it acted.
+        task: Number of the task, from 0.
         steps: Steps of the agent since the start of the run.
         value: Mean return of the episodes.
-        bias: Mean of what the critic expected minus the discounted return that followed, over all states visited, for
-            a critic that counts entropy those of episodes with drawn actions.
+        bias: Bias of the critic: mean over visited states of its value minus the discounted return that followed. For
+            a critic that includes entropy, the episodes use sampled actions.
     """
 
     task: int
@@ -39,11 +39,11 @@ class Event:
     """An intervention that was evaluated.
 
     Attributes:
-        task: Number of the task.
-        steps: Steps of the agent when it happened.
-        update: Updates likewise.
-        before: Return just before it.
-        after: Return just after it, on the same episodes' seeds.
+        task: Number of the task, from 0.
+        steps: Steps of the agent before the intervention.
+        update: Updates before the intervention.
+        before: Return right before it.
+        after: Return right after it, in episodes with the same seeds.
     """
 
     task: int
@@ -59,7 +59,7 @@ def discounted(rewards: Sequence[float], gamma: float, tail: float = 0.0) -> Flo
     Args:
         rewards: [T]
         gamma: Discount per step.
-        tail: What is expected after the last step; 0 where it ended in a terminal state.
+        tail: Expected return after the last step; 0 for a terminal state.
     """
     found = np.empty(len(rewards))
     for step in range(len(rewards) - 1, -1, -1):
@@ -68,17 +68,20 @@ def discounted(rewards: Sequence[float], gamma: float, tail: float = 0.0) -> Flo
     return found
 
 
-def aftermath(event: Event, curve: Sequence[Evaluation], following: Event | None) -> dict[str, float | None]:
-    """What became of the return after an intervention.
+def event_values(event: Event, curve: Sequence[Evaluation], following: Event | None) -> dict[str, float | None]:
+    """Loss and recovery of the return after an intervention.
+
+    They are measured in a window from the intervention to the next one or to the end of the task.
 
     Args:
         event: The intervention.
-        curve: All evaluations, in order. One at the same step of the same task comes after an intervention.
-        following: The next intervention, which closes the window if the task's end does not.
+        curve: All evaluations, in order. An evaluation at the step of an intervention was made after it.
+        following: The next intervention, if any.
 
     Returns:
-        ``drop``; ``lowest`` return in the window, the one right after included; ``recovery``: steps until an evaluation
-        reaches the return before it again, None where none does.
+        - ``drop``: return lost right at the intervention,
+        - ``lowest``: lowest return in the window, including the one right after the intervention,
+        - ``recovery``: steps until an evaluation reaches the return before the intervention again; None if none does.
     """
     until = following.steps if following is not None and following.task == event.task else math.inf
     window = [point for point in curve if point.task == event.task and event.steps <= point.steps < until]
@@ -91,24 +94,24 @@ def aftermath(event: Event, curve: Sequence[Evaluation], following: Event | None
 def summary(
     curve: Sequence[Evaluation], events: Sequence[Event], bounds: tuple[float, float] | None = None
 ) -> dict[str, float | None]:
-    """The figures of a whole run that the leaderboard compares.
+    """Summarize a run; see :class:`plastibench.results.result.Summary`.
 
     Args:
         curve: All evaluations, in order.
         events: The interventions that were evaluated.
-        bounds: Returns of a random and of a good policy, between which returns are normalised.
+        bounds: Returns of a random and of a good policy, for normalised returns; None: there are none.
     """
     tasks = sorted({point.task for point in curve})
     ends = [_end(curve, task) for task in tasks]
-    after = [aftermath(event, curve, following) for event, following in _windows(events)]
+    after = [event_values(event, curve, following) for event, following in _windows(events)]
     final = ends[-1]
     low, high = bounds or (0.0, 1.0)
-    share = None if bounds is None or final is None else (final - low) / (high - low)
+    normalised = None if bounds is None or final is None else (final - low) / (high - low)
     return {
         "final_return": final,
         "average_return": mean([point.value for point in curve]),
         "average_task_return": mean(ends),
-        "normalised_return": share,
+        "normalised_return": normalised,
         "mean_drop": mean([found["drop"] for found in after]),
         "mean_lowest": mean([found["lowest"] for found in after]),
         "mean_recovery_steps": mean([found["recovery"] for found in after]),
@@ -120,19 +123,19 @@ def summary(
 def result(
     curve: Sequence[Evaluation], events: Sequence[Event], bounds: tuple[float, float] | None = None
 ) -> dict[str, Any]:
-    """The summary and what it rests on."""
+    """The trainer's part of a result: ``summary``, ``returns`` and ``events``."""
     return {
         "summary": summary(curve, events, bounds),
         "returns": [vars(point) for point in curve],
-        "events": [{**vars(event), **aftermath(event, curve, following)} for event, following in _windows(events)],
+        "events": [{**vars(event), **event_values(event, curve, following)} for event, following in _windows(events)],
     }
 
 
 def _windows(events: Sequence[Event]) -> list[tuple[Event, Event | None]]:
-    """Each event with the one that follows it."""
+    """Each event with the next one."""
     return list(zip(events, [*events[1:], None], strict=True)) if events else []
 
 
 def _end(curve: Sequence[Evaluation], task: int) -> float | None:
     values = [point.value for point in curve if point.task == task]
-    return mean(values[1:][-FINAL:] or values)  # the first is from before the task was learned
+    return mean(values[1:][-FINAL:] or values)  # the first one precedes training on the task

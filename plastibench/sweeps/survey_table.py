@@ -12,10 +12,11 @@ from plastibench import leaderboard
 from plastibench.config import registry
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
+from plastibench.results.confidence import PLUS_MINUS, mean_ci
 from plastibench.results.result import Result
 from plastibench.sweeps.benchmark import Cost, cost
 from plastibench.utils import atomic_io
-from plastibench.utils.tables import markdown_table, mean_std
+from plastibench.utils.tables import markdown_table
 
 COSTS_FILE = "costs.json"
 _ACCURACY_LEGEND = (
@@ -90,8 +91,8 @@ def _stored(path: Path) -> dict[str, dict[str, Any]]:
 def legend(found: Sequence[Result]) -> str:
     """Explain the columns of :func:`table`."""
     if found[0].is_rl:
-        return f"{_RETURN_LEGEND} Costs are measured on supervised task streams only."
-    return f"{_ACCURACY_LEGEND} {_COST_LEGEND}"
+        return f"{_RETURN_LEGEND} {PLUS_MINUS}. Costs are measured on supervised task streams only."
+    return f"{_ACCURACY_LEGEND} {PLUS_MINUS}. {_COST_LEGEND}"
 
 
 def table(found: Sequence[Result], costs: Mapping[str, Cost], failures: Sequence[str]) -> str:
@@ -109,7 +110,7 @@ def table(found: Sequence[Result], costs: Mapping[str, Cost], failures: Sequence
     rows = []
     for runs in sorted(leaderboard.by_group(found), key=leaderboard.final, reverse=True):
         names = (f"final_{kind}", f"average_{kind}", "mean_drop")
-        cells = [mean_std([getattr(run.summary, name) for run in runs], **shown) for name in names]
+        cells = [mean_ci([getattr(run.summary, name) for run in runs], **shown) for name in names]
         rows.append([f"`{leaderboard.label(runs[0])}` ({len(runs)})", *cells, leaderboard.recovery(runs)])
         rows[-1] += [] if acts else _cost_cells(costs.get(runs[0].intervention))
     drawn = markdown_table(header if acts else [*header, *_COST_COLUMNS], rows)

@@ -17,7 +17,7 @@ from plastibench.agents.classifier import Classifier, mask_logits
 from plastibench.config.errors import RunError
 from plastibench.config.spec import RunOptions
 from plastibench.envs.task_stream import TaskStream
-from plastibench.results.accuracy import TaskRecord, comparison, mean, share, summary, task_figures
+from plastibench.results.accuracy import TaskRecord, comparison, fraction, mean, summary, task_values
 from plastibench.training.learner import Learner
 from plastibench.training.task_buffer import add_task_data, all_samples, make_task_buffer, representative
 from plastibench.training.trainer import Log, Trainer
@@ -146,7 +146,7 @@ class SupervisedTrainer(Trainer):
         found = summary(self.records)
         if self.options.every:
             found.update(_drops_in_mid_task(self.reports))
-        return {"summary": found, "tasks": [task_figures(record) for record in self.records]}
+        return {"summary": found, "tasks": [task_values(record) for record in self.records]}
 
     # Epochs and tasks --------------------------------------------------------------------------------------------
 
@@ -185,7 +185,7 @@ class SupervisedTrainer(Trainer):
         self.agent.begin_task(self._updates())
         after = self._logits(previous)
         found = comparison(before, after, previous.labels)
-        self.records.append(TaskRecord.after_switch(self.task, info["samples"], info["noise"], found))
+        self.records.append(TaskRecord.after_boundary(self.task, info["samples"], info["noise"], found))
         self._record_comparison(found)
         self._evaluate(after if self.eval_set.images is previous.images else None)
         self.measure("after")
@@ -226,14 +226,14 @@ class SupervisedTrainer(Trainer):
                 f"the network's outputs are not finite in task {self.task + 1} after update {self.learner.updates}; "
                 "try a smaller --agent.lr"
             )
-        accuracy = share(logits.argmax(1) == self.eval_set.labels)
+        accuracy = fraction(logits.argmax(1) == self.eval_set.labels)
         self.records[-1].curve.append((self.position, accuracy))
         self.record("training", {"accuracy": accuracy, **averages})
 
     def _train_accuracy(self) -> float:
         batch = self.representative()
         logits = mask_logits(self._outputs(batch["image"]), self.eval_set.masked_classes)
-        return share(logits.argmax(1) == batch["label"])
+        return fraction(logits.argmax(1) == batch["label"])
 
     def _record_comparison(self, found: dict[str, float]) -> None:
         shown = {"accuracy-after": found["after"], "agreement": found["agreement"], "output-kl": found["output_kl"]}

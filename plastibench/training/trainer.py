@@ -139,7 +139,7 @@ class Trainer(ABC):
             self.reports.append(_summarized(report, self.task, self.learner.updates, role))
             totals = {
                 "seconds": report.seconds,
-                "revived-share": report.revived_share,
+                "revived-share": report.revived_fraction,
                 "parameters": float(report.parameters),
             }
             self.record("after", totals, prefix=f"intervention-{role}")
@@ -195,7 +195,7 @@ def _summarized(report: Report, task: int, update: int, role: str) -> dict[str, 
         "update": update,
         "role": role,
         "seconds": report.seconds,
-        "revived_fraction": report.revived_share,
+        "revived_fraction": report.revived_fraction,
         "parameters": report.parameters,
         "mean_residual": sum(residuals) / len(residuals) if residuals else None,
         "largest_norm_ratio": max(ratios) if ratios else None,

@@ -36,18 +36,6 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
-def mean_std(values: Sequence[float | None], scale: float = 100.0, digits: int = 1) -> str:
-    """Format ``mean ± std`` (sample standard deviation) of the values that are not None; a dash if there are none."""
-    present = [scale * value for value in values if value is not None]
-    if not present:
-        return "–"
-    mean = sum(present) / len(present)
-    if len(present) == 1:
-        return f"{mean:.{digits}f}"
-    std = (sum((value - mean) ** 2 for value in present) / (len(present) - 1)) ** 0.5
-    return f"{mean:.{digits}f} ± {std:.{digits}f}"
-
-
 def format_recovery(time: float | None, never: float | None, digits: int) -> str:
     """Format a recovery time, with the percentage of cases without recovery in parentheses."""
     if time is None:

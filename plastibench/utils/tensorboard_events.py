@@ -19,7 +19,7 @@ Entry = tuple[int, Summary]  # step and summary
 _LEFT = 5  # number of emptied files to keep, for TensorBoards that have one of them open
 
 
-def replace(folder: Path, summaries: Iterable[Entry], turn: int = 0) -> None:
+def replace(folder: Path, summaries: Iterable[Entry]) -> None:
     """Replace all event files of a folder by a new one, atomically.
 
     A TensorBoard that has read the old files discards their data: the new file sorts after them by name and begins with
@@ -28,7 +28,6 @@ def replace(folder: Path, summaries: Iterable[Entry], turn: int = 0) -> None:
     Args:
         folder: Created if it does not exist.
         summaries: Step and summary of each event.
-        turn: Position among runs that are written together; TensorBoard sorts runs by the time of their first event.
 
     Raises:
         RunError: The folder cannot be written; its files are unchanged.
@@ -36,7 +35,7 @@ def replace(folder: Path, summaries: Iterable[Entry], turn: int = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     now = time.time_ns()
     name = f"events.out.tfevents.{now // 10**9:010d}.{now % 10**9:09d}.{socket.gethostname()}.{os.getpid()}"
-    wall_time = now / 1e9 + turn
+    wall_time = now / 1e9
     with atomic(folder / name) as file:
         records = RecordWriter(file)
         records.write(Event(wall_time=wall_time, file_version="brain.Event:2").SerializeToString())

@@ -1,4 +1,4 @@
-"""A headless Chromium, as Debian's packages chromium and chromium-driver bring it; nothing is downloaded."""
+"""A headless Chromium from Debian's packages chromium and chromium-driver; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ PHONE = (390, 844)
 
 @dataclass
 class Browser:
-    """What tests do with a page; shadow roots are looked into everywhere."""
+    """What tests do with a page. All queries include shadow roots."""
 
     driver: Any
     shots: Path
 
     def open(self, address: str) -> None:
-        """Open a page from its beginning, even where only what follows the ``#`` differs."""
+        """Load a page, even if only the fragment after ``#`` differs from the current one."""
         self.driver.get("about:blank")
         self.driver.get(address)
 
     def resize(self, width: int, height: int, phone: bool = False) -> None:
-        """Show pages in a window of this size in CSS pixels; a phone also obeys the page's own viewport."""
+        """Set the size of the window in CSS pixels; a phone also uses the viewport that the page asks for."""
         size = {"width": width, "height": height, "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
     def all(self, selector: str) -> list[Any]:
-        """Elements of the page that are shown and match a CSS selector, those inside of shadow roots included."""
+        """Visible elements that match a CSS selector."""
         found: list[Any] = self.driver.execute_script(_FIND, selector)
         return found
 
     def texts(self, selector: str) -> list[str]:
-        """Their texts, as they are read on the page."""
+        """Visible texts of these elements."""
         script = f"{_DEEP} return deep(arguments[0]).map(one => said(one).replace(/\\s+/g, ' ').trim())"
         found: list[str] = self.driver.execute_script(script, selector)
         return found
 
     def wait(self, selector: str, containing: str = "", seconds: float = 20) -> Any:
-        """The first such element, as soon as there is one with this text."""
+        """Wait for a matching element that contains a text, and return the first one."""
 
         def first() -> Any:
             found = zip(self.all(selector), self.texts(selector), strict=False)
@@ -54,14 +54,14 @@ class Browser:
         return self.until(first, f"{selector} with '{containing}'", seconds)
 
     def click(self, element: Any) -> None:
-        """Click an element, even where something lies above it for the moment."""
+        """Click an element, even if another one covers it."""
         self.driver.execute_script("arguments[0].click()", element)
 
     def until(self, condition: Callable[[], Any], what: str, seconds: float = 20) -> Any:
-        """What the condition returns as soon as it is true.
+        """Wait until a condition is true, and return its value.
 
         Raises:
-            AssertionError: It is not within this time; a picture of the page is kept.
+            AssertionError: It is false until the timeout; a screenshot is kept.
         """
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -71,7 +71,7 @@ class Browser:
         raise AssertionError(f"no {what} within {seconds} s; see {self.keep('failed')}")
 
     def keep(self, name: str) -> Path:
-        """Write a picture of the window."""
+        """Write a screenshot of the window."""
         path = self.shots / f"{name}.png"
         self.driver.save_screenshot(str(path))
         return path
@@ -101,7 +101,7 @@ _FIND = f"{_DEEP} return deep(arguments[0])"
 
 @pytest.fixture(scope="session")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """One Chromium for all tests; they are skipped where there is none."""
+    """One Chromium for all tests, which are skipped if it is not installed."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="pip install -e '.[browser]'")
     program, control = shutil.which("chromium"), shutil.which("chromedriver")
     if program is None or control is None:
@@ -118,7 +118,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def browser(driver: Any, tmp_path: Path) -> Iterator[Browser]:
-    """The browser with a desktop's window; pictures go to ``$PLASTIBENCH_SCREENSHOTS``."""
+    """The browser with a desktop window; screenshots go to ``$PLASTIBENCH_SCREENSHOTS``."""
     shots = Path(os.environ.get("PLASTIBENCH_SCREENSHOTS") or tmp_path)
     shots.mkdir(parents=True, exist_ok=True)
     opened = Browser(driver, shots)

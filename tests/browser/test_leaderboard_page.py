@@ -1,4 +1,4 @@
-"""The leaderboard's own page in a browser: read, sorted by a click, and held in the hand."""
+"""The HTML leaderboard in a browser, on a desktop and on a phone."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ def first_column(browser: Browser, table: int) -> list[str]:
     return found
 
 
-def test_a_click_on_a_heading_sorts_the_best_first_and_another_turns_it_round(browser: Browser, address: str) -> None:
+def test_clicks_on_a_heading_sort_best_first_then_reverse(browser: Browser, address: str) -> None:
     browser.open(address)
     browser.keep("page")
     assert first_column(browser, 1) == ["reset", "rnr", "shrink-perturb-keep80", "none"]
-    drop = next(head for head in browser.all("#c0 th") if head.text.startswith("drop"))
+    drop = next(head for head in browser.all("#setting-2 th") if head.text.startswith("drop"))
     browser.click(drop)
     assert first_column(browser, 1) == ["none", "rnr", "shrink-perturb-keep80", "reset"]
     assert drop.get_attribute("aria-sort") == "ascending"
     browser.click(drop)
     assert first_column(browser, 1) == ["reset", "shrink-perturb-keep80", "rnr", "none"]
-    browser.click(browser.all("#c0 th")[0])
+    browser.click(browser.all("#setting-2 th")[0])
     assert first_column(browser, 1) == ["none", "reset", "rnr", "shrink-perturb-keep80"]
 
 
 @pytest.mark.parametrize("phone", [False, True])
-def test_nothing_is_fetched_broken_or_wider_than_the_window(browser: Browser, address: str, phone: bool) -> None:
+def test_page_is_self_contained_and_fits_the_window(browser: Browser, address: str, phone: bool) -> None:
     if phone:
         browser.resize(*PHONE, phone=True)
     browser.open(address)
@@ -67,10 +67,10 @@ def test_nothing_is_fetched_broken_or_wider_than_the_window(browser: Browser, ad
     assert wide <= window
     size = "return parseFloat(getComputedStyle(document.querySelector('td')).fontSize)"
     assert browser.driver.execute_script(size) >= 12
-    browser.driver.execute_script("document.querySelector('#c0').scrollIntoView()")
+    browser.driver.execute_script("document.querySelector('#setting-2').scrollIntoView()")
     browser.keep("page-phone" if phone else "page-desktop")
-    box = browser.all("#c0 .scroll")[0]
+    box = browser.all("#setting-2 .scroll")[0]
     browser.driver.execute_script("arguments[0].scrollLeft = 1000", box)
-    name = browser.all("#c0 td")[0]
-    assert name.text == "reset" and name.rect["x"] >= 0  # stays beside the columns that are scrolled to
+    name = browser.all("#setting-2 td")[0]
+    assert name.text == "reset" and name.rect["x"] >= 0  # the first column stays visible
     assert not [entry for entry in browser.driver.get_log("browser") if entry["level"] == "SEVERE"]

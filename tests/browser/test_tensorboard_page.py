@@ -1,4 +1,4 @@
-"""TensorBoard's pages in a browser: what is read there, and that a click sorts."""
+"""TensorBoard in a browser: the tabs and sorting."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 
 from plastibench.leaderboard import tensorboard
 from plastibench.leaderboard.standings import standings
-from tests import boards
 from tests.browser.conftest import Browser
+from tests.leaderboard import boards
 
 pytestmark = pytest.mark.browser
-_WIDE = 2300  # all columns of the table stand in it
+_WIDE = 2300  # wide enough for all columns of the table
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def served(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[bo
 
 
 def table(browser: Browser) -> list[list[str]]:
-    """The rows of the HParams table as they stand below each other; the first is its header."""
+    """Rows of the HParams table from top to bottom; the first one is the header."""
     cells = browser.driver.execute_script(_CELLS)
     lines: dict[int, list[tuple[float, str]]] = {}
     for top, left, text in cells:
@@ -57,7 +57,7 @@ def column(rows: list[list[str]], title: str) -> list[str]:
 
 
 def choose(browser: Browser, menu: int, entry: str) -> None:
-    """Click one of the menus beside the table, which sort it: by what, and in which direction."""
+    """Choose an entry of a menu that sorts the table: column or direction."""
 
     def value() -> str:
         return str(browser.driver.execute_script("return arguments[0].value", browser.all("paper-dropdown-menu")[menu]))
@@ -73,10 +73,10 @@ def choose(browser: Browser, menu: int, entry: str) -> None:
     browser.until(attempt, f"'{entry}' in the menu")
 
 
-def test_the_table_is_a_leaderboard_and_a_click_sorts_it(browser: Browser, served: boards.Served) -> None:
+def test_hparams_table_is_a_leaderboard_that_can_be_sorted(browser: Browser, served: boards.Served) -> None:
     browser.resize(_WIDE, 900)
     browser.open(f"{served.address}#hparams")
-    count = len(served.found) + 1  # and the one that is under way
+    count = len(served.found) + 1  # and the unfinished run
     rows = browser.until(lambda: len(found := table(browser)) == count + 1 and found, f"table of {count} rows")
     assert [title for title in rows[0] if title] == [
         *("Trial ID", "Show Metrics", "agent", "env", "intervention", "options", "seed"),
@@ -104,13 +104,13 @@ def test_the_table_is_a_leaderboard_and_a_click_sorts_it(browser: Browser, serve
     assert before != [*expected, None]
     choose(browser, 0, "final accuracy or return")
     choose(browser, 1, "Ascending")
-    browser.until(lambda: finals() == [*reversed(expected), None], "rows from the smallest to the greatest")
+    browser.until(lambda: finals() == [*reversed(expected), None], "rows in ascending order")
     choose(browser, 1, "Descending")
-    browser.until(lambda: finals() == [*expected, None], "rows from the greatest to the smallest")
+    browser.until(lambda: finals() == [*expected, None], "rows in descending order")
     browser.keep("hparams-sorted")
 
 
-def test_the_metrics_of_a_run_open_below_the_table(browser: Browser, served: boards.Served) -> None:
+def test_metrics_of_a_run_open_below_the_table(browser: Browser, served: boards.Served) -> None:
     browser.resize(_WIDE, 1400)
     browser.open(f"{served.address}#hparams")
     browser.wait("vaadin-grid-cell-content", "rl-cartpole")
@@ -123,7 +123,7 @@ def test_the_metrics_of_a_run_open_below_the_table(browser: Browser, served: boa
     browser.keep("hparams-run")
 
 
-def test_charts_compare_interventions(browser: Browser, served: boards.Served) -> None:
+def test_charts_compare_methods(browser: Browser, served: boards.Served) -> None:
     browser.open(f"{served.address}#custom_scalars")
     browser.wait("tf-custom-scalar-margin-chart-card", "accuracy at the end of each task, %")
     browser.until(lambda: len(browser.all("tf-custom-scalar-margin-chart-card")) == 3, "three charts")
@@ -131,14 +131,14 @@ def test_charts_compare_interventions(browser: Browser, served: boards.Served) -
     browser.keep("custom-scalars")
 
 
-def test_tables_are_read(browser: Browser, served: boards.Served) -> None:
+def test_text_tab_shows_tables(browser: Browser, served: boards.Served) -> None:
     browser.open(f"{served.address}#text")
     browser.wait("td", "rnr quantile=0.2")
     assert "final %" in browser.texts("th")
     browser.keep("text")
 
 
-def test_pictures_are_seen(browser: Browser, served: boards.Served) -> None:
+def test_images_tab_shows_plots(browser: Browser, served: boards.Served) -> None:
     browser.open(f"{served.address}#images")
     picture = browser.wait("#main-image-container img, img#main-image, img")
     size = browser.until(

@@ -147,7 +147,7 @@ def test_run_compares_interventions_over_seeds(finished: Any, say: Say, runs: Pa
     rows = finished.out[finished.out.index(headers[0]) :].splitlines()[2:5]
     assert [row.split()[0] for row in rows] == ["none", "reset", "redo"]
     for row in rows:
-        finals = [100 * r["summary"]["final-accuracy"] for r in results if r["intervention"] == row.split()[0]]
+        finals = [100 * r["summary"]["final_accuracy"] for r in results if r["intervention"] == row.split()[0]]
         mean = sum(finals) / 2
         deviation = abs(finals[0] - finals[1]) / 2**0.5
         assert f"{mean:.1f} ± {deviation:.1f}" in row
@@ -156,7 +156,7 @@ def test_run_compares_interventions_over_seeds(finished: Any, say: Say, runs: Pa
     assert board.status == 0 and board.out.startswith("cl-digits")
     lines = board.out.splitlines()
     order = [line.split()[0] for line in lines if line.split() and line.split()[0] in ("none", "reset", "redo")]
-    means = {name: sum(r["summary"]["final-accuracy"] for r in results if r["intervention"] == name) for name in order}
+    means = {name: sum(r["summary"]["final_accuracy"] for r in results if r["intervention"] == name) for name in order}
     assert len(order) == 3 and order == sorted(order, key=lambda name: -means[name])
 
     markdown = say("leaderboard", "--runs-dir", runs, "--format", "markdown")
@@ -168,7 +168,7 @@ def test_run_compares_interventions_over_seeds(finished: Any, say: Say, runs: Pa
 def test_repeating_a_command_changes_nothing(finished: Any, say: Say, runs: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in runs.glob("cl-digits_*/**/*")}
     again = say(*RUN, "--intervention", "none,reset,redo", "--seed", "0,1", "--runs-dir", runs)
-    assert again.status == 0 and again.err.count("is complete already") == 6
+    assert again.status == 0 and again.err.count("is already complete") == 6
     assert {path: path.stat().st_mtime_ns for path in runs.glob("cl-digits_*/**/*")} == before
     assert again.out == finished.out
 
@@ -176,7 +176,7 @@ def test_repeating_a_command_changes_nothing(finished: Any, say: Say, runs: Path
 def test_resume_reports_a_complete_run(finished: Any, say: Say, runs: Path) -> None:
     name = next(runs.glob("cl-digits_*")).name
     done = say("resume", name, "--runs-dir", runs)
-    assert done.status == 0 and "is complete already" in done.out + done.err
+    assert done.status == 0 and "is already complete" in done.out + done.err
     message = error_line(say("resume", name[:-1] + "x", "--runs-dir", runs), 2)
     assert f"did you mean '{name}'?" in message
 
@@ -386,7 +386,7 @@ def test_an_unusable_runs_dir_is_reported_in_one_line(say: Say, tmp_path: Path, 
 
 def test_a_diverging_run_is_reported_in_one_line_with_status_1(say: Say, runs: Path) -> None:
     wild = ["--agent.lr", "1e30", "--agent.clip", "0", "--runs-dir", runs, "--quiet"]
-    assert "not finite in task 1, after update 1" in error_line(say(*RUN, *wild), 1)
+    assert "not finite in task 1 after update 1" in error_line(say(*RUN, *wild), 1)
     assert not list(runs.glob("*/result.json"))
 
 

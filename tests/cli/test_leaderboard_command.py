@@ -12,6 +12,7 @@ import pytest
 
 from plastibench.cli.main import main
 from plastibench.config.spec import PARTS, identity
+from plastibench.results.result import Result
 from tests.leaderboard.made import result, written
 
 
@@ -62,13 +63,13 @@ def test_filter_accepts_a_name_with_commas(runs: Path, capsys) -> None:
 
 def test_submitted_results_join_the_leaderboard(runs: Path, tmp_path: Path, capsys) -> None:
     sent = tmp_path / "sent.json"
-    sent.write_text(json.dumps(result("fire", 4, 0.9)))
+    sent.write_text(json.dumps(result("fire", 4, 0.9).to_dict()))
     assert say("add", sent, "--runs-dir", runs) == 0
     assert capsys.readouterr().out.endswith("result.json\n")
     assert say("--runs-dir", runs) == 0
     assert "not ranked, one seed: fire" in capsys.readouterr().out
     assert say("add", sent, "--runs-dir", runs) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "was added before" in capsys.readouterr().err
     for words in (["add"], ["ad", sent]):
         assert say(*words, "--runs-dir", runs) == 2
         assert "expected leaderboard add FILE" in capsys.readouterr().err
@@ -85,9 +86,10 @@ def test_leaderboard_imports_neither_torch_nor_matplotlib(runs: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "seconds"), [(200, 2.0), (10_000, 20.0)])
 def test_many_results_are_read_fast(count: int, seconds: float, tmp_path: Path) -> None:
-    """The documentation promises these times, on an idle machine."""
-    base = result("rnr", 0, 0.5)
-    base["plasticity"] = [{"phase": "end", "figure": 0.123456} for _ in range(200)]  # as large as those of real runs
+    """The documentation states these times, for an idle machine."""
+    base = result("rnr", 0, 0.5).to_dict()
+    metrics = {"task": 0, "phase": "end", "role": "classifier", "metrics": {"rank": 0.123456}}
+    base["plasticity"] = [metrics] * 200  # as large as in real runs
     for number in range(count):
         group, seed = divmod(number, 5)
         made = {**base, "seed": seed, "run": {**base["run"], "seed": seed}}
@@ -96,7 +98,7 @@ def test_many_results_are_read_fast(count: int, seconds: float, tmp_path: Path) 
         made["changed"] = {"env": {}, "agent": {}, "intervention": {"penalty": group + 1.0}}
         parts = [(made[part], made["options"][part]) for part in PARTS]
         made["id"], made["group"] = (identity(parts, {**made["run"], "seed": s}) for s in (seed, 0))
-        written(tmp_path, [made])
+        written(tmp_path, [Result.from_dict(made)])
     start = time.monotonic()
     command = [sys.executable, "-m", "plastibench", "leaderboard", "--runs-dir", str(tmp_path)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -104,16 +106,15 @@ def test_many_results_are_read_fast(count: int, seconds: float, tmp_path: Path) 
     assert text.count("rnr penalty=") >= count / 5
 
 
-def test_malicious_names_do_no_harm(runs: Path, tmp_path: Path, capsys) -> None:
+def test_malicious_names_are_harmless(runs: Path, tmp_path: Path, capsys) -> None:
     strange = ["$\\frac{$", "\x1b[31mred", "\ud800", "`<b>", "<script>alert(1)</script>|", "é"]
     found = []
     for number, text in enumerate(strange):
         for seed in range(2):
             made = result("reset", seed, 0.4)
-            made["id"], made["group"] = f"strange{number}_s{seed}", f"strange{number}"
-            made["changed"]["intervention"] = made["options"]["intervention"] = {"x": text}
-            made["origin"] = {**made["origin"], "commit": None}
-            made["origin"]["hardware"] = {**made["origin"]["hardware"], "processor": f"a CPU {text}"}
+            made.id, made.group = f"strange{number}_s{seed}", f"strange{number}"
+            made.changed.intervention = made.options.intervention = {"x": text}
+            made.origin.commit, made.origin.hardware.processor = None, f"a CPU {text}"
             found.append(made)
     written(runs, found)
     for form in ("table", "markdown", "csv", "json", "html"):

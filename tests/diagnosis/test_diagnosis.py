@@ -348,18 +348,18 @@ def test_timm_classes_and_channels_follow_from_the_weights(tmp_path: Path) -> No
 
 def test_the_diagnosis_of_a_run_equals_its_own_metrics(tiny: Any, tmp_path: Path) -> None:
     result = run(tiny("rnr", agent="vit-nano", metrics=("fau", "weight-cosine")), runs_dir=tmp_path, quiet=True)
-    (found,) = networks_of_run(tmp_path / result["id"], None, "cpu", samples=0, data_dir=Path("data"))
+    (found,) = networks_of_run(tmp_path / result.id, None, "cpu", samples=0, data_dir=Path("data"))
     report = diagnose(found, ["fau", "weight-cosine"])
-    last = result["plasticity"][-1]
-    assert last["phase"] == "end"
+    last = result.plasticity[-1]
+    assert last.phase == "end"
     for name, value in report.overall.items():
-        assert value == pytest.approx(last[name], rel=1e-5, abs=1e-7), name
+        assert value == pytest.approx(last.metrics[name], rel=1e-5, abs=1e-7), name
 
 
 def test_a_run_with_a_changed_architecture_is_rebuilt(tiny: Any, tmp_path: Path) -> None:
     result = run(tiny("plasticity-injection", agent="vit-nano"), runs_dir=tmp_path, quiet=True)
-    (found,) = networks_of_run(tmp_path / result["id"], None, "cpu", samples=0, data_dir=Path("data"))
-    state = torch.load(tmp_path / result["id"] / "final.pt", weights_only=True)["networks"][0]
+    (found,) = networks_of_run(tmp_path / result.id, None, "cpu", samples=0, data_dir=Path("data"))
+    state = torch.load(tmp_path / result.id / "final.pt", weights_only=True)["networks"][0]
     assert any("branches" in name for name in state)
     loaded = found.network.module.state_dict()
     assert list(loaded) == list(state)
@@ -376,7 +376,7 @@ def test_every_network_of_an_rl_agent_is_examined(tmp_path: Path) -> None:
         device="cpu",
     )
     result = run(spec, runs_dir=tmp_path, quiet=True)
-    found = networks_of_run(tmp_path / result["id"], None, "cpu", samples=32, data_dir=Path("data"))
+    found = networks_of_run(tmp_path / result.id, None, "cpu", samples=32, data_dir=Path("data"))
     assert [target.network.role for target in found] == ["critic", "actor"]
     for target in found:
         report = diagnose(target)
@@ -386,7 +386,7 @@ def test_every_network_of_an_rl_agent_is_examined(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["spec.toml", "final.pt"])
 def test_a_damaged_run_is_reported_in_one_line(name: str, tiny: Any, tmp_path: Path, say: Any) -> None:
     result = run(tiny(agent="mlp"), runs_dir=tmp_path, quiet=True)
-    folder = tmp_path / result["id"]
+    folder = tmp_path / result.id
     (folder / name).write_bytes(b"rubbish")
     said = say("diagnose", folder)
     assert said.status == 2 and said.err.count("\n") == 1 and name in said.err, said.err

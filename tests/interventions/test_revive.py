@@ -58,7 +58,7 @@ def test_low_gradient_quantile_reinitializes_the_lowest_fraction_of_every_module
     assert changed(before, network.module) == touched
     assert report.parameters == sum(int((parameter == 7).sum()) for parameter in network.module.parameters())
     share = sum(int(m.sum()) for m in expected.values()) / sum(len(m) for m in expected.values())
-    assert report.revived_share == pytest.approx(share)
+    assert report.revived_fraction == pytest.approx(share)
 
 
 @pytest.mark.parametrize("tau", [0.5, 1.0])

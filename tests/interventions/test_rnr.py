@@ -84,7 +84,7 @@ def test_reviving_nothing_preserves_parameters_with_delta_ridge(builder, ridge):
     network, batch = off_start(builder), images(48)
     before = state(network.module)
     report = RnR(quantile=0.0, ridge=ridge).intervene(network, batch)
-    assert report.revived_share == 0
+    assert report.revived_fraction == 0
     assert any("residual" in figures for figures in report.modules.values())  # some module was refitted
     for name, tensor in state(network.module).items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=1e-6, msg=lambda text, name=name: name + text)
@@ -310,7 +310,7 @@ def test_report_describes_the_intervention():
     network, batch = off_start(MLP), images(64)
     report = RnR(quantile=0.5).intervene(network, batch)
     assert list(report.units) == ["1", "3", "5"]
-    assert report.revived_share == pytest.approx(0.5)
+    assert report.revived_fraction == pytest.approx(0.5)
     assert report.modules["1"] == {"revived": 6, "units": 12}
     for name in ("3", "5", "7"):
         assert {"residual", "norm_ratio"} <= set(report.modules[name])

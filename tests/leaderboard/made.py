@@ -1,4 +1,4 @@
-"""Results as a run would leave them, made of a few numbers."""
+"""Synthetic results for tests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def result(
     cost: dict[str, Any] | None = None,
     **more: Any,
 ) -> Result:
-    """Of a supervised run over three tasks; ``more`` goes into the spec."""
+    """Make the result of a supervised run over three tasks; ``more`` goes into the spec."""
     options = {"env": "cl-digits", "agent": "mlp", "device": "cpu", **more}
     env_options = {"noise": (0.5, 0.1, 0.0), "epochs": 2, **options.pop("env_options", {})}
     spec = RunSpec.make(intervention=intervention, seed=seed, env_options=env_options, **options)
@@ -42,18 +42,18 @@ def result(
     records = [accuracy.TaskRecord(0, 10, 0.5, curve=[(0.0, 0.1), (2.0, ends[0])], train_accuracy=1.0)]
     for number, (before, end) in enumerate(itertools.pairwise(ends), 1):
         found = {"before": before, "after": before - drop, "agreement": 1 - drop, "output_kl": drop}
-        record = accuracy.TaskRecord.after_switch(number, 10 * (number + 1), 0.0, found)
+        record = accuracy.TaskRecord.after_boundary(number, 10 * (number + 1), 0.0, found)
         record.curve, record.train_accuracy = [(0.0, before - drop), (2.0, end)], 1.0
         records.append(record)
     trainer = {
         "summary": accuracy.summary(records),
-        "tasks": [accuracy.task_figures(record) for record in records],
+        "tasks": [accuracy.task_values(record) for record in records],
     }
     return _composed(spec, trainer, cost, version, data)
 
 
 def acting(intervention: str = "none", seed: int = 0, final: float = 100.0, **more: Any) -> Result:
-    """Of a run in CartPole."""
+    """Make the result of an RL run in CartPole."""
     options = {"env": "rl-cartpole", "agent": "dqn-mlp", "device": "cpu", **more}
     spec = RunSpec.make(intervention=intervention, seed=seed, **options)
     curve = [returns.Evaluation(0, steps, final * steps / 3000, 0.1) for steps in (0, 1000, 2000, 3000)]
@@ -68,9 +68,8 @@ def _composed(spec: RunSpec, trainer: Any, cost: dict[str, Any] | None, version:
 
 
 def written(folder: Path, found: Sequence[Result]) -> Path:
-    """A folder of runs."""
+    """Write results into a folder of runs."""
     for each in found:
-        place = folder / each.id
-        place.mkdir(parents=True, exist_ok=True)
-        write_result(place, each)
+        (folder / each.id).mkdir(parents=True, exist_ok=True)
+        write_result(folder / each.id, each)
     return folder

@@ -19,7 +19,7 @@ PNG = b"\x89PNG picture"
 
 
 class Reader(HTMLParser):
-    """Sections, the cells of their tables, and everything that is fetched or run."""
+    """Collect tags, links, and the cells of tables."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Reader(HTMLParser):
             self.tables[-1][-1][-1] += data
 
 
-def test_it_holds_the_tables_and_needs_no_network() -> None:
+def test_page_contains_the_tables_and_is_self_contained() -> None:
     shown = standings(FOUND + [acting(name, s, 9.0 + s) for name in ("none", "reset") for s in range(2)])
     text = page(shown, {shown.tables[0][0].title: [("accuracy by task", PNG)]})
     found = Reader(text)
@@ -66,28 +66,28 @@ def test_it_holds_the_tables_and_needs_no_network() -> None:
     assert "width=device-width" in text
 
 
-def test_dots_and_bars_lie_where_the_figures_are() -> None:
+def test_dots_and_bars_are_at_their_values() -> None:
     text = page(standings(FOUND))
-    places = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', text)]
+    positions = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', text)]
     bars = [(float(a), float(b)) for a, b in re.findall(r'<line x1="([\d.]+)" x2="([\d.]+)"', text)]
-    assert places[0] - places[1] == pytest.approx(places[1] - places[2], abs=0.2)  # 0.71, 0.61, 0.51
-    assert places[0] > places[1] > places[2]
-    for place, (low, high) in zip(places, bars, strict=True):
-        assert low < place < high and place - low == pytest.approx(high - place, abs=0.2)
-    assert 'fill="#fff"' not in text
+    assert positions[0] - positions[1] == pytest.approx(positions[1] - positions[2], abs=0.2)  # 0.71, 0.61, 0.51
+    assert positions[0] > positions[1] > positions[2]
+    for position, (low, high) in zip(positions, bars, strict=True):
+        assert low < position < high and position - low == pytest.approx(high - position, abs=0.2)
+    assert 'class="outlier"' not in text
 
 
-def test_an_outlier_does_not_flatten_the_others() -> None:
+def test_an_outlier_does_not_compress_the_scale() -> None:
     others = [
         result(name, 0, 0.5 + 0.01 * n) for n, name in enumerate(("none", "redo", "reset", "rnr", "fire", "dash"))
     ]
     text = page(standings([*others, result("l2", 0, 0.2)]))
-    places = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', text)]
-    assert text.count('fill="#fff"') == 1 and places[-1] == 5.0
-    assert places[0] - places[-2] > 80
+    positions = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', text)]
+    assert text.count('class="outlier"') == 1 and positions[-1] == 5.0
+    assert positions[0] - positions[-2] > 80
 
 
-def test_names_from_elsewhere_cannot_bring_markup() -> None:
+def test_names_cannot_inject_markup() -> None:
     evil = result("reset", 0, 0.9)
     evil.group = "another"
     evil.intervention = "<script>alert(1)</script>"

@@ -4,21 +4,21 @@ from typing import Any
 
 import pytest
 
-from plastibench.leaderboard.settings import contests, label
+from plastibench.leaderboard.settings import by_setting, label
 from plastibench.results.result import Result
 from tests.leaderboard.made import acting, result
 
 
-def entries(found: list[Result]) -> list[list[tuple[str, list[int]]]]:
-    return [[(entry.name, list(entry.runs)) for entry in contest.entries] for contest in contests(found)]
+def methods(found: list[Result]) -> list[list[tuple[str, list[int]]]]:
+    return [[(method.name, list(method.runs)) for method in setting.methods] for setting in by_setting(found)]
 
 
-def test_runs_that_differ_in_their_seed_alone_are_one_entry() -> None:
+def test_runs_that_differ_in_the_seed_are_one_method() -> None:
     found = [result(name, seed) for seed in (1, 0) for name in ("none", "reset")]
-    assert entries(found) == [[("none", [0, 1]), ("reset", [0, 1])]]
-    (contest,) = contests(found)
-    assert contest.title == "cl-digits epochs=2 noise=0.5,0.1,0.0, mlp" and contest.differs == ""
-    assert contest.base is not None and contest.base.name == "none"
+    assert methods(found) == [[("none", [0, 1]), ("reset", [0, 1])]]
+    (setting,) = by_setting(found)
+    assert setting.title == "cl-digits epochs=2 noise=0.5,0.1,0.0, mlp" and setting.differs == ""
+    assert setting.base is not None and setting.base.name == "none"
 
 
 @pytest.mark.parametrize(
@@ -31,42 +31,42 @@ def test_runs_that_differ_in_their_seed_alone_are_one_entry() -> None:
         ({"version": 2}, "version=2", "version"),
     ],
 )
-def test_other_budgets_and_data_stand_apart_and_say_why(other: dict[str, Any], named: str, reason: str) -> None:
+def test_other_budgets_and_data_are_another_setting(other: dict[str, Any], named: str, reason: str) -> None:
     found = [result("none"), result("reset"), result("reset", **other)]
-    usual, apart = contests(found)
-    assert [entry.name for entry in usual.entries] == ["none", "reset"]
-    assert [entry.name for entry in apart.entries] == ["reset"]
-    assert named in apart.title and usual.title != apart.title
-    for contest in (usual, apart):
-        assert contest.differs == f"not comparable with other runs of cl-digits and mlp, which differ in {reason}"
+    usual, other_setting = by_setting(found)
+    assert [method.name for method in usual.methods] == ["none", "reset"]
+    assert [method.name for method in other_setting.methods] == ["reset"]
+    assert named in other_setting.title and usual.title != other_setting.title
+    for setting in (usual, other_setting):
+        assert setting.differs == f"not comparable with other runs of cl-digits and mlp, which differ in {reason}"
 
 
-def test_data_that_is_not_stated_joins_the_only_one_that_is() -> None:
+def test_results_without_a_digest_join_the_only_digest() -> None:
     old = result("reset", data=None)
-    assert len(contests([result("none"), old])) == 1
-    assert len(contests([result("none"), result("none", data="ffffffffffff"), old])) == 3
+    assert len(by_setting([result("none"), old])) == 1
+    assert len(by_setting([result("none"), result("none", data="ffffffffffff"), old])) == 3
 
 
-def test_more_updates_than_none_had_are_no_fair_contest() -> None:
+def test_methods_with_other_updates_are_not_comparable() -> None:
     found = [result("none"), result("reset"), result("redo", cost={"updates": 90})]
-    (contest,) = contests(found)
-    assert [entry.apart for entry in contest.entries] == ["", "", "90 updates, the others 60"]
+    (setting,) = by_setting(found)
+    assert [method.not_comparable for method in setting.methods] == ["", "", "90 updates instead of 60"]
 
 
-def test_options_schedule_and_at_last_run_options_tell_entries_apart() -> None:
+def test_method_names_are_unique() -> None:
     found = [
         result("rnr"),
         result("rnr", intervention_options={"quantile": 0.2}),
         result("rnr", every=7),
         result("rnr", representative=64),
     ]
-    (contest,) = contests(found)
-    names = [entry.name for entry in contest.entries]
+    (setting,) = by_setting(found)
+    names = [method.name for method in setting.methods]
     assert names[1:3] == ["rnr quantile=0.2", "rnr every=7"]
     assert names[0].startswith("rnr representative=2048 (") and names[3].startswith("rnr representative=64 (")
     assert label(found[1]) == "rnr quantile=0.2"
 
 
-def test_returns_and_accuracies_do_not_meet() -> None:
-    supervised, control = contests([result(), acting()])
+def test_rl_and_supervised_runs_are_different_settings() -> None:
+    supervised, control = by_setting([result(), acting()])
     assert (supervised.score, control.score) == ("final_accuracy", "final_return")

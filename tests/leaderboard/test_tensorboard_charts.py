@@ -12,7 +12,7 @@ from plastibench.config.spec import RunSpec
 from plastibench.leaderboard import tensorboard
 from plastibench.leaderboard.standings import standings
 from plastibench.results.files import find_results
-from tests import boards
+from tests.leaderboard import boards
 
 
 def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
@@ -20,7 +20,7 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in read.Scalars(tag)]
 
 
-def test_a_board_replaces_the_one_before_and_lines_that_left_it_are_gone(tmp_path: Path) -> None:
+def test_a_new_board_replaces_the_old_one_with_its_lines(tmp_path: Path) -> None:
     found = boards.make(tmp_path)
     before = find_results(tmp_path)
     for _ in range(8):
@@ -37,7 +37,7 @@ def test_a_board_replaces_the_one_before_and_lines_that_left_it_are_gone(tmp_pat
     assert [path.name for path in (folder / "reset").iterdir()] == ["note.txt"]
 
 
-def test_labels_become_folders_that_exist_once_and_stay_inside(tmp_path: Path) -> None:
+def test_labels_become_unique_folders_inside_of_the_board(tmp_path: Path) -> None:
     found = boards.make(tmp_path)
     long = {"weights": "../../a/b.pt", "names": ["block"] * 40}
     for result in found[:3]:
@@ -45,30 +45,20 @@ def test_labels_become_folders_that_exist_once_and_stay_inside(tmp_path: Path) -
         result.group += str(result.seed)
     folder = tensorboard.write(tmp_path / "deep" / "runs", standings(found))
     names = [path.name for path in folder.iterdir() if path.is_dir()]
-    assert len(names) == 5 and all(len(name) <= 60 for name in names)  # the fifth of a chart is not shown
+    assert len(names) == 5 and all(len(name) <= 60 for name in names)  # a chart shows four methods and none
     assert len({name for name in names if "~" in name}) == 2
     assert [path.name for path in (tmp_path / "deep" / "runs").iterdir()] == ["leaderboard"]
 
 
-def test_lines_of_one_chart_have_different_colours_where_there_are_enough() -> None:
-    first, second = ["none", "reset", "rnr", "a", "b", "c", "d"], ["e", "none", "reset", "rnr", "f"]
-    for together in ([first, second], [["keep20", *"abcdef"], ["redo", "keep20"]]):
-        order = tensorboard._by_colour(together)
-        assert sorted(order) == sorted({name for names in together for name in names})
-        colours = {name: place % 7 for place, name in enumerate(order)}
-        for names in together:
-            assert len({colours[name] for name in names}) == len(names)
-
-
-def test_a_picture_that_is_none_and_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_an_invalid_plot_or_folder_is_reported(tmp_path: Path) -> None:
     found = boards.make(tmp_path)
     folder = tensorboard.write(tmp_path, standings(found))
     there = sorted(path.name for path in folder.rglob("*"))
-    with pytest.raises(ValueError, match="fig2' is not PNG"):
+    with pytest.raises(ValueError, match="fig2' is not a PNG file"):
         tensorboard.write(tmp_path, standings(found), {"fig2": b"<svg/>"})
     assert sorted(path.name for path in folder.rglob("*")) == there
     tensorboard.write(tmp_path, standings(found), {"fig2": boards.png(3, 2)})
-    tensorboard.write(tmp_path, standings(found))  # those that are there stay
+    tensorboard.write(tmp_path, standings(found))  # keeps the plots
     assert EventAccumulator(str(folder / "~pictures")).Reload().Tags()["images"] == ["figures/fig2"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "leaderboard").write_text("a file")
@@ -76,7 +66,7 @@ def test_a_picture_that_is_none_and_a_folder_that_cannot_be_written(tmp_path: Pa
         tensorboard.write(tmp_path / "other", standings(found))
 
 
-def test_commands_keep_the_board_and_its_failure_fails_no_run(
+def test_commands_update_the_board_and_report_a_failure(
     tiny: Callable[..., RunSpec], say: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from plastibench.utils.atomic_io import write_text

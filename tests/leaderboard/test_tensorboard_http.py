@@ -1,4 +1,4 @@
-"""TensorBoard itself, asked over HTTP for what its tabs show."""
+"""What a TensorBoard server answers for its tabs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from plastibench.leaderboard import tensorboard
 from plastibench.leaderboard.standings import standings
 from plastibench.training.recorder import LEADERBOARD, leaderboard_values
-from tests import boards
+from tests.leaderboard import boards
 
 _SHOWN = ["agent", "env", "intervention", "options", "seed"]  # TensorBoard shows the first five
 
@@ -36,11 +36,11 @@ def rows(served: boards.Served, sort_by: str | None = None, order: str = "ORDER_
     return answer["sessionGroups"]
 
 
-def figures(row: dict[str, Any]) -> dict[str, float]:
+def values_of(row: dict[str, Any]) -> dict[str, float]:
     return {value["name"]["tag"].removeprefix("leaderboard/"): value["value"] for value in row["metricValues"]}
 
 
-def test_columns_are_typed_and_those_that_are_shown_first_are_a_leaderboard(served: boards.Served) -> None:
+def test_columns_are_typed_and_in_order(served: boards.Served) -> None:
     experiment = served.post("plugin/hparams/experiment", {})
     kinds = {info["name"]: info["type"].removeprefix("DATA_TYPE_") for info in experiment["hparamInfos"]}
     assert list(kinds)[:5] == _SHOWN
@@ -50,7 +50,7 @@ def test_columns_are_typed_and_those_that_are_shown_first_are_a_leaderboard(serv
     assert titles[:5] == ["final accuracy or return", "drop", "auc", "recovery", "cost"]
 
 
-def test_a_row_for_each_run_and_none_for_the_board_with_the_values_of_its_result(served: boards.Served) -> None:
+def test_each_run_has_a_row_with_the_values_of_its_result(served: boards.Served) -> None:
     shown = {row["name"]: row for row in rows(served)}
     running = [name for name in shown if "_s7_" in name]
     assert sorted(shown) == sorted([*(result.id for result in served.found), *running]) and len(running) == 1
@@ -59,7 +59,7 @@ def test_a_row_for_each_run_and_none_for_the_board_with_the_values_of_its_result
         expected = {
             name: value for name, value in leaderboard_values(result.summary, result.cost).items() if value is not None
         }
-        assert figures(row) == {name: pytest.approx(value, rel=1e-6) for name, value in expected.items()}
+        assert values_of(row) == {name: pytest.approx(value, rel=1e-6) for name, value in expected.items()}
         assert set(row["hparams"]) == set(shown[running[0]]["hparams"])
         assert (row["hparams"]["intervention"], row["hparams"]["seed"]) == (result.intervention, result.seed)
         assert row["hparams"]["data"] == "0123456789ab"
@@ -67,29 +67,29 @@ def test_a_row_for_each_run_and_none_for_the_board_with_the_values_of_its_result
     assert {row["hparams"]["env"] for row in shown.values()} == {"cl-digits", "rl-cartpole"}
 
 
-def test_a_finished_run_is_a_success_and_one_under_way_has_no_status_yet(served: boards.Served) -> None:
+def test_only_finished_runs_have_a_status(served: boards.Served) -> None:
     for row in rows(served):
         (session,) = row["sessions"]
         assert session["status"] == ("STATUS_UNKNOWN" if "_s7_" in row["name"] else "STATUS_SUCCESS")
-        assert ("final" in figures(row)) == ("_s7_" not in row["name"])
+        assert ("final" in values_of(row)) == ("_s7_" not in row["name"])
 
 
 @pytest.mark.parametrize("name", ["final", "recovery"])
-def test_rows_are_sorted_on_request_and_empty_cells_come_last(served: boards.Served, name: str) -> None:
+def test_rows_are_sorted_with_empty_cells_last(served: boards.Served, name: str) -> None:
     for order, direction in (("ORDER_DESC", -1), ("ORDER_ASC", 1)):
-        values = [figures(row).get(name) for row in rows(served, name, order)]
+        values = [values_of(row).get(name) for row in rows(served, name, order)]
         present = [value for value in values if value is not None]
         assert 0 < len(present) < len(values) and values[: len(present)] == present
         assert present == sorted(present, key=lambda value: direction * value)
 
 
-def test_the_scalars_of_a_run_open(served: boards.Served) -> None:
+def test_scalars_of_a_run_are_served(served: boards.Served) -> None:
     name = served.found[0].id
     points = served.get("plugin/scalars/scalars", run=name, tag="accuracy")
     assert [(step, value) for _, step, value in points] == [(0, 0.125), (1, 0.25), (2, 0.5)]
 
 
-def test_charts_hold_means_and_intervals_over_seeds(served: boards.Served) -> None:
+def test_charts_contain_means_and_intervals_over_seeds(served: boards.Served) -> None:
     from scipy import stats
 
     layout = served.get("plugin/custom_scalars/layout")
@@ -112,7 +112,7 @@ def test_charts_hold_means_and_intervals_over_seeds(served: boards.Served) -> No
             expected = {"lower": lower, "value": mean, "upper": lower if upper is None else upper}
             for kind, value in expected.items():
                 assert drawn[kind][task] == (task + 1, pytest.approx(value, rel=1e-5))
-    (series,) = charts["cl-digits, mlp"]["accuracy lost at the switch to each task, points"]
+    (series,) = charts["cl-digits, mlp"]["accuracy drop at the boundary to each task, percentage points"]
     answer = served.get("plugin/custom_scalars/scalars", run="leaderboard/rnr quantile=0.2", tag=series["value"])
     assert [(step, value) for _, step, value in answer["tag_to_events"][series["value"]]] == [(2, 12.5), (3, 12.5)]
     (series,) = charts["rl-cartpole, dqn-mlp"]["return over steps"]
@@ -121,7 +121,7 @@ def test_charts_hold_means_and_intervals_over_seeds(served: boards.Served) -> No
     assert points == [(0, 1.0), (1000, 7.0), (2000, 9.0)]
 
 
-def test_tables_are_read_in_the_text_tab(served: boards.Served) -> None:
+def test_text_tab_contains_the_tables(served: boards.Served) -> None:
     assert set(served.get("plugin/text/tags")["leaderboard"]) == {
         *("all results", "cl-digits mlp", "rl-cartpole dqn-mlp")
     }
@@ -130,15 +130,15 @@ def test_tables_are_read_in_the_text_tab(served: boards.Served) -> None:
     assert order == sorted(order) and "rl-cartpole" not in text["text"]
 
 
-def test_pictures_are_shown(served: boards.Served) -> None:
+def test_images_tab_contains_the_plots(served: boards.Served) -> None:
     tags = served.get("plugin/images/tags")["leaderboard/~pictures"]
     assert set(tags) == {"figures/fig 2/left"}
     (picture,) = served.get("plugin/images/images", run="leaderboard/~pictures", tag="figures/fig 2/left", sample=0)
     assert served.get(f"plugin/images/individualImage?{picture['query']}&") == boards.png(30, 20)
 
 
-def test_a_board_that_is_written_again_takes_the_place_of_the_one_that_is_open(served: boards.Served) -> None:
-    """Last in this file: it changes what the others read."""
+def test_an_open_board_is_updated(served: boards.Served) -> None:
+    """Last in this file, as it changes what other tests read."""
     kept = [result for result in served.found if result.intervention != "rnr"]
     none = next(result for result in kept if result.intervention == "none" and result.env == "cl-digits")
     none.tasks[2].end = 0.9  # (90 + 70 + 65) / 3

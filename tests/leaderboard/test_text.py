@@ -23,10 +23,10 @@ def rows_of(table: str) -> list[list[str]]:
     return [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in table.splitlines() if line[:2] == "| "]
 
 
-def test_all_forms_say_the_same() -> None:
+def test_formats_contain_the_same_values() -> None:
     shown = standings(FOUND + RL)
     data = json.loads(text_format.as_json(shown))
-    assert isinstance(data, list) and {row["scope"] for row in data} == {"scenario", "all scenarios"}
+    assert isinstance(data, list) and {row["scope"] for row in data} == {"setting", "all settings"}
     reset = data[0]
     assert (reset["env"], reset["intervention"], reset["rank"]) == (
         "cl-digits epochs=2 noise=0.5,0.1,0.0",
@@ -50,31 +50,31 @@ def test_all_forms_say_the_same() -> None:
     assert cell["intervention"] == "reset" and cell["rank"] == "1" and cell["seeds"] == "3"
     half = (reset["final"]["high"] - reset["final"]["low"]) / 2
     assert cell["final %"] == f"71.0 ± {100 * half:.1f}"
-    assert cell["over none %"].startswith("+20.0 ± 0.0") and cell["drop %"] == "30.0 ± 0.0"
+    assert cell["gain %"].startswith("+20.0 ± 0.0") and cell["drop %"] == "30.0 ± 0.0"
     assert cell["P(> none)"] == "1.00 [0.44, 1.00]"
-    assert cell["final %"] in text and "rl-cartpole, dqn-mlp" in text and "all scenarios" in text
+    assert cell["final %"] in text and "rl-cartpole, dqn-mlp" in text and "all settings" in text
 
 
-def test_a_narrow_window_spares_columns_and_says_so() -> None:
+def test_a_narrow_terminal_hides_columns() -> None:
     shown = standings(FOUND)
     wide, narrow = text_format.table(shown), text_format.table(shown, 80)
-    assert "AUC" in wide and "more in a wider window" not in wide
+    assert "AUC" in wide and "more columns in a wider terminal" not in wide
     assert max(map(len, narrow.splitlines())) <= 80
     assert "final %" in narrow and "drop %" in narrow and "AUC" not in narrow
-    assert "columns more in a wider window, or with --format csv" in " ".join(narrow.split())
+    assert "more columns in a wider terminal, or with --format csv" in " ".join(narrow.split())
 
 
-def test_returns_are_no_percentages() -> None:
+def test_returns_are_not_percentages() -> None:
     table = text_format.table(standings(RL))
     assert "67.00 ± 4.24" in table and "final %" not in table and "AUC" not in table
 
 
-def test_notes_say_what_is_not_ranked() -> None:
+def test_notes_list_methods_without_rank() -> None:
     more = [result("fire", 0, 0.9), result("reset", 0, env_options={"epochs": 9})]
     text = text_format.table(standings(FOUND + more))
     assert "not ranked, one seed: fire" in text
     assert "which differ in env.epochs" in text
-    assert "no run of none, over which gains would be counted" in text
+    assert "no gains: there is no run of none" in text
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_notes_say_what_is_not_ranked() -> None:
         ("gain", ["reset", "rnr", "none"]),
     ],
 )
-def test_the_best_come_first_in_any_column(key: str, order: list[str]) -> None:
+def test_rows_are_sorted_best_first(key: str, order: list[str]) -> None:
     ((_, made),) = standings(FOUND, sorted_by=key).tables
     assert [row["intervention"] for row in made] == order
 
@@ -104,7 +104,7 @@ def test_the_best_come_first_in_any_column(key: str, order: list[str]) -> None:
         (["gain>0"], ["reset", "rnr"]),
     ],
 )
-def test_filters_keep_rows_and_leave_ranks_as_they_are(conditions: list[str], kept: list[str]) -> None:
+def test_filters_do_not_change_ranks(conditions: list[str], kept: list[str]) -> None:
     ranks = {row["intervention"]: row["rank"] for row in standings(FOUND).tables[0][1]}
     made = [row for _, rows in standings(FOUND, filters=conditions).tables for row in rows]
     assert [row["intervention"] for row in made] == kept
@@ -116,21 +116,21 @@ def test_filters_keep_rows_and_leave_ranks_as_they_are(conditions: list[str], ke
     [
         ("final", "expected COLUMN=PATTERN"),
         ("finale>3", "no column 'finale'; did you mean 'final'"),
-        ("final>much", "'much' is no number"),
+        ("final>much", "'much' is not a number"),
         ("env>3", "env is text; use env=PATTERN"),
     ],
 )
-def test_a_filter_that_cannot_be_read_is_told(condition: str, message: str) -> None:
+def test_an_invalid_filter_is_reported(condition: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         standings(FOUND, filters=[condition])
 
 
-def test_a_column_that_is_not_there_is_told() -> None:
-    with pytest.raises(UserError, match="--sort fnal: no such column; did you mean 'final'"):
+def test_an_unknown_column_is_reported() -> None:
+    with pytest.raises(UserError, match="--sort fnal: no column 'fnal'; did you mean 'final'"):
         standings(FOUND, sorted_by="fnal")
 
 
-def test_a_name_with_a_pipe_or_a_line_break_stays_in_its_cell() -> None:
+def test_pipes_and_line_breaks_do_not_break_markdown_tables() -> None:
     odd = result("reset", 0, 0.9)
     odd.group, odd.changed.intervention = "odd", {"weights": "a|b\nc"}
     text = text_format.markdown(standings([*FOUND, odd]))

@@ -128,12 +128,12 @@ def test_a_measurement_returns_the_metrics_that_it_declares(measurement: Measure
 def test_old_metric_names_work_with_one_deprecation_line(capsys: pytest.CaptureFixture[str]) -> None:
     _current.cache_clear()
     for _ in range(2):
-        assert select(["layer-rank-fraction", "plasticity-probe-fresh-gap"]) == (
+        assert select(["layer-rank-share", "plasticity-probe-redrawn-gap"]) == (
             "layer-rank-fraction",
             "plasticity-probe-fresh-gap",
         )
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 and "'layer-rank-fraction' is deprecated; use 'layer-rank-fraction'" in lines[0]
+    assert len(lines) == 2 and "'layer-rank-share' is deprecated; use 'layer-rank-fraction'" in lines[0]
 
 
 def test_importing_the_definitions_does_not_import_torch() -> None:

@@ -12,7 +12,7 @@ from plastibench.config import renamed
 from plastibench.metrics import METRICS
 from tests.plotting.made import classified, several
 
-OLD, NEW = "layer-rank-fraction", "layer-rank-fraction"
+OLD, NEW = "layer-rank-share", "layer-rank-fraction"
 
 
 def test_current_names_are_metrics_and_old_names_are_not() -> None:

@@ -131,7 +131,7 @@ def test_the_cost_of_interventions_is_a_fraction_of_the_time() -> None:
 
 
 def test_old_files_are_upgraded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(renamed.METRICS, "layer-rank-fraction", "layer-rank-fraction")
+    monkeypatch.setitem(renamed.METRICS, "layer-rank-share", "layer-rank-fraction")
     old = result("reset").to_dict()
     old["schema"] = 2
     old["summary"] = {"final-accuracy": 0.5, "unrecovered-share": 0.25, "mean-output-kl": None}
@@ -140,7 +140,7 @@ def test_old_files_are_upgraded(monkeypatch: pytest.MonkeyPatch) -> None:
         {"task": 1, "update": 3, "role": "critic", "seconds": 1.0, "revived-share": 0.5, "parameters": 2}
     ]
     moment = {"task": 1, "phase": "end", "place": 2, "role": "critic"}
-    old["plasticity"] = [{**moment, "dormant-ratio": 0.1, "layer-rank-fraction": 0.2}]
+    old["plasticity"] = [{**moment, "dormant-ratio": 0.1, "layer-rank-share": 0.2}]
     old["scenario"] = {"version": 2, "data": old.pop("data_digest")}
     del old["env_version"]
     new = Result.from_dict(old)

@@ -1,11 +1,11 @@
-"""Returns and what followed interventions, against figures worked out by hand."""
+"""Metrics of returns against hand-computed values."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from plastibench.results.returns import Evaluation, Event, aftermath, discounted, result, summary
+from plastibench.results.returns import Evaluation, Event, discounted, event_values, result, summary
 
 
 def curve(*values: float, task: int = 0, start: int = 0) -> list[Evaluation]:
@@ -13,7 +13,7 @@ def curve(*values: float, task: int = 0, start: int = 0) -> list[Evaluation]:
 
 
 @pytest.mark.parametrize("tail", [0.0, 4.0])
-def test_discounted_returns_are_sums_to_the_end_and_the_tail(tail: float) -> None:
+def test_discounted_returns_include_the_tail(tail: float) -> None:
     rewards = [1.0, -2.0, 0.0, 3.0]
     expected = [
         sum(0.9**i * reward for i, reward in enumerate(rewards[step:])) + 0.9 ** (4 - step) * tail for step in range(4)
@@ -21,31 +21,31 @@ def test_discounted_returns_are_sums_to_the_end_and_the_tail(tail: float) -> Non
     np.testing.assert_allclose(discounted(rewards, 0.9, tail), expected)
 
 
-def test_the_aftermath_is_that_of_the_window_until_the_next_event() -> None:
+def test_event_values_are_measured_until_the_next_event() -> None:
     event = Event(task=0, steps=21, update=5, before=8.0, after=3.0)
     points = curve(1, 5, 8, 2, 6, 9, 0)
 
     def until(steps: int, task: int = 0) -> dict[str, float | None]:
-        return aftermath(event, points, Event(task, steps, 9, before=0.0, after=0.0))
+        return event_values(event, points, Event(task, steps, 9, before=0.0, after=0.0))
 
     assert until(51) == until(60) == {"drop": 5.0, "lowest": 2.0, "recovery": 29}
-    assert until(50) == {"drop": 5.0, "lowest": 2.0, "recovery": None}  # the evaluation at 50 came after the next event
-    assert aftermath(event, points, None) == {"drop": 5.0, "lowest": 0.0, "recovery": 29}
-    assert until(60, task=1) == aftermath(event, points, None)  # but that at the end of a task before its switch
+    assert until(50) == {"drop": 5.0, "lowest": 2.0, "recovery": None}  # the evaluation at 50 belongs to the next event
+    assert event_values(event, points, None) == {"drop": 5.0, "lowest": 0.0, "recovery": 29}
+    assert until(60, task=1) == event_values(event, points, None)  # in another task, the window ends with the task
 
 
-def test_an_evaluation_at_the_step_of_an_intervention_came_after_it() -> None:
+def test_an_evaluation_at_the_step_of_an_event_follows_it() -> None:
     events = [Event(0, 10, 5, before=10.0, after=8.0), Event(0, 20, 9, before=10.0, after=1.0)]
     found = result(curve(0, 10, 1, 10, 10), events)["events"]
     assert [event["lowest"] for event in found] == [8.0, 1.0] and [event["recovery"] for event in found] == [0, 10]
 
 
-def test_what_lost_nothing_has_recovered_at_once() -> None:
+def test_recovery_is_0_without_a_drop() -> None:
     event = Event(0, 21, 5, before=8.0, after=8.5)
-    assert aftermath(event, curve(1, 5, 8, 9), None) == {"drop": -0.5, "lowest": 8.5, "recovery": 0}
+    assert event_values(event, curve(1, 5, 8, 9), None) == {"drop": -0.5, "lowest": 8.5, "recovery": 0}
 
 
-def test_the_summary_leaves_out_what_was_before_learning() -> None:
+def test_summary_ignores_the_evaluation_before_training() -> None:
     found = summary(curve(0, 6, 9, 12, 15), [], bounds=(2.0, 22.0))
     assert found["final_return"] == 12.0 and found["average_return"] == pytest.approx(8.4)
     assert found["normalised_return"] == pytest.approx(0.5) and found["final_q_bias"] == pytest.approx(1.5)
@@ -54,7 +54,7 @@ def test_the_summary_leaves_out_what_was_before_learning() -> None:
     assert summary(curve(0, 6), [])["normalised_return"] is None
 
 
-def test_tasks_end_apart_and_each_event_has_its_own_window() -> None:
+def test_each_task_and_event_has_its_own_values() -> None:
     points = [*curve(0, 4, 6), *curve(2, 3, 5, task=1, start=20), *curve(1, 9, 9, task=2, start=40)]
     events = [Event(1, 20, 1, 6.0, 2.0), Event(2, 40, 2, 5.0, 1.0)]
     found = result(points, events)

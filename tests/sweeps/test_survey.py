@@ -15,6 +15,7 @@ from plastibench.config.spec import RunSpec
 from plastibench.sweeps import survey_table
 from plastibench.sweeps.benchmark import Cost, _started, cost
 from plastibench.training.checkpoint import tensor_bytes
+from tests.leaderboard.made import result
 
 
 def test_a_survey_tabulates_results_costs_and_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,18 +75,11 @@ def test_a_survey_includes_all_interventions_but_families() -> None:
 
 
 def test_rows_are_sorted_and_have_costs() -> None:
-    def result(name: str, seed: int, final: float) -> dict[str, object]:
-        summary = {"final-accuracy": final, "average-accuracy": 0.5, "mean-drop": 0.01, "mean-recovery-epochs": 2.0}
-        summary["unrecovered-share"] = 0.0
-        part = {"env": "e", "agent": "a", "intervention": name}
-        changed = {"env": {}, "agent": {}, "intervention": {}}
-        return {**part, "group": name, "seed": seed, "changed": changed, "every": 0, "summary": summary}
-
-    runs = [result("low", 0, 0.2), result("high", 0, 0.8), result("high", 1, 0.9)]
-    rows = survey_table.table(runs, {"high": Cost((1.0, 1.125, 1.5), 12.34, 2.0)}, []).splitlines()[2:]
+    runs = [result("none", 0, 0.2), result("reset", 0, 0.8, drop=0.01), result("reset", 1, 0.9, drop=0.01)]
+    rows = survey_table.table(runs, {"reset": Cost((1.0, 1.125, 1.5), 12.34, 2.0)}, []).splitlines()[2:]
     assert rows == [
-        "| `high` (2) | 85.0 ± 7.1 | 50.0 ± 0.0 | 1.0 ± 0.0 | 2.0 | 1.12 (1.00–1.50) | 12.3 | 2 |",
-        "| `low` (1) | 20.0 | 50.0 | 1.0 | 2.0 | – | – | – |",
+        "| `reset` (2) | 85.0 ± 63.5 | 75.0 ± 63.5 | 1.0 ± 0.0 | 2.0 | 1.12 (1.00–1.50) | 12.3 | 2 |",
+        "| `none` (1) | 20.0 | 10.0 | 0.0 | 0.0 | – | – | – |",
     ]
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from plastibench.utils.tables import format_recovery, markdown_table, mean_std, percent, printable, text_table
+from plastibench.utils.tables import format_recovery, markdown_table, percent, printable, text_table
 
 
 def test_text_tables_align_the_first_column_left_and_the_others_right() -> None:
@@ -18,7 +18,5 @@ def test_unprintable_characters_are_replaced() -> None:
 
 def test_numbers() -> None:
     assert percent(0.1234) == "12.3" and percent(None) == "–"
-    assert mean_std([0.1, None, 0.3]) == "20.0 ± 14.1"
-    assert mean_std([0.5]) == "50.0" and mean_std([None]) == "–"
     assert format_recovery(1234.5, 0.25, 1) == "1,234.5 (25 %)"
     assert format_recovery(None, 1.0, 1) == "never" and format_recovery(None, None, 1) == "–"

@@ -1,4 +1,4 @@
-"""Runs made up for TensorBoard, and TensorBoard itself as a process of its own."""
+"""Synthetic runs for the leaderboard in TensorBoard, and a TensorBoard server to query."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from plastibench.results.result import Result
 from plastibench.training.recorder import Recorder
 from tests.leaderboard.made import ORIGIN
 
-# Accuracy at the end of three tasks for seeds 0, 1, 2; `reset` has one seed and the greatest final accuracy.
+# Accuracy at the end of three tasks for seeds 0, 1, 2; `reset` has one seed and the highest final accuracy.
 ACCURACIES = {
     "none": [[0.2, 0.4, 0.6], [0.2, 0.5, 0.7], [0.2, 0.3, 0.65]],
     "rnr quantile=0.2": [[0.3, 0.5, 0.81], [0.3, 0.6, 0.79], [0.3, 0.7, 0.77]],
@@ -34,14 +34,14 @@ RETURNS = {"none": [[1.0, 2.0, 4.0], [1.0, 3.0, 6.0]], "reset": [[1.0, 9.0, 8.0]
 
 
 def make(runs_dir: Path) -> list[Result]:
-    """Finished runs of two scenarios, through the recorder, and one that is under way."""
+    """Write finished runs of two settings with the recorder, and one unfinished run."""
     found = []
     for intervention, curves in ACCURACIES.items():
         for seed, ends in enumerate(curves):
-            found.append(_learned(runs_dir, intervention, seed, ends))
+            found.append(_supervised(runs_dir, intervention, seed, ends))
     for intervention, curves in RETURNS.items():
         for seed, values in enumerate(curves):
-            found.append(_acted(runs_dir, intervention, seed, values))
+            found.append(_rl(runs_dir, intervention, seed, values))
     spec = _spec("cl-digits", "mlp", "none", 7)
     recorder = Recorder(_folder(runs_dir, spec), spec)
     recorder.scalars(0, 0, 0, "training", {"accuracy": 0.1})
@@ -68,7 +68,7 @@ def _folder(runs_dir: Path, spec: RunSpec) -> Path:
     return folder
 
 
-def _learned(runs_dir: Path, intervention: str, seed: int, ends: list[float]) -> Result:
+def _supervised(runs_dir: Path, intervention: str, seed: int, ends: list[float]) -> Result:
     drops = [None, *([DROPS[intervention]] * (len(ends) - 1))]
     same = {"samples": 10, "noise": 0.0, "before": None, "after": None, "recovery": None}
     tasks = [
@@ -86,7 +86,7 @@ def _learned(runs_dir: Path, intervention: str, seed: int, ends: list[float]) ->
     return _finish(runs_dir, _spec("cl-digits", "mlp", intervention, seed), {"summary": summary, "tasks": tasks})
 
 
-def _acted(runs_dir: Path, intervention: str, seed: int, values: list[float]) -> Result:
+def _rl(runs_dir: Path, intervention: str, seed: int, values: list[float]) -> Result:
     points = [{"task": 0, "steps": 1000 * i, "value": value, "bias": 0.0} for i, value in enumerate(values)]
     summary = {
         "final_return": values[-1],
@@ -115,7 +115,7 @@ def _finish(runs_dir: Path, spec: RunSpec, trainer: dict[str, Any]) -> Result:
 
 
 def png(width: int, height: int) -> bytes:
-    """A picture of one colour."""
+    """A PNG file of one colour."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -128,18 +128,18 @@ def png(width: int, height: int) -> bytes:
 
 @dataclass
 class Served:
-    """A TensorBoard that runs."""
+    """A running TensorBoard."""
 
     address: str
     runs_dir: Path
     found: list[Result]
 
     def get(self, path: str, **query: Any) -> Any:
-        """What a data route answers: parsed where it is JSON, otherwise bytes."""
+        """Get a data route: parsed JSON, or bytes."""
         return self._read(f"{self.address}data/{path}?{urllib.parse.urlencode(query)}")
 
     def post(self, path: str, body: Any) -> Any:
-        """The same for a route that takes JSON."""
+        """Post JSON to a data route."""
         kind = {"Content-Type": "application/json"}
         return self._read(urllib.request.Request(f"{self.address}data/{path}", json.dumps(body).encode(), kind))
 
@@ -151,7 +151,7 @@ class Served:
 
 @contextlib.contextmanager
 def serve(runs_dir: Path, found: list[Result]) -> Iterator[Served]:
-    """The TensorBoard of this environment on a free port, once it has read all runs; it reads again every second."""
+    """Serve TensorBoard on a free port; it has loaded all runs and reloads every second."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
