@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ copyright = "the plastibench authors"
 release = version = __version__
 html_theme = "furo"
 html_title = f"plastibench {__version__}"
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["**/_*.md"]  # included in other pages
 myst_enable_extensions = ["colon_fence"]
@@ -35,10 +36,8 @@ pages.write(Path(__file__).parent)
 
 
 def escape_bars(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Escape ``|h|`` outside literals: it is an absolute value in docstrings, a substitution in reStructuredText."""
-    for number, line in enumerate(lines):
-        parts = re.split("(``.*?``)", line)
-        lines[number] = "".join(part if part.startswith("``") else part.replace("|", r"\|") for part in parts)
+    """Escape bars in docstrings; see :func:`pages.without_substitutions`."""
+    lines[:] = [pages.without_substitutions(line) for line in lines]
 
 
 def setup(app: Any) -> None:

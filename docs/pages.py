@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import pkgutil
 import re
@@ -45,8 +46,8 @@ USE = {  # kind -> when to use a method of this kind
     "reset": "When a temporary drop in performance is acceptable, or the data to relearn from is at hand (a replay "
     "buffer, an accumulated data set). Resets are simple and strong baselines.",
     "units": "When only part of the network has lost plasticity and the rest should keep what it has learned. Check "
-    "first, with `plastibench diagnose`, that the criterion finds units in your architecture: those that use activations "
-    "find few behind a GELU.",
+    "first, with `plastibench diagnose`, that the criterion finds units in your architecture: those that use "
+    "activations find few behind a GELU.",
     "weights": "When single weights, rather than units, should be renewed without a visible drop.",
     "wrapper": "As a control, or to soften the drop of another method.",
     "optimizer": "When task boundaries are unknown: the method acts at every update.",
@@ -112,7 +113,7 @@ def method(cls: type, entries: Sequence[registry.Entry]) -> list[str]:
                 f"- **Kind:** {known.kind}",
                 f"- **Acts:** {'; '.join(acts) or 'never'}{' (`--every N`)' if every else ''}",
                 f"- **Extra cost:** {known.cost if known.cost != '–' else 'negligible'}",
-                f"- **Code:** `{cls.__module__}`",
+                f"- **Code:** {{py:class}}`{cls.__module__}.{cls.__qualname__}`",
             ]
         )
     )
@@ -346,7 +347,7 @@ def interval(values: Sequence[float], *, scale: float = 100, digits: int = 1, si
     if len(found) < 2:
         return mean
     half = stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found))
-    return f"{mean} ± {half:.{digits}f}"
+    return f"{mean}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{half:.{digits}f}"
 
 
 # Markdown ----------------------------------------------------------------------------------------------------------
@@ -357,6 +358,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: int = 0) ->
     rule = [":--"] * (len(head) - right) + ["--:"] * right
     lines = [head, rule, *rows]
     return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def without_substitutions(line: str) -> str:
+    """Escape ``|h|`` outside literals: docstrings write absolute values where reStructuredText has substitutions."""
+    parts = re.split("(``.*?``)", line)
+    return "".join(part if part.startswith("``") else part.replace("|", r"\|") for part in parts)
 
 
 def rst(text: str) -> str:
