@@ -123,13 +123,11 @@ def method(cls: type, entries: Sequence[registry.Entry]) -> list[str]:
     use = USE.get(known.kind)
     if use:
         parts += ["## When to use it", use]
-    parts += [
-        "## Formula and source",
-        rst(f".. autoclass:: {cls.__module__}.{cls.__qualname__}\n   :no-members:\n   :no-index:"),
-    ]
+    lines = (inspect.getdoc(cls) or "").splitlines()
+    parts += ["## Formula and source", rst("\n".join(map(without_substitutions, lines)))]
     options = option_rows(cls, "intervention")
     if options:
-        parts += ["## Options", table(["flag", "type", "meaning", "default"], options)]
+        parts += ["## Options", table(["flag", "default", "meaning (type)"], options)]
         parts.append("In Python the same options are keyword arguments, with `_` instead of `-`.")
     measured = [survey_rows(path, {e.name for e in entries}) for path in sorted((REFERENCE / "survey").glob("*.md"))]
     if any(measured):
@@ -156,16 +154,13 @@ def given(entry: registry.Entry) -> str:
 
 
 def option_rows(cls: type, part: str) -> list[list[str]]:
-    """Flag, type, meaning and default of every option of a class."""
-    return [
-        [
-            f"`--{part}.{flag_name(name)}`",
-            describe_type(cls, name).replace(",", ", "),
-            field.metadata.get("help", ""),
-            f"`{field.default}`",
-        ]
-        for name, field in options_of(cls).items()
-    ]
+    """Flag, default, and meaning with type of every option of a class."""
+    rows = []
+    for name, field in options_of(cls).items():
+        kind = describe_type(cls, name).replace(",", ", ")
+        meaning = f"{field.metadata.get('help', '')} *({kind})*"
+        rows.append([f"`--{part}.{flag_name(name)}`", f"`{field.default}`", meaning])
+    return rows
 
 
 # Names -------------------------------------------------------------------------------------------------------------
@@ -184,7 +179,7 @@ def names() -> dict[str, str]:
             rows = option_rows(cls, part)
             if rows:
                 parts.append(f"### Options of {listed(called)}")
-                parts.append(table(["flag", "type", "meaning", "default of the class"], rows))
+                parts.append(table(["flag", "default of the class", "meaning (type)"], rows))
     parts += ["## Metrics", table(["name", "definition"], [[f"`{name}`", text] for name, text in METRICS.items()])]
     return {"reference/_names.md": "\n\n".join(parts)}
 
@@ -200,7 +195,7 @@ def listed(called: Sequence[str], most: int = 3) -> str:
 
 def cli() -> dict[str, str]:
     """The help of every command, from its parser."""
-    os.environ["COLUMNS"] = "96"
+    os.environ["COLUMNS"] = "84"
     parts = ["# Command line"]
     parts.append(
         "`plastibench COMMAND --help` prints what follows. Options of an environment, agent or intervention, such as "
