@@ -1,4 +1,4 @@
-"""Names beside points, so that none covers another name or a point."""
+"""Text labels next to points, placed so that they do not overlap each other or the points."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
-from plastibench.plotting.over_seeds import Array
-from plastibench.plotting.style import plain, renderer_of
+from plastibench.plotting.series import Array
+from plastibench.plotting.style import escape, get_renderer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.backend_bases import RendererBase
     from matplotlib.figure import Figure
 
-_DISTANCES = (9, 16, 26, 38, 52, 70)  # points from the named point, nearest first
+_DISTANCES = (9, 16, 26, 38, 52, 70)  # from point to label in typographic points, tried in this order
 _DIRECTIONS = [math.radians(angle) for angle in (30, 150, -30, 210, 90, -90, 0, 180, 60, 120, -60, 240)]
-_MARKER = 6  # points around a point that stay free
+_CLEARANCE = 6  # around each marker, in typographic points
 
 
-def place(
+def label_points(
     figure: Figure,
     axis: Axes,
     names: Sequence[str],
@@ -34,29 +34,29 @@ def place(
     bars: Array,
     colours: Sequence[str],
 ) -> None:
-    """Write names beside points: of distances and directions the first where a name covers nothing.
+    """Label points, each at the first distance and direction where the label overlaps nothing.
 
     Args:
-        figure: A figure that is drawn but for the names.
-        axis: A panel in it whose limits and place in the figure are final.
-        names: What to write.
-        positions: The named points, in data coordinates. [N, 2]
-        avoid: Every point, named or not. [M, 2]
-        bars: Half lengths of their error bars, 0 where there are none. [M, 2]
-        colours: Of the names.
+        figure: The figure, complete except for the labels.
+        axis: A panel in it; its limits and its position in the figure must be final.
+        names: Text of each label.
+        positions: The labelled points, in data coordinates. [N, 2]
+        avoid: All points, labelled or not. [M, 2]
+        bars: Half-lengths of their error bars, 0 for none. [M, 2]
+        colours: Colour of each label.
     """
     figure.draw_without_rendering()
-    renderer = renderer_of(figure)
-    pixel = figure.dpi / 72
-    size = _MARKER * pixel
-    taken = [Bbox.from_bounds(x - size, y - size, 2 * size, 2 * size) for x, y in axis.transData.transform(avoid)]
+    renderer = get_renderer(figure)
+    size = _CLEARANCE * figure.dpi / 72
+    obstacles = [Bbox.from_bounds(x - size, y - size, 2 * size, 2 * size) for x, y in axis.transData.transform(avoid)]
     for along in (bars * [1, 0], bars * [0, 1]):
         ends = zip(axis.transData.transform(avoid - along), axis.transData.transform(avoid + along), strict=True)
-        taken += [Bbox([start - 1, end + 1]) for start, end in ends]
+        obstacles += [Bbox([start - 1, end + 1]) for start, end in ends]
+    labels: list[Bbox] = []
     inside = axis.get_window_extent(renderer)
     for name, position, colour in zip(names, positions, colours, strict=True):
         text = axis.annotate(
-            plain(name),
+            escape(name),
             position,
             (0, 0),
             textcoords="offset points",
@@ -74,15 +74,24 @@ def place(
                 "center" if abs(offset[1]) < abs(offset[0]) else "bottom" if offset[1] > 0 else "top"
             )
             box = _box(text, renderer)
-            if _holds(inside, box) and not box.count_overlaps(taken):
+            leader = _leader(axis.transData.transform(position), box)
+            crosses = any(label.count_overlaps(leader) for label in labels)
+            if _contains(inside, box) and not box.count_overlaps(obstacles) and not crosses:
                 break
-        taken.append(box)
+        labels.append(box)
+        obstacles += [box, *leader]
 
 
 def _box(text: Annotation, renderer: RendererBase) -> Bbox:
     text.update_positions(renderer)
-    return Text.get_window_extent(text, renderer).padded(1)  # without the line to the point
+    return Text.get_window_extent(text, renderer).padded(1)  # without the leader line
 
 
-def _holds(outer: Bbox, inner: Bbox) -> bool:
+def _leader(point: Array, box: Bbox) -> list[Bbox]:
+    """Small boxes along the line that matplotlib draws from a point towards the centre of its label."""
+    line = np.linspace(point, np.mean([box.min, box.max], axis=0), 32)
+    return [Bbox([at - 1, at + 1]) for at in line if not box.contains(*at)]
+
+
+def _contains(outer: Bbox, inner: Bbox) -> bool:
     return bool(outer.x0 <= inner.x0 and inner.x1 <= outer.x1 and outer.y0 <= inner.y0 and inner.y1 <= outer.y1)
