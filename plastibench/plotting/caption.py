@@ -24,7 +24,7 @@ def caption(results: Sequence[Result], *sentences: str, intervals: str = "bands"
     seeds = "–".join(map(str, sorted({min(counts), max(counts)}))) + (" seed" if max(counts) == 1 else " seeds")
     parts = [*sentences]
     if intervals and max(counts) >= MIN_SEEDS:
-        parts.append(f"Mean over {seeds}; {intervals}: 95 % confidence interval over seeds (Student's t).")
+        parts.append(f"Mean over {seeds}; {intervals}: 95 % confidence interval over seeds (Student's\u00a0t).")
     else:
         parts.append(f"Mean over {seeds}." if max(counts) > 1 else "One seed.")
     if intervals and min(counts) < MIN_SEEDS:

@@ -34,7 +34,9 @@ def label_points(
     bars: Array,
     colours: Sequence[str],
 ) -> None:
-    """Label points, each at the first distance and direction where the label overlaps nothing.
+    """Label points, each at the nearest distance where the label overlaps and its leader line crosses nothing.
+
+    If there is no such position, staying inside the panel comes first, then not overlapping, then not crossing.
 
     Args:
         figure: The figure, complete except for the labels.
@@ -53,6 +55,7 @@ def label_points(
         ends = zip(axis.transData.transform(avoid - along), axis.transData.transform(avoid + along), strict=True)
         obstacles += [Bbox([start - 1, end + 1]) for start, end in ends]
     labels: list[Bbox] = []
+    leaders: list[Bbox] = []
     inside = axis.get_window_extent(renderer)
     for name, position, colour in zip(names, positions, colours, strict=True):
         text = axis.annotate(
@@ -66,20 +69,28 @@ def label_points(
             arrowprops={"arrowstyle": "-", "color": "#9A9A9A", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4},
         )
         text.set_in_layout(False)
+        candidates: list[tuple[tuple[bool, int, int], tuple[float, float]]] = []
         for distance, direction in itertools.product(_DISTANCES, _DIRECTIONS):
-            offset = distance * np.array([math.cos(direction), math.sin(direction)])
-            text.set_position(tuple(offset))
-            text.set_horizontalalignment("left" if offset[0] > 1 else "right" if offset[0] < -1 else "center")
-            text.set_verticalalignment(
-                "center" if abs(offset[1]) < abs(offset[0]) else "bottom" if offset[1] > 0 else "top"
-            )
+            offset = (distance * math.cos(direction), distance * math.sin(direction))
+            _move(text, offset)
             box = _box(text, renderer)
             leader = _leader(axis.transData.transform(position), box)
-            crosses = any(label.count_overlaps(leader) for label in labels)
-            if _contains(inside, box) and not box.count_overlaps(obstacles) and not crosses:
+            crossings = box.count_overlaps(leaders) + sum(label.count_overlaps(leader) for label in labels)
+            cost = (not _contains(inside, box), box.count_overlaps(obstacles + labels), crossings)
+            candidates.append((cost, offset))
+            if not any(cost):
                 break
-        labels.append(box)
-        obstacles += [box, *leader]
+        _move(text, min(candidates, key=lambda candidate: candidate[0])[1])
+        labels.append(_box(text, renderer))
+        leaders += _leader(axis.transData.transform(position), labels[-1])
+
+
+def _move(text: Annotation, offset: tuple[float, float]) -> None:
+    """Put a label at an offset from its point, aligned so that it extends away from the point."""
+    x, y = offset
+    text.set_position(offset)
+    text.set_horizontalalignment("left" if x > 1 else "right" if x < -1 else "center")
+    text.set_verticalalignment("center" if abs(y) < abs(x) else "bottom" if y > 0 else "top")
 
 
 def _box(text: Annotation, renderer: RendererBase) -> Bbox:
