@@ -21,14 +21,17 @@ def caption(results: Sequence[Result], *sentences: str, intervals: str = "bands"
         intervals: How confidence intervals are drawn: ``bands``, ``bars``, both, or an empty string for none.
     """
     counts = {len(runs) for runs in by_group(results)}
-    seeds = "–".join(map(str, sorted({min(counts), max(counts)}))) + (" seed" if max(counts) == 1 else " seeds")
+    least, most = min(counts), max(counts)
+    mean = f"Mean over {least}–{most} seeds" if least < most else f"Mean over {most} seeds" if most > 1 else "One seed"
     parts = [*sentences]
-    if intervals and max(counts) >= MIN_SEEDS:
-        parts.append(f"Mean over {seeds}; {intervals}: 95 % confidence interval over seeds (Student's\u00a0t).")
+    if intervals and most >= MIN_SEEDS:
+        parts.append(f"{mean}; {intervals}: 95 % confidence interval over seeds (Student's\u00a0t).")
+        if least < MIN_SEEDS:
+            parts.append("With one or two seeds, each seed is drawn and no interval is shown.")
+    elif intervals and most > 1:
+        parts.append(f"{mean}; each seed is drawn and no interval is shown.")
     else:
-        parts.append(f"Mean over {seeds}." if max(counts) > 1 else "One seed.")
-    if intervals and min(counts) < MIN_SEEDS:
-        parts.append("With one or two seeds, each seed is drawn and no interval is shown.")
+        parts.append(f"{mean}.")
     return " ".join([*parts, _origin(results)])
 
 

@@ -139,6 +139,8 @@ def _plot_distributions(axis: Axes, networks: Networks, styles: Styles) -> bool:
             axis.fill_between(x, low, high, color=line["color"], alpha=0.13, lw=0)
     axis.set(xlabel="E[∂L/∂z_i]", ylabel="features up to x (%)" if logarithmic else "features per bin (%)")
     axis.set_xlim(positions[0], positions[-1])
+    if not logarithmic:
+        axis.ticklabel_format(axis="x", scilimits=(-2, 3))
     axis.set_ylim(bottom=0)
     return logarithmic
 

@@ -138,9 +138,10 @@ def _draw(results: Sequence[Result], panels: dict[str, list[Panel]], metric: str
     )
     bar.set_label(axis_label(metric))
     what = f"{next(iter(panels))}: {metric}" if len(panels) == 1 else metric
-    definition = f" ({METRICS[metric]})" if metric in METRICS and factor == 100 else ""  # others are "over all layers"
-    sentence = f"{what} of each layer{definition} at the end of each task; layers in order of execution."
-    return finish(figure, [], caption(results, sentence, intervals=""))
+    sentences = [f"{what} of each layer at the end of each task; layers in order of execution."]
+    if metric in METRICS and factor == 100:  # definitions of other metrics are about all layers together
+        sentences.append(f"{metric}: {METRICS[metric]}.")
+    return finish(figure, [], caption(results, *sentences, intervals=""))
 
 
 def _shortened(name: str) -> str:
