@@ -68,9 +68,9 @@ def draw(kind: str, results: Sequence[Result], **options: Any) -> Figure:
 
 def _without_duplicates(results: Sequence[Result]) -> list[Result]:
     """Keep one of the runs that differ only in what was measured; each would count as another seed."""
-    from plastibench.plotting.series import by_setting
+    from plastibench.plotting.series import runs_by_setting
 
-    kept = {id(run) for runs in by_setting(results).values() for run in runs}
+    kept = {id(run) for runs in runs_by_setting(results).values() for run in runs}
     return [run for run in results if id(run) in kept]
 
 

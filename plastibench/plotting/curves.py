@@ -10,7 +10,7 @@ from plastibench.metrics import METRICS
 from plastibench.plotting.caption import caption
 from plastibench.plotting.metric_names import find_metric
 from plastibench.plotting.panels import plot_metric, plot_scores
-from plastibench.plotting.series import by_setting
+from plastibench.plotting.series import runs_by_setting
 from plastibench.plotting.style import finish, grid, legend_handles, method_styles, set_title
 from plastibench.results.result import Result
 
@@ -32,7 +32,7 @@ def curves(results: Sequence[Result], *, metric: str | None = None) -> Figure:
         recorded = {name: None for run in results for record in run.plasticity for name in record.metrics}
         metric = find_metric(metric, recorded, "run")
         results = [run for run in results if any(row.metrics.get(metric) is not None for row in run.plasticity)]
-    styles, settings = method_styles(results), by_setting(results)
+    styles, settings = method_styles(results), runs_by_setting(results)
     figure, axes = grid(len(settings), height=3.1 if len(settings) > 1 else 3.8)
     for axis, (title, runs) in zip(axes, settings.items(), strict=True):
         if metric is None:

@@ -15,7 +15,7 @@ from plastibench.leaderboard import label
 from plastibench.plotting.caption import caption
 from plastibench.plotting.layernorm_gradients import gradients_of_run
 from plastibench.plotting.panels import Styles
-from plastibench.plotting.series import Array, by_setting, mean_and_interval
+from plastibench.plotting.series import Array, mean_and_interval, runs_by_setting
 from plastibench.plotting.style import (
     COLOURS,
     Style,
@@ -62,7 +62,7 @@ def fig3(results: Sequence[Result], *, data_dir: Path | None = None, device: str
     device = resolve_device(device)
     rows: Rows = {}
     shown: list[Result] = []
-    for title, runs in by_setting(chosen).items():
+    for title, runs in runs_by_setting(chosen).items():
         gradients = [(run, gradients_of_run(run, data_dir, device)) for run in runs]
         with_gradients = [(run, layers) for run, layers in gradients if layers]
         if with_gradients:

@@ -15,7 +15,7 @@ from plastibench.leaderboard import by_group, label
 from plastibench.metrics import METRICS
 from plastibench.plotting.caption import caption
 from plastibench.plotting.metric_names import axis_label, find_metric, scale
-from plastibench.plotting.series import Array, by_setting
+from plastibench.plotting.series import Array, runs_by_setting
 from plastibench.plotting.style import escape, finish, subplots, task_axis
 from plastibench.results.result import Result
 
@@ -50,7 +50,7 @@ def heatmap(results: Sequence[Result], *, metric: str | None = None) -> Figure:
     results = [run for run in results if metric in tables.get(run.id, ())]
     panels = {
         title: [(label(runs[0]), *mean_map([tables[run.id][metric] for run in runs])) for runs in by_group(setting)]
-        for title, setting in by_setting(sorted(results, key=lambda run: label(run) != "none")).items()
+        for title, setting in runs_by_setting(sorted(results, key=lambda run: label(run) != "none")).items()
     }
     return _draw(results, panels, metric)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from plastibench.leaderboard import by_group
 from plastibench.plotting.caption import caption
 from plastibench.plotting.panels import DROP, plot_gains, plot_metric, plot_scores, plot_trade_off
-from plastibench.plotting.series import by_setting
+from plastibench.plotting.series import runs_by_setting
 from plastibench.plotting.style import finish, legend_handles, method_styles, set_title, subplots
 from plastibench.results.result import Result
 
@@ -25,7 +25,7 @@ def overview(results: Sequence[Result]) -> Figure:
     Args:
         results: Results.
     """
-    styles, settings = method_styles(results), by_setting(results)
+    styles, settings = method_styles(results), runs_by_setting(results)
     with_drops = [title for title, runs in settings.items() if any(not run.is_rl or run.events for run in runs)]
     figure, axes = subplots(len(settings), 3 if with_drops else 2, height=2.8)
     for (title, runs), row in zip(settings.items(), axes, strict=True):

@@ -11,7 +11,7 @@ from plastibench.config.errors import UserError
 from plastibench.leaderboard import by_group, label
 from plastibench.plotting.caption import caption
 from plastibench.plotting.panels import DROP, plot_drops, plot_gains, plot_scores, plot_trade_off
-from plastibench.plotting.series import by_setting
+from plastibench.plotting.series import runs_by_setting
 from plastibench.plotting.style import (
     COLOURS,
     LINES,
@@ -156,7 +156,7 @@ def _rows(
         UserError: No setting has enough of them.
     """
     rows: Rows = {}
-    for title, runs in by_setting(results).items():
+    for title, runs in runs_by_setting(results).items():
         by_size = sorted(by_group(runs), key=len)  # of specs with the same label, the one with most seeds is kept
         methods = {label(group[0]): group for group in by_size}
         names = [next((name for name in alternatives if name in methods), None) for alternatives in wanted]

@@ -12,7 +12,7 @@ from plastibench.leaderboard import by_group, label
 from plastibench.plotting.caption import caption
 from plastibench.plotting.panels import DROP, plot_trade_off
 from plastibench.plotting.point_labels import label_points
-from plastibench.plotting.series import Array, by_setting
+from plastibench.plotting.series import Array, runs_by_setting
 from plastibench.plotting.style import finish, grid, legend_handles, method_styles, set_title
 from plastibench.results.result import Result
 
@@ -34,7 +34,7 @@ def pareto(results: Sequence[Result]) -> Figure:
     """
     settings = {
         title: runs
-        for title, runs in by_setting(results).items()
+        for title, runs in runs_by_setting(results).items()
         if any(run.summary.mean_drop is not None for run in runs)
     }
     if not settings:

@@ -36,7 +36,7 @@ def align(series: Sequence[Series]) -> tuple[Array, Array]:
     return np.array(common, float), np.array([[run[position] for position in common] for run in runs], float)
 
 
-def by_setting(results: Iterable[Result]) -> dict[str, list[Result]]:
+def runs_by_setting(results: Iterable[Result]) -> dict[str, list[Result]]:
     """Group results by setting: title, such as ``cl-digits, vit-nano``, to the runs that may be compared."""
     return {
         setting.title: [run for method in setting.entries for run in method.runs.values()]
