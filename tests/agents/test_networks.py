@@ -147,5 +147,5 @@ def test_misfits_are_the_users_error() -> None:
         VisionTransformer(patch_size=5).module((1, 8, 8), 10)
     with pytest.raises(UserError, match="dim 65 is not a multiple of heads 3"):
         build(VisionTransformer, {"dim": 65}, "agent vit-tiny")
-    with pytest.raises(UserError, match=r"no model 'resnet81'; did you mean 'resnet18'"):
+    with pytest.raises(UserError, match=r"unknown model 'resnet81'; did you mean 'resnet18'"):
         module_of("timm", (3, 32, 32), 10, model="resnet81")

@@ -397,8 +397,8 @@ def test_a_shift_moves_each_image_by_whole_pixels_and_repeats_its_edge() -> None
     [
         ("dqn-mlp", "rl-pendulum", "needs discrete actions"),
         ("dqn-cnn", "rl-cartpole", "is for images"),
-        ("dqn-mlp", "cl-digits", "supervised stream"),
-        ("mlp", "rl-cartpole", "rl-"),
+        ("dqn-mlp", "cl-digits", "need an RL environment"),
+        ("mlp", "rl-cartpole", "needs a task stream"),
     ],
 )
 def test_agents_that_do_not_fit_an_env_say_so(name: str, env: str, words: str) -> None:

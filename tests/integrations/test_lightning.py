@@ -237,7 +237,7 @@ def test_a_slow_copy_is_not_validated_and_that_is_said(
 ) -> None:
     fit(module(), PlasticityCallback(Slow(), loss), max_epochs=1)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("plastibench")]
-    assert len(lines) == 1 and "slow copy" in lines[0]
+    assert len(lines) == 1 and "averaged copy" in lines[0]
 
 
 # Batches ----------------------------------------------------------------------------------------------------------

@@ -296,7 +296,7 @@ def test_a_slow_copy_is_not_evaluated_and_that_is_said(
 ) -> None:
     trainer(PlasticityCallback(Slow()))
     error = capsys.readouterr().err
-    assert "slow copy" in error and error.count("\n") == 1
+    assert "averaged copy" in error and error.count("\n") == 1
 
 
 def test_evaluation_is_not_penalised(trainer: Callable[..., Any]) -> None:

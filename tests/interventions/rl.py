@@ -43,4 +43,4 @@ def rl_network(name: str, role: str = "critic", **options: Any) -> tuple[Network
     """Create the network with a role, after one optimizer step, and a prepared batch of 16 transitions."""
     learner, batch = rl_agent(name, **options)
     learner.update(batch.clone())
-    return learner.networks[role], learner.prepare(batch)
+    return learner.networks[role], learner.add_targets(batch)

@@ -318,7 +318,7 @@ def test_what_follows_the_encoder_is_injected_in_networks_and_targets(
     for seed in range(2):
         learner.update(transitions(env, seed=seed))
     drift(learner)
-    learner.prepare(batch)
+    learner.add_targets(batch)
     inputs = (batch["observation"], batch["action"]) if env == "rl-pendulum" else (batch["observation"],)
     before = {
         role: outputs(net.module, *(inputs if "critic" in role else inputs[:1])) for role, net in everyone(learner)
@@ -345,7 +345,7 @@ def test_what_follows_the_encoder_is_injected_in_networks_and_targets(
     assert not any(
         torch.equal(a, b) for a, b in zip(in_branch(own, 1).values(), in_branch(own, 2).values(), strict=True)
     )
-    found = plasticity_report(learner.networks["critic"], learner.prepare(batch))
+    found = plasticity_report(learner.networks["critic"], learner.add_targets(batch))
     assert np.isfinite(list(found.overall.values())).all()
 
 
@@ -359,7 +359,7 @@ def test_temperature_of_sac_keeps_its_group_and_state() -> None:
         learner.update(transitions("rl-pendulum", seed=seed))
     actor, temperature = learner.networks["actor"], learner._log_temperature
     kept = actor.optimizer.state[temperature]["exp_avg"].clone()
-    PlasticityInjection().intervene(actor, learner.prepare(batch))
+    PlasticityInjection().intervene(actor, learner.add_targets(batch))
     groups = actor.optimizer.param_groups
     assert [id(p) for p in groups[1]["params"]] == [id(temperature)]
     assert [id(p) for p in groups[0]["params"]] == [id(p) for p in actor.module.parameters() if p.requires_grad]

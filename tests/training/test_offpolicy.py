@@ -28,7 +28,7 @@ from plastibench.diagnosis.loading import networks_of_run
 from plastibench.training import checkpoint
 from plastibench.training.learner import Learner
 from plastibench.training.offpolicy import OffPolicyTrainer
-from plastibench.training.rollout import play
+from plastibench.training.rollout import evaluate_policy
 from plastibench.training.runner import Interrupted, make_trainer, run
 from plastibench.training.saved_run import open_run
 from plastibench.training.trainer import Trainer
@@ -144,7 +144,7 @@ def test_evaluations_leave_the_noise_of_actions_alone(tmp_path: Path) -> None:
 
 def test_only_signs_of_rewards_are_learned_where_asked_one_by_one_before_they_are_summed(begun: Any) -> None:
     trainer, _ = begun(tiny(env="rl-pendulum", agent="sac-mlp", agent_options={"clip_rewards": True, "n_step": 3}), 80)
-    batch = trainer.buffer.draw(100, torch.Generator())
+    batch = trainer.buffer.sample_without_replacement(100, torch.Generator())
     assert batch["reward"].tolist() == pytest.approx([-(1 + 0.99 + 0.99**2)] * len(batch))  # all rewards are negative
     assert trainer.curve[-1].value < -60
 
@@ -424,7 +424,7 @@ def test_the_bias_is_that_of_the_critic_that_acts(begun: Any, agent: str) -> Non
             parameter.mul_(2.0)
         assert not torch.allclose(learner.value(seen, action), learner.value(seen, action, slow))
     tasks = (trainer.env_config, 0, learner)
-    assert play(*tasks, {}, 7)[1] != play(*tasks, {"critic": slow["critic"]}, 7)[1]
+    assert evaluate_policy(*tasks, {}, 7)[1] != evaluate_policy(*tasks, {"critic": slow["critic"]}, 7)[1]
 
 
 def test_returns_of_shorter_episodes_are_not_normalised_by_the_usual_bounds(tmp_path: Path) -> None:
@@ -506,7 +506,7 @@ def test_a_run_with_its_memory_in_checkpoints_goes_on_at_once_in_new_episodes(
         with pytest.raises(Interrupted):
             go(spec, tmp_path / "part")
     held = checkpoint.load(tmp_path / "part" / spec.id / "checkpoint.pt")["trainer"]
-    assert len(held["buffer"]["transitions"]["at"]) == min(160, spec.agent[1]["buffer_size"])
+    assert len(held["buffer"]["transitions"]["frame_index"]) == min(160, spec.agent[1]["buffer_size"])
     assert not any(map(len, held["actions"]))
     shutil.copytree(tmp_path / "part", tmp_path / "again")
     steps: list[int] = []
@@ -592,7 +592,7 @@ def test_values_are_bootstrapped_where_an_episode_was_cut_and_not_where_it_ended
     begun: Any, name: str, discount: float
 ) -> None:
     trainer, _ = begun(tiny(env="gym", env_options={"id": name, "max_episode_steps": 0}), 100)
-    batch = trainer.buffer.draw(100, torch.Generator())
+    batch = trainer.buffer.sample_without_replacement(100, torch.Generator())
     old, new = batch["observation"].flatten(), batch["next_observation"].flatten()
     last = old % 100 == 6
     assert last.sum() > 5 and (batch["discount"][~last] == pytest.approx(0.99)) and (new[~last] == old[~last] + 1).all()
@@ -630,9 +630,9 @@ def test_a_critic_that_knows_its_soft_values_has_no_bias(name: str) -> None:
     options = {"id": name, "evaluation_episodes": 3, "max_episode_steps": 0}
     scenario = build(registry.envs["gym"].load(), {**registry.envs["gym"].defaults, **options}, "env")
     knowing: Any = Knowing(ends=name == "End-v0")
-    value, bias = play(scenario, 0, knowing, {}, 0, torch.Generator().manual_seed(0))
+    value, bias = evaluate_policy(scenario, 0, knowing, {}, 0, torch.Generator().manual_seed(0))
     assert value == 7 and bias == pytest.approx(0, abs=1e-4)
-    _, greedy = play(scenario, 0, knowing, {}, 0)
+    _, greedy = evaluate_policy(scenario, 0, knowing, {}, 0)
     assert greedy > 0.5  # the entropy is not in the returns of greedy episodes
 
 
@@ -672,14 +672,14 @@ def test_the_command_compares_and_the_leaderboard_reads(say: Any, tmp_path: Path
     ("arguments", "words"),
     [
         (["rl-cartpole", "--agent", "dqn-mlp", "--roles", "critics"], "no network 'critics'; did you mean 'critic'"),
-        (["rl-cartpole", "--agent", "vit-nano"], "a classifier learns from"),
-        (["cl-digits", "--agent", "dqn-mlp"], "supervised stream"),
+        (["rl-cartpole", "--agent", "vit-nano"], "a classifier needs a task stream"),
+        (["cl-digits", "--agent", "dqn-mlp"], "need an RL environment"),
         (["rl-pendulum", "--agent", "dqn-mlp"], "needs discrete actions"),
         (["rl-cartpole", "--agent", "dqn-vit"], "is for images"),
         (["gym", "--env.id", "Nothing-v0", "--agent", "dqn-mlp"], "no environment 'Nothing-v0'"),
         (["rl-minatar-pong", "--agent", "dqn-mlp"], "no env 'rl-minatar-pong'"),
         (["rl-cartpole", "--agent", "dqn-mlp", "--agent.v-min", "20"], "is not below v-max"),
-        (["rl-cartpole", "--agent", "dqn-mlp", "--agent.random-shift", "2"], "random-shift moves images"),
+        (["rl-cartpole", "--agent", "dqn-mlp", "--agent.random-shift", "2"], "random-shift needs images"),
         (["rl-minatar-breakout", "--agent", "dqn-vit", "--agent.heads", "3"], "dim 64 is not a multiple of heads 3"),
         (["rl-minatar-sequence", "--agent", "dqn-mlp", "--env.games", "breakout,pong"], "no MinAtar game 'pong'"),
         (["rl-slippery-ant", "--agent", "sac-mlp", "--env.low", "3"], "low 3.0 is above high 2.0"),

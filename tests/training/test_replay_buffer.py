@@ -40,7 +40,7 @@ class World:
     def __post_init__(self) -> None:
         self.now = [self.fresh() for _ in range(self.envs)]
         self.past = [[] for _ in range(self.envs)]
-        self.memory.begin(self.shown())
+        self.memory.start_episodes(self.shown())
 
     def number(self) -> int:
         self.counter += 1
@@ -72,7 +72,7 @@ class World:
         """Go on in new episodes, as in another task."""
         self.now = [self.fresh() for _ in range(self.envs)]
         self.left = len(self.past[0])
-        self.memory.begin(self.shown())
+        self.memory.start_episodes(self.shown())
 
     def expected(self, rows: int, n_step: int, stack: int) -> list[tuple[Any, ...]]:
         """The transitions that a memory of so many rows should hold, of all environments."""
@@ -103,7 +103,7 @@ class World:
 
 
 def held(memory: ReplayBuffer) -> list[tuple[Any, ...]]:
-    batch = memory._complete(memory.buffer.storage.get(slice(0, len(memory))))
+    batch = memory._to_batch(memory.buffer.storage.get(slice(0, len(memory))))
     found = []
     for item in batch:
         over = float(item["discount"]) == 0
@@ -148,7 +148,7 @@ def test_transitions_are_those_of_the_episodes_whatever_the_ring_has_overwritten
 def test_a_new_beginning_cuts_episodes_off_and_mixes_none() -> None:
     memory = make(1, 24, n_step=3, stack=2)
     for frame in (1.0, 10.0):
-        memory.begin(np.array([[frame]], np.float32))
+        memory.start_episodes(np.array([[frame]], np.float32))
         for step in range(1, 5):
             nothing = np.zeros(1, bool)
             memory.add(np.zeros(1), np.ones(1), nothing, nothing, np.array([[frame + step]], np.float32), {})
@@ -181,7 +181,7 @@ def test_drawing_a_representative_batch_does_not_disturb_the_samples() -> None:
         world = World(each, 2, np.random.default_rng(0))
         for _ in range(20):
             world.step()
-    drawn = memory.draw(10, torch.Generator().manual_seed(1))
+    drawn = memory.sample_without_replacement(10, torch.Generator().manual_seed(1))
     assert len(set(drawn["observation"].flatten().tolist())) == 10
     (a,), (b,) = memory.sample(), other.sample()
     assert (a["observation"] == b["observation"]).all()
@@ -287,7 +287,7 @@ def test_memory_takes_at_most_five_percent_more_than_the_raw_bytes(
     layout = BufferSpec(capacity, envs, (shape, dtype), torch.int32, stack)
     memory = ReplayBuffer(layout, 4, torch.device("cpu"), torch.Generator())
     frames = np.zeros((envs, *shape), bool if dtype is torch.bool else np.uint8)
-    memory.begin(frames)
+    memory.start_episodes(frames)
     nothing = np.zeros(envs, bool)
     for step in range(capacity // envs + 50):
         cut = np.full(envs, step % 500 == 499)
@@ -298,7 +298,7 @@ def test_memory_takes_at_most_five_percent_more_than_the_raw_bytes(
 
 def test_final_frames_take_no_more_room_than_episodes_that_are_remembered() -> None:
     memory = make(1, 8)
-    memory.begin(np.zeros((1, 1), np.float32))
+    memory.start_episodes(np.zeros((1, 1), np.float32))
     cut, nothing = np.ones(1, bool), np.zeros(1, bool)
     for step in range(1000):
         memory.add(np.zeros(1), np.zeros(1), nothing, cut, np.zeros((1, 1), np.float32), {0: np.full(1, step)})

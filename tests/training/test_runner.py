@@ -581,7 +581,7 @@ def test_a_lost_log_is_named(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.Mon
     spec = tiny()
     folder = stopped_run(spec, tmp_path, monkeypatch)
     (folder / "metrics.csv").unlink()
-    with pytest.raises(RunError, match=r"metrics\.csv is gone; delete .* to start the run anew"):
+    with pytest.raises(RunError, match=r"metrics\.csv is missing; delete .* to restart the run"):
         go(spec, tmp_path)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from plastibench.config.errors import UserError
-from plastibench.integrations.shared import Schedule, collate
+from plastibench.integrations.callback_schedule import Schedule, collate
 
 
 class Noisy(Dataset):
