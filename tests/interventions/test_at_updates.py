@@ -12,7 +12,7 @@ import torch
 from plastibench.config.registry import interventions
 from plastibench.interventions.base import Report, overrides
 from plastibench.nn.network import Network
-from tests.helpers import (
+from tests.support.networks import (
     agent_builder,
     changed,
     images,

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import (
+from tests.support.networks import (
     agent_builder,
-    array,
     changed,
     double,
     method,
@@ -16,6 +15,7 @@ from tests.helpers import (
     small_vit,
     state,
 )
+from tests.support.references import array
 
 MLP = agent_builder("mlp", width=64)
 NETWORKS = {"vit": small_vit(), "mlp": MLP, "resnet": small_resnet}

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import (
+from tests.support.networks import (
     add_noise,
     agent_builder,
-    array,
     double,
     images,
     logits,
@@ -22,6 +21,7 @@ from tests.helpers import (
     train,
     transitions,
 )
+from tests.support.references import array
 
 MLP = agent_builder("mlp", width=8)
 NETWORKS = {"vit": small_vit(dropout=0.5), "mlp": MLP, "resnet": small_resnet}

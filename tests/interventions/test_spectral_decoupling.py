@@ -8,10 +8,9 @@ from torch import nn
 
 from plastibench.config.errors import UserError
 from plastibench.nn.network import Network
-from tests.helpers import (
+from tests.support.networks import (
     add_noise,
     agent_builder,
-    array,
     double,
     images,
     logits,
@@ -24,6 +23,7 @@ from tests.helpers import (
     train,
     transitions,
 )
+from tests.support.references import array
 
 MLP = agent_builder("mlp", width=8)
 NETWORKS = {"vit": small_vit(dropout=0.5), "mlp": MLP, "resnet": small_resnet}

@@ -9,7 +9,7 @@ from plastibench.config.errors import UserError
 from plastibench.training import checkpoint
 
 
-def test_a_checkpoint_returns_what_was_saved(tmp_path: Path) -> None:
+def test_load_returns_what_was_saved(tmp_path: Path) -> None:
     state = {"a": torch.arange(3), "b": [1, 2.5, "x", None], "c": {"d": (True, {"e": torch.ones(2)})}}
     checkpoint.save(tmp_path / "c.pt", state)
     found = checkpoint.load(tmp_path / "c.pt")
