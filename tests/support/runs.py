@@ -15,6 +15,12 @@ from plastibench.agents.classifier import Classifier
 from plastibench.config.spec import RunSpec
 from plastibench.training.runner import run
 
+STATEFUL = {  # run options with all the state that an exact resume must restore
+    "agent_options": {"dropout": 0.2, "batch_size": 8, "lr": 0.01},
+    "env_options": {"augment": "crop-flip"},
+    "representative": 6,  # fewer samples than there are, so that they are drawn
+}
+
 
 class Stopped(BaseException):
     """A simulated crash; no handler for ordinary exceptions catches it."""

@@ -94,7 +94,7 @@ def test_rerunning_a_complete_run_returns_its_result(
     spec = tiny()
     first = go(spec, tmp_path)
     before = {path: path.read_bytes() for path in (tmp_path / spec.id).iterdir()}
-    monkeypatch.setattr(TaskStreamConfig, "make", lambda *_: pytest.fail("the run began again"))
+    monkeypatch.setattr(TaskStreamConfig, "make", lambda *_: pytest.fail("the run started again"))
     again = run(spec, runs_dir=tmp_path)
     assert json.loads(json.dumps(again.to_dict())) == first
     assert {path: path.read_bytes() for path in (tmp_path / spec.id).iterdir()} == before
@@ -107,12 +107,14 @@ def test_run_finished_by_another_process_is_not_repeated(
     spec = tiny()
     original, finished = TaskStreamConfig.make, []
 
-    def slow_make(self: TaskStreamConfig, *arguments: Any) -> Any:  # loading takes long, and the other one is faster
+    def make_after_another_run(
+        self: TaskStreamConfig, *arguments: Any
+    ) -> Any:  # another process finishes the run while this one loads data
         monkeypatch.setattr(TaskStreamConfig, "make", original)
         finished.append(go(spec, tmp_path))
         return original(self, *arguments)
 
-    monkeypatch.setattr(TaskStreamConfig, "make", slow_make)
+    monkeypatch.setattr(TaskStreamConfig, "make", make_after_another_run)
     assert go(spec, tmp_path) == finished[0]
 
 

@@ -40,18 +40,18 @@ def refused(spec: RunSpec, path: Path) -> str:
 
 def test_truncated_checkpoint_is_refused(interrupted: tuple[RunSpec, Path]) -> None:
     spec, path = interrupted
-    whole = path.read_bytes()
-    for length in (0, 1, 4, 100, len(whole) // 2, len(whole) - 100, len(whole) - 1):
-        path.write_bytes(whole[:length])
+    intact = path.read_bytes()
+    for length in (0, 1, 4, 100, len(intact) // 2, len(intact) - 100, len(intact) - 1):
+        path.write_bytes(intact[:length])
         refused(spec, path)
 
 
 def test_checkpoint_with_flipped_bytes_is_refused(interrupted: tuple[RunSpec, Path]) -> None:
     spec, path = interrupted
-    whole = path.read_bytes()
-    starts = [whole.index(b"data.pkl") + 200, whole.index(b"/data/0") + 150, len(whole) - 30]
+    intact = path.read_bytes()
+    starts = [intact.index(b"data.pkl") + 200, intact.index(b"/data/0") + 150, len(intact) - 30]
     for start in starts:
-        path.write_bytes(whole[:start] + bytes(255 - byte for byte in whole[start : start + 8]) + whole[start + 8 :])
+        path.write_bytes(intact[:start] + bytes(255 - byte for byte in intact[start : start + 8]) + intact[start + 8 :])
         refused(spec, path)
 
 
@@ -96,7 +96,7 @@ def test_malicious_checkpoint_is_refused_and_not_executed(interrupted: tuple[Run
     spec, path = interrupted
     trap = path.parent / "executed"
     pickle.loads(pickle.dumps(Bomb(trap)))
-    assert trap.exists()  # the bomb is live
+    assert trap.exists()  # unpickling does execute it
     trap.unlink()
     for save in (torch.save, lambda state, file: file.write_bytes(pickle.dumps(state))):
         save({"position": Bomb(trap)}, path)

@@ -14,7 +14,7 @@ from tests.support.networks import parameters, same_tensors
 from tests.support.rl import tiny_rl
 from tests.support.runs import go
 
-# There is no attention, and a norm before every nonlinearity already.
+# These agents have no attention, or already have a norm before every nonlinearity.
 UNSUPPORTED = {("rnr-attention", "sac-mlp"), ("layernorm", "sac-mlp")}
 
 
@@ -45,16 +45,16 @@ UNSUPPORTED = {("rnr-attention", "sac-mlp"), ("layernorm", "sac-mlp")}
 def test_interventions_change_every_network_and_no_target(
     started: Any, intervention: str, env: str, agent: str, options: dict[str, Any]
 ) -> None:
-    trainer, learner = started(tiny_rl(intervention, env, agent, agent_options=options), 80)
-    before = {role: parameters(network.module) for role, network in learner.networks.items()}
-    targets = {role: parameters(target.module) for role, target in learner.targets.items()}
+    trainer, rl_agent = started(tiny_rl(intervention, env, agent, agent_options=options), 80)
+    before = {role: parameters(network.module) for role, network in rl_agent.networks.items()}
+    targets = {role: parameters(target.module) for role, target in rl_agent.targets.items()}
     trainer.intervene()
-    for role, network in learner.networks.items():
+    for role, network in rl_agent.networks.items():
         assert not same_tensors(before[role], parameters(network.module)), role
         assert all(torch.isfinite(p).all() for p in network.module.parameters())
-    assert all(same_tensors(targets[role], parameters(target.module)) for role, target in learner.targets.items())
-    trainer.advance()  # and learning goes on
-    assert {report["role"] for report in trainer.reports} == set(learner.networks)
+    assert all(same_tensors(targets[role], parameters(target.module)) for role, target in rl_agent.targets.items())
+    trainer.advance()  # training continues
+    assert {report["role"] for report in trainer.reports} == set(rl_agent.networks)
 
 
 @pytest.mark.parametrize("intervention", registry.interventions.all())
@@ -73,41 +73,41 @@ def test_every_intervention_supports_rl_agents_or_raises(
         with pytest.raises(UserError):
             started(spec, 80)[0].intervene()
         return
-    trainer, learner = started(spec, 80)
+    trainer, rl_agent = started(spec, 80)
     targets = {
         role: {name: p.detach().clone() for name, p in target.module.named_parameters()}
-        for role, target in learner.targets.items()
+        for role, target in rl_agent.targets.items()
     }
     trainer.intervene()
-    for role, target in learner.targets.items():
+    for role, target in rl_agent.targets.items():
         now = dict(target.module.named_parameters())
-        assert list(now) == [name for name, _ in learner.networks[role].module.named_parameters()]
+        assert list(now) == [name for name, _ in rl_agent.networks[role].module.named_parameters()]
         assert all(torch.equal(now[name], value) for name, value in targets[role].items() if name in now)
     trainer.advance()
-    for network in learner.networks.values():
+    for network in rl_agent.networks.values():
         assert all(torch.isfinite(p).all() for p in network.module.parameters())
-    assert {report["role"] for report in trainer.reports} == set(learner.networks)
+    assert {report["role"] for report in trainer.reports} == set(rl_agent.networks)
 
 
 def test_only_networks_with_the_given_roles_are_modified(started: Any) -> None:
-    trainer, learner = started(tiny_rl("reset", "rl-pendulum", "sac-mlp", roles=("critic",)))
-    actor, critic = (parameters(learner.networks[role].module) for role in ("actor", "critic"))
+    trainer, rl_agent = started(tiny_rl("reset", "rl-pendulum", "sac-mlp", roles=("critic",)))
+    actor, critic = (parameters(rl_agent.networks[role].module) for role in ("actor", "critic"))
     trainer.intervene()
-    assert same_tensors(actor, parameters(learner.networks["actor"].module))
-    assert not same_tensors(critic, parameters(learner.networks["critic"].module))
+    assert same_tensors(actor, parameters(rl_agent.networks["actor"].module))
+    assert not same_tensors(critic, parameters(rl_agent.networks["critic"].module))
 
 
 @pytest.mark.parametrize("intervention", ["weight-clipping", "parseval", "rnr"])
 def test_target_policy_same_prepares_frozen_targets(started: Any, intervention: str) -> None:
-    trainer, learner = started(tiny_rl(intervention, agent_options={"target_policy": "same"}), steps=40)
+    trainer, rl_agent = started(tiny_rl(intervention, agent_options={"target_policy": "same"}), steps=40)
     assert set(trainer.targets.interventions) == {"critic"}
-    assert not any(p.requires_grad for p in learner.targets["critic"].module.parameters())
+    assert not any(p.requires_grad for p in rl_agent.targets["critic"].module.parameters())
 
 
 @pytest.mark.parametrize("policy", ["keep", "copy", "same"])
 def test_target_policy(started: Any, policy: str) -> None:
-    trainer, learner = started(tiny_rl("reset", agent_options={"target_policy": policy, "target_every": 10**6}))
-    target, network = learner.targets["critic"].module, learner.networks["critic"].module
+    trainer, rl_agent = started(tiny_rl("reset", agent_options={"target_policy": policy, "target_every": 10**6}))
+    target, network = rl_agent.targets["critic"].module, rl_agent.networks["critic"].module
     before = parameters(target)
     trainer.intervene()
     trainer.targets.after_intervention(trainer.representative)
@@ -123,13 +123,13 @@ def test_target_policy(started: Any, policy: str) -> None:
 def test_rnr_preserves_values_better_than_reset(started: Any) -> None:
     change = {}
     for name in ("rnr", "reset"):
-        trainer, learner = started(
+        trainer, rl_agent = started(
             tiny_rl(name, agent_options={"hidden": (64, 64), "lr": 3e-3}, representative=200), 240
         )
         batch = trainer.representative()
-        before = learner.value(batch["observation"], batch["action"])
+        before = rl_agent.value(batch["observation"], batch["action"])
         trainer.intervene()
-        after = learner.value(batch["observation"], batch["action"])
+        after = rl_agent.value(batch["observation"], batch["action"])
         change[name] = float((after - before).norm() / before.norm())
     assert change["rnr"] < 0.25 < 0.5 < change["reset"]
     assert trainer.reports[-1]["revived_fraction"] == 1.0
@@ -143,7 +143,7 @@ def test_runs_are_identical_until_the_first_intervention(tmp_path: Path) -> None
 def test_schedule_counts_updates_and_offline_updates_are_extra(tmp_path: Path) -> None:
     spec = tiny_rl("reset", agent_options={"replay_ratio": 1.0}, every=50, until=100, offline_updates=7)
     result = go(spec, tmp_path)
-    # Offline updates shift the multiples of 50 that an update lands on, and none of them intervenes by itself.
+    # Offline updates count towards the schedule, but do not trigger interventions themselves.
     assert [report["update"] for report in result["interventions"]] == [50, 100]
     assert result["cost"]["updates"] == 200 + 2 * 7
 
@@ -158,15 +158,15 @@ def test_interventions_at_task_boundaries_are_evaluated(tmp_path: Path) -> None:
 
 def test_targets_include_the_changes_of_after_update(started: Any) -> None:
     options = {"target_every": 5, "lr": 1e-2, "replay_ratio": 1.0}
-    trainer, learner = started(tiny_rl("weight-clipping", agent_options=options), 80)
-    assert trainer.learner.updates == 40  # a copy has just been made
-    assert same_tensors(parameters(learner.targets["critic"].module), parameters(learner.networks["critic"].module))
+    trainer, rl_agent = started(tiny_rl("weight-clipping", agent_options=options), 80)
+    assert trainer.learner.updates == 40  # the target has just been copied
+    assert same_tensors(parameters(rl_agent.targets["critic"].module), parameters(rl_agent.networks["critic"].module))
 
 
 def test_churn_excludes_interventions(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"tasks": 2, "steps": 80, "clear_replay": True}
     trainer, _ = started(tiny_rl("reset", "rl-minatar-permuted", "dqn-cnn", env_options=options), 80)
-    assert trainer._churn is not None  # the evaluation at the end of the task looked at the network
+    assert trainer._churn is not None  # set by the evaluation at the end of the task
     seen = []
     monkeypatch.setattr(trainer, "_measure_churn", lambda *answers: seen.append(trainer.learner.updates))
     trainer.advance()

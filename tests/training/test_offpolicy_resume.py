@@ -36,22 +36,22 @@ def test_resume_is_bit_identical(
     every = 0 if "permuted" in env else 25
     agent_options = {"replay_ratio": 0.4, **options}
     spec = tiny_rl(intervention, env, agent, env_options=env_options, agent_options=agent_options, every=every)
-    go(spec, tmp_path / "whole")
+    go(spec, tmp_path / "uninterrupted")
     crash_at(monkeypatch, crash, Learner, "learn")
     with pytest.raises(Stopped):
-        go(spec, tmp_path / "part", checkpoint_seconds=0)
-    go(spec, tmp_path / "part")
-    assert_same_run(tmp_path / "whole" / spec.id, tmp_path / "part" / spec.id)
+        go(spec, tmp_path / "resumed", checkpoint_seconds=0)
+    go(spec, tmp_path / "resumed")
+    assert_same_run(tmp_path / "uninterrupted" / spec.id, tmp_path / "resumed" / spec.id)
 
 
 def test_float64_actions_are_replayed_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = tiny_rl(env="gym", agent="sac-mlp", env_options={"id": "tests/Float64Actions-v0"})
-    go(spec, tmp_path / "whole")
+    go(spec, tmp_path / "uninterrupted")
     crash_at(monkeypatch, 25, OffPolicyTrainer, "advance")
     with pytest.raises(Stopped):
-        go(spec, tmp_path / "part", checkpoint_seconds=0)
-    go(spec, tmp_path / "part")
-    assert_same_run(tmp_path / "whole" / spec.id, tmp_path / "part" / spec.id)
+        go(spec, tmp_path / "resumed", checkpoint_seconds=0)
+    go(spec, tmp_path / "resumed")
+    assert_same_run(tmp_path / "uninterrupted" / spec.id, tmp_path / "resumed" / spec.id)
 
 
 @pytest.mark.parametrize("moment", [3, 9, 14])
@@ -60,17 +60,17 @@ def test_resume_after_a_crash_while_acting_is_bit_identical(
 ) -> None:
     """The moments include random actions before the first update, and truncated episodes."""
     spec = tiny_rl(env_options={"max_episode_steps": 11})
-    go(spec, tmp_path / "whole")
+    go(spec, tmp_path / "uninterrupted")
     crash_at(monkeypatch, moment, OffPolicyTrainer, "advance")
     with pytest.raises(Stopped):
-        go(spec, tmp_path / "part", checkpoint_seconds=0)
-    go(spec, tmp_path / "part")
-    assert_same_run(tmp_path / "whole" / spec.id, tmp_path / "part" / spec.id)
+        go(spec, tmp_path / "resumed", checkpoint_seconds=0)
+    go(spec, tmp_path / "resumed")
+    assert_same_run(tmp_path / "uninterrupted" / spec.id, tmp_path / "resumed" / spec.id)
 
 
 def test_stop_request_saves_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, original = tiny_rl(), OffPolicyTrainer.advance
-    go(spec, tmp_path / "whole")
+    go(spec, tmp_path / "uninterrupted")
 
     def advance(self: OffPolicyTrainer) -> None:
         original(self)
@@ -80,9 +80,9 @@ def test_stop_request_saves_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setattr(OffPolicyTrainer, "advance", advance)
         with pytest.raises(Interrupted):
-            go(spec, tmp_path / "part")
-    go(spec, tmp_path / "part")
-    assert_same_run(tmp_path / "whole" / spec.id, tmp_path / "part" / spec.id)
+            go(spec, tmp_path / "resumed")
+    go(spec, tmp_path / "resumed")
+    assert_same_run(tmp_path / "uninterrupted" / spec.id, tmp_path / "resumed" / spec.id)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_resume_with_a_saved_replay_buffer_starts_new_episodes(
 ) -> None:
     agent, more = ("dqn-cnn", {"tasks": 2, "steps": 120}) if "permuted" in env else ("dqn-mlp", {})
     spec = tiny_rl("redo", env, agent, env_options=more, agent_options=options, checkpoint_memory=True)
-    whole = go(spec, tmp_path / "whole")
+    uninterrupted = go(spec, tmp_path / "uninterrupted")
     original = OffPolicyTrainer.advance
 
     def advance(self: OffPolicyTrainer) -> None:
@@ -109,11 +109,11 @@ def test_resume_with_a_saved_replay_buffer_starts_new_episodes(
     with monkeypatch.context() as patch:
         patch.setattr(OffPolicyTrainer, "advance", advance)
         with pytest.raises(Interrupted):
-            go(spec, tmp_path / "part")
-    saved = checkpoint.load(tmp_path / "part" / spec.id / "checkpoint.pt")["trainer"]
+            go(spec, tmp_path / "resumed")
+    saved = checkpoint.load(tmp_path / "resumed" / spec.id / "checkpoint.pt")["trainer"]
     assert len(saved["buffer"]["transitions"]["frame_index"]) == min(160, spec.agent[1]["buffer_size"])
     assert not any(map(len, saved["actions"]))
-    shutil.copytree(tmp_path / "part", tmp_path / "again")
+    shutil.copytree(tmp_path / "resumed", tmp_path / "again")
     steps: list[int] = []
 
     def step(self: OffPolicyTrainer, action: Any) -> None:
@@ -123,12 +123,12 @@ def test_resume_with_a_saved_replay_buffer_starts_new_episodes(
     act = OffPolicyTrainer._step
     with monkeypatch.context() as patch:
         patch.setattr(OffPolicyTrainer, "_step", step)
-        part = go(spec, tmp_path / "part")
+        resumed = go(spec, tmp_path / "resumed")
     assert steps == list(range(160, 240, 4))  # no step is repeated
-    assert part["cost"]["updates"] == whole["cost"]["updates"]
-    assert [point["steps"] for point in part["returns"]] == [point["steps"] for point in whole["returns"]]
+    assert resumed["cost"]["updates"] == uninterrupted["cost"]["updates"]
+    assert [point["steps"] for point in resumed["returns"]] == [point["steps"] for point in uninterrupted["returns"]]
     go(spec, tmp_path / "again")
-    assert_same_run(tmp_path / "again" / spec.id, tmp_path / "part" / spec.id)
+    assert_same_run(tmp_path / "again" / spec.id, tmp_path / "resumed" / spec.id)
 
 
 def test_leftover_replay_buffer_files_are_replaced(tmp_path: Path) -> None:
@@ -137,8 +137,8 @@ def test_leftover_replay_buffer_files_are_replaced(tmp_path: Path) -> None:
     left.mkdir(parents=True)
     (left / "frames.memmap").write_bytes(b"old")
     go(spec, tmp_path / "killed")
-    go(spec, tmp_path / "whole")
-    assert_same_run(tmp_path / "whole" / spec.id, tmp_path / "killed" / spec.id)
+    go(spec, tmp_path / "uninterrupted")
+    assert_same_run(tmp_path / "uninterrupted" / spec.id, tmp_path / "killed" / spec.id)
 
 
 def test_nondeterministic_environments_cannot_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

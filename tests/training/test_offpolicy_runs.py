@@ -22,7 +22,7 @@ def test_steps_updates_and_frames_are_counted_separately(tmp_path: Path) -> None
     cost = result["cost"]
     assert (cost["agent_steps"], cost["environment_steps"], cost["updates"]) == (240, 240, 100)  # 0.5 · (240 − 40)
     assert [point["steps"] for point in result["returns"]] == [0, 80, 160, 240]
-    assert cost["memory_bytes"] == 120 * (4 + 4 + 4 + 4 + 1) + (30 + 1 + 1) * 4 * 16  # transitions, and rows of frames
+    assert cost["memory_bytes"] == 120 * (4 + 4 + 4 + 4 + 1) + (30 + 1 + 1) * 4 * 16  # transitions and frames
     with open(next(tmp_path.iterdir()) / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {"return", "q-bias", "loss", "training-return", "q-churn", "policy-churn"} <= {row["metric"] for row in rows}
@@ -126,8 +126,10 @@ def test_saved_run_has_targets_and_temperature(tmp_path: Path) -> None:
     spec = tiny_rl(env="rl-pendulum", agent="sac-mlp", agent_options={"lr": 1e-2})
     go(spec, tmp_path)
     extra = torch.load(tmp_path / spec.id / "final.pt", weights_only=True)["extra"]
-    learner = open_run(tmp_path / spec.id, "cpu", tmp_path).agent
-    assert float(learner._log_temperature) == float(extra["temperature"]) != 0
-    found = learner.targets["critic"].module.state_dict()
+    rl_agent = open_run(tmp_path / spec.id, "cpu", tmp_path).agent
+    assert float(rl_agent._log_temperature) == float(extra["temperature"]) != 0
+    found = rl_agent.targets["critic"].module.state_dict()
     assert all(torch.equal(found[name], value) for name, value in extra["targets"]["critic"].items())
-    assert not same_tensors(parameters(learner.targets["critic"].module), parameters(learner.networks["critic"].module))
+    assert not same_tensors(
+        parameters(rl_agent.targets["critic"].module), parameters(rl_agent.networks["critic"].module)
+    )

@@ -126,9 +126,9 @@ def forkserver() -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an uninterrupted run."""
-    folder = tmp_path_factory.mktemp("whole")
+    folder = tmp_path_factory.mktemp("uninterrupted")
     done = Child([*RUN, "--runs-dir", folder / "runs"], folder)
     assert done.end() == 0, done.err
     run = next((folder / "runs").glob("*/result.json")).parent  # the runs folder also contains the leaderboard
@@ -144,10 +144,10 @@ def wait_for(path: Path, process: Child) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=["kill", "term", "int"])
 def test_resume_after_signals_at_random_moments_is_bit_identical(
-    whole: Path, tmp_path: Path, number: signal.Signals
+    uninterrupted: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     chance = random.Random(int(number))
-    folder = tmp_path / "runs" / whole.name
+    folder = tmp_path / "runs" / uninterrupted.name
     stopped = 0
     arguments = [*RUN, "--runs-dir", tmp_path / "runs"]
     for attempt in range(4):
@@ -168,43 +168,43 @@ def test_resume_after_signals_at_random_moments_is_bit_identical(
     assert stopped >= 2
     last = Child(arguments, tmp_path, "last")
     assert last.end() == 0, last.err
-    assert_same_run(whole, folder)
+    assert_same_run(uninterrupted, folder)
 
 
-def test_sigterm_prints_one_line_and_the_run_can_be_resumed_by_id(whole: Path, tmp_path: Path) -> None:
+def test_sigterm_prints_one_line_and_the_run_can_be_resumed_by_id(uninterrupted: Path, tmp_path: Path) -> None:
     process = Child([*RUN, "--runs-dir", tmp_path / "runs"], tmp_path, pause=0.03)
-    wait_for(tmp_path / "runs" / whole.name / "metrics.csv", process)
+    wait_for(tmp_path / "runs" / uninterrupted.name / "metrics.csv", process)
     time.sleep(0.2)
     process.send(signal.SIGTERM)
     assert process.end() == 130
-    assert process.err.startswith(f"plastibench: {whole.name} stopped in task ")
+    assert process.err.startswith(f"plastibench: {uninterrupted.name} stopped in task ")
     assert process.err.endswith("run the same command to continue\n") and process.err.count("\n") == 1
-    assert (tmp_path / "runs" / whole.name / "checkpoint.pt").exists()
-    resumed = Child(["resume", whole.name, "--runs-dir", tmp_path / "runs", "--quiet"], tmp_path, "resumed")
+    assert (tmp_path / "runs" / uninterrupted.name / "checkpoint.pt").exists()
+    resumed = Child(["resume", uninterrupted.name, "--runs-dir", tmp_path / "runs", "--quiet"], tmp_path, "resumed")
     assert resumed.end() == 0, resumed.err
-    assert_same_run(whole, tmp_path / "runs" / whole.name)
+    assert_same_run(uninterrupted, tmp_path / "runs" / uninterrupted.name)
 
 
-def test_run_killed_while_saving_leaves_no_temporary_files(whole: Path, tmp_path: Path) -> None:
+def test_run_killed_while_saving_leaves_no_temporary_files(uninterrupted: Path, tmp_path: Path) -> None:
     arguments = [*RUN, "--runs-dir", tmp_path / "runs"]
     killed = Child(arguments, tmp_path, checkpoint_seconds=0.0, stop_when_writing=5)
     assert killed.end() == -signal.SIGKILL
     last = Child(arguments, tmp_path, "last")
     assert last.end() == 0, last.err
-    folder = tmp_path / "runs" / whole.name
-    assert_same_run(whole, folder)
+    folder = tmp_path / "runs" / uninterrupted.name
+    assert_same_run(uninterrupted, folder)
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_second_process_on_the_same_run_is_refused(whole: Path, tmp_path: Path) -> None:
+def test_second_process_on_the_same_run_is_refused(uninterrupted: Path, tmp_path: Path) -> None:
     arguments = [*RUN, "--runs-dir", tmp_path / "runs"]
     first = Child(arguments, tmp_path, "first", pause=0.05)
-    wait_for(tmp_path / "runs" / whole.name / "metrics.csv", first)
+    wait_for(tmp_path / "runs" / uninterrupted.name / "metrics.csv", first)
     second = Child(arguments, tmp_path, "second")
     assert second.end() == 2
     assert "is being run by another process" in second.err and second.err.count("\n") == 1
     assert first.end() == 0, first.err
-    assert_same_run(whole, tmp_path / "runs" / whole.name)
+    assert_same_run(uninterrupted, tmp_path / "runs" / uninterrupted.name)
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("left", [0, 40, 120, 250])  # KiB; decides which write fails first
 def test_run_fails_on_a_full_disk_and_resumes_with_free_space(
-    whole: Path, tmp_path: Path, small_disk: Path, left: int
+    uninterrupted: Path, tmp_path: Path, small_disk: Path, left: int
 ) -> None:
     filler = small_disk / "filler"
     descriptor = os.open(filler, os.O_WRONLY | os.O_CREAT)
@@ -235,13 +235,13 @@ def test_run_fails_on_a_full_disk_and_resumes_with_free_space(
     full = Child(arguments, tmp_path, "full", checkpoint_seconds=0.0)
     status = full.end()
     assert full.err.count("\n") == 1 and "No space left on device" in full.err, full.err
-    folder = small_disk / "runs" / whole.name
+    folder = small_disk / "runs" / uninterrupted.name
     assert not (folder / "result.json").exists()
     assert status == 1, full.err
     filler.unlink()
     last = Child(arguments, tmp_path, "last")
     assert last.end() == 0, last.err
-    assert_same_run(whole, folder)
+    assert_same_run(uninterrupted, folder)
 
 
 def test_closed_output_pipe_is_not_an_error() -> None:

@@ -24,19 +24,12 @@ from plastibench.nn.network import Network
 from plastibench.training import runner, trainer
 from plastibench.training.runner import Interrupted
 from plastibench.utils import atomic_io
-from tests.support.runs import Stopped, assert_same_run, crash_at, go, watch_updates
+from tests.support.runs import STATEFUL, Stopped, assert_same_run, crash_at, go, watch_updates
 
 Tiny = Callable[..., RunSpec]
 
 
-STATEFUL = {  # everything at once that an exact resume must bring back
-    "agent_options": {"dropout": 0.2, "batch_size": 8, "lr": 0.01},
-    "env_options": {"augment": "crop-flip"},
-    "representative": 6,  # fewer than there are, so that they are drawn
-}
-
-
-ACTING: dict[str, dict[str, Any]] = {  # options under which eight updates show what a method does
+ACTING: dict[str, dict[str, Any]] = {  # options with which methods act within eight updates
     "continual-backprop": {"rate": 0.1, "maturity": 1},
     "continual-backprop-adaptable": {"rate": 0.1, "maturity": 1},
     "self-normalized-resets": {"longest": 2, "check": 1, "retune": 3},
@@ -74,76 +67,76 @@ def test_resume_is_bit_identical(
     run_options: dict[str, Any],
 ) -> None:
     spec = tiny(intervention, options, **STATEFUL, **run_options)
-    whole = go(spec, tmp_path / "whole")
-    assert whole["cost"]["updates"] == 8
-    for number, update in enumerate((2, 2, 3)):  # counted from the restart: updates 2, 3 and 5 of eight
+    uninterrupted = go(spec, tmp_path / "uninterrupted")
+    assert uninterrupted["cost"]["updates"] == 8
+    for number, update in enumerate((2, 2, 3)):  # counted from each restart: updates 2, 3 and 5 of 8
         crash_at(monkeypatch, update)
         with pytest.raises(Stopped):
-            go(spec, tmp_path / "part", checkpoint_seconds=0)
-        assert (tmp_path / "part" / spec.id / "checkpoint.pt").exists(), number
-        with open(tmp_path / "part" / spec.id / "metrics.csv", "a", encoding="utf-8") as file:
+            go(spec, tmp_path / "resumed", checkpoint_seconds=0)
+        assert (tmp_path / "resumed" / spec.id / "checkpoint.pt").exists(), number
+        with open(tmp_path / "resumed" / spec.id / "metrics.csv", "a", encoding="utf-8") as file:
             file.write("what the crashed process wrote after its last checkpoint\n" * 2000)
-    go(spec, tmp_path / "part")
-    assert_same_run(tmp_path / "whole" / spec.id, tmp_path / "part" / spec.id)
+    go(spec, tmp_path / "resumed")
+    assert_same_run(tmp_path / "uninterrupted" / spec.id, tmp_path / "resumed" / spec.id)
 
 
 @dataclass
 class EmaCopy(Intervention):
-    """A method whose state follows the training: it cannot be had back from the seed."""
+    """A method with state that depends on training, so that the seed alone cannot restore it."""
 
-    rate: float = option(0.5, "how fast the slow copy follows")
+    rate: float = option(0.5, "weight of the network in each update of the copy")
 
     def prepare(self, network: Network) -> None:
-        self.slow = copy.deepcopy(network.module)
+        self.copy = copy.deepcopy(network.module)
         self.updates = 0
 
     @torch.no_grad()
     def after_update(self, network: Network) -> None:
         self.updates += 1
-        for slow, fast in zip(self.slow.parameters(), network.module.parameters(), strict=True):
-            slow.lerp_(fast, self.rate)
+        for averaged, trained in zip(self.copy.parameters(), network.module.parameters(), strict=True):
+            averaged.lerp_(trained, self.rate)
 
     @torch.no_grad()
     def intervene(self, network: Network, batch: Any) -> Report:
-        for slow, fast in zip(self.slow.parameters(), network.module.parameters(), strict=True):
-            fast.copy_(slow)
+        for averaged, trained in zip(self.copy.parameters(), network.module.parameters(), strict=True):
+            trained.copy_(averaged)
         return Report(parameters=self.updates)
 
     def evaluated(self, network: Network) -> torch.nn.Module:
-        return self.slow
+        return self.copy
 
     def state_dict(self) -> dict[str, Any]:
-        return {"slow": self.slow.state_dict(), "updates": self.updates}
+        return {"copy": self.copy.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.slow.load_state_dict(state["slow"])
+        self.copy.load_state_dict(state["copy"])
         self.updates = state["updates"]
 
 
 def test_intervention_state_is_resumed(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry.interventions, "_entries", dict(registry.interventions.all()))
-    registry.interventions.register("slow-copy")(EmaCopy)
-    spec = tiny("slow-copy", **STATEFUL)
-    go(spec, tmp_path / "whole")
+    registry.interventions.register("ema-copy")(EmaCopy)
+    spec = tiny("ema-copy", **STATEFUL)
+    go(spec, tmp_path / "uninterrupted")
     crash_at(monkeypatch, 4)
     with pytest.raises(Stopped):
-        go(spec, tmp_path / "part", checkpoint_seconds=0)
-    result = go(spec, tmp_path / "part")
+        go(spec, tmp_path / "resumed", checkpoint_seconds=0)
+    result = go(spec, tmp_path / "resumed")
     assert [report["parameters"] for report in result["interventions"]] == [2, 4]
-    assert_same_run(tmp_path / "whole" / spec.id, tmp_path / "part" / spec.id)
+    assert_same_run(tmp_path / "uninterrupted" / spec.id, tmp_path / "resumed" / spec.id)
 
 
 def test_crash_before_the_first_checkpoint_restarts_the_run(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = tiny("rnr")
-    go(spec, tmp_path / "whole")
+    go(spec, tmp_path / "uninterrupted")
     crash_at(monkeypatch, 4)
     with pytest.raises(Stopped):
-        go(spec, tmp_path / "part")
-    assert not (tmp_path / "part" / spec.id / "checkpoint.pt").exists()
-    go(spec, tmp_path / "part")
-    assert_same_run(tmp_path / "whole" / spec.id, tmp_path / "part" / spec.id)
+        go(spec, tmp_path / "resumed")
+    assert not (tmp_path / "resumed" / spec.id / "checkpoint.pt").exists()
+    go(spec, tmp_path / "resumed")
+    assert_same_run(tmp_path / "uninterrupted" / spec.id, tmp_path / "resumed" / spec.id)
 
 
 @pytest.mark.parametrize("moment", ["evaluate", "measure", "intervene", "finish", "result", "weights"])
@@ -151,7 +144,7 @@ def test_resume_after_a_crash_between_updates_is_bit_identical(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     spec = tiny("rnr", **STATEFUL)
-    go(spec, tmp_path / "whole")
+    go(spec, tmp_path / "uninterrupted")
     from plastibench.interventions.rnr import RnR
 
     moments: dict[str, tuple[Any, str, int]] = {
@@ -174,16 +167,16 @@ def test_resume_after_a_crash_between_updates_is_bit_identical(
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, once)
         with pytest.raises(Stopped):
-            go(spec, tmp_path / "part", checkpoint_seconds=0)
-    go(spec, tmp_path / "part")
-    assert_same_run(tmp_path / "whole" / spec.id, tmp_path / "part" / spec.id)
-    names = {path.name.partition(".tfevents")[0] for path in (tmp_path / "part" / spec.id).iterdir()}
+            go(spec, tmp_path / "resumed", checkpoint_seconds=0)
+    go(spec, tmp_path / "resumed")
+    assert_same_run(tmp_path / "uninterrupted" / spec.id, tmp_path / "resumed" / spec.id)
+    names = {path.name.partition(".tfevents")[0] for path in (tmp_path / "resumed" / spec.id).iterdir()}
     assert names == {"spec.toml", "metrics.csv", "result.json", "final.pt", "lock", "events.out"}
 
 
 def test_stop_request_saves_a_checkpoint(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = tiny("rnr", **STATEFUL)
-    go(spec, tmp_path / "whole")
+    go(spec, tmp_path / "uninterrupted")
     updates = [0]
 
     def stop_once(agent: Classifier, batch: Any) -> None:
@@ -196,10 +189,10 @@ def test_stop_request_saves_a_checkpoint(tiny: Tiny, tmp_path: Path, monkeypatch
         with pytest.raises(
             Interrupted, match=rf"{spec.id} stopped in task 3 after 5 updates; its state \(0\.\d MB\) is saved"
         ):
-            go(spec, tmp_path / "part")
+            go(spec, tmp_path / "resumed")
     assert updates[0] == 5
-    go(spec, tmp_path / "part")
-    assert_same_run(tmp_path / "whole" / spec.id, tmp_path / "part" / spec.id)
+    go(spec, tmp_path / "resumed")
+    assert_same_run(tmp_path / "uninterrupted" / spec.id, tmp_path / "resumed" / spec.id)
 
 
 def test_resume_on_another_device_index(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +202,7 @@ def test_resume_on_another_device_index(tiny: Tiny, tmp_path: Path, monkeypatch:
         go(spec, tmp_path, checkpoint_seconds=0)
     other = dataclasses.replace(spec, run=dataclasses.replace(spec.run, device="cpu:0"))
     assert other.id == spec.id
-    assert go(other, tmp_path)["cost"]["updates"] == go(spec, tmp_path / "whole")["cost"]["updates"]
+    assert go(other, tmp_path)["cost"]["updates"] == go(spec, tmp_path / "uninterrupted")["cost"]["updates"]
 
 
 def test_run_time_excludes_time_between_attempts(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,8 +215,8 @@ def test_run_time_excludes_time_between_attempts(tiny: Tiny, tmp_path: Path, mon
     watch_updates(monkeypatch, tick)
     crash_at(monkeypatch, 4)
     with pytest.raises(Stopped):
-        go(tiny(), tmp_path, checkpoint_seconds=15)  # saves after updates 2 and 4; the fourth does not come
-    now[0] += 1000.0  # nothing runs meanwhile
+        go(tiny(), tmp_path, checkpoint_seconds=15)  # saves after update 2; update 4 crashes
+    now[0] += 1000.0  # time between the attempts
     assert go(tiny(), tmp_path)["cost"]["seconds"] == 60.0
 
 
@@ -240,11 +233,11 @@ def test_progress_counts_samples_since_the_resume(tiny: Tiny, tmp_path: Path, mo
         go(tiny(), tmp_path, checkpoint_seconds=0)
     monkeypatch.setattr(runner.Progress, "show", show)
     go(tiny(), tmp_path)
-    assert shown == [12]  # one update was left; a rate over all 48 samples would be far too high
+    assert shown == [12]  # only the samples of the last update, not all 48
 
 
 def stopped_run(spec: RunSpec, runs_dir: Path, monkeypatch: pytest.MonkeyPatch, data_dir: Path | str = "data") -> Path:
-    """The folder of a run that was asked to stop after its fifth update."""
+    """The folder of a run that was stopped in the middle of a task."""
     stop: list[int] = []
     with monkeypatch.context() as patch:
         watch_updates(patch, lambda agent, batch: stop.append(1) if agent._update else None)
@@ -255,11 +248,11 @@ def stopped_run(spec: RunSpec, runs_dir: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_resume_refuses_changed_data(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for label in ("cat", "mouse"):
-        for part, count in (("train", 12), ("test", 3)):
-            (tmp_path / "images" / part / label).mkdir(parents=True)
+        for resumed, count in (("train", 12), ("test", 3)):
+            (tmp_path / "images" / resumed / label).mkdir(parents=True)
             for number in range(count):
-                Image.new("L", (8, 8), 10 * number + len(label + part)).save(
-                    tmp_path / "images" / part / label / f"{number}.png"
+                Image.new("L", (8, 8), 10 * number + len(label + resumed)).save(
+                    tmp_path / "images" / resumed / label / f"{number}.png"
                 )
     source = {"dataset": "imagefolder", "path": str(tmp_path / "images"), "image_size": 8, "train_size": 20}
     spec = tiny("none", agent="mlp", env_options=source, agent_options={"batch_size": 2})

@@ -21,16 +21,9 @@ from plastibench.training import supervised
 from plastibench.training.runner import run
 from plastibench.utils.progress import Progress
 from plastibench.utils.seeding import derive
-from tests.support.runs import assert_same_run, go, watch_updates, weights
+from tests.support.runs import STATEFUL, assert_same_run, go, watch_updates, weights
 
 Tiny = Callable[..., RunSpec]
-
-
-STATEFUL = {  # everything at once that an exact resume must bring back
-    "agent_options": {"dropout": 0.2, "batch_size": 8, "lr": 0.01},
-    "env_options": {"augment": "crop-flip"},
-    "representative": 6,  # fewer than there are, so that they are drawn
-}
 
 
 def test_runs_are_deterministic_and_depend_on_the_seed(tiny: Tiny, tmp_path: Path) -> None:
@@ -127,7 +120,7 @@ def test_drop_is_measured_on_the_previous_task(tiny: Tiny, tmp_path: Path, monke
 
     def kept(self: Classifier, images: torch.Tensor, module: Any = None) -> torch.Tensor:
         found = logits(self, images, module)
-        if len(images) > 1000:  # the test set and not the representative batch
+        if len(images) > 1000:  # the test set, not the representative batch
             outputs.append(found)
         return found
 
@@ -161,8 +154,8 @@ def test_none_causes_no_drop_at_task_boundaries(tiny: Tiny, tmp_path: Path) -> N
 def test_relabel_evaluates_on_the_current_labels(tiny: Tiny, tmp_path: Path) -> None:
     spec = tiny(env="relabel-digits", agent="mlp", env_options={"epochs": 60}, agent_options={"width": 64, "lr": 0.01})
     for number, task in enumerate(go(spec, tmp_path)["tasks"]):
-        assert task["end"] > 0.9 and task["train_accuracy"] == task["end"]  # random labels are learned by heart
-        assert task["curve"][0][1] < 0.4  # and at the start of a task the new ones are unknown
+        assert task["end"] > 0.9 and task["train_accuracy"] == task["end"]  # random labels are memorized
+        assert task["curve"][0][1] < 0.4  # new labels are unknown at the start of a task
         if number:
             assert task["before"] == task["after"] > 0.9
 
@@ -188,7 +181,7 @@ def test_end_of_task_is_measured_before_a_due_intervention(tiny: Tiny, tmp_path:
     assert reset["tasks"][0]["end"] == plain["tasks"][0]["end"] > 0.2
     report = reset["interventions"][0]
     assert report["before"] == reset["tasks"][0]["end"] and report["after"] < 0.2
-    assert reset["tasks"][1]["before"] == report["after"]  # the switch itself finds a network that was reset
+    assert reset["tasks"][1]["before"] == report["after"]  # the network was already reset at the task boundary
 
 
 def test_representative_batch_size(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +200,7 @@ def test_hooks_of_an_intervention_are_called(tiny: Tiny, tmp_path: Path, monkeyp
     called: list[str] = []
     slow = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     torch.nn.init.zeros_(slow[1].weight)
-    slow[1].bias.data.copy_(torch.arange(10.0))  # always says 9
+    slow[1].bias.data.copy_(torch.arange(10.0))  # always predicts class 9
     monkeypatch.setattr(NoIntervention, "prepare", lambda self, network: called.append("prepare"))
     monkeypatch.setattr(NoIntervention, "penalty", lambda self, network, batch: called.append("penalty"))
     monkeypatch.setattr(NoIntervention, "after_update", lambda self, network: called.append("after"))
@@ -247,7 +240,7 @@ def test_remaining_time_excludes_the_start_up(
     now = [0.0]
     monkeypatch.setattr("plastibench.utils.progress.time.monotonic", lambda: now[0])
     progress = Progress("x", 100)
-    for seconds, done in ((5.0, 10), (7.0, 20), (9.0, 30)):  # five seconds before the first, then five a second
+    for seconds, done in ((5.0, 10), (7.0, 20), (9.0, 30)):  # five seconds of start-up, then five updates per second
         now[0] = seconds
         progress.show(done, done, "", "", milestone=True)
     lines = capsys.readouterr().err.splitlines()

@@ -140,16 +140,16 @@ def test_resumed_run_has_every_point_exactly_once(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int, checkpoint_seconds: float
 ) -> None:
     spec = tiny("rnr", agent_options={"batch_size": 8})
-    go(spec, tmp_path / "whole")
+    go(spec, tmp_path / "uninterrupted")
     crash_at(monkeypatch, updates + 1)
     with pytest.raises(Stopped):
-        go(spec, tmp_path / "part", checkpoint_seconds=checkpoint_seconds)
-    go(spec, tmp_path / "part")
-    whole, part = content(tmp_path / "whole" / spec.id), content(tmp_path / "part" / spec.id)
-    assert whole.keys() == part.keys()
-    steps = {tag: [step for step, _ in events] for tag, events in part.items()}
+        go(spec, tmp_path / "resumed", checkpoint_seconds=checkpoint_seconds)
+    go(spec, tmp_path / "resumed")
+    uninterrupted, resumed = content(tmp_path / "uninterrupted" / spec.id), content(tmp_path / "resumed" / spec.id)
+    assert uninterrupted.keys() == resumed.keys()
+    steps = {tag: [step for step, _ in events] for tag, events in resumed.items()}
     assert {tag: steps[tag] for tag in ("accuracy", "loss", "drop/after")} == {
-        tag: [step for step, _ in whole[tag]] for tag in ("accuracy", "loss", "drop/after")
+        tag: [step for step, _ in uninterrupted[tag]] for tag in ("accuracy", "loss", "drop/after")
     }
-    assert part == whole
-    assert json.loads((tmp_path / "part" / spec.id / "result.json").read_text())["id"] == spec.id
+    assert resumed == uninterrupted
+    assert json.loads((tmp_path / "resumed" / spec.id / "result.json").read_text())["id"] == spec.id
