@@ -31,14 +31,12 @@ class Classifier:
         config: The options.
         networks: The networks by role; the only role is ``classifier``.
         batch_size: Samples per update.
-        label: Arithmetic precision, recorded in the result.
         masked_classes: True for classes that do not exist yet, bool [K], or None; the loss ignores them.
     """
 
     def __init__(self, config: ClassifierConfig, env: TaskStream, seed: int, device: torch.device) -> None:
         self.config = config
         self.batch_size = config.batch_size
-        self.label = config.precision
         self.masked_classes: Tensor | None = None
         self._device = device
         self._pad = env.augment_pad

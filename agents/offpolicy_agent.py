@@ -78,7 +78,6 @@ class OffPolicyAgent:
         networks: The trained networks, by role.
         targets: Frozen target networks, by the role of the network they follow.
         batch_size: Transitions per update.
-        label: Arithmetic precision, recorded in the result.
         entropic: Whether the critic's values include the entropy of a stochastic policy (:meth:`sample`).
     """
 
@@ -87,7 +86,6 @@ class OffPolicyAgent:
     def __init__(self, config: OffPolicyConfig, env: RLEnvironment, seed: int, device: torch.device) -> None:
         self.config, self.device = config, device
         self.batch_size = config.batch_size
-        self.label = config.precision
         self.shape, self.uint8 = env.observation_shape, env.frame_dtype == np.uint8
         if config.random_shift and len(self.shape) != 3:
             raise UserError(

@@ -65,7 +65,7 @@ def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads:
     return "\n".join(
         [
             f"{spec.env[0]}, {spec.agent[0]}, {spec.run.device}, {torch.get_num_threads()} threads, "
-            f"{trainer.agent.label}",
+            f"{trainer.agent.config.precision}",
             f"seconds per epoch of the first task ({epoch} updates), {rounds} rounds of {updates} updates "
             "(plain, plastibench, plastibench, plain); medians and quartiles:",
             f"  plain PyTorch loop  {statistics.median(theirs) * scale:.3f}",

@@ -112,12 +112,12 @@ class OffPolicyTrainer(Trainer):
 
     @property
     def length(self) -> int:
-        """Steps of the whole run."""
+        """Agent steps of the run."""
         return self.steps_per_task * self.env_config.task_count
 
     @property
     def steps_per_task(self) -> int:
-        """A multiple of the number of environments."""
+        """Agent steps per task, rounded up to a multiple of the number of environments."""
         return -(-self.env_config.steps // self.env_config.envs) * self.env_config.envs
 
     @property

@@ -200,7 +200,7 @@ class _Run:
             "versions": provenance.versions(),
             "hardware": provenance.hardware(self.spec.run.device),
             "threads": torch.get_num_threads(),
-            "precision": self.agent.label,
+            "precision": self.agent.config.precision,
         }
         states = learner.intervention_states()
         modules = [network.module.state_dict() for network in learner.networks.values()]

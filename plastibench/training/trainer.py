@@ -1,4 +1,4 @@
-"""What the two trainers share: recording, measuring, and when to intervene."""
+"""Base class of the trainers: recording, plasticity measurements and interventions."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_ema_changes_neither_training_nor_interventions():
 
 
 def test_critic_is_synced_and_untrained_target_is_kept():
-    agent = make_agent("dqn-mlp")
+    agent = make_agent()
     network, target, batch = (
         agent.networks["critic"],
         agent.targets["critic"],

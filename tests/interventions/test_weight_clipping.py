@@ -88,7 +88,7 @@ def test_output_layer_can_be_excluded():
 
 
 def test_output_layers_are_those_named_by_the_network():
-    critic = make_agent("dqn-mlp", dueling=True).networks["critic"]
+    critic = make_agent(dueling=True).networks["critic"]
     assert set(critic.outputs) == {"advantage", "value"}
     for bound in ("fan-in", "initial"):
         acting = method("weight-clipping", bound=bound, output=False)

@@ -37,7 +37,7 @@ def make_env(name: str, **options: Any) -> RLEnvironment:
     return build(entry.load(), {**entry.defaults, **options}, name).make()
 
 
-def make_agent(name: str, env: str = "rl-cartpole", **options: Any) -> Any:
+def make_agent(name: str = "dqn-mlp", env: str = "rl-cartpole", **options: Any) -> Any:
     """Create a small RL agent for an environment."""
     entry = agents[name]
     config = build(entry.load(), {**entry.defaults, **TINY, **options}, name)
