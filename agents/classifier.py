@@ -61,9 +61,8 @@ class Classifier:
             self._forward = torch.compile(module, mode=None if config.compile == "default" else config.compile)
         self._update = 0  # within the task
         self._updates = 1
-        self._sums = torch.zeros(
-            2, device=device
-        )  # loss and gradient norm before clipping, since the last pop_averages()
+        # Sums of loss and of gradient norm before clipping, since the last pop_averages().
+        self._sums = torch.zeros(2, device=device)
         self._summed = 0
 
     def begin_task(self, updates: int) -> None:

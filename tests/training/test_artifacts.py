@@ -133,7 +133,7 @@ def test_damaged_result_is_refused_and_kept(tiny: Tiny, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"agent_options": {"patch_size": 3}}, "patch-size 3 does not divide"),
-        ({"env_options": {"train_size": 5000}}, "train_size 5000 is outside"),
+        ({"env_options": {"train_size": 5000}}, "train_size 5000 is not an integer from 1 to"),
         ({"env_options": {"dataset": "digist"}}, "did you mean 'digits'"),
     ],
 )

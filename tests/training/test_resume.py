@@ -21,9 +21,8 @@ from plastibench.config.options import option
 from plastibench.config.spec import RunSpec
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.network import Network
-from plastibench.training import runner, trainer
+from plastibench.training import checkpoint, runner, trainer
 from plastibench.training.runner import Interrupted
-from plastibench.utils import atomic_io
 from tests.support.runs import STATEFUL, Stopped, assert_same_run, crash_at, go, watch_updates
 
 Tiny = Callable[..., RunSpec]
@@ -153,7 +152,7 @@ def test_resume_after_a_crash_between_updates_is_bit_identical(
         "intervene": (RnR, "intervene", 2),
         "finish": (runner.Recorder, "finish", 1),
         "result": (runner, "write_result", 1),
-        "weights": (atomic_io, "save", 1),
+        "weights": (checkpoint, "save", 1),
     }
     owner, name, call = moments[moment]
     original, calls = getattr(owner, name), [0]
