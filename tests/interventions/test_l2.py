@@ -9,10 +9,9 @@ from torch import nn
 
 from plastibench.config.errors import UserError
 from plastibench.nn.network import Network
-from tests.helpers import (
+from tests.support.networks import (
     add_noise,
     agent_builder,
-    array,
     double,
     images,
     method,
@@ -21,6 +20,7 @@ from tests.helpers import (
     small_vit,
     state,
 )
+from tests.support.references import array
 
 MLP = agent_builder("mlp", width=8)
 NETWORKS = {"vit": small_vit(), "mlp": MLP, "resnet": small_resnet}

@@ -18,8 +18,8 @@ from plastibench.results.files import write_result
 from plastibench.results.result import Result
 from plastibench.training.runner import run
 from plastibench.training.saved_run import trained_and_fresh
-from tests.helpers import double, images, network_of, small_vit
 from tests.plotting.made import rl_result, supervised_result
+from tests.support.networks import double, images, network_of, small_vit
 
 
 def by_autograd(module: nn.Module, loss, batch, names: list[str]) -> dict[str, np.ndarray]:
