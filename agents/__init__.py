@@ -1,5 +1,5 @@
-"""Agents: networks with their optimizers and updates.
+"""Agents: networks with their optimizers and update rules.
 
-A new agent is one new module in this folder: a dataclass with the decorator ``register_agent``. Importing this package
-imports none of the modules.
+To add an agent, add a module to this folder with a config dataclass decorated with ``register_agent``. Importing this
+package does not import any of its modules.
 """

@@ -1,4 +1,4 @@
-"""The supervised agent: one network trained with cross-entropy, a new optimizer at every task."""
+"""The supervised agent: a network trained with cross-entropy, with a new optimizer for every task."""
 
 from __future__ import annotations
 
@@ -6,40 +6,37 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from plastibench.agents.classifier_config import ClassifierConfig
 from plastibench.agents.images import Normalise, crop_and_flip
 from plastibench.config.errors import RunError, UserError
+from plastibench.envs.task_stream import TaskStream
 from plastibench.nn.network import Network, eval_mode, seeded
 from plastibench.utils.seeding import derive, generator
-
-if TYPE_CHECKING:
-    from plastibench.agents.classifier_config import ClassifierConfig
-    from plastibench.envs.task_stream import TaskStream
 
 _EVALUATION_BATCH = 1024
 _NEVER = -1e9  # a logit whose class has probability 0 in every precision
 
 
 class Classifier:
-    """A classifier on a task stream.
+    """Trains an image classifier on a task stream.
 
     Attributes:
-        networks: Its networks by role; here ``classifier`` alone.
+        config: The options.
+        networks: The networks by role; the only role is ``classifier``.
         batch_size: Samples per update.
-        label: Precision of the arithmetic, for the result.
-        masked_classes: True for classes that do not exist yet, bool [K], or None; they take no part in the loss.
+        masked_classes: True for classes that do not exist yet, bool [K], or None; the loss ignores them.
     """
 
     def __init__(self, config: ClassifierConfig, env: TaskStream, seed: int, device: torch.device) -> None:
         self.config = config
         self.batch_size = config.batch_size
-        self.label = config.precision
         self.masked_classes: Tensor | None = None
         self._device = device
         self._pad = env.augment_pad
@@ -48,7 +45,7 @@ class Classifier:
         build = functools.partial(config.module, env.image_shape, env.num_classes)
         with seeded(derive(seed, "init")):
             module = build().to(device)
-        _see_that_it_runs(module, env.image_shape, device)
+        _check_input_shape(module, env.image_shape, device)
         self._network = Network(
             module,
             self._new_optimizer(module),
@@ -62,18 +59,19 @@ class Classifier:
         self._forward: Callable[[Tensor], Tensor] = module
         if config.compile != "no":
             self._forward = torch.compile(module, mode=None if config.compile == "default" else config.compile)
-        self._update = 0  # of this task
+        self._update = 0  # within the task
         self._updates = 1
-        self._sums = torch.zeros(2, device=device)  # loss and gradient norm before clipping, since the last averages
+        # Sums of loss and of gradient norm before clipping, since the last pop_averages().
+        self._sums = torch.zeros(2, device=device)
         self._summed = 0
 
     def begin_task(self, updates: int) -> None:
-        """Start a task of so many updates with a new optimizer and learning-rate schedule."""
+        """Start a task of ``updates`` updates with a new optimizer and a new learning-rate schedule."""
         self._network.optimizer = self._new_optimizer(self._network.module)
         self._update, self._updates = 0, updates
 
     def update(self, batch: TensorDictBase) -> None:
-        """One optimizer step on ``image`` uint8 [B, C, H, W] and ``label`` [B]; nothing waits for the device."""
+        """Make one optimizer step on ``image``, uint8 [B, C, H, W], and ``label`` [B], without a device sync."""
         network, optimizer = self._network, self._network.optimizer
         assert optimizer is not None
         for group in optimizer.param_groups:
@@ -90,7 +88,7 @@ class Classifier:
         self._update += 1
 
     def pop_averages(self) -> dict[str, float]:
-        """Mean loss and gradient norm of the updates since the last call; waits for the device once."""
+        """Mean loss and gradient norm of the updates since the last call; synchronizes with the device once."""
         if not self._summed:
             return {}
         loss, norm = (self._sums / self._summed).tolist()
@@ -100,11 +98,11 @@ class Classifier:
 
     @torch.no_grad()
     def logits(self, images: Tensor, module: nn.Module | None = None) -> Tensor:
-        """Outputs in eval mode: uint8 [N, C, H, W] -> float32 [N, K].
+        """Compute logits in eval mode: uint8 [N, C, H, W] -> float32 [N, K].
 
         Args:
-            images: On any device.
-            module: What to evaluate instead of the network itself (a slow copy).
+            images: Images on any device.
+            module: Evaluate this module, such as an averaged copy, instead of the trained one.
         """
         module = module if module is not None else self._network.module
         with eval_mode(module), self._autocast():
@@ -112,7 +110,7 @@ class Classifier:
         return torch.cat(parts)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an exact resume needs."""
+        """State for an exact resume."""
         assert self._network.optimizer is not None
         return {
             "module": self._network.module.state_dict(),
@@ -125,16 +123,16 @@ class Classifier:
         }
 
     def extra_state(self) -> dict[str, Any]:
-        """What the loss of the finished network needs beside it."""
+        """What the loss of the trained network needs besides its weights."""
         return {"masked_classes": self.masked_classes}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`extra_state` returned."""
+        """Restore from :meth:`extra_state`."""
         masked = state.get("masked_classes", state.get("closed"))  # "closed" in files of version 0.1
         self.masked_classes = None if masked is None else masked.to(self._device)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned."""
+        """Restore from :meth:`state_dict`."""
         self._network.module.load_state_dict(state["module"])
         self.begin_task(1)
         assert self._network.optimizer is not None
@@ -151,10 +149,12 @@ class Classifier:
         except ValueError as error:
             if len(images) > 1:
                 raise
-            raise RunError(f"a last batch of one image: {error}; take another --agent.batch-size") from error
+            raise RunError(
+                f"the last batch of an epoch has only one image ({error}); choose another --agent.batch-size"
+            ) from error
 
     def _loss(self, module: nn.Module, batch: TensorDictBase) -> Tensor:
-        """The training loss without augmentation, on which interventions compute their scores."""
+        """The training loss without augmentation, which interventions use for their scores."""
         return F.cross_entropy(
             mask_logits(module(self._normalise(batch["image"])), self.masked_classes), batch["label"]
         )
@@ -165,10 +165,10 @@ class Classifier:
         return torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
     def _learning_rate(self) -> float:
-        """Linear from 0 over the warm-up, then cosine to 0 or constant, within the task (Table 1)."""
+        """Linear warm-up from 0, then cosine decay to 0 or constant, within the task (the paper's Table 1)."""
         config = self.config
         warmup = config.warmup * self._updates
-        if self._update < warmup and warmup >= 1:  # else the one update of a short task would learn nothing
+        if self._update < warmup and warmup >= 1:  # otherwise a task of a single update would learn nothing
             return config.lr * self._update / warmup
         if config.schedule == "constant":
             return config.lr
@@ -182,20 +182,22 @@ class Classifier:
 
 
 @torch.no_grad()
-def _see_that_it_runs(module: nn.Module, shape: tuple[int, int, int], device: torch.device) -> None:
-    """Let images through, two of them.
+def _check_input_shape(module: nn.Module, shape: tuple[int, int, int], device: torch.device) -> None:
+    """Run a forward pass on two images.
 
     Raises:
-        UserError: The network does not take images of that size.
+        UserError: The network does not accept images of this shape.
     """
     try:
         with eval_mode(module):
             module(torch.zeros(2, *shape, device=device))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"agent: {type(module).__name__} does not take images of {list(shape)} ({reason})") from error
+        raise UserError(
+            f"agent: {type(module).__name__} does not accept images of shape {list(shape)} ({reason})"
+        ) from error
 
 
 def mask_logits(logits: Tensor, masked_classes: Tensor | None) -> Tensor:
-    """Give masked classes, bool [K], probability 0 in logits [N, K]; the logits stay finite, and so do divergences."""
+    """Give masked classes, bool [K], probability 0 in logits [N, K]; logits and divergences stay finite."""
     return logits if masked_classes is None else logits.masked_fill(masked_classes, _NEVER)

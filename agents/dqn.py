@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,8 @@ from plastibench.agents.offpolicy_agent import OffPolicyAgent, OffPolicyConfig
 from plastibench.config.errors import UserError
 from plastibench.config.options import option
 from plastibench.config.registry import register_agent
+from plastibench.envs.rl_env import RLEnvironment
 from plastibench.utils.seeding import generator
-
-if TYPE_CHECKING:
-    from plastibench.envs.rl_env import RLEnvironment
 
 
 @register_agent(
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
 )
 @register_agent(
     "dqn-cnn",
-    "Double DQN on images, with the network of MinAtar or of the Nature paper",
+    "Double DQN for images, with the CNN of MinAtar or of Nature DQN",
     encoder="cnn",
     hidden=(128,),
     lr=3e-4,
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
 )
 @register_agent(
     "dqn-impala",
-    "Double DQN on images, with the residual network of IMPALA",
+    "Double DQN for images, with the residual network of IMPALA",
     encoder="impala",
     hidden=(128,),
     lr=3e-4,
@@ -50,7 +48,7 @@ if TYPE_CHECKING:
 )
 @register_agent(
     "dqn-vit",
-    "Double DQN on images, with a small vision transformer",
+    "Double DQN for images, with a small vision transformer",
     encoder="vit",
     hidden=(128,),
     lr=3e-4,
@@ -58,20 +56,22 @@ if TYPE_CHECKING:
 )
 @dataclass(frozen=True)
 class DQN(OffPolicyConfig):
-    """DQN with its usual extensions, for discrete actions."""
+    """DQN and its common extensions, for discrete actions."""
 
     double: bool = option(
-        True, "choose the next action by the network, value it by the target (van Hasselt et al. 2016)"
+        True, "double DQN: the network selects the next action, the target evaluates it (van Hasselt et al. 2016)"
     )
-    dueling: bool = option(False, "value and advantage streams (Wang et al. 2016)")
-    atoms: int = option(1, "atoms of the return's distribution (C51: 51, Bellemare et al. 2017); 1: its mean", low=1)
-    v_min: float = option(-10.0, "smallest return, with several atoms")
-    v_max: float = option(10.0, "largest return, with several atoms")
-    # Huber's loss regresses to a median, which rare terminal states do not move: on CartPole values grow without bound.
-    loss: Literal["mse", "huber"] = option("mse", "of the TD error, with one atom")
-    epsilon: float = option(0.05, "share of random actions after the decline", low=0, high=1)
+    dueling: bool = option(False, "dueling architecture: separate value and advantage heads (Wang et al. 2016)")
+    atoms: int = option(
+        1, "atoms of the return distribution (C51: 51, Bellemare et al. 2017); 1: learn its mean", low=1
+    )
+    v_min: float = option(-10.0, "smallest atom of the return distribution; unused with one atom")
+    v_max: float = option(10.0, "largest atom of the return distribution; unused with one atom")
+    # The Huber loss regresses towards the median, which rare terminal states do not move: values on CartPole diverge.
+    loss: Literal["mse", "huber"] = option("mse", "loss of the TD error; unused with several atoms")
+    epsilon: float = option(0.05, "final probability of a random action", low=0, high=1)
     exploration: float = option(
-        0.1, "share of the run's steps over which random actions decline from all", low=0, high=1
+        0.1, "fraction of the run over which the probability of a random action decays from 1", low=0, high=1
     )
 
     def __post_init__(self) -> None:
@@ -79,19 +79,23 @@ class DQN(OffPolicyConfig):
             raise ValueError(f"v-min {self.v_min} is not below v-max {self.v_max}")
 
     def build(self, env: Any, seed: int, device: torch.device) -> DQNAgent:
-        """The agent for an environment."""
-        stream = self.check(env)
-        if not stream.num_actions:
-            raise UserError("agent: DQN needs discrete actions; for continuous ones take sac-mlp")
-        return DQNAgent(self, stream, seed, device)
+        """Create the agent for an RL environment.
+
+        Raises:
+            UserError: The env is not an RL environment, or its actions are not discrete.
+        """
+        env = self.check(env)
+        if not env.num_actions:
+            raise UserError("agent: DQN needs discrete actions; use sac-mlp for continuous actions")
+        return DQNAgent(self, env, seed, device)
 
 
 class QNetwork(nn.Module):
-    """Observations to the value of every action, or to logits over the atoms of its distribution."""
+    """Maps observations to the value of each action, or to logits over the atoms of its return distribution."""
 
-    def __init__(self, config: DQN, shape: tuple[int, ...], bytes_: bool, actions: int) -> None:
+    def __init__(self, config: DQN, shape: tuple[int, ...], uint8: bool, actions: int) -> None:
         super().__init__()
-        self.encoder, features = config.encode(shape, bytes_)
+        self.encoder, features = config.encode(shape, uint8)
         layers, features = config.hidden_layers(features)
         self.body = nn.Sequential(*layers)
         self.shape = (actions, config.atoms)
@@ -99,7 +103,7 @@ class QNetwork(nn.Module):
         self.value = nn.Linear(features, config.atoms) if config.dueling else None
 
     def forward(self, observation: Tensor) -> Tensor:
-        """[B, ...] to [B, actions], or to [B, actions, atoms]."""
+        """Map [B, ...] to [B, A], or to [B, A, atoms]."""
         features = self.body(self.encoder(observation))
         outputs = self.advantage(features).unflatten(1, self.shape)  # [B, A, atoms]
         if self.value is not None:
@@ -108,35 +112,35 @@ class QNetwork(nn.Module):
 
 
 class DQNAgent(OffPolicyAgent):
-    """One critic and its target."""
+    """A Q-network and its target."""
 
     config: DQN
 
-    def __init__(self, config: DQN, stream: RLEnvironment, seed: int, device: torch.device) -> None:
-        super().__init__(config, stream, seed, device)
-        self._actions = stream.num_actions
+    def __init__(self, config: DQN, env: RLEnvironment, seed: int, device: torch.device) -> None:
+        super().__init__(config, env, seed, device)
+        self._actions = env.num_actions
         self._support = torch.linspace(config.v_min, config.v_max, config.atoms, device=device)
         self._exploration = generator(seed, "exploration")
-        self._share = 0.0
+        self._progress = 0.0
         outputs = ["advantage", "value"] if config.dueling else ["advantage"]
         self._critic = self._add("critic", self._build, self._loss, outputs, target=True)
 
     def _build(self) -> nn.Module:
-        return QNetwork(self.config, self.shape, self.bytes, self._actions)
+        return QNetwork(self.config, self.shape, self.uint8, self._actions)
 
-    def set_progress(self, share: float) -> None:
-        """The share of random actions declines linearly."""
-        self._share = share
+    def set_progress(self, progress: float) -> None:
+        """Set the training progress in [0, 1], which determines :attr:`epsilon`."""
+        self._progress = progress
 
     @property
     def epsilon(self) -> float:
-        """Probability of a random action now."""
-        done = min(1.0, self._share / self.config.exploration) if self.config.exploration else 1.0
+        """Current probability of a random action; it decays linearly from 1."""
+        done = min(1.0, self._progress / self.config.exploration) if self.config.exploration else 1.0
         return 1.0 + done * (self.config.epsilon - 1.0)
 
     @torch.no_grad()
     def act(self, observation: Tensor, greedy: bool, modules: dict[str, nn.Module] | None = None) -> Tensor:
-        """Epsilon-greedy actions. [B]."""
+        """Choose actions epsilon-greedily. [B]."""
         module = (modules or {}).get("critic", self._critic.module)
         best = self.expected(module(observation)).argmax(1).cpu()
         if greedy:
@@ -145,12 +149,12 @@ class DQNAgent(OffPolicyAgent):
         return torch.where(draws[0] < self.epsilon, (draws[1] * self._actions).long(), best)
 
     def expected(self, outputs: Tensor) -> Tensor:
-        """Action values from what the network returns. [B, A]."""
+        """Action values [B, A] from the network's outputs."""
         return (outputs.softmax(2) * self._support).sum(2) if self.config.atoms > 1 else outputs
 
     def update(self, batch: TensorDictBase) -> None:
-        """One step on the TD error."""
-        batch = self.add_targets(self._shifted(batch))
+        """Make one optimizer step on the TD error."""
+        batch = self.add_targets(self._shift_images(batch))
         with self._autocast():
             losses, errors = self._losses(self._forward["critic"], batch)
         if "weight" in batch:
@@ -158,12 +162,12 @@ class DQNAgent(OffPolicyAgent):
             losses = losses * batch["weight"]
         loss = losses.mean()
         norm = self._critic.update(loss, batch)
-        self._note(**{"loss": loss, "gradient-norm": norm})
+        self._add_to_averages(**{"loss": loss, "gradient-norm": norm})
         self._update_targets()
 
     @torch.no_grad()
     def add_targets(self, batch: TensorDictBase, noise: torch.Generator | None = None) -> TensorDictBase:
-        """Adds ``target``: values [B], or distributions [B, atoms]."""
+        """Add the ``target``: values [B], or distributions [B, atoms]."""
         following = batch["next_observation"]
         reward = batch["reward"]
         with self._autocast():
@@ -180,25 +184,25 @@ class DQNAgent(OffPolicyAgent):
 
     @torch.no_grad()
     def value(self, observation: Tensor, action: Tensor, modules: dict[str, nn.Module] | None = None) -> Tensor:
-        """Q of actions. [B]."""
+        """Q-values of actions. [B]."""
         module = (modules or {}).get("critic", self._critic.module)
         return _at(self.expected(module(observation)), action)
 
     def state_dict(self) -> dict[str, Any]:
-        """Also where exploration stands."""
-        return {**super().state_dict(), "exploration": self._exploration.get_state(), "share": self._share}
+        """State for an exact resume."""
+        return {**super().state_dict(), "exploration": self._exploration.get_state(), "progress": self._progress}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned."""
+        """Restore from :meth:`state_dict`."""
         super().load_state_dict(state)
         self._exploration.set_state(state["exploration"].cpu())
-        self._share = state["share"]
+        self._progress = state["progress"]
 
     def _loss(self, module: nn.Module, batch: TensorDictBase) -> Tensor:
         return self._losses(module, batch)[0].mean()
 
     def _losses(self, module: Callable[..., Tensor], batch: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """Loss and size of the TD error of each transition, both [B]."""
+        """Loss and absolute TD error of each transition, both [B]."""
         chosen = _at(module(batch["observation"]).float(), batch["action"])
         if self.config.atoms > 1:
             losses = -(batch["target"] * chosen.log_softmax(1)).sum(1)
@@ -208,20 +212,20 @@ class DQNAgent(OffPolicyAgent):
 
 
 def project(probability: Tensor, positions: Tensor, support: Tensor) -> Tensor:
-    """A distribution moved onto an evenly spaced support, each atom split between its neighbours (C51, Alg. 1).
+    """Project a distribution onto an evenly spaced support, splitting each atom between its neighbours (C51, Alg. 1).
 
     Args:
-        probability: [B, atoms]
-        positions: Where its atoms lie. [B, atoms]
-        support: Where they shall lie. [atoms]
+        probability: Probabilities of the atoms. [B, atoms]
+        positions: Values of the atoms. [B, atoms]
+        support: Values of the atoms of the projection. [atoms]
     """
     low, high = support[0], support[-1]
-    place = (positions.clamp(low, high) - low) / (high - low) * (len(support) - 1)  # [B, atoms]
-    distance = (place[:, :, None] - torch.arange(len(support), device=support.device)).abs()
+    index = (positions.clamp(low, high) - low) / (high - low) * (len(support) - 1)  # [B, atoms]
+    distance = (index[:, :, None] - torch.arange(len(support), device=support.device)).abs()
     return (probability[:, :, None] * (1 - distance).clamp_min(0)).sum(1)
 
 
 def _at(outputs: Tensor, action: Tensor) -> Tensor:
-    """The rows of the actions: [B, A, ...] and [B] to [B, ...]."""
+    """Select the outputs of the given actions: [B, A, ...] and [B] -> [B, ...]."""
     index = action.long().view(-1, 1, *[1] * (outputs.ndim - 2)).expand(-1, 1, *outputs.shape[2:])
     return outputs.gather(1, index).squeeze(1)

@@ -1,4 +1,4 @@
-"""From stored uint8 images to network input, on the device: augmentation and normalisation."""
+"""Augmentation and normalisation of uint8 image batches, on the device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Normalise:
-    """uint8 [B, C, H, W] to float32 with the data set's channel means and deviations."""
+    """Convert uint8 [B, C, H, W] to float32 and standardize it with the data set's channel means and deviations."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:
         std = tuple(s or 1.0 for s in std)  # a constant channel becomes 0
@@ -21,12 +21,12 @@ class Normalise:
 
 
 def crop_and_flip(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
-    """Random crop after zero padding, and random horizontal flip, drawn for each sample (Lee et al. 2024).
+    """Apply a random crop after zero padding and a random horizontal flip to each sample (Lee et al. 2024).
 
     Args:
-        images: [B, C, H, W], any type.
-        pad: Pixels of padding on each side.
-        generator: On the images' device.
+        images: Images of any dtype. [B, C, H, W]
+        pad: Padding on each side, in pixels.
+        generator: A generator on the images' device.
     """
     count, _, height, width = images.shape
     device = images.device
@@ -41,7 +41,7 @@ def crop_and_flip(images: Tensor, pad: int, generator: torch.Generator) -> Tenso
 
 
 def random_shift(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
-    """Shift each image by up to ``pad`` pixels, repeating the edge (DrQ, Kostrikov et al. 2021). [B, C, H, W]."""
+    """Shift each image by up to ``pad`` pixels, repeating its edge (DrQ, Kostrikov et al. 2021). [B, C, H, W]."""
     count, _, height, width = images.shape
     device = images.device
     offset = torch.randint(-pad, pad + 1, (2, count, 1), generator=generator, device=device)

@@ -1,4 +1,4 @@
-"""A plain multilayer perceptron: the network in which plasticity loss was first described."""
+"""A multilayer perceptron, the kind of network in which plasticity loss was first described."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ if TYPE_CHECKING:
 @register_agent("mlp", "ReLU network with two hidden layers of 128 units")
 @dataclass(frozen=True)
 class MLP(ClassifierConfig):
-    """Linear and ReLU layers on the flattened image; no weight decay, constant learning rate."""
+    """Linear and ReLU layers on the flattened image, trained without weight decay at a constant learning rate."""
 
     weight_decay: float = option(0.0, "decoupled weight decay", low=0)
     batch_size: int = option(64, "samples per update", low=1)
-    warmup: float = option(0.0, "share of a task's updates over which the learning rate rises from 0", low=0, high=1)
-    schedule: Literal["cosine", "constant"] = option("constant", "learning rate after the warm-up, within each task")
+    warmup: float = option(0.0, "fraction of a task's updates used for linear learning-rate warm-up", low=0, high=1)
+    schedule: Literal["cosine", "constant"] = option(
+        "constant", "learning-rate schedule after the warm-up, within each task"
+    )
     width: int = option(128, "units per hidden layer", low=1)
-    hidden: int = option(2, "hidden layers", low=1)
+    hidden: int = option(2, "number of hidden layers", low=1)
 
     def module(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """The untrained network for images of ``shape`` (C, H, W)."""
+        """Build the untrained network for images of ``shape`` (C, H, W)."""
         from torch import nn
 
         layers: list[nn.Module] = [nn.Flatten()]

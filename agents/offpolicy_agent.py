@@ -1,4 +1,4 @@
-"""What off-policy agents share: their options, their target networks, and how figures of training are averaged."""
+"""Base class and shared options of off-policy RL agents."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +18,14 @@ from plastibench.agents.encoders import Encoder
 from plastibench.agents.images import random_shift
 from plastibench.config.errors import UserError
 from plastibench.config.options import option
+from plastibench.envs.rl_env import RLEnvironment
 from plastibench.nn.network import Loss, Network, seeded
 from plastibench.utils.seeding import derive, generator
-
-if TYPE_CHECKING:
-    from plastibench.envs.rl_env import RLEnvironment
 
 
 @dataclass(frozen=True)
 class OffPolicyConfig(Encoder):
-    """Options that DQN and SAC share."""
+    """Options shared by DQN and SAC."""
 
     kind = "rl"
 
@@ -35,65 +33,67 @@ class OffPolicyConfig(Encoder):
     eps: float = option(1e-8, "epsilon of Adam", low=0)
     batch_size: int = option(128, "transitions per update", low=1)
     gamma: float = option(0.99, "discount per step", low=0, high=1)
-    n_step: int = option(1, "rewards summed before the bootstrap", low=1, high=50)
-    replay_ratio: float = option(0.25, "updates per step of the agent", low=0)
-    learning_starts: int = option(1_000, "steps of random actions before the first update", low=0)
-    buffer_size: int = option(100_000, "transitions remembered", low=1)
-    storage: Literal["device", "memmap"] = option("device", "where they are kept: beside the networks, or in files")
-    prioritized: bool = option(False, "sample by TD error (Schaul et al. 2016)")
+    n_step: int = option(1, "number of rewards summed before bootstrapping", low=1, high=50)
+    replay_ratio: float = option(0.25, "updates per agent step", low=0)
+    learning_starts: int = option(1_000, "steps with random actions before the first update", low=0)
+    buffer_size: int = option(100_000, "capacity of the replay buffer in transitions", low=1)
+    storage: Literal["device", "memmap"] = option(
+        "device", "where the replay buffer lives: on the agent's device, or in memory-mapped files"
+    )
+    prioritized: bool = option(False, "prioritized replay by TD error (Schaul et al. 2016)")
     priority_alpha: float = option(0.5, "exponent of the priorities", low=0)
     priority_beta: float = option(0.5, "exponent of the importance weights", low=0)
-    tau: float = option(1.0, "share of the network that each target update takes over; 1: copy", low=0, high=1)
+    tau: float = option(1.0, "interpolation factor of target updates; 1: copy the network", low=0, high=1)
     target_every: int = option(500, "updates between target updates", low=1)
     target_policy: Literal["keep", "copy", "same"] = option(
         "keep",
-        "target after an intervention: left, copied from the network, or intervened on too, by draws of its own",
+        "target network after an intervention: keep it, copy the network, or apply the same intervention to it",
     )
-    clip: float = option(10.0, "largest gradient norm; 0: no clipping", low=0)
-    clip_rewards: bool = option(False, "learn from the signs of rewards, as usual on Atari")
-    random_shift: int = option(0, "pixels of random shift of images (DrQ, Kostrikov et al. 2021); 0: none", low=0)
-    precision: Literal["float32", "tf32", "bfloat16"] = option("float32", "arithmetic of matrix products")
-    compile: Literal["no", "default", "reduce-overhead"] = option("no", "torch.compile mode of the networks")
+    clip: float = option(10.0, "maximum gradient norm; 0: no clipping", low=0)
+    clip_rewards: bool = option(False, "replace rewards by their signs, as usual on Atari")
+    random_shift: int = option(
+        0, "shift images randomly by up to this many pixels (DrQ, Kostrikov et al. 2021); 0: off", low=0
+    )
+    precision: Literal["float32", "tf32", "bfloat16"] = option("float32", "precision of matrix products")
+    compile: Literal["no", "default", "reduce-overhead"] = option("no", "torch.compile mode")
 
     def check(self, env: Any) -> RLEnvironment:
-        """The env, if it is one to act in.
+        """Return the env after checking that it is an RL environment.
 
         Raises:
-            UserError: It is a supervised task stream.
+            UserError: The env is a task stream.
         """
-        from plastibench.envs.rl_env import RLEnvironment
-
         if not isinstance(env, RLEnvironment):
             raise UserError(
-                "agent: dqn-* and sac-* act in rl-* environments; this env is a supervised stream (mlp, vit-tiny, …)"
+                "agent: dqn-* and sac-* need an RL environment (rl-*); for task streams use mlp, vit-tiny, …"
             )
         return env
 
 
 class OffPolicyAgent:
-    """Networks that learn from remembered transitions. A subclass says what they are and how they learn.
+    """An agent that learns from replayed transitions. A subclass defines its networks and its update.
 
     Attributes:
-        networks: What interventions work on, by role.
-        targets: Frozen copies that bootstrap, by the role of the network that they follow.
-        batch_size: Transitions per update.
-        label: Precision of the arithmetic, for the result.
         config: The options.
-        entropic: Whether the critic counts the entropy of a policy that draws its actions (:meth:`sample`).
+        networks: The trained networks, by role.
+        targets: Frozen target networks, by the role of the network they follow.
+        batch_size: Transitions per update.
+        entropic: Whether the critic's values include the entropy of a stochastic policy (:meth:`sample`).
     """
 
     entropic = False
 
-    def __init__(self, config: OffPolicyConfig, stream: RLEnvironment, seed: int, device: torch.device) -> None:
+    def __init__(self, config: OffPolicyConfig, env: RLEnvironment, seed: int, device: torch.device) -> None:
         self.config, self.device = config, device
         self.batch_size = config.batch_size
-        self.label = config.precision
-        self.shape, self.bytes = stream.observation_shape, stream.frame_dtype == np.uint8
+        self.shape, self.uint8 = env.observation_shape, env.frame_dtype == np.uint8
         if config.random_shift and len(self.shape) != 3:
-            raise UserError(f"random-shift moves images, which {stream.config.id} does not show")
+            raise UserError(
+                f"agent: random-shift needs images, but observations of {env.config.id} have shape {self.shape}"
+            )
         self.networks: dict[str, Network] = {}
         self.targets: dict[str, Network] = {}
-        self._forward: dict[str, Callable[..., Tensor]] = {}  # modules, compiled if wanted, by role
+        self._forward: dict[str, Callable[..., Tensor]] = {}  # modules by role, compiled if the config says so
         self._seed = seed
         self._noise = generator(seed, "noise", device)
         self._updates = 0
@@ -105,7 +105,7 @@ class OffPolicyAgent:
     def _add(
         self, role: str, build: Callable[[], nn.Module], loss: Loss, outputs: Sequence[str], *, target: bool
     ) -> Network:
-        """Build a network with its optimizer, and its target where it has one."""
+        """Add a network with its optimizer, and optionally its target network."""
         with seeded(derive(self._seed, f"init-{role}")):
             module = build().to(self.device)
         optimizer = torch.optim.Adam(module.parameters(), lr=self.config.lr, eps=self.config.eps, fused=True)
@@ -130,7 +130,7 @@ class OffPolicyAgent:
 
     @torch.no_grad()
     def _update_targets(self) -> None:
-        """Count an update and move the target networks when it is time; a subclass calls this at its end of update."""
+        """Count an update, and update the target networks if it is time. Call this at the end of :meth:`update`."""
         self._updates += 1
         if self._updates % self.config.target_every:
             return
@@ -140,16 +140,17 @@ class OffPolicyAgent:
             for old, new in zip(target.module.buffers(), network.buffers(), strict=True):
                 old.copy_(new)
 
-    def _note(self, **figures: Tensor) -> None:
-        """Add to the averages, without waiting for the device."""
-        for name, value in figures.items():
+    def _add_to_averages(self, **metrics: Tensor) -> None:
+        """Add training metrics to the running averages, without a device sync."""
+        for name, value in metrics.items():
             if name in self._sums:
                 self._sums[name] += value.detach()
             else:
                 self._sums[name] = value.detach().clone()
         self._summed += 1
 
-    def _shifted(self, batch: TensorDictBase) -> TensorDictBase:
+    def _shift_images(self, batch: TensorDictBase) -> TensorDictBase:
+        """Apply the random shift to the observations, in place."""
         if not self.config.random_shift:
             return batch
         for name in ("observation", "next_observation"):
@@ -161,56 +162,56 @@ class OffPolicyAgent:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    # For the run -------------------------------------------------------------------------------------------------
+    # For trainers ------------------------------------------------------------------------------------------------
 
     def act(self, observation: Tensor, greedy: bool, modules: dict[str, nn.Module] | None = None) -> Tensor:
-        """Actions for a batch of observations. [B] or [B, action].
+        """Choose actions for a batch of observations. [B] or [B, A].
 
         Args:
-            observation: [B, ...]
-            greedy: The best known action, instead of one that explores.
-            modules: What acts instead of the networks themselves (slow copies), by role.
+            observation: A batch of observations. [B, ...]
+            greedy: Choose the best known actions instead of exploring.
+            modules: Modules to use instead of the trained ones, such as averaged copies, by role.
         """
         raise NotImplementedError
 
     def sample(
         self, observation: Tensor, draws: torch.Generator, modules: dict[str, nn.Module] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Actions drawn from the policy, and what their entropy adds to the value, -α log π(a|s). [B, ...] and [B].
+        """Sample actions from the policy, and return them with their entropy bonus, -α log π(a|s). [B, ...] and [B].
 
         Args:
-            observation: [B, ...]
-            draws: On the agent's device.
-            modules: As for :meth:`act`.
+            observation: A batch of observations. [B, ...]
+            draws: A generator on the agent's device.
+            modules: See :meth:`act`.
         """
         raise NotImplementedError
 
     def update(self, batch: TensorDictBase) -> None:
-        """One update of every network on a sampled batch; writes ``td_error`` [B] into one that has weights."""
+        """Update every network on a batch; if the batch has a ``weight``, write ``td_error`` [B] into it."""
         raise NotImplementedError
 
     def add_targets(self, batch: TensorDictBase, noise: torch.Generator | None = None) -> TensorDictBase:
-        """The batch with all that the networks' losses need: ``target`` values, and noise of actions.
+        """Add what the networks' losses need: the ``target``, and the noise of sampled actions if there is any.
 
         Args:
             batch: Transitions; changed in place.
-            noise: Draws the noise, so that a look at the networks leaves that of training alone.
+            noise: Draws the noise; by default the generator that training uses, which advances.
         """
         raise NotImplementedError
 
     def value(self, observation: Tensor, action: Tensor, modules: dict[str, nn.Module] | None = None) -> Tensor:
-        """What the critic expects of actions. [B]; ``modules`` as for :meth:`act`."""
+        """The critic's values of actions [B]; for ``modules`` see :meth:`act`."""
         raise NotImplementedError
 
     def transform_reward(self, reward: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """What is learned from: the rewards, or their signs."""
+        """Transform rewards before they are stored: unchanged, or their signs."""
         return np.sign(reward) if self.config.clip_rewards else reward
 
-    def set_progress(self, share: float) -> None:
-        """Be told how much of the run is over, between 0 and 1."""
+    def set_progress(self, progress: float) -> None:
+        """Set the training progress in [0, 1]."""
 
     def pop_averages(self) -> dict[str, float]:
-        """Means of the figures of training since the last call; waits for the device once."""
+        """Means of the training metrics since the last call; synchronizes with the device once."""
         if not self._summed:
             return {}
         values = (torch.stack(list(self._sums.values())) / self._summed).tolist()
@@ -219,7 +220,7 @@ class OffPolicyAgent:
         return dict(zip(names, values, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an exact resume needs."""
+        """State for an exact resume."""
         return {
             "networks": {role: _state(network) for role, network in self.networks.items()},
             "targets": {role: _state(target) for role, target in self.targets.items()},
@@ -229,16 +230,16 @@ class OffPolicyAgent:
         }
 
     def extra_state(self) -> dict[str, Any]:
-        """What the losses of the finished networks need beside them."""
+        """What the losses of the trained networks need besides their weights."""
         return {"targets": {role: target.module.state_dict() for role, target in self.targets.items()}}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`extra_state` returned."""
+        """Restore from :meth:`extra_state`."""
         for role, target in self.targets.items():
             target.module.load_state_dict(state["targets"][role])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned."""
+        """Restore from :meth:`state_dict`."""
         for role, network in self.networks.items():
             _load(network, state["networks"][role])
         for role, target in self.targets.items():

@@ -1,4 +1,4 @@
-"""The patch embedding of Lee et al. 2024: a Linear between two LayerNorms."""
+"""The patch embedding of Lee et al. 2024: a Linear layer between two LayerNorms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class NormalisedPatchEmbed(nn.Module):
-    """Images to tokens: [B, C, H, W] -> [B, N, D], through LayerNorm, Linear, LayerNorm on flattened patches."""
+    """Embed flattened patches with LayerNorm, Linear and LayerNorm: [B, C, H, W] -> [B, N, D]."""
 
     def __init__(
         self, img_size: tuple[int, int], patch_size: int, in_chans: int, embed_dim: int, **_unused: Any

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 @register_agent("resnet18", "ResNet-18 with a 3x3 stem for small images")
 @dataclass(frozen=True)
 class ResNet18(ClassifierConfig):
-    """timm's ResNet-18 with the stem that is usual for 32x32 images: one 3x3 convolution and no pooling."""
+    """timm's ResNet-18 with the usual stem for 32x32 images: one 3x3 convolution and no pooling."""
 
     lr: float = option(1e-3, "peak learning rate of AdamW", low=0)
 
     def module(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """The untrained network for images of ``shape`` (C, H, W)."""
+        """Build the untrained network for images of ``shape`` (C, H, W)."""
         import timm
         from torch import nn
 

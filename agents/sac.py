@@ -1,11 +1,11 @@
-"""Soft actor-critic (Haarnoja et al. 2018), with automatic temperature, for continuous and for discrete actions."""
+"""Soft actor-critic (Haarnoja et al. 2018) with automatic temperature tuning, for continuous and discrete actions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +15,18 @@ from torch import Tensor, nn
 from plastibench.agents.offpolicy_agent import OffPolicyAgent, OffPolicyConfig
 from plastibench.config.options import option
 from plastibench.config.registry import register_agent
-
-if TYPE_CHECKING:
-    from plastibench.envs.rl_env import RLEnvironment
+from plastibench.envs.rl_env import RLEnvironment
 
 _LOG_STD = -5.0, 2.0
 
 
-@register_agent("sac-mlp", "Soft actor-critic with two critics, each with two hidden layers of 256 units; any actions")
+@register_agent("sac-mlp", "Soft actor-critic with two critics, two hidden layers of 256 units; any kind of actions")
 @register_agent(
-    "sac-cnn", "Soft actor-critic on images, with a CNN", encoder="cnn", hidden=(128,), lr=3e-4, batch_size=32
+    "sac-cnn", "Soft actor-critic for images, with a CNN", encoder="cnn", hidden=(128,), lr=3e-4, batch_size=32
 )
 @register_agent(
     "sac-vit",
-    "Soft actor-critic on images, with a small vision transformer",
+    "Soft actor-critic for images, with a small vision transformer",
     encoder="vit",
     hidden=(128,),
     lr=3e-4,
@@ -36,39 +34,53 @@ _LOG_STD = -5.0, 2.0
 )
 @dataclass(frozen=True)
 class SAC(OffPolicyConfig):
-    """SAC; the kind of the actions decides between the continuous and the discrete form (Christodoulou 2019)."""
+    """SAC for continuous actions, or its discrete form (Christodoulou 2019) for discrete actions."""
 
     batch_size: int = option(256, "transitions per update", low=1)
-    replay_ratio: float = option(1.0, "updates per step of the agent", low=0)
-    tau: float = option(0.005, "share of the network that each target update takes over; 1: copy", low=0, high=1)
+    replay_ratio: float = option(1.0, "updates per agent step", low=0)
+    tau: float = option(0.005, "interpolation factor of target updates; 1: copy the network", low=0, high=1)
     target_every: int = option(1, "updates between target updates", low=1)
-    clip: float = option(0.0, "largest gradient norm; 0: no clipping", low=0)
-    critics: int = option(2, "critics in the ensemble, of which the smallest value counts", low=1)
-    temperature: float = option(0.0, "weight of the entropy; 0: tuned to the target entropy", low=0)
+    clip: float = option(0.0, "maximum gradient norm; 0: no clipping", low=0)
+    critics: int = option(2, "number of critics; the smallest of their values is used", low=1)
+    temperature: float = option(0.0, "weight of the entropy; 0: tune it to reach the target entropy", low=0)
     target_entropy: float | None = option(
-        None, "entropy aimed at: minus this per action dimension (1), or this share of the largest if discrete (0.5)"
+        None,
+        "target entropy; continuous actions: minus this per dimension (default: 1); discrete actions: this fraction of "
+        "the maximum (default: 0.5)",
     )
 
     def build(self, env: Any, seed: int, device: torch.device) -> OffPolicyAgent:
-        """The agent for an environment."""
-        stream = self.check(env)
-        kind = DiscreteSAC if stream.num_actions else ContinuousSAC
-        return kind(self, stream, seed, device)
+        """Create the agent for an RL environment.
+
+        Raises:
+            UserError: The env is not an RL environment.
+        """
+        env = self.check(env)
+        kind = DiscreteSAC if env.num_actions else ContinuousSAC
+        return kind(self, env, seed, device)
 
 
 class Critics(nn.Module):
-    """An ensemble of critics on one encoder."""
+    """An ensemble of critics that share an encoder."""
 
-    def __init__(self, config: SAC, shape: tuple[int, ...], bytes_: bool, inputs: int, outputs: int) -> None:
-        """``inputs``: dimensions of actions that are inputs; ``outputs``: actions that are outputs."""
+    def __init__(self, config: SAC, shape: tuple[int, ...], uint8: bool, inputs: int, outputs: int) -> None:
+        """Build the critics.
+
+        Args:
+            config: Options of encoder and hidden layers.
+            shape: Shape of an observation.
+            uint8: Whether observations are bytes.
+            inputs: Action dimensions that each critic receives; 0 for discrete actions.
+            outputs: Values that each critic returns: 1, or one per discrete action.
+        """
         super().__init__()
-        self.encoder, features = config.encode(shape, bytes_)
+        self.encoder, features = config.encode(shape, uint8)
         layers = [config.hidden_layers(features + inputs) for _ in range(config.critics)]
         self.heads = nn.ModuleList(nn.Sequential(*hidden, nn.Linear(width, outputs)) for hidden, width in layers)
         self.output_names = [f"heads.{number}.{len(hidden)}" for number, (hidden, _) in enumerate(layers)]
 
     def forward(self, observation: Tensor, action: Tensor | None = None) -> Tensor:
-        """Values [critics, B] of actions [B, action], or [critics, B, A] of all."""
+        """Values [critics, B] of the given actions [B, A]; without actions, values [critics, B, A] of all."""
         features = self.encoder(observation)
         if action is not None:
             features = torch.cat([features, action], 1)
@@ -77,37 +89,37 @@ class Critics(nn.Module):
 
 
 class Actor(nn.Module):
-    """Observations to the parameters of the policy."""
+    """Maps observations to the parameters of the policy."""
 
-    def __init__(self, config: SAC, shape: tuple[int, ...], bytes_: bool, outputs: int) -> None:
+    def __init__(self, config: SAC, shape: tuple[int, ...], uint8: bool, outputs: int) -> None:
         super().__init__()
-        self.encoder, features = config.encode(shape, bytes_)
+        self.encoder, features = config.encode(shape, uint8)
         layers, features = config.hidden_layers(features)
         self.body = nn.Sequential(*layers)
         self.policy = nn.Linear(features, outputs)
 
     def forward(self, observation: Tensor) -> Tensor:
-        """[B, ...] to [B, outputs]."""
+        """Map [B, ...] to [B, outputs]."""
         outputs: Tensor = self.policy(self.body(self.encoder(observation)))
         return outputs
 
 
 class _SoftActorCritic(OffPolicyAgent):
-    """What both forms share. The actor has an encoder of its own, so that work on the critic leaves it as it is."""
+    """Base class of both forms. Actor and critic have separate encoders, so they can be modified separately."""
 
     config: SAC
     entropic = True
 
-    def __init__(self, config: SAC, stream: RLEnvironment, seed: int, device: torch.device) -> None:
-        super().__init__(config, stream, seed, device)
-        self._set_up(stream)
+    def __init__(self, config: SAC, env: RLEnvironment, seed: int, device: torch.device) -> None:
+        super().__init__(config, env, seed, device)
+        self._read_action_space(env)
         inputs, outputs, policy = self._sizes()
 
         def critics() -> Critics:
-            return Critics(config, self.shape, self.bytes, inputs, outputs)
+            return Critics(config, self.shape, self.uint8, inputs, outputs)
 
         def actor() -> Actor:
-            return Actor(config, self.shape, self.bytes, policy)
+            return Actor(config, self.shape, self.uint8, policy)
 
         names = critics().output_names
         self._critic = self._add("critic", critics, self._critic_loss, names, target=True)
@@ -120,8 +132,8 @@ class _SoftActorCritic(OffPolicyAgent):
             self._actor.restarts.append(self._restart_temperature)
 
     def update(self, batch: TensorDictBase) -> None:
-        """A step of the critics, of the actor, and of the temperature."""
-        batch = self.add_targets(self._shifted(batch))
+        """Make one optimizer step on the critics, then one on the actor and the temperature."""
+        batch = self.add_targets(self._shift_images(batch))
         with self._autocast():
             values = self._values(self._forward["critic"], batch)  # [critics, B]
         errors = values - batch["target"]
@@ -135,51 +147,52 @@ class _SoftActorCritic(OffPolicyAgent):
             policy_loss, entropy = self._policy(self._forward["actor"], batch)
         temperature = self._log_temperature.exp()
         self._actor.update(policy_loss + temperature * (entropy.detach() - self.target_entropy), batch)
-        self._note(**{"loss": loss, "gradient-norm": norm, "entropy": entropy, "temperature": temperature})
+        self._add_to_averages(**{"loss": loss, "gradient-norm": norm, "entropy": entropy, "temperature": temperature})
         self._update_targets()
 
     def state_dict(self) -> dict[str, Any]:
-        """Also the temperature."""
+        """State for an exact resume."""
         return {**super().state_dict(), "temperature": self._log_temperature.detach()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned."""
+        """Restore from :meth:`state_dict`."""
         super().load_state_dict(state)
         self._log_temperature.data.copy_(state["temperature"])
 
     def extra_state(self) -> dict[str, Any]:
-        """Also the temperature."""
+        """What the losses of the trained networks need besides their weights: targets and temperature."""
         return {**super().extra_state(), "temperature": self._log_temperature.detach()}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`extra_state` returned."""
+        """Restore from :meth:`extra_state`."""
         super().load_extra_state(state)
         self._log_temperature.data.copy_(state["temperature"])
 
     @property
     def target_entropy(self) -> float:
-        """What the temperature is tuned to."""
+        """The entropy that the temperature is tuned to reach."""
         raise NotImplementedError
 
     def _restart_temperature(self) -> None:
+        """Reset the temperature when the whole actor is reinitialized."""
         assert self._actor.optimizer is not None
         self._log_temperature.data.zero_()
         self._actor.optimizer.state.pop(self._log_temperature, None)
 
-    def _set_up(self, stream: RLEnvironment) -> None:
-        """Take what is needed from the action space."""
+    def _read_action_space(self, env: RLEnvironment) -> None:
+        """Read what the policy needs to know about the action space."""
         raise NotImplementedError
 
     def _sizes(self) -> tuple[int, int, int]:
-        """Inputs and outputs of a critic that stand for actions, and outputs of the actor."""
+        """Action inputs of a critic, outputs of a critic, and outputs of the actor."""
         raise NotImplementedError
 
     def _values(self, critics: Callable[..., Tensor], batch: TensorDictBase) -> Tensor:
-        """What critics expect of the batch's own actions. [critics, B]."""
+        """The critics' values of the actions in the batch. [critics, B]."""
         raise NotImplementedError
 
     def _policy(self, actor: Callable[..., Tensor], batch: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """Loss and entropy of the policy, both scalars."""
+        """Loss and entropy of the policy. Both are scalars."""
         raise NotImplementedError
 
     def _critic_loss(self, module: nn.Module, batch: TensorDictBase) -> Tensor:
@@ -190,10 +203,10 @@ class _SoftActorCritic(OffPolicyAgent):
 
 
 class ContinuousSAC(_SoftActorCritic):
-    """Actions are tanh of a Gaussian, scaled to the bounds of the action space."""
+    """The policy is a tanh-squashed Gaussian, scaled to the bounds of the action space."""
 
-    def _set_up(self, stream: RLEnvironment) -> None:
-        low, high = (torch.from_numpy(bound).to(self.device) for bound in (stream.action_low, stream.action_high))
+    def _read_action_space(self, env: RLEnvironment) -> None:
+        low, high = (torch.from_numpy(bound).to(self.device) for bound in (env.action_low, env.action_high))
         self._middle, self._half = (high + low) / 2, (high - low) / 2
 
     def _sizes(self) -> tuple[int, int, int]:
@@ -202,13 +215,13 @@ class ContinuousSAC(_SoftActorCritic):
 
     @property
     def target_entropy(self) -> float:
-        """Minus the option per dimension (Haarnoja et al. 2018: 1)."""
+        """Minus the option for each action dimension (Haarnoja et al. 2018: 1)."""
         scale = self.config.target_entropy
         return -(1.0 if scale is None else scale) * len(self._middle)
 
     @torch.no_grad()
     def act(self, observation: Tensor, greedy: bool, modules: dict[str, nn.Module] | None = None) -> Tensor:
-        """Drawn actions, or the middle of the policy. [B, action]."""
+        """Sample actions, or return the mode of the policy. [B, A]."""
         if not greedy:
             return self.sample(observation, self._noise, modules)[0].cpu()
         mean = (modules or {}).get("actor", self._actor.module)(observation).chunk(2, 1)[0]
@@ -218,14 +231,14 @@ class ContinuousSAC(_SoftActorCritic):
     def sample(
         self, observation: Tensor, draws: torch.Generator, modules: dict[str, nn.Module] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Drawn actions [B, action], and -α log π. [B]."""
+        """Sample actions [B, A], and return them with -α log π [B]."""
         outputs = (modules or {}).get("actor", self._actor.module)(observation)
         action, log_probability = self._draw(outputs, self._normal(outputs, draws))
         return action, -self._log_temperature.exp() * log_probability
 
     @torch.no_grad()
     def add_targets(self, batch: TensorDictBase, noise: torch.Generator | None = None) -> TensorDictBase:
-        """Adds ``target`` [B] and the ``noise`` [B, action] that draws the actor's actions."""
+        """Add the ``target`` [B], and the ``noise`` [B, A] from which the actor's loss samples its actions."""
         following = batch["next_observation"]
         with self._autocast():
             outputs = self._forward["actor"](following).float()
@@ -238,7 +251,7 @@ class ContinuousSAC(_SoftActorCritic):
 
     @torch.no_grad()
     def value(self, observation: Tensor, action: Tensor, modules: dict[str, nn.Module] | None = None) -> Tensor:
-        """Smallest Q of actions. [B]."""
+        """Smallest Q-values of actions. [B]."""
         values: Tensor = (modules or {}).get("critic", self._critic.module)(observation, action)
         return values.amin(0)
 
@@ -258,7 +271,7 @@ class ContinuousSAC(_SoftActorCritic):
         return torch.randn(shape, generator=noise or self._noise, device=self.device)
 
     def _draw(self, outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Action [B, action] and its log-density [B], from the policy's parameters and standard normal noise."""
+        """Actions [B, A] and their log-densities [B], from the policy's parameters and standard normal noise."""
         mean, spread = outputs.chunk(2, 1)
         low, high = _LOG_STD
         log_std = low + (high - low) / 2 * (spread.tanh() + 1)
@@ -271,21 +284,21 @@ class ContinuousSAC(_SoftActorCritic):
 class DiscreteSAC(_SoftActorCritic):
     """Critics return the values of all actions, so expectations over the policy are exact."""
 
-    def _set_up(self, stream: RLEnvironment) -> None:
-        self._actions = stream.num_actions
+    def _read_action_space(self, env: RLEnvironment) -> None:
+        self._actions = env.num_actions
 
     def _sizes(self) -> tuple[int, int, int]:
         return 0, self._actions, self._actions
 
     @property
     def target_entropy(self) -> float:
-        """A share of the entropy of the uniform policy."""
+        """A fraction of the entropy of the uniform policy."""
         scale = self.config.target_entropy
         return (0.5 if scale is None else scale) * math.log(self._actions)
 
     @torch.no_grad()
     def act(self, observation: Tensor, greedy: bool, modules: dict[str, nn.Module] | None = None) -> Tensor:
-        """Drawn actions, or the likeliest. [B]."""
+        """Sample actions, or return the most probable ones. [B]."""
         if not greedy:
             return self.sample(observation, self._noise, modules)[0].cpu()
         return (modules or {}).get("actor", self._actor.module)(observation).argmax(1).cpu()
@@ -294,16 +307,16 @@ class DiscreteSAC(_SoftActorCritic):
     def sample(
         self, observation: Tensor, draws: torch.Generator, modules: dict[str, nn.Module] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Drawn actions, and -α log π. [B] each."""
+        """Sample actions [B], and return them with -α log π [B]."""
         logits = (modules or {}).get("actor", self._actor.module)(observation).float()
         uniform = torch.rand(logits.shape, generator=draws, device=self.device)
-        action = (logits - (-uniform.log()).log()).argmax(1)  # Gumbel
+        action = (logits - (-uniform.log()).log()).argmax(1)  # Gumbel-max trick
         chosen = logits.log_softmax(1).gather(1, action[:, None]).squeeze(1)
         return action, -self._log_temperature.exp() * chosen
 
     @torch.no_grad()
     def add_targets(self, batch: TensorDictBase, noise: torch.Generator | None = None) -> TensorDictBase:
-        """Adds ``target``. [B]."""
+        """Add the ``target``. [B]."""
         following = batch["next_observation"]
         with self._autocast():
             log_policy = self._forward["actor"](following).float().log_softmax(1)
@@ -314,7 +327,7 @@ class DiscreteSAC(_SoftActorCritic):
 
     @torch.no_grad()
     def value(self, observation: Tensor, action: Tensor, modules: dict[str, nn.Module] | None = None) -> Tensor:
-        """Smallest Q of actions. [B]."""
+        """Smallest Q-values of actions. [B]."""
         values = (modules or {}).get("critic", self._critic.module)(observation).amin(0)
         return values.gather(1, action.long()[:, None]).squeeze(1)
 

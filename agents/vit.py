@@ -1,4 +1,4 @@
-"""Vision transformers: timm's, in the sizes of the paper (A.2)."""
+"""Vision transformers: timm's implementation in the sizes of the paper (A.2)."""
 
 from __future__ import annotations
 
@@ -46,27 +46,29 @@ if TYPE_CHECKING:
 )
 @dataclass(frozen=True)
 class VisionTransformer(ClassifierConfig):
-    """A vision transformer with class token.
+    """A vision transformer with a class token.
 
-    ``variant="hnt"`` follows the code of Lee et al. 2024 (dojeon-ai/Hare-Tortoise) where it differs from timm:
-    LayerNorms around the patch projection, no bias in QKV, PyTorch's default Linear initialisation, position
-    embedding and class token drawn from N(0, 1), LayerNorm eps 1e-5.
+    ``variant="hnt"`` follows the code of Lee et al. 2024 (dojeon-ai/Hare-Tortoise), which differs from timm in these
+    points: LayerNorms around the patch projection, no QKV bias, PyTorch's default initialization of Linear layers,
+    position embedding and class token drawn from N(0, 1), and LayerNorm eps 1e-5.
     """
 
-    patch_size: int = option(4, "side of a square patch, in pixels", low=1)
+    patch_size: int = option(4, "side length of a patch in pixels", low=1)
     dim: int = option(192, "width of the residual stream", low=1)
     depth: int = option(12, "number of blocks", low=1)
     heads: int = option(3, "attention heads", low=1)
-    mlp_ratio: float = option(4.0, "hidden width of an MLP block over dim", low=0.01)
-    dropout: float = option(0.1, "dropout of embedding, attention, projections and MLPs", low=0, high=0.99)
-    variant: Literal["timm", "hnt"] = option("timm", "whose architecture and initialisation")
+    mlp_ratio: float = option(4.0, "hidden width of an MLP block divided by dim", low=0.01)
+    dropout: float = option(0.1, "dropout rate of embedding, attention, projections and MLPs", low=0, high=0.99)
+    variant: Literal["timm", "hnt"] = option(
+        "timm", "architecture details and initialization: timm's, or those of Lee et al. 2024"
+    )
 
     def __post_init__(self) -> None:
         if self.dim % self.heads:
             raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
 
     def module(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """The untrained network for images of ``shape`` (C, H, W)."""
+        """Build the untrained network for images of ``shape`` (C, H, W)."""
         from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 
         channels, height, width = shape

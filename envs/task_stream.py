@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -13,9 +13,6 @@ from gymnasium import spaces
 from gymnasium.utils.seeding import np_random
 
 from plastibench.envs.datasets import ImageDataset
-
-if TYPE_CHECKING:
-    from plastibench.envs.task_stream_config import TaskStreamConfig
 
 Integers = npt.NDArray[np.int64]
 Observation = dict[str, npt.NDArray[Any]]
@@ -42,6 +39,25 @@ class Task:
     classes: Integers | None = None
 
 
+class TaskSource(Protocol):
+    """What a task stream needs of its options, :class:`~plastibench.envs.task_stream_config.TaskStreamConfig`."""
+
+    @property
+    def augment_pad(self) -> int:
+        """Pixels of padding before the random crop; 0 disables augmentation."""
+
+    @property
+    def score_on(self) -> str:
+        """Images that are evaluated: ``test`` or ``train``."""
+
+    @property
+    def task_count(self) -> int:
+        """Number of tasks."""
+
+    def tasks(self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator) -> Iterator[Task]:
+        """Generate the tasks."""
+
+
 class TaskStream(gymnasium.Env[Observation, Integers]):
     """A sequence of image classification tasks; one step is one task.
 
@@ -57,7 +73,7 @@ class TaskStream(gymnasium.Env[Observation, Integers]):
 
     metadata = {"render_modes": []}
 
-    def __init__(self, dataset: ImageDataset, config: TaskStreamConfig) -> None:
+    def __init__(self, dataset: ImageDataset, config: TaskSource) -> None:
         """Create the stream of the tasks that ``config`` defines over ``dataset``."""
         self.dataset = dataset
         self.config = config

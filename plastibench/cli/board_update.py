@@ -42,7 +42,7 @@ def write_board(runs_dir: Path, found: Sequence[Any], plots: bool) -> Path:
     shown = standings(found)
     drawn = None
     if plots and importlib.util.find_spec("matplotlib"):
-        from plastibench.plotting.leaderboard_plots import pictures
+        from plastibench.plotting.leaderboard_plots import plot_settings
 
-        drawn = {title: png for of_setting in pictures(shown).values() for title, png in of_setting}
+        drawn = {title: png for of_setting in plot_settings(shown).values() for title, png in of_setting}
     return tensorboard.write(runs_dir, shown, drawn)

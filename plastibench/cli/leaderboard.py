@@ -89,10 +89,10 @@ def execute(args: argparse.Namespace) -> int:
 
 def _page(shown: Standings) -> str:
     from plastibench.leaderboard.html import page
-    from plastibench.plotting.leaderboard_plots import pictures
+    from plastibench.plotting.leaderboard_plots import plot_settings
 
     try:
-        drawn = pictures(shown)
+        drawn = plot_settings(shown)
     except UserError as error:
         print(f"plastibench: the page has no plots: {error}", file=sys.stderr)
         drawn = {}

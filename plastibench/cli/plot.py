@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from plastibench.cli.arguments import add_paths, split_names
 from plastibench.cli.parser import CommandParser
 from plastibench.config.errors import UserError
-from plastibench.plotting import FIGURES
+from plastibench.plotting import PLOTS
 
 if TYPE_CHECKING:
     from plastibench.results.result import Result
@@ -23,25 +23,27 @@ examples:
 
 def configure(parser: CommandParser) -> None:
     """Add the arguments."""
-    width = max(map(len, FIGURES))
-    kinds = "\n".join(f"  {kind:{width}}  {summary}" for kind, (_, summary) in FIGURES.items())
+    width = max(map(len, PLOTS))
+    kinds = "\n".join(f"  {kind:{width}}  {summary}" for kind, (_, summary) in PLOTS.items())
     parser.usage = "plastibench plot KIND [OUT] [options]"
     parser.epilog = f"kinds:\n{kinds}\n\n{_EXAMPLES}"
-    parser.add_argument("kind", metavar="KIND", help="kind of plot, see below")
+    parser.add_argument("kind", metavar="KIND", help="kind of plot (see below)")
     parser.add_argument(
         "out",
         metavar="OUT",
         type=Path,
         nargs="?",
-        help="name without suffix for a PNG and an SVG, or NAME.pdf for a PDF (default: KIND)",
+        help="output file: a name without suffix writes PNG and SVG, NAME.pdf a PDF (default: KIND)",
     )
-    parser.add_argument("--metric", metavar="NAME", help="metric of curves and heatmap (see: plastibench list metrics)")
-    runs = parser.add_argument_group("which runs", "Names are those of the leaderboard, options included.")
-    runs.add_argument("--env", metavar="NAMES", help="only these task streams")
+    parser.add_argument(
+        "--metric", metavar="NAME", help="metric for curves and heatmap (see: plastibench list metrics)"
+    )
+    runs = parser.add_argument_group("runs", "Names as in the leaderboard, including options: 'rnr tau=0.5'.")
+    runs.add_argument("--env", metavar="NAMES", help="only these envs")
     runs.add_argument("--agent", metavar="NAMES", help="only these agents")
-    runs.add_argument("--intervention", metavar="NAMES", help="only these interventions, such as 'none,rnr tau=0.5'")
+    runs.add_argument("--intervention", metavar="NAMES", help="only these interventions, in this order")
     add_paths(parser)
-    parser.set_defaults(data_dir=None)  # only fig3 reads data; other kinds reject the option
+    parser.set_defaults(data_dir=None)  # only fig3 takes --data-dir
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -56,22 +58,22 @@ def execute(args: argparse.Namespace) -> int:
     plotting.check_path(out)
     found: list[Result] = load_results(args.runs_dir)
     for part in ("env", "agent", "intervention"):
-        found = _chosen(found, part, getattr(args, part), args.runs_dir)
+        found = _select(found, part, getattr(args, part), args.runs_dir)
     for path in plotting.save(plotting.draw(args.kind, found, metric=args.metric, data_dir=args.data_dir), out):
         print(path)
     return 0
 
 
-def _chosen(found: list[Result], part: str, wanted: str | None, runs_dir: Path) -> list[Result]:
-    """Keep the results whose env, agent or intervention is wanted, in the order in which they are named."""
+def _select(found: list[Result], part: str, wanted: str | None, runs_dir: Path) -> list[Result]:
+    """Keep the results with the wanted envs, agents or interventions, in the given order."""
     from plastibench.leaderboard import label
 
     if wanted is None:
         return found
-    there = sorted({label(result, part) for result in found})
-    names = [wanted] if wanted in there else split_names(wanted)  # an option that is a list contains commas itself
+    available = sorted({label(result, part) for result in found})
+    names = [wanted] if wanted in available else split_names(wanted)  # a name with a list option contains commas
     if not names:
-        raise UserError(f"--{part} is empty; choose from {', '.join(there)}")
-    for name in sorted(set(names) - set(there)):
-        raise UserError(f"no finished run of {part} '{name}' in {runs_dir}; choose from {', '.join(there)}")
+        raise UserError(f"--{part} is empty; choose from {', '.join(available)}")
+    for name in sorted(set(names) - set(available)):
+        raise UserError(f"no finished run of {part} '{name}' in {runs_dir}; choose from {', '.join(available)}")
     return [result for name in names for result in found if label(result, part) == name]

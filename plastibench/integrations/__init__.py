@@ -1,1 +1,1 @@
-"""Callbacks that put interventions to work in other libraries' training loops. Nothing of plastibench imports them."""
+"""Callbacks that apply interventions in the training loops of other libraries."""

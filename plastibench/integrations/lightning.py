@@ -1,4 +1,4 @@
-"""Interventions in the Trainer of Lightning."""
+"""Interventions in Lightning's ``Trainer``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
-from plastibench.integrations.shared import Draw, Schedule, collate
+from plastibench.integrations.callback_schedule import Draw, Schedule, collate
 from plastibench.interventions.attach import Attached, attach
 from plastibench.interventions.base import Intervention, overrides
 from plastibench.nn.network import Network, as_batch
@@ -23,15 +23,16 @@ from plastibench.nn.network import Network, as_batch
 class PlasticityCallback(Callback):
     """``Trainer(callbacks=[PlasticityCallback("rnr", loss, every=1000)])``.
 
-    The module is prepared before a checkpoint is loaded, and worked on after the training batch whose optimizer step
-    the schedule names, before checkpoints are saved. A penalty is added to what ``training_step`` returns. State is
-    part of Lightning's checkpoints.
+    The callback prepares the module before a checkpoint is loaded. It intervenes after the training batch with a
+    scheduled optimizer step, before checkpoints are saved. A penalty is added to the loss that ``training_step``
+    returns. The state is saved in Lightning's checkpoints.
 
-    - Automatic optimization with one optimizer, on one device; anything else is refused.
-    - Validation sees the module itself. Evaluate a method's slow copy, ``callback.attached.evaluated``, yourself.
+    - Only automatic optimization with one optimizer on one device is supported; other setups raise ``UserError``.
+    - Lightning validates the module itself. If a method keeps an averaged copy (``callback.attached.evaluated``),
+      evaluate it yourself.
 
     Attributes:
-        attached: The intervention at work, once there is a module.
+        attached: The attached intervention, or None before ``setup``.
     """
 
     def __init__(
@@ -48,41 +49,41 @@ class PlasticityCallback(Callback):
         options: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        """Say what to do when.
+        """Configure the intervention and its schedule.
 
         Args:
-            intervention: A registered name, or an instance, of which each module gets a copy.
-            loss: ``loss(module, batch)``: mean training loss of a batch as the data loader makes it. Not
-                ``training_step`` itself, which logs, may augment, and runs in its loop alone.
-            every: Intervene after every so many optimizer steps.
+            intervention: A registered name, or an instance; each module gets a copy of it.
+            loss: ``loss(module, batch)``, the mean training loss of a batch from the data loader. Do not pass
+                ``training_step``: it logs, may augment, and only works inside Lightning's loop.
+            every: Intervene after every ``every`` optimizer steps; 0: never.
             steps: Intervene after these optimizer steps.
             epochs: Intervene at the end of these epochs, counted from 1.
-            size: Samples of the training data that an intervention sees
-                (:func:`~plastibench.integrations.shared.collate` says how they are drawn).
-            draw: Returns the batch instead.
-            fresh: Builds the module anew; without it, PyTorch's defaults are drawn.
+            size: Number of training samples in the batch for an intervention, see
+                :func:`~plastibench.integrations.callback_schedule.collate`.
+            draw: A function that returns this batch instead.
+            fresh: Builds a newly initialized module. By default, each layer's ``reset_parameters()`` is used.
             options: Options of a named intervention.
-            seed: Of all randomness of the intervention.
+            seed: Seed of all randomness of the intervention.
         """
         self.intervention, self.loss, self.options = intervention, loss, dict(options or {})
         self.schedule = Schedule(every, steps, epochs)
         self.size, self.draw, self.fresh, self.seed = size, draw, fresh, seed
         self.attached: Attached | None = None
         self._loaded = False
-        self._step = 0  # after the batch before
+        self._step = 0  # global_step after the previous batch
 
     @property
     def state_key(self) -> str:
-        """Tells several callbacks of this class apart in a checkpoint."""
-        named = self.intervention if isinstance(self.intervention, str) else type(self.intervention).__name__
-        return str(self._generate_state_key(intervention=named))
+        """Key of this callback's state in a checkpoint; it differs between interventions."""
+        name = self.intervention if isinstance(self.intervention, str) else type(self.intervention).__name__
+        return str(self._generate_state_key(intervention=name))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Prepare the module, on its device, while it has no optimizer yet."""
+        """Attach the intervention to the module, on its device and before the optimizer is created."""
         if stage != "fit" or (self.attached is not None and self.attached.network.module is pl_module):
             return
         if trainer.world_size > 1 or not pl_module.automatic_optimization:
-            raise UserError("PlasticityCallback: one device and automatic optimization only")
+            raise UserError("PlasticityCallback supports only one device and automatic optimization")
         pl_module.to(trainer.strategy.root_device)
         loss = self.loss
         network = Network(
@@ -96,14 +97,14 @@ class PlasticityCallback(Callback):
         load = _after(self._load, pl_module.on_load_checkpoint)
         pl_module.on_load_checkpoint = load  # type: ignore[assignment, method-assign]
         if overrides(self.attached.intervention, "evaluated"):
-            print("plastibench: Lightning validates the trained weights, not their slow copy", file=sys.stderr)
+            print("plastibench: Lightning validates the trained weights, not the averaged copy", file=sys.stderr)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Follow the optimizer of this fit, and add the penalty to the loss."""
+        """Follow the optimizer of this fit, and add the penalty to the loss of ``training_step``."""
         assert self.attached is not None
         if len(trainer.optimizers) != 1:
             raise UserError(
-                f"PlasticityCallback: one optimizer only; configure_optimizers made {len(trainer.optimizers)}"
+                f"PlasticityCallback supports one optimizer; configure_optimizers returned {len(trainer.optimizers)}"
             )
         self.attached.optimizer = trainer.optimizers[0]
         if overrides(self.attached.intervention, "penalty"):
@@ -111,29 +112,31 @@ class PlasticityCallback(Callback):
             pl_module.training_step = step  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Know the step at which this fit begins."""
+        """Read the step at which this fit starts."""
         self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Intervene where it is due."""
+        """Intervene if the schedule says so."""
         before, self._step = self._step, trainer.global_step
         epoch = trainer.current_epoch + 1 if trainer.is_last_batch else 0
-        if self._step > before and self.schedule.due(self._step, epoch):  # it stands still while batches accumulate
+        if self._step > before and self.schedule.due(
+            self._step, epoch
+        ):  # it does not advance while gradients accumulate
             assert self.attached is not None
             network = self.attached.network
             drawn = self.draw() if self.draw else collate(trainer.train_dataloader, self.size, network.generator)
             self.attached.intervene(pack(drawn).to(network.device))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the module its own methods back."""
+        """Restore the module's own methods."""
         for name in ("training_step", "on_load_checkpoint"):
             if hasattr(pl_module.__dict__.get(name), "__wrapped__"):
                 delattr(pl_module, name)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the module its own methods back."""
+        """Restore the module's own methods."""
         self.teardown(trainer, pl_module, "fit")
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,13 +144,13 @@ class PlasticityCallback(Callback):
         return {} if self.attached is None else self.attached.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back, unless that happened before the module's own state was loaded."""
+        """Restore from :meth:`state_dict`, unless ``_load`` has done so before the module's weights were loaded."""
         if self.attached is not None and state_dict and not self._loaded:
             self.attached.load_state_dict(state_dict)
         self._loaded = False
 
     def _load(self, checkpoint: dict[str, Any]) -> None:
-        """Take the state from a whole checkpoint: it may say how the module has been rebuilt since ``setup``."""
+        """Restore the state before the module's weights are loaded: it may rebuild the module."""
         if state := checkpoint.get("callbacks", {}).get(self.state_key):
             self.load_state_dict(state)
             self._loaded = True
@@ -174,13 +177,13 @@ def _penalised(step: Callable[..., Any], attached: Attached) -> Callable[..., An
 
 
 def pack(batch: Any) -> TensorDictBase:
-    """A dict of tensors as it is, a list or tuple of tensors under ``"0"``, ``"1"``, …"""
+    """Convert a batch to a TensorDict; the tensors of a list or tuple get the keys ``"0"``, ``"1"``, …"""
     if isinstance(batch, Sequence):
         return TensorDict({str(index): value for index, value in enumerate(batch)}, batch_size=[len(batch[0])])
     return as_batch(batch)
 
 
 def unpack(batch: TensorDictBase) -> Any:
-    """The reverse of :func:`pack`."""
+    """Convert a TensorDict back; the inverse of :func:`pack`."""
     values = dict(batch.items())
     return tuple(values[str(i)] for i in range(len(values))) if "0" in values else values

@@ -1,4 +1,4 @@
-"""Interventions in the Trainer of Hugging Face transformers."""
+"""Interventions in the ``Trainer`` of Hugging Face transformers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from plastibench.config.errors import UserError
-from plastibench.integrations.shared import Draw, Schedule, collate
+from plastibench.integrations.callback_schedule import Draw, Schedule, collate
 from plastibench.interventions.attach import Attached, attach
 from plastibench.interventions.base import Intervention, overrides
 from plastibench.nn.branches import names_in_branches
@@ -26,20 +26,21 @@ _FILE = "plastibench.pt"
 class PlasticityCallback(TrainerCallback):
     """``Trainer(..., callbacks=[PlasticityCallback("rnr", every=1000)])``.
 
-    The network is prepared when the Trainer is made (give the callback to its constructor, so that this comes before a
-    checkpoint is loaded) and worked on right after an optimizer step that the schedule names, before logging,
-    evaluation and saving. A penalty is added to the loss that the model itself returns in train mode, once per
-    accumulated update. State lies in each checkpoint as ``plastibench.pt``.
+    The callback prepares the model when the Trainer is created; pass it to the Trainer's constructor, so that this
+    happens before a checkpoint is loaded. It intervenes right after a scheduled optimizer step, before logging,
+    evaluation and saving. A penalty is added to the loss that the model returns in train mode, once per accumulated
+    update. The state is saved in each checkpoint as ``plastibench.pt``.
 
-    - Trained on one device, in one process; a sharded or replicated model is refused.
-    - Fresh weights come from the model's class and config, or from PyTorch's defaults where it has no config. Of a
-      pretrained model that means new random weights.
-    - A model with branches (``plasticity-injection``) cannot be resumed: the Trainer loads its weights and makes its
-      optimizer before it says which checkpoint it resumes. Such a checkpoint is refused.
-    - The Trainer evaluates the model itself. Evaluate a method's slow copy, ``callback.attached.evaluated``, yourself.
+    - Only one device and one process are supported; sharded and replicated models raise ``UserError``.
+    - Reinitialized weights come from a new model of the same class and config, or from each layer's
+      ``reset_parameters()`` if the model has no config. They are random also if the model was pretrained.
+    - A model with branches (``plasticity-injection``) cannot be resumed, because the Trainer loads the weights and
+      creates the optimizer before it announces the checkpoint. Resuming such a checkpoint raises ``UserError``.
+    - The Trainer evaluates the model itself. If a method keeps an averaged copy (``callback.attached.evaluated``),
+      evaluate it yourself.
 
     Attributes:
-        attached: The intervention at work, once there is a model.
+        attached: The attached intervention, or None before there is a model.
     """
 
     def __init__(
@@ -54,18 +55,18 @@ class PlasticityCallback(TrainerCallback):
         options: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        """Say what to do when.
+        """Configure the intervention and its schedule.
 
         Args:
-            intervention: A registered name, or an instance, of which each model gets a copy.
-            every: Intervene after every so many optimizer steps.
+            intervention: A registered name, or an instance; each model gets a copy of it.
+            every: Intervene after every ``every`` optimizer steps; 0: never.
             steps: Intervene after these optimizer steps.
             epochs: Intervene at the end of these epochs, counted from 1.
-            size: Samples of the training data that an intervention sees
-                (:func:`~plastibench.integrations.shared.collate` says how they are drawn).
-            draw: Returns the batch instead.
+            size: Number of training samples in the batch for an intervention, see
+                :func:`~plastibench.integrations.callback_schedule.collate`.
+            draw: A function that returns this batch instead.
             options: Options of a named intervention.
-            seed: Of all randomness of the intervention.
+            seed: Seed of all randomness of the intervention.
         """
         self.intervention, self.options = intervention, dict(options or {})
         self.schedule = Schedule(every, steps, epochs)
@@ -74,16 +75,16 @@ class PlasticityCallback(TrainerCallback):
         self._penalty: torch.utils.hooks.RemovableHandle | None = None
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Prepare the model while it has no optimizer yet."""
+        """Attach the intervention to the model before the optimizer is created."""
         self._attach(args, kwargs["model"])
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Follow the optimizer of this training, and take up the checkpoint's state."""
+        """Follow the optimizer, and restore the intervention's state when training resumes from a checkpoint."""
         if self.attached is None or self.attached.network.module is not kwargs["model"]:
             if state.global_step:
-                raise UserError("PlasticityCallback: to resume, give Trainer(…) both the model and the callback")
+                raise UserError("PlasticityCallback: to resume, pass both the model and the callback to Trainer(…)")
             self._attach(args, kwargs["model"], kwargs["optimizer"])
         assert self.attached is not None
         self.attached.optimizer = kwargs["optimizer"]
@@ -91,11 +92,13 @@ class PlasticityCallback(TrainerCallback):
             given = args.resume_from_checkpoint
             folder = Path(given) if isinstance(given, str) and Path(given).is_dir() else _folder(args, state)
             if not (folder / _FILE).is_file():
-                raise UserError(f"PlasticityCallback: {folder} has no {_FILE}; resume in the folder of the first run")
+                raise UserError(
+                    f"PlasticityCallback: {folder} has no {_FILE}; resume with the output_dir of the first run"
+                )
             self.attached.load_state_dict(torch.load(folder / _FILE, map_location="cpu", weights_only=True))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Intervene where it is due."""
+        """Intervene if the schedule says so."""
         epoch = state.epoch or 0.0
         if self.schedule.due(state.global_step, int(epoch) if epoch == int(epoch) else 0):
             assert self.attached is not None
@@ -104,7 +107,7 @@ class PlasticityCallback(TrainerCallback):
             self.attached.intervene(as_batch(batch).to(network.device))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save the intervention's state beside the model's."""
+        """Save the intervention's state in the checkpoint folder."""
         if self.attached is not None and _folder(args, state).is_dir():
             torch.save(self.attached.state_dict(), _folder(args, state) / _FILE)
 
@@ -112,7 +115,9 @@ class PlasticityCallback(TrainerCallback):
         self, args: TrainingArguments, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
     ) -> None:
         if args.world_size > 1 or args.n_gpu > 1 or args.deepspeed or args.fsdp:
-            raise UserError("PlasticityCallback: one process and one device only; processes would drift apart")
+            raise UserError(
+                "PlasticityCallback supports only one process and one device; weights would diverge between processes"
+            )
         if self._penalty is not None:
             self._penalty.remove()
         config = getattr(model, "config", None)
@@ -123,23 +128,25 @@ class PlasticityCallback(TrainerCallback):
         model.register_load_state_dict_pre_hook(_refuses_other_branches)
         if overrides(self.attached.intervention, "penalty"):
             if args.label_smoothing_factor:
-                raise UserError("PlasticityCallback: with label smoothing the Trainer ignores the model's loss")
+                raise UserError(
+                    "PlasticityCallback: with label smoothing the Trainer ignores the model's loss and so the penalty"
+                )
             self._penalty = model.register_forward_hook(_adds_penalty(self.attached, args), with_kwargs=True)
         if overrides(self.attached.intervention, "evaluated"):
-            print("plastibench: the Trainer evaluates the trained weights, not their slow copy", file=sys.stderr)
+            print("plastibench: the Trainer evaluates the trained weights, not the averaged copy", file=sys.stderr)
 
 
 def _adds_penalty(attached: Attached, args: TrainingArguments) -> Any:
-    """A forward hook; a plain function, for copies of the model copy its hooks."""
+    """A forward hook that adds the penalty; a plain function, because copies of the model copy its hooks."""
 
     def add(module: nn.Module, _: Any, kwargs: dict[str, Any], output: Any) -> Any:
         if module is not attached.network.module or not (module.training and torch.is_grad_enabled()):
             return output
         if not isinstance(output, Mapping) or output.get("loss") is None:
-            raise UserError("PlasticityCallback: the model returns no loss to which the penalty could be added")
+            raise UserError("PlasticityCallback cannot add a penalty: the model returns no loss")
         kwargs = dict(kwargs)
-        # A loss over the items of all accumulated batches is summed over them, not averaged. (The last update of an
-        # epoch may accumulate fewer; its penalty is smaller in proportion.)
+        # With num_items_in_batch, the losses of accumulated batches are summed, not averaged. The last update of an
+        # epoch may accumulate fewer batches and then has a smaller penalty.
         parts = args.gradient_accumulation_steps if kwargs.pop("num_items_in_batch", None) is not None else 1
         batch = {name: value for name, value in kwargs.items() if isinstance(value, Tensor)}
         output["loss"] = output["loss"] + attached.penalty(batch) / parts  # type: ignore[index]
@@ -149,16 +156,16 @@ def _adds_penalty(attached: Attached, args: TrainingArguments) -> Any:
 
 
 def _refuses_other_branches(module: nn.Module, state: Mapping[str, Any], *_: Any) -> None:
-    """The Trainer loads weights by name and takes no notice of those that fit nowhere."""
+    """Refuse a checkpoint with other branches; the Trainer would silently skip their weights."""
     if names_in_branches(state) != names_in_branches(module.state_dict()):
         raise UserError(
-            "PlasticityCallback: this checkpoint was saved before or after an injection that the model here has not "
-            "or has had; the Trainer cannot resume plasticity-injection (Lightning's and a loop of your own can)"
+            "PlasticityCallback: the checkpoint and the model have different branches; the Trainer cannot resume "
+            "plasticity-injection; use Lightning or your own training loop"
         )
 
 
 def _loss(module: nn.Module, batch: TensorDictBase) -> Tensor:
-    """The model's own loss, past the autocast that Accelerate puts around ``forward``, and past hooks."""
+    """The model's own loss, without the autocast that Accelerate wraps around ``forward`` and without hooks."""
     output: Any = type(module).forward(module, **dict(batch.items()))
     loss = output["loss"] if isinstance(output, Mapping) else output[0]
     assert isinstance(loss, Tensor)

@@ -1,7 +1,7 @@
-"""Pictures of finished runs: which kinds there are, and how one is drawn and saved.
+"""Plots of finished runs: the kinds of plots, and how to draw and save one.
 
-Every kind is a function of results that returns a matplotlib ``Figure``; it stands in a module of its own and in one
-line of :data:`FIGURES`. Nothing here imports matplotlib until something is drawn.
+A kind is a function that takes results and returns a matplotlib ``Figure``. To add one, write the function in a module
+of this package and add a line to :data:`PLOTS`. Importing this package does not import matplotlib.
 """
 
 from __future__ import annotations
@@ -21,115 +21,115 @@ if TYPE_CHECKING:
 
     from plastibench.results.result import Result
 
-#: Kind of figure to where its function is and what it shows.
-FIGURES: dict[str, tuple[str, str]] = {
-    "overview": ("overview:overview", "a row per env and agent: accuracy by task, gain over none, final against drop"),
-    "curves": ("curves:curves", "accuracy at the end of each task, or return over steps; any metric with --metric"),
-    "pareto": ("pareto:pareto", "final accuracy or return against what an intervention costs at once"),
-    "heatmap": ("heatmap:heatmap", "a metric by layer and task (--metric, default dormant-ratio)"),
-    "fig2": ("paper_figures:fig2", "the paper's Figure 2: which parts of the network must be reset"),
-    "fig3": ("fig3:fig3", "the paper's Figure 3: LayerNorm gradients of base, reset and fresh networks"),
-    "fig4": ("paper_figures:fig4", "the paper's Figure 4: RnR among its rivals, and drops at the switches"),
-    "fig5": ("paper_figures:fig5", "the paper's Figure 5: what RnR revives, and how much of it"),
+#: Kind of plot to its function (``module:function`` in this package) and a summary.
+PLOTS: dict[str, tuple[str, str]] = {
+    "overview": ("overview:overview", "per env and agent: accuracy by task, gain over none, final accuracy vs. drop"),
+    "curves": ("curves:curves", "end-of-task accuracy, or return over steps; any metric with --metric"),
+    "pareto": ("pareto:pareto", "final accuracy or return vs. drop at interventions, with the Pareto front"),
+    "heatmap": ("heatmap:heatmap", "a metric by layer and task (--metric, default: dormant-ratio)"),
+    "fig2": ("paper_figures:fig2", "the paper's Figure 2: resets of different parts of the network"),
+    "fig3": ("fig3:fig3", "the paper's Figure 3: LayerNorm gradients of trained, reset and fresh networks"),
+    "fig4": ("paper_figures:fig4", "the paper's Figure 4: RnR and baselines, accuracy and drop by task"),
+    "fig5": ("paper_figures:fig5", "the paper's Figure 5: RnR with different criteria and thresholds"),
 }
 _DPI = 200
 _SUFFIXES = ("", ".png", ".svg", ".pdf")
 
 
-def draw(kind: str, found: Sequence[Result], **options: Any) -> Figure:
-    """Draw results.
+def draw(kind: str, results: Sequence[Result], **options: Any) -> Figure:
+    """Draw a plot of results.
 
     Args:
-        kind: A name in :data:`FIGURES`.
-        found: Results as :func:`plastibench.load_results` returns them; ``heatmap`` and ``fig3`` need their folders.
-        **options: Options of the kind, as ``metric`` or ``data_dir``; None stands for the kind's default.
+        kind: A name in :data:`PLOTS`.
+        results: Results from :func:`plastibench.load_results`; ``heatmap`` and ``fig3`` need their folders.
+        **options: Options of the kind, such as ``metric`` or ``data_dir``; None means the default.
 
     Raises:
-        UserError: No such kind or option, matplotlib is missing, or the results lack what the figure shows.
+        UserError: The kind or an option is unknown, matplotlib is missing, or the results lack what the plot shows.
     """
     check_kind(kind)
     try:
         import matplotlib
     except ImportError as error:
-        raise UserError("figures need matplotlib: pip install 'plastibench[figures]'") from error
+        raise UserError("plots need matplotlib: pip install 'plastibench[figures]'") from error
     from plastibench.plotting.style import RC
 
-    module, _, name = FIGURES[kind][0].partition(":")
+    module, _, name = PLOTS[kind][0].partition(":")
     function = getattr(importlib.import_module(f"plastibench.plotting.{module}"), name)
-    known = [name for name in inspect.signature(function).parameters if name != "found"]
+    known = [name for name in inspect.signature(function).parameters if name != "results"]
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         if name not in known:
-            takes = ", ".join(known) or "none"
-            raise UserError(f"figures {kind} has no option '{name.replace('_', '-')}' (it has: {takes})")
+            available = ", ".join(known) or "none"
+            raise UserError(f"plot {kind} has no option '{name.replace('_', '-')}' (options: {available})")
     with matplotlib.rc_context(RC):
-        return function(_once(found), **given)
+        return function(_without_duplicates(results), **given)
 
 
-def _once(found: Sequence[Result]) -> list[Result]:
-    """Of runs that differ in what was measured of them alone, one: they would count as another seed."""
-    from plastibench.leaderboard import by_setting
+def _without_duplicates(results: Sequence[Result]) -> list[Result]:
+    """Keep one of the runs that differ only in what was measured; each would count as another seed."""
+    from plastibench.plotting.series import runs_by_setting
 
-    kept = {id(run) for setting in by_setting(found) for run in setting.runs}
-    return [run for run in found if id(run) in kept]
+    kept = {id(run) for runs in runs_by_setting(results).values() for run in runs}
+    return [run for run in results if id(run) in kept]
 
 
 def png(figure: Figure, dpi: int = _DPI) -> bytes:
-    """A figure as a PNG file; the same figure gives the same bytes."""
-    return _rendered(figure, "png", dpi)
+    """Content of a PNG file of a plot; reproducible byte by byte."""
+    return _render(figure, "png", dpi)
 
 
 def svg(figure: Figure) -> bytes:
-    """A figure as an SVG file whose text is text; the same figure gives the same bytes."""
-    return _rendered(figure, "svg", _DPI)
+    """Content of an SVG file of a plot, with text as text; reproducible byte by byte."""
+    return _render(figure, "svg", _DPI)
 
 
 def check_kind(kind: str) -> None:
-    """See that there is such a kind.
+    """Check that a kind of plot exists.
 
     Raises:
-        UserError: There is none.
+        UserError: It does not.
     """
-    if kind not in FIGURES:
-        raise UserError(f"no figure '{kind}'{did_you_mean(kind, FIGURES)} ({', '.join(FIGURES)})")
+    if kind not in PLOTS:
+        raise UserError(f"unknown plot '{kind}'{did_you_mean(kind, PLOTS)} (kinds: {', '.join(PLOTS)})")
 
 
 def check_path(path: Path) -> None:
-    """See that a figure can be saved under a name, before it is drawn.
+    """Check that a plot can be saved under a path, before it is drawn.
 
     Raises:
-        UserError: The name has another ending than those that :func:`save` knows, or its folder does not exist.
+        UserError: The suffix is not one that :func:`save` knows, or the folder does not exist.
     """
     if path.suffix not in _SUFFIXES or not path.name:
-        raise UserError(f"cannot draw into '{path.name}'; use a name that ends in .png, .svg or .pdf, or in nothing")
+        raise UserError(f"cannot write '{path.name}'; use a name that ends in .png, .svg or .pdf, or has no suffix")
     if not path.parent.is_dir():
         raise UserError(f"{path}: no folder {path.parent}")
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write a figure as PNG and SVG beside each other, or as PDF where the name ends so; all are drawn before any.
+    """Save a plot as PNG and SVG, or as PDF if the name ends in ``.pdf``. Nothing is written if rendering fails.
 
     Args:
-        figure: The figure.
-        path: Name of the file, with .png, .svg, .pdf or no ending.
+        figure: The plot.
+        path: Name of the file, with suffix .png, .svg, .pdf or none.
 
     Returns:
-        What was written.
+        The files written.
 
     Raises:
         UserError: See :func:`check_path`.
     """
     check_path(path)
     formats = ["pdf"] if path.suffix == ".pdf" else ["png", "svg"]
-    contents = {path.with_suffix(f".{format}"): _rendered(figure, format, _DPI) for format in formats}
+    contents = {path.with_suffix(f".{format}"): _render(figure, format, _DPI) for format in formats}
     for target, content in contents.items():
         with atomic(target) as file:
             file.write(content)
     return list(contents)
 
 
-def _rendered(figure: Figure, format: str, dpi: int) -> bytes:
-    """The bytes of a file; matplotlib would write date, version and random names into it."""
+def _render(figure: Figure, format: str, dpi: int) -> bytes:
+    """Render to bytes, without the date and version that matplotlib adds by default."""
     import matplotlib
 
     from plastibench.plotting.style import RC

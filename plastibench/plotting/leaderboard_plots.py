@@ -1,33 +1,35 @@
-"""The pictures that go with a leaderboard: for each of its contests the best entries, drawn with the usual figures."""
+"""Plots for the leaderboard: curves and Pareto front of the best methods of each setting."""
 
 from __future__ import annotations
 
 from plastibench import plotting
 from plastibench.leaderboard.standings import Standings
 
-_ENTRIES = 8  # beside none and reset: more lines than these are told apart by nobody
+_MAX_METHODS = 8  # besides none and reset; more lines are hard to tell apart
 _ALWAYS = ("none", "reset")
 _DPI = 100
-_SHOWN = {"curves": "Learning curves of the best", "pareto": "What they reach, against what they lose at once"}
+_CAPTIONS = {"curves": "Learning curves of the best methods", "pareto": "Final score vs. drop of the best methods"}
 
 
-def pictures(shown: Standings) -> dict[str, list[tuple[str, bytes]]]:
-    """By title of a contest: what each picture shows, and the PNG.
+def plot_settings(standings: Standings) -> dict[str, list[tuple[str, bytes]]]:
+    """Draw the best methods of each setting.
 
     Args:
-        shown: Made of whole results, not of lean ones.
+        standings: Made of complete results, as :func:`plastibench.load_results` returns them.
+
+    Returns:
+        Title of a setting to its plots: caption and content of a PNG file.
 
     Raises:
         UserError: matplotlib is missing.
     """
     found: dict[str, list[tuple[str, bytes]]] = {}
-    for contest, rows in shown.tables:
-        best = [row["intervention"] for row in rows if row["intervention"] not in _ALWAYS][:_ENTRIES]
-        runs = [run for entry in contest.methods if entry.name in (*best, *_ALWAYS) for run in entry.runs.values()]
-        for kind, what in _SHOWN.items():
-            costs = any(run.summary.mean_drop for run in runs)
-            if kind == "pareto" and not costs:  # nothing was lost by anybody
+    for setting, rows in standings.tables:
+        best = [row["intervention"] for row in rows if row["intervention"] not in _ALWAYS][:_MAX_METHODS]
+        runs = [run for method in setting.methods if method.name in (*best, *_ALWAYS) for run in method.runs.values()]
+        for kind, caption in _CAPTIONS.items():
+            if kind == "pareto" and not any(run.summary.mean_drop for run in runs):
                 continue
-            picture = plotting.png(plotting.draw(kind, runs), _DPI)
-            found.setdefault(contest.title, []).append((f"{what}: {contest.title}", picture))
+            plot = plotting.png(plotting.draw(kind, runs), _DPI)
+            found.setdefault(setting.title, []).append((f"{caption}: {setting.title}", plot))
     return found

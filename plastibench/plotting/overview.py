@@ -1,80 +1,45 @@
-"""All of a scenario in one row: how it is learned, what each intervention gains, and what that costs at once."""
+"""An overview of each setting in one row: scores, gains over ``none``, and final score against drop."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from plastibench.leaderboard import by_group, label
+from plastibench.leaderboard import by_group
 from plastibench.plotting.caption import caption
-from plastibench.plotting.curves import label_axes, line
-from plastibench.plotting.over_seeds import contests, moments, scores, together
-from plastibench.plotting.pareto import label_axes as label_trade_off
-from plastibench.plotting.pareto import point
-from plastibench.plotting.style import Style, count_steps, count_tasks, finish, handles, panels, styles, title
+from plastibench.plotting.panels import DROP, plot_gains, plot_metric, plot_scores, plot_trade_off
+from plastibench.plotting.series import runs_by_setting
+from plastibench.plotting.style import finish, legend_handles, method_styles, set_title, subplots
 from plastibench.results.result import Result
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def overview(found: Sequence[Result]) -> Figure:
-    """A row per env and agent: accuracy after each task, its gain over ``none``, and final accuracy against drop.
+def overview(results: Sequence[Result]) -> Figure:
+    """One row per env and agent: accuracy at the end of each task, gain over ``none``, final accuracy against drop.
 
-    Where an agent acts: return over steps, the share of low-gradient units of its critic, final return against drop.
+    For RL: return over steps, fraction of low-gradient units in the critic, final return against drop if there were
+    interventions.
 
     Args:
-        found: Results.
+        results: Results.
     """
-    looks, shown = styles(found), contests(found)
-    figure, axes = panels(len(shown), 3, height=2.8)
-    for (names, results), (left, middle, right) in zip(shown.items(), axes, strict=True):
-        groups = by_group(results)
-        base = next((runs for runs in groups if label(runs[0]) == "none"), [])
-        is_rl = groups[0][0].is_rl
-        for runs in groups:
-            style = looks[label(runs[0])]
-            line(left, *together([scores(run) for run in runs]), style)
-            if is_rl:
-                _low_gradients(middle, runs, style)
-            else:
-                gain(middle, runs, base, style)
-            point(right, runs, style)
-        title(left, ", ".join(names), 38)
-        label_axes(left, results[0])
-        label_trade_off(right, results[0])
-        right.set_title("final against drop")
-        if is_rl:
-            count_steps(middle)
-            middle.set(xlabel="steps", ylabel="% of the critic's units", title="low-gradient units")
-            right.set_visible(any(run.events for run in results))
+    styles, settings = method_styles(results), runs_by_setting(results)
+    with_drops = [title for title, runs in settings.items() if any(not run.is_rl or run.events for run in runs)]
+    figure, axes = subplots(len(settings), 3 if with_drops else 2, height=2.8)
+    for (title, runs), row in zip(settings.items(), axes, strict=True):
+        groups = by_group(runs)
+        plot_scores(row[0], groups, styles)
+        set_title(row[0], title)
+        if runs[0].is_rl:
+            plot_metric(row[1], groups, styles, "low-gradient-ratio", "critic")
+            row[1].set_title("low-gradient units in the critic")
         else:
-            label_gain(middle)
-    return finish(figure, handles(looks), caption(found, intervals="bands and bars"))
-
-
-def gain(axis: Axes, runs: list[Result], base: list[Result], style: Style) -> None:
-    """Accuracy above that of ``none`` with the same seed, whose data is the same; nothing where there is none."""
-    other = {run.seed: dict(scores(run)) for run in base}
-    gains = [
-        [(place, value - other[run.seed][place]) for place, value in scores(run) if place in other[run.seed]]
-        for run in runs
-        if run.seed in other
-    ]
-    if gains:
-        line(axis, *together(gains), style)
-
-
-def label_gain(axis: Axes) -> None:
-    """What the axes of a panel of gains are."""
-    count_tasks(axis)
-    axis.set(xlabel="task", ylabel="accuracy above none, points", title="gain, paired by seed")
-
-
-def _low_gradients(axis: Axes, runs: list[Result], style: Style) -> None:
-    places, values = together([moments(run, "low-gradient-ratio", "critic") for run in runs])
-    if np.size(values):
-        line(axis, places, 100 * values, style)
+            plot_gains(row[1], groups, styles)
+        if title in with_drops:
+            plot_trade_off(row[2], groups, styles)
+        elif with_drops:
+            row[2].set_visible(False)
+    sentences, intervals = ([DROP], "bands and bars") if with_drops else ([], "bands")
+    return finish(figure, legend_handles(styles), caption(results, *sentences, intervals=intervals))

@@ -1,4 +1,4 @@
-"""How fast the harness is: against the plainest loop that does the same work, and what an intervention costs."""
+"""Benchmark the harness against a plain PyTorch loop, and measure what an intervention costs."""
 
 from __future__ import annotations
 
@@ -25,17 +25,23 @@ from plastibench.utils.runtime import set_up_torch
 
 
 def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads: int) -> str:
-    """Time updates of the harness and of a plain PyTorch loop in turn, then the intervention once.
+    """Time updates of the harness and of a plain PyTorch loop alternately, then the intervention once.
 
-    Both do the same work: data on the device, augmentation, normalisation, forward, backward, clipping, fused AdamW
-    with its learning rate set at every update. The plain loop knows no replay buffer, hooks, schedule or metrics.
+    Both do the same work: data on the device, augmentation, normalisation, forward, backward, clipping, and fused AdamW
+    whose learning rate is set at every update. The plain loop has no replay buffer, hooks, schedule or metrics.
 
     Args:
-        spec: What is timed.
-        data_dir: Where data sets are.
+        spec: The run to time.
+        data_dir: Folder of data sets.
         updates: Updates per measurement.
-        rounds: Rounds, in each of which both are measured twice; medians count. At least 2.
+        rounds: Number of rounds, at least 2. Both loops are measured twice per round; medians are reported.
         threads: CPU threads, as for a run.
+
+    Returns:
+        A report of a few lines.
+
+    Raises:
+        UserError: The spec is not a run on a task stream.
     """
     trainer = _started(spec, data_dir, threads)
     epoch = trainer.updates_per_epoch()
@@ -43,7 +49,7 @@ def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads:
     ours, theirs = [], []
     for round_number in range(rounds + 1):
         pair = [_seconds(trainer, step, updates) for step in (plain, trainer.learn, trainer.learn, plain)]
-        if round_number:  # the first warms up
+        if round_number:  # the first round warms up
             theirs.append((pair[0] + pair[3]) / 2)
             ours.append((pair[1] + pair[2]) / 2)
     low, ratio, high = statistics.quantiles((a / b for a, b in zip(ours, theirs, strict=True)), n=4)
@@ -52,34 +58,34 @@ def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads:
     _wait(trainer)
     intervention = time.perf_counter() - start
     update = statistics.median(ours) / updates
-    total, switches = trainer.length, trainer.env_config.task_count - 1
+    total, boundaries = trainer.length, trainer.env_config.task_count - 1
     scale = epoch / updates
-    share = switches * intervention / (total * update + switches * intervention)
+    fraction = boundaries * intervention / (total * update + boundaries * intervention)
     rate = trainer.agent.batch_size / update
     return "\n".join(
         [
             f"{spec.env[0]}, {spec.agent[0]}, {spec.run.device}, {torch.get_num_threads()} threads, "
-            f"{trainer.agent.label}",
+            f"{trainer.agent.config.precision}",
             f"seconds per epoch of the first task ({epoch} updates), {rounds} rounds of {updates} updates "
-            "plain, ours, ours, plain; medians and quartiles:",
+            "(plain, plastibench, plastibench, plain); medians and quartiles:",
             f"  plain PyTorch loop  {statistics.median(theirs) * scale:.3f}",
             f"  plastibench         {statistics.median(ours) * scale:.3f}   ratio {ratio:.3f} "
             f"({low:.3f} to {high:.3f})   {rate:,.0f} samples/s",
-            f"{spec.intervention[0]} on {spec.run.representative} samples: {intervention:.2f} s, as long as "
-            f"{intervention / update:.0f} updates; at {switches} switches of a run of {total:,} updates "
-            f"{100 * share:.2f} % of the time",
+            f"{spec.intervention[0]} on {spec.run.representative} samples: {intervention:.2f} s, the time of "
+            f"{intervention / update:.0f} updates; {100 * fraction:.2f} % of a run of {total:,} updates with "
+            f"{boundaries} task boundaries",
         ]
     )
 
 
 @dataclasses.dataclass
 class Cost:
-    """What an intervention costs.
+    """The cost of an intervention.
 
     Attributes:
-        update: Time of an update with it over that of one without, as quartiles over rounds.
-        updates_each: How many updates without it take as long as one time that it acts.
-        memory: Bytes that it keeps between updates, over those of the parameters.
+        update: Time of an update with the intervention, relative to an update without it; quartiles over rounds.
+        updates_each: Time of one intervention, in updates without it.
+        memory: Bytes that the intervention keeps between updates, relative to those of the parameters.
     """
 
     update: tuple[float, float, float]
@@ -88,21 +94,24 @@ class Cost:
 
 
 def cost(spec: RunSpec, data_dir: Path, updates: int = 5, rounds: int = 12, threads: int = 1) -> Cost:
-    """Time updates with and without an intervention in turn, without and with it twice a round.
+    """Time updates with and without an intervention alternately, each twice per round.
 
     Args:
         spec: A run with the intervention.
-        data_dir: Where data sets are.
+        data_dir: Folder of data sets.
         updates: Updates per measurement.
-        rounds: Rounds that count; at least 2.
+        rounds: Number of rounds after the warm-up, at least 2.
         threads: CPU threads.
+
+    Raises:
+        UserError: The spec is not a run on a task stream.
     """
     base = dataclasses.replace(spec, intervention=RunSpec.make(spec.env[0], spec.agent[0]).intervention)
     without, with_it = (_started(each, data_dir, threads) for each in (base, spec))
     ratios, seconds = [], []
     for round_number in range(rounds + 2):
         pair = [_seconds(each, each.learn, updates) for each in (without, with_it, with_it, without)]
-        if round_number > 1:  # the first two warm up
+        if round_number > 1:  # the first two rounds warm up
             ratios.append((pair[1] + pair[2]) / (pair[0] + pair[3]))
             seconds.append((pair[0] + pair[3]) / 2 / updates)
     start = time.perf_counter()
@@ -116,10 +125,12 @@ def cost(spec: RunSpec, data_dir: Path, updates: int = 5, rounds: int = 12, thre
 
 
 def _started(spec: RunSpec, data_dir: Path, threads: int) -> SupervisedTrainer:
-    """A trainer in its first task, outside any folder."""
+    """A trainer at the start of its first task, without a run folder."""
     env = spec.create("env").make(data_dir)
     if not isinstance(env, TaskStream):
-        raise UserError(f"{spec.env[0]}: only updates on supervised task streams (cl-*, relabel-*, …) can be timed")
+        raise UserError(
+            f"{spec.env[0]} is not a task stream; only runs on task streams (cl-*, relabel-*, …) can be timed"
+        )
     set_up_torch(spec)
     agent = spec.create("agent").build(env, spec.run.seed, torch.device(spec.run.device))
     check_options(spec, env, agent)
@@ -136,7 +147,7 @@ def _parameter_bytes(trainer: SupervisedTrainer) -> int:
 
 
 def plain_loop(trainer: SupervisedTrainer) -> Callable[[], None]:
-    """One update as a person would write it who needs nothing else."""
+    """Create a function that makes one update in plain PyTorch."""
     config, device = trainer.agent.config, trainer.device
     data = all_samples(trainer.buffer)
     images, labels = data["image"].clone(), data["label"].clone()

@@ -1,4 +1,4 @@
-"""Checkpoints: written atomically, loaded without executing code."""
+"""Save checkpoints atomically, and load them without executing code."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def save(path: Path, state: dict[str, Any]) -> None:
     Raises:
         RunError: The disk is full or the folder cannot be written.
     """
-    content = io.BytesIO()  # torch's zip writer would hide that a disk is full
+    content = io.BytesIO()  # torch's zip writer hides that a disk is full
     torch.save(state, content)
     with atomic(path) as file:
         file.write(content.getbuffer())
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint on the CPU; no code in it is executed.
+    """Load a checkpoint onto the CPU, without executing code from it.
 
     Raises:
         UserError: The file is damaged.
@@ -35,14 +35,14 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler fails in many ways on damaged files
         reason = str(error).partition("\n")[0]
-        raise UserError(f"checkpoint {path} cannot be read ({reason}); delete its folder to restart the run") from error
+        raise UserError(f"checkpoint {path} cannot be read ({reason}); delete its folder to start over") from error
     if not isinstance(state, dict):
-        raise UserError(f"checkpoint {path} holds no state; delete its folder to restart the run")
+        raise UserError(f"checkpoint {path} contains no state; delete its folder to start over")
     return state
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Delete the temporary files of processes that were killed while writing."""
+    """Delete the temporary files that a killed process left behind."""
     for name in ("checkpoint.pt", "final.pt", "result.json", "spec.toml"):
         for path in folder.glob(f".{name}.*"):
             path.unlink(missing_ok=True)

@@ -38,16 +38,16 @@ class Agent(Protocol):
 
 
 class Learner:
-    """Updates an agent, and lets interventions act on its networks when the schedule says so.
+    """Updates an agent, and applies interventions to its networks according to a schedule.
 
-    It does not know where batches come from or where metrics go: a trainer hands batches in and gets reports back.
+    It does not know where batches come from or where metrics go: a trainer passes in batches and receives reports.
 
     Attributes:
         agent: The agent.
         attached: The intervention of each network, by role; networks outside ``roles`` have one that does nothing.
         updates: Updates since the start.
-        initial: Parameters of each network before training, by role; a parameter that a method adds later starts when
-            it is added.
+        initial: Parameters of each network before training, by role. For a parameter that a method adds later, its
+            value when it was added.
         intervention_seconds: Time spent in interventions so far.
     """
 
@@ -91,7 +91,7 @@ class Learner:
         return self.roles is None or role in self.roles
 
     def learn(self, batch: TensorDictBase) -> None:
-        """Update the agent once. Nothing in here waits for the device."""
+        """Update the agent once, without a device sync."""
         self.agent.update(batch)
         self.updates += 1
 

@@ -22,7 +22,7 @@ from plastibench.results import returns
 from plastibench.results.returns import Evaluation, Event
 from plastibench.training.learner import Learner
 from plastibench.training.replay_buffer import BufferSpec, ReplayBuffer
-from plastibench.training.rollout import on_device, play
+from plastibench.training.rollout import evaluate_policy, to_tensor
 from plastibench.training.target_networks import TargetNetworks
 from plastibench.training.trainer import Log, Trainer
 from plastibench.utils.seeding import derive, generator
@@ -35,8 +35,8 @@ _BATCHES_AT_ONCE = 16  # batches that are sampled together
 class OffPolicyTrainer(Trainer):
     """Trains an RL agent in vectorized environments, one task after the other.
 
-    Three counts are kept apart: steps of the agent, summed over all environments; steps of the environments, which
-    repeat actions (frame skip); and updates. Schedules of interventions count updates.
+    There are three separate counts: agent steps, summed over all environments; environment steps, which are more if
+    actions are repeated (frame skip); and updates. Intervention schedules count updates.
     """
 
     axis = "steps"
@@ -57,7 +57,7 @@ class OffPolicyTrainer(Trainer):
             learner: What learns.
             options: Seed, schedule and sizes of the run.
             log: Where metrics go.
-            folder: Where the files of a memory-mapped replay buffer go; only needed for ``storage = "memmap"``.
+            folder: Folder for the files of a memory-mapped replay buffer (``storage = "memmap"``).
         """
         super().__init__(learner, options, log)
         assert isinstance(learner.agent, OffPolicyAgent)
@@ -71,7 +71,7 @@ class OffPolicyTrainer(Trainer):
         self._moves_batches = buffer_device != self.device
         self.order = generator(options.seed, "order", "cpu" if priority else buffer_device)
         self.draws = generator(options.seed, "representative")
-        layout = BufferSpec(
+        buffer_spec = BufferSpec(
             capacity=config.buffer_size,
             envs=self.env_config.envs,
             frame=(shape, torch.from_numpy(np.empty(0, dtype)).dtype),
@@ -83,19 +83,19 @@ class OffPolicyTrainer(Trainer):
         if self._mapped is not None:
             shutil.rmtree(self._mapped, ignore_errors=True)  # left by a killed process
         self.buffer = ReplayBuffer(
-            layout, self.agent.batch_size, buffer_device, self.order, priority=priority, folder=self._mapped
+            buffer_spec, self.agent.batch_size, buffer_device, self.order, priority=priority, folder=self._mapped
         )
         self.targets = TargetNetworks(self.agent.targets, config.target_policy, learner)
 
         self.task = -1
         self.steps = 0  # of the agent, since the start
         self.steps_before = 0
-        self.owed = 0.0  # updates due, including a fraction
+        self.owed = 0.0  # updates due, with a fractional part
         self.actions: list[list[Array]] = []  # all actions of each task; replaying them restores the environments
         self.curve: list[Evaluation] = []
         self.events: list[Event] = []
         self.episodes: list[float] = []  # returns of the training episodes since the last evaluation
-        self._churn: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # probe and answers before the next update
+        self._churn: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # probe and outputs before the next update
         self.envs: VectorEnv[Any, Any, Any]
 
     @property
@@ -112,21 +112,21 @@ class OffPolicyTrainer(Trainer):
 
     @property
     def length(self) -> int:
-        """Steps of the whole run."""
+        """Agent steps of the run."""
         return self.steps_per_task * self.env_config.task_count
 
     @property
     def steps_per_task(self) -> int:
-        """A multiple of the number of environments."""
+        """Agent steps per task, rounded up to a multiple of the number of environments."""
         return -(-self.env_config.steps // self.env_config.envs) * self.env_config.envs
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done."""
+        """Whether the run is complete."""
         return self.steps >= self.length
 
     def begin(self) -> None:
-        """Enter the first task."""
+        """Start the first task."""
         self._enter(0)
         self._evaluate()
 
@@ -148,7 +148,7 @@ class OffPolicyTrainer(Trainer):
             for first in range(0, count, _BATCHES_AT_ONCE):
                 for number, batch in enumerate(self.buffer.sample(min(_BATCHES_AT_ONCE, count - first)), first + 1):
                     self._learn(batch)
-                    last = self.finished and number == count  # an intervention after it would be followed by nothing
+                    last = self.finished and number == count  # an intervention after the last update is pointless
                     if self.learner.due() and not last:
                         self._intervene_and_evaluate()
         every = self.env_config.evaluate_every
@@ -156,16 +156,17 @@ class OffPolicyTrainer(Trainer):
             self._evaluate()
 
     def representative(self) -> TensorDictBase:
-        """Transitions drawn from the whole replay buffer, with targets."""
+        """Draw transitions from the whole replay buffer, and add targets."""
         return self._prepared(self.options.representative, self.draws, "representative")
 
     def probe(self) -> TensorDictBase:
-        """Transitions drawn from the whole replay buffer; equal buffers give equal probes."""
+        """Draw transitions from the whole replay buffer; equal buffers give equal probes."""
         return self._prepared(_PROBE, generator(self.options.seed, f"probe-{self.steps}"), "probe")
 
     def _prepared(self, size: int, draws: torch.Generator, purpose: str) -> TensorDictBase:
+        """Draw transitions and add targets, with noise that does not advance the training's generator."""
         noise = generator(self.options.seed, f"{purpose}-noise-{self.learner.updates}", self.device)
-        return self.agent.add_targets(self.buffer.draw(size, draws).to(self.device), noise)
+        return self.agent.add_targets(self.buffer.sample_without_replacement(size, draws).to(self.device), noise)
 
     def counts(self) -> dict[str, int]:
         """Steps of the agent and of the environments, and the size of the replay buffer in bytes."""
@@ -197,7 +198,7 @@ class OffPolicyTrainer(Trainer):
         self.frames = self.env_config.preprocess(task, observation)
         self.seen = self.env_config.stack_first(self.frames)
         self.sums = np.zeros(self.env_config.envs)
-        self.buffer.begin(self.frames)
+        self.buffer.start_episodes(self.frames)
         self.envs.action_space.seed(derive(seed, f"random-actions-{task}{again}") % 2**31)
 
     def _choose_actions(self) -> Array:
@@ -205,11 +206,11 @@ class OffPolicyTrainer(Trainer):
         if self.steps < self.agent.config.learning_starts:
             chosen = np.asarray(self.envs.action_space.sample())
         else:
-            chosen = self.agent.act(on_device(self.seen, self.device), greedy=False).numpy()
+            chosen = self.agent.act(to_tensor(self.seen, self.device), greedy=False).numpy()
         return chosen.astype(self.envs.single_action_space.dtype, copy=False)
 
     def _step(self, action: Array) -> None:
-        """Step the environments and store what happened."""
+        """Step all environments and store the transitions."""
         if not self.options.checkpoint_memory:
             self.actions[-1].append(action)
         observation, reward, terminated, truncated, info = self.envs.step(action)
@@ -236,17 +237,17 @@ class OffPolicyTrainer(Trainer):
 
     def _intervene_and_evaluate(self) -> None:
         """Intervene, and measure the drop if two more evaluations are a small part of the interval."""
-        self._churn = None  # churn is measured over an update, not over an intervention
+        self._churn = None  # churn is measured over an update only
         every = self.options.every
         measured = not every or every >= self.agent.config.replay_ratio * self.env_config.evaluate_every
-        before = self._play()[0] if measured else 0.0
+        before = self._evaluate_policy()[0] if measured else 0.0
         self.intervene()
         self.targets.after_intervention(self.representative)
         for _ in range(self.options.offline_updates or 0):
             for batch in self.buffer.sample():
                 self._learn(batch)
         if measured:
-            event = Event(self.task, self.steps, self.learner.updates, before, self._play()[0])
+            event = Event(self.task, self.steps, self.learner.updates, before, self._evaluate_policy()[0])
             self.events.append(event)
             self.record("after", {"return-after": event.after, "drop": event.before - event.after})
 
@@ -257,7 +258,7 @@ class OffPolicyTrainer(Trainer):
             self._intervene_and_evaluate()
         if self.env_config.clear_replay:
             self.buffer.clear()
-            self.buffer.begin(self.frames)
+            self.buffer.start_episodes(self.frames)
         self._evaluate()
 
     # Evaluation --------------------------------------------------------------------------------------------------
@@ -265,10 +266,10 @@ class OffPolicyTrainer(Trainer):
     def _evaluate(self) -> None:
         """Record returns of the greedy policy, the training averages since the last evaluation, and plasticity."""
         averages = self.learner.pop_averages()
-        value, bias = self._play()
+        value, bias = self._evaluate_policy()
         if self.agent.entropic:
             seed = self.options.seed
-            bias = self._play(generator(seed, f"evaluation-{self.steps}", self.device))[1]
+            bias = self._evaluate_policy(generator(seed, f"evaluation-{self.steps}", self.device))[1]
         self.curve.append(Evaluation(self.task, self.steps, value, bias))
         episodes = {"training-return": float(np.mean(self.episodes))} if self.episodes else {}
         self.episodes = []
@@ -277,26 +278,26 @@ class OffPolicyTrainer(Trainer):
         if len(self.buffer) and self.learner.updates:
             self.measure("training")
             fresh = generator(self.options.seed, f"churn-{self.steps}")
-            batch = self.buffer.draw(_PROBE, fresh).to(self.device)
+            batch = self.buffer.sample_without_replacement(_PROBE, fresh).to(self.device)
             probe = batch["observation"], batch["action"]
-            self._churn = *probe, *self._answers(*probe)
+            self._churn = *probe, *self._greedy_outputs(*probe)
         position = f"task {self.task + 1}/{self.env_config.task_count}, " if self.env_config.task_count > 1 else ""
         position += f"step {self.steps:,}"
         done = self.steps - self.steps_before
         end = self.steps % self.steps_per_task == 0 and self.steps > 0
         self.log.progress(self.steps, done, position, f"return {value:8.2f}", milestone=end)
 
-    def _play(self, draws: torch.Generator | None = None) -> tuple[float, float]:
+    def _evaluate_policy(self, draws: torch.Generator | None = None) -> tuple[float, float]:
         seed = derive(self.options.seed, f"evaluation-{self.steps}") % 2**31
         modules = self.learner.evaluated_modules()
-        return play(self.env_config, self.task, self.agent, modules, seed, draws)
+        return evaluate_policy(self.env_config, self.task, self.agent, modules, seed, draws)
 
-    def _answers(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    def _greedy_outputs(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         return self.agent.act(observation, greedy=True), self.agent.value(observation, action)
 
     def _measure_churn(self, observation: Tensor, action: Tensor, old_action: Tensor, old_value: Tensor) -> None:
         """Record how much one update changed actions and values, mostly on transitions outside its batch."""
-        new_action, new_value = self._answers(observation, action)
+        new_action, new_value = self._greedy_outputs(observation, action)
         changed = (old_action != new_action).flatten(1).any(1) if old_action.ndim > 1 else old_action != new_action
         values = {"q-churn": float((new_value - old_value).abs().mean())}
         if self.env.num_actions:
@@ -318,7 +319,7 @@ class OffPolicyTrainer(Trainer):
         Environments cannot be saved in general, but they are deterministic: the same seeds and actions lead to the
         same frames and the same replay buffer. If the buffer itself is saved, a resumed run starts new episodes.
         """
-        whole = self.options.checkpoint_memory
+        with_buffer = self.options.checkpoint_memory
         return {
             **super().state_dict(),
             "steps": self.steps,
@@ -330,7 +331,7 @@ class OffPolicyTrainer(Trainer):
             "churn": [*self._churn] if self._churn is not None else [],
             "order": self.order.get_state(),
             "draws": self.draws.get_state(),
-            "buffer": self.buffer.state_dict() if whole else self.buffer.sampler_state(),
+            "buffer": self.buffer.state_dict() if with_buffer else self.buffer.sampler_state(),
             "targets": self.targets.state_dict(),
             "seen": zlib.crc32(np.ascontiguousarray(self.seen).tobytes()),
         }
@@ -362,12 +363,12 @@ class OffPolicyTrainer(Trainer):
         self.targets.load_state_dict(state["targets"])
 
     def _replay_actions(self, state: dict[str, Any]) -> None:
-        """Take all earlier actions again, to restore the environments and the replay buffer."""
+        """Repeat all earlier actions, to restore the environments and the replay buffer."""
         for task, taken in enumerate(state["actions"]):
             self._enter(task)
             if task and self.env_config.clear_replay:
                 self.buffer.clear()
-                self.buffer.begin(self.frames)
+                self.buffer.start_episodes(self.frames)
             for action in taken.numpy():
                 if self.steps < self.agent.config.learning_starts:
                     self.envs.action_space.sample()

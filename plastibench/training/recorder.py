@@ -1,4 +1,4 @@
-"""Where figures go while a run is under way: TensorBoard and ``metrics.csv``."""
+"""Write a run's metrics to TensorBoard and ``metrics.csv``."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ from plastibench.results.result import Cost, Result, Summary
 from plastibench.utils import tensorboard_summaries
 
 COLUMNS = ("update", "task", "epoch", "phase", "metric", "value")
-# Columns of the HParams tab, which shows the first five; a run has either the accuracies or the returns.
+# Columns of the HParams tab, which shows the first five. A run has either accuracies or returns.
 LEADERBOARD = {
-    "final": ("final accuracy or return", "after the last task; or mean of the last three evaluations"),
-    "drop": ("drop", "accuracy or return lost right at the intervention, mean over them"),
-    "auc": ("auc", "area under the curve of accuracy, mean over tasks; or mean return over evaluations"),
-    "recovery": ("recovery", "epochs (or steps) until what it was before the intervention is back, mean over them"),
-    "cost": ("cost", "share of the run's time that interventions took"),
-    "unrecovered": ("unrecovered", "share of interventions after which it is never back"),
-    "seconds": ("seconds", "of the whole run"),
-    "updates": ("updates", "of the whole run"),
+    "final": ("final accuracy or return", "accuracy after the last task, or mean return of the last three evaluations"),
+    "drop": ("drop", "mean loss of accuracy or return right after an intervention"),
+    "auc": ("auc", "area under the accuracy curve (mean over tasks), or mean return over evaluations"),
+    "recovery": (
+        "recovery",
+        "mean number of epochs or steps until the accuracy or return before the intervention is reached again",
+    ),
+    "cost": ("cost", "fraction of the run time spent in interventions"),
+    "unrecovered": ("unrecovered", "fraction of interventions without recovery"),
+    "seconds": ("seconds", "run time in seconds"),
+    "updates": ("updates", "number of updates"),
 }
 _SHOWN = (*PARTS, "options", "seed")
 _SOURCES = {
@@ -41,7 +44,7 @@ _SOURCES = {
 
 
 class Recorder:
-    """Writes the figures of one run; a resumed run continues where its checkpoint was made."""
+    """Writes the metrics of one run; a resumed run continues where its checkpoint was saved."""
 
     def __init__(
         self,
@@ -49,17 +52,22 @@ class Recorder:
         spec: RunSpec,
         lengths: Mapping[str, int] | None = None,
         axis: str = "epoch",
-        scenario: Mapping[str, Any] | None = None,
+        env_version: int = 1,
+        data: str | None = None,
     ) -> None:
         """Open the files.
 
         Args:
             folder: The run's folder.
-            spec: What is run.
-            lengths: What :meth:`flush` returned when the state was saved from which the run goes on. What earlier
-                tries wrote beyond that is cut off.
-            axis: What the third column counts.
-            scenario: Its ``version``, and the digest of its ``data``.
+            spec: The spec of the run.
+            lengths: Lengths of the files at the checkpoint from which the run resumes, as returned by :meth:`flush`.
+                What was written after the checkpoint is truncated.
+            axis: Name of the third column, the unit of ``position``.
+            env_version: Version of the env.
+            data: Digest of the data set.
+
+        Raises:
+            RunError: The folder cannot be written, or ``metrics.csv`` of the checkpoint is missing.
         """
         self._folder = folder
         lengths = lengths or {}
@@ -77,69 +85,73 @@ class Recorder:
                     os.truncate(file, lengths[file.name])
                 else:
                     file.unlink()
-            _wait_for_the_next_second(folder)
+            _wait_for_next_second(folder)
             self._writer = SummaryWriter(str(folder))
         except OSError as error:
             if length and not path.exists():
-                raise RunError(f"{path} is gone; delete {folder} to start the run anew") from error
-            raise RunError(f"cannot write into {folder}: {error.strerror or error}") from error
+                raise RunError(f"{path} is missing; delete {folder} to restart the run") from error
+            raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
         if not lengths:
             columns = [tensorboard_summaries.Column(f"leaderboard/{name}", *said) for name, said in LEADERBOARD.items()]
-            for summary in tensorboard_summaries.session(_hyperparameters(spec, scenario or {}), columns, _SHOWN):
+            for summary in tensorboard_summaries.session(_hyperparameters(spec, env_version, data), columns, _SHOWN):
                 self._summary(summary)
             self._writer.add_text("spec", f"```toml\n{spec.to_toml()}\n```")
 
     def scalars(
-        self, update: int, task: int, place: float, phase: str, values: Mapping[str, float | None], prefix: str = ""
+        self, update: int, task: int, position: float, phase: str, values: Mapping[str, float | None], prefix: str = ""
     ) -> None:
-        """Record figures under ``prefix/name``; None is left out.
+        """Record values under ``prefix/name``; None values are skipped.
 
         Args:
             update: Updates since the start of the run.
             task: Number of the task, from 0.
-            place: How far the run is, on its own axis.
+            position: Epochs since the start of the task, or environment steps.
             phase: ``training``, ``end`` (of a task) or ``after`` (an intervention).
             values: Metric name to value.
             prefix: Group of the metrics in TensorBoard.
+
+        Raises:
+            RunError: The disk is full.
         """
         for name, value in values.items():
             if value is None:
                 continue
             tag = f"{prefix}/{name}" if prefix else name
             try:
-                self._csv.writerow((update, task, f"{place:.12g}", phase, tag, repr(float(value))))
+                self._csv.writerow((update, task, f"{position:.12g}", phase, tag, repr(float(value))))
             except OSError as error:
                 raise RunError(f"cannot write {self._file.name}: {error.strerror or error}") from error
             self._writer.add_scalar(f"{tag}/{phase}" if phase != "training" else tag, value, update)
 
     def histogram(self, update: int, name: str, values: Tensor) -> None:
-        """Record a distribution."""
+        """Record a distribution; skipped if a value is not finite."""
         if bool(torch.isfinite(values).all()):
             self._writer.add_histogram(name, values, update)
 
     def finish(self, update: int, result: Result) -> None:
-        """Write the leaderboard's figures and mark the run as done.
+        """Write the leaderboard values, mark the run as finished and close the files.
 
-        The HParams tab shows the last value of each, and opens its chart: that of the first leads to the final figure.
+        The HParams tab shows the last point of each chart. The chart of the final value also shows earlier tasks or
+        evaluations.
 
         Args:
             update: Updates since the start of the run.
             result: The result of the run.
         """
-        way = [task.end for task in result.tasks] or [point.value for point in result.returns]
-        for place, value in enumerate(way[:-1], start=1):
-            self._writer.add_scalar("leaderboard/final", value, update * place // len(way))
+        values = [task.end for task in result.tasks] or [point.value for point in result.returns]
+        for number, value in enumerate(values[:-1], start=1):
+            self._writer.add_scalar("leaderboard/final", value, update * number // len(values))
         for name, found in leaderboard_values(result.summary, result.cost).items():
-            if found is not None:  # an empty cell is sorted last, while TensorBoard cannot sort a column with NaN
+            if found is not None:  # TensorBoard sorts empty cells last, but cannot sort NaN
                 self._writer.add_scalar(f"leaderboard/{name}", found, update)
         self._summary(tensorboard_summaries.session_end())
         self.close()
 
     def flush(self) -> dict[str, int]:
-        """Push everything to disk; return the length of each file in bytes.
+        """Flush all files to disk; return the length of each in bytes.
 
         Raises:
-            RunError: The disk is full, or the folder is gone.
+            RunError: The disk is full, or the folder is missing.
         """
         try:
             self._file.flush()
@@ -156,7 +168,7 @@ class Recorder:
         self._writer.close()
 
     def _summary(self, summary: Any) -> None:
-        # add_hparams() would open a second, time-stamped run and double every chart.
+        # add_hparams() would create a second, time-stamped run and duplicate every chart.
         assert self._writer.file_writer is not None
         self._writer.file_writer.add_summary(summary)
 
@@ -169,15 +181,15 @@ def leaderboard_values(summary: Summary, cost: Cost) -> dict[str, float | None]:
     return {name: row[name] for name in LEADERBOARD}
 
 
-def _wait_for_the_next_second(folder: Path) -> None:
-    """TensorBoard reads the files of a run in the order of their names, which know whole seconds."""
-    begun = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
-    while begun and int(time.time()) <= max(begun) <= time.time() + 2:
+def _wait_for_next_second(folder: Path) -> None:
+    """TensorBoard reads the event files of a run in the order of their names, which contain the time in seconds."""
+    started = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
+    while started and int(time.time()) <= max(started) <= time.time() + 2:
         time.sleep(0.01)
 
 
-def _hyperparameters(spec: RunSpec, scenario: Mapping[str, Any]) -> dict[str, str | float]:
-    """The same keys with the same types in every run: TensorBoard hides columns that the first run lacks."""
+def _hyperparameters(spec: RunSpec, env_version: int, data: str | None) -> dict[str, str | float]:
+    """Hyperparameters with the same keys and types in every run: TensorBoard hides columns that the first run lacks."""
     names: dict[str, str | float] = {part: getattr(spec, part)[0] for part in PARTS}
     changed = {
         part: ", ".join(f"{key.replace('__', '.')}={value}" for key, value in spec.changed(part).items())
@@ -190,6 +202,6 @@ def _hyperparameters(spec: RunSpec, scenario: Mapping[str, Any]) -> dict[str, st
         "env options": changed["env"],
         "agent options": changed["agent"],
         "every": float(spec.run.every),
-        "version": float(scenario.get("version") or 1),
-        "data": str(scenario.get("data") or ""),
+        "version": float(env_version),
+        "data": data or "",
     }

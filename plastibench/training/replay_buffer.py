@@ -1,4 +1,4 @@
-"""What an off-policy agent remembers: a TensorDict replay buffer that stores every observation once."""
+"""A TensorDict replay buffer that stores every frame once."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _TREES = ("_sum_tree", "_min_tree")
 
 @dataclass(frozen=True)
 class BufferSpec:
-    """What is remembered, and how it is given back.
+    """Size and content of a replay buffer.
 
     Attributes:
-        capacity: Transitions; rounded down to a multiple of ``envs``.
-        envs: Environments that are stepped together.
-        frame: Shape and type of what one environment shows in one step.
-        action: Type of an action.
-        stack: So many consecutive frames make an observation, missing ones being zero as in
-            gymnasium's ``FrameStackObservation(padding_type="zero")``; 0: a frame is an observation.
-        n_step: Rewards summed in a transition.
+        capacity: Number of transitions; rounded down to a multiple of ``envs``.
+        envs: Number of environments that are stepped together.
+        frame: Shape and dtype of the frame that one environment returns at a step.
+        action: Dtype of an action.
+        stack: Number of consecutive frames in an observation; frames before the start of the episode are zero, as in
+            gymnasium's ``FrameStackObservation(padding_type="zero")``. 0: a frame is an observation.
+        n_step: Number of rewards summed in a transition.
         gamma: Discount per step.
     """
 
@@ -54,25 +54,25 @@ class BufferSpec:
 
     @property
     def rows(self) -> int:
-        """Transitions of one environment that fit in."""
+        """Capacity in transitions per environment."""
         return max(1, self.capacity // self.envs)
 
 
 class ReplayBuffer:
-    """Uniform or prioritized replay of n-step transitions from vectorised environments.
+    """Uniform or prioritized replay of n-step transitions from vectorized environments.
 
-    A transition is a row in a torchrl buffer that names the places of its frames in a ring of frames; the frame after a
-    step is the frame before the next. Only where an episode is cut off (truncated), its final frame lies apart, because
-    the environment has moved on to a new episode and yet the value of the final state counts.
+    Each frame is stored once, in a ring. A transition is a row of a torchrl buffer and refers to its frames by their
+    index in the ring. The final frame of a truncated episode is stored separately: the ring continues with the first
+    frame of the next episode, but the value of the final state is still needed for bootstrapping.
 
-    A sampled batch holds ``observation``, ``action``, ``reward`` (the discounted sum of ``span`` rewards),
-    ``next_observation`` and ``discount`` (gamma^span, or 0 after a terminal state); with priorities also ``weight`` and
-    ``index``.
+    A sampled batch contains ``observation``, ``action``, ``reward`` (the discounted sum of ``span`` rewards),
+    ``next_observation`` and ``discount`` (gamma^span, or 0 after a terminal state). With priorities it also contains
+    ``weight`` and ``index``.
     """
 
     def __init__(
         self,
-        layout: BufferSpec,
+        spec: BufferSpec,
         batch_size: int,
         device: torch.device,
         generator: torch.Generator,
@@ -80,22 +80,22 @@ class ReplayBuffer:
         priority: tuple[float, float] | None = None,
         folder: Path | None = None,
     ) -> None:
-        """Make an empty memory.
+        """Create an empty buffer.
 
         Args:
-            layout: What is remembered.
-            batch_size: Transitions in a sample.
-            device: Where it is kept.
-            generator: Draws samples; on the same device, or on the CPU where there are priorities.
-            priority: Exponents alpha and beta of prioritized replay (Schaul et al. 2016); None: uniform.
-            folder: Keep it in memory-mapped files in this folder; ``device`` must be the CPU then.
+            spec: Size and content.
+            batch_size: Transitions per batch.
+            device: Device of the data.
+            generator: Draws samples; on the same device, or on the CPU with priorities.
+            priority: Exponents alpha and beta of prioritized replay (Schaul et al. 2016); None: uniform replay.
+            folder: Store the data in memory-mapped files in this folder; requires ``device`` to be the CPU.
 
         Raises:
-            UserError: Priorities are wanted, but torchrl's compiled part is not there.
+            UserError: Prioritized replay needs torchrl's compiled extension, which cannot be loaded.
         """
-        self.layout = layout
+        self.spec = spec
         self._device, self._folder, self._batch_size = device, folder, batch_size
-        capacity = layout.rows * layout.envs
+        capacity = spec.rows * spec.envs
         sampler = _prioritized(capacity, *priority) if priority else RandomSampler()
         storage = (
             LazyTensorStorage(capacity, device=device)
@@ -104,11 +104,11 @@ class ReplayBuffer:
         )
         self.buffer = TorchRLReplayBuffer(storage=storage, sampler=sampler, generator=generator)
         self.prioritized = priority is not None
-        # A transition's frames reach n steps ahead of it and one stack behind it.
-        self._rows = layout.rows + layout.n_step + max(layout.stack, 1)
-        self._frames = self._allocate(self._rows * layout.envs)
-        self._first = np.arange(layout.envs, dtype=np.int32)
-        self._no_place = np.full(layout.envs, -1, np.int32)
+        # A transition refers to frames up to n steps after it and one stack before it.
+        self._rows = spec.rows + spec.n_step + max(spec.stack, 1)
+        self._frames = self._allocate(self._rows * spec.envs)
+        self._env_index = np.arange(spec.envs, dtype=np.int32)
+        self._no_final = np.full(spec.envs, -1, np.int32)
         self.clear()
 
     def __len__(self) -> int:
@@ -116,96 +116,96 @@ class ReplayBuffer:
 
     @property
     def bytes(self) -> int:
-        """Bytes that transitions and frames take when the memory is full, without the trees of the priorities."""
+        """Size in bytes of the transitions and frames of a full buffer, without the priorities."""
         transition = self.buffer.storage.get(slice(0, 1)).bytes() if len(self) else 0
         frames = self._frames.nbytes + self._final.nbytes
-        return int(transition * self.layout.rows * self.layout.envs + frames)
+        return int(transition * self.spec.rows * self.spec.envs + frames)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all transitions and frames."""
         self.buffer.empty()
         self._row = -1
-        self._age = np.zeros(self.layout.envs, np.uint8)  # frames of the episode before the present one, up to a stack
+        self._age = np.zeros(self.spec.envs, np.uint8)  # earlier frames of the episode, at most stack - 1
         self._pending: deque[dict[str, Array]] = deque()
         self._final = self._allocate(0)
         self._free: list[int] = []
-        self._taken: deque[tuple[int, int]] = deque()  # (row, place in self._final), oldest first
+        self._used: deque[tuple[int, int]] = deque()  # (row, index in self._final), oldest first
 
-    def begin(self, frames: Array) -> None:
-        """All environments were reset; episodes that were under way are cut off, as by a truncation.
+    def start_episodes(self, frames: Array) -> None:
+        """Start new episodes in all environments after a reset; unfinished episodes count as truncated.
 
         Args:
-            frames: What they show now. [envs, ...]
+            frames: The first frames. [envs, ...]
         """
         if self._row >= 0:
-            self._cut_off()
-        self._age = np.zeros(self.layout.envs, np.uint8)
-        self._show(frames)
+            self._truncate_episodes()
+        self._age = np.zeros(self.spec.envs, np.uint8)
+        self._store_frames(frames)
 
     def add(self, action: Array, reward: Array, terminated: Array, truncated: Array, frames: Array, final: Any) -> None:
-        """Remember one step of all environments.
+        """Add one step of all environments.
 
         Args:
-            action: What was done. [envs, ...]
-            reward: [envs]
+            action: Actions. [envs, ...]
+            reward: Rewards. [envs]
             terminated: Whether a terminal state was reached. [envs]
-            truncated: Whether the episode was cut off. [envs]
-            frames: What is shown now: after the end of an episode the first frame of the next. [envs, ...]
-            final: Where an episode was truncated, what it showed last, by index of the environment.
+            truncated: Whether the episode was truncated. [envs]
+            frames: Current frames; after the end of an episode, the first frame of the next one. [envs, ...]
+            final: Final frames of truncated episodes, by index of the environment.
         """
         ended = terminated | truncated
-        place = self._no_place
+        final_index = self._no_final
         if truncated.any():
-            place = place.copy()
+            final_index = final_index.copy()
             for env in np.flatnonzero(truncated & ~terminated):
-                place[env] = self._keep_final(final[env])
-        at = self._first + (self._row % self._rows) * self.layout.envs
+                final_index[env] = self._store_final_frame(final[env])
+        frame_index = self._env_index + (self._row % self._rows) * self.spec.envs
         step = {"action": action, "reward": np.asarray(reward, np.float64), "terminated": terminated, "ended": ended}
-        self._pending.append({**step, "place": place, "at": at, "age": self._age})
-        if self.layout.stack > 1:
-            self._age = np.where(ended, 0, np.minimum(self._age + 1, self.layout.stack - 1)).astype(np.uint8)
-        self._show(frames)
-        if len(self._pending) == self.layout.n_step:
-            self.buffer.extend(self._transition())
+        self._pending.append({**step, "final_index": final_index, "frame_index": frame_index, "age": self._age})
+        if self.spec.stack > 1:
+            self._age = np.where(ended, 0, np.minimum(self._age + 1, self.spec.stack - 1)).astype(np.uint8)
+        self._store_frames(frames)
+        if len(self._pending) == self.spec.n_step:
+            self.buffer.extend(self._oldest_transitions())
             self._pending.popleft()
 
     def sample(self, count: int = 1) -> Iterator[TensorDictBase]:
-        """``count`` batches, drawn uniformly, all at once for speed, or by the priorities of the moment, one by one."""
+        """Sample ``count`` batches: uniform ones all at once, prioritized ones with the priorities of each moment."""
         if self.prioritized:
             for _ in range(count):
                 found, info = self.buffer.sample(self._batch_size, return_info=True)
-                batch = self._complete(found)
+                batch = self._to_batch(found)
                 batch["index"] = torch.as_tensor(info["index"])
                 batch["weight"] = torch.as_tensor(info["priority_weight"]).to(self._device)
                 yield batch
         else:
-            yield from self._complete(self.buffer.sample(count * self._batch_size)).split(self._batch_size)
+            yield from self._to_batch(self.buffer.sample(count * self._batch_size)).split(self._batch_size)
 
-    def draw(self, size: int, generator: torch.Generator) -> TensorDictBase:
-        """Up to ``size`` transitions drawn uniformly without replacement; the order of samples is not disturbed.
+    def sample_without_replacement(self, size: int, generator: torch.Generator) -> TensorDictBase:
+        """Draw up to ``size`` transitions uniformly without replacement; :meth:`sample` is unaffected.
 
         Args:
-            size: Transitions wanted.
+            size: Number of transitions.
             generator: A CPU generator.
         """
         index = torch.randperm(len(self), generator=generator)[:size]
-        return self._complete(self.buffer.storage.get(index.to(self._device)))
+        return self._to_batch(self.buffer.storage.get(index.to(self._device)))
 
     def update_priority(self, batch: TensorDictBase) -> None:
-        """Renew the priorities of a sampled batch from its ``td_error``. [B]."""
+        """Update the priorities of a sampled batch from its ``td_error`` [B]; does nothing without priorities."""
         if self.prioritized:
             self.buffer.update_priority(batch["index"], batch["td_error"].detach().abs().cpu())
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is remembered, in about as many bytes as :attr:`bytes` says."""
-        shown = min(self._row + 1, self._rows) * self.layout.envs
+        """State for an exact resume, of about :attr:`bytes` bytes."""
+        stored = min(self._row + 1, self._rows) * self.spec.envs
         found = self.buffer.storage.get(slice(0, len(self))) if len(self) else {}
         return {
             "transitions": {name: column.clone() for name, column in found.items()},
-            "frames": torch.empty_like(self._frames[:shown], device="cpu").copy_(self._frames[:shown]),
+            "frames": torch.empty_like(self._frames[:stored], device="cpu").copy_(self._frames[:stored]),
             "final": self._final.clone(),
             "free": self._free,
-            "taken": [[row, place] for row, place in self._taken],
+            "used": [[row, index] for row, index in self._used],
             "row": self._row,
             "age": torch.from_numpy(self._age),
             "pending": [{name: torch.from_numpy(value) for name, value in step.items()} for step in self._pending],
@@ -214,20 +214,20 @@ class ReplayBuffer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned, into an empty memory."""
+        """Restore from :meth:`state_dict`; the buffer must be empty."""
         if state["transitions"]:
-            self.buffer.extend(TensorDict(state["transitions"], batch_size=[len(state["transitions"]["at"])]))
+            self.buffer.extend(TensorDict(state["transitions"], batch_size=[len(state["transitions"]["frame_index"])]))
         self._frames[: len(state["frames"])] = state["frames"].to(self._device)
         self._final = state["final"].to(self._device)
         self._free, self._row = list(state["free"]), state["row"]
-        self._taken = deque((row, place) for row, place in state["taken"])
+        self._used = deque((row, index) for row, index in state["used"])
         self._age = state["age"].numpy()
         self._pending = deque({name: value.numpy() for name, value in step.items()} for step in state["pending"])
         self.buffer.writer.load_state_dict(state["writer"])
         self.load_sampler_state(state["sampler"])
 
     def sampler_state(self) -> dict[str, Any]:
-        """Priorities, where there are any: what cannot be had by remembering the same steps again."""
+        """The priorities, if any: the only state that adding the same steps again does not restore."""
         if not self.prioritized or not len(self):
             return {}
         state = self.buffer.sampler.state_dict()
@@ -237,120 +237,121 @@ class ReplayBuffer:
         return {**trees, "_max_priority": largest}
 
     def load_sampler_state(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`sampler_state` returned; as many transitions are here as were there."""
+        """Restore from :meth:`sampler_state`; the number of transitions must be the same."""
         if not state:
             return
-        whole = self.buffer.sampler.state_dict()
+        full = self.buffer.sampler.state_dict()
         index = torch.arange(len(self))
         for name in _TREES:
-            whole[name][index] = state[name]
-        value, place = state["_max_priority"]
-        whole["_max_priority"] = (value, None if place is None else int(place))
-        self.buffer.sampler.load_state_dict(whole)
+            full[name][index] = state[name]
+        value, position = state["_max_priority"]
+        full["_max_priority"] = (value, None if position is None else int(position))
+        self.buffer.sampler.load_state_dict(full)
 
     # Frames -------------------------------------------------------------------------------------------------------
 
     def _allocate(self, count: int) -> Tensor:
-        shape, dtype = self.layout.frame
+        shape, dtype = self.spec.frame
         if self._folder is None or not count:
             return torch.zeros((count, *shape), dtype=dtype, device=self._device)
         self._folder.mkdir(parents=True, exist_ok=True)
         return MemoryMappedTensor.zeros((count, *shape), dtype=dtype, filename=str(self._folder / "frames.memmap"))
 
-    def _show(self, frames: Array) -> None:
+    def _store_frames(self, frames: Array) -> None:
         self._row += 1
-        start = (self._row % self._rows) * self.layout.envs
-        self._frames[start : start + self.layout.envs] = torch.as_tensor(frames).to(self._device)
+        start = (self._row % self._rows) * self.spec.envs
+        self._frames[start : start + self.spec.envs] = torch.as_tensor(frames).to(self._device)
 
-    def _keep_final(self, frame: Array) -> int:
-        """Put a final frame where none is that a transition may still refer to."""
-        forgotten = self._row - self.layout.rows - self.layout.n_step
-        while self._taken and self._taken[0][0] < forgotten:
-            self._free.append(self._taken.popleft()[1])
+    def _store_final_frame(self, frame: Array) -> int:
+        """Store a final frame in a free slot; slots that no transition refers to any more become free."""
+        overwritten = self._row - self.spec.rows - self.spec.n_step
+        while self._used and self._used[0][0] < overwritten:
+            self._free.append(self._used.popleft()[1])
         if not self._free:
             old = len(self._final)
-            grown = self._allocate(0).new_zeros((max(8, 2 * old), *self.layout.frame[0]))
+            grown = self._allocate(0).new_zeros((max(8, 2 * old), *self.spec.frame[0]))
             grown[:old] = self._final
             self._final = grown
             self._free.extend(range(len(grown) - 1, old - 1, -1))
-        place = self._free.pop()
-        self._final[place] = torch.as_tensor(frame).to(self._device)
-        self._taken.append((self._row, place))
-        return place
+        index = self._free.pop()
+        self._final[index] = torch.as_tensor(frame).to(self._device)
+        self._used.append((self._row, index))
+        return index
 
-    def _cut_off(self) -> None:
-        """Let the new episodes' first frames take the row of those that the environments show now.
+    def _truncate_episodes(self) -> None:
+        """End all unfinished episodes, and free the ring's latest row for the first frames of the new episodes.
 
-        A row more would be one without a transition, and the ring of frames would get ahead of the buffer's.
+        A new row would have no transition, and the ring of frames would run ahead of the transitions.
         """
         if len(self) or self._pending:
-            start = (self._row % self._rows) * self.layout.envs
-            shown = self._frames[start : start + self.layout.envs]
-            place = np.array([self._keep_final(frame) for frame in shown], np.int32)
-            self._end_newest(torch.from_numpy(place).to(self._device))
+            start = (self._row % self._rows) * self.spec.envs
+            latest = self._frames[start : start + self.spec.envs]
+            final_index = np.array([self._store_final_frame(frame) for frame in latest], np.int32)
+            self._end_latest_transitions(torch.from_numpy(final_index).to(self._device))
             if self._pending:
                 last = self._pending[-1]
-                last["place"] = np.where(last["ended"], last["place"], place)
+                last["final_index"] = np.where(last["ended"], last["final_index"], final_index)
                 last["ended"] = np.ones_like(last["ended"])
             while self._pending:
-                self.buffer.extend(self._transition())
+                self.buffer.extend(self._oldest_transitions())
                 self._pending.popleft()
         self._row -= 1
 
-    def _end_newest(self, place: Tensor) -> None:
-        """Have those of the newest transitions that no end of an episode closes end in final frames. [envs]."""
+    def _end_latest_transitions(self, final_index: Tensor) -> None:
+        """Let the latest transitions of unfinished episodes end in the given final frames. [envs]."""
         if len(self):
-            envs, capacity = self.layout.envs, self.layout.rows * self.layout.envs
-            at = (self.buffer.writer._cursor - envs + torch.arange(envs, device=self._device)) % capacity
+            envs, capacity = self.spec.envs, self.spec.rows * self.spec.envs
+            index = (self.buffer.writer._cursor - envs + torch.arange(envs, device=self._device)) % capacity
             stored = self.buffer.storage.get(slice(0, len(self)))  # a view
-            going_on = ~stored["terminated"][at] & (stored["place"][at] < 0)
-            stored["place"][at] = torch.where(going_on, place, stored["place"][at])
+            unfinished = ~stored["terminated"][index] & (stored["final_index"][index] < 0)
+            stored["final_index"][index] = torch.where(unfinished, final_index, stored["final_index"][index])
 
-    def _transition(self) -> TensorDict:
-        """The oldest pending step of every environment, with the rewards that followed it in its episode."""
+    def _oldest_transitions(self) -> TensorDict:
+        """N-step transitions that start at the oldest pending step of each environment."""
         first = self._pending[0]
-        reward, terminated, place = first["reward"], first["terminated"], first["place"]
-        span = np.ones(self.layout.envs, np.uint8)
+        reward, terminated, final_index = first["reward"], first["terminated"], first["final_index"]
+        span = np.ones(self.spec.envs, np.uint8)
         alive = ~first["ended"]
         for distance, step in enumerate(itertools.islice(self._pending, 1, None), 1):
-            reward = reward + alive * self.layout.gamma**distance * step["reward"]
+            reward = reward + alive * self.spec.gamma**distance * step["reward"]
             terminated = terminated | (alive & step["terminated"])
-            place = np.where(alive, step["place"], place)
+            final_index = np.where(alive, step["final_index"], final_index)
             span = span + alive
             alive = alive & ~step["ended"]
         columns: dict[str, Array] = {
             "action": first["action"],
             "reward": reward.astype(np.float32),
             "terminated": terminated,
-            "place": place,
-            "at": first["at"],
+            "final_index": final_index,
+            "frame_index": first["frame_index"],
         }
-        if self.layout.n_step > 1:
+        if self.spec.n_step > 1:
             columns["span"] = span.astype(np.uint8)
-        if self.layout.stack > 1:
+        if self.spec.stack > 1:
             columns["age"] = first["age"]
         tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in columns.items()}
-        tensors["action"] = tensors["action"].to(self.layout.action)
-        return TensorDict(tensors, batch_size=[self.layout.envs])
+        tensors["action"] = tensors["action"].to(self.spec.action)
+        return TensorDict(tensors, batch_size=[self.spec.envs])
 
-    def _complete(self, found: TensorDictBase) -> TensorDictBase:
-        """From places of frames to observations."""
-        at = found["at"].long()
-        span = found["span"].long() if self.layout.n_step > 1 else 1
-        gamma = self.layout.gamma**span
+    def _to_batch(self, found: TensorDictBase) -> TensorDictBase:
+        """Look up the frames of transitions, and build a batch."""
+        frame_index = found["frame_index"].long()
+        span = found["span"].long() if self.spec.n_step > 1 else 1
+        gamma = self.spec.gamma**span
         alive = (~found["terminated"]).float()
-        if self.layout.stack:
-            age = found["age"].long() if self.layout.stack > 1 else torch.zeros_like(at)
-            observation = self._stacked(at, age)
-            following = self._stacked(at + span * self.layout.envs, (age + span).clamp_max(self.layout.stack - 1))
+        if self.spec.stack:
+            age = found["age"].long() if self.spec.stack > 1 else torch.zeros_like(frame_index)
+            observation = self._stack_frames(frame_index, age)
+            next_age = (age + span).clamp_max(self.spec.stack - 1)
+            following = self._stack_frames(frame_index + span * self.spec.envs, next_age)
         else:
-            observation = self._frames[at]
-            following = self._frames[(at + span * self.layout.envs) % len(self._frames)]
+            observation = self._frames[frame_index]
+            following = self._frames[(frame_index + span * self.spec.envs) % len(self._frames)]
         if len(self._final):
-            place = found["place"].long()
-            latest = following[:, -1] if self.layout.stack else following
-            kept = (place >= 0).view(-1, *[1] * (latest.ndim - 1))
-            latest.copy_(torch.where(kept, self._final[place.clamp_min(0)], latest))
+            final_index = found["final_index"].long()
+            latest = following[:, -1] if self.spec.stack else following
+            truncated = (final_index >= 0).view(-1, *[1] * (latest.ndim - 1))
+            latest.copy_(torch.where(truncated, self._final[final_index.clamp_min(0)], latest))
         columns = {
             "observation": observation,
             "action": found["action"],
@@ -360,19 +361,19 @@ class ReplayBuffer:
         }
         return TensorDict(columns, batch_size=found.batch_size)
 
-    def _stacked(self, at: Tensor, age: Tensor) -> Tensor:
-        """The frames at these places and those before them, oldest first. [B, stack, ...]."""
-        back = torch.arange(self.layout.stack - 1, -1, -1, device=self._device)
-        frames = self._frames[(at[:, None] - back * self.layout.envs) % len(self._frames)]
-        there = back <= age[:, None]
-        return frames * there.view(*there.shape, *[1] * (frames.ndim - 2))
+    def _stack_frames(self, index: Tensor, age: Tensor) -> Tensor:
+        """Stack the frames at ``index`` [B] and those before them, oldest first. [B, stack, ...]."""
+        back = torch.arange(self.spec.stack - 1, -1, -1, device=self._device)
+        frames = self._frames[(index[:, None] - back * self.spec.envs) % len(self._frames)]
+        exists = back <= age[:, None]
+        return frames * exists.view(*exists.shape, *[1] * (frames.ndim - 2))
 
 
 def _prioritized(capacity: int, alpha: float, beta: float) -> PrioritizedSampler:
-    try:  # PyPI's torchrl has no trees for a GPU; they stay on the CPU, and so does what draws from them
+    try:  # released builds of torchrl have no GPU trees, so the sampler and its generator stay on the CPU
         return PrioritizedSampler(capacity, alpha, beta, device="cpu")
     except RuntimeError as error:
         raise UserError(
-            f"prioritized: torchrl {version('torchrl')} was not compiled for torch {torch.__version__}, and its trees "
-            "do not load; install versions made for each other, or leave it out"
+            f"prioritized: torchrl {version('torchrl')} was not compiled for torch {torch.__version__} and cannot load "
+            "its extension; install matching versions, or turn prioritized off"
         ) from error

@@ -1,24 +1,22 @@
-"""Full episodes in environments of their own: what an agent is worth, and how well its critic knows."""
+"""Policy evaluation: mean return of full episodes, and bias of the critic."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from plastibench.agents.offpolicy_agent import OffPolicyAgent
+from plastibench.envs.rl_env import RLEnvConfig
 from plastibench.results.returns import discounted
 
-if TYPE_CHECKING:
-    from plastibench.agents.offpolicy_agent import OffPolicyAgent
-    from plastibench.envs.rl_env import RLEnvConfig
-
-LONGEST = 27_000  # steps after which an episode that does not end by itself is cut off; 108,000 frames of Atari
+MAX_STEPS = 27_000  # per episode; 108,000 Atari frames
 
 
-def play(
+def evaluate_policy(
     config: RLEnvConfig,
     task: int,
     agent: OffPolicyAgent,
@@ -26,31 +24,37 @@ def play(
     seed: int,
     draws: torch.Generator | None = None,
 ) -> tuple[float, float]:
-    """Mean return of full episodes, and the bias of the critic on the way.
+    """Play full episodes in new environments; return the mean return and the bias of the critic.
+
+    The bias is the mean difference between the critic's values and the discounted returns that followed. These returns
+    include the entropy bonus of all actions but the first. If an episode is truncated, the critic's value of its final
+    state replaces the rest of the return.
 
     Args:
-        config: Makes the environments; says how many episodes.
+        config: Creates the environments, and defines the number of episodes.
         task: Number of the task.
-        agent: Who plays; none of its generators is drawn from.
-        modules: What acts, by role: the networks themselves, or slow copies.
-        seed: Of the environments.
-        draws: Draws actions from the policy, for a critic that expects its entropy to be rewarded (``entropic``
-            agents), on the agent's device; None: greedy actions.
+        agent: The agent; its own random generators do not advance.
+        modules: The modules that act, by role: the trained ones, or averaged copies.
+        seed: Seed of the environments.
+        draws: Samples actions from the policy, on the agent's device, for agents whose critic includes the entropy
+            (``entropic``); None for greedy actions.
 
     Returns:
-        The mean return, and the mean of the critic's expectations minus the discounted returns that followed them, the
-        entropy's part (of all actions but the first) included. Where an episode was cut off, what the critic expects
-        there stands for what would have followed.
+        The mean return, and the bias of the critic.
     """
 
     def choose(seen: npt.NDArray[Any]) -> tuple[Tensor, npt.NDArray[Any], npt.NDArray[Any]]:
-        """Actions, what the critic expects of them, and what the policy's entropy adds to it."""
-        shown = on_device(seen, agent.device)
+        """Choose actions; return them with the critic's values and the entropy bonuses."""
+        observation = to_tensor(seen, agent.device)
         if draws is None:
-            action, bonus = agent.act(shown, greedy=True, modules=modules), torch.zeros(len(shown))
+            action, bonus = agent.act(observation, greedy=True, modules=modules), torch.zeros(len(observation))
         else:
-            action, bonus = agent.sample(shown, draws, modules)
-        return action.cpu(), agent.value(shown, action.to(agent.device), modules).cpu().numpy(), bonus.cpu().numpy()
+            action, bonus = agent.sample(observation, draws, modules)
+        return (
+            action.cpu(),
+            agent.value(observation, action.to(agent.device), modules).cpu().numpy(),
+            bonus.cpu().numpy(),
+        )
 
     count = config.evaluation_episodes
     envs = config.make_vec(task, count)
@@ -60,7 +64,7 @@ def play(
     expected: list[list[float]] = [[] for _ in range(count)]
     totals, tails, gamma = np.zeros(count), np.zeros(count), agent.config.gamma
     playing = np.ones(count, bool)
-    for step in range(LONGEST):
+    for step in range(MAX_STEPS):
         action, values, bonus = choose(seen)
         observation, reward, terminated, truncated, info = envs.step(action.numpy())
         ended = terminated | truncated
@@ -71,7 +75,7 @@ def play(
                 rewards[env][-1] += gamma * float(bonus[env])
             rewards[env].append(float(agent.transform_reward(reward[env])))
             expected[env].append(float(values[env]))
-            if not terminated[env] and (truncated[env] or step + 1 == LONGEST):
+            if not terminated[env] and (truncated[env] or step + 1 == MAX_STEPS):
                 last = (
                     config.preprocess(task, np.asarray(info["final_obs"][env])[None])
                     if truncated[env]
@@ -89,6 +93,6 @@ def play(
     return float(totals.mean()), float(bias.mean())
 
 
-def on_device(seen: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """Observations as a tensor where the networks are."""
-    return torch.from_numpy(np.ascontiguousarray(seen)).to(device)
+def to_tensor(observation: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """Convert observations to a tensor on a device."""
+    return torch.from_numpy(np.ascontiguousarray(observation)).to(device)

@@ -30,7 +30,7 @@ from plastibench.utils.seeding import derive
 from plastibench.utils.stop_signals import stop_requests
 
 CHECKPOINT_SECONDS = 60.0
-_SMALL = 30_000_000  # parameters times samples per update; below, two threads are no faster than one
+_SMALL = 30_000_000  # parameters times samples per update; below this size, more threads are not faster
 
 
 class Interrupted(Exception):
@@ -53,9 +53,9 @@ def run(
 
     Args:
         spec: What to run.
-        runs_dir: Parent of the run's folder.
-        data_dir: Where data sets are.
-        quiet: Show no progress.
+        runs_dir: Folder that contains the run folders.
+        data_dir: Folder of data sets.
+        quiet: Do not print progress.
         threads: CPU threads; 0: one for a small network, PyTorch's default for a large one.
         announce: Prefix of the first line of progress.
         checkpoint_seconds: Seconds between checkpoints; more if saving itself takes long.
@@ -66,7 +66,7 @@ def run(
         The result, which is also in ``result.json``.
 
     Raises:
-        UserError: Something in the spec or the data does not fit.
+        UserError: The spec or the data is invalid.
         RunError: The run itself failed, for example with NaN or a full disk.
         Interrupted: The run was stopped; the same call continues it.
     """
@@ -75,7 +75,7 @@ def run(
     folder = Path(runs_dir) / spec.id
     path = folder / "result.json"
 
-    def tell(state: str) -> None:
+    def announce_state(state: str) -> None:
         if not quiet:
             print(f"{announce}{spec.id} {state}", file=sys.stderr)
 
@@ -84,14 +84,14 @@ def run(
             result = read_result(path)
         except UserError as error:
             raise UserError(f"{error}; delete it to rerun") from error
-        tell("is already complete")
+        announce_state("is already complete")
         return result
     set_up_torch(spec)
     env = spec.create("env").make(data_dir)
     agent = spec.create("agent").build(env, spec.run.seed, torch.device(device))
     check_options(spec, env, agent)
     with lock_folder(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as stop_list:
-        if path.exists():  # another process has finished it meanwhile
+        if path.exists():  # another process has finished it in the meantime
             return read_result(path)
         checkpoint.remove_temporary_files(folder)
         new = not (folder / "spec.toml").exists()
@@ -100,10 +100,10 @@ def run(
         threads_before = torch.get_num_threads()
         choose_threads(agent, threads)
         try:
-            this = _Run(spec, env, agent, folder, stop_list, quiet, checkpoint_seconds, command)
-            tell("continues" if this.resumed else "starts")
+            current = _Run(spec, env, agent, folder, stop_list, quiet, checkpoint_seconds, command)
+            announce_state("continues" if current.resumed else "starts")
             new = False
-            return this.to_the_end()
+            return current.to_the_end()
         except RunError as error:
             raise RunError(f"{spec.id}: {error}") from error
         except UserError:
@@ -111,7 +111,7 @@ def run(
                 remove_if_unused(folder)
             raise
         finally:
-            torch.set_num_threads(threads_before)  # the next run of this process may be a large one
+            torch.set_num_threads(threads_before)  # the next run in this process may have a large network
 
 
 def make_learner(spec: RunSpec, agent: Any) -> Learner:
@@ -127,11 +127,11 @@ def make_trainer(spec: RunSpec, env: Any, agent: Any, log: Log | None = None, fo
     """The trainer that a spec describes.
 
     Args:
-        spec: What to run.
+        spec: The spec of the run.
         env: Its task stream or RL environment.
         agent: Its agent.
-        log: Where metrics go; by default nowhere.
-        folder: Where a memory-mapped replay buffer goes.
+        log: Where metrics go; by default they are discarded.
+        folder: Folder for a memory-mapped replay buffer.
     """
     learner = make_learner(spec, agent)
     if isinstance(env, TaskStream):
@@ -140,7 +140,7 @@ def make_trainer(spec: RunSpec, env: Any, agent: Any, log: Log | None = None, fo
 
 
 class _Run:
-    """One run in its folder: what is recorded, saved and restored there."""
+    """A run in its folder: records metrics, saves checkpoints and restores from them."""
 
     def __init__(
         self,
@@ -155,14 +155,14 @@ class _Run:
     ) -> None:
         self.spec, self.agent, self.folder, self.stop = spec, agent, folder, stop
         self.command = command or provenance.command()
-        self.commit = provenance.commit()  # of the running code; the code on disk may change before the end
+        self.commit = provenance.commit()  # now, because the code on disk may change during the run
         self.checkpoint_seconds = checkpoint_seconds
         self.seconds = 0.0
         self.trainer = make_trainer(spec, env, agent, folder=folder)
         lengths = self._restore()
         self.resumed = bool(lengths)
-        self.scenario = {"version": getattr(self.trainer.env_config, "version", 1), "data": self.trainer.data}
-        self.recorder = Recorder(folder, spec, lengths, self.trainer.axis, self.scenario)
+        self.env_version = getattr(self.trainer.env_config, "version", 1)
+        self.recorder = Recorder(folder, spec, lengths, self.trainer.axis, self.env_version, self.trainer.data)
         name = f"{spec.intervention[0]} seed {spec.run.seed}"
         self.progress = Progress(name, self.trainer.length, quiet, self.trainer.unit)
         self.trainer.log = _RunLog(self.recorder, self.progress)
@@ -170,7 +170,7 @@ class _Run:
         self.saving = 0.0  # seconds that the latest checkpoint took
 
     def to_the_end(self) -> Result:
-        """Train until the end, with checkpoints on the way; return the result."""
+        """Train to the end, saving checkpoints on the way; return the result."""
         trainer = self.trainer
         try:
             if not self.resumed:
@@ -200,7 +200,7 @@ class _Run:
             "versions": provenance.versions(),
             "hardware": provenance.hardware(self.spec.run.device),
             "threads": torch.get_num_threads(),
-            "precision": self.agent.label,
+            "precision": self.agent.config.precision,
         }
         states = learner.intervention_states()
         modules = [network.module.state_dict() for network in learner.networks.values()]
@@ -214,13 +214,19 @@ class _Run:
             "network_bytes": checkpoint.tensor_bytes(modules),
             "intervention_bytes": checkpoint.tensor_bytes(states),
         }
-        version = getattr(trainer.env_config, "version", 1)
         result = compose_result(
-            self.spec, trainer.result(), trainer.reports, trainer.plasticity, cost, origin, version, trainer.data
+            self.spec,
+            trainer.result(),
+            trainer.reports,
+            trainer.plasticity,
+            cost,
+            origin,
+            self.env_version,
+            trainer.data,
         )
         self.recorder.finish(learner.updates, result)
         checkpoint.save(self.folder / "final.pt", final)
-        write_result(self.folder, result)  # last: a folder with a result is a complete run
+        write_result(self.folder, result)  # last: a run folder with a result is complete
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
         return result
 
@@ -273,7 +279,7 @@ class _Run:
             ) from error
 
     def _is_mine(self, state: dict[str, Any]) -> bool:
-        try:  # by id, in which cuda:0 and cuda:1 are the same
+        try:  # compare ids, which do not depend on the device index
             return RunSpec.from_toml(state["spec"]).id == self.spec.id
         except (LookupError, TypeError, UserError):
             return False
@@ -296,10 +302,10 @@ def choose_threads(agent: Any, threads: int) -> None:
 
 
 def check_options(spec: RunSpec, env: Any, agent: Any) -> None:
-    """See that the options of the run fit its env and agent.
+    """Check that the options of the run fit its env and agent.
 
     Raises:
-        UserError: A network that the agent has not, or an option that only agents that act have.
+        UserError: The agent has no network with a given role, or an option is only for RL agents.
     """
     for role in spec.run.roles or ():
         if role not in agent.networks:
@@ -312,4 +318,4 @@ def check_options(spec: RunSpec, env: Any, agent: Any) -> None:
             ("checkpoint-memory", spec.run.checkpoint_memory),
         ):
             if value:
-                raise UserError(f"--{name} is for agents that act (rl-*); {spec.env[0]} is a task stream")
+                raise UserError(f"--{name} is for RL agents; {spec.env[0]} is a task stream")

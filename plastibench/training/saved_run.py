@@ -1,4 +1,4 @@
-"""Open a saved run: its spec, task stream and agent, with the networks as they were last saved."""
+"""Load a saved run: its spec, env and agent, with the networks in their last saved state."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class SavedRun:
 
     Attributes:
         spec: The spec, with the device it was opened on.
-        file: The file that the state was read from: ``final.pt``, or ``checkpoint.pt`` of an unfinished run.
+        file: The file that contains the state: ``final.pt``, or ``checkpoint.pt`` for an unfinished run.
         state: The content of that file.
-        env: The task stream or RL environment, at its beginning.
+        env: The task stream or RL environment; not reset yet.
         config: The agent config.
         agent: The agent, with its networks in the saved state.
-        initial: Role of each network to its parameters at the start of the run.
+        initial: Parameters of each network at the start of the run, by role.
     """
 
     spec: RunSpec
@@ -44,18 +44,18 @@ class SavedRun:
 
     @property
     def task(self) -> int:
-        """The task in which the state was saved, from 0; for a finished run the last one."""
+        """Number of the task in which the state was saved, from 0; the last task for a finished run."""
         if self.file.name == "final.pt":
             return int(self.env.config.task_count) - 1
         return int(self.state["trainer"]["task"])
 
 
 def open_run(folder: Path, device: str, data_dir: Path) -> SavedRun:
-    """Build the agent of a run and load its last saved state.
+    """Create the agent of a run and load its last saved state.
 
     Args:
         folder: The run's folder.
-        device: Where to put the networks.
+        device: Device of the networks.
         data_dir: Folder of data sets.
 
     Raises:
@@ -69,7 +69,7 @@ def open_run(folder: Path, device: str, data_dir: Path) -> SavedRun:
         raise UserError(f"{folder} is not a run's folder ({spec_file.name}: {reason})") from error
     final, unfinished = folder / "final.pt", folder / "checkpoint.pt"
     if not final.exists() and not unfinished.exists():
-        raise UserError(f"{folder}: neither final.pt nor checkpoint.pt; the run has not saved anything yet")
+        raise UserError(f"{folder} contains neither final.pt nor checkpoint.pt; the run has not been saved yet")
     file = final if final.exists() else unfinished
     try:
         state = checkpoint.load(file)
@@ -88,32 +88,34 @@ def open_run(folder: Path, device: str, data_dir: Path) -> SavedRun:
 
 
 def trained_and_fresh(folder: Path, device: str, *, data_dir: Path) -> tuple[Network, Network, TensorDictBase]:
-    """The saved classifier of a run, the same at the start of the run, and all training data of the last task.
+    """Load the classifier of a run, its copy at the start of the run, and all training data of the last task.
 
     Raises:
         UserError: The folder contains no run on a task stream, or its files are damaged.
     """
     saved = open_run(folder, device, data_dir)
     if not isinstance(saved.env, TaskStream):
-        raise UserError(f"{folder}: {saved.spec.env[0]} is not a task stream; it has no training data of a task")
-    fresh = saved.config.build(saved.env, saved.spec.run.seed, torch.device(device))  # draws the same weights again
+        raise UserError(
+            f"{folder}: the run is not on a task stream ({saved.spec.env[0]}), so there is no training data to load"
+        )
+    fresh = saved.config.build(saved.env, saved.spec.run.seed, torch.device(device))  # the same initial weights
     data = data_of_task(saved.env, saved.spec, saved.env.config.task_count - 1).to(device)
     return saved.agent.networks["classifier"], fresh.networks["classifier"], data
 
 
 def data_of_task(env: TaskStream, spec: RunSpec, task: int) -> TensorDictBase:
-    """All training images of a task in order of arrival, with their labels in that task.
+    """All training images of a task in the order in which they were added, with their labels in that task.
 
     Args:
-        env: The stream; it is reset.
-        spec: The run, for its seed.
+        env: The task stream; it is reset.
+        spec: The spec of the run, for its seed.
         task: Index of the task.
     """
     observation, _ = env.reset(seed=derive(spec.run.seed, "stream"))
     images = observation["images"]
     for _ in range(task):
         observation = env.step(env.evaluation_labels)[0]
-        replaced = len(observation["images"]) == len(observation["labels"])  # as the task buffer decides it
+        replaced = len(observation["images"]) == len(observation["labels"])  # the same rule as in add_task_data()
         images = observation["images"] if replaced else np.concatenate([images, observation["images"]])
     content = {"image": torch.from_numpy(images), "label": torch.from_numpy(observation["labels"])}
     return TensorDict(content, batch_size=[len(images)])
@@ -125,7 +127,7 @@ def _load(spec: RunSpec, agent: Any, state: dict[str, Any]) -> dict[str, dict[st
     roles = spec.run.roles
     interventions = [spec.create("intervention") if roles is None or role in roles else None for role in agent.networks]
     for (_, network), intervention in zip(networks, interventions, strict=True):
-        if intervention is not None:  # it may change the architecture
+        if intervention is not None:  # prepare() may change the architecture
             intervention.prepare(network)
     initial = {role: {n: p.detach().clone() for n, p in each.module.named_parameters()} for role, each in networks}
     learner = state["trainer"]["learner"] if "trainer" in state else state

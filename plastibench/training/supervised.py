@@ -1,4 +1,4 @@
-"""Train a classifier on a task stream: epochs over the data of each task, and what happens at task boundaries."""
+"""Train a classifier on a task stream: epochs over each task's data, and the events at task boundaries."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from plastibench.training.task_buffer import add_task_data, all_samples, make_ta
 from plastibench.training.trainer import Log, Trainer
 from plastibench.utils.seeding import derive, generator
 
-EARLY_EPOCHS = 5  # epochs after a task boundary that are all evaluated, to see the recovery
+EARLY_EPOCHS = 5  # evaluate each of the first epochs of a task, to measure the recovery
 PROBE = 512  # samples for the plasticity metrics
 
 
 @dataclass(frozen=True)
 class EvalSet:
-    """What the network is evaluated on during a task.
+    """The evaluation data of a task.
 
     Attributes:
-        source: The images as the task stream has them, uint8 [M, C, H, W].
+        source: The images as the task stream provides them, uint8 [M, C, H, W].
         images: The same images on the device.
         labels: Their classes. [M]
         masked_classes: True for classes that are not evaluated, bool [K], or None.
@@ -75,7 +75,7 @@ class SupervisedTrainer(Trainer):
         self.samples = self.samples_before = 0
         self._finished = False
         self.eval_set: EvalSet
-        self.evaluated = -1, torch.empty(0)  # the update at which logits were last computed, and these logits
+        self.evaluated = -1, torch.empty(0)  # update at which logits were last computed, and the logits
         self.records: list[TaskRecord] = []
 
     @property
@@ -111,7 +111,7 @@ class SupervisedTrainer(Trainer):
     def advance(self) -> None:
         """Make one update, then intervene, evaluate or end the task if it is time.
 
-        At the end of a task, the task's results are measured before an intervention that is due at the same update.
+        If an intervention is due at the last update of a task, the task's results are measured first.
         """
         self.learn()
         per_epoch, ends = self.updates_per_epoch(), self.update == self._updates()

@@ -18,8 +18,8 @@ Policy = Literal["keep", "copy", "same"]
 class TargetNetworks:
     """Applies the agent's target policy after every intervention.
 
-    ``keep`` leaves the targets, ``copy`` copies the network's weights, and ``same`` lets an intervention of their own
-    act on the targets, with random draws of its own.
+    ``keep`` leaves the targets, ``copy`` copies the network's weights, and ``same`` applies
+    a separate instance of the intervention to the targets, with its own random draws.
     """
 
     def __init__(self, targets: dict[str, Network], policy: Policy, learner: Learner) -> None:
@@ -28,7 +28,7 @@ class TargetNetworks:
         Args:
             targets: Target networks, by the role of the network they follow.
             policy: The agent's ``target_policy``.
-            learner: What acts on the networks.
+            learner: The learner that intervenes on the networks.
         """
         self.policy, self.learner = policy, learner
         self.targets = {role: target for role, target in targets.items() if learner.modifies(role)}
@@ -36,11 +36,11 @@ class TargetNetworks:
         if policy == "same":
             self.interventions = {role: learner.make_intervention() for role in self.targets}
             for role, intervention in self.interventions.items():
-                with self._trainable(role):  # in a frozen network, methods find nothing to act on
+                with self._trainable(role):  # methods skip frozen parameters
                     intervention.prepare(self.targets[role])
 
     def after_intervention(self, representative: Callable[[], TensorDictBase]) -> None:
-        """Treat the targets of all networks that were intervened on.
+        """Apply the policy to the targets of all modified networks.
 
         Args:
             representative: Draws the batch that the targets' interventions see.
@@ -54,7 +54,7 @@ class TargetNetworks:
 
     @contextlib.contextmanager
     def _trainable(self, role: str) -> Iterator[None]:
-        """Let the target's parameters require gradients where those of its network do."""
+        """Temporarily give the target's parameters the ``requires_grad`` of its network's."""
         target, network = self.targets[role].module, self.learner.networks[role].module
         for parameter, own in zip(target.parameters(), network.parameters(), strict=True):
             parameter.requires_grad_(own.requires_grad)

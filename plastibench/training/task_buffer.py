@@ -1,4 +1,4 @@
-"""The data set of a task as a replay buffer: it grows, or is replaced as a whole."""
+"""The training data of a task as a replay buffer; new data extends or replaces it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torchrl.data.replay_buffers.samplers import SamplerWithoutReplacement
 
 
 def make_task_buffer(capacity: int, batch_size: int, device: torch.device, generator: torch.Generator) -> ReplayBuffer:
-    """A buffer on ``device`` whose epochs sample without replacement; an epoch's last batch may be short.
+    """Create an empty buffer that samples epochs without replacement; the last batch of an epoch may be smaller.
 
     Args:
-        capacity: Largest number of samples.
+        capacity: Maximum number of samples.
         batch_size: Samples per batch.
-        device: Where the data lives.
-        generator: Draws the order, on the same device.
+        device: Device of the data.
+        generator: Draws the order of the samples; on the same device.
     """
     return ReplayBuffer(
         storage=LazyTensorStorage(capacity, device=device),
@@ -33,13 +33,13 @@ def make_task_buffer(capacity: int, batch_size: int, device: torch.device, gener
 
 
 def add_task_data(replay: ReplayBuffer, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> None:
-    """Take in new images and the labels of all images of the task.
+    """Add the images of a new task, and set the labels of all images.
 
     Args:
         replay: The buffer.
-        images: New images, uint8 [n_new, C, H, W]; may be none.
-        labels: Labels of old and new images in order of arrival, int64 [n_seen]; or as many as there are new images,
-            [n_new], and old ones are forgotten.
+        images: New images, uint8 [n_new, C, H, W]; may be empty.
+        labels: Labels of all images in the order in which they were added, int64 [n_seen]. If there are only as many
+            labels as new images, [n_new], the new images replace the earlier ones.
     """
     if len(replay) and len(images) == len(labels):
         replay.empty()
@@ -50,18 +50,18 @@ def add_task_data(replay: ReplayBuffer, images: npt.NDArray[np.uint8], labels: n
 
 
 def all_samples(replay: ReplayBuffer) -> TensorDictBase:
-    """All samples so far in order of arrival, as a view on the storage."""
+    """All samples in the order in which they were added, as a view of the storage."""
     data = replay.storage.get(slice(0, len(replay)))
     assert isinstance(data, TensorDictBase)
     return data
 
 
 def representative(replay: ReplayBuffer, size: int, generator: torch.Generator) -> TensorDictBase:
-    """Up to ``size`` samples drawn without replacement; the epochs' order is not disturbed.
+    """Draw up to ``size`` samples without replacement; the order of the epochs is unaffected.
 
     Args:
         replay: The buffer.
-        size: Samples wanted.
+        size: Number of samples.
         generator: A CPU generator.
     """
     data = all_samples(replay)

@@ -1,4 +1,4 @@
-"""What the two trainers share: recording, measuring, and when to intervene."""
+"""Base class of the trainers: recording, plasticity measurements and interventions."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Trainer(ABC):
         options: Seed, schedule and sizes of the run.
         log: Where metrics go.
         task: Number of the current task, from 0.
-        reports: What each intervention did, in a few numbers.
+        reports: A summary of what each intervention did.
         plasticity: Plasticity metrics at each measurement.
         metric_seconds: Time spent in plasticity metrics so far.
     """
@@ -77,7 +77,7 @@ class Trainer(ABC):
     @property
     @abstractmethod
     def env_config(self) -> Any:
-        """The options of the environment, with a ``version`` if there were several."""
+        """The options of the environment; its ``version`` counts incompatible changes of the tasks."""
 
     @property
     def data(self) -> str | None:
@@ -87,7 +87,7 @@ class Trainer(ABC):
     @property
     @abstractmethod
     def position(self) -> float:
-        """Position of the curves: epochs of the task, or environment steps."""
+        """Position on the axis of the curves: epochs since the start of the task, or agent steps."""
 
     @property
     @abstractmethod
@@ -97,7 +97,7 @@ class Trainer(ABC):
     @property
     @abstractmethod
     def length(self) -> int:
-        """Length of the whole run in updates or steps, for the remaining time."""
+        """Length of the run in updates or steps, to estimate the remaining time."""
 
     @abstractmethod
     def begin(self) -> None:
@@ -105,7 +105,7 @@ class Trainer(ABC):
 
     @abstractmethod
     def advance(self) -> None:
-        """Train until the next moment at which the state can be saved."""
+        """Train until the next point at which the state can be saved."""
 
     @abstractmethod
     def representative(self) -> TensorDictBase:
@@ -136,7 +136,7 @@ class Trainer(ABC):
         """Let the interventions act on a fresh representative batch, and record what they did."""
         reports = self.learner.intervene(self.representative())
         for role, report in reports.items():
-            self.reports.append(_summarized(report, self.task, self.learner.updates, role))
+            self.reports.append(_summarize(report, self.task, self.learner.updates, role))
             totals = {
                 "seconds": report.seconds,
                 "revived-share": report.revived_fraction,
@@ -186,8 +186,8 @@ class Trainer(ABC):
         self.learner.load_state_dict(state["learner"])
 
 
-def _summarized(report: Report, task: int, update: int, role: str) -> dict[str, Any]:
-    """A report in a few numbers; its values per module are in ``metrics.csv`` and TensorBoard."""
+def _summarize(report: Report, task: int, update: int, role: str) -> dict[str, Any]:
+    """Summarize a report; its values per module are in ``metrics.csv`` and TensorBoard."""
     residuals = [values["residual"] for values in report.modules.values() if "residual" in values]
     ratios = [values["norm_ratio"] for values in report.modules.values() if "norm_ratio" in values]
     return {

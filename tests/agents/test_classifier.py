@@ -58,7 +58,7 @@ def rates(agent: Classifier, env: TaskStream, updates: int) -> list[float]:
     return found
 
 
-def test_learning_rate_rises_from_zero_for_a_tenth_then_falls_as_a_cosine_to_almost_zero(plain: TaskStream) -> None:
+def test_cosine_schedule_with_warmup(plain: TaskStream) -> None:
     found = rates(classifier(plain, lr=2.0, warmup=0.1, schedule="cosine"), plain, 20)
     #           0    1    2 (peak) ... cos² of k·5° for update 2 + k
     by_hand = {0: 0.0, 1: 1.0, 2: 2.0, 5: 1.8660254, 8: 1.5, 11: 1.0, 14: 0.5, 17: 0.1339746, 19: 0.0151922}
@@ -67,22 +67,22 @@ def test_learning_rate_rises_from_zero_for_a_tenth_then_falls_as_a_cosine_to_alm
     assert found[2:] == sorted(found[2:], reverse=True)
 
 
-def test_learning_rate_may_stay_constant_after_the_warm_up(plain: TaskStream) -> None:
+def test_constant_schedule_with_warmup(plain: TaskStream) -> None:
     found = rates(classifier(plain, lr=0.4, warmup=0.25, schedule="constant"), plain, 16)
     assert found == pytest.approx([0.0, 0.1, 0.2, 0.3] + [0.4] * 12)
 
 
-def test_learning_rate_without_warm_up_starts_at_its_peak(plain: TaskStream) -> None:
+def test_schedule_without_warmup_starts_at_the_peak(plain: TaskStream) -> None:
     assert rates(classifier(plain, lr=0.4, warmup=0.0, schedule="cosine"), plain, 2) == pytest.approx([0.4, 0.2])
     assert rates(classifier(plain, lr=0.4, warmup=0.0, schedule="constant"), plain, 3) == [0.4] * 3
 
 
-def test_a_task_of_one_update_learns_and_one_of_warm_up_alone_has_finite_rates(plain: TaskStream) -> None:
+def test_schedule_of_very_short_tasks(plain: TaskStream) -> None:
     assert rates(classifier(plain, lr=0.4, warmup=0.1), plain, 1) == [0.4]
     assert rates(classifier(plain, lr=0.4, warmup=1.0), plain, 4) == pytest.approx([0.0, 0.1, 0.2, 0.3])
 
 
-def test_every_task_has_a_new_optimizer_and_the_schedule_from_its_start(plain: TaskStream) -> None:
+def test_every_task_starts_with_a_new_optimizer_and_schedule(plain: TaskStream) -> None:
     agent = classifier(plain, lr=1.0, warmup=0.1, schedule="cosine")
     first = rates(agent, plain, 10)
     optimizer = agent.networks["classifier"].optimizer
@@ -93,8 +93,8 @@ def test_every_task_has_a_new_optimizer_and_the_schedule_from_its_start(plain: T
     assert rates(agent, plain, 10) == first
 
 
-class ByHand:
-    """AdamW with decoupled decay on every parameter and a clipped gradient, as the papers print it."""
+class ReferenceAdamW:
+    """Reference AdamW with gradient clipping and decoupled weight decay on all parameters, as in the papers."""
 
     def __init__(self, module: nn.Module, decay: float, clip: float) -> None:
         self.module, self.decay, self.clip = module, decay, clip
@@ -125,13 +125,13 @@ class ByHand:
         ("vit-nano", {"clip": 0.5, "dropout": 0.3}),
     ],
 )
-def test_updates_equal_clipped_adamw_steps_done_by_hand(
+def test_updates_match_a_reference_adamw_with_clipping(
     augmented: TaskStream, name: str, options: dict[str, Any]
 ) -> None:
     agent = classifier(augmented, name, seed=2, lr=0.01, warmup=0.0, schedule="constant", **options)
     network = agent.networks["classifier"]
     module = copy.deepcopy(network.module).train()
-    twin = ByHand(module, agent.config.weight_decay, agent.config.clip)
+    twin = ReferenceAdamW(module, agent.config.weight_decay, agent.config.clip)
     crops = generator(2, "augmentation")
     agent.begin_task(6)
     network.module.train()
@@ -145,9 +145,11 @@ def test_updates_equal_clipped_adamw_steps_done_by_hand(
         losses.append(loss.item())
         norms.append(twin.step(loss, 0.01))
     if agent.config.clip:
-        assert max(norms) > agent.config.clip  # or the clipping would go untested
+        assert max(norms) > agent.config.clip  # otherwise clipping would not be tested
     for (parameter_name, found), expected in zip(network.module.named_parameters(), module.parameters(), strict=True):
-        if parameter_name.endswith("qkv.bias"):  # softmax cancels the keys' bias: its gradient is mere rounding
+        if parameter_name.endswith(
+            "qkv.bias"
+        ):  # softmax cancels the bias of the keys, so its gradient is rounding noise
             found, expected = (torch.cat([bias[:16], bias[32:]]) for bias in (found, expected))
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-5, msg=parameter_name)
     averages = agent.pop_averages()
@@ -156,7 +158,7 @@ def test_updates_equal_clipped_adamw_steps_done_by_hand(
     assert agent.pop_averages() == {}
 
 
-def test_dropout_is_on_while_training_and_off_while_evaluating(plain: TaskStream) -> None:
+def test_dropout_is_only_active_in_training(plain: TaskStream) -> None:
     agent = classifier(plain, "vit-nano", dropout=0.5)
     images = torch.from_numpy(plain.dataset.test_images[:50])
     module = agent.networks["classifier"].module
@@ -167,10 +169,10 @@ def test_dropout_is_on_while_training_and_off_while_evaluating(plain: TaskStream
     assert not torch.equal(module(x), module(x))
 
 
-def test_logits_are_those_of_the_module_in_eval_mode_piece_by_piece(plain: TaskStream) -> None:
+def test_logits_are_computed_in_eval_mode_in_several_batches(plain: TaskStream) -> None:
     agent = classifier(plain)
     images = torch.from_numpy(plain.dataset.test_images)
-    assert len(images) > 1024  # more than one piece
+    assert len(images) > 1024  # several batches
     module = agent.networks["classifier"].module
     expected = module(normalised(plain, images))
     found = agent.logits(images)
@@ -178,20 +180,20 @@ def test_logits_are_those_of_the_module_in_eval_mode_piece_by_piece(plain: TaskS
     assert not found.requires_grad
 
 
-def test_logits_of_another_module_are_that_modules(plain: TaskStream) -> None:
+def test_logits_of_another_module(plain: TaskStream) -> None:
     agent = classifier(plain)
-    slow = copy.deepcopy(agent.networks["classifier"].module)
+    other = copy.deepcopy(agent.networks["classifier"].module)
     with torch.no_grad():
-        slow[-1].weight.zero_()
-        slow[-1].bias.copy_(torch.arange(10.0))
+        other[-1].weight.zero_()
+        other[-1].bias.copy_(torch.arange(10.0))
     images = torch.from_numpy(plain.dataset.test_images[:3])
-    assert agent.logits(images, slow).tolist() == [list(range(10))] * 3
+    assert agent.logits(images, other).tolist() == [list(range(10))] * 3
 
 
-def test_evaluation_leaves_the_mode_of_every_submodule_as_it_was(plain: TaskStream) -> None:
+def test_evaluation_restores_the_mode_of_every_submodule(plain: TaskStream) -> None:
     agent = classifier(plain)
     module = agent.networks["classifier"].module.train()
-    module[1].eval()  # a user's choice, as with frozen batch norms
+    module[1].eval()  # as users do to freeze batch norms
     agent.logits(torch.from_numpy(plain.dataset.test_images[:3]))
     assert [child.training for child in module] == [True, False, True, True, True, True]
 
@@ -201,7 +203,7 @@ class SumOfWeights(Intervention):
         return 3 * sum(p.sum() for p in network.module.parameters())
 
 
-def test_penalties_of_interventions_join_the_loss_and_not_the_recorded_one(plain: TaskStream) -> None:
+def test_penalties_are_not_part_of_the_recorded_loss(plain: TaskStream) -> None:
     with_penalty, without = (classifier(plain, lr=0.1, clip=0.0) for _ in range(2))
     weights = list(with_penalty.networks["classifier"].module.parameters())
     for method in (SumOfWeights(), Intervention()):
@@ -216,7 +218,7 @@ def test_penalties_of_interventions_join_the_loss_and_not_the_recorded_one(plain
     assert with_penalty.pop_averages()["loss"] == without.pop_averages()["loss"]
 
 
-def test_gradients_do_not_accumulate_from_update_to_update(plain: TaskStream) -> None:
+def test_gradients_do_not_accumulate_between_updates(plain: TaskStream) -> None:
     agent = classifier(plain, lr=0.0, clip=0.0)
     (batch,) = batches(plain, 1)
     agent.begin_task(5)
@@ -229,7 +231,7 @@ def test_gradients_do_not_accumulate_from_update_to_update(plain: TaskStream) ->
             torch.testing.assert_close(one, other)
 
 
-def test_initial_weights_follow_from_the_seed_and_not_from_the_global_random_state(plain: TaskStream) -> None:
+def test_initial_weights_depend_only_on_the_seed(plain: TaskStream) -> None:
     def weights(seed: int) -> Tensor:
         module = classifier(plain, "vit-nano", seed).networks["classifier"].module
         return nn.utils.parameters_to_vector(module.parameters())
@@ -243,7 +245,7 @@ def test_initial_weights_follow_from_the_seed_and_not_from_the_global_random_sta
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_fresh_networks_are_like_the_first_but_differ_from_it_and_from_each_other(plain: TaskStream) -> None:
+def test_fresh_networks_have_the_same_shapes_and_new_weights(plain: TaskStream) -> None:
     network = classifier(plain, "vit-nano").networks["classifier"]
     one, other = network.fresh(), network.fresh()
     for name, parameter in network.module.named_parameters():
@@ -252,7 +254,7 @@ def test_fresh_networks_are_like_the_first_but_differ_from_it_and_from_each_othe
     assert not torch.equal(one.head.weight, other.head.weight)
 
 
-def test_augmentation_draws_from_its_own_generator_and_interventions_from_theirs(augmented: TaskStream) -> None:
+def test_augmentation_and_interventions_use_separate_generators(augmented: TaskStream) -> None:
     def after(calls_of_fresh: int) -> list[list[float]]:
         agent = classifier(augmented, seed=3)
         agent.begin_task(4)
@@ -265,7 +267,7 @@ def test_augmentation_draws_from_its_own_generator_and_interventions_from_theirs
     assert after(0) == after(3)
 
 
-def test_the_state_of_an_agent_is_all_that_an_exact_continuation_needs(augmented: TaskStream) -> None:
+def test_resume_from_state_dict_is_bit_identical(augmented: TaskStream) -> None:
     def train(agent: Classifier, numbers: range) -> None:
         for batch in batches(augmented, 8)[numbers.start : numbers.stop]:
             agent.update(batch)
@@ -284,7 +286,7 @@ def test_the_state_of_an_agent_is_all_that_an_exact_continuation_needs(augmented
     assert whole.pop_averages() == resumed.pop_averages()
 
 
-def test_bfloat16_rounds_the_arithmetic_but_not_the_weights_or_logits(plain: TaskStream) -> None:
+def test_bfloat16_keeps_weights_and_logits_in_float32(plain: TaskStream) -> None:
     exact, rounded = (classifier(plain, precision=precision) for precision in ("float32", "bfloat16"))
     images = torch.from_numpy(plain.dataset.test_images[:64])
     one, other = exact.logits(images), rounded.logits(images)
@@ -296,7 +298,7 @@ def test_bfloat16_rounds_the_arithmetic_but_not_the_weights_or_logits(plain: Tas
     assert {p.dtype for p in rounded.networks["classifier"].module.parameters()} == {torch.float32}
 
 
-def test_a_channel_that_never_varies_becomes_zero() -> None:
+def test_constant_channels_are_normalised_to_zero() -> None:
     normalise = Normalise((0.5, 0.2), (0.0, 0.1), torch.device("cpu"))
     images = torch.full((2, 2, 3, 3), 127.5)
     images[:, 1] = 0.3 * 255

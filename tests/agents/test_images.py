@@ -8,7 +8,7 @@ from plastibench.agents.images import Normalise, crop_and_flip
 
 
 def draws(seed: int, count: int, pad: int) -> tuple[list[int], list[int], list[bool]]:
-    """Rows, columns and flips as the function draws them."""
+    """Rows, columns and flips, drawn as in the function."""
     generator = torch.Generator().manual_seed(seed)
     offset = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator)[:, :, 0]
     flip = torch.rand(count, 1, generator=generator)[:, 0] < 0.5
@@ -16,7 +16,7 @@ def draws(seed: int, count: int, pad: int) -> tuple[list[int], list[int], list[b
 
 
 def found_offsets(pad: int, count: int, size: int = 32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, columns and flips, read off images whose pixels say where they are (0 is padding)."""
+    """Rows, columns and flips, read from images whose pixels contain their own position (0 is padding)."""
     rows, columns = torch.meshgrid(torch.arange(1, size + 1), torch.arange(1, size + 1), indexing="ij")
     image = torch.stack([rows, columns]).to(torch.uint8)
     out = crop_and_flip(image.expand(count, -1, -1, -1), pad, torch.Generator().manual_seed(1)).numpy()
@@ -24,13 +24,13 @@ def found_offsets(pad: int, count: int, size: int = 32) -> tuple[np.ndarray, np.
     beside = out[:, 1, size // 2, size // 2 + 1].astype(int)
     flipped = beside < middle[:, 1]
     down = middle[:, 0] - 1 + pad - size // 2
-    place = np.where(flipped, size - 1 - size // 2, size // 2)
-    return down, middle[:, 1] - 1 + pad - place, flipped
+    column = np.where(flipped, size - 1 - size // 2, size // 2)
+    return down, middle[:, 1] - 1 + pad - column, flipped
 
 
 @pytest.mark.parametrize("shape", [(9, 3, 32, 32), (5, 1, 8, 8), (4, 2, 6, 10)])
 @pytest.mark.parametrize("pad", [4, 2])
-def test_crop_and_flip_is_padding_then_cropping_then_mirroring_each_sample(shape: tuple[int, ...], pad: int) -> None:
+def test_crop_and_flip_matches_a_reference(shape: tuple[int, ...], pad: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     found = crop_and_flip(torch.from_numpy(images), pad, torch.Generator().manual_seed(7))
     _, _, height, width = shape
@@ -42,7 +42,7 @@ def test_crop_and_flip_is_padding_then_cropping_then_mirroring_each_sample(shape
         np.testing.assert_array_equal(found[sample].numpy(), expected)
 
 
-def test_offsets_and_flips_are_uniform_and_independent_for_each_sample() -> None:
+def test_offsets_and_flips_are_uniform_and_independent() -> None:
     pad, count = 4, 18_000
     rows, columns, flips = found_offsets(pad, count)
     joint = np.zeros((9, 9, 2), int)
@@ -51,7 +51,7 @@ def test_offsets_and_flips_are_uniform_and_independent_for_each_sample() -> None
     assert float(((joint - expected) ** 2 / expected).sum()) < 161 + 5 * np.sqrt(2 * 161)
 
 
-def test_the_same_generator_state_gives_the_same_images_and_the_next_draw_others() -> None:
+def test_augmentation_depends_only_on_the_generator() -> None:
     images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
     generator = torch.Generator().manual_seed(0)
     first, second = crop_and_flip(images, 4, generator), crop_and_flip(images, 4, generator)
@@ -59,14 +59,14 @@ def test_the_same_generator_state_gives_the_same_images_and_the_next_draw_others
     assert not torch.equal(first, second)
 
 
-def test_augmentation_leaves_the_stored_images_and_the_global_random_state_alone() -> None:
+def test_augmentation_does_not_change_its_input_or_global_random_state() -> None:
     images = torch.randint(0, 256, (16, 3, 8, 8), dtype=torch.uint8)
     before, state = images.clone(), torch.get_rng_state()
     crop_and_flip(images, 4, torch.Generator().manual_seed(0)).fill_(0)
     assert torch.equal(images, before) and torch.equal(torch.get_rng_state(), state)
 
 
-def test_normalisation_scales_to_one_then_subtracts_the_mean_and_divides_by_the_deviation() -> None:
+def test_normalisation_matches_a_reference() -> None:
     images = np.random.default_rng(0).integers(0, 256, (6, 3, 5, 4), np.uint8)
     mean, std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
     found = Normalise(mean, std, torch.device("cpu"))(torch.from_numpy(images))

@@ -29,8 +29,8 @@ def vit_parameters(
     return embedding + dim + tokens * dim + depth * block + 2 * dim + dim * classes + classes
 
 
-def test_vit_tiny_has_the_number_of_parameters_of_timms() -> None:
-    assert count(module_of("vit-tiny", (3, 32, 32), 100)) == 5_380_132  # timm vit_tiny_patch16_224, measured apart
+def test_vit_tiny_has_as_many_parameters_as_in_timm() -> None:
+    assert count(module_of("vit-tiny", (3, 32, 32), 100)) == 5_380_132  # measured for timm's vit_tiny_patch16_224
     assert vit_parameters(192, 12, 4, 32, 3, 100) == 5_380_132
 
 
@@ -43,19 +43,17 @@ def test_vit_tiny_has_the_number_of_parameters_of_timms() -> None:
         ("vit-nano", 8, 1, 10, vit_parameters(64, 4, 4, 8, 1, 10)),
     ],
 )
-def test_parameters_follow_from_the_papers_sizes(
-    name: str, size: int, channels: int, classes: int, formula: int
-) -> None:
+def test_vit_parameter_counts_match_the_paper(name: str, size: int, channels: int, classes: int, formula: int) -> None:
     assert count(module_of(name, (channels, size, size), classes)) == formula
 
 
-def test_vit_small_has_about_21_million_parameters_and_65_tokens() -> None:
+def test_vit_small_has_21_million_parameters_and_65_tokens() -> None:
     model = module_of("vit-small", (3, 64, 64), 200)
     assert 21.3e6 < count(model) < 21.6e6
     assert model.pos_embed.shape == (1, 65, 384)
 
 
-def test_the_papers_training_options_are_the_defaults() -> None:
+def test_default_options_are_those_of_the_paper() -> None:
     tiny, small = (build(agents[n].load(), agents[n].defaults, n) for n in ("vit-tiny", "vit-small"))
     assert (tiny.lr, tiny.weight_decay, tiny.batch_size, tiny.clip, tiny.warmup) == (3e-3, 0.05, 256, 0.5, 0.1)
     assert (tiny.patch_size, tiny.dim, tiny.heads, tiny.depth, tiny.dropout) == (4, 192, 3, 12, 0.1)
@@ -63,7 +61,7 @@ def test_the_papers_training_options_are_the_defaults() -> None:
     assert (small.weight_decay, small.batch_size, small.schedule) == (0.05, 256, "cosine")
 
 
-def test_the_vit_is_initialised_as_timm_does() -> None:
+def test_vit_is_initialised_as_in_timm() -> None:
     torch.manual_seed(0)
     model = module_of("vit-tiny", (3, 32, 32), 100, depth=2)
     parameters = {name: p.detach() for name, p in model.named_parameters()}
@@ -74,7 +72,7 @@ def test_the_vit_is_initialised_as_timm_does() -> None:
     assert model.norm.eps == 1e-6
 
 
-def test_the_hnt_variant_has_no_qkv_bias_and_normal_embeddings_and_pytorchs_linear_init() -> None:
+def test_hnt_variant_initialisation() -> None:
     torch.manual_seed(0)
     model = module_of("vit-tiny-hnt", (3, 32, 32), 100, depth=2).requires_grad_(False)
     assert all(block.attn.qkv.bias is None for block in model.blocks)
@@ -89,7 +87,7 @@ def test_the_hnt_variant_has_no_qkv_bias_and_normal_embeddings_and_pytorchs_line
     assert {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)} == {1e-5}
 
 
-def test_the_hnt_patch_embedding_norms_projects_and_norms_flattened_patches() -> None:
+def test_hnt_patch_embedding_matches_a_reference() -> None:
     torch.manual_seed(0)
     model = module_of("vit-tiny-hnt", (3, 8, 8), 10, depth=1, dim=12)
     images = torch.randn(2, 3, 8, 8)
@@ -102,7 +100,7 @@ def test_the_hnt_patch_embedding_norms_projects_and_norms_flattened_patches() ->
         torch.testing.assert_close(found[1, token], expected)
 
 
-def test_dropout_reaches_embedding_attention_projection_and_mlp_but_not_the_head() -> None:
+def test_dropout_covers_all_parts_but_the_head() -> None:
     model = module_of("vit-tiny", (3, 32, 32), 100, depth=1, dropout=0.25)
     block = model.blocks[0]
     assert model.pos_drop.p == block.attn.proj_drop.p == block.mlp.drop1.p == block.mlp.drop2.p == 0.25
@@ -127,14 +125,14 @@ def test_every_agent_maps_images_to_one_logit_per_class(name: str, shape: tuple[
         assert model(torch.zeros(2, *shape)).shape == (2, 7)
 
 
-def test_the_mlp_is_what_its_options_say() -> None:
+def test_mlp_has_the_given_depth_and_width() -> None:
     model = module_of("mlp", (1, 8, 8), 10, hidden=3, width=11)
     sizes = [tuple(layer.weight.shape) for layer in model if isinstance(layer, nn.Linear)]
     assert sizes == [(11, 64), (11, 11), (11, 11), (10, 11)]
     assert sum(isinstance(layer, nn.ReLU) for layer in model) == 3
 
 
-def test_resnet18_keeps_the_resolution_of_small_images_at_its_stem() -> None:
+def test_resnet18_has_a_stem_for_small_images() -> None:
     model = module_of("resnet18", (3, 32, 32), 10)
     assert model.conv1.stride == (1, 1) and model.conv1.kernel_size == (3, 3)
     assert isinstance(model.maxpool, nn.Identity)
@@ -142,10 +140,10 @@ def test_resnet18_keeps_the_resolution_of_small_images_at_its_stem() -> None:
     assert count(model) == 11_173_962
 
 
-def test_misfits_are_the_users_error() -> None:
+def test_invalid_options_raise_user_errors() -> None:
     with pytest.raises(UserError, match="patch-size 5 does not divide images of 8x8"):
         VisionTransformer(patch_size=5).module((1, 8, 8), 10)
     with pytest.raises(UserError, match="dim 65 is not a multiple of heads 3"):
         build(VisionTransformer, {"dim": 65}, "agent vit-tiny")
-    with pytest.raises(UserError, match=r"no model 'resnet81'; did you mean 'resnet18'"):
+    with pytest.raises(UserError, match=r"unknown model 'resnet81'; did you mean 'resnet18'"):
         module_of("timm", (3, 32, 32), 10, model="resnet81")

@@ -8,7 +8,7 @@ import pytest
 
 from plastibench.leaderboard.html import page
 from plastibench.leaderboard.standings import standings
-from plastibench.plotting.leaderboard_plots import pictures
+from plastibench.plotting.leaderboard_plots import plot_settings
 from tests.browser.conftest import PHONE, Browser
 from tests.leaderboard.made import acting, result
 
@@ -26,7 +26,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     found += [acting(name, seed, 100.0 + seed) for name in ("none", "reset") for seed in range(3)]
     shown = standings(found)
     path: Path = tmp_path_factory.mktemp("page") / "leaderboard.html"
-    path.write_text(page(shown, pictures(shown)), encoding="utf-8")
+    path.write_text(page(shown, plot_settings(shown)), encoding="utf-8")
     return path.as_uri()
 
 

@@ -9,15 +9,15 @@ import pytest
 
 from plastibench import plotting
 from plastibench.results.files import write_result
-from tests.plotting.made import several
+from tests.plotting.made import results_of
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     folder = tmp_path / "runs"
-    for result in [*several("none", "reset", "rnr"), *several("rnr", changed={"tau": 0.5})]:
-        (folder / result["id"]).mkdir(parents=True)
-        write_result(folder / result["id"], result)
+    for result in [*results_of("none", "reset", "rnr"), *results_of("rnr", changed={"tau": 0.5})]:
+        (folder / result.id).mkdir(parents=True)
+        write_result(folder / result.id, result)
     return folder
 
 
@@ -46,8 +46,8 @@ def test_the_default_name_is_the_kind(say: Any, tmp_path: Path, runs: Path, monk
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG") and (tmp_path / "pareto.svg").is_file()
 
 
-def test_files_are_reproducible_and_an_svg_contains_text(tmp_path: Path) -> None:
-    found = several("none", "reset")
+def test_files_are_reproducible_and_svg_contains_text(tmp_path: Path) -> None:
+    found = results_of("none", "reset")
     once, twice = (plotting.draw("curves", found) for _ in range(2))
     assert plotting.png(once, 80) == plotting.png(twice, 80) and plotting.svg(once) == plotting.svg(twice)
     text = plotting.svg(once).decode()
@@ -97,9 +97,9 @@ def test_invalid_requests_are_reported_in_one_line(
 
 def test_help_describes_every_kind(say: Any) -> None:
     text = " ".join(say("plot", "--help").out.split())
-    for kind, (place, summary) in plotting.FIGURES.items():
+    for kind, (location, summary) in plotting.PLOTS.items():
         assert f"{kind} {summary}" in text
-        module, _, name = place.partition(":")
+        module, _, name = location.partition(":")
         assert callable(getattr(importlib.import_module(f"plastibench.plotting.{module}"), name))
 
 
@@ -122,7 +122,7 @@ def test_an_empty_selection_is_rejected(say: Any, tmp_path: Path, runs: Path) ->
 
 
 def test_a_run_measured_twice_counts_as_one_seed(tmp_path: Path) -> None:
-    found = several("none", "reset")
-    again = {**found[-1], "id": f"{found[-1]['id']}-measured"}
+    found = results_of("none", "reset")
+    again = found[-1].model_copy(update={"id": f"{found[-1].id}-measured"})
     text = plotting.svg(plotting.draw("curves", [*found, again])).decode()
-    assert text == plotting.svg(plotting.draw("curves", found)).decode() and "Means over" in text
+    assert text == plotting.svg(plotting.draw("curves", found)).decode() and "Mean over" in text

@@ -24,7 +24,8 @@ from plastibench.diagnosis.rules import RULES, by_chance, judge_layer, threshold
 from plastibench.diagnosis.samples import read_samples
 from plastibench.diagnosis.state_dicts import load_weights, read_state, without_prefix
 from plastibench.training.runner import run
-from tests.helpers import agent_builder, array, drawn, images, network_of, small_resnet, small_vit, state
+from tests.support.networks import agent_builder, drawn, images, network_of, small_resnet, small_vit, state
+from tests.support.references import array
 
 BY_METRIC = {rule.metric: rule for rule in RULES}
 MODEL = "test_vit"  # timm's model for tests: 160 pixels, 0.4 million parameters

@@ -1,4 +1,4 @@
-"""Interventions whose effect is easily worked out."""
+"""Interventions with simple, known effects."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def pull(module: nn.Module) -> Tensor:
 
 
 class Pull(Intervention):
-    """A penalty on all weights."""
+    """Penalizes all weights."""
 
     def penalty(self, network: Network, batch: TensorDict) -> Tensor:
         return pull(network.module)
 
 
 @dataclass
-class Witness(Intervention):
-    """Keeps what it sees, and draws a number each time that it acts."""
+class Recording(Intervention):
+    """Records what it receives, and draws a random number at each intervention."""
 
     updates: int = 0
     seen: list[tuple[int, TensorDict]] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Witness(Intervention):
 
 
 class Slow(Intervention):
-    """Evaluates something else."""
+    """Evaluates another module."""
 
     def evaluated(self, network: Network) -> nn.Module:
         return nn.Identity()

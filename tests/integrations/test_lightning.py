@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from plastibench.config.errors import UserError
-from tests import helpers
-from tests.integrations.methods import Pull, Slow, Witness, pull
+from tests.integrations.methods import Pull, Recording, Slow, pull
+from tests.support import networks
 
 lightning = pytest.importorskip("lightning.pytorch")
 from plastibench.integrations.lightning import PlasticityCallback, pack, unpack  # noqa: E402
@@ -53,11 +53,11 @@ def loss(module: Any, batch: Any) -> torch.Tensor:
 
 
 def module(**options: Any) -> Classifier:
-    return helpers.drawn(lambda: Classifier(**options))
+    return networks.drawn(lambda: Classifier(**options))
 
 
 def loader(shuffle: bool) -> DataLoader:
-    batch = helpers.images(32, classes=3)
+    batch = networks.images(32, classes=3)
     return DataLoader(TensorDataset(batch["image"], batch["label"]), batch_size=8, shuffle=shuffle)
 
 
@@ -79,8 +79,8 @@ def fit(tmp_path: Path) -> Callable[..., Any]:
 # What runs when ---------------------------------------------------------------------------------------------------
 
 
-def test_it_acts_after_the_steps_named(fit: Callable[..., Any]) -> None:
-    callback = PlasticityCallback(Witness(), loss, every=3, steps=(1,), epochs=(2,), size=20)
+def test_intervenes_after_scheduled_steps(fit: Callable[..., Any]) -> None:
+    callback = PlasticityCallback(Recording(), loss, every=3, steps=(1,), epochs=(2,), size=20)
     fit(module(), callback)
     witness = callback.attached.intervention
     assert [when for when, _ in witness.seen] == [1, 3, 6, 8]
@@ -90,21 +90,21 @@ def test_it_acts_after_the_steps_named(fit: Callable[..., Any]) -> None:
 
 
 def test_accumulated_batches_are_one_step(fit: Callable[..., Any]) -> None:
-    callback = PlasticityCallback(Witness(), loss, every=1, epochs=(1,))
+    callback = PlasticityCallback(Recording(), loss, every=1, epochs=(1,))
     fit(module(), callback, accumulate_grad_batches=2)
     assert [when for when, _ in callback.attached.intervention.seen] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_gradients_are_seen_clipped(fit: Callable[..., Any], precision: str) -> None:
+def test_interventions_see_clipped_gradients(fit: Callable[..., Any], precision: str) -> None:
     """Lightning makes them in a closure, which the optimizer's step calls."""
-    callback = PlasticityCallback(Witness(), loss)
+    callback = PlasticityCallback(Recording(), loss)
     fit(module(), callback, gradient_clip_val=1e-3, precision=precision)
     norms = torch.stack([gradient.norm() for gradient in callback.attached.intervention.gradients])
     torch.testing.assert_close(norms, torch.full((8,), 1e-3), rtol=1e-3, atol=0.0)
 
 
-def test_an_intervention_changes_weights_and_not_the_data(fit: Callable[..., Any]) -> None:
+def test_interventions_do_not_change_the_data_order(fit: Callable[..., Any]) -> None:
     plain, ours = module(), module()
     fit(plain)
     after = torch.get_rng_state()
@@ -112,10 +112,10 @@ def test_an_intervention_changes_weights_and_not_the_data(fit: Callable[..., Any
     assert torch.equal(after, torch.get_rng_state())
     for expected, seen in zip(plain.batches, ours.batches, strict=True):
         assert torch.equal(expected, seen)
-    assert helpers.changed(helpers.state(plain), ours) == {"net.6.weight", "net.6.bias"}
+    assert networks.changed(networks.state(plain), ours) == {"net.6.weight", "net.6.bias"}
 
 
-def test_rnr_scores_with_the_given_loss(fit: Callable[..., Any]) -> None:
+def test_rnr_uses_the_given_loss(fit: Callable[..., Any]) -> None:
     callback = PlasticityCallback("rnr", loss, steps=(3,), options={"quantile": 0.25})
     fit(module(), callback)
     assert {name: int(mask.sum()) for name, mask in callback.attached.report.units.items()} == {"net.1": 4, "net.4": 4}
@@ -123,23 +123,23 @@ def test_rnr_scores_with_the_given_loss(fit: Callable[..., Any]) -> None:
 
 def test_fresh_weights_come_from_the_builder(fit: Callable[..., Any]) -> None:
     network = module()
-    fit(network, PlasticityCallback("reset", loss, epochs=(2,), fresh=helpers.constant(Classifier, 0.25)))
+    fit(network, PlasticityCallback("reset", loss, epochs=(2,), fresh=networks.constant(Classifier, 0.25)))
     assert all((parameter == 0.25).all() for parameter in network.parameters())
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("as_dict", [False, True])
-def test_a_penalty_is_part_of_the_loss(fit: Callable[..., Any], accumulate: int, as_dict: bool) -> None:
+def test_penalty_is_part_of_the_loss(fit: Callable[..., Any], accumulate: int, as_dict: bool) -> None:
     """The reference adds it in the training step itself."""
     plain, by_hand, ours = module(), module(penalised=True, as_dict=as_dict), module(as_dict=as_dict)
     fit(plain, accumulate_grad_batches=accumulate)
     fit(by_hand, accumulate_grad_batches=accumulate)
     fit(ours, PlasticityCallback(Pull(), loss), accumulate_grad_batches=accumulate)
-    assert not helpers.changed(helpers.state(by_hand), ours)
-    assert helpers.changed(helpers.state(plain), ours)
+    assert not networks.changed(networks.state(by_hand), ours)
+    assert networks.changed(networks.state(plain), ours)
 
 
-def test_without_the_callback_the_next_fit_has_no_penalty(fit: Callable[..., Any]) -> None:
+def test_penalty_is_removed_after_the_fit(fit: Callable[..., Any]) -> None:
     network = module()
     fit(network, PlasticityCallback(Pull(), loss))
     assert "training_step" not in network.__dict__
@@ -155,23 +155,23 @@ class Fails(lightning.Callback):
         raise ZeroDivisionError
 
 
-def test_a_method_that_watches_batches_does_its_work(fit: Callable[..., Any]) -> None:
+def test_methods_that_monitor_activations_work(fit: Callable[..., Any]) -> None:
     plain, ours = module(), module()
     fit(plain)
     fit(ours, PlasticityCallback("continual-backprop", loss, options={"rate": 0.2, "maturity": 1}))
-    assert helpers.changed(helpers.state(plain), ours)
+    assert networks.changed(networks.state(plain), ours)
 
 
-def test_it_goes_on_in_the_next_fit(fit: Callable[..., Any]) -> None:
-    callback, network = PlasticityCallback(Witness(), loss, epochs=(1,)), module()
+def test_state_is_kept_in_the_next_fit(fit: Callable[..., Any]) -> None:
+    callback, network = PlasticityCallback(Recording(), loss, epochs=(1,)), module()
     fit(network, callback, max_epochs=1)
     fit(network, callback, max_epochs=1)
     witness = callback.attached.intervention
     assert witness.updates == callback.attached.steps == 8 and [when for when, _ in witness.seen] == [4, 8]
 
 
-def test_another_module_gets_an_intervention_of_its_own(fit: Callable[..., Any]) -> None:
-    callback = PlasticityCallback(Witness(), loss)
+def test_another_module_gets_another_intervention(fit: Callable[..., Any]) -> None:
+    callback = PlasticityCallback(Recording(), loss)
     fit(module(), callback, max_epochs=1)
     first = callback.attached
     fit(module(), callback, max_epochs=1)
@@ -191,22 +191,22 @@ class Reseed(lightning.Callback):
 @pytest.mark.parametrize(
     "name", ["rnr", "upgd+redo", "neuroplastic-expansion", "continual-backprop", "plasticity-injection"]
 )
-def test_a_resumed_training_ends_bit_identical(fit: Callable[..., Any], tmp_path: Path, name: str) -> None:
+def test_resume_is_bit_identical(fit: Callable[..., Any], tmp_path: Path, name: str) -> None:
     def callbacks() -> list[Any]:
         options = {"rate": 0.2, "maturity": 1} if name == "continual-backprop" else {}
         return [PlasticityCallback(name, loss, every=3, options=options), Reseed()]
 
-    whole, first, second = module(), module(), helpers.drawn(Classifier, seed=7)
+    whole, first, second = module(), module(), networks.drawn(Classifier, seed=7)
     fit(whole, *callbacks(), shuffle=False)
     trainer = fit(first, *callbacks(), shuffle=False, max_epochs=1)
     trainer.save_checkpoint(tmp_path / "one.ckpt", weights_only=False)
     fit(second, *callbacks(), shuffle=False, resume=str(tmp_path / "one.ckpt"))
     assert len(second.batches) == 4
-    assert not helpers.changed(helpers.state(whole), second)
+    assert not networks.changed(networks.state(whole), second)
     assert torch.load(tmp_path / "one.ckpt", weights_only=True)["callbacks"]
 
 
-def test_two_interventions_have_a_state_each() -> None:
+def test_two_callbacks_have_separate_states() -> None:
     keys = {PlasticityCallback(name, loss).state_key for name in ("rnr", "upgd", "redo+upgd")}
     assert len(keys) == 3
 
@@ -232,19 +232,19 @@ def test_several_devices_are_refused() -> None:
         PlasticityCallback("rnr", loss).setup(Several(), module(), "fit")
 
 
-def test_a_slow_copy_is_not_validated_and_that_is_said(
+def test_warns_that_an_averaged_copy_is_not_validated(
     fit: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit(module(), PlasticityCallback(Slow(), loss), max_epochs=1)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("plastibench")]
-    assert len(lines) == 1 and "slow copy" in lines[0]
+    assert len(lines) == 1 and "averaged copy" in lines[0]
 
 
 # Batches ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch", [(torch.ones(3, 2), torch.zeros(3)), [torch.ones(3, 2)], {"x": torch.ones(3, 2)}])
-def test_a_batch_comes_back_as_it_was(batch: Any) -> None:
+def test_unpack_inverts_pack(batch: Any) -> None:
     packed = pack(copy.copy(batch))
     assert packed.batch_size == (3,)
     back = unpack(packed)

@@ -11,8 +11,8 @@ import torch
 
 from plastibench.config.errors import UserError
 from plastibench.nn.network import as_evaluated
-from tests import helpers
-from tests.integrations.methods import Pull, Slow, Witness, pull
+from tests.integrations.methods import Pull, Recording, Slow, pull
+from tests.support import networks
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -22,7 +22,7 @@ from plastibench.integrations.transformers import PlasticityCallback  # noqa: E4
 def model(seed: int = 0) -> Any:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     config = transformers.BertConfig(**sizes, vocab_size=20, max_position_embeddings=8, num_labels=3)
-    return helpers.drawn(lambda: transformers.BertForSequenceClassification(config), seed)
+    return networks.drawn(lambda: transformers.BertForSequenceClassification(config), seed)
 
 
 def samples(count: int = 32, seed: int = 0) -> list[dict[str, torch.Tensor]]:
@@ -58,14 +58,14 @@ def trainer(tmp_path: Path) -> Callable[..., Any]:
 
 
 def weights(trainer: Any) -> dict[str, torch.Tensor]:
-    return helpers.state(trainer.model)
+    return networks.state(trainer.model)
 
 
 # What runs when ---------------------------------------------------------------------------------------------------
 
 
-def test_it_acts_after_the_steps_named(trainer: Callable[..., Any]) -> None:
-    callback = PlasticityCallback(Witness(), every=4, steps=(1,), epochs=(2,), size=20)
+def test_intervenes_after_scheduled_steps(trainer: Callable[..., Any]) -> None:
+    callback = PlasticityCallback(Recording(), every=4, steps=(1,), epochs=(2,), size=20)
     trainer(callback, max_steps=9).train()
     witness = callback.attached.intervention
     assert [when for when, _ in witness.seen] == [1, 4, 8]  # 8 is the end of the second epoch, too
@@ -75,20 +75,20 @@ def test_it_acts_after_the_steps_named(trainer: Callable[..., Any]) -> None:
 
 
 def test_accumulated_batches_are_one_step(trainer: Callable[..., Any]) -> None:
-    callback = PlasticityCallback(Witness(), every=2, epochs=(1, 3))
+    callback = PlasticityCallback(Recording(), every=2, epochs=(1, 3))
     trainer(callback, max_steps=6, gradient_accumulation_steps=2).train()
     assert [when for when, _ in callback.attached.intervention.seen] == [2, 4, 6]
     assert callback.attached.steps == 6
 
 
-def test_gradients_are_seen_clipped(trainer: Callable[..., Any]) -> None:
-    callback = PlasticityCallback(Witness())
+def test_interventions_see_clipped_gradients(trainer: Callable[..., Any]) -> None:
+    callback = PlasticityCallback(Recording())
     trainer(callback, max_grad_norm=1e-3).train()
     norms = torch.stack([gradient.norm() for gradient in callback.attached.intervention.gradients])
     torch.testing.assert_close(norms, torch.full((6,), 1e-3), rtol=1e-3, atol=0.0)
 
 
-def test_an_intervention_changes_weights_and_not_the_data(trainer: Callable[..., Any]) -> None:
+def test_interventions_do_not_change_the_data_order(trainer: Callable[..., Any]) -> None:
     plain = trainer(folder="plain")  # seeds the global random state
     plain.train()
     after = torch.get_rng_state()
@@ -97,10 +97,10 @@ def test_an_intervention_changes_weights_and_not_the_data(trainer: Callable[...,
     assert torch.equal(after, torch.get_rng_state())
     for expected, seen in zip(plain.batches, ours.batches, strict=True):
         assert torch.equal(expected, seen)
-    assert helpers.changed(weights(plain), ours.model) == {"classifier.weight", "classifier.bias"}
+    assert networks.changed(weights(plain), ours.model) == {"classifier.weight", "classifier.bias"}
 
 
-def test_rnr_acts_on_the_whole_model(trainer: Callable[..., Any]) -> None:
+def test_rnr_acts_on_all_layers(trainer: Callable[..., Any]) -> None:
     callback = PlasticityCallback("rnr", steps=(3,), options={"quantile": 0.25})
     trainer(callback, max_steps=3).train()
     units = callback.attached.report.units
@@ -112,7 +112,7 @@ def test_rnr_acts_on_the_whole_model(trainer: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("by_items", [False, True])
-def test_a_penalty_is_part_of_the_loss(trainer: Callable[..., Any], accumulate: int, by_items: bool) -> None:
+def test_penalty_is_part_of_the_loss(trainer: Callable[..., Any], accumulate: int, by_items: bool) -> None:
     """The reference adds it in ``compute_loss``, which the Trainer leaves to its users."""
 
     base = type(model())
@@ -151,16 +151,16 @@ def test_a_penalty_is_part_of_the_loss(trainer: Callable[..., Any], accumulate: 
     assert any(not torch.allclose(found["ours"][name], found["plain"][name], atol=1e-3) for name in found["plain"])
 
 
-def test_a_method_that_watches_batches_does_its_work(trainer: Callable[..., Any]) -> None:
+def test_methods_that_monitor_activations_work(trainer: Callable[..., Any]) -> None:
     plain = trainer(folder="plain")
     ours = trainer(PlasticityCallback("continual-backprop", options={"rate": 0.2, "maturity": 1}), folder="ours")
     plain.train()
     ours.train()
-    assert "bert.encoder.layer.0.intermediate.dense.weight" in helpers.changed(weights(plain), ours.model)
+    assert "bert.encoder.layer.0.intermediate.dense.weight" in networks.changed(weights(plain), ours.model)
 
 
 def test_scores_are_computed_in_full_precision(trainer: Callable[..., Any]) -> None:
-    callback = PlasticityCallback(Witness(), steps=(1,))
+    callback = PlasticityCallback(Recording(), steps=(1,))
     training = trainer(callback, bf16=True, max_steps=1)
     training.train()
     network, (_, batch) = callback.attached.network, callback.attached.intervention.seen[0]
@@ -173,8 +173,8 @@ def test_scores_are_computed_in_full_precision(trainer: Callable[..., Any]) -> N
     assert not torch.equal(loss, network.module.eval()(**dict(batch.items())).loss), "else bf16 is not on"
 
 
-def test_it_goes_on_when_training_is_started_again(trainer: Callable[..., Any]) -> None:
-    callback = PlasticityCallback(Witness(), every=4)
+def test_state_is_kept_when_training_starts_again(trainer: Callable[..., Any]) -> None:
+    callback = PlasticityCallback(Recording(), every=4)
     training = trainer(callback, max_steps=4)
     training.train()
     training.train_dataset = samples(seed=1)
@@ -183,7 +183,7 @@ def test_it_goes_on_when_training_is_started_again(trainer: Callable[..., Any]) 
     assert witness.updates == callback.attached.steps == 8 and [when for when, _ in witness.seen] == [4, 8]
 
 
-def test_a_model_made_for_each_training_gets_an_intervention_of_its_own(tmp_path: Path) -> None:
+def test_model_init_gets_a_new_intervention_per_training(tmp_path: Path) -> None:
     callback = PlasticityCallback("upgd-adam", steps=(1,))
     arguments = transformers.TrainingArguments(
         str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, max_steps=1, save_strategy="no"
@@ -211,7 +211,7 @@ class Words(torch.nn.Module):
 
 
 @pytest.mark.parametrize("name", ["crelu", "layernorm"])
-def test_what_is_added_to_a_model_made_for_a_training_is_trained(tmp_path: Path, name: str) -> None:
+def test_parameters_added_to_a_model_init_model_are_trained(tmp_path: Path, name: str) -> None:
     callback = PlasticityCallback(name)
     arguments = transformers.TrainingArguments(
         str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, max_steps=2, save_strategy="no"
@@ -226,7 +226,7 @@ def test_what_is_added_to_a_model_made_for_a_training_is_trained(tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", ["rnr", "upgd+redo", "neuroplastic-expansion"])
-def test_a_resumed_training_ends_bit_identical(trainer: Callable[..., Any], name: str) -> None:
+def test_resume_is_bit_identical(trainer: Callable[..., Any], name: str) -> None:
     def callback() -> PlasticityCallback:
         return PlasticityCallback(name, every=2)
 
@@ -236,14 +236,14 @@ def test_a_resumed_training_ends_bit_identical(trainer: Callable[..., Any], name
     first.train()
     second = trainer(callback(), network=model(seed=7), folder="parts", max_steps=8)
     second.train(resume_from_checkpoint=True)
-    assert not helpers.changed(weights(whole), second.model)
+    assert not networks.changed(weights(whole), second.model)
     again = trainer(folder="plain", max_steps=8)
     again.train()
-    assert helpers.changed(weights(whole), again.model)
+    assert networks.changed(weights(whole), again.model)
 
 
 @pytest.mark.parametrize(("step", "refused"), [(1, True), (3, False)])
-def test_a_checkpoint_with_branches_is_refused(trainer: Callable[..., Any], step: int, refused: bool) -> None:
+def test_checkpoint_with_other_branches_is_refused(trainer: Callable[..., Any], step: int, refused: bool) -> None:
     def callback() -> PlasticityCallback:
         return PlasticityCallback("plasticity-injection", steps=(step,), options={"part": "head"})
 
@@ -257,13 +257,13 @@ def test_a_checkpoint_with_branches_is_refused(trainer: Callable[..., Any], step
         assert any("branches" in name for name in weights(again))
 
 
-def test_a_checkpoint_without_its_state_is_refused(trainer: Callable[..., Any]) -> None:
+def test_checkpoint_without_state_is_refused(trainer: Callable[..., Any]) -> None:
     trainer(save_strategy="steps", save_steps=2, max_steps=2).train()
     with pytest.raises(UserError, match=r"plastibench\.pt"):
         trainer(PlasticityCallback("rnr"), max_steps=4).train(resume_from_checkpoint=True)
 
 
-def test_a_callback_added_late_does_not_resume(trainer: Callable[..., Any]) -> None:
+def test_callback_added_after_construction_cannot_resume(trainer: Callable[..., Any]) -> None:
     trainer(PlasticityCallback("rnr"), save_strategy="steps", save_steps=2, max_steps=2).train()
     late = trainer(max_steps=4)
     late.add_callback(PlasticityCallback("rnr"))
@@ -281,7 +281,7 @@ def test_several_devices_are_refused(given: dict[str, Any]) -> None:
         PlasticityCallback("rnr").on_init_end(args, None, None, model=model())
 
 
-def test_a_penalty_needs_the_models_own_loss(trainer: Callable[..., Any]) -> None:
+def test_penalty_with_label_smoothing_is_refused(trainer: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match="label smoothing"):
         trainer(PlasticityCallback(Pull()), label_smoothing_factor=0.1)
     trainer(PlasticityCallback("rnr"), label_smoothing_factor=0.1, max_steps=1).train()
@@ -291,15 +291,15 @@ def test_a_penalty_needs_the_models_own_loss(trainer: Callable[..., Any]) -> Non
         training.train()
 
 
-def test_a_slow_copy_is_not_evaluated_and_that_is_said(
+def test_warns_that_an_averaged_copy_is_not_evaluated(
     trainer: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer(PlasticityCallback(Slow()))
     error = capsys.readouterr().err
-    assert "slow copy" in error and error.count("\n") == 1
+    assert "averaged copy" in error and error.count("\n") == 1
 
 
-def test_evaluation_is_not_penalised(trainer: Callable[..., Any]) -> None:
+def test_evaluation_loss_has_no_penalty(trainer: Callable[..., Any]) -> None:
     penalised, plain = trainer(PlasticityCallback(Pull()), folder="a"), trainer(folder="b")
     loss = [each.evaluate(samples(8, seed=3))["eval_loss"] for each in (penalised, plain)]
     assert loss[0] == loss[1]

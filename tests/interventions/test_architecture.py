@@ -19,22 +19,20 @@ from plastibench.metrics.plasticity import plasticity_report
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
 from plastibench.nn.nonlinearity_sites import find_sites
-from tests.agents.test_offpolicy_agents import agent, transitions
-from tests.helpers import (
+from tests.support.networks import (
     agent_builder,
-    array,
     changed,
     images,
-    layer_norm,
     logits,
     loss,
     network_of,
-    seen,
     small_resnet,
     small_vit,
     state,
     train,
 )
+from tests.support.references import array, layer_norm, seen
+from tests.support.rl import make_agent, transitions
 
 MLP = agent_builder("mlp", width=16)
 VIT = small_vit()
@@ -81,7 +79,7 @@ def test_nonlinearities_are_found_by_structure() -> None:
 
 @pytest.mark.parametrize("name", ["dqn-mlp", "sac-mlp"])
 def test_nonlinearities_of_rl_agents_are_found(name: str) -> None:
-    learner = agent(name, layer_norm=True)
+    learner = make_agent(name, layer_norm=True)
     prefixes = ["body."] if name == "dqn-mlp" else ["heads.0.", "heads.1."]
     expected = [(f"{p}{3 * i}", f"{p}{3 * i + 1}", f"{p}{3 * i + 2}", 16) for p in prefixes for i in range(2)]
     assert places(learner.networks["critic"].module) == expected
@@ -407,7 +405,7 @@ def test_metrics_and_unit_level_methods_work_on_rebuilt_networks(builder: str, n
 @pytest.mark.parametrize("name", ["crelu", "deep-fourier", "layernorm", "normalize-and-project"])
 @pytest.mark.parametrize(("role", "env"), [("dqn-mlp", "rl-cartpole"), ("sac-mlp", "rl-pendulum")])
 def test_target_networks_are_rebuilt_with_their_networks(name: str, role: str, env: str) -> None:
-    learner = agent(role, env, target_every=1, tau=0.5)
+    learner = make_agent(role, env, target_every=1, tau=0.5)
     for network in learner.networks.values():
         method_of(name).prepare(network)
     for each, target in learner.targets.items():

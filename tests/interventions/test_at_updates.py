@@ -12,19 +12,18 @@ import torch
 from plastibench.config.registry import interventions
 from plastibench.interventions.base import Report, overrides
 from plastibench.nn.network import Network
-from tests.helpers import (
+from tests.support.networks import (
     agent_builder,
     changed,
     images,
     method,
     network_of,
-    rl_agent,
     small_resnet,
     small_vit,
     state,
     train,
-    transitions,
 )
+from tests.support.rl import make_agent, transitions
 
 METHODS = {  # options with a visible effect after a few updates
     "l2": {"strength": 0.1},
@@ -53,8 +52,8 @@ each_network = pytest.mark.parametrize("kind", [*BUILDERS, "critic"])
 def network_and_batch(kind: str, seed: int = 0) -> tuple[Network, object]:
     if kind in BUILDERS:
         return network_of(BUILDERS[kind], lr=1e-2, seed=seed), images(8)
-    agent = rl_agent()
-    return agent.networks["critic"], transitions(agent)
+    agent = make_agent()
+    return agent.networks["critic"], agent.add_targets(transitions("rl-cartpole", 16))
 
 
 def random_states() -> tuple[object, ...]:

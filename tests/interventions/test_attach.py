@@ -17,9 +17,9 @@ from plastibench.config.options import build
 from plastibench.config.registry import interventions
 from plastibench.interventions.attach import Attached
 from plastibench.nn.network import Network
-from tests import helpers
+from tests.support import networks
 
-MLP = helpers.agent_builder("mlp", width=16, hidden=2)
+MLP = networks.agent_builder("mlp", width=16, hidden=2)
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Quiet(Intervention):
 
 
 def batches(count: int) -> list[TensorDict]:
-    return [helpers.images(seed=seed) for seed in range(count)]
+    return [networks.images(seed=seed) for seed in range(count)]
 
 
 def step(attached: Attached, batch: TensorDict) -> None:
@@ -82,27 +82,27 @@ BUSY = {"continual-backprop": {"rate": 0.2, "maturity": 1}}  # something happens
 @pytest.mark.parametrize("name", ["upgd-adam", "continual-backprop", "neuroplastic-expansion", "upgd+redo"])
 def test_a_plain_loop_does_what_an_agent_does(name: str) -> None:
     """The reference calls every hook by hand, in the agent's order."""
-    by_hand, attached = (helpers.network_of(MLP, lr=1e-2) for _ in range(2))
+    by_hand, attached = (networks.network_of(MLP, lr=1e-2) for _ in range(2))
     handle = attach(name, attached, **BUSY.get(name, {}))
     entry = interventions[name]
     method = build(entry.load(), {**entry.defaults, **BUSY.get(name, {})}, name)
     method.prepare(by_hand)
     for batch in batches(4):
-        helpers.update(by_hand, method, batch)
+        networks.update(by_hand, method, batch)
         step(handle, batch)
-    method.intervene(by_hand, helpers.images(64, seed=9))
-    handle.intervene(helpers.images(64, seed=9))
-    assert not helpers.changed(helpers.state(by_hand.module), attached.module)
+    method.intervene(by_hand, networks.images(64, seed=9))
+    handle.intervene(networks.images(64, seed=9))
+    assert not networks.changed(networks.state(by_hand.module), attached.module)
     assert torch.equal(by_hand.generator.get_state(), attached.generator.get_state())
-    plain = helpers.network_of(MLP, lr=1e-2)
+    plain = networks.network_of(MLP, lr=1e-2)
     for batch in batches(4):
-        helpers.update(plain, Intervention(), batch)
-    assert helpers.changed(helpers.state(plain.module), attached.module), "the method must have done something"
+        networks.update(plain, Intervention(), batch)
+    assert networks.changed(networks.state(plain.module), attached.module), "the method must have done something"
 
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_hooks_run_around_each_step_of_a_scheduled_optimizer(fused: bool) -> None:
-    network = helpers.network_of(MLP)
+    network = networks.network_of(MLP)
     network.optimizer = torch.optim.AdamW(network.module.parameters(), lr=0.1, fused=fused)
     schedule = torch.optim.lr_scheduler.LinearLR(network.optimizer)  # wraps optimizer.step
     method = Pull()
@@ -115,7 +115,7 @@ def test_hooks_run_around_each_step_of_a_scheduled_optimizer(fused: bool) -> Non
 
 
 def test_the_penalty_adds_its_gradient() -> None:
-    network, batch = helpers.network_of(MLP, lr=0.0), helpers.images()
+    network, batch = networks.network_of(MLP, lr=0.0), networks.images()
     weights = next(network.module.parameters())
     network.loss(network.module, batch).backward()
     plain = weights.grad.clone()
@@ -125,11 +125,11 @@ def test_the_penalty_adds_its_gradient() -> None:
 
 
 def test_no_penalty_is_zero() -> None:
-    assert attach("rnr", helpers.network_of(MLP, lr=1e-3)).penalty(helpers.images()) == 0
+    assert attach("rnr", networks.network_of(MLP, lr=1e-3)).penalty(networks.images()) == 0
 
 
 def test_gradients_are_seen_after_a_closure_has_made_them() -> None:
-    network, batch = helpers.network_of(MLP), helpers.images()
+    network, batch = networks.network_of(MLP), networks.images()
     network.optimizer = torch.optim.SGD(network.module.parameters(), lr=0.1)
     network.loss(network.module, batch).backward()
     expected = [p.grad.clone() for p in network.module.parameters()]
@@ -160,7 +160,7 @@ def test_gradients_are_seen_after_a_closure_has_made_them() -> None:
 @pytest.mark.parametrize("unscale", [False, True])
 def test_gradients_of_a_grad_scaler_are_seen_unscaled(fused: bool, unscale: bool) -> None:
     def train(scaled: bool) -> tuple[Quiet, nn.Module]:
-        network = helpers.network_of(MLP)
+        network = networks.network_of(MLP)
         network.optimizer = torch.optim.AdamW(network.module.parameters(), lr=1e-2, fused=fused)
         scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=1024.0)
         method = Quiet()
@@ -185,17 +185,17 @@ def test_gradients_of_a_grad_scaler_are_seen_unscaled(fused: bool, unscale: bool
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_step_that_the_scaler_skips_is_none(fused: bool) -> None:
-    network = helpers.network_of(MLP)
+    network = networks.network_of(MLP)
     network.optimizer = torch.optim.AdamW(network.module.parameters(), lr=1e-2, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     method = Quiet()
     attached = attach(method, network)
-    scaler.scale(network.loss(network.module, helpers.images())).backward()
+    scaler.scale(network.loss(network.module, networks.images())).backward()
     next(network.module.parameters()).grad[0] = torch.inf
-    before = helpers.state(network.module)
+    before = networks.state(network.module)
     scaler.step(network.optimizer)
     scaler.update()
-    assert not helpers.changed(before, network.module)
+    assert not networks.changed(before, network.module)
     assert attached.steps == method.updates == 0 and not method.gradients
 
 
@@ -203,12 +203,12 @@ def test_a_step_that_the_scaler_skips_is_none(fused: bool) -> None:
 
 
 def test_a_new_optimizer_is_followed_and_the_old_one_is_not() -> None:
-    network = helpers.network_of(MLP, lr=1e-3)
+    network = networks.network_of(MLP, lr=1e-3)
     old, method = network.optimizer, Pull()
     attached = attach(method, network)
     attached.optimizer = torch.optim.SGD(network.module.parameters(), lr=0.1)
     assert network.optimizer is attached.optimizer is not old
-    step(attached, helpers.images())
+    step(attached, networks.images())
     assert method.calls == ["penalty", "before", "after"]
     old.step()
     assert method.calls == ["penalty", "before", "after"]
@@ -219,28 +219,28 @@ def test_a_wrapped_optimizer_is_unwrapped() -> None:
         def __init__(self, optimizer: torch.optim.Optimizer) -> None:
             self.optimizer = optimizer
 
-    network = helpers.network_of(MLP, lr=1e-3)
+    network = networks.network_of(MLP, lr=1e-3)
     inner, network.optimizer = network.optimizer, Wrapper(network.optimizer)
     assert attach(Pull(), network).optimizer is inner
 
 
 def test_a_forgotten_optimizer_is_noticed(capsys: pytest.CaptureFixture[str]) -> None:
-    network = helpers.network_of(MLP, lr=1e-3)
+    network = networks.network_of(MLP, lr=1e-3)
     attached = attach(Pull(), network)
-    step(attached, helpers.images())
-    attached.intervene(helpers.images())
+    step(attached, networks.images())
+    attached.intervene(networks.images())
     assert capsys.readouterr().err == ""
     torch.optim.SGD(network.module.parameters(), lr=0.1).step()
-    attached.intervene(helpers.images())
+    attached.intervene(networks.images())
     error = capsys.readouterr().err
     assert "attached.optimizer = optimizer" in error and error.count("\n") == 1
 
 
 def test_detached_it_follows_no_more() -> None:
-    network = helpers.network_of(MLP, lr=1e-3)
+    network = networks.network_of(MLP, lr=1e-3)
     method = Pull()
     with attach(method, network) as attached:
-        step(attached, helpers.images())
+        step(attached, networks.images())
     method.calls.clear()
     network.optimizer.step()
     assert method.calls == [] and attached.steps == 1
@@ -250,19 +250,19 @@ def test_detached_it_follows_no_more() -> None:
 
 
 def test_intervene_reports_what_was_done_and_how_long_it_took() -> None:
-    attached = attach("reset", helpers.network_of(MLP, lr=1e-3), select="head")
+    attached = attach("reset", networks.network_of(MLP, lr=1e-3), select="head")
     network = attached.network
-    before = helpers.state(network.module)
-    report = attached.intervene(dict(helpers.images().items()))  # a plain dict of tensors
-    changed = helpers.changed(before, network.module)
+    before = networks.state(network.module)
+    report = attached.intervene(dict(networks.images().items()))  # a plain dict of tensors
+    changed = networks.changed(before, network.module)
     assert changed and report.parameters == sum(before[name].numel() for name in changed)
     assert report is attached.report and report.seconds > 0
 
 
 def test_the_schedule_counts_steps() -> None:
     method = Pull()
-    attached = attach(method, helpers.network_of(MLP, lr=1e-3))
-    attached.schedule(2, lambda: helpers.images(7))
+    attached = attach(method, networks.network_of(MLP, lr=1e-3))
+    attached.schedule(2, lambda: networks.images(7))
     for batch in batches(5):
         step(attached, batch)
     update = ["penalty", "before", "after"]
@@ -277,8 +277,8 @@ def test_the_evaluated_module_is_the_methods() -> None:
         def evaluated(self, network: Network) -> nn.Module:
             return slow
 
-    assert attach(Slow(), helpers.network_of(MLP)).evaluated is slow
-    attached = attach("none", helpers.network_of(MLP))
+    assert attach(Slow(), networks.network_of(MLP)).evaluated is slow
+    attached = attach("none", networks.network_of(MLP))
     assert attached.evaluated is attached.network.module
 
 
@@ -288,8 +288,8 @@ def test_the_evaluated_module_is_the_methods() -> None:
 @pytest.mark.parametrize("name", ["rnr", "continual-backprop", "upgd", "neuroplastic-expansion", "upgd+redo"])
 def test_a_resumed_loop_ends_bit_identical(name: str) -> None:
     def begin() -> Attached:
-        attached = attach(name, helpers.network_of(MLP, lr=1e-2), **BUSY.get(name, {}))
-        attached.schedule(3, lambda: helpers.images(64, seed=attached.steps))
+        attached = attach(name, networks.network_of(MLP, lr=1e-2), **BUSY.get(name, {}))
+        attached.schedule(3, lambda: networks.images(64, seed=attached.steps))
         return attached
 
     whole, first = begin(), begin()
@@ -308,17 +308,17 @@ def test_a_resumed_loop_ends_bit_identical(name: str) -> None:
     second.load_state_dict(states[2])
     for batch in batches(7)[4:]:
         step(second, batch)
-    assert not helpers.changed(helpers.state(whole.network.module), second.network.module)
+    assert not networks.changed(networks.state(whole.network.module), second.network.module)
     assert second.steps == 7
 
 
 def test_a_keeper_that_is_restored_does_not_warn_of_steps_that_it_has_seen(capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = (attach("upgd-adam+reset", helpers.network_of(MLP, lr=1e-3)) for _ in range(2))
-    step(first, helpers.images())
+    first, second = (attach("upgd-adam+reset", networks.network_of(MLP, lr=1e-3)) for _ in range(2))
+    step(first, networks.images())
     second.load_state_dict(first.state_dict())
-    second.intervene(helpers.images())
+    second.intervene(networks.images())
     assert capsys.readouterr().err == ""
-    second.intervene(helpers.images())
+    second.intervene(networks.images())
     assert "no optimizer step was seen" in capsys.readouterr().err
 
 
@@ -327,18 +327,18 @@ def test_a_keeper_that_is_restored_does_not_warn_of_steps_that_it_has_seen(capsy
 
 @pytest.mark.parametrize("name", ["continual-backprop", "rnr+continual-backprop"])
 def test_a_method_that_sees_batches_asks_for_its_penalty(name: str) -> None:
-    network = helpers.network_of(MLP, lr=1e-3)
+    network = networks.network_of(MLP, lr=1e-3)
     attach(name, network)
-    network.loss(network.module, helpers.images()).backward()
+    network.loss(network.module, networks.images()).backward()
     with pytest.raises(UserError, match=r"attached\.penalty\(batch\)"):
         network.optimizer.step()
 
 
 @pytest.mark.parametrize("name", ["rnr", "rnr+upgd", "recouple"])
 def test_a_method_without_a_penalty_does_not(name: str) -> None:
-    network = helpers.network_of(MLP, lr=1e-3)
+    network = networks.network_of(MLP, lr=1e-3)
     attach(name, network)
-    network.loss(network.module, helpers.images()).backward()
+    network.loss(network.module, networks.images()).backward()
     network.optimizer.step()
 
 
@@ -347,7 +347,7 @@ def _mistakes() -> dict[str, tuple[Callable[[Network], Any], str]]:
         "name": (lambda network: attach("rmr", network), "did you mean 'rnr'"),
         "option": (lambda network: attach("rnr", network, quantil=0.1), "did you mean 'quantile'"),
         "options of an instance": (lambda network: attach(Pull(), network, strength=1.0), "options already"),
-        "interval": (lambda network: attach("rnr", network).schedule(0, helpers.images), "at least 1"),
+        "interval": (lambda network: attach("rnr", network).schedule(0, networks.images), "at least 1"),
     }
 
 
@@ -355,10 +355,10 @@ def _mistakes() -> dict[str, tuple[Callable[[Network], Any], str]]:
 def test_mistakes_are_told_in_one_line(mistake: str) -> None:
     act, reason = _mistakes()[mistake]
     with pytest.raises(UserError) as caught:
-        act(helpers.network_of(MLP, lr=1e-3))
+        act(networks.network_of(MLP, lr=1e-3))
     assert reason in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_options_of_a_combination_are_reached() -> None:
-    attached = attach("upgd+redo", helpers.network_of(MLP, lr=1e-3), redo__tau=0.3)
+    attached = attach("upgd+redo", networks.network_of(MLP, lr=1e-3), redo__tau=0.3)
     assert attached.intervention.parts["redo"].tau == 0.3

@@ -8,9 +8,8 @@ from torch import nn
 from plastibench.config.errors import UserError
 from plastibench.interventions.calibrated_partial_resets import CalibratedPartialResets
 from plastibench.nn.network import Network
-from tests.helpers import (
+from tests.support.networks import (
     agent_builder,
-    array,
     changed,
     constant,
     double,
@@ -21,7 +20,8 @@ from tests.helpers import (
     state,
     train,
 )
-from tests.interventions.rl import RL, rl_network
+from tests.support.references import array
+from tests.support.rl import RL, rl_network
 
 MLP = agent_builder("mlp", width=8)
 NETWORKS = {"vit": small_vit(), "hnt": small_vit(variant="hnt"), "mlp": MLP, "resnet": small_resnet}

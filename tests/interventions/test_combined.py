@@ -15,7 +15,8 @@ from plastibench.interventions.base import Intervention, Report, overrides
 from plastibench.interventions.combined import Combined
 from plastibench.interventions.wrapper import Wrapper
 from plastibench.nn.network import Network
-from tests.helpers import agent_builder, array, images, network_of, state
+from tests.support.networks import agent_builder, images, network_of, state
+from tests.support.references import array
 
 MLP = agent_builder("mlp", width=8)
 

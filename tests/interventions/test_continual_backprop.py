@@ -12,9 +12,8 @@ from plastibench.interventions.attach import attach
 from plastibench.interventions.continual_backprop import ContinualBackprop
 from plastibench.nn.network import Network
 from plastibench.training.runner import run
-from tests.helpers import (
+from tests.support.networks import (
     agent_builder,
-    array,
     changed,
     constant,
     images,
@@ -25,7 +24,8 @@ from tests.helpers import (
     state,
     update,
 )
-from tests.interventions.rl import rl_agent
+from tests.support.references import array
+from tests.support.rl import rl_agent_and_batch
 
 MLP = agent_builder("mlp", width=8)
 
@@ -209,7 +209,7 @@ def test_micro_batches_count_like_one_batch():
 
 
 def test_critic_is_scored_on_its_own_batch_not_on_the_pass_of_the_actor():
-    learner, batch = rl_agent("sac-mlp", hidden=(8,), critics=1)
+    learner, batch = rl_agent_and_batch("sac-mlp", hidden=(8,), critics=1)
     critic, method = learner.networks["critic"], ContinualBackprop(decay=0.0)
     attach(method, critic)
     learner.update(batch.clone())

@@ -16,23 +16,21 @@ from plastibench.interventions.none import NoIntervention
 from plastibench.interventions.rehearse import Rehearse
 from plastibench.interventions.reset import Reset
 from plastibench.interventions.shrink_perturb import ShrinkPerturb
-from tests.helpers import (
+from tests.support.networks import (
     agent_builder,
-    array,
     changed,
     double,
-    gradient_scores,
     images,
     logits,
     loss,
-    lowest,
     network_of,
     small_resnet,
     small_vit,
     state,
     train,
 )
-from tests.interventions.rl import RL, rl_network
+from tests.support.references import array, gradient_scores, lowest
+from tests.support.rl import RL, rl_network
 
 MLP = agent_builder("mlp", width=8)
 NETWORKS = {"vit": small_vit(), "mlp": MLP, "resnet": small_resnet}

@@ -6,7 +6,7 @@ from plastibench.config.registry import Entry, interventions
 from plastibench.interventions.base import Intervention
 from plastibench.interventions.facts import HOOKS, Facts, facts
 from plastibench.training.checkpoint import tensor_bytes
-from tests.helpers import agent_builder, images, method, network_of, update
+from tests.support.networks import agent_builder, images, method, network_of, update
 
 VIT = agent_builder("vit-nano")
 BUILTIN = list(interventions.builtin())

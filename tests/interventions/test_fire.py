@@ -7,8 +7,9 @@ from torch import nn
 
 from plastibench.config.errors import UserError
 from plastibench.interventions.fire import Fire, projected
-from tests.helpers import agent_builder, array, changed, images, network_of, small_resnet, small_vit, state, train
-from tests.interventions.rl import RL, rl_network
+from tests.support.networks import agent_builder, changed, images, network_of, small_resnet, small_vit, state, train
+from tests.support.references import array
+from tests.support.rl import RL, rl_network
 
 MLP = agent_builder("mlp", width=8)
 NETWORKS = {"vit": small_vit(), "hnt": small_vit(variant="hnt"), "mlp": MLP, "resnet": small_resnet}

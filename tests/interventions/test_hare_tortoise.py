@@ -7,20 +7,19 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers import (
+from tests.support.networks import (
     agent_builder,
-    array,
     changed,
     images,
     method,
     network_of,
-    rl_agent,
     small_resnet,
     small_vit,
     state,
     train,
-    transitions,
 )
+from tests.support.references import array
+from tests.support.rl import make_agent, transitions
 
 MLP = agent_builder("mlp", width=8)
 NETWORKS = {"vit": small_vit(), "mlp": MLP, "resnet": small_resnet}
@@ -124,8 +123,12 @@ def test_ema_changes_neither_training_nor_interventions():
 
 
 def test_critic_is_synced_and_untrained_target_is_kept():
-    agent = rl_agent()
-    network, target, batch = agent.networks["critic"], agent.targets["critic"], transitions(agent)
+    agent = make_agent()
+    network, target, batch = (
+        agent.networks["critic"],
+        agent.targets["critic"],
+        agent.add_targets(transitions("rl-cartpole")),
+    )
     hare, of_target = method("hare-tortoise", momentum=0.7), method("hare-tortoise", momentum=0.7)
     hare.prepare(network)
     of_target.prepare(target)

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from plastibench.interventions.knowledge_evolution import KnowledgeEvolution
-from tests.helpers import (
+from tests.support.networks import (
     agent_builder,
-    array,
     changed,
     constant,
     images,
@@ -20,7 +19,8 @@ from tests.helpers import (
     state,
     train,
 )
-from tests.interventions.rl import RL, rl_network
+from tests.support.references import array
+from tests.support.rl import RL, rl_network
 
 MLP = agent_builder("mlp", width=20)
 NETWORKS = {"vit": small_vit(), "hnt": small_vit(variant="hnt"), "mlp": MLP, "resnet": small_resnet}

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from plastibench.interventions.neuroplastic_expansion import NeuroplasticExpansion, erdos_renyi
-from tests.helpers import (
+from tests.support.networks import (
     agent_builder,
-    array,
     changed,
     images,
     loss,
@@ -20,6 +19,7 @@ from tests.helpers import (
     train,
     update,
 )
+from tests.support.references import array
 
 MLP = agent_builder("mlp", width=32)
 NETWORKS = {"vit": small_vit(), "mlp": MLP, "resnet": small_resnet}

@@ -14,7 +14,17 @@ from plastibench.config.options import build
 from plastibench.config.registry import interventions
 from plastibench.interventions.base import Intervention, Report, overrides
 from plastibench.nn.network import Network, as_batch
-from tests.helpers import agent_builder, changed, images, loss, network_of, small_resnet, small_vit, state, train
+from tests.support.networks import (
+    agent_builder,
+    changed,
+    images,
+    loss,
+    network_of,
+    small_resnet,
+    small_vit,
+    state,
+    train,
+)
 
 BUILDERS = {"vit": agent_builder("vit-nano"), "mlp": agent_builder("mlp"), "resnet": small_resnet}
 OPTIONS = {  # thresholds that select some units of an almost untrained network

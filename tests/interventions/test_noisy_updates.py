@@ -4,18 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import (
-    agent_builder,
-    array,
-    changed,
-    double,
-    method,
-    network_of,
-    rl_agent,
-    small_resnet,
-    small_vit,
-    state,
-)
+from tests.support.networks import agent_builder, changed, double, method, network_of, small_resnet, small_vit, state
+from tests.support.references import array
+from tests.support.rl import make_agent
 
 MLP = agent_builder("mlp", width=64)
 NETWORKS = {"vit": small_vit(), "mlp": MLP, "resnet": small_resnet}
@@ -124,7 +115,7 @@ def test_one_draw_from_the_network_generator_seeds_all_noise():
 
 
 def test_rl_critic():
-    network = rl_agent(hidden=(64, 64)).networks["critic"]
+    network = make_agent(hidden=(64, 64)).networks["critic"]
     acting = method("noisy-updates", on="weights", sigma=0.1)
     acting.prepare(network)
     before = state(network.module)

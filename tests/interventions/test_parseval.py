@@ -4,18 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import (
-    add_noise,
-    agent_builder,
-    array,
-    double,
-    images,
-    method,
-    network_of,
-    rl_agent,
-    small_resnet,
-    small_vit,
-)
+from tests.support.networks import add_noise, agent_builder, double, images, method, network_of, small_resnet, small_vit
+from tests.support.references import array
+from tests.support.rl import make_agent
 
 MLP = agent_builder("mlp", width=8)
 NETWORKS = {"vit": (small_vit(), "head"), "mlp": (MLP, "5"), "resnet": (small_resnet, "fc")}
@@ -71,7 +62,7 @@ def test_minimizing_the_term_makes_every_hidden_layer_orthogonal():
 
 
 def test_output_layers_named_by_the_network_are_excluded():
-    critic = rl_agent(dueling=True).networks["critic"]
+    critic = make_agent(dueling=True).networks["critic"]
     acting = method("parseval")
     acting.prepare(critic)
     assert list(acting.state_dict()["initial"]) == ["body.0", "body.2"]

@@ -22,10 +22,8 @@ from plastibench.nn.branches import Branches
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
 from plastibench.training.learner import Learner
-from tests.agents.test_offpolicy_agents import agent, drift, outputs, transitions
-from tests.helpers import (
+from tests.support.networks import (
     agent_builder,
-    array,
     changed,
     images,
     logits,
@@ -35,8 +33,9 @@ from tests.helpers import (
     state,
     train,
 )
-from tests.training.test_offpolicy import tiny as tiny_rl
-from tests.training.test_runner import Stopped, assert_same_run, crash_at, go
+from tests.support.references import array
+from tests.support.rl import drift, make_agent, outputs, tiny_rl, transitions
+from tests.support.runs import Stopped, assert_same_run, crash_at, go
 
 MLP = agent_builder("mlp", width=8)
 VIT = small_vit(depth=3)
@@ -314,7 +313,7 @@ def test_too_many_blocks_are_a_user_error(name: str, k: int) -> None:
 def test_what_follows_the_encoder_is_injected_in_networks_and_targets(
     name: str, env: str, options: dict[str, Any], tails: dict[str, list[str]]
 ) -> None:
-    learner, batch = agent(name, env, target_every=1, tau=0.25, **options), transitions(env)
+    learner, batch = make_agent(name, env, target_every=1, tau=0.25, **options), transitions(env)
     for seed in range(2):
         learner.update(transitions(env, seed=seed))
     drift(learner)
@@ -354,7 +353,7 @@ def everyone(learner: Any) -> list[tuple[str, Network]]:
 
 
 def test_temperature_of_sac_keeps_its_group_and_state() -> None:
-    learner, batch = agent("sac-mlp", "rl-pendulum"), transitions("rl-pendulum")
+    learner, batch = make_agent("sac-mlp", "rl-pendulum"), transitions("rl-pendulum")
     for seed in range(3):
         learner.update(transitions("rl-pendulum", seed=seed))
     actor, temperature = learner.networks["actor"], learner._log_temperature

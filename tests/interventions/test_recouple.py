@@ -17,7 +17,7 @@ from plastibench.interventions.revive import Revive
 from plastibench.interventions.rnr import RnR
 from plastibench.interventions.shrink_perturb import ShrinkPerturb
 from plastibench.nn.network import Network
-from tests.helpers import (
+from tests.support.networks import (
     add_noise,
     agent_builder,
     changed,
@@ -28,13 +28,11 @@ from tests.helpers import (
     logits,
     network_of,
     parameters_of,
-    refitted,
-    seen,
     small_vit,
     state,
     train,
-    write,
 )
+from tests.support.references import refitted, seen, write
 
 MLP = agent_builder("mlp", width=16)
 RIDGE = 1e-2

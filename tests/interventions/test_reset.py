@@ -10,7 +10,7 @@ from plastibench.config.errors import UserError
 from plastibench.interventions.reset import Reset
 from plastibench.interventions.shrink_perturb import ShrinkPerturb
 from plastibench.nn.network import Network, eval_mode
-from tests.helpers import (
+from tests.support.networks import (
     agent_builder,
     changed,
     images,
@@ -23,7 +23,7 @@ from tests.helpers import (
     state,
     train,
 )
-from tests.interventions.rl import rl_network
+from tests.support.rl import rl_network
 
 VIT = agent_builder("vit-nano")
 HNT = agent_builder("vit-nano", variant="hnt")

@@ -8,24 +8,21 @@ from torch import nn
 from plastibench.config.errors import UserError
 from plastibench.interventions.revive import Revive
 from plastibench.nn.dataflow import trace
-from tests.helpers import (
+from tests.support.networks import (
     add_noise,
     agent_builder,
-    array,
     changed,
     constant,
     drawn,
-    gradient_scores,
     images,
     logits,
-    lowest,
     network_of,
-    seen,
     small_resnet,
     small_vit,
     state,
     train,
 )
+from tests.support.references import array, gradient_scores, lowest, seen
 
 MLP = agent_builder("mlp", width=12)
 NETWORKS = {"vit": small_vit(), "hnt": small_vit(variant="hnt"), "mlp": MLP, "resnet": small_resnet}

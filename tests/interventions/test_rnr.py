@@ -15,29 +15,23 @@ from plastibench.interventions.rnr import RnR
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
 from plastibench.nn.units import has_units
-from tests.helpers import (
+from tests.support.networks import (
     add_noise,
     agent_builder,
-    array,
     changed,
     constant,
-    copy_units,
     double,
     drawn,
-    gradient_scores,
     images,
     logits,
     loss,
-    lowest,
     network_of,
-    refitted,
-    seen,
     small_resnet,
     small_vit,
     state,
     train,
-    write,
 )
+from tests.support.references import array, copy_units, gradient_scores, lowest, refitted, seen, write
 
 MLP = agent_builder("mlp", width=12, hidden=3)
 

@@ -12,10 +12,9 @@ from plastibench.config.errors import UserError
 from plastibench.config.options import build
 from plastibench.interventions.selective_weight_reinit import SelectiveWeightReinit
 from plastibench.nn.network import Network
-from tests.helpers import (
+from tests.support.networks import (
     add_noise,
     agent_builder,
-    array,
     changed,
     constant,
     double,
@@ -29,7 +28,8 @@ from tests.helpers import (
     train,
     update,
 )
-from tests.interventions.rl import RL, rl_network
+from tests.support.references import array
+from tests.support.rl import RL, rl_network
 
 MLP = agent_builder("mlp", width=8)
 NETWORKS = {"vit": small_vit(), "hnt": small_vit(variant="hnt"), "mlp": MLP, "resnet": small_resnet}

@@ -6,22 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import (
+from tests.support.networks import (
     add_noise,
     agent_builder,
-    array,
     double,
     images,
     logits,
     method,
     network_of,
-    rl_agent,
     small_resnet,
     small_vit,
     state,
     train,
-    transitions,
 )
+from tests.support.references import array
+from tests.support.rl import make_agent, transitions
 
 MLP = agent_builder("mlp", width=8)
 NETWORKS = {"vit": small_vit(dropout=0.5), "mlp": MLP, "resnet": small_resnet}
@@ -81,8 +80,8 @@ def test_teacher_starts_equal_to_the_network():
 
 @pytest.mark.parametrize(("distance", "squared"), [("auto", True), ("mse", True), ("kl", False)])
 def test_values_of_a_critic_use_the_squared_error(distance, squared):
-    agent = rl_agent()
-    network, batch = agent.networks["critic"], transitions(agent)
+    agent = make_agent()
+    network, batch = agent.networks["critic"], agent.add_targets(transitions("rl-cartpole", 16))
     acting = method("self-distillation", strength=0.5, distance=distance)
     acting.prepare(network)
     with torch.no_grad():

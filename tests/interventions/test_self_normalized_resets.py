@@ -11,7 +11,8 @@ from torch import nn
 from plastibench.config.errors import UserError
 from plastibench.interventions.self_normalized_resets import SelfNormalizedResets
 from plastibench.nn.network import Network
-from tests.helpers import agent_builder, array, changed, constant, images, loss, network_of, small_vit, state, update
+from tests.support.networks import agent_builder, changed, constant, images, loss, network_of, small_vit, state, update
+from tests.support.references import array
 
 MLP = agent_builder("mlp", width=8)
 SIGNALS = 12

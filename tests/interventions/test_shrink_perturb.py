@@ -7,9 +7,8 @@ import torch
 from plastibench.config.options import build
 from plastibench.config.registry import interventions
 from plastibench.interventions.shrink_perturb import ShrinkPerturb
-from tests.helpers import (
+from tests.support.networks import (
     agent_builder,
-    array,
     changed,
     constant,
     images,
@@ -19,7 +18,8 @@ from tests.helpers import (
     state,
     train,
 )
-from tests.interventions.rl import RL, rl_network
+from tests.support.references import array
+from tests.support.rl import RL, rl_network
 
 MLP = agent_builder("mlp", width=8)
 NETWORKS = {"vit": small_vit(), "hnt": small_vit(variant="hnt"), "mlp": MLP, "resnet": small_resnet}

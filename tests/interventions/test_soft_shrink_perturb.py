@@ -3,20 +3,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.helpers import (
+from tests.support.networks import (
     agent_builder,
-    array,
     changed,
     constant,
     images,
     method,
     network_of,
-    rl_agent,
     small_resnet,
     small_vit,
     state,
     train,
 )
+from tests.support.references import array
+from tests.support.rl import make_agent
 
 MLP = agent_builder("mlp", width=8)
 NETWORKS = {"vit": small_vit(), "mlp": MLP, "resnet": small_resnet}
@@ -70,7 +70,7 @@ def test_fresh_weights_differ_at_every_update():
 
 
 def test_critic_returns_to_its_initial_weights():
-    network = rl_agent().networks["critic"]
+    network = make_agent().networks["critic"]
     acting = method("soft-shrink-perturb", keep=0.0, noise=1.0)
     acting.prepare(network)
     before = state(network.module)

@@ -8,22 +8,21 @@ from torch import nn
 
 from plastibench.config.errors import UserError
 from plastibench.nn.network import Network
-from tests.helpers import (
+from tests.support.networks import (
     add_noise,
     agent_builder,
-    array,
     double,
     images,
     logits,
     method,
     network_of,
-    rl_agent,
     small_resnet,
     small_vit,
     state,
     train,
-    transitions,
 )
+from tests.support.references import array
+from tests.support.rl import make_agent, transitions
 
 MLP = agent_builder("mlp", width=8)
 NETWORKS = {"vit": small_vit(dropout=0.5), "mlp": MLP, "resnet": small_resnet}
@@ -62,8 +61,8 @@ def test_gradient_matches_finite_differences():
 
 @pytest.mark.parametrize("options", [{}, {"dueling": True}, {"atoms": 5}], ids=str)
 def test_outputs_of_dqn_are_action_values(options):
-    agent = rl_agent(**options)
-    network, batch = agent.networks["critic"], transitions(agent)
+    agent = make_agent(**options)
+    network, batch = agent.networks["critic"], agent.add_targets(transitions("rl-cartpole", 16))
     with torch.no_grad():
         values = array(network.module(batch["observation"]))
     assert values.shape[:2] == (16, 2)
@@ -73,8 +72,8 @@ def test_outputs_of_dqn_are_action_values(options):
 
 @pytest.mark.parametrize("role", ["critic", "actor"])
 def test_outputs_of_sac_are_values_and_policy_parameters(role):
-    agent = rl_agent("sac-mlp")  # discrete actions
-    network, batch = agent.networks[role], transitions(agent)
+    agent = make_agent("sac-mlp")  # discrete actions
+    network, batch = agent.networks[role], agent.add_targets(transitions("rl-cartpole", 16))
     with torch.no_grad():
         values = array(network.module(batch["observation"]))
     assert values.shape == ((2, 16, 2) if role == "critic" else (16, 2))

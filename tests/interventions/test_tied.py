@@ -17,7 +17,7 @@ from plastibench.interventions.base import Intervention
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
 from plastibench.nn.units import tied_parameters
-from tests.helpers import changed, drawn, state
+from tests.support.networks import changed, drawn, state
 
 WORDS = 12
 

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from plastibench.interventions.upgd import UPGD
-from tests.helpers import (
+from tests.support.networks import (
     add_noise,
     agent_builder,
-    array,
     changed,
     images,
     loss,
@@ -20,6 +19,7 @@ from tests.helpers import (
     state,
     update,
 )
+from tests.support.references import array
 
 NETWORKS = {"vit": small_vit(dropout=0.0), "mlp": agent_builder("mlp", width=8), "resnet": small_resnet}
 each_network = pytest.mark.parametrize("builder", NETWORKS.values(), ids=NETWORKS.keys())

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import (
+from tests.support.networks import (
     add_noise,
     agent_builder,
-    array,
     double,
     images,
     method,
@@ -16,6 +15,7 @@ from tests.helpers import (
     small_vit,
     state,
 )
+from tests.support.references import array
 
 MLP = agent_builder("mlp", width=8)
 NETWORKS = {"vit": small_vit(), "mlp": MLP, "resnet": small_resnet}

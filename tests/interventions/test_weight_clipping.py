@@ -5,18 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers import (
-    add_noise,
-    agent_builder,
-    array,
-    images,
-    method,
-    network_of,
-    rl_agent,
-    small_resnet,
-    small_vit,
-    state,
-)
+from tests.support.networks import add_noise, agent_builder, images, method, network_of, small_resnet, small_vit, state
+from tests.support.references import array
+from tests.support.rl import make_agent
 
 MLP = agent_builder("mlp", width=8)
 NETWORKS = {"vit": small_vit(), "hnt": small_vit(variant="hnt"), "mlp": MLP, "resnet": small_resnet}
@@ -97,7 +88,7 @@ def test_output_layer_can_be_excluded():
 
 
 def test_output_layers_are_those_named_by_the_network():
-    critic = rl_agent(dueling=True).networks["critic"]
+    critic = make_agent(dueling=True).networks["critic"]
     assert set(critic.outputs) == {"advantage", "value"}
     for bound in ("fan-in", "initial"):
         acting = method("weight-clipping", bound=bound, output=False)

@@ -103,10 +103,9 @@ def _rl(runs_dir: Path, intervention: str, seed: int, values: list[float]) -> Re
 
 def _finish(runs_dir: Path, spec: RunSpec, trainer: dict[str, Any]) -> Result:
     cost = {"seconds": 8.0, "intervention_seconds": 2.0, "metric_seconds": 0.5, "updates": 60}
-    scenario = {"version": 1, "data": "0123456789ab"}
-    result = compose_result(spec, trainer, [], [], cost, ORIGIN, 1, scenario["data"])
+    result = compose_result(spec, trainer, [], [], cost, ORIGIN, 1, "0123456789ab")
     folder = _folder(runs_dir, spec)
-    recorder = Recorder(folder, spec, scenario=scenario)
+    recorder = Recorder(folder, spec, data="0123456789ab")
     for step, value in enumerate([0.125, 0.25, 0.5]):
         recorder.scalars(step, 0, step, "training", {"accuracy": value})
     recorder.finish(60, result)

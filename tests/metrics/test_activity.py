@@ -15,7 +15,8 @@ from plastibench.nn.activations import for_each_activation
 from plastibench.nn.attention import attention_entropies
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
-from tests.helpers import add_noise, array, drawn, images, loss, network_of, small_vit
+from tests.support.networks import add_noise, drawn, images, loss, network_of, small_vit
+from tests.support.references import array
 
 
 def batch_of(count: int = 300) -> TensorDict:

@@ -29,7 +29,7 @@ from plastibench.metrics import (
 )
 from plastibench.metrics.compute import compute_metrics
 from plastibench.metrics.metric_inputs import MetricInputs
-from tests.helpers import agent_builder, changed, images, network_of, small_resnet, small_vit, state, train
+from tests.support.networks import agent_builder, changed, images, network_of, small_resnet, small_vit, state, train
 
 BUILDERS = {"vit": small_vit(), "mlp": agent_builder("mlp", width=16), "resnet": small_resnet}
 

@@ -12,7 +12,7 @@ from plastibench.metrics.compute import compute_metrics
 from plastibench.metrics.curvature import hessian_product, hutchinson, lanczos, sam_sharpness
 from plastibench.metrics.gradients import mean_gradient
 from plastibench.nn.network import Network
-from tests.helpers import add_noise, double, images, network_of, small_resnet, small_vit
+from tests.support.networks import add_noise, double, images, network_of, small_resnet, small_vit
 
 
 def seed(number: int = 0) -> torch.Generator:

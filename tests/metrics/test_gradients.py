@@ -17,7 +17,8 @@ from plastibench.metrics.spectra import count_for_fraction, effective_rank
 from plastibench.metrics.weights import adam_update, spectral_norm, weight_metrics
 from plastibench.nn.batch_outputs import output_matrix
 from plastibench.nn.network import Network
-from tests.helpers import array, double, drawn, images, network_of, small_resnet, small_vit, train
+from tests.support.networks import double, drawn, images, network_of, small_resnet, small_vit, train
+from tests.support.references import array
 
 
 def rows_of(network: Network, batch: TensorDict, ntk: bool = False) -> np.ndarray:

@@ -17,7 +17,7 @@ from plastibench.metrics.metric_inputs import MetricInputs
 from plastibench.metrics.plasticity import plasticity_report, rank_metrics
 from plastibench.metrics.ranks import head_ranks
 from plastibench.nn.network import Network
-from tests.helpers import images, network_of
+from tests.support.networks import images, network_of
 
 COUNT = 300  # more than one piece of the pass over the batch
 

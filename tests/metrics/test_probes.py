@@ -16,7 +16,8 @@ from plastibench.nn.batch_outputs import output_matrix
 from plastibench.nn.branches import merged_outputs
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
-from tests.helpers import agent_builder, array, drawn, images, loss, network_of
+from tests.support.networks import agent_builder, drawn, images, loss, network_of
+from tests.support.references import array
 
 LINEAR = lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 2))  # noqa: E731
 BATCH = images(40, (1, 2, 2), classes=2)

@@ -9,7 +9,8 @@ from torch import nn
 from plastibench.nn.activation_monitor import ActivationMonitor, mean_per_unit
 from plastibench.nn.network import Network
 from plastibench.nn.traced_layer import TracedLayer
-from tests.helpers import agent_builder, array, drawn, images, loss, network_of, small_resnet, small_vit
+from tests.support.networks import agent_builder, drawn, images, loss, network_of, small_resnet, small_vit
+from tests.support.references import array
 
 Found = dict[str, tuple[torch.Tensor, torch.Tensor]]
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from plastibench.nn.batches import chunks, minibatches
-from tests.helpers import images
+from tests.support.networks import images
 
 
 def test_chunks_cover_the_batch_in_order():

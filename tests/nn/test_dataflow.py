@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from plastibench.nn.dataflow import trace
 from plastibench.nn.traced_layer import TracedLayer
-from tests.helpers import agent_builder, images, network_of, small_vit
+from tests.support.networks import agent_builder, images, network_of, small_vit
 
 
 def traced(builder, shape=(1, 8, 8), count: int = 4) -> dict[str, TracedLayer]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from plastibench.nn.dormancy import below_threshold, dormant_units, lowest_fraction, normalized_scores
 from plastibench.nn.unit_statistics import UnitStatistics
-from tests.helpers import array
+from tests.support.references import array
 
 FIELDS = {
     "redo": "activation",

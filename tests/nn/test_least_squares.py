@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 import plastibench.nn.least_squares as solvers
 from plastibench.nn.least_squares import Fit, Solver, fit_for
-from tests.helpers import array, delta_ridge, drawn, patches, stacked, with_ones
+from tests.support.networks import drawn
+from tests.support.references import array, delta_ridge, patches, stacked, with_ones
 
 GENERATOR = torch.Generator()
 RIDGE = 1e-2

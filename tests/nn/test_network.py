@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from plastibench.nn.network import Network
-from tests.agents.test_offpolicy_agents import agent, transitions
-from tests.helpers import agent_builder, images, logits, loss, network_of, state, train
+from tests.support.networks import agent_builder, images, logits, loss, network_of, state, train
+from tests.support.rl import make_agent, transitions
 
 MLP = agent_builder("mlp", width=8)
 
@@ -126,7 +126,7 @@ def test_a_compiled_forward_follows_the_change() -> None:
 
 
 def test_an_agent_learns_with_a_changed_network_and_its_target_follows() -> None:
-    learner = agent("dqn-mlp", target_every=1, tau=0.5)
+    learner = make_agent("dqn-mlp", target_every=1, tau=0.5)
     network, target = learner.networks["critic"], learner.targets["critic"]
     for seed in range(2):
         learner.update(transitions("rl-cartpole", seed=seed))
@@ -141,7 +141,7 @@ def test_an_agent_learns_with_a_changed_network_and_its_target_follows() -> None
     learner.update(transitions("rl-cartpole", seed=3))
     assert not torch.equal(new, before)
     torch.testing.assert_close(old, (before + new) / 2)
-    other = agent("dqn-mlp", target_every=1, tau=0.5)
+    other = make_agent("dqn-mlp", target_every=1, tau=0.5)
     other.networks["critic"].rebuild(widen)
     other.load_state_dict(copy.deepcopy(learner.state_dict()))
     for each in (learner, other):

@@ -7,7 +7,7 @@ from torch import nn
 from plastibench.config.errors import UserError
 from plastibench.nn.network import Network
 from plastibench.nn.parameters import initial_values, learning_rates, trainable_layers, trainable_parameters
-from tests.helpers import loss, network_of, small_resnet, small_vit
+from tests.support.networks import loss, network_of, small_resnet, small_vit
 
 
 class Tied(nn.Module):

@@ -13,22 +13,19 @@ from plastibench.nn.least_squares import Solver
 from plastibench.nn.network import Network
 from plastibench.nn.refit import frozen_copy, refit_in_one_pass, refit_pair, snapshot
 from plastibench.nn.traced_layer import TracedLayer
-from tests.helpers import (
+from tests.support.networks import (
     add_noise,
     agent_builder,
-    copy_units,
     double,
     drawn,
     images,
     logits,
     network_of,
-    refitted,
-    seen,
     small_vit,
     state,
     train,
-    write,
 )
+from tests.support.references import copy_units, refitted, seen, write
 
 RIDGE = 1e-2
 

@@ -7,7 +7,18 @@ from torch import Tensor, nn
 
 from plastibench.nn.dataflow import trace
 from plastibench.nn.reinit import include_normalized_layers, reinitialize_units, zero_outgoing
-from tests.helpers import add_noise, agent_builder, array, constant, images, logits, network_of, small_vit, state, train
+from tests.support.networks import (
+    add_noise,
+    agent_builder,
+    constant,
+    images,
+    logits,
+    network_of,
+    small_vit,
+    state,
+    train,
+)
+from tests.support.references import array
 
 
 def mask(length: int, *true: int) -> Tensor:

@@ -5,7 +5,7 @@ from torch import nn
 
 from plastibench.config.errors import UserError
 from plastibench.nn.selectors import require_match, selector
-from tests.helpers import agent_builder, small_resnet, small_vit
+from tests.support.networks import agent_builder, small_resnet, small_vit
 
 
 @pytest.mark.parametrize(

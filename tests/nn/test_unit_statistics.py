@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
 from plastibench.nn.unit_statistics import UnitStatistics, measure_units
-from tests.helpers import add_noise, array, images, network_of, small_vit, state
+from tests.support.networks import add_noise, images, network_of, small_vit, state
+from tests.support.references import array
 
 FIELDS = ("activation", "pre_gradient", "post_gradient", "signed_gradient", "weight_gradient", "weight_norm")
 

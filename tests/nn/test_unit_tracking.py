@@ -9,7 +9,7 @@ from plastibench.nn.activations import for_each_activation
 from plastibench.nn.dataflow import trace
 from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.unit_statistics import measure_units
-from tests.helpers import images, network_of
+from tests.support.networks import images, network_of
 
 
 class Functional(nn.Module):

@@ -1,4 +1,4 @@
-"""Results made by hand, for the tests of figures."""
+"""Results made by hand, for the tests of plots."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ RNR = {"criterion": "low-gradient-quantile", "tau": 1.0, "quantile": 0.4}
 
 
 def accuracies(seed: int, name: str, tasks: int = 4) -> np.ndarray:
-    """End-of-task accuracies that differ by seed and name. [tasks]"""
+    """Accuracies at the end of each task, different for each seed and name. [tasks]"""
     generator = np.random.default_rng([seed, *map(ord, name)])
     return generator.uniform(0.2, 0.9, tasks)
 
 
-def classified(
+def supervised_result(
     name: str = "none",
     seed: int = 0,
     *,
@@ -36,7 +36,7 @@ def classified(
     folder: Path | None = None,
     **other: Any,
 ) -> Result:
-    """A result of a classifier over four tasks; at each switch a tenth of the accuracy is lost, by none nothing."""
+    """A supervised result over four tasks; interventions drop a tenth of the accuracy at each task boundary."""
     key = f"{name}{sorted((changed or {}).items())}"
     ends = accuracies(seed, key).tolist()
     lost = [None, *(0.0 if name == "none" else 0.1 * end for end in ends[:-1])]
@@ -81,8 +81,8 @@ def classified(
     return made
 
 
-def acted(name: str = "none", seed: int = 0, tasks: int = 1) -> Result:
-    """A result of an agent that acted for 4,000 steps; an evaluation every 1,000."""
+def rl_result(name: str = "none", seed: int = 0, tasks: int = 1) -> Result:
+    """An RL result over 4,000 steps, with an evaluation every 1,000."""
     value = accuracies(seed, name, 5)
     points = [{"task": n * tasks // 5, "steps": 1000 * n, "value": float(v), "bias": 0.0} for n, v in enumerate(value)]
     event = {"task": 0, "update": 500, "before": 9.0, "after": 8.0}
@@ -97,9 +97,9 @@ def acted(name: str = "none", seed: int = 0, tasks: int = 1) -> Result:
         "mean_drop": float(np.mean([e["drop"] for e in events])) if events else None,
     }
     trainer = {"returns": points, "events": events, "summary": summary}
-    return classified(name, seed, env="rl-cartpole", agent="dqn-mlp", plasticity=moments, **trainer)
+    return supervised_result(name, seed, env="rl-cartpole", agent="dqn-mlp", plasticity=moments, **trainer)
 
 
-def several(*names: str, seeds: int = 4, **other: Any) -> list[Result]:
-    """Results of interventions, a few seeds of each."""
-    return [classified(name, seed, **other) for name in names for seed in range(seeds)]
+def results_of(*names: str, seeds: int = 4, **other: Any) -> list[Result]:
+    """Results of interventions, with several seeds each."""
+    return [supervised_result(name, seed, **other) for name in names for seed in range(seeds)]

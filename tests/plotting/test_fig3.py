@@ -18,12 +18,12 @@ from plastibench.results.files import write_result
 from plastibench.results.result import Result
 from plastibench.training.runner import run
 from plastibench.training.saved_run import trained_and_fresh
-from tests.helpers import double, images, network_of, small_vit
-from tests.plotting.made import acted, classified
+from tests.plotting.made import rl_result, supervised_result
+from tests.support.networks import double, images, network_of, small_vit
 
 
 def by_autograd(module: nn.Module, loss, batch, names: list[str]) -> dict[str, np.ndarray]:
-    """E[∂L/∂z_i] sample by sample, from hooks on what each LayerNorm returns."""
+    """E[∂L/∂z_i] sample by sample, from hooks on the outputs of each LayerNorm."""
     sums: dict[str, Any] = dict.fromkeys(names, 0.0)
     rows = dict.fromkeys(names, 0)
     for number in range(len(batch)):
@@ -46,9 +46,9 @@ def by_autograd(module: nn.Module, loss, batch, names: list[str]) -> dict[str, n
     return {name: (sums[name] / rows[name]).numpy() for name in names}
 
 
-def test_the_last_two_layernorms_are_measured_as_autograd_says_over_all_samples_and_positions() -> None:
+def test_gradients_of_the_last_two_layernorms_match_autograd() -> None:
     network = network_of(double(small_vit()))
-    batch = images(300)  # more than a piece
+    batch = images(300)  # more than one chunk
     batch["image"] = batch["image"].double()
     found = gradients.layernorm_gradients(network, batch)
     assert list(found) == ["blocks.1.norm2", "norm"]
@@ -59,14 +59,14 @@ def test_the_last_two_layernorms_are_measured_as_autograd_says_over_all_samples_
     np.testing.assert_allclose(found["norm"], measured["norm"], rtol=1e-9, atol=1e-15)
 
 
-def test_a_network_without_layernorms_has_none() -> None:
+def test_a_network_without_layernorms_has_no_gradients() -> None:
     network = network_of(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10)))
     assert gradients.layernorm_gradients(network, images()) == {}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tiny runs of none and two of reset, by the runner."""
+    """Two small runs of none and two of reset."""
     from plastibench.config.spec import RunSpec
 
     folder = tmp_path_factory.mktemp("runs")
@@ -87,7 +87,7 @@ def draw(found: list[Result]):
     return plotting.draw("fig3", found, device="cpu")
 
 
-def test_three_networks_side_by_side_from_finished_runs_and_again_from_what_is_kept(
+def test_gradients_are_computed_from_runs_once_and_then_read_from_their_folders(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = tmp_path / "runs"
@@ -113,7 +113,7 @@ def test_three_networks_side_by_side_from_finished_runs_and_again_from_what_is_k
     (reset,) = [line for line in figure.axes[3].lines if (line.get_color(), line.get_marker()) == ("#0072B2", ".")]
     assert np.isclose(reset.get_xdata(), expected["trained"].std(), rtol=1e-3).any()
 
-    for path in here.glob("*/*"):  # as published: results and gradients alone
+    for path in here.glob("*/*"):  # as published: only results and gradients
         if path.name not in ("result.json", gradients.FILE):
             path.unlink()
     monkeypatch.setattr(gradients, "layernorm_gradients", None)
@@ -121,7 +121,7 @@ def test_three_networks_side_by_side_from_finished_runs_and_again_from_what_is_k
     assert plotting.png(again, 60) == plotting.png(figure, 60)
 
 
-def test_fresh_is_the_network_that_the_run_began_with(runs: Path) -> None:
+def test_fresh_is_the_initial_network_of_the_run(runs: Path) -> None:
     found = {run.intervention: run for run in load_results(runs) if run.seed == 0}
     begun = [trained_and_fresh(run.folder, "cpu", data_dir=Path("data"))[1] for run in found.values()]
     for one, other in zip(*(network.module.parameters() for network in begun), strict=True):
@@ -130,12 +130,10 @@ def test_fresh_is_the_network_that_the_run_began_with(runs: Path) -> None:
     start = torch.cat([p.detach().flatten() for p in begun[0].module.parameters()])
     now = torch.cat([p.detach().flatten() for p in trained.module.parameters()])
     (end,) = [m.metrics["weight-distance"] for m in found["none"].plasticity if (m.task, m.phase) == (1, "end")]
-    assert float((now - start).norm() / start.norm()) == pytest.approx(end, rel=1e-4)  # as the run itself measured
+    assert float((now - start).norm() / start.norm()) == pytest.approx(end, rel=1e-4)  # as measured during the run
 
 
-def test_a_folder_that_cannot_be_written_is_drawn_all_the_same(
-    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
+def test_runs_in_a_read_only_folder_can_be_plotted(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     def refuse(path: Path, text: str) -> None:
         raise RunError("read-only")
 
@@ -145,7 +143,7 @@ def test_a_folder_that_cannot_be_written_is_drawn_all_the_same(
 
 
 def published(tmp_path: Path, name: str, seed: int, width: float, layers: int = 2) -> Result:
-    result = classified(name, seed)
+    result = supervised_result(name, seed)
     folder = tmp_path / f"{name}{seed}"
     folder.mkdir()
     write_result(folder, result)
@@ -158,12 +156,12 @@ def published(tmp_path: Path, name: str, seed: int, width: float, layers: int = 
     return result
 
 
-def test_one_linear_axis_has_the_same_bins_for_all_and_shares_of_100(tmp_path: Path) -> None:
+def test_histograms_share_their_bins_and_sum_to_100_percent(tmp_path: Path) -> None:
     figure = draw(
         [published(tmp_path, name, seed, width) for name, width in (("none", 0.2), ("reset", 0.8)) for seed in range(3)]
     )
     axis = figure.axes[0]
-    assert axis.get_xscale() == "linear" and axis.get_ylabel() == "% of features per bin"
+    assert axis.get_xscale() == "linear" and axis.get_ylabel() == "features per bin (%)"
     for line in axis.lines:
         assert line.get_ydata()[::2].sum() == pytest.approx(100)
     none, reset, fresh = axis.lines
@@ -172,13 +170,13 @@ def test_one_linear_axis_has_the_same_bins_for_all_and_shares_of_100(tmp_path: P
     stored = [
         json.loads((tmp_path / f"none{s}" / gradients.FILE).read_text())["layers"]["norm0"]["trained"] for s in range(3)
     ]
-    shares = np.mean([np.histogram(row, edges)[0] for row in stored], 0) * 2  # 50 features: 2 % each
-    np.testing.assert_allclose(none.get_ydata()[::2], shares)
+    percentages = np.mean([np.histogram(row, edges)[0] for row in stored], 0) * 2  # 50 features: 2 % each
+    np.testing.assert_allclose(none.get_ydata()[::2], percentages)
     assert len(axis.collections) == 3  # bands
-    assert "average, with its sign" in figure.texts[0].get_text().replace("\n", " ")
+    assert "signed mean" in figure.texts[0].get_text().replace("\n", " ")
 
 
-def test_widths_that_differ_by_decades_are_drawn_cumulatively(tmp_path: Path) -> None:
+def test_widths_that_differ_by_decades_give_cumulative_distributions(tmp_path: Path) -> None:
     figure = draw([published(tmp_path, "none", seed, 1e-4) for seed in range(3)])
     axis, below = figure.axes[0], figure.axes[2]
     assert axis.get_xscale() == "symlog" and "logarithmic" in figure.texts[0].get_text().replace("\n", " ")
@@ -187,21 +185,22 @@ def test_widths_that_differ_by_decades_are_drawn_cumulatively(tmp_path: Path) ->
     stored = [
         json.loads((tmp_path / f"none{s}" / gradients.FILE).read_text())["layers"]["norm0"]["trained"] for s in range(3)
     ]
-    place, value = none.get_xdata()[220], none.get_ydata()[220]
-    assert value == pytest.approx(100 * np.mean(np.array(stored) <= place)) and 0 < value < 100
+    position, value = none.get_xdata()[220], none.get_ydata()[220]
+    assert value == pytest.approx(100 * np.mean(np.array(stored) <= position)) and 0 < value < 100
     spreads = {tuple(line.get_xdata()) for line in below.lines if line.get_marker() == "."}
     assert tuple(np.std(stored, axis=1)) in spreads
 
 
-def test_runs_that_have_nothing_to_show_are_told_with_the_command_that_makes_some(tmp_path: Path) -> None:
-    for found in ([classified()], [classified(folder=tmp_path)], [acted()], [published(tmp_path, "rnr", 0, 1.0)]):
+def test_missing_gradients_raise_an_error_with_the_command_that_creates_them(tmp_path: Path) -> None:
+    other = published(tmp_path, "rnr", 0, 1.0)
+    for result in (supervised_result(), supervised_result(folder=tmp_path), rl_result(), other):
         with pytest.raises(UserError, match=r"layernorm-gradients\.json or final\.pt.*plastibench sweep fig3"):
-            draw(found)
+            draw([result])
 
 
-def test_kept_gradients_of_another_run_or_in_rubbish_are_refused(tmp_path: Path) -> None:
+def test_saved_gradients_of_another_run_or_corrupt_ones_are_rejected(tmp_path: Path) -> None:
     result = published(tmp_path, "none", 0, 1.0)
-    with pytest.raises(UserError, match="delete it, and it is made anew"):
+    with pytest.raises(UserError, match=r"cannot be read .*delete it"):
         draw([result.model_copy(update={"id": "another"})])
     (tmp_path / "none0" / gradients.FILE).write_text("[")
     with pytest.raises(UserError, match="cannot be read"):

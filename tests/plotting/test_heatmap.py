@@ -7,9 +7,9 @@ import pytest
 
 from plastibench import plotting
 from plastibench.config.errors import UserError
-from plastibench.plotting.heatmap import layers_of
+from plastibench.plotting.heatmap import read_layers
 from plastibench.results.result import Result
-from tests.plotting.made import classified
+from tests.plotting.made import supervised_result
 
 HEADER = "update,task,epoch,phase,metric,value\n"
 
@@ -22,7 +22,7 @@ def table(folder: Path, rows: list[tuple[int, str, str, float]]) -> Path:
 
 
 def run(tmp_path: Path, name: str, seed: int, shift: float) -> Result:
-    """Layers z (which runs first) and a, two tasks."""
+    """A run with two tasks and the layers z (executed first) and a."""
     rows = [
         (0, "after", "layers-classifier/z/dormant-ratio", 0.9),
         (0, "training", "accuracy", 0.9),
@@ -33,11 +33,11 @@ def run(tmp_path: Path, name: str, seed: int, shift: float) -> Result:
         ),
         *((t, "end", f"layers-classifier/{n}/weight-norm", 3.0) for t in (0, 1) for n in ("z", "a", "head")),
     ]
-    rows.append((1, "after", "layers-classifier/z/dormant-ratio", 0.9))  # no end of a task
-    return classified(name, seed, folder=table(tmp_path / f"{name}{seed}", rows))
+    rows.append((1, "after", "layers-classifier/z/dormant-ratio", 0.9))  # not the end of a task
+    return supervised_result(name, seed, folder=table(tmp_path / f"{name}{seed}", rows))
 
 
-def test_rows_are_layers_as_they_run_columns_tasks_and_cells_means_over_seeds(tmp_path: Path) -> None:
+def test_cells_are_means_over_seeds_by_layer_and_task(tmp_path: Path) -> None:
     found = [
         run(tmp_path, name, seed, 0.1 * seed + bias)
         for name, bias in (("reset", 0.2), ("none", 0.0))
@@ -49,13 +49,13 @@ def test_rows_are_layers_as_they_run_columns_tasks_and_cells_means_over_seeds(tm
     assert [text.get_text() for text in first.get_yticklabels()] == ["z", "a"]
     np.testing.assert_allclose(first.images[0].get_array(), [[5, 15], [6, 16]])
     np.testing.assert_allclose(second.images[0].get_array(), [[25, 35], [26, 36]])
-    assert first.images[0].get_extent() == [0.5, 2.5, 1.5, -0.5]  # task 1 lies at 1, the first layer on top
+    assert first.images[0].get_extent() == [0.5, 2.5, 1.5, -0.5]  # task 1 at x = 1, the first layer on top
     assert first.images[0].get_clim() == second.images[0].get_clim() == pytest.approx((0.0, 36.0))
-    assert bar.get_ylabel() == "dormant-ratio, %"
+    assert bar.get_ylabel() == "dormant-ratio (%)"
     assert "cl-digits, vit-nano: dormant-ratio of each layer" in figure.texts[0].get_text().replace("\n", " ")
 
 
-def test_another_metric_has_layers_of_its_own_and_no_percents(tmp_path: Path) -> None:
+def test_another_metric_has_other_layers_and_no_percentages(tmp_path: Path) -> None:
     axis, bar = plotting.draw("heatmap", [run(tmp_path, "none", 0, 0.0)], metric="weight-norm").axes
     assert [text.get_text() for text in axis.get_yticklabels()] == [
         "z",
@@ -65,8 +65,8 @@ def test_another_metric_has_layers_of_its_own_and_no_percents(tmp_path: Path) ->
     assert set(np.ravel(axis.images[0].get_array())) == {3.0}
 
 
-def test_a_layer_that_a_run_lacks_stays_empty(tmp_path: Path) -> None:
-    one = classified(folder=table(tmp_path / "x", [
+def test_a_layer_without_a_value_stays_empty(tmp_path: Path) -> None:
+    one = supervised_result(folder=table(tmp_path / "x", [
         (0, "end", "layers-classifier/fc/dormant-ratio", 0.5),
         (1, "end", "layers-classifier/fc/dormant-ratio", 0.5),
         (1, "end", "layers-classifier/new/dormant-ratio", 0.25),
@@ -75,18 +75,18 @@ def test_a_layer_that_a_run_lacks_stays_empty(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.ma.filled(values.astype(float), np.nan), [[50, 50], [np.nan, 25]])
 
 
-def test_of_an_agent_with_two_networks_the_last_measurement_of_each_task_counts(tmp_path: Path) -> None:
+def test_the_last_measurement_in_each_task_is_read_for_each_network(tmp_path: Path) -> None:
     rows = [(0, "training", f"layers-{role}/fc/srank", value) for value in (1.0, 2.0) for role in ("critic", "actor")]
     path = table(tmp_path / "x", rows) / "metrics.csv"
-    assert layers_of(path) == {"srank": {("critic: fc", 0): 2.0, ("actor: fc", 0): 2.0}}
+    assert read_layers(path) == {"srank": {("critic: fc", 0): 2.0, ("actor: fc", 0): 2.0}}
 
 
-def test_what_is_wrong_is_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no metrics\.csv beside any result"):
-        plotting.draw("heatmap", [classified(), classified("reset", folder=tmp_path)])
+def test_errors_name_the_file_or_the_recorded_metrics(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no metrics\.csv next to any result"):
+        plotting.draw("heatmap", [supervised_result(), supervised_result("reset", folder=tmp_path)])
     found = [run(tmp_path, "none", 0, 0.0)]
     with pytest.raises(
-        UserError, match=r"'dormant'; did you mean 'dormant-ratio'\? \(there are dormant-ratio, weight-norm\)"
+        UserError, match=r"'dormant'; did you mean 'dormant-ratio'\? \(recorded: dormant-ratio, weight-norm\)"
     ):
         plotting.draw("heatmap", found, metric="dormant")
     (tmp_path / "none0" / "metrics.csv").write_text(HEADER + "7,zero,1,end,layers-classifier/z/srank,1\n")

@@ -6,40 +6,42 @@ import matplotlib
 import pytest
 
 from plastibench.plotting import style
-from tests.plotting.made import classified, several
+from tests.plotting.made import results_of, supervised_result
 
 
-def test_no_two_of_twenty_eight_look_alike_even_without_colour() -> None:
-    looks = [style.slot_style(number) for number in range(28)]
-    assert len({(look["marker"], look["linestyle"]) for look in looks}) == 28
-    assert len({(look["color"], look["linestyle"]) for look in looks}) == 28
+def test_twenty_eight_styles_differ_even_without_colour() -> None:
+    styles = [style.slot_style(number) for number in range(28)]
+    assert len({(one["marker"], one["linestyle"]) for one in styles}) == 28
+    assert len({(one["color"], one["linestyle"]) for one in styles}) == 28
 
 
-def test_none_is_black_and_reset_always_the_same() -> None:
-    alone = style.styles([classified("reset")])
-    among = style.styles(several("zeta", "reset", "alpha", "none", "rnr"))
+def test_none_is_black_and_reset_always_looks_the_same() -> None:
+    alone = style.method_styles([supervised_result("reset")])
+    among = style.method_styles(results_of("zeta", "reset", "alpha", "none", "rnr"))
     assert among["none"]["color"] == "#000000" and list(among) == ["none", "zeta", "reset", "alpha", "rnr"]
     assert alone["reset"] == among["reset"] and list(alone) == ["reset"]
 
 
-def test_looks_depend_on_names_alone_and_no_two_agree() -> None:
+def test_styles_depend_only_on_names_and_are_distinct() -> None:
     names = ["reset", "rnr", "reset-mlp", "reset-linear", *(f"method-{n}" for n in range(14)), "none"]
-    found = several(*names, seeds=1)
-    looks = style.styles(found)
-    assert looks == style.styles(found[::-1])
-    for one, other in itertools.combinations(looks.values(), 2):
+    found = results_of(*names, seeds=1)
+    styles = style.method_styles(found)
+    assert styles == style.method_styles(found[::-1])
+    for one, other in itertools.combinations(styles.values(), 2):
         assert (one["marker"], one["linestyle"]) != (other["marker"], other["linestyle"])
 
 
 @pytest.mark.parametrize("count", [1, 7, 24])
-def test_legend_and_caption_fit_into_the_figure_below_the_panels(count: int) -> None:
+def test_legend_and_caption_fit_below_the_panels(count: int) -> None:
     with matplotlib.rc_context(style.RC):
-        figure, axes = style.panels(1, 2, height=2)
+        figure, axes = style.subplots(1, 2, height=2)
         axes[0, 0].set_xlabel("task")
-        entries = style.handles(style.styles(several(*(f"a-rather-long-name-{n}" for n in range(count)), seeds=1)))
+        entries = style.legend_handles(
+            style.method_styles(results_of(*(f"a-rather-long-name-{n}" for n in range(count)), seeds=1))
+        )
         style.finish(figure, entries, "Words of a caption that is too long for one line. " * 8)
         figure.draw_without_rendering()
-    renderer = style.renderer_of(figure)
+    renderer = style.get_renderer(figure)
     (legend,), (caption,) = figure.legends, figure.texts
     boxes = [box.get_window_extent(renderer) for box in (caption, legend)]
     boxes += [axis.get_tightbbox(renderer) for axis in axes.flat]

@@ -9,7 +9,7 @@ from plastibench.config.errors import UserError
 from plastibench.training import checkpoint
 
 
-def test_a_checkpoint_returns_what_was_saved(tmp_path: Path) -> None:
+def test_load_returns_what_was_saved(tmp_path: Path) -> None:
     state = {"a": torch.arange(3), "b": [1, 2.5, "x", None], "c": {"d": (True, {"e": torch.ones(2)})}}
     checkpoint.save(tmp_path / "c.pt", state)
     found = checkpoint.load(tmp_path / "c.pt")
@@ -18,7 +18,7 @@ def test_a_checkpoint_returns_what_was_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"), [(b"damaged", "cannot be read"), (None, "holds no state")], ids=["damaged", "a list"]
+    ("content", "problem"), [(b"damaged", "cannot be read"), (None, "contains no state")], ids=["damaged", "a list"]
 )
 def test_damaged_checkpoints_are_user_errors(tmp_path: Path, content: bytes | None, problem: str) -> None:
     path = tmp_path / "c.pt"

@@ -1,4 +1,4 @@
-"""Every method does the same in the harness and in a hand-written loop with ``attach``, to the last bit."""
+"""Every method gives bit-identical weights in the harness and in a hand-written loop with ``attach``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from plastibench.config.registry import interventions
 from plastibench.config.spec import RunSpec
 from plastibench.interventions.attach import Attached, attach, create
 from plastibench.training.learner import Learner
-from tests.helpers import transitions
+from tests.support.rl import make_agent, transitions
 
 NAMES = [name for name in interventions.all() if not name.endswith("*")]
 # Options with which a method acts within a few updates.
@@ -28,8 +28,8 @@ BUSY: dict[str, dict[str, Any]] = {
 UPDATES = 4
 
 
-def make_agent(env: str, agent: str, **options: Any) -> Any:
-    spec = RunSpec.make(env, agent, agent_options=options)
+def make_classifier(**options: Any) -> Any:
+    spec = RunSpec.make("cl-digits", "vit-nano", agent_options=options)
     return spec.create("agent").build(spec.create("env").make(), 0, torch.device("cpu"))
 
 
@@ -40,17 +40,8 @@ def images(seed: int, count: int = 32) -> TensorDict:
     return TensorDict({"image": pixels, "label": labels}, batch_size=[count])
 
 
-def continuous(seed: int, count: int = 32) -> TensorDict:
-    generator = torch.Generator().manual_seed(seed)
-    values = {name: torch.randn(count, 3, generator=generator) for name in ("observation", "next_observation")}
-    values["action"] = torch.rand(count, 1, generator=generator) * 4 - 2
-    values["reward"] = torch.randn(count, generator=generator)
-    values["discount"] = torch.full((count,), 0.9)
-    return TensorDict(values, batch_size=[count])
-
-
 def step(network: Any, handle: Attached, loss: torch.Tensor, batch: TensorDict, clip: float) -> None:
-    """One update as a user writes it."""
+    """Make one update as a user would write it."""
     loss = loss + handle.penalty(batch)
     network.optimizer.zero_grad()
     loss.backward(inputs=[p for p in network.module.parameters() if p.requires_grad])
@@ -83,31 +74,28 @@ def sac_loop(agent: Any, handles: dict[str, Attached], batch: TensorDict) -> Non
 
 @torch.no_grad()
 def copy_to_target(agent: Any) -> None:
-    """The target becomes the critic: ``tau`` is 1 and ``target_every`` is 1."""
+    """Copy the critic to its target, as with ``tau`` 1 and ``target_every`` 1."""
     agent.targets["critic"].module.load_state_dict(agent.networks["critic"].module.state_dict())
 
 
 SMALL = {"hidden": (12, 12), "tau": 1.0, "target_every": 1}
 CASES: dict[str, tuple[Callable[[], Any], Callable[[int], TensorDict], Callable[..., None]]] = {
     "classifier": (
-        lambda: make_agent("cl-digits", "vit-nano", dim=16, depth=2, heads=2, schedule="constant", warmup=0.0),
+        lambda: make_classifier(dim=16, depth=2, heads=2, schedule="constant", warmup=0.0),
         images,
         classifier_loop,
     ),
     "dqn": (
-        lambda: make_agent("rl-cartpole", "dqn-mlp", **SMALL),
-        lambda seed: transitions(_cartpole_shapes(), 32, seed=seed),
+        lambda: make_agent("dqn-mlp", "rl-cartpole", **SMALL),
+        lambda seed: transitions("rl-cartpole", 32, seed=seed),
         dqn_loop,
     ),
-    "sac": (lambda: make_agent("rl-pendulum", "sac-mlp", temperature=0.2, **SMALL), continuous, sac_loop),
+    "sac": (
+        lambda: make_agent("sac-mlp", "rl-pendulum", temperature=0.2, **SMALL),
+        lambda seed: transitions("rl-pendulum", 32, seed=seed),
+        sac_loop,
+    ),
 }
-
-
-class _cartpole_shapes:
-    shape = (4,)
-
-    def add_targets(self, batch: TensorDict) -> TensorDict:
-        return batch
 
 
 def weights(agent: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -127,13 +115,13 @@ def refused(action: Callable[[], Any]) -> bool:
 
 @pytest.mark.parametrize("kind", CASES)
 @pytest.mark.parametrize("name", NAMES)
-def test_the_harness_and_a_loop_with_attach_give_the_same_weights(name: str, kind: str) -> None:
+def test_harness_and_attach_give_the_same_weights(name: str, kind: str) -> None:
     make, batch_of, loop = CASES[kind]
     options = BUSY.get(name, {})
     harness, by_hand = make(), make()
     try:
         learner = Learner(harness, lambda: create(name, **options))
-    except UserError:  # it does not fit this network: neither way may take it
+    except UserError:  # unsupported: both ways must refuse it
         assert refused(lambda: [attach(name, network, **options) for network in by_hand.networks.values()])
         return
     handles = {role: attach(name, network, **options) for role, network in by_hand.networks.items()}
@@ -163,7 +151,7 @@ def test_the_harness_and_a_loop_with_attach_give_the_same_weights(name: str, kin
         assert torch.equal(tensor, found[tensor_name]), tensor_name
 
 
-def test_the_loops_change_every_network() -> None:
+def test_loops_change_every_network() -> None:
     for make, batch_of, loop in CASES.values():
         agent = make()
         before = {name: tensor.clone() for name, tensor in weights(agent)}

@@ -1,4 +1,4 @@
-"""Commands in processes of their own: signals, two at once, full disks, closed pipes."""
+"""Commands in separate processes: signals, concurrent runs, full disks, closed pipes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.runs import assert_same_run
+
 ROOT = Path(__file__).resolve().parents[1]
 FORKS = multiprocessing.get_context("forkserver") if hasattr(os, "fork") else None
-SLOW_IMPORTS = [  # what a run imports by and by, imported once for all children
+SLOW_IMPORTS = [  # imported once for all child processes
     "plastibench.training.runner",
     "plastibench.leaderboard",
     "plastibench.agents.classifier",
@@ -44,18 +46,18 @@ UPDATES = 4 * (1 + 2 + 3)
 
 @dataclass
 class Settings:
-    """How a child differs from a command in a shell."""
+    """How a child process differs from a command in a shell."""
 
     folder: Path
     name: str
     checkpoint_seconds: float = 60.0
-    pause: float = 0.0  # before every update, to be able to hit one
-    stop_when_writing: int = 0  # be killed while the checkpoint number so-and-so is written
+    pause: float = 0.0  # seconds before every update, so that a signal can hit one
+    stop_when_writing: int = 0  # die while this checkpoint, counted from 1, is written; 0: never
     stdout: str | None = None
 
 
 def child(arguments: list[str], settings: Settings) -> None:
-    """A command as a shell would run it, from a process that has torch imported already."""
+    """Run a command as a shell would, in a process that has already imported torch."""
     for descriptor, name in ((1, "out"), (2, "err")):
         path = settings.stdout if descriptor == 1 and settings.stdout else settings.folder / f"{settings.name}.{name}"
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
@@ -86,12 +88,12 @@ def child(arguments: list[str], settings: Settings) -> None:
 
     Classifier.update = slow  # type: ignore[method-assign]
     atomic_io.os.fsync = deadly  # type: ignore[assignment]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python has it when a command begins
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the state in which Python starts a command
     main(arguments)
 
 
 class Child:
-    """A command under way."""
+    """A running command."""
 
     def __init__(self, arguments: list[Any], folder: Path, name: str = "child", **settings: Any) -> None:
         self.folder, self.name = folder, name
@@ -103,7 +105,7 @@ class Child:
         os.kill(self.process.pid, number)
 
     def end(self) -> int:
-        """Wait; the exit status, or minus the signal."""
+        """Wait for the end; return the exit status, or minus the signal."""
         self.process.join(70)
         assert self.process.exitcode is not None
         return self.process.exitcode
@@ -124,31 +126,14 @@ def forkserver() -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the run that nothing interrupted."""
-    folder = tmp_path_factory.mktemp("whole")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     done = Child([*RUN, "--runs-dir", folder / "runs"], folder)
     assert done.end() == 0, done.err
-    run = next((folder / "runs").glob("*/result.json")).parent  # beside it stands the leaderboard
+    run = next((folder / "runs").glob("*/result.json")).parent  # the runs folder also contains the leaderboard
     assert json.loads((run / "result.json").read_text())["cost"]["updates"] == UPDATES
     return run
-
-
-def timeless(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    result = json.loads((folder / "result.json").read_text())
-    result["cost"] = {name: value for name, value in result["cost"].items() if "seconds" not in name}
-    result["origin"] = None
-    for report in result["interventions"]:
-        report["seconds"] = None
-    rows = (folder / "metrics.csv").read_text().splitlines()
-    return result, [row for row in rows if "seconds," not in row]
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    assert timeless(one) == timeless(other)
-    states = [torch.load(folder / "final.pt", weights_only=True)["networks"][0] for folder in (one, other)]
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def wait_for(path: Path, process: Child) -> None:
@@ -158,68 +143,68 @@ def wait_for(path: Path, process: Child) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=["kill", "term", "int"])
-def test_a_run_stopped_by_signals_at_random_moments_ends_bit_identical(
-    whole: Path, tmp_path: Path, number: signal.Signals
+def test_resume_after_signals_at_random_moments_is_bit_identical(
+    uninterrupted: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     chance = random.Random(int(number))
-    folder = tmp_path / "runs" / whole.name
+    folder = tmp_path / "runs" / uninterrupted.name
     stopped = 0
     arguments = [*RUN, "--runs-dir", tmp_path / "runs"]
     for attempt in range(4):
-        under_way = Child(arguments, tmp_path, f"try{attempt}", checkpoint_seconds=0.0, pause=0.02)
-        wait_for(tmp_path / f"try{attempt}.learning", under_way)
+        process = Child(arguments, tmp_path, f"try{attempt}", checkpoint_seconds=0.0, pause=0.02)
+        wait_for(tmp_path / f"try{attempt}.learning", process)
         time.sleep(chance.uniform(0.02, 0.15))
-        under_way.send(number)
-        status = under_way.end()
+        process.send(number)
+        status = process.end()
         if status == 0:
             break
         stopped += 1
         if number is signal.SIGKILL:
             assert status == -signal.SIGKILL
-        elif status != -number:  # the signal came while the command was starting up: nothing to say yet
+        elif status != -number:  # unless the signal came during start-up, before anything could be printed
             assert status == 130
-            assert under_way.err.count("\n") == 1, under_way.err
+            assert process.err.count("\n") == 1, process.err
         assert not (folder / "result.json").exists()
     assert stopped >= 2
     last = Child(arguments, tmp_path, "last")
     assert last.end() == 0, last.err
-    assert_same_run(whole, folder)
+    assert_same_run(uninterrupted, folder)
 
 
-def test_sigterm_says_in_one_line_how_to_go_on_and_resume_by_id_does(whole: Path, tmp_path: Path) -> None:
-    under_way = Child([*RUN, "--runs-dir", tmp_path / "runs"], tmp_path, pause=0.03)
-    wait_for(tmp_path / "runs" / whole.name / "metrics.csv", under_way)
+def test_sigterm_prints_one_line_and_the_run_can_be_resumed_by_id(uninterrupted: Path, tmp_path: Path) -> None:
+    process = Child([*RUN, "--runs-dir", tmp_path / "runs"], tmp_path, pause=0.03)
+    wait_for(tmp_path / "runs" / uninterrupted.name / "metrics.csv", process)
     time.sleep(0.2)
-    under_way.send(signal.SIGTERM)
-    assert under_way.end() == 130
-    assert under_way.err.startswith(f"plastibench: {whole.name} stopped in task ")
-    assert under_way.err.endswith("run the same command to continue\n") and under_way.err.count("\n") == 1
-    assert (tmp_path / "runs" / whole.name / "checkpoint.pt").exists()
-    resumed = Child(["resume", whole.name, "--runs-dir", tmp_path / "runs", "--quiet"], tmp_path, "resumed")
+    process.send(signal.SIGTERM)
+    assert process.end() == 130
+    assert process.err.startswith(f"plastibench: {uninterrupted.name} stopped in task ")
+    assert process.err.endswith("run the same command to continue\n") and process.err.count("\n") == 1
+    assert (tmp_path / "runs" / uninterrupted.name / "checkpoint.pt").exists()
+    resumed = Child(["resume", uninterrupted.name, "--runs-dir", tmp_path / "runs", "--quiet"], tmp_path, "resumed")
     assert resumed.end() == 0, resumed.err
-    assert_same_run(whole, tmp_path / "runs" / whole.name)
+    assert_same_run(uninterrupted, tmp_path / "runs" / uninterrupted.name)
 
 
-def test_a_run_killed_while_it_writes_a_checkpoint_leaves_no_litter(whole: Path, tmp_path: Path) -> None:
+def test_run_killed_while_saving_leaves_no_temporary_files(uninterrupted: Path, tmp_path: Path) -> None:
     arguments = [*RUN, "--runs-dir", tmp_path / "runs"]
     killed = Child(arguments, tmp_path, checkpoint_seconds=0.0, stop_when_writing=5)
     assert killed.end() == -signal.SIGKILL
     last = Child(arguments, tmp_path, "last")
     assert last.end() == 0, last.err
-    folder = tmp_path / "runs" / whole.name
-    assert_same_run(whole, folder)
+    folder = tmp_path / "runs" / uninterrupted.name
+    assert_same_run(uninterrupted, folder)
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_a_second_process_on_the_same_run_is_refused_and_the_first_goes_on(whole: Path, tmp_path: Path) -> None:
+def test_second_process_on_the_same_run_is_refused(uninterrupted: Path, tmp_path: Path) -> None:
     arguments = [*RUN, "--runs-dir", tmp_path / "runs"]
     first = Child(arguments, tmp_path, "first", pause=0.05)
-    wait_for(tmp_path / "runs" / whole.name / "metrics.csv", first)
+    wait_for(tmp_path / "runs" / uninterrupted.name / "metrics.csv", first)
     second = Child(arguments, tmp_path, "second")
     assert second.end() == 2
     assert "is being run by another process" in second.err and second.err.count("\n") == 1
     assert first.end() == 0, first.err
-    assert_same_run(whole, tmp_path / "runs" / whole.name)
+    assert_same_run(uninterrupted, tmp_path / "runs" / uninterrupted.name)
 
 
 @pytest.fixture
@@ -234,9 +219,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     assert libc.umount(str(folder).encode()) == 0
 
 
-@pytest.mark.parametrize("left", [0, 40, 120, 250])  # KiB: what fails first differs
-def test_a_full_disk_ends_the_run_in_one_line_and_room_lets_it_go_on(
-    whole: Path, tmp_path: Path, small_disk: Path, left: int
+@pytest.mark.parametrize("left", [0, 40, 120, 250])  # KiB; decides which write fails first
+def test_run_fails_on_a_full_disk_and_resumes_with_free_space(
+    uninterrupted: Path, tmp_path: Path, small_disk: Path, left: int
 ) -> None:
     filler = small_disk / "filler"
     descriptor = os.open(filler, os.O_WRONLY | os.O_CREAT)
@@ -250,16 +235,16 @@ def test_a_full_disk_ends_the_run_in_one_line_and_room_lets_it_go_on(
     full = Child(arguments, tmp_path, "full", checkpoint_seconds=0.0)
     status = full.end()
     assert full.err.count("\n") == 1 and "No space left on device" in full.err, full.err
-    folder = small_disk / "runs" / whole.name
+    folder = small_disk / "runs" / uninterrupted.name
     assert not (folder / "result.json").exists()
     assert status == 1, full.err
     filler.unlink()
     last = Child(arguments, tmp_path, "last")
     assert last.end() == 0, last.err
-    assert_same_run(whole, folder)
+    assert_same_run(uninterrupted, folder)
 
 
-def test_output_to_a_closed_pipe_is_no_error() -> None:
+def test_closed_output_pipe_is_not_an_error() -> None:
     command = [sys.executable, "-m", "plastibench", "list"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
     process.stdout.close()
@@ -267,7 +252,7 @@ def test_output_to_a_closed_pipe_is_no_error() -> None:
     assert (process.returncode, err.decode()) == (0, "")
 
 
-def test_a_terminal_without_greek_letters_is_no_error() -> None:
+def test_ascii_terminal_is_not_an_error() -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "plastibench", "list"]
     done = subprocess.run(command, capture_output=True, cwd=ROOT, env=environment, check=False)
@@ -276,7 +261,7 @@ def test_a_terminal_without_greek_letters_is_no_error() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list", "interventions"], ["run", "cl-digtis"]])
-def test_help_and_lists_and_mistakes_do_not_wait_for_torch(arguments: list[str]) -> None:
+def test_help_lists_and_errors_do_not_import_torch(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom plastibench.cli.main import main\n"
         f"try: main({arguments!r})\nexcept SystemExit: pass\n"
@@ -286,7 +271,7 @@ def test_help_and_lists_and_mistakes_do_not_wait_for_torch(arguments: list[str])
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_python_m_plastibench_is_the_command() -> None:
+def test_python_m_plastibench_is_the_command_line() -> None:
     done = subprocess.run([sys.executable, "-m", "plastibench", "--version"], capture_output=True, text=True, cwd=ROOT)
     from plastibench import __version__
 

@@ -32,7 +32,7 @@ def epoch(replay: ReplayBuffer, batch_size: int = 4) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 10, 12, 101])
-def test_an_epoch_visits_every_sample_once_and_its_last_batch_may_be_short(count: int) -> None:
+def test_epoch_contains_every_sample_once_and_may_end_with_a_smaller_batch(count: int) -> None:
     replay = filled(count)
     orders = []
     for _ in range(3):
@@ -45,7 +45,7 @@ def test_an_epoch_visits_every_sample_once_and_its_last_batch_may_be_short(count
         assert orders[0] != orders[1] != orders[2] and orders[0] != sorted(orders[0])
 
 
-def test_epochs_after_new_arrivals_visit_old_and_new_samples_once() -> None:
+def test_epochs_contain_new_data() -> None:
     replay = filled(10)
     for _ in range(2):
         epoch(replay)
@@ -56,13 +56,13 @@ def test_epochs_after_new_arrivals_visit_old_and_new_samples_once() -> None:
         assert sorted(number for batch in batches for number in batch) == list(range(23))
 
 
-def test_every_sample_is_equally_likely_to_come_first() -> None:
+def test_first_sample_is_uniform() -> None:
     replay = filled(8, batch_size=8)
     first = np.bincount([numbers_in(replay.sample())[0] for _ in range(800)], minlength=8)
     assert float(((first - 100) ** 2 / 100).sum()) < 29  # 7 degrees of freedom: p = 0.0001
 
 
-def test_the_order_follows_from_the_generator_alone() -> None:
+def test_order_depends_only_on_the_generator() -> None:
     torch.manual_seed(0)
     one = [epoch(replay) for replay in [filled(20, seed=5)] for _ in range(2)]
     torch.manual_seed(1)
@@ -72,7 +72,7 @@ def test_the_order_follows_from_the_generator_alone() -> None:
 
 
 @pytest.mark.parametrize("already", [0, 1, 3, 5, 7])
-def test_the_order_can_be_taken_up_from_saved_states_in_the_middle_of_an_epoch(already: int) -> None:
+def test_order_is_restored_within_an_epoch(already: int) -> None:
     def start() -> tuple[ReplayBuffer, torch.Generator]:
         order = torch.Generator().manual_seed(3)
         replay = make_task_buffer(100, 4, torch.device("cpu"), order)
@@ -90,14 +90,14 @@ def test_the_order_can_be_taken_up_from_saved_states_in_the_middle_of_an_epoch(a
     assert [numbers_in(fresh.sample()) for _ in range(12)] == ahead
 
 
-def test_an_image_keeps_the_label_that_belongs_to_it() -> None:
+def test_images_keep_their_labels() -> None:
     replay = filled(50)
     batch = replay.sample()
     assert batch["label"].tolist() == [number % 7 for number in numbers_in(batch)]
     assert batch["image"].dtype == torch.uint8 and batch["label"].dtype == torch.int64
 
 
-def test_labels_of_old_samples_are_rewritten_when_new_ones_arrive() -> None:
+def test_new_data_updates_old_labels() -> None:
     replay = filled(6)
     add_task_data(replay, images_of(range(6, 9)), np.arange(9) + 20)
     assert all_samples(replay)["label"].tolist() == [n + 20 for n in range(9)]
@@ -108,14 +108,14 @@ def test_labels_of_old_samples_are_rewritten_when_new_ones_arrive() -> None:
             assert batch["label"].tolist() == [number + 20 for number in numbers_in(batch)]
 
 
-def test_labels_can_be_rewritten_without_new_images() -> None:
+def test_labels_can_be_updated_without_new_images() -> None:
     replay = filled(6)
     add_task_data(replay, images_of(range(0)), np.full(6, 9))
     assert len(replay) == 6 and all_samples(replay)["label"].tolist() == [9] * 6
     assert numbers_in(all_samples(replay)) == list(range(6))
 
 
-def test_new_images_replace_old_ones_where_labels_are_for_them_alone() -> None:
+def test_new_images_replace_old_ones_if_labels_are_only_for_them() -> None:
     replay = filled(10)
     replay.sample()  # in the middle of an epoch
     for first, count in ((10, 7), (40, 13), (60, 2)):
@@ -128,7 +128,7 @@ def test_new_images_replace_old_ones_where_labels_are_for_them_alone() -> None:
     assert numbers_in(all_samples(replay)) == [60, 61, 90, 91, 92]
 
 
-def test_the_callers_arrays_are_neither_changed_nor_kept() -> None:
+def test_added_arrays_are_copied() -> None:
     replay = make_task_buffer(100, 4, torch.device("cpu"), torch.Generator())
     images, labels = images_of(range(5)), np.arange(5)
     add_task_data(replay, images, labels)
@@ -137,7 +137,7 @@ def test_the_callers_arrays_are_neither_changed_nor_kept() -> None:
     assert all_samples(replay)["label"].tolist() == list(range(5))
 
 
-def test_a_representative_batch_has_no_sample_twice_and_is_drawn_from_everywhere() -> None:
+def test_representative_batch_is_uniform_without_replacement() -> None:
     replay, draws = filled(300), torch.Generator().manual_seed(0)
     chosen = [numbers_in(representative(replay, 100, draws)) for _ in range(200)]
     assert all(len(set(numbers)) == 100 for numbers in chosen)
@@ -147,7 +147,7 @@ def test_a_representative_batch_has_no_sample_twice_and_is_drawn_from_everywhere
 
 
 @pytest.mark.parametrize("size", [300, 301, 2048])
-def test_a_representative_batch_larger_than_the_data_is_all_of_it_and_a_copy(size: int) -> None:
+def test_representative_batch_of_all_data_is_a_copy(size: int) -> None:
     replay = filled(300)
     batch = representative(replay, size, torch.Generator())
     assert sorted(numbers_in(batch)) == list(range(300))
@@ -155,13 +155,13 @@ def test_a_representative_batch_larger_than_the_data_is_all_of_it_and_a_copy(siz
     assert all_samples(replay)["label"].max() == 6
 
 
-def test_a_representative_batch_is_a_copy_also_when_it_is_a_part() -> None:
+def test_representative_batch_of_a_subset_is_a_copy() -> None:
     replay = filled(300)
     representative(replay, 10, torch.Generator())["label"].fill_(99)
     assert all_samples(replay)["label"].max() == 6
 
 
-def test_a_representative_batch_does_not_disturb_the_epochs_or_the_global_random_state() -> None:
+def test_representative_batch_does_not_affect_epochs_or_global_random_state() -> None:
     undisturbed = filled(20)
     expected = [numbers_in(undisturbed.sample()) for _ in range(10)]
     replay, draws = filled(20), torch.Generator().manual_seed(1)
@@ -175,10 +175,7 @@ def test_a_representative_batch_does_not_disturb_the_epochs_or_the_global_random
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# Named generators ------------------------------------------------------------------------------------------------
-
-
-def test_seeds_of_different_names_and_numbers_differ_and_fit_into_62_bits() -> None:
+def test_derived_seeds_differ_and_fit_into_62_bits() -> None:
     names = ["init", "order", "augmentation", "intervention", "representative", "dropout", "stream"]
     seeds = {derive(seed, name) for seed in range(50) for name in names}
     assert len(seeds) == 350
@@ -186,7 +183,7 @@ def test_seeds_of_different_names_and_numbers_differ_and_fit_into_62_bits() -> N
     assert max(seeds) > 2**61
 
 
-def test_seeds_stay_what_they_are_from_release_to_release() -> None:
+def test_derived_seeds_do_not_change_between_releases() -> None:
     import zlib
 
     words = np.random.SeedSequence([3, zlib.crc32(b"order")]).generate_state(2, np.uint32).tolist()
@@ -194,7 +191,7 @@ def test_seeds_stay_what_they_are_from_release_to_release() -> None:
     assert derive(0, "init") == 3759328099864786488
 
 
-def test_drawing_from_one_generator_leaves_another_alone() -> None:
+def test_generators_are_independent() -> None:
     one, other = generator(0, "order"), generator(0, "augmentation")
     expected = torch.rand(5, generator=generator(0, "augmentation"))
     alone = torch.rand(5, generator=generator(0, "order"))

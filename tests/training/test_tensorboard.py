@@ -9,11 +9,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
-from plastibench.agents.classifier import Classifier
 from plastibench.config.spec import RunSpec
 from plastibench.results.result import Cost, Result, Summary
 from plastibench.training.recorder import LEADERBOARD, leaderboard_values
 from plastibench.training.runner import run
+from tests.support.runs import Stopped, crash_at, go
 
 Tiny = Callable[..., RunSpec]
 
@@ -24,7 +24,7 @@ def read(folder: Path) -> EventAccumulator:
 
 
 def content(folder: Path) -> dict[str, list[Any]]:
-    """Every scalar and histogram by tag, without the time, in order."""
+    """All scalars and histograms by tag, without times."""
     events = read(folder)
     scalars = {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
@@ -65,7 +65,7 @@ def test_curves_histograms_plasticity_and_leaderboard_are_recorded(finished: tup
     assert found["leaderboard/updates"] == [(6, 6)]
 
 
-def test_the_table_and_tensorboard_say_the_same(finished: tuple[Path, Result]) -> None:
+def test_metrics_csv_agrees_with_tensorboard(finished: tuple[Path, Result]) -> None:
     import csv
 
     folder, _ = finished
@@ -80,7 +80,7 @@ def test_the_table_and_tensorboard_say_the_same(finished: tuple[Path, Result]) -
         assert found[tag] == table[tag], tag
 
 
-def test_hyperparameters_begin_and_end_a_session(finished: tuple[Path, Result]) -> None:
+def test_hyperparameters_of_a_session(finished: tuple[Path, Result]) -> None:
     folder, _ = finished
     plugin = read(folder).PluginTagToContent("hparams")
     assert {metadata.EXPERIMENT_TAG, metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG} <= set(plugin)
@@ -98,7 +98,7 @@ def test_hyperparameters_begin_and_end_a_session(finished: tuple[Path, Result]) 
     assert parsed[metadata.SESSION_END_INFO_TAG].session_end_info.status == 1  # STATUS_SUCCESS
 
 
-def test_a_run_is_one_run_in_tensorboard_and_its_spec_is_readable_there(
+def test_run_is_a_single_tensorboard_run_with_its_spec(
     finished: tuple[Path, Result],
 ) -> None:
     folder, _ = finished
@@ -109,7 +109,7 @@ def test_a_run_is_one_run_in_tensorboard_and_its_spec_is_readable_there(
     assert b'name = "rnr"' in text.tensor_proto.string_val[0]
 
 
-def test_every_run_has_the_same_hyperparameters_with_the_same_types(tiny: Tiny, tmp_path: Path) -> None:
+def test_hyperparameters_have_the_same_types_in_all_runs(tiny: Tiny, tmp_path: Path) -> None:
     found = []
     for spec in (tiny("none"), tiny("reset", every=4, agent="mlp"), tiny(env="relabel-digits", agent="mlp")):
         run(spec, runs_dir=tmp_path, quiet=True, threads=1)
@@ -120,7 +120,7 @@ def test_every_run_has_the_same_hyperparameters_with_the_same_types(tiny: Tiny, 
     assert {"seed", "every", "version", "data", "env options", "agent options"} <= set(found[0])
 
 
-def test_a_row_has_accuracy_or_return_and_recovery_in_epochs_or_steps() -> None:
+def test_leaderboard_values_of_accuracy_and_return_runs() -> None:
     cost = Cost(seconds=20.0, intervention_seconds=1.0, updates=7)
     summary = Summary(final_accuracy=0.9, mean_drop=0.1, auc=0.5, mean_recovery_epochs=3.0, unrecovered_fraction=0.0)
     row = leaderboard_values(summary, cost)
@@ -136,32 +136,20 @@ def test_a_row_has_accuracy_or_return_and_recovery_in_epochs_or_steps() -> None:
 
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 1e9], ids=["with a checkpoint", "before the first checkpoint"])
 @pytest.mark.parametrize("updates", [3, 4, 5])
-def test_an_interrupted_run_shows_every_point_once_and_none_is_missing(
+def test_resumed_run_has_every_point_exactly_once(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int, checkpoint_seconds: float
 ) -> None:
-    class Stopped(BaseException):
-        pass
-
     spec = tiny("rnr", agent_options={"batch_size": 8})
-    run(spec, runs_dir=tmp_path / "whole", quiet=True, threads=1)
-    done, original = [0], Classifier.update
-
-    def crash(self: Classifier, batch: Any) -> None:
-        done[0] += 1
-        if done[0] > updates:
-            raise Stopped
-        original(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Classifier, "update", crash)
-        with pytest.raises(Stopped):
-            run(spec, runs_dir=tmp_path / "part", quiet=True, threads=1, checkpoint_seconds=checkpoint_seconds)
-    run(spec, runs_dir=tmp_path / "part", quiet=True, threads=1)
-    whole, part = content(tmp_path / "whole" / spec.id), content(tmp_path / "part" / spec.id)
-    assert whole.keys() == part.keys()
-    steps = {tag: [step for step, _ in events] for tag, events in part.items()}
+    go(spec, tmp_path / "uninterrupted")
+    crash_at(monkeypatch, updates + 1)
+    with pytest.raises(Stopped):
+        go(spec, tmp_path / "resumed", checkpoint_seconds=checkpoint_seconds)
+    go(spec, tmp_path / "resumed")
+    uninterrupted, resumed = content(tmp_path / "uninterrupted" / spec.id), content(tmp_path / "resumed" / spec.id)
+    assert uninterrupted.keys() == resumed.keys()
+    steps = {tag: [step for step, _ in events] for tag, events in resumed.items()}
     assert {tag: steps[tag] for tag in ("accuracy", "loss", "drop/after")} == {
-        tag: [step for step, _ in whole[tag]] for tag in ("accuracy", "loss", "drop/after")
+        tag: [step for step, _ in uninterrupted[tag]] for tag in ("accuracy", "loss", "drop/after")
     }
-    assert part == whole
-    assert json.loads((tmp_path / "part" / spec.id / "result.json").read_text())["id"] == spec.id
+    assert resumed == uninterrupted
+    assert json.loads((tmp_path / "resumed" / spec.id / "result.json").read_text())["id"] == spec.id

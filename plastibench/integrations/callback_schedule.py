@@ -1,4 +1,4 @@
-"""What the callbacks share: when to act, and on which samples."""
+"""Shared by the callbacks: when to intervene, and on which samples."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Draw = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Schedule:
-    """After which optimizer steps to intervene; counted from 1 within a training, as the library counts them.
+    """The optimizer steps after which to intervene. Steps are counted from 1, as the library counts them.
 
     Attributes:
-        every: Every so many steps; 0 for never.
-        steps: These steps.
-        epochs: The last step of each of these epochs.
+        every: After every ``every`` steps; 0: never.
+        steps: After each of these steps.
+        epochs: At the end of each of these epochs, counted from 1.
     """
 
     every: int = 0
@@ -31,34 +31,36 @@ class Schedule:
     epochs: Sequence[int] = ()
 
     def due(self, step: int, epoch: int = 0) -> bool:
-        """Whether to act now.
+        """Whether to intervene now.
 
         Args:
-            step: Optimizer steps made.
-            epoch: The epoch that this step completes, from 1; 0 where it completes none.
+            step: Number of optimizer steps so far.
+            epoch: The epoch that this step completes, from 1; 0 if it does not complete an epoch.
         """
         return bool(self.every and step % self.every == 0) or step in self.steps or bool(epoch and epoch in self.epochs)
 
 
 def collate(loader: Any, size: int, generator: torch.Generator) -> Any:
-    """A batch of samples that are drawn evenly, without replacement, from the data set behind a data loader.
+    """Draw a batch of samples, uniformly and without replacement, from the data set of a data loader.
 
-    They are read by index in this process and put together by the loader's own ``collate_fn``; its sampler, workers and
-    running iterators are not touched. Transforms that draw from the global states of torch (CPU), ``random`` or NumPy
-    draw from the generator instead, and these states are put back. What a data set keeps itself (a generator of its
-    own, a cache, a file's position) does see the reads.
+    Samples are read by index in this process and collated by the loader's ``collate_fn``. The loader's sampler, workers
+    and running iterators are not affected. The global random states of torch (CPU), ``random`` and NumPy, which
+    transforms use, are seeded from ``generator`` for this call and restored afterwards. State of the data set itself
+    (its own generator, a cache, a file position) is affected by the reads.
 
     Args:
         loader: A ``DataLoader``.
-        size: Samples; all there are if fewer.
+        size: Number of samples; all samples if the data set is smaller.
         generator: A CPU generator.
 
     Raises:
-        UserError: The data cannot be read by index.
+        UserError: The data set does not support access by index.
     """
     dataset = getattr(loader, "dataset", None)
     if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
-        raise UserError("the training data cannot be read by index; give the callback draw=, which returns a batch")
+        raise UserError(
+            "the training data does not support access by index; pass draw=, a function that returns a batch"
+        )
     chosen = torch.randperm(len(dataset), generator=generator)[:size].tolist()
     seed = int(torch.randint(2**31, (), generator=generator))
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what transforms use

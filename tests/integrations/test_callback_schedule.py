@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from plastibench.config.errors import UserError
-from plastibench.integrations.shared import Schedule, collate
+from plastibench.integrations.callback_schedule import Schedule, collate
 
 
 class Noisy(Dataset):
@@ -43,7 +43,7 @@ def test_samples_are_drawn_without_replacement_and_collated_once() -> None:
     assert sorted(collate(loader, 99, generator()).tolist()) == list(range(20))
 
 
-def test_two_batches_differ_and_the_generator_alone_decides() -> None:
+def test_batches_depend_only_on_the_generator() -> None:
     loader = DataLoader(Noisy())
     source = generator()
     first, second = collate(loader, 8, source), collate(loader, 8, source)
@@ -53,7 +53,7 @@ def test_two_batches_differ_and_the_generator_alone_decides() -> None:
     assert torch.equal(first["index"], again["index"]) and torch.equal(first["noise"], again["noise"])
 
 
-def test_the_order_and_noise_of_the_training_stay_as_they_are() -> None:
+def test_collate_does_not_affect_training_data() -> None:
     def epoch(disturb: bool) -> list[torch.Tensor]:
         torch.manual_seed(3), random.seed(3), np.random.seed(3)  # noqa: NPY002
         loader = DataLoader(Noisy(), batch_size=4, shuffle=True)
@@ -68,7 +68,7 @@ def test_the_order_and_noise_of_the_training_stay_as_they_are() -> None:
         assert torch.equal(plain, disturbed)
 
 
-def test_a_failing_data_set_leaves_the_random_states_alone_too() -> None:
+def test_random_states_are_restored_after_an_error() -> None:
     class Broken(Noisy):
         def __getitem__(self, index: int) -> dict[str, float]:
             raise OSError("gone")
@@ -80,7 +80,7 @@ def test_a_failing_data_set_leaves_the_random_states_alone_too() -> None:
     assert (states[2] == np.random.get_state()[1]).all()  # noqa: NPY002
 
 
-def test_data_that_only_streams_needs_a_function() -> None:
+def test_iterable_data_sets_need_a_draw_function() -> None:
     class Stream(IterableDataset):
         def __iter__(self):
             return iter(range(3))
@@ -89,7 +89,7 @@ def test_data_that_only_streams_needs_a_function() -> None:
         collate(DataLoader(Stream()), 2, generator())
 
 
-def test_the_schedule_counts_steps_and_epochs_from_one() -> None:
+def test_schedule_counts_steps_and_epochs_from_one() -> None:
     assert [step for step in range(1, 10) if Schedule(every=3).due(step)] == [3, 6, 9]
     assert [step for step in range(1, 10) if Schedule(steps=(2, 5)).due(step)] == [2, 5]
     assert [epoch for epoch in range(5) if Schedule(epochs=(1, 3)).due(7, epoch)] == [1, 3]

@@ -1,0 +1,77 @@
+"""Gymnasium environments with known behaviour, registered for tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+
+class Float64Actions(gymnasium.Env[Any, Any]):
+    """Takes float64 actions. The reward depends on their last bits; observations do not depend on actions."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
+    action_space: Any = gymnasium.spaces.Box(-1, 1, (2,), np.float64)
+
+    def _observation(self) -> Any:
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        return self._observation(), float(np.sin(100 * action).sum()), False, self.steps >= 20, {}
+
+
+class ActionsFromOne(Float64Actions):
+    """Has actions 1, 2 and 3."""
+
+    action_space = gymnasium.spaces.Discrete(3, start=1)
+
+
+class IntegerBox(Float64Actions):
+    """Has a box of integers as action space."""
+
+    action_space = gymnasium.spaces.Box(0, 5, (2,), np.int64)
+
+
+for _kind in (Float64Actions, ActionsFromOne, IntegerBox):
+    gymnasium.register(f"tests/{_kind.__name__}-v0", entry_point=_kind)
+
+
+class Counter(gymnasium.Env[Any, Any]):
+    """Observes 100 times the episode number plus the step. Episodes end after seven steps: truncated or terminated.
+
+    With ``noisy``, observations differ between two environments of the same seed.
+    """
+
+    def __init__(self, terminal: bool, noisy: bool = False) -> None:
+        self.observation_space = gymnasium.spaces.Box(0, np.inf, (1,), np.float32)
+        self.action_space = gymnasium.spaces.Discrete(2)
+        self.terminal, self.count = terminal, 0
+        self.noise = float(np.random.default_rng().random()) if noisy else 0.0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.count += 100 - self.count % 100
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.count += 1
+        over = self.count % 100 == 7
+        return self._observation(), 1.0, over and self.terminal, over and not self.terminal, {}
+
+    def _observation(self) -> Any:
+        return np.array([self.count + self.noise], np.float32)
+
+
+for _name, _options in (
+    ("Truncated", {"terminal": False}),
+    ("Terminated", {"terminal": True}),
+    ("Nondeterministic", {"terminal": True, "noisy": True}),
+):
+    gymnasium.register(f"tests/{_name}-v0", entry_point=Counter, kwargs=_options)
