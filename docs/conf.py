@@ -30,6 +30,7 @@ napoleon_google_docstring = True
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 nitpicky = False
+smartquotes = False  # `--every` would become a dash
 default_role = "code"
 
 pages.write(Path(__file__).parent)
