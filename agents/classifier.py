@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from plastibench.agents.classifier_config import ClassifierConfig
+from plastibench.agents.classifier_options import ClassifierOptions
 from plastibench.agents.images import Normalise, crop_and_flip
 from plastibench.config.errors import RunError, UserError
 from plastibench.envs.task_stream import TaskStream
@@ -34,7 +34,7 @@ class Classifier:
         masked_classes: True for classes that do not exist yet, bool [K], or None; the loss ignores them.
     """
 
-    def __init__(self, config: ClassifierConfig, env: TaskStream, seed: int, device: torch.device) -> None:
+    def __init__(self, config: ClassifierOptions, env: TaskStream, seed: int, device: torch.device) -> None:
         self.config = config
         self.batch_size = config.batch_size
         self.masked_classes: Tensor | None = None

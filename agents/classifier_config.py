@@ -1,38 +1,20 @@
-"""The training options that all classifiers share. Does not import torch, so that ``--help`` stays fast."""
+"""The config of a classifier: its training options, and how it becomes an agent."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from plastibench.agents.classifier_options import ClassifierOptions
 from plastibench.config.errors import UserError
-from plastibench.config.options import option
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
-    """Training options. The defaults are those of the paper for ViT-Tiny (Table 1, A.2)."""
-
-    kind = "classifier"
-
-    lr: float = option(3e-3, "peak learning rate of AdamW", low=0)
-    weight_decay: float = option(0.05, "decoupled weight decay, applied to all parameters (Lee et al. 2024)", low=0)
-    batch_size: int = option(256, "samples per update", low=1)
-    clip: float = option(0.5, "maximum gradient norm; 0: no clipping", low=0)
-    warmup: float = option(0.1, "fraction of a task's updates used for linear learning-rate warm-up", low=0, high=1)
-    schedule: Literal["cosine", "constant"] = option(
-        "cosine", "learning-rate schedule after the warm-up, within each task"
-    )
-    precision: Literal["float32", "tf32", "bfloat16"] = option("float32", "precision of matrix products")
-    compile: Literal["no", "default", "reduce-overhead"] = option("no", "torch.compile mode")
-
-    def module(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
-        """Build the untrained network for images of ``shape`` (C, H, W)."""
-        raise NotImplementedError
+class ClassifierConfig(ClassifierOptions):
+    """Base of all classifiers' configs; a subclass defines the network in ``module``."""
 
     def build(self, env: Any, seed: int, device: torch.device) -> Any:
         """Create the :class:`~plastibench.agents.classifier.Classifier` for a task stream.

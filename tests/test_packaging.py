@@ -190,7 +190,7 @@ def test_third_party_imports_are_declared_dependencies() -> None:
     optional = {
         r.split(">")[0].split("[")[0] for rs in PROJECT["project"]["optional-dependencies"].values() for r in rs
     }
-    names = {"scikit-learn": "sklearn", "pillow": "PIL", "tomli-w": "tomli_w"}
+    names = {"scikit-learn": "sklearn", "pillow": "PIL", "tomli-w": "tomli_w", "ipykernel": "IPython"}
     allowed = {names.get(requirement, requirement) for requirement in declared | optional} | {"plastibench"}
     for module in SOURCES:
         roots = {name.split(".")[0] for name in imported(module)}
