@@ -285,7 +285,8 @@ class OffPolicyTrainer(Trainer):
         position += f"step {self.steps:,}"
         done = self.steps - self.steps_before
         end = self.steps % self.steps_per_task == 0 and self.steps > 0
-        self.log.progress(self.steps, done, position, f"return {value:8.2f}", milestone=end)
+        if self.log is not None:
+            self.log.progress(self.steps, done, position, f"return {value:8.2f}", milestone=end)
 
     def _evaluate_policy(self, draws: torch.Generator | None = None) -> tuple[float, float]:
         seed = derive(self.options.seed, f"evaluation-{self.steps}") % 2**31

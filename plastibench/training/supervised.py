@@ -158,7 +158,8 @@ class SupervisedTrainer(Trainer):
         accuracy = self.records[-1].curve[-1][1] if self.records[-1].curve else None
         value = "" if accuracy is None else f"accuracy {100 * accuracy:5.1f} %"
         samples = self.samples - self.samples_before
-        self.log.progress(self.learner.updates, samples, position, value, milestone=epoch == last)
+        if self.log is not None:
+            self.log.progress(self.learner.updates, samples, position, value, milestone=epoch == last)
 
     def _end_task(self) -> None:
         record = self.records[-1]

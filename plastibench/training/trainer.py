@@ -34,21 +34,6 @@ class Log(Protocol):
         """Show how far the run is."""
 
 
-class NoLog:
-    """Discards everything: for trainers in benchmarks, diagnosis and tests."""
-
-    def scalars(
-        self, update: int, task: int, position: float, phase: str, values: dict[str, Any], prefix: str = ""
-    ) -> None:
-        """Discard."""
-
-    def histogram(self, update: int, name: str, values: Tensor) -> None:
-        """Discard."""
-
-    def progress(self, done: int, count: int, position: str, value: str, *, milestone: bool = False) -> None:
-        """Discard."""
-
-
 class Trainer(ABC):
     """Drives one run: owns the environment, the buffer and the position, and hands batches to the learner.
 
@@ -57,7 +42,7 @@ class Trainer(ABC):
         unit: What the rate in the progress line counts.
         learner: What learns.
         options: Seed, schedule and sizes of the run.
-        log: Where metrics go.
+        log: Where metrics and progress go; None discards them.
         task: Number of the current task, from 0.
         reports: A summary of what each intervention did.
         plasticity: Plasticity metrics at each measurement.
@@ -68,7 +53,7 @@ class Trainer(ABC):
     unit: ClassVar[str]
 
     def __init__(self, learner: Learner, options: RunOptions, log: Log | None = None) -> None:
-        self.learner, self.options, self.log = learner, options, log or NoLog()
+        self.learner, self.options, self.log = learner, options, log
         self.task = 0
         self.reports: list[dict[str, Any]] = []
         self.plasticity: list[dict[str, Any]] = []
@@ -130,7 +115,8 @@ class Trainer(ABC):
 
     def record(self, phase: str, values: dict[str, Any], prefix: str = "") -> None:
         """Record values at the current position."""
-        self.log.scalars(self.learner.updates, self.task, self.position, phase, values, prefix)
+        if self.log is not None:
+            self.log.scalars(self.learner.updates, self.task, self.position, phase, values, prefix)
 
     def intervene(self) -> dict[str, Report]:
         """Let the interventions act on a fresh representative batch, and record what they did."""
@@ -164,8 +150,9 @@ class Trainer(ABC):
             self.record(phase, found.overall, prefix=f"plasticity-{role}")
             for layer, values in found.layers.items():
                 self.record(phase, values, prefix=f"layers-{role}/{layer}")
-            for layer, gradients in found.layernorm_gradients.items():
-                self.log.histogram(self.learner.updates, f"layernorm-gradient-{phase}/{layer}", gradients)
+            if self.log is not None:
+                for layer, gradients in found.layernorm_gradients.items():
+                    self.log.histogram(self.learner.updates, f"layernorm-gradient-{phase}/{layer}", gradients)
         self.metric_seconds += time.monotonic() - start
 
     def state_dict(self) -> dict[str, Any]:
