@@ -94,6 +94,13 @@ def test_an_option_that_neither_run_nor_intervention_has_is_rejected() -> None:
         pb.train("relabel-digits", "mlp", "rnr", quantil=0.3, runs_dir=None)
 
 
+def test_an_option_of_the_env_or_agent_is_rejected_with_its_place() -> None:
+    with pytest.raises(UserError, match="'epochs' is an option of the env; pass env_options="):
+        pb.train("relabel-digits", "mlp", "rnr", epochs=1, runs_dir=None)
+    with pytest.raises(UserError, match="'lr' is an option of the agent; pass agent_options="):
+        pb.train("relabel-digits", "mlp", lr=0.1, runs_dir=None)
+
+
 def test_an_intervention_option_named_like_a_run_option_can_be_passed_separately() -> None:
     result = pb.train(
         "relabel-digits",

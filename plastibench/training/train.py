@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from plastibench.config import registry
+from plastibench.config.errors import UserError
 from plastibench.config.options import field_name, options_of
 from plastibench.config.spec import RunOptions, RunSpec
 from plastibench.results.result import Result
@@ -50,6 +52,7 @@ def train(
         UserError: An unknown name, an invalid option, or missing data.
         RunError: The run failed, for example with NaN.
     """
+    _check_options(options, intervention, {"env": env, "agent": agent})
     run_options = {name: value for name, value in options.items() if field_name(name) in options_of(RunOptions)}
     method_options = {name: value for name, value in options.items() if name not in run_options}
     spec = RunSpec.make(
@@ -73,3 +76,17 @@ def train(
             stop=[],
             command=command,
         )
+
+
+def _check_options(options: Mapping[str, Any], intervention: str, others: Mapping[str, str]) -> None:
+    """Refuse an option that belongs to the env or the agent, and say where it goes.
+
+    Raises:
+        UserError: Neither the run nor the intervention has the option, but the env or the agent has.
+    """
+    known = {*options_of(RunOptions), *options_of(registry.interventions[intervention].load())}
+    for name in options:
+        for part, component in others.items():
+            entry = getattr(registry, f"{part}s")[component]
+            if field_name(name) not in known and field_name(name) in options_of(entry.load()):
+                raise UserError(f"'{name}' is an option of the {part}; pass {part}_options={{{name!r}: …}}")
