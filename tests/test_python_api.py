@@ -186,6 +186,19 @@ def test_attach_without_a_loss_names_it_when_a_method_needs_it(model: nn.Module)
         handle.intervene(batch())
 
 
+def test_attach_refuses_what_is_not_the_models_optimizer(model: nn.Module) -> None:
+    with pytest.raises(UserError, match="the optimizer is a function; pass name, model, optimizer, loss_fn"):
+        pb.attach("redo", model, loss_fn)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="none of the model's parameters"):
+        pb.attach("rnr", model, torch.optim.Adam(nn.Linear(2, 2).parameters()), loss_fn)
+
+
+def test_a_tuple_is_not_a_batch(model: nn.Module) -> None:
+    handle = pb.attach("rnr", model, torch.optim.Adam(model.parameters()), loss_fn)
+    with pytest.raises(UserError, match="a batch must be a TensorDict or a dict"):
+        handle.intervene(tuple(batch().values()))
+
+
 def test_several_attached_methods_act_at_every_step(model: nn.Module) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     handles = [pb.attach(name, model, optimizer, loss_fn) for name in ("soft-shrink-perturb", "weight-clipping")]

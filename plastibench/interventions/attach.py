@@ -53,6 +53,7 @@ def attach(
         network = model
     else:
         network = Network(model, optimizer, loss_fn or _no_loss)
+    _check_optimizer(network)
     method = create(intervention, **options)
     method.prepare(network)
     return Attached(method, network)
@@ -235,6 +236,19 @@ class Attached:
             self.intervention.after_update(self.network)
         if self._draw is not None and self.steps % self._every == 0:
             self.intervene(self._draw())
+
+
+def _check_optimizer(network: Network) -> None:
+    if network.optimizer is None:
+        return
+    groups = getattr(network.optimizer, "param_groups", None)
+    if groups is None:
+        raise UserError(
+            f"attach: the optimizer is a {type(network.optimizer).__name__}; pass name, model, optimizer, loss_fn"
+        )
+    owned = {id(parameter) for group in groups for parameter in group["params"]}
+    if not any(id(parameter) in owned for parameter in network.module.parameters()):
+        raise UserError("attach: the optimizer has none of the model's parameters; create it from model.parameters()")
 
 
 class _NoBatch:

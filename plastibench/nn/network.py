@@ -11,6 +11,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
+from plastibench.config.errors import UserError
+
 Loss = Callable[[nn.Module, TensorDictBase], Tensor]
 
 
@@ -315,6 +317,10 @@ def as_batch(batch: TensorDictBase | Mapping[str, Tensor]) -> TensorDictBase:
         return batch if batch.batch_dims == 1 else batch.reshape(-1)
     if isinstance(batch, Mapping):
         return TensorDict(dict(batch), batch_size=[len(next(iter(batch.values())))])
+    if isinstance(batch, tuple | list | Tensor):
+        raise UserError(
+            f"a batch must be a TensorDict or a dict of tensors, such as {{'x': x, 'y': y}}; got {type(batch)}"
+        )
     return batch  # the stand-in for a missing batch, which raises an error when a method looks at it
 
 
