@@ -1,4 +1,4 @@
-"""Augmentation and normalisation of uint8 image batches, on the device."""
+"""Augmentation and normalization of uint8 image batches, on the device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Normalise:
-    """Convert uint8 [B, C, H, W] to float32 and standardize it with the data set's channel means and deviations."""
+    """Convert uint8 [B, C, H, W] to float32 and standardize it with the dataset's channel means and deviations."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:
         std = tuple(s or 1.0 for s in std)  # a constant channel becomes 0
@@ -16,7 +16,7 @@ class Normalise:
         self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)[:, None, None]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Normalise a batch."""
+        """Normalize a batch."""
         return torch.addcmul(self._shift, images.float(), self._scale)
 
 

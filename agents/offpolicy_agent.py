@@ -50,7 +50,7 @@ class OffPolicyConfig(Encoder):
         "target network after an intervention: keep it, copy the network, or apply the same intervention to it",
     )
     clip: float = option(10.0, "maximum gradient norm; 0: no clipping", low=0)
-    clip_rewards: bool = option(False, "replace rewards by their signs, as usual on Atari")
+    clip_rewards: bool = option(False, "replace rewards with their signs, as usual for Atari")
     random_shift: int = option(
         0, "shift images randomly by up to this many pixels (DrQ, Kostrikov et al. 2021); 0: off", low=0
     )

@@ -19,13 +19,13 @@ from plastibench.envs.rl_env import Frames, RLEnvConfig, RLEnvironment
 
 @register_env(
     "rl-bandit-digits",
-    "Contextual bandit: 400 digits, with newly drawn rewarded actions in each of 10 tasks; two minutes on a CPU",
+    "Contextual bandit on 400 digits; the rewarded actions are re-randomized in each of 10 tasks; two minutes on a CPU",
 )
 @dataclass(frozen=True)
 class DigitsBandit(RLEnvConfig):
     """Each image of a digit has one rewarded action out of ten, drawn at random for every task.
 
-    The agent must memorise the value function of every task, as with random labels in supervised learning. Episodes
+    The agent must memorize the value function of every task, as with random labels in supervised learning. Episodes
     last one step, so there is no bootstrapping and a lower return is due to the critic alone. Images are those of a
     dataset, as in the bandit of bsuite (Osband et al. 2020).
     """
@@ -34,7 +34,7 @@ class DigitsBandit(RLEnvConfig):
     steps: int = option(8_000, "agent steps per task, summed over all parallel environments", low=1)
     envs: int = option(32, "number of parallel environments", low=1)
     evaluate_every: int = option(4_000, "agent steps between evaluations", low=1)
-    evaluation_episodes: int = option(400, "episodes per evaluation (default: one per image)", low=1)
+    evaluation_episodes: int = option(400, "episodes per evaluation; 400 is one per image", low=1)
     clear_replay: bool = option(True, "empty the replay buffer at each task boundary")
     tasks: int = option(10, "number of tasks", low=1)
     images: int = option(400, "number of images", low=1)

@@ -47,7 +47,7 @@ class Growing(TaskStreamConfig):
     """The training set grows by one random chunk per task while the label noise decreases.
 
     The training set is split at random into one chunk per noise ratio; task k contains chunks 1 to k. In each task, a
-    fraction of all labels so far is replaced by a wrong class. The wrong labels are redrawn for every task, for old
+    fraction of all labels so far is replaced with a wrong class. New wrong labels are drawn for every task, for old
     and new images alike, and stay fixed within the task. The default ratios are those of the official code
     (dojeon-ai/Hare-Tortoise, ``configs/_continual.yaml``); the paper gives only the first (0.5) and the last (0).
     """
@@ -78,7 +78,7 @@ class Growing(TaskStreamConfig):
 
 
 def corrupt_labels(labels: Integers, ratio: float, classes: int, generator: np.random.Generator) -> Integers:
-    """Replace ``floor(ratio * n)`` randomly chosen labels by a wrong class, drawn uniformly. [n]."""
+    """Replace ``floor(ratio * n)`` randomly chosen labels with a wrong class, drawn uniformly. [n]."""
     count = int(len(labels) * ratio + 1e-9)
     wrong = generator.permutation(len(labels))[:count]
     labels = labels.copy()

@@ -1,4 +1,4 @@
-"""Reinforcement learning: a gymnasium environment as a sequence of tasks, each a vectorised environment."""
+"""Reinforcement learning: a gymnasium environment as a sequence of tasks, each a vectorized environment."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RLEnvConfig:
 
     @property
     def reference_returns(self) -> tuple[float, float] | None:
-        """Returns of a random and an optimal policy, for normalisation; None if unknown."""
+        """Returns of a random and an optimal policy, for normalization; None if unknown."""
         return None if self.max_episode_steps else _REFERENCE_RETURNS.get(self.id)
 
     @property

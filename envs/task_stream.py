@@ -40,7 +40,10 @@ class Task:
 
 
 class TaskSource(Protocol):
-    """What a task stream needs of its options, :class:`~plastibench.envs.task_stream_config.TaskStreamConfig`."""
+    """Interface that a task stream needs from its config.
+
+    See :class:`~plastibench.envs.task_stream_config.TaskStreamConfig`.
+    """
 
     @property
     def augment_pad(self) -> int:

@@ -1,4 +1,4 @@
-"""Create vectorised gymnasium environments, with helpful errors for unknown names and missing packages."""
+"""Create vectorized gymnasium environments, with helpful errors for unknown names and missing packages."""
 
 from __future__ import annotations
 

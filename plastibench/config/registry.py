@@ -50,7 +50,7 @@ class Entry:
 
 
 class Registry:
-    """Names of one sort, for example of interventions.
+    """Registry of the names of one kind of component, for example interventions.
 
     - Built-in names are read from the source files of a package, without importing them.
     - Other packages provide names through the entry point group ``plastibench.<noun>s``. Entry points are loaded only
@@ -77,8 +77,8 @@ class Registry:
         Args:
             name: The name. ``"rl-atari-*"`` stands for every name with this beginning.
             summary: One line for ``plastibench list`` (default: the first line of the class docstring).
-            defaults: Options that this name sets differently from the class. The value ``"*"`` is replaced by the part
-                of the name that the ``*`` stands for.
+            defaults: Options that this name sets differently from the class. The value ``"*"`` is replaced with the
+                part of the name that the ``*`` stands for.
         """
 
         def decorate(cls: T) -> T:

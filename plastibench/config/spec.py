@@ -41,7 +41,9 @@ class RunOptions:
         None, "RL: extra updates after each intervention, before the agent acts again (default: 0)", low=0
     )
     checkpoint_memory: bool | None = option(
-        None, "RL: checkpoint the replay buffer; a resumed run continues at once, but is not bit-identical"
+        None,
+        "RL: save the replay buffer in checkpoints; resuming is immediate, but not bit-identical to an uninterrupted "
+        "run",
     )
     metrics: tuple[str, ...] | None = option(None, "additional metrics or groups of metrics, such as ranks,probes")
 

@@ -41,20 +41,20 @@ class Schedule:
 
 
 def collate(loader: Any, size: int, generator: torch.Generator) -> Any:
-    """Draw a batch of samples, uniformly and without replacement, from the data set of a data loader.
+    """Draw a batch of samples, uniformly and without replacement, from the dataset of a data loader.
 
     Samples are read by index in this process and collated by the loader's ``collate_fn``. The loader's sampler, workers
     and running iterators are not affected. The global random states of torch (CPU), ``random`` and NumPy, which
-    transforms use, are seeded from ``generator`` for this call and restored afterwards. State of the data set itself
+    transforms use, are seeded from ``generator`` for this call and restored afterwards. State of the dataset itself
     (its own generator, a cache, a file position) is affected by the reads.
 
     Args:
         loader: A ``DataLoader``.
-        size: Number of samples; all samples if the data set is smaller.
+        size: Number of samples; all samples if the dataset is smaller.
         generator: A CPU generator.
 
     Raises:
-        UserError: The data set does not support access by index.
+        UserError: The dataset does not support access by index.
     """
     dataset = getattr(loader, "dataset", None)
     if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):

@@ -129,7 +129,8 @@ class PlasticityCallback(TrainerCallback):
         if overrides(self.attached.intervention, "penalty"):
             if args.label_smoothing_factor:
                 raise UserError(
-                    "PlasticityCallback: with label smoothing the Trainer ignores the model's loss and so the penalty"
+                    "PlasticityCallback: label smoothing makes the Trainer ignore the model's loss, and with it the "
+                    "penalty; set label_smoothing_factor=0"
                 )
             self._penalty = model.register_forward_hook(_adds_penalty(self.attached, args), with_kwargs=True)
         if overrides(self.attached.intervention, "evaluated"):
@@ -159,8 +160,8 @@ def _refuses_other_branches(module: nn.Module, state: Mapping[str, Any], *_: Any
     """Refuse a checkpoint with other branches; the Trainer would silently skip their weights."""
     if names_in_branches(state) != names_in_branches(module.state_dict()):
         raise UserError(
-            "PlasticityCallback: the checkpoint and the model have different branches; the Trainer cannot resume "
-            "plasticity-injection; use Lightning or your own training loop"
+            "PlasticityCallback: the checkpoint and the model have different branches, because the Trainer cannot "
+            "resume plasticity-injection; use Lightning or your own training loop"
         )
 
 

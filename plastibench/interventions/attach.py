@@ -76,13 +76,13 @@ def apply(
         options: Options of a named intervention.
 
     Raises:
-        UserError: The method needs a batch or a loss that was not given, or acts during training only; the model is
+        UserError: The method needs a batch or a loss that was not given, or works only during training; the model is
             then unchanged.
     """
     before = copy.deepcopy(model.state_dict())
     handle = attach(intervention, model, None, loss_fn, **options)
     if not overrides(handle.intervention, "intervene") and model.state_dict().keys() == before.keys():
-        raise UserError(f"apply: {type(handle.intervention).__name__} acts during training only; use attach")
+        raise UserError(f"apply: {type(handle.intervention).__name__} works only during training; use attach")
     try:
         handle.intervene(_NoBatch() if batch is None else batch, expect_steps=False)
     except BaseException:
@@ -105,7 +105,7 @@ def create(intervention: str | Intervention, **options: Any) -> Intervention:
         intervention = build(entry.load(), {**entry.defaults, **options}, f"intervention {intervention}")
     elif options:
         name = type(intervention).__name__
-        raise UserError(f"attach: {name} is an instance and has its options already; options need a name")
+        raise UserError(f"options apply only to an intervention given by name; set them when you create {name}")
     assert isinstance(intervention, Intervention)
     return intervention
 
@@ -115,8 +115,8 @@ class Attached:
 
     It takes part in every optimizer step, whether the step is made by :meth:`Network.update
     <plastibench.nn.network.Network.update>`, your own loop, a learning-rate scheduler's wrapper, a ``GradScaler`` or
-    with a closure. It sees unscaled and clipped gradients. Steps that a scaler skips are not counted (with a fused
-    optimizer, finding this out waits for the device).
+    with a closure. It sees unscaled and clipped gradients. Steps that a scaler skips are not counted. With a fused
+    optimizer, this check synchronizes with the device.
 
     Attributes:
         intervention: The intervention.
@@ -225,7 +225,9 @@ class Attached:
         """Call ``before_update``; refuse a step whose loss lacks the penalty."""
         if self._awaits_penalty:
             name = type(self.intervention).__name__
-            raise UserError(f"{name} sees batches through its penalty: add attached.penalty(batch) to every loss")
+            raise UserError(
+                f"{name} needs its penalty in the loss: add attached.penalty(batch) before every optimizer step"
+            )
         if self._before:
             self.intervention.before_update(self.network)
 
@@ -255,10 +257,10 @@ class _NoBatch:
     """Stands for the batch that :func:`apply` was not given; any use of it says what is missing."""
 
     def _refuse(self, *_: Any) -> Any:
-        raise UserError("apply: this method looks at data; pass batch=… (and loss_fn=… if it looks at gradients)")
+        raise UserError("apply: this intervention needs data; pass batch=… (and loss_fn=… if it uses gradients)")
 
     __getattr__ = __getitem__ = __len__ = __iter__ = _refuse
 
 
 def _no_loss(module: nn.Module, batch: TensorDictBase) -> Tensor:
-    raise UserError("this method looks at the training loss; pass loss_fn=…, a function of (model, batch)")
+    raise UserError("this intervention needs the training loss; pass loss_fn=…, a function of (model, batch)")

@@ -81,7 +81,7 @@ class CalibratedPartialResets(Intervention):
         report = Report()
         for name, fractions in self._act(network, units).items():
             report.parameters += network.module.get_parameter(f"{name}.weight").numel()
-            report.note(name, share=float(fractions.mean()))
+            report.note(name, moved_fraction=float(fractions.mean()))
         return report
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""FIRE: replace weight matrices by the nearest isometry (isaac7778/FIRE, ICLR 2026)."""
+"""FIRE: replace weight matrices with the nearest scaled isometry (isaac7778/FIRE, ICLR 2026)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NAMED = ("qk", "qkv", "linear", "all")
 @register_intervention("fire")
 @dataclass
 class Fire(Intervention):
-    """Replace weight matrices by the nearest scaled isometry (isaac7778/FIRE, ICLR 2026).
+    """Replace weight matrices with the nearest scaled isometry (isaac7778/FIRE, ICLR 2026).
 
     ``W ← sqrt(d_out/d_in)/k² · NewtonSchulz(W/||W||_F)`` makes the rows or columns of W orthogonal and needs no data.
     The Newton-Schulz iteration ``X ← 1.5·X - 0.5·X·Xᵀ·X`` drives the singular values to 1 and keeps the singular

@@ -16,15 +16,17 @@ from plastibench.nn.nonlinearity_edits import pair_nonlinearities
 _PAIRED = {"crelu": CReLU, "fourier": Fourier}
 
 
-@register_intervention("crelu", "Replace activations by [relu(z), relu(-z)] of half as many units (Abbas et al. 2023)")
+@register_intervention(
+    "crelu", "Replace activations with [relu(z), relu(-z)] of half as many units (Abbas et al. 2023)"
+)
 @register_intervention(
     "deep-fourier",
-    "Replace activations by [sin(z), cos(z)] of half as many units (Lewandowski et al. 2024)",
+    "Replace activations with [sin(z), cos(z)] of half as many units (Lewandowski et al. 2024)",
     features="fourier",
 )
 @dataclass
 class PairedActivations(Intervention):
-    """Replace each activation by two features per unit, and halve the number of units in the layer before it.
+    """Replace each activation with two features per unit, and halve the number of units in the layer before it.
 
     - ``crelu``: [relu(z), relu(-z)]. A unit is never dead, but one of its two features is always 0.
     - ``fourier``: [sin(z), cos(z)]. One of the two is always close to linear.

@@ -58,7 +58,7 @@ class Reset(Intervention):
     - ``later``: the last ``share`` of the blocks and everything after them (later-layer forgetting). Zhou et al. 2022
       specify the first layer to reinitialize; in a ResNet with four stages it is the last stage, ``share=0.25``.
 
-    ``match`` replaces ``select`` by a regular expression of parameter names.
+    ``match`` replaces ``select`` with a regular expression of parameter names.
 
     Frozen parameters are kept. If all parameters of a module are reinitialized, its buffers are as well: BatchNorm
     statistics of the old features do not fit the new ones. If one module contains several critics, the last layers of

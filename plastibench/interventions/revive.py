@@ -112,7 +112,9 @@ class Revive(Intervention):
         chosen = [unit for unit in inner if self._acts_on(unit)]
         if not chosen:
             names = ", ".join(unit.name for unit in inner[:6])
-            raise UserError(f"modules '{self.modules}' selects nothing to revive; modules of this network: {names}, …")
+            raise UserError(
+                f"modules='{self.modules}' matches no module that can be revived; modules of this network: {names}, …"
+            )
         statistics = measure_units(network, batch, chosen)
         return {
             unit.name: dormant_units(

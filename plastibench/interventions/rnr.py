@@ -150,7 +150,9 @@ class RnR(Intervention):
             found = {unit.name for unit in readers if matches(self.refit, unit.name)}
         if not found:
             names = ", ".join(unit.name for unit in readers[:6])
-            raise UserError(f"refit '{self.refit}' selects nothing to refit; modules of this network: {names}, …")
+            raise UserError(
+                f"refit='{self.refit}' matches no module that can be refitted; modules of this network: {names}, …"
+            )
         return found
 
     def _reviver(self) -> Revive:

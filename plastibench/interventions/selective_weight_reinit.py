@@ -38,8 +38,8 @@ class SelectiveWeightReinit(Intervention):
     - ``threshold``: entries whose utility is at most ``factor`` times the mean of their tensor.
     - ``proportional``: the fraction ``factor`` of the entries with the lowest utility, rounded up or down at random.
 
-    Selected entries are replaced by fresh ones, or by the mean of their initial distribution (0, or 1 for the scale of
-    a norm). With ``interval=0`` the method acts at the interventions of the run, for example at task boundaries, and
+    Selected entries are replaced with fresh ones, or with the mean of their initial distribution (0, or 1 for the scale
+    of a norm). With ``interval=0`` the method acts at the interventions of the run, for example at task boundaries, and
     uses the gradient of the mean loss over the representative batch.
 
     All trained parameters take part, including biases, norms, tokens and position embeddings. Exceptions: parameters

@@ -28,7 +28,7 @@ class SelfNormalizedResets(Intervention):
     """Reinitialize units that stay silent longer than almost all of their own past silences (Farias & Jozefiak 2025).
 
     A hidden unit fires in an update if it is positive for any sample or token of the batch. The lengths of its silences
-    are assumed to be exponentially distributed, so a percentile follows from their mean: τ = -ln(1 - p)·mean. Every
+    are assumed to be exponentially distributed, so a quantile follows from their mean: τ = -ln(1 - p)·mean. Every
     ``retune`` updates, the threshold of a unit becomes τ if τ is lower than the current threshold; otherwise the
     threshold is doubled. A filter is reinitialized together with its BatchNorm entries, because their shift may be what
     silences it.
@@ -41,7 +41,9 @@ class SelfNormalizedResets(Intervention):
     kind = "units"
     extra_memory = 0.03  # copies of the parameters of vit-nano
 
-    percentile: float = option(0.99, "percentile of a unit's past silences at which it is reinitialized", low=0, high=1)
+    percentile: float = option(
+        0.99, "quantile of a unit's past silence durations above which it is reinitialized", low=0, high=1
+    )
     longest: int = option(20_000, "largest threshold, in updates", low=1)
     retune: int = option(1_000, "updates between adjustments of the thresholds", low=1)
     check: int = option(10, "updates between checks for units to reset; each check synchronizes with the device", low=1)

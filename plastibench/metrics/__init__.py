@@ -212,12 +212,12 @@ MEASUREMENTS = (
         "probes.random_targets",
         {
             "plasticity-probe-loss": "mean squared error of a copy of the network after 100 Adam steps (lr 1e-3) on "
-            "the targets a + sin(1e5 f(x)), f a freshly initialised network and a the mean output of the copy before "
+            "the targets a + sin(1e5 f(x)), f a freshly initialized network and a the mean output of the copy before "
             "training; mean over 3 targets (Lyle et al. 2023)",
-            "plasticity-probe-gap": "plasticity-probe-loss minus that of a freshly initialised network on the same f; "
+            "plasticity-probe-gap": "plasticity-probe-loss minus that of a freshly initialized network on the same f; "
             "positive: less plastic, or larger outputs, which take many steps to shrink",
             "plasticity-probe-fresh-gap": "plasticity-probe-gap of a copy that has the output layers of the freshly "
-            "initialised network",
+            "initialized network",
         },
     ),
     Measurement(
@@ -225,9 +225,9 @@ MEASUREMENTS = (
         "probes.next_task",
         {
             "next-task-probe-loss-gap": "training loss on the current data after 100 Adam steps (lr 1e-3) on it, copy "
-            "minus freshly initialised network; positive: less plastic",
+            "minus freshly initialized network; positive: less plastic",
             "next-task-probe-accuracy-gap": "accuracy on the current data after the same steps, copy minus freshly "
-            "initialised network (classifiers only); negative: less plastic (Ash & Adams 2020)",
+            "initialized network (classifiers only); negative: less plastic (Ash & Adams 2020)",
         },
     ),
 )
@@ -241,7 +241,7 @@ METRICS = PERFORMANCE | RETURNS | PLASTICITY | REQUESTED
 def select(names: Iterable[str]) -> tuple[str, ...]:
     """Expand names of metrics and groups to the metrics to measure on request, without duplicates.
 
-    Metrics of ``PLASTICITY`` are accepted and left out, since they are always measured. Old names are replaced by the
+    Metrics of ``PLASTICITY`` are accepted and left out, since they are always measured. Old names are replaced with the
     current ones, with a line on stderr.
 
     Raises:
@@ -258,7 +258,8 @@ def select(names: Iterable[str]) -> tuple[str, ...]:
             found[name] = None
         elif name not in PLASTICITY:
             hint = did_you_mean(name, [*GROUPS, "all", *REQUESTED])
-            raise UserError(f"unknown metric '{name}'{hint} (give groups: {', '.join(GROUPS)}, all; or single metrics)")
+            groups = f"groups: {', '.join(GROUPS)}, all; for single metrics: plastibench list metrics"
+            raise UserError(f"unknown metric '{name}'{hint} ({groups})")
     return tuple(found)
 
 

@@ -82,7 +82,7 @@ def hessian_product(network: Network, batch: TensorDictBase, vector: list[Tensor
 def lanczos(product: Product, like: Sequence[Tensor], generator: torch.Generator, steps: int = STEPS) -> float:
     """Estimate the largest eigenvalue of a symmetric matrix from matrix-vector products.
 
-    Lanczos iteration without re-orthogonalisation, which would keep all vectors in memory. Its absence can repeat
+    Lanczos iteration without re-orthogonalization, which would keep all vectors in memory. Its absence can repeat
     extreme eigenvalues but does not shift them.
 
     Args:

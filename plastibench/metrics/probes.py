@@ -28,7 +28,7 @@ FREQUENCY = 1e5
 
 
 def random_targets(inputs: MetricInputs) -> PlasticityReport:
-    """Measure how well the network fits random targets, compared with a freshly initialised network."""
+    """Measure how well the network fits random targets, compared with a freshly initialized network."""
     generator, outputs = inputs.generator(2), _names(inputs.units)
     found = [plasticity_probe(inputs.network, inputs.batch, outputs, generator) for _ in range(TARGETS)]
     own, fresh_outputs, fresh = (sum(losses) / TARGETS for losses in zip(*found, strict=True))
@@ -37,7 +37,7 @@ def random_targets(inputs: MetricInputs) -> PlasticityReport:
 
 
 def next_task(inputs: MetricInputs) -> PlasticityReport:
-    """Measure how well the network learns the current data, compared with a freshly initialised network."""
+    """Measure how well the network learns the current data, compared with a freshly initialized network."""
     outputs = merged_outputs(inputs.network.module, _names(inputs.units))
     return PlasticityReport(overall=next_task_probe(inputs.network, inputs.batch, outputs, inputs.generator(3)))
 

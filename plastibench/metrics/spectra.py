@@ -24,7 +24,7 @@ def eigenvalues(gram: Tensor) -> Tensor:
 
 
 def effective_rank(singular: Tensor) -> float:
-    """Compute exp of the entropy of the normalised singular values (Roy & Vetterli 2007); 0 if all are 0."""
+    """Compute exp of the entropy of the normalized singular values (Roy & Vetterli 2007); 0 if all are 0."""
     total = singular.sum()
     if total == 0:
         return 0.0

@@ -1,4 +1,4 @@
-"""Norms of weights, their distance from initialisation, and their effective learning rate."""
+"""Norms of weights, their distance from initialization, and their effective learning rate."""
 
 from __future__ import annotations
 

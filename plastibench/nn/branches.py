@@ -12,7 +12,7 @@ from plastibench.nn.stages import Stage, position_in
 
 
 class Branches(nn.Module):
-    """One stage of f(x) + Σᵢ gᵢ(x) - gᵢ⁰(x): the same module 1 + 2·i times, f first, then each g and its frozen copy.
+    """One stage of f(x) + Σᵢ (gᵢ(x) - gᵢ⁰(x)): the module f, followed by each gᵢ and its frozen initial copy gᵢ⁰.
 
     A tail of several stages cannot be one module, because the network's ``forward`` runs code between them (a ViT pools
     tokens between its last norm and its head). The branches therefore pass through that code as one batch. The first

@@ -25,7 +25,7 @@ def trace(network: Network, batch: TensorDictBase) -> list[TracedLayer]:
     These layers are left out:
 
     - layers that do not run;
-    - layers that compute something else than their class does (weights standardised on the fly, custom padding);
+    - layers that compute something else than their class does (weights standardized on the fly, custom padding);
     - layers whose weight is computed from other parameters (``nn.utils.parametrizations``);
     - layers whose rows are not samples, so that statistics over samples do not exist.
 

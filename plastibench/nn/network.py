@@ -21,7 +21,7 @@ class UpdateHook(Protocol):
 
     @property
     def needs_gradients(self) -> bool:
-        """Whether it reads gradients, so that a ``GradScaler``'s scale must be taken out first."""
+        """Whether it reads gradients; if so, they must be unscaled first when a ``GradScaler`` is used."""
 
     def penalty_for(self, batch: TensorDictBase) -> Tensor | None:
         """A scalar to add to the loss of this batch, or None."""
@@ -70,10 +70,10 @@ class Network:
                 new one after every intervention.
             loss: Mean training loss of a batch.
             fresh: Builds a newly initialized module. By default, a copy of the module is reinitialized through the
-                ``reset_parameters`` of its children, which only know PyTorch's default initialization.
+                ``reset_parameters`` of its children, which only applies PyTorch's default initialization.
             role: Its part in the agent.
             outputs: Output modules of a network that has several, such as two critics or a value and an advantage;
-                none of them is ever revived. By default the module with units that runs last.
+                they are never revived. By default the module with units that runs last.
             clip: Largest gradient norm in :meth:`update`; 0 disables clipping.
             generator: A CPU generator; by default one seeded with 0.
         """
@@ -325,7 +325,7 @@ def as_batch(batch: TensorDictBase | Mapping[str, Tensor]) -> TensorDictBase:
 
 
 def _own(optimizer: torch.optim.Optimizer, before: set[nn.Parameter], after: list[nn.Parameter]) -> None:
-    """Replace the parameters ``before`` by ``after`` in the optimizer; parameters outside the module stay.
+    """Replace the parameters ``before`` with ``after`` in the optimizer; parameters outside the module stay.
 
     New parameters join group 0; parameters of ``before`` that it did not own stay out of it. Each group is sorted in
     the module's order, like that of a newly created optimizer, because optimizer states are saved by position.

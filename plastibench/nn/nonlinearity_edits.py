@@ -14,7 +14,7 @@ from plastibench.nn.nonlinearity_sites import find_sites
 
 
 def pair_nonlinearities(module: nn.Module, paired: Callable[[int], Paired]) -> None:
-    """Replace each nonlinearity by one with two features per input, and halve the layer (and norm) before it.
+    """Replace each nonlinearity with one that has two features per input, and halve the layer (and norm) before it.
 
     The readers of the features and their fan-in stay the same, and the network has fewer parameters. A halved layer
     keeps the first half of its weights, and so the scale of its initialization.

@@ -73,7 +73,8 @@ def require_match(expression: str, module: nn.Module, option: str) -> None:
     except UserError as error:
         raise UserError(f"{option}: {error}") from error
     if not found:
-        raise UserError(f"{option} '{expression}' selects nothing in this network (it has {', '.join(names[:6])}, …)")
+        layers = ", ".join(names[:6])
+        raise UserError(f"{option}='{expression}' matches no layer of this network (layers: {layers}, …)")
 
 
 def _attention(module: nn.Module) -> list[str]:

@@ -124,7 +124,7 @@ class Learner:
             except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
                 loss = self.agent.pop_averages().get("loss", math.nan)
                 raise RunError(
-                    f"the loss became {loss} and the intervention failed on the {role} after update {self.updates}; "
+                    f"the intervention on the {role} failed after update {self.updates} ({error}; loss {loss}); "
                     "try a smaller --agent.lr"
                 ) from error
             for name, parameter in attached.network.module.named_parameters():

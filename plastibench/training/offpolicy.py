@@ -236,7 +236,7 @@ class OffPolicyTrainer(Trainer):
             self._churn = None
 
     def _intervene_and_evaluate(self) -> None:
-        """Intervene, and measure the drop if two more evaluations are a small part of the interval."""
+        """Intervene. Measure the drop only if interventions are rare enough that two extra evaluations are cheap."""
         self._churn = None  # churn is measured over an update only
         every = self.options.every
         measured = not every or every >= self.agent.config.replay_ratio * self.env_config.evaluate_every

@@ -22,7 +22,7 @@ COLUMNS = ("update", "task", "epoch", "phase", "metric", "value")
 # Columns of the HParams tab, which shows the first five. A run has either accuracies or returns.
 LEADERBOARD = {
     "final": ("final accuracy or return", "accuracy after the last task, or mean return of the last three evaluations"),
-    "drop": ("drop", "mean loss of accuracy or return right after an intervention"),
+    "drop": ("drop", "mean drop in accuracy or return right after an intervention"),
     "auc": ("auc", "area under the accuracy curve (mean over tasks), or mean return over evaluations"),
     "recovery": (
         "recovery",
@@ -64,7 +64,7 @@ class Recorder:
                 What was written after the checkpoint is truncated.
             axis: Name of the third column, the unit of ``position``.
             env_version: Version of the env.
-            data: Digest of the data set.
+            data: Digest of the dataset.
 
         Raises:
             RunError: The folder cannot be written, or ``metrics.csv`` of the checkpoint is missing.

@@ -54,7 +54,7 @@ def run(
     Args:
         spec: What to run.
         runs_dir: Folder that contains the run folders.
-        data_dir: Folder of data sets.
+        data_dir: Folder of datasets.
         quiet: Do not print progress.
         threads: CPU threads; 0: one for a small network, PyTorch's default for a large one.
         announce: Prefix of the first line of progress.

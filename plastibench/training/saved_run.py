@@ -56,7 +56,7 @@ def open_run(folder: Path, device: str, data_dir: Path) -> SavedRun:
     Args:
         folder: The run's folder.
         device: Device of the networks.
-        data_dir: Folder of data sets.
+        data_dir: Folder of datasets.
 
     Raises:
         UserError: The folder contains no saved run, or its files are damaged.

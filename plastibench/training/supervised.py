@@ -85,7 +85,7 @@ class SupervisedTrainer(Trainer):
 
     @property
     def data(self) -> str:
-        """Digest of the data set that the task stream draws from."""
+        """Digest of the dataset that the task stream draws from."""
         return self.env.dataset.digest
 
     @property
@@ -142,7 +142,10 @@ class SupervisedTrainer(Trainer):
         return {"samples": self.samples}
 
     def result(self) -> dict[str, Any]:
-        """Tasks and summary. With interventions in mid-task, drops are measured there and not at task boundaries."""
+        """Return tasks and summary.
+
+        If interventions happen within tasks, drops are measured at them instead of at task boundaries.
+        """
         found = summary(self.records)
         if self.options.every:
             found.update(_drops_in_mid_task(self.reports))
@@ -192,7 +195,7 @@ class SupervisedTrainer(Trainer):
         self.measure("after")
 
     def _intervene_in_mid_task(self) -> None:
-        """Intervene, and measure the drop if two more evaluations are a small part of the interval."""
+        """Intervene. Measure the drop only if interventions are rare enough that two extra evaluations are cheap."""
         self.evaluated = -1, torch.empty(0)
         if self.options.every < self.updates_per_epoch():
             self.intervene()

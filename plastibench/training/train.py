@@ -42,7 +42,7 @@ def train(
         intervention_options: Options of the intervention; those without a namesake among the run's options can also be
             passed as keywords.
         runs_dir: Parent of the run's folder; None leaves no folder behind.
-        data_dir: Where data sets are.
+        data_dir: Where datasets are.
         progress: Show the progress.
         threads: CPU threads; 0: one for a small network, PyTorch's default for a large one.
         options: Options of the run (``seed``, ``every``, ``roles``, ``device``, …) and of the intervention

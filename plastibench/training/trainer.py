@@ -66,7 +66,7 @@ class Trainer(ABC):
 
     @property
     def data(self) -> str | None:
-        """Digest of the data set, or None if the environment itself is the source."""
+        """Digest of the dataset, or None if the environment itself is the source."""
         return None
 
     @property
@@ -125,7 +125,7 @@ class Trainer(ABC):
             self.reports.append(_summarize(report, self.task, self.learner.updates, role))
             totals = {
                 "seconds": report.seconds,
-                "revived-share": report.revived_fraction,
+                "revived-fraction": report.revived_fraction,
                 "parameters": float(report.parameters),
             }
             self.record("after", totals, prefix=f"intervention-{role}")

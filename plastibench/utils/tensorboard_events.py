@@ -20,7 +20,7 @@ _LEFT = 5  # number of emptied files to keep, for TensorBoards that have one of 
 
 
 def replace(folder: Path, summaries: Iterable[Entry]) -> None:
-    """Replace all event files of a folder by a new one, atomically.
+    """Replace all event files of a folder with a new one, atomically.
 
     A TensorBoard that has read the old files discards their data: the new file sorts after them by name and begins with
     a session start at step 0.

@@ -346,7 +346,7 @@ def _mistakes() -> dict[str, tuple[Callable[[Network], Any], str]]:
     return {
         "name": (lambda network: attach("rmr", network), "did you mean 'rnr'"),
         "option": (lambda network: attach("rnr", network, quantil=0.1), "did you mean 'quantile'"),
-        "options of an instance": (lambda network: attach(Pull(), network, strength=1.0), "options already"),
+        "options of an instance": (lambda network: attach(Pull(), network, strength=1.0), "given by name"),
         "interval": (lambda network: attach("rnr", network).schedule(0, networks.images), "at least 1"),
     }
 

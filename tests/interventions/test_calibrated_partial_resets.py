@@ -100,7 +100,7 @@ def test_units_move_by_the_formula(name):
         f"{reader}.weight" for readers in READERS[name].values() for reader in readers
     }
     assert changed(before, network.module) == {f"{key}.weight" for key in scores} - untouched
-    assert all(report.modules[key]["share"] == pytest.approx(value.mean()) for key, value in share.items())
+    assert all(report.modules[key]["moved_fraction"] == pytest.approx(value.mean()) for key, value in share.items())
     largest = np.concatenate(list(share.values()))
     assert largest.max() == 0.2 and largest.min() < 0.02  # units below and above the mean
 

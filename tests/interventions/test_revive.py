@@ -223,7 +223,7 @@ def test_modules_selects_by_name_or_kind(modules, residual_writers, expected):
 
 @pytest.mark.parametrize("modules", ["nothing-like-this", "head"])
 def test_modules_without_a_match_are_a_user_error(modules):
-    with pytest.raises(UserError, match="selects nothing"):
+    with pytest.raises(UserError, match="matches no module"):
         Revive(modules=modules).intervene(marked(small_vit()), images())
 
 

@@ -348,7 +348,7 @@ def test_optimizer_state_of_refitted_modules_is_reset_and_of_the_first_follows_t
 
 @pytest.mark.parametrize("options", [{}, {"targets": "local"}], ids=str)
 def test_modules_without_a_match_are_a_user_error(options):
-    with pytest.raises(UserError, match="selects nothing"):
+    with pytest.raises(UserError, match="matches no module"):
         RnR(modules="nothing-like-this", **options).intervene(off_start(MLP), images())
 
 

@@ -91,7 +91,7 @@ def test_parts_of_transformers_from_other_libraries(build, prefix, mlp, qkv):
     assert not select(module, "attention") & select(module, "mlp")
 
 
-@pytest.mark.parametrize(("expression", "problem"), [("headd", "selects nothing"), ("[", "modules: ")])
+@pytest.mark.parametrize(("expression", "problem"), [("headd", "modules='headd' matches no layer"), ("[", "modules: ")])
 def test_expression_must_be_valid_and_match_a_layer(expression, problem):
     require_match("head", small_vit()(), "modules")
     with pytest.raises(UserError, match=problem):
