@@ -29,7 +29,7 @@ def test_a_valid_result_is_added(made: Result, tmp_path: Path) -> None:
     added, unchecked = add(path, tmp_path / "runs")
     assert read_result(added).to_dict() == made.to_dict() and unchecked == []
     assert added.read_bytes() == path.read_bytes()
-    with pytest.raises(UserError, match="was added before"):
+    with pytest.raises(UserError, match="has already been added as"):
         add(path, tmp_path / "runs")
 
 

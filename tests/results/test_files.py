@@ -101,7 +101,7 @@ def test_files_that_cannot_be_used_are_left_out(tmp_path: Path, capsys: pytest.C
     told = capsys.readouterr().err
     assert told.count("left out") == 5
     assert "lacking/result.json: summary is 3" in told
-    assert "is a second and different result of the run in" in told
+    assert "contradicts the result of the same run in" in told
 
 
 @pytest.mark.parametrize("older", ["first", "second"])
