@@ -443,7 +443,7 @@ def test_leaderboard_skips_and_names_a_damaged_result(say: Say, runs: Path) -> N
     (runs / "bad" / "result.json").write_text("{")
     done = say("leaderboard", "--runs-dir", runs)
     assert done.status == 0 and "none" in done.out
-    assert "left out" in done.err and str(runs / "bad" / "result.json") in done.err and done.err.count("\n") == 1
+    assert "skipped: " in done.err and str(runs / "bad" / "result.json") in done.err and done.err.count("\n") == 1
 
 
 def test_seeds_are_lists_and_ranges_without_duplicates() -> None:

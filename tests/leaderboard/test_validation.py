@@ -122,7 +122,7 @@ def test_a_result_of_an_unfinished_run_is_rejected(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / made.id
     folder.mkdir(parents=True)
     (folder / "spec.toml").write_text("")
-    with pytest.raises(UserError, match="contains the same run, unfinished"):
+    with pytest.raises(UserError, match="contains the same run, which is unfinished"):
         add(file(tmp_path, made), tmp_path / "runs")
 
 
