@@ -11,6 +11,8 @@ from plastibench.config.errors import UserError
 
 ONE_PER_CORE = os.cpu_count() or 1
 DEFAULT_RUNS_DIR = Path("runs")
+_THREADS = "CPU threads (default: 1 for small networks, all cores for large ones)"
+_THREADS_PER_PROCESS = "CPU threads per process (default: 1 for small networks, cores / jobs for large ones)"
 
 
 def add_execution(parser: CommandParser, *, jobs: int | None = None) -> None:
@@ -19,14 +21,13 @@ def add_execution(parser: CommandParser, *, jobs: int | None = None) -> None:
     if jobs is not None:
         default = " (default: one per core)" if jobs == ONE_PER_CORE != 1 else ""
         group.add_argument("--jobs", type=positive, default=jobs, metavar="N", help=f"parallel processes{default}")
-    add_threads(group)
+    add_threads(group, _THREADS if jobs is None else _THREADS_PER_PROCESS)
     group.add_argument("--quiet", action="store_true", help="show no progress")
     add_plugin(group)
 
 
-def add_threads(group: argparse._ArgumentGroup) -> None:
+def add_threads(group: argparse._ArgumentGroup, help: str = _THREADS) -> None:
     """Add ``--threads``."""
-    help = "CPU threads per process (default: 1 for small networks, cores / jobs for large ones)"
     group.add_argument("--threads", type=count, default=0, metavar="N", help=help)
 
 
@@ -43,19 +44,19 @@ def add_paths(parser: CommandParser, *, runs: bool = True, data: bool = True) ->
         group.add_argument("--runs-dir", type=Path, default=DEFAULT_RUNS_DIR, metavar="DIR", help="folder of all runs")
     if data:
         default = Path(os.environ.get("PLASTIBENCH_DATA", "data"))
-        help = "folder of data sets (default: data, or $PLASTIBENCH_DATA)"
+        help = "folder of datasets (default: data, or $PLASTIBENCH_DATA)"
         group.add_argument("--data-dir", type=Path, default=default, metavar="DIR", help=help)
 
 
 def count(text: str) -> int:
-    """Parse a whole number from 0."""
+    """Parse an integer of at least 0."""
     if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a non-negative integer")
     return int(text)
 
 
 def positive(text: str) -> int:
-    """Parse a whole number from 1."""
+    """Parse an integer of at least 1."""
     if count(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' must be at least 1")
     return int(text)

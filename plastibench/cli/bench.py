@@ -17,8 +17,8 @@ def configure(parser: CommandParser) -> None:
     parser.components = PARTS
     parser.usage = "plastibench bench [ENV] [--agent NAME] [--intervention NAME] [options]"
     parser.epilog = (
-        "Times updates of plastibench and of a plain PyTorch loop that does the same work, alternately,\n"
-        "and then the intervention once. Supervised task streams only."
+        "Alternates between updates of plastibench and of an equivalent plain PyTorch loop,\n"
+        "then times one intervention. Supervised task streams only."
     )
     names = parser.add_argument_group(
         "what to time", "Set options with --env.OPTION, --agent.OPTION and --intervention.OPTION."
@@ -30,7 +30,11 @@ def configure(parser: CommandParser) -> None:
     timing = parser.add_argument_group("execution")
     timing.add_argument("--updates", type=positive, default=5, metavar="N", help="updates per measurement")
     timing.add_argument(
-        "--rounds", type=positive, default=20, metavar="N", help="rounds of four measurements each, at least 2"
+        "--rounds",
+        type=positive,
+        default=20,
+        metavar="N",
+        help="number of rounds, at least 2; a round measures each loop twice",
     )
     add_threads(timing)
     add_paths(parser, runs=False)

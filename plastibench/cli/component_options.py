@@ -54,7 +54,7 @@ def _suggestion(flag: str, tables: Tables, flags: Iterable[str]) -> str:
 
 
 def option_help(part: str, name: str) -> str:
-    """The help of all options of an env, agent or intervention, with the defaults that its name stands for."""
+    """Help of all options of an env, agent or intervention, with the defaults of this registered name."""
     entry = REGISTRIES[part][name]
     cls = entry.load()
     defaults = as_dict(build(cls, entry.defaults, f"{part} {name}"))

@@ -40,7 +40,7 @@ def configure(parser: CommandParser) -> None:
     data.add_argument(
         "--data",
         metavar="DATA",
-        help="data set name (digits, mnist, cifar10, …), noise, a folder of images, or FILE.npz "
+        help="dataset name (digits, mnist, cifar10, …), noise, a folder of images, or FILE.npz "
         "(default: for a run its own data, otherwise noise)",
     )
     data.add_argument(
@@ -60,7 +60,7 @@ def configure(parser: CommandParser) -> None:
     output.add_argument("--json", type=Path, metavar="FILE", help="write all values as JSON")
     add_run_options(parser, only=("device",))
     execution = parser.add_argument_group("execution")
-    add_threads(execution)
+    add_threads(execution, "CPU threads (default: all cores)")
     add_plugin(execution)
     add_paths(parser, runs=False)
 

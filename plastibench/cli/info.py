@@ -15,7 +15,7 @@ def configure(parser: CommandParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print versions, devices, data sets and the number of runs."""
+    """Print versions, devices, datasets and the number of runs."""
     import torch
 
     from plastibench.utils import provenance

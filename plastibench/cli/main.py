@@ -14,10 +14,10 @@ from plastibench.config.errors import RunError, UserError, did_you_mean
 
 GROUPS = {
     "run experiments": {
-        "run": "run one or more interventions on a task stream and compare them",
+        "run": "run one or more interventions on an env and compare them",
         "resume": "continue an interrupted run",
         "sweep": "run a grid of experiments from a TOML file in parallel",
-        "survey": "run every intervention on one task stream; tabulate benefit and cost",
+        "survey": "run every intervention on one env; tabulate benefit and cost",
     },
     "compare results": {
         "leaderboard": "rank methods over all finished runs",
@@ -27,7 +27,7 @@ GROUPS = {
         "diagnose": "measure the plasticity of a network, layer by layer",
         "bench": "measure throughput, and the cost of an intervention",
         "list": "list envs, agents, interventions and metrics",
-        "info": "show versions, devices, data sets and runs",
+        "info": "show versions, devices, datasets and runs",
     },
 }
 COMMANDS = {name: summary for group in GROUPS.values() for name, summary in group.items()}

@@ -33,7 +33,7 @@ def configure(parser: CommandParser) -> None:
         metavar="OUT",
         type=Path,
         nargs="?",
-        help="output file: a name without suffix writes PNG and SVG, NAME.pdf a PDF (default: KIND)",
+        help="output file; the suffix (.png, .svg, .pdf) sets the format, no suffix writes PNG and SVG (default: KIND)",
     )
     parser.add_argument(
         "--metric", metavar="NAME", help="metric for curves and heatmap (see: plastibench list metrics)"

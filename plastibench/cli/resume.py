@@ -38,8 +38,8 @@ def execute(args: argparse.Namespace) -> int:
     if spec.id != args.id:
         parent = " and pass its parent as --runs-dir" if "/" in args.id else ""
         raise UserError(
-            f"{path} describes the run {spec.id}: either its folder was renamed, or the options of runs have changed "
-            f"since; rename the folder to that id{parent}, or start a new run with plastibench run --spec {path}"
+            f"{path} belongs to run {spec.id}: the folder was renamed, or the run options have changed since it was "
+            f"created; rename the folder to that id{parent}, or start a new run with plastibench run --spec {path}"
         )
     try:
         result = run(

@@ -25,17 +25,19 @@ examples:
   plastibench run relabel-digits --agent mlp --agent.lr 1e-3 --intervention rnr --intervention.quantile 0.2
   plastibench run --spec runs/ID/spec.toml
 
-options of an env, agent or intervention: name it before --help, for example
+to see the options of an env, agent or intervention, name it before --help:
   plastibench run cl-digits --agent vit-nano --intervention rnr --help"""
 
 
 def configure(parser: CommandParser) -> None:
     """Add the arguments."""
     parser.components = PARTS
-    parser.usage = "plastibench run ENV --agent AGENT [--intervention NAMES] [options]"
+    parser.usage = "plastibench run ENV --agent NAME [--intervention NAMES] [options]"
     parser.epilog = _EXAMPLES
     names = parser.add_argument_group("what to run", _OPTIONS)
-    names.add_argument("env", nargs="?", metavar="ENV", help="task stream (see: plastibench list envs)")
+    names.add_argument(
+        "env", nargs="?", metavar="ENV", help="a task stream or an RL environment (see: plastibench list envs)"
+    )
     names.add_argument("--agent", metavar="NAME", help="agent (see: plastibench list agents)")
     names.add_argument(
         "--intervention", metavar="NAMES", help="one or more interventions, such as none,reset,rnr (default: none)"
@@ -47,7 +49,12 @@ def configure(parser: CommandParser) -> None:
     add_execution(parser, jobs=1)
     add_paths(parser)
     # Replaces argparse's flag: the help depends on the names given and on plugins.
-    parser.add_argument("-h", "--help", action="store_true", help="show this help, and the options of what is named")
+    parser.add_argument(
+        "-h",
+        "--help",
+        action="store_true",
+        help="show this help, plus the options of the given env, agent and interventions",
+    )
 
 
 def execute(args: argparse.Namespace) -> int:

@@ -47,13 +47,21 @@ def given_run_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def describe_option(field: dataclasses.Field[Any], default: Any) -> str:
-    """The help of an option with its range and default: ``hidden units (default: 64, at least 1)``."""
-    text = str(field.metadata.get("help", ""))
-    notes = [f"default: {_shown(default)}"] if default is not None else []
+    """The help of an option with its range and default: ``hidden units (default: 64, at least 1)``.
+
+    A default that the help itself states says what happens if there is no value; an actual value replaces it.
+    """
+    text, _, stated = str(field.metadata.get("help", "")).partition(" (default: ")
+    if default not in (None, "none"):
+        notes = [f"default: {_shown(default)}"]
+    elif stated:
+        notes = [f"default: {stated.removesuffix(')')}"]
+    else:
+        notes = [] if default is None or "default)" in text else ["default: none"]
     low, high = (None if (end := field.metadata.get(key)) is None else f"{end:,}" for key in ("low", "high"))
     if low is not None and high is not None:
         notes.append(f"{low} to {high}")
-    elif low is not None and notes and low != "0":
+    elif low is not None and low != "0":
         notes.append(f"at least {low}")
     elif high is not None:
         notes.append(f"at most {high}")

@@ -25,7 +25,7 @@ def configure(parser: CommandParser) -> None:
     names = parser.add_argument_group(
         "what to run", "Set options with --env.OPTION, --agent.OPTION and --intervention.OPTION."
     )
-    names.add_argument("env", nargs="?", metavar="ENV", default="cl-digits", help="task stream")
+    names.add_argument("env", nargs="?", metavar="ENV", default="cl-digits", help="a task stream or an RL environment")
     names.add_argument("--agent", metavar="NAME", default="vit-nano", help="agent")
     names.add_argument(
         "--intervention", metavar="NAMES", help="only these interventions, such as none,reset,rnr (default: all)"

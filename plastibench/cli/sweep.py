@@ -42,7 +42,7 @@ def configure(parser: CommandParser) -> None:
         "file", metavar="FILE", help="a TOML file, or a built-in sweep of the paper's figures: fig2, fig3, fig4, fig5"
     )
     parser.add_argument(
-        "--size", choices=SIZES, default="digits", help="size of a built-in sweep: small, on digits, or as in the paper"
+        "--size", choices=SIZES, default="digits", help="size of a built-in sweep: digits (small) or paper (full size)"
     )
     parser.add_argument("--list", action="store_true", help="only list the runs with their states")
     parser.add_argument(

@@ -65,9 +65,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         key = field_name(name)
         if key not in fields:
             known = [flag_name(field) for field in fields]
-            raise UserError(
-                f"{where} has no option '{name}'{did_you_mean(name, known)} (options: {', '.join(known) or 'none'})"
-            )
+            options = f"options: {', '.join(known)}" if known else "it has no options"
+            raise UserError(f"{where} has no option '{name}'{did_you_mean(name, known)} ({options})")
         checked[key] = _convert(value, hints[key], f"{where}: {name}")
         _check_range(checked[key], fields[key], f"{where}: {name}")
     try:

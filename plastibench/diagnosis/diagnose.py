@@ -144,7 +144,7 @@ def _not_finite(network: Network, batch: TensorDictBase) -> str:
 
 @torch.no_grad()
 def _open_branches(fresh: nn.Module, network: nn.Module) -> list[str]:
-    """Set normalisation scales of the fresh network that are initialised to 0 to 1; return a note about it.
+    """Set normalization scales of the fresh network that are initialized to 0 to 1; return a note about it.
 
     ResNets start with such residual branches, through which no gradient flows; compared with them nothing would be a
     symptom. If the scales are still 0 in the network as well, it has not been trained, and nothing is changed.
@@ -161,7 +161,7 @@ def _open_branches(fresh: nn.Module, network: nn.Module) -> list[str]:
     for scale in closed.values():
         scale.fill_(1)
     return [
-        f"{len(closed)} normalisation scales are initialised to 0; they are set to 1 in the fresh network, because no "
+        f"{len(closed)} normalization scales are initialized to 0; they are set to 1 in the fresh network, because no "
         "gradient flows through a scale of 0"
     ]
 

@@ -65,7 +65,7 @@ def timm_model(
         weights: A file of weights, which also determines the numbers of classes and channels.
         samples: Number of samples.
         image_size: Height and width of the images; 0 for the model's own.
-        data_dir: Folder of data sets.
+        data_dir: Folder of datasets.
 
     Raises:
         UserError: The model does not exist, or weights or data do not fit it.
@@ -120,8 +120,8 @@ def agent_model(
         device: Where to put the network.
         weights: A file of weights, which also determines the number of classes; None: untrained.
         samples: Number of samples.
-        image_size: Height and width of the images; 0 for the usual size of the data set.
-        data_dir: Folder of data sets.
+        image_size: Height and width of the images; 0 for the usual size of the dataset.
+        data_dir: Folder of datasets.
 
     Raises:
         UserError: The agent does not exist or is not a classifier, or weights or data do not fit it.
@@ -208,7 +208,7 @@ def networks_of_run(
         data: Images to use instead, as :func:`read_samples` takes them; None for the run's own data.
         device: Where to put the networks.
         samples: Number of samples; 0 for as many as the run itself measures its metrics on.
-        data_dir: Folder of data sets.
+        data_dir: Folder of datasets.
 
     Raises:
         UserError: The folder contains no saved run, its files are damaged, or the data does not fit.
@@ -232,7 +232,7 @@ def networks_of_run(
 
 
 def _rl_networks(saved: SavedRun, title: str, samples: int) -> list[DiagnosisTarget]:
-    steps = _acted(saved.spec)
+    steps = _steps_to_collect(saved.spec)
     # The buffer only has to hold what is played here, whatever the run itself used.
     small = {"storage": "device", "prioritized": False, "buffer_size": 2 * steps}
     saved.agent.config = dataclasses.replace(saved.agent.config, **small)
@@ -246,8 +246,11 @@ def _rl_networks(saved: SavedRun, title: str, samples: int) -> list[DiagnosisTar
     ]
 
 
-def _acted(spec: RunSpec) -> int:
-    """Steps to play: with many environments and long n-step returns, the first transition is complete late."""
+def _steps_to_collect(spec: RunSpec) -> int:
+    """Number of environment steps to collect.
+
+    It grows with the number of environments and with n, because the first n-step transition completes later.
+    """
     return max(_ACTED, 2 * int(spec.env[1]["envs"]) * int(spec.agent[1]["n_step"]))
 
 
@@ -256,7 +259,7 @@ def _played(env: Any, agent: Any, spec: RunSpec, task: int) -> TensorDictBase:
     trainer = OffPolicyTrainer(env, Learner(agent), spec.run)
     try:
         agent.set_progress(1.0)
-        trainer.collect(task, _acted(spec))
+        trainer.collect(task, _steps_to_collect(spec))
         return trainer.probe()
     finally:
         trainer.close()

@@ -1,6 +1,6 @@
 """Rules of a diagnosis: which values are symptoms, and the verdicts that follow.
 
-Each value is compared with that of a freshly initialised network of the same architecture on the same data, because
+Each value is compared with that of a freshly initialized network of the same architecture on the same data, because
 architectures start from very different values: a fraction of dormant units or a low rank says little by itself.
 """
 
@@ -119,7 +119,7 @@ def judge_network(layers: Mapping[str, Verdict], overall: Mapping[str, float]) -
     if sick:
         reasons.append(f"{len(sick)} of {len(layers)} layers are sick: {shorten(sick)}")
     if watched:
-        reasons.append(f"{len(watched)} of {len(layers)} layers to watch: {shorten(watched)}")
+        reasons.append(f'{len(watched)} of {len(layers)} layers are "watch": {shorten(watched)}')
     gap = overall.get(PROBE, 0.0)
     if not gap < PROBE_GAP[0]:
         reasons.append(f"fits random targets worse than a fresh network (squared error {gap:+.3f})")
@@ -136,12 +136,12 @@ def by_chance(value: float, fresh: float, units: int) -> bool:
 
 def thresholds_text() -> str:
     """All thresholds, for ``--help`` and reports."""
-    lines = ["thresholds of a layer (watch / sick), compared with a freshly initialised network:"]
+    lines = ["thresholds of a layer (watch / sick), compared with a freshly initialized network:"]
     lines += [f"  {rule.describe()}" for rule in RULES]
     lines.append("  Differences in percentage points must also exceed two standard errors.")
     lines.append("thresholds of the network:")
-    lines.append(f"  watch: any layer to watch or sick, or {PROBE} >= {PROBE_GAP[0]:g}")
-    lines.append(f"  sick: {100 * SICK_LAYERS:g} % of the layers are sick, or {PROBE} >= {PROBE_GAP[1]:g}")
+    lines.append(f'  watch: at least one layer is "watch" or "sick", or {PROBE} >= {PROBE_GAP[0]:g}')
+    lines.append(f'  sick: at least {100 * SICK_LAYERS:g} % of the layers are "sick", or {PROBE} >= {PROBE_GAP[1]:g}')
     lines.append("These are rules of thumb, not statistical tests.")
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Images to diagnose a network with: a data set by name, a folder, arrays in a file, or noise."""
+"""Images to diagnose a network with: a dataset by name, a folder, arrays in a file, or noise."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Samples:
 
     Attributes:
         name: Where they come from.
-        images: float32 [N, C, H, W]; bytes are standardised to mean 0 and standard deviation 1.
+        images: float32 [N, C, H, W]; bytes are standardized to mean 0 and standard deviation 1.
         labels: int64 [N], or None.
         classes: Number of classes, or None.
     """
@@ -39,10 +39,10 @@ def read_samples(text: str, count: int, shape: tuple[int, int, int], data_dir: P
     """Read up to ``count`` images. Those of another shape are resized; their channels are repeated or averaged.
 
     Args:
-        text: Name of a data set, ``noise``, a folder of images (with or without a subfolder per class), or a .npz file.
+        text: Name of a dataset, ``noise``, a folder of images (with or without a subfolder per class), or a .npz file.
         count: Number of images; they are spread evenly over the data.
         shape: Shape (C, H, W) that the network takes.
-        data_dir: Folder of data sets.
+        data_dir: Folder of datasets.
 
     Raises:
         UserError: The data does not exist or cannot be read.
@@ -55,7 +55,7 @@ def read_samples(text: str, count: int, shape: tuple[int, int, int], data_dir: P
         found = load_dataset(text, data_dir)
         chosen = _spread(len(found.train_images), count)
         labels = torch.from_numpy(found.train_labels[chosen])
-        samples = Samples(text, _standardised(found.train_images[chosen]), labels, len(found.classes))
+        samples = Samples(text, _standardized(found.train_images[chosen]), labels, len(found.classes))
     elif path.is_dir():
         samples = _folder(path, count, shape)
     elif path.suffix == ".npz":
@@ -65,7 +65,7 @@ def read_samples(text: str, count: int, shape: tuple[int, int, int], data_dir: P
     else:
         known = [*(name for name in DATASETS if name != "imagefolder"), "noise"]
         hint = did_you_mean(text, known)
-        raise UserError(f"--data {text}: no such data set, folder or .npz file{hint} (data sets: {', '.join(known)})")
+        raise UserError(f"--data {text}: no such dataset, folder or .npz file{hint} (datasets: {', '.join(known)})")
     samples.images = _fitted(samples.images, shape)
     return samples
 
@@ -75,8 +75,8 @@ def _spread(total: int, count: int) -> np.ndarray:
     return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
 
 
-def _standardised(images: np.ndarray) -> Tensor:
-    """Standardise bytes [N, C, H, W] by the mean and standard deviation of each channel of the batch."""
+def _standardized(images: np.ndarray) -> Tensor:
+    """Standardize bytes [N, C, H, W] by the mean and standard deviation of each channel of the batch."""
     values = torch.from_numpy(np.ascontiguousarray(images)).float() / 255
     mean, std = values.mean((0, 2, 3), keepdim=True), values.std((0, 2, 3), keepdim=True, correction=0)
     return (values - mean) / std.clamp_min(1e-3)
@@ -110,7 +110,7 @@ def _folder(path: Path, count: int, shape: tuple[int, int, int]) -> Samples:
             raise UserError(f"{file} is not a readable image ({type(error).__name__}: {reason}); remove it") from error
         images[index] = np.asarray(resized).transpose(2, 0, 1)
     labels = torch.tensor([label for _, label in chosen]) if classes else None
-    return Samples(str(path), _standardised(images), labels, len(classes) or None)
+    return Samples(str(path), _standardized(images), labels, len(classes) or None)
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -123,7 +123,7 @@ def _arrays(path: Path, count: int) -> Samples:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:
         reason = " ".join(str(error).split())[:100]
-        raise UserError(f"{path} cannot be read safely as arrays ({type(error).__name__}: {reason})") from error
+        raise UserError(f"cannot load arrays safely from {path} ({type(error).__name__}: {reason})") from error
     by_name = {name.lower(): array for name, array in arrays.items()}
     images = next((by_name[name] for name in _IMAGES if name in by_name), None)
     if images is None:
@@ -133,7 +133,7 @@ def _arrays(path: Path, count: int) -> Samples:
         raise UserError(f"{path} has no images of shape {shapes}; it has {_contents(arrays)}")
     labels = next((by_name[name] for name in _LABELS if name in by_name), None)
     if labels is not None and (labels.ndim != 1 or len(labels) != len(images) or labels.dtype.kind not in "ui"):
-        raise UserError(f"{path}: labels must be whole numbers [{len(images)}]; the file has {_contents(arrays)}")
+        raise UserError(f"{path}: labels must be integers of shape [{len(images)}]; the file has {_contents(arrays)}")
     if images.ndim == 3:
         images = images[:, None]
     elif images.shape[1] not in (1, 3, 4) and images.shape[3] in (1, 3, 4):
@@ -143,9 +143,9 @@ def _arrays(path: Path, count: int) -> Samples:
     if images.dtype.kind == "f":
         if not np.isfinite(images).all():
             raise UserError(f"{path}: the images contain values that are not finite")
-        values = torch.from_numpy(np.ascontiguousarray(images)).float()  # assumed to be standardised already
+        values = torch.from_numpy(np.ascontiguousarray(images)).float()  # assumed to be standardized already
     else:
-        values = _standardised(images)
+        values = _standardized(images)
     if labels is None:
         return Samples(str(path), values, None, None)
     if labels.min() < 0:

@@ -35,9 +35,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # damaged files make readers fail in many ways
         reason = " ".join(str(error).split()).partition(".")[0][:120]
         advice = "" if path.suffix == ".safetensors" else "; save model.state_dict(), not the model itself"
-        raise UserError(
-            f"{path} cannot be read safely as weights ({type(error).__name__}: {reason}){advice}"
-        ) from error
+        raise UserError(f"cannot load weights safely from {path} ({type(error).__name__}: {reason}){advice}") from error
     for _ in range(_MAX_DEPTH):  # a dict may contain itself
         if not isinstance(found, Mapping):
             break
@@ -49,15 +47,17 @@ def read_state(path: Path) -> dict[str, Tensor]:
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         hint = "; for a run of plastibench, pass its folder" if "networks" in state else ""
-        raise UserError(f"{path} contains no state dict, not even below the keys {', '.join(_WRAPPERS)}{hint}")
+        raise UserError(
+            f"{path} contains no state dict, neither at the top level nor under {', '.join(_WRAPPERS)}{hint}"
+        )
     return tensors
 
 
 def without_prefix(state: Mapping[str, Tensor], known: set[str]) -> dict[str, Tensor]:
     """Remove a prefix such as ``module.``, ``_orig_mod.`` or ``model.`` from the names of a state dict.
 
-    The prefix is the one (possibly empty) that makes most names known to the model; of several such, like ``model.``
-    and ``model_ema.``, the shortest, then the first in alphabetical order. Names without the prefix stay as they are.
+    Picks the prefix (possibly empty) with which most names match the model. Ties, such as ``model.`` and
+    ``model_ema.``, are broken by length, then alphabetically. Names without the prefix stay as they are.
 
     Args:
         state: Name to tensor.

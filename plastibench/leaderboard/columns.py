@@ -50,26 +50,42 @@ COLUMNS = (
     Column("drop", "drop", "score", "less", "accuracy (percentage points) or return lost right at an intervention"),
     Column("lowest", "lowest", "score", "more", "lowest return between an intervention and the next one", 9),
     Column(
-        "q_bias", "Q bias", "score", "less", "final bias of the critic: its value minus the return that followed", 10
+        "q_bias",
+        "Q bias",
+        "score",
+        "less",
+        "final bias of the critic: predicted value minus the discounted return obtained",
+        10,
     ),
     Column(
         "recovery",
         "recovery",
         "number",
         "less",
-        "epochs or steps until the value before the intervention is reached again (percentage that never do)",
+        "epochs or steps until the score is back at its value before the intervention (in parentheses: percentage of "
+        "interventions without recovery)",
         5,
     ),
     Column("time", "time ×", "ratio", "less", "run time relative to none, same seed and hardware", 2),
     Column("memory", "memory ×", "ratio", "less", "parameters and the method's state, relative to none", 4),
-    Column("cost", "cost %", "fraction", "less", "part of the run time that the intervention took", 6),
+    Column("cost", "cost %", "fraction", "less", "percentage of the run time spent in interventions", 6),
 )
 OVERALL = (
     COLUMNS[0],
     Column(
-        "rank", "rank", "rank", "less", "1 + number of methods with a significantly higher mean (– not in all settings)"
+        "rank",
+        "rank",
+        "rank",
+        "less",
+        "1 + number of methods with a significantly higher mean (– if not run in all settings)",
     ),
-    Column("settings", "settings", "text", "more", "number of settings that count"),
+    Column(
+        "settings",
+        "settings",
+        "text",
+        "more",
+        "number of settings in which the method was run, out of all that are compared",
+    ),
     Column("runs", "runs", "number", "more", "number of runs in all settings"),
     Column(
         "iqm", "IQM %", "fraction", "more", "interquartile mean of all final scores [95 % CI, stratified bootstrap]"

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plastibench.leaderboard.columns import COLUMNS, LEGEND, OVERALL, Column, value_of
+from plastibench.leaderboard.columns import LEGEND, OVERALL, Column, value_of
 from plastibench.leaderboard.rows import Row
 from plastibench.leaderboard.settings import Setting, origin
 from plastibench.leaderboard.standings import Standings, notes
-from plastibench.leaderboard.text import cells, columns_of, headings
+from plastibench.leaderboard.text import cells, columns_of, headings, legends
 from plastibench.results.confidence import Interval
 
 _TEMPLATE = "leaderboard.html.j2"
@@ -70,7 +70,8 @@ def page(shown: Standings, plots: Mapping[str, Sequence[tuple[str, bytes]]] | No
     sections = [_section(setting, rows, (plots or {}).get(setting.title, ())) for setting, rows in shown.tables]
     if shown.overall:
         sections.insert(0, _overall_section(shown))
-    meanings = {column.heading: column.meaning for column in (*OVERALL, *COLUMNS)}
+    columns = [(setting, columns_of(setting)) for setting, _ in shown.tables]
+    meanings = legends(columns, with_overall=bool(shown.overall))
     runs = sum(len(row["seeds"]) for _, rows in shown.tables for row in rows)
     template = environment.get_template(_TEMPLATE)
     return template.render(sections=sections, meanings=meanings, legend=LEGEND, runs=runs, width=_WIDTH) + "\n"

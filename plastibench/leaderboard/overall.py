@@ -28,7 +28,7 @@ Reasons = dict[str, list[str]]  # reason to titles of settings
 def overall(settings: Sequence[Setting]) -> tuple[list[Row], list[str]]:
     """Compare methods over all settings.
 
-    Scores are accuracies as fractions, and normalised returns. Settings without these or with a single method are left
+    Scores are accuracies as fractions, and normalized returns. Settings without these or with a single method are left
     out. A method is ranked if it has two seeds or more in every setting. All settings have equal weight. Settings are
     fixed, only seeds are random: intervals say nothing about other settings.
 

@@ -21,7 +21,7 @@ def rows(setting: Setting) -> list[Row]:
     Keys:
 
     - ``env``, ``agent``, ``intervention``, ``seeds``,
-    - ``rank`` (None if the method cannot be ranked), ``tied``, ``apart`` (why it is not comparable, or empty),
+    - ``rank`` (None if the method cannot be ranked), ``tied``, ``not_comparable`` (the reason, or empty),
     - ``final``, ``iqm``, ``gain`` (over ``none``), ``better`` (fraction of shared seeds in which it beats ``none``),
     - ``average``, ``auc``, ``drop``, ``lowest`` and ``q_bias`` (RL agents only),
     - ``recovery`` (epochs or steps), ``unrecovered`` (fraction of interventions without recovery),
@@ -50,7 +50,7 @@ def rows(setting: Setting) -> list[Row]:
             **_performance(method, setting),
             **_against(scores[method.name], scores[base.name] if base else {}, is_base=method is base),
             **_cost(method, base),
-            "apart": method.not_comparable,
+            "not_comparable": method.not_comparable,
         }
         made.append(row)
     return sorted(made, key=lambda row: -row["final"].value)

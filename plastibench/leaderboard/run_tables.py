@@ -1,4 +1,4 @@
-"""The tables at the end of ``run``: results by task or step; runs that differ in the seed only share a row."""
+"""The tables at the end of ``run``: results by task or step; runs that differ only in their seed share a row."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from plastibench.utils.tables import format_recovery, percent, text_table
 _SHOWN = 10  # number of tasks or evaluations that are shown
 _ACCURACY_LEGEND = (
     "final: accuracy after the last task; drop: percentage points lost right at the intervention, mean over task "
-    "boundaries; recovery: epochs until the accuracy is as before the boundary (in parentheses: percentage of "
-    "boundaries after which it never is)"
+    "boundaries; recovery: epochs until the accuracy is back at its value before the boundary (in parentheses: "
+    "percentage of boundaries without recovery)"
 )
 _RETURN_LEGEND = (
     "return: mean of full greedy episodes; final: mean of the last three evaluations; drop: return lost right at the "
     "intervention, mean over interventions; lowest: lowest return between an intervention and the next one; recovery: "
-    "steps until the return is as before (in parentheses: percentage of interventions after which it never is)"
+    "steps until the return is back at its value before the intervention (in parentheses: percentage of interventions "
+    "without recovery)"
 )
 _LEGEND = (
-    "revived: percentage of units that were reinitialized; cost: percentage of the run time that the intervention "
-    f"took; {PLUS_MINUS}"
+    "revived: percentage of units that were reinitialized; cost: percentage of the run time spent in interventions; "
+    f"{PLUS_MINUS}"
 )
 
 

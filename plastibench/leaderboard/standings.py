@@ -54,10 +54,10 @@ def standings(found: Sequence[Result], *, sorted_by: str = "final", filters: Seq
 def notes(setting: Setting, shown: Sequence[Row]) -> list[str]:
     """Notes on the table of a setting: which runs are missing, which methods are not ranked, and why."""
     found = [setting.differs] if setting.differs else []
-    found += [f"not ranked: {row['intervention']}, {row['apart']}" for row in shown if row["apart"]]
-    single = [row["intervention"] for row in shown if len(row["seeds"]) == 1 and not row["apart"]]
+    found += [f"not ranked: {row['intervention']}, {row['not_comparable']}" for row in shown if row["not_comparable"]]
+    single = [row["intervention"] for row in shown if len(row["seeds"]) == 1 and not row["not_comparable"]]
     if single:
         found.append(f"not ranked, one seed: {', '.join(single)}")
     if setting.base is None:
-        found.append("no gains: there is no run of none")
+        found.append("no gain column values: 'none' was not run in this setting")
     return found

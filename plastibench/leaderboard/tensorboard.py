@@ -23,7 +23,7 @@ from plastibench.utils import tensorboard_events, tensorboard_summaries
 FOLDER = "leaderboard"
 BEST = 4  # number of best methods in a chart, besides those that are always shown
 _ALWAYS = ("none", "reset", "rnr")
-_PLOTS = "~pictures"  # folder; no method has this name
+_PLOTS = "~plots"  # folder; no method has this name
 _LONGEST = 60  # characters of a folder name
 _Curve = dict[int, float]  # step on the axis of a chart to value
 
@@ -39,7 +39,7 @@ def write(runs_dir: Path, shown: Standings, plots: Mapping[str, bytes] | None = 
 
     Args:
         runs_dir: Log directory of TensorBoard.
-        shown: A leaderboard of at least one setting, from complete results, not lean ones.
+        shown: A leaderboard of at least one setting, built from results that were loaded with ``lean=False``.
         plots: Title to content of a PNG file; None keeps the existing plots.
 
     Returns:

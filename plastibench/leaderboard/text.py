@@ -20,28 +20,30 @@ _WITH_BOUNDS = ("final", "iqm", "gain", "better", "drop")
 _KEYS = (
     *("scope", "env", "agent", "rank", "tied"),
     *(column.key for column in COLUMNS if column.key != "rank"),
-    *("unrecovered", "seconds", "settings", "mean_rank", "apart"),
+    *("unrecovered", "seconds", "settings", "mean_rank", "not_comparable"),
 )
 
 
 def table(shown: Standings, width: int = 0) -> str:
     """Format the leaderboard for a terminal of this width, hiding columns that do not fit; 0: show all columns."""
-    parts, used, hidden = [], {}, 0
+    parts, fitting, hidden = [], [], 0
     for setting, made in shown.tables:
         columns, lines = _fitting(made, setting, width)
         hidden = max(hidden, len(columns_of(setting)) - len(columns))
-        used.update({column.heading: column.meaning for column in columns})
+        fitting.append((setting, columns))
         parts.append("\n\n".join([setting.title, text_table(headings(columns, setting), lines)]))
         parts += _wrapped(notes(setting, made))
     if shown.overall:
         drawn = text_table(headings(OVERALL), [cells(row, OVERALL) for row in shown.overall])
         parts.append(f"all settings\n\n{drawn}")
         parts += _wrapped(shown.overall_notes)
-        used = {column.heading: column.meaning for column in OVERALL} | used
     more = [f"{hidden} more columns in a wider terminal, or with --format csv"] if hidden else []
-    del used["intervention"]
-    legend = "; ".join([*(f"{heading}: {meaning}" for heading, meaning in used.items()), LEGEND, *more])
-    return "\n\n".join([*parts, textwrap.fill(legend, min(width or 120, 120), break_on_hyphens=False)])
+    explained = [
+        f"{kind}: {'; '.join(f'{heading}: {meaning}' for heading, meaning in meanings.items())}"
+        for kind, meanings in legends(fitting, with_overall=bool(shown.overall)).items()
+    ]
+    explained.append("; ".join([LEGEND, *more]))
+    return "\n\n".join([*parts, *(textwrap.fill(x, min(width or 120, 120), break_on_hyphens=False) for x in explained)])
 
 
 def markdown(shown: Standings) -> str:
@@ -58,9 +60,10 @@ def markdown(shown: Standings) -> str:
     if shown.overall:
         lines = [cells(row, OVERALL) for row in shown.overall]
         parts += ["### all settings", _quoted(headings(OVERALL), lines), *_listed(shown.overall_notes)]
-    meanings = {column.heading: column.meaning for column in (*OVERALL, *COLUMNS) if column.key != "intervention"}
-    legend = [*(f"{heading}: {meaning}" for heading, meaning in meanings.items()), LEGEND]
-    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in legend)])
+    shown_columns = [(setting, columns_of(setting)) for setting, _ in shown.tables]
+    for kind, meanings in legends(shown_columns, with_overall=bool(shown.overall)).items():
+        parts += [f"{kind}:", "\n".join(f"- {heading}: {meaning}" for heading, meaning in meanings.items())]
+    return "\n\n".join([*parts, LEGEND])
 
 
 def as_json(shown: Standings) -> str:
@@ -90,6 +93,25 @@ def as_csv(shown: Standings) -> str:
     return text.getvalue().rstrip("\n")
 
 
+def legends(tables: Sequence[tuple[Setting, Sequence[Column]]], *, with_overall: bool) -> dict[str, dict[str, str]]:
+    """Explain the columns, for each kind of table.
+
+    Args:
+        tables: Settings and the columns shown of each.
+        with_overall: Whether there is a table over all settings.
+
+    Returns:
+        Kind of table to printed heading to meaning.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for setting, columns in tables:
+        kind = "RL environments" if setting.is_rl else "task streams"
+        found.setdefault(kind, {}).update(_meanings(columns, setting))
+    if with_overall:
+        found["all settings"] = _meanings(OVERALL)
+    return found
+
+
 def headings(columns: Sequence[Column], setting: Setting | None = None) -> list[str]:
     """Headings of columns; accuracies are in percent."""
     percent = setting is not None and not setting.is_rl
@@ -117,6 +139,12 @@ def _fitting(made: Sequence[Row], setting: Setting, width: int) -> tuple[list[Co
         if not width or widest <= width or not last.hide_order:
             return columns, lines
         columns.remove(last)
+
+
+def _meanings(columns: Sequence[Column], setting: Setting | None = None) -> dict[str, str]:
+    """Printed heading to meaning."""
+    printed = zip(headings(columns, setting), columns, strict=True)
+    return {heading: column.meaning for heading, column in printed if column.key != "intervention"}
 
 
 def _quoted(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

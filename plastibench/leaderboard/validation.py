@@ -56,19 +56,21 @@ def add(path: Path, runs_dir: Path) -> tuple[Path, list[str]]:
     problems = list(_contradictions(result))
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise UserError(f"{path} is not added: {'; '.join(problems[:_SHOWN])}{more}")
+        raise UserError(f"cannot add {path}: {'; '.join(problems[:_SHOWN])}{more}")
     folder = runs_dir / result.id
     target = folder / "result.json"
     if target.exists():
         other = read_result(target)
         if other.to_dict() == result.to_dict():
-            raise UserError(f"{path} was added before, as {target}")
+            raise UserError(f"{path} has already been added as {target}")
         finals = " and ".join(_final(each) for each in (other, result))
         raise UserError(
-            f"{path} is not added: {target} is a different result of the same run ({finals}); delete one of them"
+            f"cannot add {path}: {target} is a different result of the same run ({finals}); delete one of them"
         )
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{path} is not added: {folder} contains the same run, unfinished; finish or delete it first")
+        raise UserError(
+            f"cannot add {path}: {folder} contains the same run, which is unfinished; finish or delete it first"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     write_text(target, text)
     return target, list(_unchecked(result))
@@ -82,19 +84,17 @@ def _read(path: Path) -> tuple[str, Result]:
 
     try:
         if path.stat().st_size > _LARGEST:
-            raise UserError(f"{path} is not added: larger than {_LARGEST >> 20} MiB, which is too large for a result")
+            raise UserError(f"cannot add {path}: larger than {_LARGEST >> 20} MiB, which is too large for a result")
         text = path.read_text(encoding="utf-8")
         content = json.loads(text, parse_constant=refuse)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if isinstance(content, dict) and content.get("schema") == 1:
-        raise UserError(
-            f"{path} is not added: schema 1 lacks values that a comparison needs; rerun it with this version"
-        )
+        raise UserError(f"cannot add {path}: schema 1 lacks values that a comparison needs; rerun it with this version")
     try:
         return text, _Submitted.from_dict(content)
     except UserError as error:
-        raise UserError(f"{path} is not added: {error}") from error
+        raise UserError(f"cannot add {path}: {error}") from error
 
 
 def _contradictions(result: Result) -> Iterator[str]:

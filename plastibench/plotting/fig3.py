@@ -45,11 +45,11 @@ def fig3(results: Sequence[Result], *, data_dir: Path | None = None, device: str
     """One row per env and agent: E[∂L/∂z_i] over the features of the last two LayerNorms, and its standard deviation.
 
     Three kinds of networks are compared: those of ``none`` and of ``reset`` at the end of their runs, and freshly
-    initialised ones of the same seeds.
+    initialized ones of the same seeds.
 
     Args:
         results: Results with their folders.
-        data_dir: Folder of data sets, needed for runs whose gradients are not saved yet.
+        data_dir: Folder of datasets, needed for runs whose gradients are not saved yet.
         device: Device to compute on.
 
     Raises:
@@ -71,7 +71,7 @@ def fig3(results: Sequence[Result], *, data_dir: Path | None = None, device: str
     if not rows:
         raise UserError(
             "no finished run of none or reset has LayerNorms and a saved network (layernorm-gradients.json or "
-            "final.pt); create them with: plastibench sweep fig3"
+            "final.pt); create such runs with: plastibench sweep fig3"
         )
     return _draw(rows, shown)
 

@@ -41,7 +41,7 @@ def gradients_of_run(run: Result, data_dir: Path, device: str) -> Gradients | No
 
     Args:
         run: A result with its folder.
-        data_dir: Folder of data sets.
+        data_dir: Folder of datasets.
         device: Device to compute on.
 
     Returns:

@@ -15,7 +15,7 @@ def plot_settings(standings: Standings) -> dict[str, list[tuple[str, bytes]]]:
     """Draw the best methods of each setting.
 
     Args:
-        standings: Made of complete results, as :func:`plastibench.load_results` returns them.
+        standings: Built from results loaded with ``lean=False`` (see :func:`plastibench.load_results`).
 
     Returns:
         Title of a setting to its plots: caption and content of a PNG file.

@@ -148,7 +148,7 @@ def _rows(
     Args:
         results: All results.
         kind: Kind of plot, for messages.
-        wanted: Labels of interventions; of alternatives the first that exists is taken.
+        wanted: Labels of interventions; if alternatives are given, the first that exists is used.
         needed: The labels that the plot is about.
         least: Minimum number of them in a row.
 
@@ -164,7 +164,9 @@ def _rows(
         if len(needed & set(chosen)) >= least:
             rows[title] = chosen
     if not rows:
-        raise UserError(f"no finished run of what {kind} shows; create them with: plastibench sweep {kind}")
+        raise UserError(
+            f"no finished run of the methods that {kind} needs; create the runs with: plastibench sweep {kind}"
+        )
     for title, methods in rows.items():
         missing = [" or ".join(alternatives) for alternatives in wanted if not set(alternatives) & set(methods)]
         if missing:

@@ -53,7 +53,7 @@ def mean_ci(values: Sequence[float | None], scale: float = 100.0, digits: int = 
         digits: Digits after the decimal point.
 
     Returns:
-        The mean alone for a single value; a dash for none.
+        The mean alone for a single value; a dash if there are no values.
     """
     present = [scale * value for value in values if value is not None]
     if not present:
@@ -63,7 +63,7 @@ def mean_ci(values: Sequence[float | None], scale: float = 100.0, digits: int = 
 
 
 def iqm(strata: Sequence[npt.ArrayLike]) -> Any:
-    """Interquartile mean: the mean of all scores together without the lowest and the highest quarter.
+    """Interquartile mean: the mean of the pooled scores without the lowest and highest 25 %.
 
     Args:
         strata: Scores by setting, seeds last. [settings][..., S]
@@ -150,7 +150,7 @@ def paired_improvement(scores: Mapping[Any, float], base: Mapping[Any, float]) -
 
 
 def probability_of_improvement(scores: Sequence[Sequence[float]], base: Sequence[Sequence[float]]) -> float:
-    """P(score > base), any seed against any seed, averaged over settings (as rliable defines it).
+    """P(score > base) over all pairs of seeds, averaged over settings (as rliable defines it).
 
     Args:
         scores: By setting, one per seed. [settings][S]

@@ -39,7 +39,7 @@ def compose_result(
         cost: Time, updates, data and memory. The seconds are the only values that differ between two runs of a spec.
         origin: Command, commit, versions, hardware, precision.
         env_version: Version of the environment or task stream.
-        data_digest: Digest of the data set; None if there is none.
+        data_digest: Digest of the dataset; None if there is none.
 
     Raises:
         RunError: A value does not fit into a result, such as a NaN in the summary.
@@ -115,8 +115,8 @@ def find_results(runs_dir: Path) -> list[Path]:
 def load_results(runs_dir: str | Path = "runs", *, lean: bool = False) -> Results:
     """Load all results below a folder.
 
-    Prints a line to stderr for each file that is left out: damaged files, and results of a run that contradict the
-    first one found. Of equal results of a run one is loaded.
+    Prints a line to stderr for each file that is skipped: damaged files, and results of a run that contradict the first
+    one found. If a run has several identical results, one of them is loaded.
 
     Args:
         runs_dir: Folder of runs.
@@ -134,9 +134,9 @@ def load_results(runs_dir: str | Path = "runs", *, lean: bool = False) -> Result
             result = read_result(path)
             first = found.get(result.id)
             if first is not None and first.summary != result.summary:
-                raise UserError(f"{path} is a second and different result of the run in {first.folder}")
+                raise UserError(f"{path} contradicts the result of the same run in {first.folder}")
         except UserError as error:
-            print(f"plastibench: left out: {error}", file=sys.stderr)
+            print(f"plastibench: skipped: {error}", file=sys.stderr)
             continue
         if first is None or (result.run and not first.run):  # files of schema 1 do not have the options of the run
             found[result.id] = result.model_copy(update={key: [] for key in _LONG}) if lean else result

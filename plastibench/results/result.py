@@ -145,10 +145,11 @@ class InterventionRecord(BaseModel):
         parameters: Number of scalars that were changed.
         mean_residual: Mean residual of the refitted modules; None if none was refitted.
         largest_norm_ratio: Largest growth of a refitted weight's norm.
-        before: Accuracy before; only for interventions within a task.
-        after: Accuracy after, likewise.
-        agreement: Fraction of predictions that did not change, likewise.
-        output_kl: KL divergence from the outputs before to those after in nats, likewise.
+        before: Accuracy right before the intervention. This and the next three are recorded only for interventions
+            within a task.
+        after: Accuracy right after it.
+        agreement: Fraction of predictions that did not change.
+        output_kl: KL divergence from the outputs before to those after, in nats.
     """
 
     task: Count
@@ -268,7 +269,7 @@ class Result(BaseModel):
         schedule: The other options of the run that decide when and on which networks interventions act.
         run: All options of the run; empty if an old file does not have them.
         env_version: Version of the environment or task stream. Only results of the same version are comparable.
-        data_digest: Digest of the data set; None if there is none or it is unknown.
+        data_digest: Digest of the dataset; None if there is none or it is unknown.
         summary: The values that the leaderboard compares.
         tasks: Evaluations by task.
         returns: Evaluations of an RL agent.

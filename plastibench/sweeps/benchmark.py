@@ -27,12 +27,12 @@ from plastibench.utils.runtime import set_up_torch
 def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads: int) -> str:
     """Time updates of the harness and of a plain PyTorch loop alternately, then the intervention once.
 
-    Both do the same work: data on the device, augmentation, normalisation, forward, backward, clipping, and fused AdamW
+    Both do the same work: data on the device, augmentation, normalization, forward, backward, clipping, and fused AdamW
     whose learning rate is set at every update. The plain loop has no replay buffer, hooks, schedule or metrics.
 
     Args:
         spec: The run to time.
-        data_dir: Folder of data sets.
+        data_dir: Folder of datasets.
         updates: Updates per measurement.
         rounds: Number of rounds, at least 2. Both loops are measured twice per round; medians are reported.
         threads: CPU threads, as for a run.
@@ -98,7 +98,7 @@ def cost(spec: RunSpec, data_dir: Path, updates: int = 5, rounds: int = 12, thre
 
     Args:
         spec: A run with the intervention.
-        data_dir: Folder of data sets.
+        data_dir: Folder of datasets.
         updates: Updates per measurement.
         rounds: Number of rounds after the warm-up, at least 2.
         threads: CPU threads.

@@ -35,7 +35,7 @@ class LocalEngine:
         Args:
             slots: Number of processes at a time.
             runs_dir: Folder of all runs.
-            data_dir: Folder of data sets.
+            data_dir: Folder of datasets.
             plugins: Modules and files that every process imports first.
             threads: CPU threads per process; 0: one for a small network, cores / slots for a large one.
         """

@@ -21,13 +21,13 @@ from plastibench.utils.tables import markdown_table
 COSTS_FILE = "costs.json"
 _ACCURACY_LEGEND = (
     "final: accuracy after the last task; average: mean accuracy at the end of each task; drop: percentage points lost "
-    "at an intervention, mean over task boundaries; recovery: epochs until the accuracy is as before the boundary (in "
-    "parentheses: fraction of boundaries after which it never is)."
+    "at an intervention, mean over task boundaries; recovery: epochs until the accuracy is back at its value before "
+    "the boundary (in parentheses: percentage of boundaries without recovery)."
 )
 _RETURN_LEGEND = (
     "final: mean of the last three returns; average: mean of all returns; drop: return lost at an intervention, mean "
-    "over interventions; recovery: steps until the return is as before (in parentheses: fraction of interventions "
-    "after which it never is)."
+    "over interventions; recovery: steps until the return is back at its value before the intervention (in "
+    "parentheses: percentage of interventions without recovery)."
 )
 _COST_COLUMNS = ("update time", "intervention time", "memory")
 _COST_LEGEND = (
@@ -46,7 +46,7 @@ def measure_costs(specs: Sequence[RunSpec], data_dir: Path, path: Path, quiet: b
 
     Args:
         specs: A run of each intervention. Those that do not work with their agent are left out; their runs say why.
-        data_dir: Folder of data sets.
+        data_dir: Folder of datasets.
         path: A JSON file that stores the costs by the id of the run without its seed; new costs are added at once.
         quiet: Show no progress.
 

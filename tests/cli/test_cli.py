@@ -269,7 +269,7 @@ INVALID = {
         "none of none, redo has an option 'quantil'",
     ),
     "type": ([*RUN, "--agent.lr", "fast"], "lr is 'fast'"),
-    "whole number": ([*RUN, "--env.epochs", "1.5"], "epochs is '1.5'"),
+    "integer": ([*RUN, "--env.epochs", "1.5"], "epochs is '1.5'"),
     "range": ([*RUN, "--env.noise", "0.5,2"], "noise is 2.0"),
     "choice": ([*RUN, "--env.augment", "crop"], "augment is 'crop'"),
     "negative": ([*RUN, "--agent.lr", "-1"], "lr is -1.0"),
@@ -294,7 +294,7 @@ INVALID = {
     "device without data": ([*RUN, "--device", "meta"], "device 'meta'"),
     "spec file": (["run", "--spec", "nowhere.toml"], "nowhere.toml: No such file"),
     "spec folder": (["run", "--spec", "."], "Is a directory"),
-    "data set": ([*RUN, "--env.dataset", "digist"], "'digist'"),
+    "dataset": ([*RUN, "--env.dataset", "digist"], "'digist'"),
     "train size": ([*RUN[:4], "--env.train-size", "9999", "--device", "cpu"], "9999"),
     "patch size": (
         ["run", "cl-digits", "--agent", "vit-nano", "--agent.patch-size", "3", "--device", "cpu"],
@@ -403,7 +403,7 @@ def test_resume_refuses_a_renamed_folder(say: Say, runs: Path) -> None:
     (folder,) = (path.parent for path in runs.glob("*/result.json"))
     folder.rename(runs / "renamed")
     error = error_line(say("resume", "renamed", "--runs-dir", runs), 2)
-    assert f"describes the run {folder.name}" in error
+    assert f"belongs to run {folder.name}" in error
     assert not folder.exists()
 
 
@@ -443,7 +443,7 @@ def test_leaderboard_skips_and_names_a_damaged_result(say: Say, runs: Path) -> N
     (runs / "bad" / "result.json").write_text("{")
     done = say("leaderboard", "--runs-dir", runs)
     assert done.status == 0 and "none" in done.out
-    assert "left out" in done.err and str(runs / "bad" / "result.json") in done.err and done.err.count("\n") == 1
+    assert "skipped: " in done.err and str(runs / "bad" / "result.json") in done.err and done.err.count("\n") == 1
 
 
 def test_seeds_are_lists_and_ranges_without_duplicates() -> None:

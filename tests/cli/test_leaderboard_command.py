@@ -69,7 +69,7 @@ def test_submitted_results_join_the_leaderboard(runs: Path, tmp_path: Path, caps
     assert say("--runs-dir", runs) == 0
     assert "not ranked, one seed: fire" in capsys.readouterr().out
     assert say("add", sent, "--runs-dir", runs) == 2
-    assert "was added before" in capsys.readouterr().err
+    assert "has already been added as" in capsys.readouterr().err
     for words in (["add"], ["ad", sent]):
         assert say(*words, "--runs-dir", runs) == 2
         assert "expected leaderboard add FILE" in capsys.readouterr().err

@@ -91,7 +91,7 @@ def test_non_finite_buffers_or_outputs_are_sick(spoil: str) -> None:
 
 def test_a_resnet_with_closed_branches_is_sick() -> None:
     def zeroed() -> Any:
-        return small_resnet()  # timm initialises the last BatchNorm scale of each block to 0
+        return small_resnet()  # timm initializes the last BatchNorm scale of each block to 0
 
     network = network_of(zeroed)
     assert diagnose(target_of(network)).verdict == "ok"  # an untrained one equals a fresh one
@@ -100,7 +100,7 @@ def test_a_resnet_with_closed_branches_is_sick() -> None:
         for scale in scales:
             scale.fill_(1.0)
     opened = diagnose(target_of(network))
-    assert opened.verdict == "ok" and any("scales are initialised to 0" in note for note in opened.notes), (
+    assert opened.verdict == "ok" and any("scales are initialized to 0" in note for note in opened.notes), (
         opened.reasons
     )
     with torch.no_grad():
@@ -235,13 +235,13 @@ class Evil:
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
-        ("w.pt", lambda path: path.write_bytes(b"rubbish"), "cannot be read safely as weights"),
-        ("w.pt", lambda path: torch.save(Evil(), path), "cannot be read safely as weights"),
+        ("w.pt", lambda path: path.write_bytes(b"rubbish"), "cannot load weights safely from"),
+        ("w.pt", lambda path: torch.save(Evil(), path), "cannot load weights safely from"),
         ("w.pt", lambda path: torch.save(torch.nn.Linear(2, 2), path), "save model.state_dict(), not the model itself"),
         ("w.pt", lambda path: torch.save({"epoch": 3}, path), "contains no state dict"),
         ("w.pt", lambda path: torch.save({"networks": []}, path), "for a run of plastibench, pass its folder"),
         ("w.pt", lambda path: torch.save([1, 2], path), "contains no state dict"),
-        ("w.safetensors", lambda path: path.write_bytes(b"rubbish"), "cannot be read safely as weights"),
+        ("w.safetensors", lambda path: path.write_bytes(b"rubbish"), "cannot load weights safely from"),
         ("w.pt", lambda path: torch.save({"a.b": torch.zeros(2)}, path), "has 0 of the model's"),
     ],
 )
@@ -310,10 +310,13 @@ def test_images_are_read_from_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda path: path.write_bytes(b"rubbish"), "cannot be read safely as arrays"),
-        (lambda path: np.savez(path, x=np.array([{}, []], dtype=object)), "cannot be read safely as arrays"),
+        (lambda path: path.write_bytes(b"rubbish"), "cannot load arrays safely from"),
+        (lambda path: np.savez(path, x=np.array([{}, []], dtype=object)), "cannot load arrays safely from"),
         (lambda path: np.savez(path, q=np.zeros(3)), r"no images .*; it has q float64\[3\]"),
-        (lambda path: np.savez(path, x=np.zeros((2, 4, 4)), y=np.zeros(3, int)), r"labels must be whole numbers \[2\]"),
+        (
+            lambda path: np.savez(path, x=np.zeros((2, 4, 4)), y=np.zeros(3, int)),
+            r"labels must be integers of shape \[2\]",
+        ),
         (lambda path: np.savez(path, x=np.full((2, 4, 4), np.nan)), "not finite"),
     ],
 )

@@ -59,7 +59,7 @@ def test_an_invalid_plot_or_folder_is_reported(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.rglob("*")) == there
     tensorboard.write(tmp_path, standings(found), {"fig2": boards.png(3, 2)})
     tensorboard.write(tmp_path, standings(found))  # keeps the plots
-    assert EventAccumulator(str(folder / "~pictures")).Reload().Tags()["images"] == ["figures/fig2"]
+    assert EventAccumulator(str(folder / "~plots")).Reload().Tags()["images"] == ["figures/fig2"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "leaderboard").write_text("a file")
     with pytest.raises((RunError, OSError)):

@@ -131,9 +131,9 @@ def test_text_tab_contains_the_tables(served: boards.Served) -> None:
 
 
 def test_images_tab_contains_the_plots(served: boards.Served) -> None:
-    tags = served.get("plugin/images/tags")["leaderboard/~pictures"]
+    tags = served.get("plugin/images/tags")["leaderboard/~plots"]
     assert set(tags) == {"figures/fig 2/left"}
-    (picture,) = served.get("plugin/images/images", run="leaderboard/~pictures", tag="figures/fig 2/left", sample=0)
+    (picture,) = served.get("plugin/images/images", run="leaderboard/~plots", tag="figures/fig 2/left", sample=0)
     assert served.get(f"plugin/images/individualImage?{picture['query']}&") == boards.png(30, 20)
 
 

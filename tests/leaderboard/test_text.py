@@ -55,6 +55,15 @@ def test_formats_contain_the_same_values() -> None:
     assert cell["final %"] in text and "rl-cartpole, dqn-mlp" in text and "all settings" in text
 
 
+def test_each_kind_of_table_has_a_legend_of_its_printed_headings() -> None:
+    paragraphs = text_format.table(standings(FOUND + RL)).split("\n\n")
+    *_, streams, environments, overall, _ = (" ".join(paragraph.split()) for paragraph in paragraphs)
+    assert streams.startswith("task streams: rank: ") and "; final %: " in streams and "AUC %: " in streams
+    assert environments.startswith("RL environments: rank: ") and "final: " in environments
+    assert "final %" not in environments and "AUC" not in environments
+    assert overall.startswith("all settings: rank: ") and "settings: " in overall and "gain %: " in overall
+
+
 def test_a_narrow_terminal_hides_columns() -> None:
     shown = standings(FOUND)
     wide, narrow = text_format.table(shown), text_format.table(shown, 80)
@@ -74,7 +83,7 @@ def test_notes_list_methods_without_rank() -> None:
     text = text_format.table(standings(FOUND + more))
     assert "not ranked, one seed: fire" in text
     assert "which differ in env.epochs" in text
-    assert "no gains: there is no run of none" in text
+    assert "'none' was not run in this setting" in text
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_a_valid_result_is_added(made: Result, tmp_path: Path) -> None:
     added, unchecked = add(path, tmp_path / "runs")
     assert read_result(added).to_dict() == made.to_dict() and unchecked == []
     assert added.read_bytes() == path.read_bytes()
-    with pytest.raises(UserError, match="was added before"):
+    with pytest.raises(UserError, match="has already been added as"):
         add(path, tmp_path / "runs")
 
 
@@ -122,7 +122,7 @@ def test_a_result_of_an_unfinished_run_is_rejected(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / made.id
     folder.mkdir(parents=True)
     (folder / "spec.toml").write_text("")
-    with pytest.raises(UserError, match="contains the same run, unfinished"):
+    with pytest.raises(UserError, match="contains the same run, which is unfinished"):
         add(file(tmp_path, made), tmp_path / "runs")
 
 

@@ -87,7 +87,7 @@ def test_a_run_with_a_nan_in_its_summary_fails() -> None:
         compose_result(spec, trainer, [], [], cost, ORIGIN, 1, None)
 
 
-def test_files_that_cannot_be_used_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_cannot_be_used_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = result("none")
     runs = written(tmp_path / "runs", [good])
     lacking = {**good.to_dict(), "summary": 3}
@@ -99,9 +99,9 @@ def test_files_that_cannot_be_used_are_left_out(tmp_path: Path, capsys: pytest.C
     (found,) = load_results(runs)
     assert found.folder == runs / good.id and found == good
     told = capsys.readouterr().err
-    assert told.count("left out") == 5
+    assert told.count("skipped: ") == 5
     assert "lacking/result.json: summary is 3" in told
-    assert "is a second and different result of the run in" in told
+    assert "contradicts the result of the same run in" in told
 
 
 @pytest.mark.parametrize("older", ["first", "second"])
