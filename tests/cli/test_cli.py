@@ -149,8 +149,8 @@ def test_run_compares_interventions_over_seeds(finished: Any, say: Say, runs: Pa
     for row in rows:
         finals = [100 * r["summary"]["final_accuracy"] for r in results if r["intervention"] == row.split()[0]]
         mean = sum(finals) / 2
-        deviation = abs(finals[0] - finals[1]) / 2**0.5
-        assert f"{mean:.1f} ± {deviation:.1f}" in row
+        half_width = 12.7062 * abs(finals[0] - finals[1]) / 2  # Student's t with one degree of freedom, 95 %
+        assert f"{mean:.1f} ± {half_width:.1f}" in row
 
     board = say("leaderboard", "--runs-dir", runs)
     assert board.status == 0 and board.out.startswith("cl-digits")
@@ -428,7 +428,7 @@ def test_a_stop_request_while_a_run_finishes_prevents_the_next_run(
 def test_batchnorm_with_a_last_batch_of_one_image_is_reported(say: Say, runs: Path) -> None:
     sizes = ["--env.train-size", 17, "--agent.batch-size", 16, "--env.epochs", 1, "--env.stop-after", 1]
     said = say("run", "relabel-digits", "--agent", "resnet18", *sizes, "--device", "cpu", "--runs-dir", runs, "--quiet")
-    assert "a last batch of one image" in error_line(said, 1)
+    assert "last batch of an epoch has only one image" in error_line(said, 1)
 
 
 def test_leaderboard_without_runs_is_reported_in_one_line(say: Say, runs: Path) -> None:
