@@ -388,7 +388,7 @@ class Result(BaseModel):
             UserError: matplotlib is not installed.
         """
         try:
-            from matplotlib import pyplot
+            from matplotlib import pyplot, ticker
         except ImportError as error:
             raise UserError("plots need matplotlib: pip install 'plastibench[figures]'") from error
         if ax is None:
@@ -400,6 +400,10 @@ class Result(BaseModel):
                 ax.axvline(position, color="0.8", linewidth=0.8, zorder=0)
         ax.set_xlabel("environment step" if self.is_rl else "epoch")
         ax.set_ylabel("return" if self.is_rl else "accuracy")
+        if not self.is_rl:
+            ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
+        ax.set_title(f"{self.env}, {self.agent}")
+        ax.legend()
         return ax
 
 
