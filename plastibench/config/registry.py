@@ -118,7 +118,9 @@ class Registry:
                 defaults = {option: rest if value == "*" else value for option, value in entry.defaults.items()}
                 return replace(entry, name=name, defaults=defaults)
         hint = did_you_mean(name, self._entries)
-        raise UserError(f"unknown {self.noun} '{name}'{hint} (for all names: plastibench list {self.noun}s)")
+        raise UserError(
+            f"unknown {self.noun} '{name}'{hint} (all names: plastibench list {self.noun}s; your own: --plugin)"
+        )
 
     def all(self) -> dict[str, Entry]:
         """Every entry by name; built-in ones first."""
