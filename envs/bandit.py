@@ -26,7 +26,7 @@ class DigitsBandit(RLEnvConfig):
     """Each image of a digit has one rewarded action out of ten, drawn at random for every task.
 
     The agent must memorize the value function of every task, as with random labels in supervised learning. Episodes
-    last one step, so there is no bootstrapping and a lower return is due to the critic alone. Images are those of a
+    last one step, so values are not bootstrapped and only the critic can cause a lower return. Images come from a
     dataset, as in the bandit of bsuite (Osband et al. 2020).
     """
 

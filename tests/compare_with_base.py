@@ -1,11 +1,11 @@
-"""Do short runs with this tree and with an older one, and compare them bit for bit: a safety net for refactoring.
+"""Run short specs on this tree and on an older one, and compare the results bit by bit: a safety net for refactoring.
 
     git worktree add ../base COMMIT
     python tests/compare_with_base.py --base ../base [--only REGEX] [--jobs 2] [--keep DIR] [--tree DIR]
 
-Every spec below is run once per tree, as a user would run it. Compared are all tensors of ``final.pt`` and
-``result.json`` without what differs between any two runs. Runs of the base are cached by its commit. What a step of the
-refactoring changes on purpose is told in the tables that come first; everything else makes the exit status 1.
+Each spec runs once per tree, through the command line. All tensors of ``final.pt`` are compared, and ``result.json``
+without times, versions and ids. Results of the base are cached by its commit. The tables below list intended changes;
+any other difference makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -251,21 +251,21 @@ def environment(tree: Path) -> dict[str, str]:
     return {**kept, **threads, "PYTHONPATH": str(tree), "CUDA_VISIBLE_DEVICES": ""}
 
 
-def see_that_it_is_imported(tree: Path) -> None:
-    """See that the tree's own modules are those that run, and not those of an installed package.
+def check_imports(tree: Path) -> None:
+    """Check that the tree's own modules run, and not those of an installed package.
 
     Raises:
-        Failed: They are not.
+        Failed: A module is imported from elsewhere.
     """
     code = (
-        "import sys, plastibench.__main__\n"
+        "import sys, plastibench.__main__, plastibench.agents, plastibench.envs\n"
         "for name, module in list(sys.modules.items()):\n"
         "    if name.partition('.')[0] == 'plastibench' and getattr(module, '__file__', None): print(module.__file__)"
     )
     with tempfile.TemporaryDirectory() as folder:
         for file in call([sys.executable, "-c", code], tree, Path(folder)).splitlines():
             if not Path(file).resolve().is_relative_to(tree):
-                raise Failed(f"{file} is imported instead of its like in {tree}")
+                raise Failed(f"{file} is imported, although it is not in {tree}")
 
 
 def of_base(base: Path, commit: str, spec: Spec, cache: Path) -> Path:
@@ -516,7 +516,7 @@ def report(specs: Sequence[Spec], base: Path, tree: Path, jobs: int, cache: Path
     cache = cache / f"base-{commit[:12] or 'uncommitted'}"
     cache.mkdir(parents=True, exist_ok=True)
     for root in (base, tree):
-        see_that_it_is_imported(root)
+        check_imports(root)
     verdict = functools.partial(
         judge,
         base=lambda spec: of_base(base, commit, spec, cache),

@@ -66,7 +66,7 @@ def split_names(names: str | list[str]) -> list[str]:
     """Split ``a,b`` into names, each once; a list is taken as it is.
 
     Raises:
-        UserError: There is no name between the commas.
+        UserError: The list contains no name.
     """
     parts = names.split(",") if isinstance(names, str) else list(names)
     found = list(dict.fromkeys(name.strip() for name in parts if name.strip()))

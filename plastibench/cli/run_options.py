@@ -49,7 +49,7 @@ def given_run_options(args: argparse.Namespace) -> dict[str, Any]:
 def describe_option(field: dataclasses.Field[Any], default: Any) -> str:
     """The help of an option with its range and default: ``hidden units (default: 64, at least 1)``.
 
-    A default that the help itself states says what happens if there is no value; an actual value replaces it.
+    If the option has no default value, a default stated in the help text, such as ``(default: all)``, is kept.
     """
     text, _, stated = str(field.metadata.get("help", "")).partition(" (default: ")
     if default not in (None, "none"):

@@ -207,7 +207,7 @@ def networks_of_run(
         folder: The run's folder.
         data: Images to use instead, as :func:`read_samples` takes them; None for the run's own data.
         device: Where to put the networks.
-        samples: Number of samples; 0 for as many as the run itself measures its metrics on.
+        samples: Number of samples; 0 for the number on which the run measures its metrics.
         data_dir: Folder of datasets.
 
     Raises:

@@ -36,7 +36,7 @@ def label_points(
 ) -> None:
     """Label points, each at the nearest distance where the label overlaps and its leader line crosses nothing.
 
-    If there is no such position, staying inside the panel comes first, then not overlapping, then not crossing.
+    If no position meets all conditions, they are relaxed in this order: crossing lines, overlap, leaving the panel.
 
     Args:
         figure: The figure, complete except for the labels.
