@@ -191,6 +191,11 @@ def test_attach_refuses_what_is_not_the_models_optimizer(model: nn.Module) -> No
         pb.attach("redo", model, loss_fn)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="none of the model's parameters"):
         pb.attach("rnr", model, torch.optim.Adam(nn.Linear(2, 2).parameters()), loss_fn)
+    handle = pb.attach("rnr", model, torch.optim.Adam(model.parameters()), loss_fn)
+    before = handle.optimizer
+    with pytest.raises(UserError, match="none of the model's parameters"):
+        handle.optimizer = torch.optim.Adam(nn.Linear(2, 2).parameters())
+    assert handle.optimizer is before
 
 
 def test_a_tuple_is_not_a_batch(model: nn.Module) -> None:

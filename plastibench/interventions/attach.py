@@ -53,7 +53,7 @@ def attach(
         network = model
     else:
         network = Network(model, optimizer, loss_fn or _no_loss)
-    _check_optimizer(network)
+    _check_optimizer(network.optimizer, network.module)
     method = create(intervention, **options)
     method.prepare(network)
     return Attached(method, network)
@@ -145,6 +145,7 @@ class Attached:
 
     @optimizer.setter
     def optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
+        _check_optimizer(optimizer, self.network.module)
         self.network.optimizer = optimizer
 
     def schedule(self, every: int, draw: Callable[[], Batch]) -> None:
@@ -240,16 +241,14 @@ class Attached:
             self.intervene(self._draw())
 
 
-def _check_optimizer(network: Network) -> None:
-    if network.optimizer is None:
+def _check_optimizer(optimizer: torch.optim.Optimizer | None, module: nn.Module) -> None:
+    if optimizer is None:
         return
-    groups = getattr(network.optimizer, "param_groups", None)
+    groups = getattr(optimizer, "param_groups", None)
     if groups is None:
-        raise UserError(
-            f"attach: the optimizer is a {type(network.optimizer).__name__}; pass name, model, optimizer, loss_fn"
-        )
+        raise UserError(f"attach: the optimizer is a {type(optimizer).__name__}; pass name, model, optimizer, loss_fn")
     owned = {id(parameter) for group in groups for parameter in group["params"]}
-    if not any(id(parameter) in owned for parameter in network.module.parameters()):
+    if not any(id(parameter) in owned for parameter in module.parameters()):
         raise UserError("attach: the optimizer has none of the model's parameters; create it from model.parameters()")
 
 
