@@ -94,7 +94,7 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": {"config", "utils", "nn"},
     "agents": {"config", "utils", "nn", "envs"},
     "results": {"config", "utils"},
-    "integrations": {"config", "utils", "nn", "interventions"},
+    "integrations": {"config", "utils", "nn", "interventions", "metrics"},
     "training": {"config", "utils", "nn", "envs", "interventions", "metrics", "agents", "results"},
     "leaderboard": {"config", "utils", "results"},
     "plotting": {"config", "utils", "nn", "metrics", "results", "training", "leaderboard"},
@@ -190,8 +190,8 @@ def test_third_party_imports_are_declared_dependencies() -> None:
     optional = {
         r.split(">")[0].split("[")[0] for rs in PROJECT["project"]["optional-dependencies"].values() for r in rs
     }
-    names = {"scikit-learn": "sklearn", "pillow": "PIL", "tomli-w": "tomli_w", "ipykernel": "IPython"}
-    allowed = {names.get(requirement, requirement) for requirement in declared | optional} | {"plastibench"}
+    names = {"scikit-learn": "sklearn", "pillow": "PIL", "ipykernel": "IPython"}
+    allowed = {names.get(name, name.replace("-", "_")) for name in declared | optional} | {"plastibench"}
     for module in SOURCES:
         roots = {name.split(".")[0] for name in imported(module)}
         assert roots - set(sys.stdlib_module_names) - {"tomllib"} <= allowed, module  # of Python 3.11

@@ -32,7 +32,13 @@ def tail_stages(module: nn.Module, outputs: Sequence[str], k: int) -> list[Stage
         tail = [name for name, _ in module.named_parameters() if not name.startswith("encoder.")]
     else:
         heads = output_layers(module, outputs)
-        tail = _last(module, k, [name for name in block_names(module) if name not in heads])
+        blocks = [name for name in block_names(module) if name not in heads]
+        if len(heads) > 1 and len({name.rpartition(".")[0] for name in blocks}) > 1:
+            raise UserError(
+                f"{type(module).__name__} has separate layers for each of its outputs ({', '.join(heads)}), not one "
+                "sequence of last layers; use part=head"
+            )
+        tail = _last(module, k, blocks)
     if not tail:
         raise UserError(f"{type(module).__name__} has no sequence of blocks or layers; use part=head")
     stages: list[Stage] = []

@@ -90,6 +90,11 @@ class Learner:
         """Whether interventions act on the network with this role."""
         return self.roles is None or role in self.roles
 
+    @property
+    def modified_networks(self) -> dict[str, Network]:
+        """The networks that interventions act on, by role."""
+        return {role: network for role, network in self.networks.items() if self.modifies(role)}
+
     def learn(self, batch: TensorDictBase) -> None:
         """Update the agent once, without a device sync."""
         self.agent.update(batch)

@@ -18,12 +18,12 @@ from plastibench.agents.offpolicy_agent import OffPolicyAgent
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunOptions
 from plastibench.envs.rl_env import RLEnvironment
+from plastibench.interventions.target_networks import TargetNetworks
 from plastibench.results import returns
 from plastibench.results.returns import Evaluation, Event
 from plastibench.training.learner import Learner
 from plastibench.training.replay_buffer import BufferSpec, ReplayBuffer
 from plastibench.training.rollout import evaluate_policy, to_tensor
-from plastibench.training.target_networks import TargetNetworks
 from plastibench.training.trainer import Log, Trainer
 from plastibench.utils.seeding import derive, generator
 
@@ -85,7 +85,9 @@ class OffPolicyTrainer(Trainer):
         self.buffer = ReplayBuffer(
             buffer_spec, self.agent.batch_size, buffer_device, self.order, priority=priority, folder=self._mapped
         )
-        self.targets = TargetNetworks(self.agent.targets, config.target_policy, learner)
+        self.targets = TargetNetworks(
+            learner.modified_networks, self.agent.targets, config.target_policy, learner.make_intervention
+        )
 
         self.task = -1
         self.steps = 0  # of the agent, since the start

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from tensordict import TensorDictBase
 
 from plastibench.interventions.base import Intervention
 from plastibench.nn.network import Network
-from plastibench.training.learner import Learner
 
 Policy = Literal["keep", "copy", "same"]
 
@@ -22,19 +21,26 @@ class TargetNetworks:
     a separate instance of the intervention to the targets, with its own random draws.
     """
 
-    def __init__(self, targets: dict[str, Network], policy: Policy, learner: Learner) -> None:
+    def __init__(
+        self,
+        networks: Mapping[str, Network],
+        targets: Mapping[str, Network],
+        policy: Policy,
+        make_intervention: Callable[[], Intervention],
+    ) -> None:
         """Prepare the targets' own interventions, if the policy needs them.
 
         Args:
-            targets: Target networks, by the role of the network they follow.
-            policy: The agent's ``target_policy``.
-            learner: The learner that intervenes on the networks.
+            networks: The networks that the intervention modifies, by role.
+            targets: Target networks, by the role of the network they follow; those of other networks are ignored.
+            policy: What happens to the targets.
+            make_intervention: Creates an intervention; each instance serves one network.
         """
-        self.policy, self.learner = policy, learner
-        self.targets = {role: target for role, target in targets.items() if learner.modifies(role)}
+        self.policy, self.networks = policy, networks
+        self.targets = {role: target for role, target in targets.items() if role in networks}
         self.interventions: dict[str, Intervention] = {}
         if policy == "same":
-            self.interventions = {role: learner.make_intervention() for role in self.targets}
+            self.interventions = {role: make_intervention() for role in self.targets}
             for role, intervention in self.interventions.items():
                 with self._trainable(role):  # methods skip frozen parameters
                     intervention.prepare(self.targets[role])
@@ -47,7 +53,7 @@ class TargetNetworks:
         """
         for role, target in self.targets.items():
             if self.policy == "copy":
-                target.module.load_state_dict(self.learner.networks[role].module.state_dict())
+                target.module.load_state_dict(self.networks[role].module.state_dict())
             elif self.policy == "same":
                 with self._trainable(role):
                     self.interventions[role].intervene(target, representative())
@@ -55,7 +61,7 @@ class TargetNetworks:
     @contextlib.contextmanager
     def _trainable(self, role: str) -> Iterator[None]:
         """Temporarily give the target's parameters the ``requires_grad`` of its network's."""
-        target, network = self.targets[role].module, self.learner.networks[role].module
+        target, network = self.targets[role].module, self.networks[role].module
         for parameter, own in zip(target.parameters(), network.parameters(), strict=True):
             parameter.requires_grad_(own.requires_grad)
         try:
