@@ -10,7 +10,7 @@ from typing import Literal
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.results.files import read_result_if_complete
-from plastibench.utils import atomic_io
+from plastibench.utils import atomic_io, digests
 
 State = Literal["waiting", "running", "complete", "failed", "stopped"]
 FAILURE_FILE = "failure.txt"  # in the folder of a run that failed: the last lines that it wrote to stderr
@@ -52,7 +52,7 @@ def prepare(specs: Sequence[RunSpec], runs_dir: Path) -> list[Job]:
             except OSError as error:
                 reason = error.strerror or error
                 raise UserError(f"cannot use {folder}: {reason}; choose another folder with --runs-dir") from error
-            atomic_io.write_text(folder / "spec.toml", job.spec.to_toml())
+            atomic_io.write_text(folder / "spec.toml", digests.signed(job.spec.to_toml()))
     return jobs
 
 
