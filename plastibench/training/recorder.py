@@ -128,8 +128,17 @@ class Recorder:
             self._add(update, tensorboard_summaries.scalar(f"{tag}/{phase}" if phase != "training" else tag, value))
 
     def histogram(self, update: int, name: str, values: Tensor) -> None:
-        """Record a distribution; skipped if a value is not finite, or all lie outside of TensorBoard's bins."""
-        if bool(torch.isfinite(values).all()) and bool((values.abs() < _BINS[-1]).any()):
+        """Record a distribution; skipped if a value is not finite.
+
+        Raises:
+            RunError: A value is beyond TensorBoard's bins, which end at 1e20.
+        """
+        if bool(torch.isfinite(values).all()):
+            largest = float(values.abs().max())
+            if largest >= _BINS[-1]:
+                raise RunError(
+                    f"{name} reached {largest:.0e} after update {update}, as the run has diverged; try a smaller --agent.lr"
+                )
             self._add(update, torch_summaries.histogram(name, values, _BINS))
 
     def finish(self, update: int, result: Result) -> None:
