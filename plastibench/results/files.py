@@ -113,8 +113,12 @@ def read_result(path: Path) -> Result:
     return result
 
 
-def read_json(path: Path) -> tuple[str, Any]:
+def read_json(path: Path, *, strict: bool = False) -> tuple[str, Any]:
     """Read the text and the content of a ``result.json``, up to a size.
+
+    Args:
+        path: The file.
+        strict: Refuse NaN and Infinity, which older versions wrote.
 
     Raises:
         UserError: The file cannot be read, is too large, or does not match its digest.
@@ -125,7 +129,7 @@ def read_json(path: Path) -> tuple[str, Any]:
         if len(data) > _LARGEST:
             raise UserError(f"{path} cannot be read: it is larger than {_LARGEST >> 20} MiB, too large for a result")
         text = data.decode()
-        content = json.loads(text, parse_int=_integer)
+        content = json.loads(text, parse_int=_integer, parse_constant=_no_constant if strict else None)
         intact = not isinstance(content, dict) or digests.is_intact(content)
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -142,6 +146,10 @@ def _integer(digits: str) -> int:
     if len(digits) > _LONGEST_INTEGER:
         raise ValueError(f"it has an integer of {len(digits)} digits")
     return int(digits)
+
+
+def _no_constant(word: str) -> float:
+    raise ValueError(f"{word} is not a number")
 
 
 def _without_infinities(value: Any, where: str, found: dict[str, str]) -> Any:

@@ -137,7 +137,7 @@ class Recorder:
             largest = float(values.abs().max())
             if largest >= _BINS[-1]:
                 raise RunError(
-                    f"{name} reached {largest:.0e} after update {update}: the run has diverged; try a smaller --agent.lr"
+                    f"{name} reached {largest:.0e} after update {update}: the run diverged; try a smaller --agent.lr"
                 )
             self._add(update, torch_summaries.histogram(name, values, _BINS))
 
