@@ -17,6 +17,7 @@ import numpy as np
 
 from plastibench.config.errors import UserError
 from plastibench.envs.datasets.image_dataset import ImageDataset
+from plastibench.utils import digests
 
 FORMAT = 1
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -66,6 +67,8 @@ def _read(entry: Path) -> ImageDataset:
         meta = json.loads(file.read_text(encoding="utf-8"))
         if meta["format"] != FORMAT:
             raise ValueError(f"format {meta['format']}, expected {FORMAT}")
+        if not digests.is_intact(meta):
+            raise ValueError("wrong checksum")
         arrays = {}
         for array_name in _ARRAYS:
             file = entry / f"{array_name}.npy"
@@ -77,7 +80,7 @@ def _read(entry: Path) -> ImageDataset:
                 raise ValueError("wrong shape")
         classes, mean, std = (tuple(meta[key]) for key in ("classes", "mean", "std"))
         return ImageDataset(meta["name"], **arrays, classes=classes, mean=mean, std=std)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise _DamagedCacheError(f"{file} is damaged ({reason})") from error
 
@@ -102,6 +105,7 @@ def _store(entry: Path, dataset: ImageDataset) -> None:
             "std": dataset.std,
             "arrays": checks,
         }
+        meta[digests.KEY] = digests.json_digest(meta)
         (fresh / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         try:
             if entry.exists():  # damaged: rename fails if the target exists

@@ -14,6 +14,8 @@ from plastibench.config.errors import UserError
 from plastibench.envs.datasets.image_dataset import ImageDataset, Images, Labels, build_dataset
 from plastibench.envs.datasets.source import FileSource
 
+_MAX_RATIO = 100  # of the sides; resizing the shorter side would make a huge image
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -84,6 +86,8 @@ def _open_image(source: FileSource, name: str, mode: str) -> Image.Image:
 
     try:
         with Image.open(io.BytesIO(source.read(name))) as image:
+            if max(image.size) > _MAX_RATIO * min(image.size):
+                raise ValueError(f"{image.width}x{image.height} pixels: one side is {_MAX_RATIO} times the other")
             if image.mode.startswith(("I", "F")):  # Pillow clips these modes to white instead of scaling them
                 raise ValueError(f"mode {image.mode} has more than 8 bits per channel")
             if "transparency" in image.info:  # without RGBA, Pillow warns about palettes

@@ -53,7 +53,20 @@ class ImageDataset:
 def build_dataset(
     name: str, train: tuple[Images, Labels], test: tuple[Images, Labels], classes: tuple[str, ...]
 ) -> ImageDataset:
-    """Create a dataset and compute the statistics of the training images."""
+    """Create a dataset and compute the statistics of the training images.
+
+    Raises:
+        UserError: A split is empty, or a label is not one of the classes.
+    """
+    for split, (images, labels) in (("training", train), ("test", test)):
+        if not len(images):
+            raise UserError(f"{name} has no {split} images; download it again")
+        if labels.min() < 0 or labels.max() >= len(classes):
+            wrong = labels.min() if labels.min() < 0 else labels.max()
+            raise UserError(
+                f"{name}: a {split} image has label {wrong}, but there are {len(classes)} classes, from 0; download it "
+                "again"
+            )
     mean, std = channel_statistics(train[0])
     return ImageDataset(name, *train, *test, classes, mean, std)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 from plastibench.config.errors import UserError
@@ -16,6 +18,7 @@ from plastibench.envs.datasets.source import FileSource, fingerprint, scan_folde
 _ROOT = "tiny-imagenet-200"
 _URL = f"http://cs231n.stanford.edu/{_ROOT}.zip"
 _MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+_LARGEST = 64 << 20  # bytes of a file in the archive
 
 
 def load_tiny_imagenet(data_dir: Path, download: bool) -> ImageDataset:
@@ -54,9 +57,24 @@ def _decode_archive(archive: Path) -> ImageDataset:
     try:
         with zipfile.ZipFile(archive) as opened:
             names = sorted(name.removeprefix(prefix) for name in opened.namelist() if name.startswith(prefix))
-            return _decode(FileSource(archive, names, lambda name: opened.read(prefix + name)))
+            return _decode(FileSource(archive, names, lambda name: _read_member(opened, prefix + name)))
     except (zipfile.BadZipFile, OSError) as error:
         raise UserError(f"{archive}: not a readable zip file ({error}); delete it and download it again") from error
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Read a file of the archive.
+
+    Raises:
+        OSError: It is encrypted, compressed in an unknown way, damaged or too large.
+    """
+    size = archive.getinfo(name).file_size
+    if size > _LARGEST:
+        raise OSError(f"{size >> 20} MiB, which is too large for a file of the data set")
+    try:
+        return archive.read(name)
+    except (RuntimeError, ValueError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
+        raise OSError(str(error)) from error
 
 
 def _decode(source: FileSource) -> ImageDataset:
@@ -79,5 +97,5 @@ def _decode(source: FileSource) -> ImageDataset:
 def _text(source: FileSource, name: str) -> str:
     try:
         return source.read(name).decode()
-    except (OSError, KeyError, UnicodeDecodeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{source.root / name}: missing or unreadable; download {_URL} again") from error
+    except (OSError, KeyError, UnicodeDecodeError) as error:
+        raise UserError(f"{source.root / name}: missing or unreadable ({error}); download {_URL} again") from error

@@ -12,6 +12,7 @@ from plastibench.cli.plugins import import_plugins
 from plastibench.cli.specs import resolve_devices
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.config.spec import RunSpec
+from plastibench.utils.digests import read_signed
 
 
 def configure(parser: CommandParser) -> None:
@@ -34,7 +35,7 @@ def execute(args: argparse.Namespace) -> int:
     from plastibench import leaderboard
     from plastibench.training.runner import Interrupted, run
 
-    (spec,) = resolve_devices([RunSpec.from_toml(path.read_text(encoding="utf-8"), str(path))])
+    (spec,) = resolve_devices([RunSpec.from_toml(read_signed(path), str(path))])
     if spec.id != args.id:
         parent = " and pass its parent as --runs-dir" if "/" in args.id else ""
         raise UserError(

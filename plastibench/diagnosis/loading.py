@@ -80,10 +80,10 @@ def timm_model(
     options: dict[str, Any] = {}
     if known is not None and isinstance(known.classifier, str):
         head = _shape_of(state, f"{known.classifier}.weight")
-        options = {"num_classes": head[0]} if head else {}
+        options = {"num_classes": head[0]} if head and head[0] else {}
     if known is not None and isinstance(known.first_conv, str):
         first = _shape_of(state, f"{known.first_conv}.weight")
-        channels = first[1] if len(first) == 4 else channels
+        channels = first[1] if len(first) == 4 and first[1] else channels
     shape = (channels, image_size or height, image_size or width)
     found = read_samples(data, samples, shape, data_dir)
     if not options and not state and found.classes:
@@ -138,7 +138,7 @@ def agent_model(
     with seeded(0):
         example = config.module(shape, 2)
     head = without_prefix(state, set(example.state_dict())).get(f"{output_layers(example, ())[-1]}.weight")
-    classes = len(head) if head is not None else found.classes or 10
+    classes = len(head) if head is not None and head.ndim == 2 and len(head) else found.classes or 10
     title = f"{name}" + (f" with {weights}" if weights else " (untrained)")
     return _from_samples(title, functools.partial(config.module, shape, classes), found, device, weights, state)
 

@@ -77,7 +77,8 @@ def _spread(total: int, count: int) -> np.ndarray:
 
 def _standardized(images: np.ndarray) -> Tensor:
     """Standardize bytes [N, C, H, W] by the mean and standard deviation of each channel of the batch."""
-    values = torch.from_numpy(np.ascontiguousarray(images)).float() / 255
+    native = images.astype(images.dtype.newbyteorder("="), copy=False)
+    values = torch.from_numpy(np.ascontiguousarray(native)).float() / 255
     mean, std = values.mean((0, 2, 3), keepdim=True), values.std((0, 2, 3), keepdim=True, correction=0)
     return (values - mean) / std.clamp_min(1e-3)
 
@@ -128,7 +129,7 @@ def _arrays(path: Path, count: int) -> Samples:
     images = next((by_name[name] for name in _IMAGES if name in by_name), None)
     if images is None:
         images = next((array for array in arrays.values() if array.ndim in (3, 4)), None)
-    if images is None or images.ndim not in (3, 4) or not len(images) or images.dtype.kind not in "uifb":
+    if images is None or images.ndim not in (3, 4) or not images.size or images.dtype.kind not in "uifb":
         shapes = "[N, C, H, W], [N, H, W, C] or [N, H, W]"
         raise UserError(f"{path} has no images of shape {shapes}; it has {_contents(arrays)}")
     labels = next((by_name[name] for name in _LABELS if name in by_name), None)
@@ -141,6 +142,8 @@ def _arrays(path: Path, count: int) -> Samples:
     chosen = _spread(len(images), count)
     images = images[chosen]
     if images.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            images = images.astype(np.float32)  # also from another byte order, or from more than 64 bits
         if not np.isfinite(images).all():
             raise UserError(f"{path}: the images contain values that are not finite")
         values = torch.from_numpy(np.ascontiguousarray(images)).float()  # assumed to be standardized already

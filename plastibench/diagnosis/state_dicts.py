@@ -50,6 +50,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} contains no state dict, neither at the top level nor under {', '.join(_WRAPPERS)}{hint}"
         )
+    for name, value in tensors.items():
+        if value.layout != torch.strided or value.is_meta or value.is_quantized:
+            kind = "without values" if value.is_meta else "quantized" if value.is_quantized else "sparse"
+            raise UserError(f"{path}: '{name}' is {kind}; save a state dict of dense tensors")
     return tensors
 
 

@@ -19,6 +19,7 @@ from plastibench.leaderboard.standings import Standings
 from plastibench.results.confidence import mean_interval
 from plastibench.results.result import Result
 from plastibench.utils import tensorboard_events, tensorboard_summaries
+from plastibench.utils.folder_lock import wait_for_lock
 
 FOLDER = "leaderboard"
 BEST = 4  # number of best methods in a chart, besides those that are always shown
@@ -46,9 +47,14 @@ def write(runs_dir: Path, shown: Standings, plots: Mapping[str, bytes] | None = 
         The folder that was written.
 
     Raises:
-        RunError: The folder cannot be written.
+        RunError: The folder cannot be written, or another process takes very long to write it.
     """
     folder = runs_dir / FOLDER
+    with wait_for_lock(folder):
+        return _write(folder, shown, plots)
+
+
+def _write(folder: Path, shown: Standings, plots: Mapping[str, bytes] | None) -> Path:
     images = [(0, tensorboard_summaries.image(f"figures/{title}", png)) for title, png in (plots or {}).items()]
     tables = [(0, tensorboard_summaries.text("all results", text_format.markdown(shown)))]
     categories: dict[str, dict[str, tensorboard_summaries.Band]] = {}

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from plastibench.config import registry
 from plastibench.config.errors import UserError
 from plastibench.config.options import build
 from plastibench.config.spec import PARTS, RunSpec, identity
-from plastibench.results import accuracy, returns
-from plastibench.results.files import read_result, schedule
+from plastibench.leaderboard.consistency import contradictions
+from plastibench.results.files import read_json, read_result, schedule
 from plastibench.results.result import Result, Text
 from plastibench.utils.atomic_io import write_text
 
-_LARGEST = 64 << 20  # bytes; most results have about ten thousand
 _SHOWN = 5  # number of problems that a message lists
-_TOLERANCE = 1e-4  # published results may be rounded
 _NOISE = 0.01  # of accuracy, as GPU kernels are not exactly reproducible
 
 Name = Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+*-]*$", max_length=200)]
@@ -78,17 +74,7 @@ def add(path: Path, runs_dir: Path) -> tuple[Path, list[str]]:
 
 def _read(path: Path) -> tuple[str, Result]:
     """Read the text and the result of a file."""
-
-    def refuse(word: str) -> float:
-        raise ValueError(f"{word} is not a number")
-
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise UserError(f"cannot add {path}: larger than {_LARGEST >> 20} MiB, which is too large for a result")
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text, parse_constant=refuse)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    text, content = read_json(path, strict=True)
     if isinstance(content, dict) and content.get("schema") == 1:
         raise UserError(f"cannot add {path}: schema 1 lacks values that a comparison needs; rerun it with this version")
     try:
@@ -105,13 +91,11 @@ def _contradictions(result: Result) -> Iterator[str]:
     yield from _identity(result)
     yield from _names(result)
     yield from _cost(result)
-    summary = _summary_of_returns(result) if result.is_rl else _summary_of_tasks(result)
-    for name, value in summary.items():
-        stated = getattr(result.summary, name)
-        if not _agree(stated, value):
-            yield f"summary.{name} is {stated}, but the {'evaluations' if result.is_rl else 'tasks'} give {value}"
-    if not result.is_rl:
-        yield from _tasks(result)
+    yield from contradictions(result, _config(result, "env"), _config(result, "agent"))
+    if result.intervention == "none" and not result.every:
+        changed = [task.task for task in result.tasks if abs(task.drop or 0.0) > _NOISE]
+        if changed:
+            yield f"tasks[{changed[0]}].drop is not 0, although the intervention is none"
 
 
 def _identity(result: Result) -> Iterator[str]:
@@ -155,47 +139,11 @@ def _cost(result: Result) -> Iterator[str]:
         yield f"interventions has update {last:,}, but cost.updates is {cost.updates:,}"
 
 
-_WITHIN_TASKS = ("mean_drop", "mean_agreement", "mean_output_kl")
-
-
-def _summary_of_tasks(result: Result) -> Mapping[str, Any]:
-    summary = accuracy.summary([accuracy.TaskRecord(**_only(task, accuracy.TaskRecord)) for task in result.tasks])
-    if result.every:  # drops are measured within tasks then, and the tasks do not contain them
-        summary = {key: value for key, value in summary.items() if key not in _WITHIN_TASKS}
-    return summary
-
-
-def _summary_of_returns(result: Result) -> Mapping[str, Any]:
-    curve = [returns.Evaluation(**_only(point, returns.Evaluation)) for point in result.returns]
-    events = [returns.Event(**_only(event, returns.Event)) for event in result.events]
-    env_config = _env_config(result)
-    summary = returns.summary(curve, events, env_config.reference_returns if env_config is not None else None)
-    if env_config is None:
-        del summary["normalised_return"]  # needs the reference returns of the env
-    return summary
-
-
-def _tasks(result: Result) -> Iterator[str]:
-    tasks = result.tasks
-    if [task.task for task in tasks] != list(range(len(tasks))):
-        yield "tasks are not numbered 0, 1, 2, …"
-    for previous, task in itertools.pairwise(tasks):
-        if task.before is not None and not _agree(previous.end, task.before):
-            yield f"tasks[{task.task}].before is {task.before}, but the previous task ends at {previous.end}"
-    if result.intervention == "none" and not result.every:
-        changed = [task.task for task in tasks if abs(task.drop or 0.0) > _NOISE]
-        if changed:
-            yield f"tasks[{changed[0]}].drop is not 0, although the intervention is none"
-    env_config = _env_config(result)
-    if env_config is not None and len(tasks) != env_config.task_count:
-        yield f"tasks has {len(tasks)} tasks, but {result.env} with these options has {env_config.task_count}"
-
-
-def _env_config(result: Result) -> Any:
-    """The config of the env; None if the env or one of its options is unknown."""
+def _config(result: Result, part: str) -> Any:
+    """The config of the env or agent; None if it or one of its options is unknown."""
     try:
-        entry = registry.envs[result.env]
-        return build(entry.load(), {**entry.defaults, **result.options.env}, result.env)
+        entry = getattr(registry, f"{part}s")[getattr(result, part)]
+        return build(entry.load(), {**entry.defaults, **getattr(result.options, part)}, getattr(result, part))
     except UserError:
         return None
 
@@ -211,16 +159,6 @@ def _unchecked(result: Result) -> Iterator[str]:
             yield f"{part} {name} is unknown with these options, so they were not checked ({error})"
     if not result.origin.commit:
         yield "origin.commit is missing"
-
-
-def _only(part: BaseModel, cls: Any) -> dict[str, Any]:
-    return {key: value for key, value in part if key in cls.__dataclass_fields__}
-
-
-def _agree(left: float | None, right: float | None) -> bool:
-    if left is None or right is None:
-        return left is None and right is None
-    return math.isclose(left, right, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
 
 
 def _final(result: Result) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,12 @@ from plastibench.config.options import as_dict
 from plastibench.config.spec import PARTS, RunSpec
 from plastibench.results.result import SCHEMA, Result
 from plastibench.results.table import Results
+from plastibench.utils import digests
 from plastibench.utils.atomic_io import write_text
 
 _SCHEDULE = ("roles", "until", "offline_updates")
+_LARGEST = 64 << 20  # bytes of a file; most results have about ten thousand
+_LONGEST_INTEGER = 100  # digits; longer ones cannot become a float
 _LONG: tuple[str, ...] = ("tasks", "returns", "events", "interventions", "plasticity")
 
 
@@ -43,7 +47,14 @@ def compose_result(
 
     Raises:
         RunError: A value does not fit into a result, such as a NaN in the summary.
+
+    Measured values that are not finite become None; ``not_finite`` says which.
     """
+    not_finite: dict[str, str] = {}
+    trainer, interventions, plasticity = (
+        _without_infinities(values, where, not_finite)
+        for where, values in (("", trainer), ("interventions", interventions), ("plasticity", plasticity))
+    )
     content = {
         "schema": SCHEMA,
         "id": spec.id,
@@ -64,11 +75,14 @@ def compose_result(
         "plasticity": list(plasticity),
         "cost": cost,
         "origin": origin,
+        **({"not_finite": not_finite} if not_finite else {}),
     }
     try:
         return Result.from_dict(content)
     except UserError as error:
-        raise RunError(f"{spec.id} has no valid result: {error}") from error
+        said = ", ".join(f"{where} is {value}" for where, value in list(not_finite.items())[:1])
+        reason = f"{said}, as the run has diverged; try a smaller --agent.lr" if said else error
+        raise RunError(f"{spec.id} has no valid result: {reason}") from error
 
 
 def schedule(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,8 +91,10 @@ def schedule(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_result(folder: Path, result: Result) -> None:
-    """Write ``result.json`` atomically."""
-    write_text(folder / "result.json", json.dumps(result.to_dict(), indent=1) + "\n")
+    """Write ``result.json`` atomically, with its digest."""
+    content = result.to_dict()
+    content[digests.KEY] = digests.json_digest(content)
+    write_text(folder / "result.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     result._folder = folder
 
 
@@ -86,16 +102,69 @@ def read_result(path: Path) -> Result:
     """Read a result of this or an older schema.
 
     Raises:
-        UserError: The file cannot be read or is not a valid result.
+        UserError: The file cannot be read, is damaged, or is not a valid result.
     """
     try:
-        result = Result.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        result = Result.from_dict(read_json(path)[1])
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        text = str(error)
+        raise UserError(text if text.startswith(str(path)) else f"{path}: {text}") from error
     result._folder = path.parent
     return result
+
+
+def read_json(path: Path, *, strict: bool = False) -> tuple[str, Any]:
+    """Read the text and the content of a ``result.json``, up to a size.
+
+    Args:
+        path: The file.
+        strict: Refuse NaN and Infinity, which older versions wrote.
+
+    Raises:
+        UserError: The file cannot be read, is too large, or does not match its digest.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            raise UserError(f"{path} cannot be read: it is larger than {_LARGEST >> 20} MiB, too large for a result")
+        text = data.decode()
+        content = json.loads(text, parse_int=_integer, parse_constant=_no_constant if strict else None)
+        intact = not isinstance(content, dict) or digests.is_intact(content)
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read: {reason}") from error
+    if not intact:
+        raise UserError(
+            f"{path} does not match its sha256: it is damaged or was edited; restore it, or delete its line sha256 to "
+            "accept an edit"
+        )
+    return text, content
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _LONGEST_INTEGER:
+        raise ValueError(f"it has an integer of {len(digits)} digits")
+    return int(digits)
+
+
+def _no_constant(word: str) -> float:
+    raise ValueError(f"{word} is not a number")
+
+
+def _without_infinities(value: Any, where: str, found: dict[str, str]) -> Any:
+    """Replace NaN and infinite values outside of the summary with None, and note them by their place."""
+    if isinstance(value, float) and not math.isfinite(value):
+        found[where] = str(value)
+        return None
+    if isinstance(value, Mapping):
+        return {
+            key: each if key == "summary" else _without_infinities(each, f"{where}.{key}".removeprefix("."), found)
+            for key, each in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_without_infinities(each, f"{where}[{number}]", found) for number, each in enumerate(value)]
+    return value
 
 
 def read_result_if_complete(folder: Path) -> Result | None:

@@ -25,7 +25,7 @@ _LARGEST = 1e15  # plots cannot show larger numbers
 _SHOWN_KEYS = 6  # of the path to a wrong value
 
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False, gt=-_LARGEST, lt=_LARGEST)]
-AnyNumber = Annotated[float, Strict()]  # may be NaN or infinite: the run diverged
+AnyNumber = Annotated[float, Strict()]  # None if it is not finite; older versions wrote NaN and Infinity
 Positive = Annotated[float, Strict(), Field(allow_inf_nan=False, ge=0, lt=_LARGEST)]
 Fraction = Annotated[float, Strict(), Field(ge=0, le=1)]
 Count = Annotated[int, Strict(), Field(ge=0, lt=_LARGEST)]
@@ -111,7 +111,7 @@ class ReturnPoint(BaseModel):
     task: Count
     steps: Count
     value: Number
-    bias: AnyNumber
+    bias: AnyNumber | None
 
 
 class Event(BaseModel):
@@ -278,6 +278,7 @@ class Result(BaseModel):
         plasticity: Plasticity metrics over the run.
         cost: Time, updates, data and memory.
         origin: Command, code, versions, hardware.
+        not_finite: Measured values that were NaN or infinite and are None in the result: place to value.
     """
 
     id: Text
@@ -301,6 +302,7 @@ class Result(BaseModel):
     plasticity: list[PlasticityRecord]
     cost: Cost
     origin: Origin
+    not_finite: dict[Text, Text] = {}
     _folder: Path | None = PrivateAttr(None)
 
     @model_validator(mode="after")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from plastibench.config.errors import UserError
+from plastibench.config.errors import RunError, UserError
 from plastibench.config.spec import RunSpec
 from plastibench.results.files import read_result_if_complete
-from plastibench.utils import atomic_io
+from plastibench.utils import atomic_io, digests
+from plastibench.utils.folder_lock import IN_USE, is_locked
 
 State = Literal["waiting", "running", "complete", "failed", "stopped"]
 FAILURE_FILE = "failure.txt"  # in the folder of a run that failed: the last lines that it wrote to stderr
@@ -52,8 +56,59 @@ def prepare(specs: Sequence[RunSpec], runs_dir: Path) -> list[Job]:
             except OSError as error:
                 reason = error.strerror or error
                 raise UserError(f"cannot use {folder}: {reason}; choose another folder with --runs-dir") from error
-            atomic_io.write_text(folder / "spec.toml", job.spec.to_toml())
+            atomic_io.write_text(folder / "spec.toml", digests.signed(job.spec.to_toml()))
     return jobs
+
+
+def startable(jobs: Sequence[Job], runs_dir: Path) -> list[Job]:
+    """The waiting jobs that no other process is running; those that another one has completed are marked."""
+    found = []
+    for job in jobs:
+        if job.state != "waiting":
+            continue
+        if is_locked(runs_dir / job.spec.id):
+            job.message = IN_USE
+        elif job.message == IN_USE and read_result_if_complete(runs_dir / job.spec.id) is not None:
+            job.state = "complete"
+        else:
+            found.append(job)
+    return found
+
+
+def end(job: Job, folder: Path, status: int, lines: Sequence[str], stopped: bool) -> None:
+    """Give a job whose process has ended its state, and write ``failure.txt`` if it has failed.
+
+    A job that another process is running waits for that process.
+
+    Args:
+        job: The job.
+        folder: The folder of its run.
+        status: Exit status, or minus the signal.
+        lines: The last lines of its output.
+        stopped: The process was asked to stop.
+    """
+    file = folder / FAILURE_FILE
+    if status == 0:
+        job.state, job.seconds = "complete", time.monotonic() - job.started
+    elif status == 130 or stopped:
+        job.state = "stopped"
+    elif lines and IN_USE in lines[-1]:
+        job.state, job.message = "waiting", IN_USE
+        return
+    else:
+        job.state, reasons = "failed", [*lines]
+        if status < 0:
+            hint = "; the machine may have run out of memory" if status == -signal.SIGKILL else ""
+            job.message = f"killed by {signal.Signals(-status).name}{hint}"
+            reasons.append(job.message)
+        reason = "\n".join(reasons) or f"exit status {status}"
+        try:
+            atomic_io.write_text(file, f"{reason}\n")
+        except RunError as error:  # the folder may be gone or the disk full; the other jobs go on
+            job.message = f"{job.message or reason} ({error})"
+        return
+    with contextlib.suppress(OSError):
+        file.unlink(missing_ok=True)
 
 
 def stored_state(folder: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -12,8 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from plastibench.sweeps.jobs import FAILURE_FILE, Job
-from plastibench.utils import atomic_io, provenance
+from plastibench.sweeps.jobs import Job, end, startable
+from plastibench.utils import provenance
 from plastibench.utils.runtime import GPU_SHARE
 
 _POLL_SECONDS = 0.5
@@ -55,8 +54,7 @@ class LocalEngine:
                             job.state = "stopped"
                     for process in running:
                         process.ask_to_stop()
-                waiting = [job for job in jobs if job.state == "waiting"]
-                for job in waiting[: self.slots - len(running)]:
+                for job in startable(jobs, self.runs_dir)[: self.slots - len(running)]:
                     gpu, variables = _assign_gpu(job, [process.gpu for process in running], self.slots)
                     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.slots)))
                     running.append(_Process(job, self._options, {"OMP_NUM_THREADS": threads, **variables}, gpu))
@@ -106,20 +104,7 @@ class _Process:
         if status is None:
             return False
         self._reader.join(_PIPE_SECONDS)
-        job, file = self.job, runs_dir / self.job.spec.id / FAILURE_FILE
-        if status == 0:
-            job.state, job.seconds = "complete", time.monotonic() - job.started
-        else:
-            job.state = "stopped" if status == 130 or self._asked_to_stop else "failed"
-        if job.state == "failed":
-            if status < 0:
-                hint = "; the machine may have run out of memory" if status == -signal.SIGKILL else ""
-                job.message = f"killed by {signal.Signals(-status).name}{hint}"
-                self._lines.append(job.message)
-            reason = "\n".join(self._lines) or f"exit status {status}"
-            atomic_io.write_text(file, f"{reason}\n")
-        else:
-            file.unlink(missing_ok=True)
+        end(self.job, runs_dir / self.job.spec.id, status, self._lines, self._asked_to_stop)
         return True
 
 

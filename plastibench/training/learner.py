@@ -154,6 +154,22 @@ class Learner:
                 raise RunError(f"the {name} became {value} before update {self.updates}; try a smaller --agent.lr")
         return averages
 
+    def check_weights(self) -> None:
+        """Check that all parameters are finite: behind a ReLU, infinite ones may not show in any output.
+
+        Raises:
+            RunError: A parameter is not finite.
+        """
+        for role, network in self.networks.items():
+            parameters = dict(network.module.named_parameters())
+            finite = torch.stack([value.detach().isfinite().all() for value in parameters.values()]).tolist()
+            if not all(finite):
+                name = list(parameters)[finite.index(False)]
+                raise RunError(
+                    f"the weights of the {role} are not finite after update {self.updates} (first: {name}); try a "
+                    "smaller --agent.lr"
+                )
+
     def intervention_states(self) -> list[dict[str, Any]]:
         """The state of every intervention; it may decide the architecture of its network."""
         return [attached.intervention.state_dict() for attached in self.attached.values()]

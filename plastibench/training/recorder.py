@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import summary as torch_summaries
 
 from plastibench.config.errors import RunError
 from plastibench.config.spec import PARTS, RunSpec
 from plastibench.results.result import Cost, Result, Summary
+from plastibench.training.log_files import Covered, GrowingFile
 from plastibench.utils import tensorboard_summaries
+from plastibench.utils.tensorboard_events import EventFile, event_files
 
 COLUMNS = ("update", "task", "epoch", "phase", "metric", "value")
 # Columns of the HParams tab, which shows the first five. A run has either accuracies or returns.
@@ -33,6 +36,8 @@ LEADERBOARD = {
     "seconds": ("seconds", "run time in seconds"),
     "updates": ("updates", "number of updates"),
 }
+_POSITIVE = 1e-12 * 1.1 ** np.arange(774)  # up to 1e20
+_BINS = np.concatenate([-_POSITIVE[::-1], [0.0], _POSITIVE])  # the default of SummaryWriter.add_histogram()
 _SHOWN = (*PARTS, "options", "seed")
 _SOURCES = {
     "final": ("final_accuracy", "final_return"),
@@ -50,7 +55,7 @@ class Recorder:
         self,
         folder: Path,
         spec: RunSpec,
-        lengths: Mapping[str, int] | None = None,
+        covered: Mapping[str, Covered] | None = None,
         axis: str = "epoch",
         env_version: int = 1,
         data: str | None = None,
@@ -60,42 +65,41 @@ class Recorder:
         Args:
             folder: The run's folder.
             spec: The spec of the run.
-            lengths: Lengths of the files at the checkpoint from which the run resumes, as returned by :meth:`flush`.
-                What was written after the checkpoint is truncated.
+            covered: The files at the checkpoint from which the run resumes, as returned by :meth:`flush` and checked by
+                :func:`~plastibench.training.log_files.check`. What was written after the checkpoint is truncated.
             axis: Name of the third column, the unit of ``position``.
             env_version: Version of the env.
             data: Digest of the dataset.
 
         Raises:
-            RunError: The folder cannot be written, or ``metrics.csv`` of the checkpoint is missing.
+            RunError: The folder cannot be written.
         """
-        self._folder = folder
-        lengths = lengths or {}
-        path, length = folder / "metrics.csv", lengths.get("metrics.csv", 0)
+        self._earlier = {name: value for name, value in (covered or {}).items() if name != "metrics.csv"}
+        path = folder / "metrics.csv"
+        length = covered["metrics.csv"][0] if covered else 0
         try:
-            self._file = open(path, "r+" if length else "w", newline="", encoding="utf-8")  # noqa: SIM115
-            if length:
-                self._file.truncate(length)
-                self._file.seek(length)
+            self._file = open(path, "r+" if covered else "w", newline="", encoding="utf-8")  # noqa: SIM115
+            self._file.truncate(length)
+            self._file.seek(length)
             self._csv = csv.writer(self._file)
-            if not length:
+            if not covered:
                 self._csv.writerow([axis if column == "epoch" else column for column in COLUMNS])
-            for file in folder.glob("events.out.tfevents.*"):
-                if file.name in lengths:
-                    os.truncate(file, lengths[file.name])
+            for file in event_files(folder):
+                if file.name in self._earlier:
+                    os.truncate(file, self._earlier[file.name][0])
                 else:
                     file.unlink()
-            _wait_for_next_second(folder)
-            self._writer = SummaryWriter(str(folder))
+            self._events = EventFile(folder)
+            self._growing = [GrowingFile(path), GrowingFile(self._events.path)]
+            if not covered:
+                columns = [tensorboard_summaries.Column(f"leaderboard/{n}", *said) for n, said in LEADERBOARD.items()]
+                for summary in tensorboard_summaries.session(
+                    _hyperparameters(spec, env_version, data), columns, _SHOWN
+                ):
+                    self._events.add(0, summary)
+                self._events.add(0, torch_summaries.text("spec", f"```toml\n{spec.to_toml()}\n```"))
         except OSError as error:
-            if length and not path.exists():
-                raise RunError(f"{path} is missing; delete {folder} to restart the run") from error
             raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
-        if not lengths:
-            columns = [tensorboard_summaries.Column(f"leaderboard/{name}", *said) for name, said in LEADERBOARD.items()]
-            for summary in tensorboard_summaries.session(_hyperparameters(spec, env_version, data), columns, _SHOWN):
-                self._summary(summary)
-            self._writer.add_text("spec", f"```toml\n{spec.to_toml()}\n```")
 
     def scalars(
         self, update: int, task: int, position: float, phase: str, values: Mapping[str, float | None], prefix: str = ""
@@ -120,13 +124,22 @@ class Recorder:
             try:
                 self._csv.writerow((update, task, f"{position:.12g}", phase, tag, repr(float(value))))
             except OSError as error:
-                raise RunError(f"cannot write {self._file.name}: {error.strerror or error}") from error
-            self._writer.add_scalar(f"{tag}/{phase}" if phase != "training" else tag, value, update)
+                raise self._cannot_write(error) from error
+            self._add(update, tensorboard_summaries.scalar(f"{tag}/{phase}" if phase != "training" else tag, value))
 
     def histogram(self, update: int, name: str, values: Tensor) -> None:
-        """Record a distribution; skipped if a value is not finite."""
+        """Record a distribution; skipped if a value is not finite.
+
+        Raises:
+            RunError: A value is beyond TensorBoard's bins, which end at 1e20.
+        """
         if bool(torch.isfinite(values).all()):
-            self._writer.add_histogram(name, values, update)
+            largest = float(values.abs().max())
+            if largest >= _BINS[-1]:
+                raise RunError(
+                    f"{name} reached {largest:.0e} after update {update}: the run diverged; try a smaller --agent.lr"
+                )
+            self._add(update, torch_summaries.histogram(name, values, _BINS))
 
     def finish(self, update: int, result: Result) -> None:
         """Write the leaderboard values, mark the run as finished and close the files.
@@ -137,18 +150,23 @@ class Recorder:
         Args:
             update: Updates since the start of the run.
             result: The result of the run.
+
+        Raises:
+            RunError: The disk is full, or the folder is missing.
         """
         values = [task.end for task in result.tasks] or [point.value for point in result.returns]
         for number, value in enumerate(values[:-1], start=1):
-            self._writer.add_scalar("leaderboard/final", value, update * number // len(values))
+            self._add(update * number // len(values), tensorboard_summaries.scalar("leaderboard/final", value))
         for name, found in leaderboard_values(result.summary, result.cost).items():
             if found is not None:  # TensorBoard sorts empty cells last, but cannot sort NaN
-                self._writer.add_scalar(f"leaderboard/{name}", found, update)
-        self._summary(tensorboard_summaries.session_end())
+                self._add(update, tensorboard_summaries.scalar(f"leaderboard/{name}", found))
+        # add_hparams() would create a second, time-stamped run and duplicate every chart.
+        self._add(0, tensorboard_summaries.session_end())
+        self.flush()
         self.close()
 
-    def flush(self) -> dict[str, int]:
-        """Flush all files to disk; return the length of each in bytes.
+    def flush(self) -> dict[str, Covered]:
+        """Flush all files to disk; return length and digest of each.
 
         Raises:
             RunError: The disk is full, or the folder is missing.
@@ -156,21 +174,25 @@ class Recorder:
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
-            self._writer.flush()
-            files = self._folder.glob("events.out.tfevents.*")
-            return {"metrics.csv": self._file.tell(), **{path.name: path.stat().st_size for path in files}}
+            self._events.flush()
+            return {**self._earlier, **{file.path.name: file.covered() for file in self._growing}}
         except OSError as error:
-            raise RunError(f"cannot write {self._file.name}: {error.strerror or error}") from error
+            raise self._cannot_write(error) from error
 
     def close(self) -> None:
-        """Close the files."""
-        self._file.close()
-        self._writer.close()
+        """Close the files. What can no longer be written was reported before, or is lost with the failed run."""
+        for file in (self._file, self._events):
+            with contextlib.suppress(OSError):
+                file.close()
 
-    def _summary(self, summary: Any) -> None:
-        # add_hparams() would create a second, time-stamped run and duplicate every chart.
-        assert self._writer.file_writer is not None
-        self._writer.file_writer.add_summary(summary)
+    def _add(self, update: int, summary: Any) -> None:
+        try:
+            self._events.add(update, summary)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def _cannot_write(self, error: OSError) -> RunError:
+        return RunError(f"cannot write to {self._events.path.parent}: {error.strerror or error}")
 
 
 def leaderboard_values(summary: Summary, cost: Cost) -> dict[str, float | None]:
@@ -179,13 +201,6 @@ def leaderboard_values(summary: Summary, cost: Cost) -> dict[str, float | None]:
     row = {name: next((value for value in found if value is not None), None) for name, found in values.items()}
     row.update({"cost": cost.intervention_fraction, "seconds": cost.seconds, "updates": cost.updates})
     return {name: row[name] for name in LEADERBOARD}
-
-
-def _wait_for_next_second(folder: Path) -> None:
-    """TensorBoard reads the event files of a run in the order of their names, which contain the time in seconds."""
-    started = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
-    while started and int(time.time()) <= max(started) <= time.time() + 2:
-        time.sleep(0.01)
 
 
 def _hyperparameters(spec: RunSpec, env_version: int, data: str | None) -> dict[str, str | float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 import time
 from pathlib import Path
@@ -18,11 +19,12 @@ from plastibench.results.files import compose_result, read_result, write_result
 from plastibench.results.result import Result
 from plastibench.training import checkpoint
 from plastibench.training.learner import Learner
+from plastibench.training.log_files import Covered, check
 from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.recorder import Recorder
 from plastibench.training.supervised import SupervisedTrainer
 from plastibench.training.trainer import Log, Trainer
-from plastibench.utils import atomic_io, provenance
+from plastibench.utils import atomic_io, digests, provenance
 from plastibench.utils.folder_lock import lock_folder, remove_if_unused
 from plastibench.utils.progress import Progress
 from plastibench.utils.runtime import resolve_device, set_up_torch
@@ -84,6 +86,7 @@ def run(
             result = read_result(path)
         except UserError as error:
             raise UserError(f"{error}; delete it to rerun") from error
+        _remove_leftovers(folder)
         announce_state("is already complete")
         return result
     set_up_torch(spec)
@@ -93,10 +96,10 @@ def run(
     with lock_folder(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as stop_list:
         if path.exists():  # another process has finished it in the meantime
             return read_result(path)
-        checkpoint.remove_temporary_files(folder)
+        atomic_io.remove_temporary_files(folder)
         new = not (folder / "spec.toml").exists()
         if new:
-            atomic_io.write_text(folder / "spec.toml", spec.to_toml())
+            atomic_io.write_text(folder / "spec.toml", digests.signed(spec.to_toml()))
         threads_before = torch.get_num_threads()
         choose_threads(agent, threads)
         try:
@@ -159,10 +162,10 @@ class _Run:
         self.checkpoint_seconds = checkpoint_seconds
         self.seconds = 0.0
         self.trainer = make_trainer(spec, env, agent, folder=folder)
-        lengths = self._restore()
-        self.resumed = bool(lengths)
+        covered = self._restore()
+        self.resumed = bool(covered)
         self.env_version = getattr(self.trainer.env_config, "version", 1)
-        self.recorder = Recorder(folder, spec, lengths, self.trainer.axis, self.env_version, self.trainer.data)
+        self.recorder = Recorder(folder, spec, covered, self.trainer.axis, self.env_version, self.trainer.data)
         name = f"{spec.intervention[0]} seed {spec.run.seed}"
         self.progress = Progress(name, self.trainer.length, quiet, self.trainer.unit)
         self.trainer.log = _RunLog(self.recorder, self.progress)
@@ -180,7 +183,7 @@ class _Run:
                 if self.stop or time.monotonic() - self.saved > self.checkpoint_seconds * max(1.0, self.saving):
                     self._save()
                     if self.stop:
-                        size = (self.folder / "checkpoint.pt").stat().st_size / 1e6
+                        size = (self.folder / checkpoint.LATEST).stat().st_size / 1e6
                         raise Interrupted(
                             f"{self.spec.id} stopped in task {trainer.task + 1} after {trainer.learner.updates} "
                             f"updates; its state ({size:.1f} MB) is saved"
@@ -193,6 +196,7 @@ class _Run:
 
     def _finish(self) -> Result:
         trainer, learner = self.trainer, self.trainer.learner
+        learner.check_weights()
         self._count_seconds()
         origin = {
             "command": self.command,
@@ -225,9 +229,9 @@ class _Run:
             trainer.data,
         )
         self.recorder.finish(learner.updates, result)
-        checkpoint.save(self.folder / "final.pt", final)
+        checkpoint.save(self.folder / checkpoint.FINAL, final)
         write_result(self.folder, result)  # last: a run folder with a result is complete
-        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+        checkpoint.remove_checkpoints(self.folder)
         return result
 
     def _count_seconds(self) -> None:
@@ -247,17 +251,16 @@ class _Run:
             "dropout": torch.get_rng_state(),
             "dropout-cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
-        checkpoint.save(self.folder / "checkpoint.pt", state)
+        path, previous = self.folder / checkpoint.LATEST, self.folder / checkpoint.PREVIOUS
+        checkpoint.save(path, state, previous=previous)
         self.saving = time.monotonic() - self.saved
 
-    def _restore(self) -> dict[str, int]:
-        """Restore from the checkpoint, if there is one; return the length in bytes of each log file it covers."""
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
+    def _restore(self) -> dict[str, Covered]:
+        """Restore from the newest intact checkpoint, if there is one; return the log files that it covers."""
+        found = self._newest_intact()
+        if found is None:
             return {}
-        state = checkpoint.load(path)
-        if not self._is_mine(state):
-            raise UserError(f"checkpoint {path} belongs to another run; delete its folder to start over")
+        path, state, covered = found
         if state.get("data", self.trainer.data) != self.trainer.data:
             raise UserError(
                 f"{self.spec.id}: the data has changed since its checkpoint was saved; restore the data, or delete "
@@ -269,7 +272,6 @@ class _Run:
             torch.set_rng_state(state["dropout"])
             if torch.cuda.is_available() and state["dropout-cuda"]:
                 torch.cuda.set_rng_state_all(state["dropout-cuda"])
-            return dict(state["files"])
         except UserError as error:
             raise UserError(f"{self.spec.id}: {error}") from error
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -277,6 +279,34 @@ class _Run:
             raise UserError(
                 f"checkpoint {path} does not fit ({type(error).__name__}: {reason}); delete its folder to start over"
             ) from error
+        if path.name != checkpoint.LATEST:  # so that the next checkpoint replaces the damaged one
+            os.replace(path, self.folder / checkpoint.LATEST)
+        return covered
+
+    def _newest_intact(self) -> tuple[Path, dict[str, Any], dict[str, Covered]] | None:
+        """The newest checkpoint that is intact and whose log files are, its state, and these files.
+
+        Raises:
+            UserError: There are checkpoints, but none is intact, or they belong to another run.
+        """
+        damage: UserError | None = None
+        for path in checkpoint.saved_checkpoints(self.folder):
+            try:
+                state = checkpoint.load(path)
+                mine = self._is_mine(state)
+                covered = check(self.folder, state["files"]) if mine else {}
+            except UserError as error:
+                damage = damage or error
+                continue
+            if not mine:
+                raise UserError(f"checkpoint {path} belongs to another run; delete its folder to start over")
+            if damage is not None:
+                reason = str(damage).partition(";")[0]
+                print(f"plastibench: {reason}; continuing from {path.name} instead", file=sys.stderr)
+            return path, state, covered
+        if damage is not None:
+            raise damage
+        return None
 
     def _is_mine(self, state: dict[str, Any]) -> bool:
         try:  # compare ids, which do not depend on the device index
@@ -292,6 +322,14 @@ class _RunLog:
         self.scalars = recorder.scalars
         self.histogram = recorder.histogram
         self.progress = progress.show
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete what a process left behind that was killed right after it wrote the result."""
+    if checkpoint.saved_checkpoints(folder) or any(folder.glob(".*.tmp")):
+        with contextlib.suppress(UserError, OSError), lock_folder(folder):  # another process may be about to do it
+            checkpoint.remove_checkpoints(folder)
+            atomic_io.remove_temporary_files(folder)
 
 
 def choose_threads(agent: Any, threads: int) -> None:

@@ -17,6 +17,7 @@ from plastibench.config.spec import RunSpec
 from plastibench.envs.task_stream import TaskStream
 from plastibench.nn.network import Network
 from plastibench.training import checkpoint
+from plastibench.utils.digests import read_signed
 from plastibench.utils.seeding import derive
 
 
@@ -62,15 +63,14 @@ def open_run(folder: Path, device: str, data_dir: Path) -> SavedRun:
         UserError: The folder contains no saved run, or its files are damaged.
     """
     spec_file = folder / "spec.toml"
-    try:
-        spec = RunSpec.from_toml(spec_file.read_text(encoding="utf-8"), str(spec_file))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{folder} is not a run's folder ({spec_file.name}: {reason})") from error
-    final, unfinished = folder / "final.pt", folder / "checkpoint.pt"
-    if not final.exists() and not unfinished.exists():
+    if not spec_file.is_file():
+        raise UserError(f"{folder} is not a run's folder: it has no {spec_file.name}")
+    spec = RunSpec.from_toml(read_signed(spec_file), str(spec_file))
+    final = folder / checkpoint.FINAL
+    files = [final] if final.exists() else checkpoint.saved_checkpoints(folder)
+    if not files:
         raise UserError(f"{folder} contains neither final.pt nor checkpoint.pt; the run has not been saved yet")
-    file = final if final.exists() else unfinished
+    file = files[0]
     try:
         state = checkpoint.load(file)
     except UserError as error:

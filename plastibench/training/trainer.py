@@ -134,8 +134,13 @@ class Trainer(ABC):
         return reports
 
     def measure(self, phase: str) -> None:
-        """Measure the plasticity of every network, on the same data for every method."""
+        """Measure the plasticity of every network, on the same data for every method.
+
+        Raises:
+            RunError: The weights have diverged.
+        """
         start = time.monotonic()
+        self.learner.check_weights()
         probe = self.probe()
         names = select(self.options.metrics or ())
         for role, network in self.learner.networks.items():

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from plastibench.config.errors import UserError
+from plastibench.config.errors import RunError, UserError
+
+IN_USE = "is being run by another process"
+_ATTEMPTS = 5  # to lock a folder: is_locked() holds the lock for an instant
+_PAUSE = 0.02  # seconds between them
 
 
 @contextlib.contextmanager
@@ -37,14 +42,53 @@ def remove_if_unused(folder: Path) -> None:
             folder.rmdir()
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether another process holds the lock of a folder."""
+    try:
+        with open(folder / "lock") as file:
+            return not _try_lock(file)
+    except OSError:  # no such file or folder
+        return False
+
+
+@contextlib.contextmanager
+def wait_for_lock(folder: Path, seconds: float = 60.0) -> Iterator[None]:
+    """Create the folder if needed and lock it inside the block, after the process that has locked it before.
+
+    Raises:
+        RunError: The folder cannot be written, or stays locked for longer than some seconds.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")  # noqa: SIM115 - closed below, and open inside the whole block
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
+    with file:
+        end = time.monotonic() + seconds
+        while not _try_lock(file):
+            if time.monotonic() > end:
+                raise RunError(f"another process has been writing to {folder} for {seconds:.0f} seconds")
+            time.sleep(_PAUSE)
+        yield
+
+
 def _lock(file: IO[str], folder: Path) -> None:
+    for attempt in range(_ATTEMPTS):
+        if _try_lock(file):
+            return
+        if attempt + 1 < _ATTEMPTS:
+            time.sleep(_PAUSE)
+    raise UserError(f"{folder.name} {IN_USE}; wait for it or choose another --runs-dir")
+
+
+def _try_lock(file: IO[str]) -> bool:
+    """Lock an open file until it is closed; False if another process holds the lock."""
     try:
         import fcntl
     except ImportError:  # Windows has no such lock
-        return
+        return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(
-            f"{folder.name} is being run by another process; wait for it or choose another --runs-dir"
-        ) from None
+        return False
+    return True

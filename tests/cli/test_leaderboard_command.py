@@ -13,13 +13,13 @@ import pytest
 from plastibench.cli.main import main
 from plastibench.config.spec import PARTS, identity
 from plastibench.results.result import Result
-from tests.leaderboard.made import result, written
+from tests.leaderboard.made import result, submitted, written
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     finals = {"none": 0.5, "reset": 0.7, "rnr": 0.6}
-    found = [result(name, seed, final + 0.01 * seed) for name, final in finals.items() for seed in range(3)]
+    found = [submitted(name, seed, final + 0.01 * seed) for name, final in finals.items() for seed in range(3)]
     return written(tmp_path / "runs", found)
 
 
@@ -63,7 +63,7 @@ def test_filter_accepts_a_name_with_commas(runs: Path, capsys) -> None:
 
 def test_submitted_results_join_the_leaderboard(runs: Path, tmp_path: Path, capsys) -> None:
     sent = tmp_path / "sent.json"
-    sent.write_text(json.dumps(result("fire", 4, 0.9).to_dict()))
+    sent.write_text(json.dumps(submitted("fire", 4, 0.9).to_dict()))
     assert say("add", sent, "--runs-dir", runs) == 0
     assert capsys.readouterr().out.endswith("result.json\n")
     assert say("--runs-dir", runs) == 0

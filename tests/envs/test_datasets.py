@@ -306,12 +306,20 @@ def flip_a_byte(entry: Path) -> None:
     (entry / "train_images.npy").write_bytes(content)
 
 
+def replace_in(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+
+
 DAMAGES = {
     "flipped byte": flip_a_byte,
     "truncated": lambda entry: os.truncate(entry / "test_images.npy", 100),
     "missing array": lambda entry: (entry / "test_labels.npy").unlink(),
     "no meta": lambda entry: (entry / "meta.json").unlink(),
     "half meta": lambda entry: os.truncate(entry / "meta.json", 40),
+    "other mean": lambda entry: replace_in(entry / "meta.json", '"mean": [', '"mean": [0.1, '),
+    "other name": lambda entry: replace_in(entry / "meta.json", '"name": "i', '"name": "j'),
     "other meta": lambda entry: (entry / "meta.json").write_text('{"format": 1}'),
 }
 

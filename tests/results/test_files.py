@@ -9,9 +9,11 @@ import pytest
 from plastibench import load_results
 from plastibench.config.errors import RunError, UserError
 from plastibench.config.spec import RunSpec
+from plastibench.results import files
 from plastibench.results.files import compose_result, find_results, read_result, read_result_if_complete, write_result
 from plastibench.results.result import Result
 from tests.leaderboard.made import ORIGIN, acting, result, written
+from tests.support.runs import flip
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -68,8 +70,85 @@ def test_a_damaged_file_is_reported_in_one_line(content: bytes, message: str, tm
 def test_a_hostile_value_is_reported(key: str, value: Any, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text(json.dumps({**result().to_dict(), key: value}))
-    with pytest.raises(UserError, match=key):
+    with pytest.raises(UserError, match="integer of 401 digits" if value == 10**400 else key):
         read_result(path)
+
+
+def test_a_file_with_a_huge_number_does_not_hide_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = written(tmp_path, [result("none")])
+    bad = result("reset", agent_options={"lr": 0.5}).to_dict()
+    for number, place in enumerate(("options", "changed")):
+        content = json.loads(json.dumps(bad))
+        content[place]["agent"]["lr"] = 10**400
+        (runs / f"bad{number}").mkdir()
+        (runs / f"bad{number}" / "result.json").write_text(json.dumps(content))
+    assert len(load_results(runs)) == 1
+    assert capsys.readouterr().err.count("it has an integer of 401 digits") == 2
+
+
+@pytest.mark.parametrize("endless", [True, False])
+def test_files_are_read_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endless: bool) -> None:
+    monkeypatch.setattr(files, "_LARGEST", 1 << 20)
+    path = tmp_path / "result.json"
+    if endless:
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_text(json.dumps({**result().to_dict(), "more": "x" * (1 << 20)}))
+    with pytest.raises(UserError, match="larger than 1 MiB, too large for a result"):
+        read_result(path)
+
+
+def test_a_flipped_bit_is_noticed_or_harmless(tmp_path: Path) -> None:
+    made = result("rnr", drop=0.2)
+    write_result(tmp_path, made)
+    path = tmp_path / "result.json"
+    bits, noticed = 8 * path.stat().st_size, 0
+    for bit in range(0, bits, 127):
+        flip(path, bit)
+        try:
+            assert read_result(path) == made, bit
+        except UserError as error:
+            noticed += "\n" not in str(error) and str(path) in str(error)
+        flip(path, bit)
+    assert noticed > 0.9 * bits / 127
+
+
+def test_an_edit_is_noticed_and_can_be_accepted(tmp_path: Path) -> None:
+    write_result(tmp_path, result("rnr"))
+    path = tmp_path / "result.json"
+    content = json.loads(path.read_text())
+    content["origin"]["commit"] = "another"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"does not match its sha256: it is damaged or was edited; .*delete its line"):
+        read_result(path)
+    del content["sha256"]
+    path.write_text(json.dumps(content, indent=4, sort_keys=True))
+    assert read_result(path).origin.commit == "another"
+
+
+def test_values_that_are_not_finite_become_null_with_a_note(tmp_path: Path) -> None:
+    made = result("rnr")
+    trainer = {key: made.to_dict()[key] for key in ("summary", "tasks")}
+    record = {"task": 0, "update": 1, "role": "classifier", "seconds": 0.1, "revived_fraction": None, "parameters": 1}
+    measured = {"task": 0, "phase": "end", "position": 1.0, "role": "classifier", "metrics": {"srank": float("-inf")}}
+    spec = RunSpec.make("cl-digits", "mlp", "rnr", device="cpu")
+    cost = made.cost.model_dump()
+    reports = [{**record, "mean_residual": float("inf"), "largest_norm_ratio": 1.5}]
+    found = compose_result(spec, trainer, reports, [measured], cost, ORIGIN, 1, None)
+    assert found.not_finite == {"interventions[0].mean_residual": "inf", "plasticity[0].metrics.srank": "-inf"}
+    write_result(tmp_path, found)
+    content = json.loads((tmp_path / "result.json").read_text(), parse_constant=pytest.fail)
+    assert content["interventions"][0]["mean_residual"] is None and content["plasticity"][0]["metrics"]["srank"] is None
+    assert read_result(tmp_path / "result.json") == found
+
+
+def test_a_return_that_is_not_finite_ends_the_run() -> None:
+    made = acting("reset")
+    trainer = {key: made.to_dict()[key] for key in ("summary", "returns", "events")}
+    trainer["returns"][1]["value"] = float("inf")
+    spec = RunSpec.make("rl-cartpole", "dqn-mlp", device="cpu")
+    with pytest.raises(RunError, match=r"returns\[1\].value is inf, as the run has diverged; try a smaller --agent.lr"):
+        compose_result(spec, trainer, [], [], made.cost.model_dump(), ORIGIN, 1, None)
 
 
 def test_no_file_is_an_incomplete_run(tmp_path: Path) -> None:
@@ -113,7 +192,7 @@ def test_of_two_equal_results_the_newer_schema_is_loaded(
         if name == older:
             path = folder / result("none").id / "result.json"
             content = json.loads(path.read_text())
-            del content["run"], content["data_digest"]
+            del content["run"], content["data_digest"], content["sha256"]
             path.write_text(json.dumps({**content, "schema": 1}))
     (found,) = load_results(tmp_path)
     assert found.run and found.data_digest

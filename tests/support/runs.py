@@ -40,6 +40,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 def timeless(result: dict[str, Any]) -> dict[str, Any]:
     """A result without times and origin, which differ between runs of the same spec."""
     kept = {**result, "cost": {k: v for k, v in result["cost"].items() if "seconds" not in k}, "origin": None}
+    kept.pop("sha256", None)  # covers the times
     kept["interventions"] = [{**report, "seconds": None} for report in result["interventions"]]
     return kept
 
@@ -61,6 +62,13 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert timeless(results[0]) == timeless(results[1])
     assert timeless_rows(one) == timeless_rows(other)
     assert weights(one) == weights(other)
+
+
+def flip(path: Path, bit: int) -> None:
+    """Flip one bit of a file, counted from its start."""
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
 
 
 def crash_at(monkeypatch: pytest.MonkeyPatch, call: int, owner: type = Classifier, name: str = "update") -> None:

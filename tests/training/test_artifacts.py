@@ -14,7 +14,6 @@ from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.envs.task_stream_config import TaskStreamConfig
 from plastibench.training.runner import run
-from plastibench.utils import atomic_io
 from tests.support.runs import go, table
 
 Tiny = Callable[..., RunSpec]
@@ -31,7 +30,8 @@ def test_finished_run_folder_has_all_files_and_no_checkpoint(tiny: Tiny, tmp_pat
     assert len(events) == 1
     assert names - events == {"spec.toml", "metrics.csv", "result.json", "final.pt", "lock"}
     assert RunSpec.from_toml((folder / "spec.toml").read_text()) == spec
-    assert json.loads((folder / "result.json").read_text(), parse_constant=pytest.fail) == result
+    written = json.loads((folder / "result.json").read_text(), parse_constant=pytest.fail)
+    assert len(written.pop("sha256")) == 64 and written == result
     module = spec.create("agent").build(spec.create("env").make(), 0, torch.device("cpu")).networks["classifier"].module
     state = torch.load(folder / "final.pt", weights_only=True)
     module.load_state_dict(state["networks"][0])
@@ -101,6 +101,17 @@ def test_rerunning_a_complete_run_returns_its_result(
     assert f"{spec.id} is already complete" in capsys.readouterr().err
 
 
+def test_rerunning_a_complete_run_removes_what_a_killed_process_left(tiny: Tiny, tmp_path: Path) -> None:
+    spec = tiny()
+    go(spec, tmp_path)
+    folder = tmp_path / spec.id
+    before = {path.name for path in folder.iterdir()}
+    for name in ("checkpoint.pt", "checkpoint.previous.pt", ".result.json.0a1b2c3d.tmp", ".final.pt.0a1b2c3d.tmp"):
+        (folder / name).touch()
+    go(spec, tmp_path)
+    assert {path.name for path in folder.iterdir()} == before
+
+
 def test_run_finished_by_another_process_is_not_repeated(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,19 +152,3 @@ def test_invalid_specs_leave_no_folder(tiny: Tiny, tmp_path: Path, options: dict
     with pytest.raises(UserError, match=message):
         go(tiny(**options), tmp_path / "runs")
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
-
-
-def test_failed_atomic_write_keeps_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    atomic_io.write_text(path, "old")
-
-    def fail(text: bytes) -> None:
-        with atomic_io.atomic(path) as file:
-            file.write(text)
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail(b"half of the new")
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    atomic_io.write_text(path, "new")
-    assert path.read_text() == "new" and path.stat().st_mode & 0o777 == 0o644

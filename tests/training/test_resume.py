@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,14 +18,14 @@ from PIL import Image
 
 from plastibench.agents.classifier import Classifier
 from plastibench.config import registry
-from plastibench.config.errors import RunError, UserError
+from plastibench.config.errors import UserError
 from plastibench.config.options import option
 from plastibench.config.spec import RunSpec
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.network import Network
 from plastibench.training import checkpoint, runner, trainer
 from plastibench.training.runner import Interrupted
-from tests.support.runs import STATEFUL, Stopped, assert_same_run, crash_at, go, watch_updates
+from tests.support.runs import STATEFUL, Stopped, assert_same_run, crash_at, flip, go, watch_updates
 
 Tiny = Callable[..., RunSpec]
 
@@ -263,9 +265,38 @@ def test_resume_refuses_changed_data(tiny: Tiny, tmp_path: Path, monkeypatch: py
     assert (folder / "checkpoint.pt").exists()
 
 
-def test_resume_refuses_a_missing_log(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["metrics.csv", "events.out.tfevents.*"])
+@pytest.mark.parametrize("harm", ["is missing", "is shorter than", "has changed since"])
+def test_resume_refuses_damaged_logs(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, harm: str
+) -> None:
     spec = tiny()
     folder = stopped_run(spec, tmp_path, monkeypatch)
-    (folder / "metrics.csv").unlink()
-    with pytest.raises(RunError, match=r"metrics\.csv is missing; delete .* to restart the run"):
+    (path,) = folder.glob(name)
+    if harm == "is missing":
+        path.unlink()
+    elif harm == "is shorter than":
+        os.truncate(path, path.stat().st_size - 1)
+    else:
+        flip(path, 4 * path.stat().st_size)
+    before = {each.name: each.read_bytes() for each in folder.iterdir()}
+    with pytest.raises(UserError, match=rf"{re.escape(path.name)} {harm}.*; restore it, or delete .* to restart"):
         go(spec, tmp_path)
+    assert {each.name: each.read_bytes() for each in folder.iterdir()} == before
+
+
+def test_logs_of_checkpoints_without_digests_are_checked_by_length(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny()
+    folder = stopped_run(spec, tmp_path, monkeypatch)
+    state = checkpoint.load(folder / "checkpoint.pt")
+    torch.save({**state, "files": {name: length for name, (length, _) in state["files"].items()}}, folder / "old.pt")
+    os.replace(folder / "old.pt", folder / "checkpoint.pt")
+    length = (folder / "metrics.csv").stat().st_size
+    os.truncate(folder / "metrics.csv", length - 1)
+    with pytest.raises(UserError, match=r"metrics\.csv is shorter than"):
+        go(spec, tmp_path)
+    with open(folder / "metrics.csv", "a") as file:
+        file.write("\n")
+    go(spec, tmp_path)

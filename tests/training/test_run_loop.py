@@ -258,3 +258,32 @@ def test_non_finite_loss_fails_the_run(tiny: Tiny, tmp_path: Path, intervention:
         go(spec, tmp_path)
     assert spec.id in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / spec.id / "result.json").exists()
+
+
+@pytest.mark.parametrize("update", [2, 6])
+def test_weights_that_overflow_behind_a_relu_end_the_run(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, update: int
+) -> None:
+    calls: list[int] = []
+
+    def overflow(agent: Classifier, batch: Any) -> None:
+        calls.append(1)
+        if len(calls) == update:
+            parameters = dict(agent.networks["classifier"].module.named_parameters())
+            first = next(name for name in parameters if name.endswith("bias"))
+            parameters[first].data[0] = -torch.inf  # a dead unit: outputs and gradients stay finite
+
+    watch_updates(monkeypatch, overflow)
+    spec = tiny(agent="mlp")
+    with pytest.raises(
+        RunError, match=rf"the weights of the classifier are not finite after update {update} \(first: "
+    ):
+        go(spec, tmp_path)
+    assert not (tmp_path / spec.id / "result.json").exists()
+
+
+@pytest.mark.parametrize("lr", [100.0, 1e20])
+def test_a_diverging_transformer_ends_with_a_clear_error(tiny: Tiny, tmp_path: Path, lr: float) -> None:
+    spec = tiny(agent_options={"lr": lr, "batch_size": 4}, env_options={"epochs": 6})
+    with pytest.raises(RunError, match=r"cl-digits_vit-nano_.*; try a smaller --agent\.lr"):
+        go(spec, tmp_path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,16 +135,21 @@ def test_leaderboard_values_of_accuracy_and_return_runs() -> None:
     assert [row[name] for name in ("final", "drop", "auc", "recovery", "unrecovered")] == [9.0, 1.0, 5.0, None, 1.0]
 
 
-@pytest.mark.parametrize("checkpoint_seconds", [0.0, 1e9], ids=["with a checkpoint", "before the first checkpoint"])
-@pytest.mark.parametrize("updates", [3, 4, 5])
+@pytest.mark.parametrize(
+    ("updates", "checkpoint_seconds", "clock"),
+    [(3, 0.0, 0), (4, 0.0, 0), (5, 0.0, 0), (4, 0.0, -86_400), (4, 1e9, 0), (5, 1e9, 0)],
+    ids=lambda value: str(value),
+)
 def test_resumed_run_has_every_point_exactly_once(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int, checkpoint_seconds: float
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, updates: int, checkpoint_seconds: float, clock: int
 ) -> None:
     spec = tiny("rnr", agent_options={"batch_size": 8})
     go(spec, tmp_path / "uninterrupted")
     crash_at(monkeypatch, updates + 1)
     with pytest.raises(Stopped):
         go(spec, tmp_path / "resumed", checkpoint_seconds=checkpoint_seconds)
+    now = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now() + clock * 10**9)
     go(spec, tmp_path / "resumed")
     uninterrupted, resumed = content(tmp_path / "uninterrupted" / spec.id), content(tmp_path / "resumed" / spec.id)
     assert uninterrupted.keys() == resumed.keys()

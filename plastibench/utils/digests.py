@@ -1,0 +1,53 @@
+"""SHA-256 digests inside the files of a run, so that a damaged or edited file is noticed.
+
+JSON files have the key ``sha256``, text files a last line ``# sha256: …``. Files without a digest are accepted: older
+versions wrote none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from plastibench.config.errors import UserError
+
+KEY = "sha256"
+_MARK = f"# {KEY}: "
+
+
+def json_digest(content: Mapping[str, Any]) -> str:
+    """Digest of JSON content without its own key; white space and the order of keys do not matter."""
+    kept = {key: value for key, value in content.items() if key != KEY}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def is_intact(content: Mapping[str, Any]) -> bool:
+    """Whether JSON content has the digest that it states, or states none."""
+    return KEY not in content or content[KEY] == json_digest(content)
+
+
+def signed(text: str) -> str:
+    """The text with its digest as the last line, a comment in TOML."""
+    return f"{text}{_MARK}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def read_signed(path: Path) -> str:
+    """Read a text file that may be signed.
+
+    Raises:
+        UserError: The file cannot be read, or does not match its digest.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    body, mark, _ = text.rpartition(_MARK)
+    if mark and signed(body) != text:
+        raise UserError(
+            f"{path} does not match its {KEY}: it is damaged or was edited; restore it, or delete its last line to "
+            "accept an edit"
+        )
+    return text
