@@ -12,6 +12,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
+from plastibench.nn.optimizer_state import nested
 
 Loss = Callable[[nn.Module, TensorDictBase], Tensor]
 
@@ -97,7 +98,7 @@ class Network:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
-        """The optimizer of the module, without the wrappers of Accelerate or Lightning.
+        """The optimizer of the module, without the wrappers of Accelerate or Lightning, which have no state.
 
         Assign the new one when training goes on with another optimizer: attached hooks follow it, and parameters that
         a rebuild has frozen leave it.
@@ -106,7 +107,7 @@ class Network:
 
     @optimizer.setter
     def optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
-        while hasattr(optimizer, "optimizer"):  # the wrappers accept no step hooks
+        while hasattr(optimizer, "optimizer") and optimizer.optimizer.state is optimizer.state:  # type: ignore[union-attr]
             optimizer = optimizer.optimizer  # type: ignore[union-attr]
         self._optimizer = optimizer
         if optimizer is not None and self._changes:
@@ -157,9 +158,11 @@ class Network:
         for handle in self._step_hooks:
             handle.remove()
         self._step_hooks = []
-        if self._optimizer is not None and self.attached:
-            self._step_hooks.append(self._optimizer.register_step_pre_hook(self._before_step))
-            self._step_hooks.append(self._optimizer.register_step_post_hook(self._after_step))
+        if self.attached:
+            hooked = next((each for each in nested(self._optimizer) if hasattr(each, "register_step_pre_hook")), None)
+            if hooked is not None:  # a wrapper, such as ScheduleFreeWrapper, may accept no hooks
+                self._step_hooks.append(hooked.register_step_pre_hook(self._before_step))
+                self._step_hooks.append(hooked.register_step_post_hook(self._after_step))
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first argument is the optimizer itself
@@ -336,8 +339,9 @@ def _own(optimizer: torch.optim.Optimizer, before: set[nn.Parameter], after: lis
         others = [p for p in group["params"] if p not in before]
         mine = [p for p in after if (owner.get(p) if p in before else 0) == number]
         group["params"] = mine + others
-    for gone in before - set(after):
-        optimizer.state.pop(gone, None)
+    for each in nested(optimizer):
+        for gone in before - set(after):
+            each.state.pop(gone, None)
 
 
 def _reinitialized(module: nn.Module) -> nn.Module:
