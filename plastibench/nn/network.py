@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
 from plastibench.nn.optimizer_state import nested
+from plastibench.utils.seeding import generator as named_generator
 
 Loss = Callable[[nn.Module, TensorDictBase], Tensor]
 
@@ -76,14 +77,15 @@ class Network:
             outputs: Output modules of a network that has several, such as two critics or a value and an advantage;
                 they are never revived. By default the module with units that runs last.
             clip: Largest gradient norm in :meth:`update`; 0 disables clipping.
-            generator: A CPU generator; by default one seeded with 0.
+            generator: A CPU generator; by default always the same, with draws unlike those after
+                ``torch.manual_seed``, from which the weights of the module may come.
         """
         self.module = module
         self.loss = loss
         self.role = role
         self.outputs = tuple(outputs)
         self.clip = clip
-        self.generator = generator if generator is not None else torch.Generator().manual_seed(0)
+        self.generator = generator if generator is not None else named_generator(0, f"intervention-{role}")
         self.attached: list[UpdateHook] = []
         self.restarts: list[Callable[[], None]] = []
         self.replicas: list[Network] = []
@@ -107,8 +109,10 @@ class Network:
 
     @optimizer.setter
     def optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
-        while hasattr(optimizer, "optimizer") and optimizer.optimizer.state is optimizer.state:  # type: ignore[union-attr]
-            optimizer = optimizer.optimizer  # type: ignore[union-attr]
+        while (inner := getattr(optimizer, "optimizer", None)) is not None:
+            if getattr(optimizer, "state", inner.state) is not inner.state:  # Lookahead and the like
+                break
+            optimizer = inner
         self._optimizer = optimizer
         if optimizer is not None and self._changes:
             _own(optimizer, set(self.module.parameters()), [p for p in self.module.parameters() if p.requires_grad])

@@ -29,13 +29,17 @@ _Role = Literal["first", "second", "weight", "rate", "unknown"]
 
 # Averages of gradients or updates, which start at 0: torch.optim, timm, schedulefree, Lion, Muon, Prodigy.
 _FIRST = frozenset(
-    ["exp_avg", "exp_avg_slow", "exp_avg_diff", "grad_avg", "momentum_buffer", "momentum", "prev", "last_grad"]
-    + ["previous_grad", "neg_grad_or_diff", "neg_pre_grad", "slow_momentum"]
+    [
+        *("exp_avg", "exp_avg_slow", "exp_avg_diff", "grad_avg", "momentum_buffer", "momentum", "slow_momentum"),
+        *("prev", "last_grad", "previous_grad", "neg_grad_or_diff", "neg_pre_grad"),
+    ]
 )
 # Averages, sums or maxima of magnitudes, by which a step is divided or multiplied.
 _SECOND = frozenset(
-    ["exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_avg_var", "max_exp_avg_var", "exp_inf", "sum", "acc_delta"]
-    + ["row_var", "col_var", "variance", "exp_hessian_diag_sq"]
+    [
+        *("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_avg_var", "max_exp_avg_var", "exp_inf", "sum"),
+        *("acc_delta", "row_var", "col_var", "variance", "exp_hessian_diag_sq"),
+    ]
 )
 # Copies of the weights: ASGD's average, and the slow weights of Lookahead (timm, pytorch-optimizer, others).
 _WEIGHTS = frozenset(
@@ -96,18 +100,19 @@ def clear_state(optimizer: torch.optim.Optimizer | None, parameters: list[nn.Par
 
 def nested(optimizer: torch.optim.Optimizer | None) -> Iterator[torch.optim.Optimizer]:
     """The optimizer and those that it wraps (Lookahead, SAM, …), without wrappers that only forward the state."""
-    seen: list[Any] = []
     while optimizer is not None:
-        inner = next((vars(optimizer)[name] for name in _NESTED if hasattr(vars(optimizer).get(name), "state")), None)
-        if inner is None or inner.state is not optimizer.state:
-            if not any(optimizer.state is state for state in seen):
-                yield optimizer
-            seen.append(optimizer.state)
+        inner = next(_inner(optimizer), None)
+        if hasattr(optimizer, "state") and (inner is None or inner.state is not optimizer.state):
+            yield optimizer
         optimizer = inner
 
 
+def _inner(optimizer: torch.optim.Optimizer) -> Iterator[torch.optim.Optimizer]:
+    return (vars(optimizer)[name] for name in _NESTED if hasattr(vars(optimizer).get(name), "state"))
+
+
 def _wraps(optimizer: torch.optim.Optimizer) -> bool:
-    return any(hasattr(vars(optimizer).get(name), "state") for name in _NESTED)
+    return next(_inner(optimizer), None) is not None
 
 
 def _role(optimizer: torch.optim.Optimizer, name: Any, value: Any, parameter: Tensor) -> _Role | None:
