@@ -37,7 +37,7 @@ class SelfNormalizedResets(Intervention):
 
     Follows the moment version in ajozefiak/CL-transformers, which needs no histogram of silences. Its experiments use
     ``percentile=0.95`` and have no upper limit; they adjust the thresholds at random updates (with the probability
-    ``reset_freq``), this class at a fixed interval, so that the interval does not depend on luck. The histogram version,
+    ``reset_freq``), this class at a fixed interval, not by luck. The histogram version,
     ajozefiak/SelfNormalizedResets, counts samples instead of updates; its port in isaac7778/FIRE has the limit of
     20,000.
 
