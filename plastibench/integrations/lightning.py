@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from plastibench.integrations.callback_schedule import Draw, Schedule, collate
 from plastibench.interventions.attach import Attached, attach
 from plastibench.interventions.base import Intervention, overrides
 from plastibench.nn.network import Network, as_batch
+from plastibench.utils.seeding import generator as named_generator
 
 
 class PlasticityCallback(Callback):
@@ -91,7 +91,7 @@ class PlasticityCallback(Callback):
             None,
             lambda module, batch: loss(module, unpack(batch)),
             fresh=self.fresh,
-            generator=torch.Generator().manual_seed(self.seed),
+            generator=named_generator(self.seed, "intervention"),
         )
         self.attached = attach(copy.deepcopy(self.intervention), network, **self.options)
         load = _after(self._load, pl_module.on_load_checkpoint)

@@ -19,6 +19,7 @@ from plastibench.interventions.attach import Attached, attach
 from plastibench.interventions.base import Intervention, overrides
 from plastibench.nn.branches import names_in_branches
 from plastibench.nn.network import Network, as_batch
+from plastibench.utils.seeding import generator as named_generator
 
 _FILE = "plastibench.pt"
 
@@ -122,7 +123,7 @@ class PlasticityCallback(TrainerCallback):
             self._penalty.remove()
         config = getattr(model, "config", None)
         fresh = (lambda: type(model)(copy.deepcopy(config))) if config is not None else None
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = named_generator(self.seed, "intervention")
         network = Network(model, optimizer, _loss, fresh=fresh, generator=generator)
         self.attached = attach(copy.deepcopy(self.intervention), network, **self.options)
         model.register_load_state_dict_pre_hook(_refuses_other_branches)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,48 +22,63 @@ from plastibench.nn.units import has_units, tied_parameters
 class NeuroplasticExpansion(Intervention):
     """Start sparse, then grow connections with large gradients and prune small weights (Liu et al. 2025).
 
-    Every ``every`` updates, in each weight matrix of Linear and Conv modules: the fraction ``grow`` of the missing
-    connections, those with the largest summed gradient, is added with zero weights. ``prune`` times as many of the
-    smallest weights are removed. Initial densities follow Erdős–Rényi, (in + out)/(in·out), so that narrow matrices are
-    denser.
+    The weight matrices of Linear and Conv modules start with the fraction ``1 - sparsity`` of their connections, those
+    with the largest weights. Initial densities follow Erdős–Rényi: proportional to the sum of the axes of a matrix,
+    divided by its size, so that narrow matrices are denser. Every ``every`` updates, in each matrix of n weights:
 
-    Follows torressliu/neuroplastic-expansion, except for its experience review, which samples older transitions and
-    belongs to the replay buffer. Missing connections are masked, so a sparse network is not faster. Memory: a mask and
-    a gradient sum per weight.
+    - while more than ``final`` of all connections are missing: ``grow·(sparsity·n - initial connections)`` connections
+      are added, and ``prune`` times as many are removed;
+    - afterwards: the fraction ``turnover`` of the connections is removed, and as many are added.
+
+    The smallest weights are removed. Then the missing connections (including those just removed) with the largest
+    gradient in the last update are added, with zero weights.
+
+    Follows torressliu/neuroplastic-expansion, where ``final=0.25`` too. Differences: the source skips the optimizer
+    step of an update that changes connections; it also masks the scales of norms; turnover falls to 0 by a cosine over
+    the run (here over ``horizon`` updates, if set); and its experience review, which samples older transitions, belongs
+    to the replay buffer. Missing connections are masked, so a sparse network is not faster.
     """
 
     kind = "optimizer"
-    extra_memory = 1.23  # copies of the parameters of vit-nano
+    extra_memory = 0.25  # copies of the parameters of vit-nano
 
     sparsity: float = option(0.8, "fraction of connections that are missing at the start", low=0, high=0.99)
     every: int = option(100, "updates between changes of connections", low=1)
-    grow: float = option(0.008, "fraction of the missing connections to add each time", low=0, high=1)
-    prune: float = option(0.4, "connections to remove, as a multiple of those added", low=0, high=1)
+    grow: float = option(0.008, "connections to add each time, as a fraction of the initial free space", low=0, high=1)
+    prune: float = option(0.4, "connections to remove during growth, as a multiple of those added", low=0, high=1)
+    final: float = option(0.25, "fraction of missing connections at which growth ends", low=0, high=1)
+    turnover: float = option(0.2, "after growth: fraction of connections to exchange each time", low=0, high=1)
+    horizon: int = option(0, "updates over which turnover falls to 0 by a cosine; 0: it stays constant", low=0)
+    start: Literal["largest", "random"] = option("largest", "initial connections: the largest weights, or random ones")
 
     def __post_init__(self) -> None:
         self._updates = 0
+        self._ended = -1  # update at which growth ended
         self._masks: dict[str, Tensor] = {}
-        self._wanted: dict[str, Tensor] = {}  # sums of dense gradients since the last change
+        self._grown: dict[str, int] = {}  # connections to add each time during growth
+        self._gradients: dict[str, Tensor] = {}  # of the update that changes connections
 
+    @torch.no_grad()
     def prepare(self, network: Network) -> None:
-        """Draw the initial connections, and remove all others from the network and its replicas."""
+        """Choose the initial connections, and remove all others from the network and its replicas."""
         matrices = _matrices(network.module)
         densities = erdos_renyi({name: tuple(p.shape) for name, p in matrices.items()}, 1 - self.sparsity)
         for name, parameter in matrices.items():
-            drawn = torch.rand(parameter.shape, generator=network.generator)
+            scores = parameter.abs().float()
+            if self.start == "random":
+                scores = torch.rand(parameter.shape, generator=network.generator).to(parameter.device)
             count = max(1, round(densities[name] * parameter.numel()))
-            mask = torch.zeros(parameter.numel(), dtype=torch.bool)
-            mask[drawn.flatten().topk(count).indices] = True
-            self._masks[name] = mask.view_as(parameter).to(parameter.device)
-            self._wanted[name] = torch.zeros_like(parameter)
+            self._masks[name] = _top(scores, count)
+            self._grown[name] = int(max(0.0, self.grow * (self.sparsity * parameter.numel() - count)))
         network.rebuild(self._thin)
 
     @torch.no_grad()
     def before_update(self, network: Network) -> None:
-        """Sum the gradients, and mask those of missing connections."""
+        """Keep the gradients if connections change in this update, and mask those of missing connections."""
         for name, parameter in _matrices(network.module).items():
             if parameter.grad is not None and name in self._masks:
-                self._wanted[name] += parameter.grad
+                if (self._updates + 1) % self.every == 0:
+                    self._gradients[name] = parameter.grad.abs().float()
                 parameter.grad.mul_(self._masks[name])
 
     @torch.no_grad()
@@ -70,21 +86,29 @@ class NeuroplasticExpansion(Intervention):
         """Keep the network sparse. Grow and prune if due."""
         self._thin(network.module)
         self._updates += 1
-        if self._updates % self.every == 0:
-            for name, parameter in _matrices(network.module).items():
-                if name in self._masks:
-                    self._change(network, name, parameter)
+        if self._updates % self.every:
+            return
+        if self._ended < 0 and self.missing() <= self.final:
+            self._ended = self._updates
+        for name, parameter in _matrices(network.module).items():
+            if name in self._gradients:
+                self._change(network, name, parameter)
+        self._gradients = {}
+
+    def missing(self) -> float:
+        """Return the fraction of all connections that are missing."""
+        total = sum(mask.numel() for mask in self._masks.values())
+        return 1 - sum(int(mask.sum()) for mask in self._masks.values()) / total
 
     def state_dict(self) -> dict[str, Any]:
-        """Return connections and gradient sums."""
-        return {"masks": self._masks, "wanted": self._wanted, "updates": self._updates}
+        """Return the connections."""
+        return {"masks": self._masks, "updates": self._updates, "ended": self._ended}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore connections and gradient sums."""
+        """Restore the connections. Older checkpoints do not contain the end of growth."""
         for name, mask in self._masks.items():
             mask.copy_(state["masks"][name])
-            self._wanted[name].copy_(state["wanted"][name])
-        self._updates = state["updates"]
+        self._updates, self._ended = state["updates"], state.get("ended", -1)
 
     @torch.no_grad()
     def _thin(self, module: nn.Module) -> None:
@@ -93,27 +117,39 @@ class NeuroplasticExpansion(Intervention):
                 parameter.mul_(self._masks[name].to(parameter.device))
 
     def _change(self, network: Network, name: str, parameter: nn.Parameter) -> None:
-        mask, wanted = self._masks[name], self._wanted[name]
-        free = int((~mask).sum())
-        grown = int(self.grow * free)
-        pruned = min(int(self.prune * grown), int(mask.sum()) - 1)
-        changed = torch.zeros_like(mask)
-        if pruned > 0:
-            weakest = parameter.abs().masked_fill(~mask, torch.inf).flatten().topk(pruned, largest=False).indices
-            changed.view(-1)[weakest] = True
-        if grown:
-            strongest = wanted.abs().masked_fill(mask, -1.0).flatten().topk(grown).indices
-            changed.view(-1)[strongest] = True
+        before, gradients = self._masks[name], self._gradients[name]
+        held = int(before.sum())
+        if self._ended < 0:
+            grown = self._grown[name]
+            pruned = int(self.prune * grown)
+        else:
+            grown = pruned = int(self._turnover() * held)
+        kept = before & _top(parameter.abs().float().masked_fill(~before, -1.0), max(1, held - pruned))
+        added = ~kept & _top(gradients.masked_fill(kept, -1.0), min(grown, int((~kept).sum())))
+        mask = kept | added
+        changed = mask ^ before
         parameter.masked_fill_(changed, 0.0)
-        mask ^= changed
+        self._masks[name] = mask
         reset_state(network.optimizer, parameter, changed, "zero")
-        wanted.zero_()
+
+    def _turnover(self) -> float:
+        if not self.horizon:
+            return self.turnover
+        over = min(1.0, (self._updates - self._ended) / self.horizon)
+        return self.turnover / 2 * (1 + math.cos(math.pi * over))
+
+
+def _top(scores: Tensor, count: int) -> Tensor:
+    """Return a mask of the ``count`` largest scores."""
+    mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+    mask[scores.flatten().topk(count).indices] = True
+    return mask.view_as(scores)
 
 
 def erdos_renyi(shapes: dict[str, tuple[int, ...]], density: float) -> dict[str, float]:
-    """Return densities proportional to (in + out)/(in·out), at most 1, with ``density`` as their overall density."""
+    """Return densities proportional to sum(shape)/prod(shape), at most 1, with ``density`` as their overall density."""
     sizes = {name: int(torch.Size(shape).numel()) for name, shape in shapes.items()}
-    raw = {name: (shape[0] + sizes[name] / shape[0]) / sizes[name] for name, shape in shapes.items()}
+    raw = {name: sum(shape) / sizes[name] for name, shape in shapes.items()}
     dense: set[str] = set()
     while True:
         left = density * sum(sizes.values()) - sum(sizes[name] for name in dense)

@@ -27,15 +27,22 @@ from plastibench.nn.units import unit_count
 class SelfNormalizedResets(Intervention):
     """Reinitialize units that stay silent longer than almost all of their own past silences (Farias & Jozefiak 2025).
 
-    A hidden unit fires in an update if it is positive for any sample or token of the batch. The lengths of its silences
-    are assumed to be exponentially distributed, so a quantile follows from their mean: τ = -ln(1 - p)·mean. Every
-    ``retune`` updates, the threshold of a unit becomes τ if τ is lower than the current threshold; otherwise the
-    threshold is doubled. A filter is reinitialized together with its BatchNorm entries, because their shift may be what
-    silences it.
+    A hidden unit fires in an update if it is positive for any sample or token of the batch. Each firing and each reset
+    is an arrival; its length is the number of updates since the previous one, so 1 for a unit that always fires.
+    Lengths are assumed to be exponentially distributed, so a quantile follows from their mean: τ = -ln(1 - p)·mean. The
+    mean starts at a single arrival of length 1. Every ``retune`` updates, the threshold of a unit becomes τ if τ is
+    lower than the current threshold; otherwise the threshold is doubled. The mean then starts again. Thresholds are
+    rounded up. A filter is reinitialized together with its BatchNorm entries, because their shift may be what silences
+    it.
 
-    Follows the moment version in ajozefiak/CL-transformers, which needs no histogram of silences. The rule requires an
-    activation that can be silent, such as ReLU. With GELU every unit is positive for some token and nothing is ever
-    reset; a warning is printed.
+    Follows the moment version in ajozefiak/CL-transformers, which needs no histogram of silences. Its experiments use
+    ``percentile=0.95`` and have no upper limit; they adjust the thresholds at random updates (with the probability
+    ``reset_freq``), this class at a fixed interval, not by luck. The histogram version,
+    ajozefiak/SelfNormalizedResets, counts samples instead of updates; its port in isaac7778/FIRE has the limit of
+    20,000.
+
+    The rule requires an activation that can be silent, such as ReLU. With GELU every unit is positive for some token
+    and nothing is ever reset; a warning is printed.
     """
 
     kind = "units"
@@ -45,8 +52,9 @@ class SelfNormalizedResets(Intervention):
         0.99, "quantile of a unit's past silence durations above which it is reinitialized", low=0, high=1
     )
     longest: int = option(20_000, "largest threshold, in updates", low=1)
+    first: int = option(16, "first threshold, in updates", low=1)
     retune: int = option(1_000, "updates between adjustments of the thresholds", low=1)
-    check: int = option(10, "updates between checks for units to reset; each check synchronizes with the device", low=1)
+    check: int = option(1, "updates between checks for units to reset; each check synchronizes with the device", low=1)
     moments: MomentRule = option(
         "mean", "new optimizer moments of reinitialized weights: mean of the rest, zero, or restart the step count"
     )
@@ -55,7 +63,7 @@ class SelfNormalizedResets(Intervention):
         self._watch: ActivationMonitor | None = None
         self._updates = 0
         self._looked = False
-        self._units: dict[str, dict[str, Tensor]] = {}  # silence, threshold, and sum and number of past silences; [H]
+        self._units: dict[str, dict[str, Tensor]] = {}  # silence, threshold, sum and number of arrival lengths; [H]
 
     def prepare(self, network: Network) -> None:
         """Start monitoring activations."""
@@ -67,8 +75,8 @@ class SelfNormalizedResets(Intervention):
         if self._watch.confirm(batch):
             for unit in self._watch.hidden:
                 empty = torch.zeros(unit_count(unit.module), device=network.device)
-                self._units[unit.name] = {name: empty.clone() for name in ("silence", "sum", "number")}
-                self._units[unit.name]["threshold"] = empty + self.longest
+                start = {"silence": 0.0, "threshold": min(self.first, self.longest), "sum": 1.0, "number": 1.0}
+                self._units[unit.name] = {name: empty + value for name, value in start.items()}
 
     @torch.no_grad()
     def after_update(self, network: Network) -> None:
@@ -80,10 +88,8 @@ class SelfNormalizedResets(Intervention):
         self._updates += 1
         for name, fraction in seen.items():
             state, fired = self._units[name], fraction > 0
-            ended = fired & (state["silence"] > 0)
-            state["sum"] += torch.where(ended, state["silence"], 0.0)
-            state["number"] += ended
-            state["silence"] = torch.where(fired, 0.0, state["silence"] + 1)
+            state["silence"] += 1
+            _arrive(state, fired)
         if self._updates % self.check == 0:
             self._reset(network)
         if self._updates % self.retune == 0:
@@ -117,12 +123,11 @@ class SelfNormalizedResets(Intervention):
         return (rows > 0).float().mean(0)
 
     def _renew(self, state: dict[str, Tensor]) -> None:
-        typical = -math.log(max(1 - self.percentile, 1e-12)) * state["sum"] / state["number"].clamp_min(1)
-        lower = (state["number"] > 0) & (typical < state["threshold"])
-        threshold = torch.where(lower, typical, 2 * state["threshold"])
-        state["threshold"] = threshold.clamp(1, self.longest)
-        state["sum"].zero_()
-        state["number"].zero_()
+        typical = -math.log(max(1 - self.percentile, 1e-12)) * state["sum"] / state["number"]
+        threshold = torch.where(typical < state["threshold"], typical, 2 * state["threshold"])
+        state["threshold"] = threshold.ceil().clamp(1, self.longest)
+        state["sum"].fill_(1.0)
+        state["number"].fill_(1.0)
 
     def _reset(self, network: Network) -> None:
         assert self._watch is not None
@@ -130,9 +135,16 @@ class SelfNormalizedResets(Intervention):
         if not bool(torch.stack([mask.any() for mask in masks.values()]).any()):
             return
         for name, mask in masks.items():
-            self._units[name]["silence"].masked_fill_(mask, 0.0)
+            _arrive(self._units[name], mask)
         units = self._watch.layers
         zero_outgoing(network, units, masks, self.moments)
         fresh = network.fresh()
         reinitialize_units(network, units, include_normalized_layers(units, masks), fresh, self.moments)
         reinitialize_batch_norms(network, units, masks, fresh, self.moments)
+
+
+def _arrive(state: dict[str, Tensor], mask: Tensor) -> None:
+    """Record an arrival of the masked units, and start to count their silence again."""
+    state["sum"] += torch.where(mask, state["silence"], 0.0)
+    state["number"] += mask
+    state["silence"].masked_fill_(mask, 0.0)

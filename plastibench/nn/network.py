@@ -12,6 +12,8 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
+from plastibench.nn.optimizer_state import nested
+from plastibench.utils.seeding import generator as named_generator
 
 Loss = Callable[[nn.Module, TensorDictBase], Tensor]
 
@@ -75,14 +77,15 @@ class Network:
             outputs: Output modules of a network that has several, such as two critics or a value and an advantage;
                 they are never revived. By default the module with units that runs last.
             clip: Largest gradient norm in :meth:`update`; 0 disables clipping.
-            generator: A CPU generator; by default one seeded with 0.
+            generator: A CPU generator; by default always the same, with draws unlike those after
+                ``torch.manual_seed``, from which the weights of the module may come.
         """
         self.module = module
         self.loss = loss
         self.role = role
         self.outputs = tuple(outputs)
         self.clip = clip
-        self.generator = generator if generator is not None else torch.Generator().manual_seed(0)
+        self.generator = generator if generator is not None else named_generator(0, f"intervention-{role}")
         self.attached: list[UpdateHook] = []
         self.restarts: list[Callable[[], None]] = []
         self.replicas: list[Network] = []
@@ -97,7 +100,7 @@ class Network:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
-        """The optimizer of the module, without the wrappers of Accelerate or Lightning.
+        """The optimizer of the module, without the wrappers of Accelerate or Lightning, which have no state.
 
         Assign the new one when training goes on with another optimizer: attached hooks follow it, and parameters that
         a rebuild has frozen leave it.
@@ -106,8 +109,10 @@ class Network:
 
     @optimizer.setter
     def optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
-        while hasattr(optimizer, "optimizer"):  # the wrappers accept no step hooks
-            optimizer = optimizer.optimizer  # type: ignore[union-attr]
+        while (inner := getattr(optimizer, "optimizer", None)) is not None:
+            if getattr(optimizer, "state", inner.state) is not inner.state:  # Lookahead and the like
+                break
+            optimizer = inner
         self._optimizer = optimizer
         if optimizer is not None and self._changes:
             _own(optimizer, set(self.module.parameters()), [p for p in self.module.parameters() if p.requires_grad])
@@ -157,9 +162,11 @@ class Network:
         for handle in self._step_hooks:
             handle.remove()
         self._step_hooks = []
-        if self._optimizer is not None and self.attached:
-            self._step_hooks.append(self._optimizer.register_step_pre_hook(self._before_step))
-            self._step_hooks.append(self._optimizer.register_step_post_hook(self._after_step))
+        if self.attached:
+            hooked = next((each for each in nested(self._optimizer) if hasattr(each, "register_step_pre_hook")), None)
+            if hooked is not None:  # a wrapper, such as ScheduleFreeWrapper, may accept no hooks
+                self._step_hooks.append(hooked.register_step_pre_hook(self._before_step))
+                self._step_hooks.append(hooked.register_step_post_hook(self._after_step))
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first argument is the optimizer itself
@@ -336,8 +343,9 @@ def _own(optimizer: torch.optim.Optimizer, before: set[nn.Parameter], after: lis
         others = [p for p in group["params"] if p not in before]
         mine = [p for p in after if (owner.get(p) if p in before else 0) == number]
         group["params"] = mine + others
-    for gone in before - set(after):
-        optimizer.state.pop(gone, None)
+    for each in nested(optimizer):
+        for gone in before - set(after):
+            each.state.pop(gone, None)
 
 
 def _reinitialized(module: nn.Module) -> nn.Module:

@@ -76,6 +76,13 @@ def fit(tmp_path: Path) -> Callable[..., Any]:
     return run
 
 
+def test_interventions_draw_other_numbers_than_the_initialization(fit: Callable[..., Any]) -> None:
+    callback = PlasticityCallback(Recording(), loss, steps=(1,), seed=7)
+    fit(module(), callback)
+    torch.manual_seed(7)
+    assert callback.attached.intervention.drawn not in torch.rand(10_000).tolist()
+
+
 # What runs when ---------------------------------------------------------------------------------------------------
 
 

@@ -61,6 +61,13 @@ def weights(trainer: Any) -> dict[str, torch.Tensor]:
     return networks.state(trainer.model)
 
 
+def test_interventions_draw_other_numbers_than_the_initialization(trainer: Callable[..., Any]) -> None:
+    callback = PlasticityCallback(Recording(), draw=lambda: transformers.default_data_collator(samples()), steps=(1,))
+    trainer(callback, max_steps=1).train()
+    torch.manual_seed(0)
+    assert callback.attached.intervention.drawn not in torch.rand(100).tolist()
+
+
 # What runs when ---------------------------------------------------------------------------------------------------
 
 

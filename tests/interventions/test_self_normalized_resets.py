@@ -44,34 +44,32 @@ def schedule(updates: int) -> np.ndarray:
 
 
 class Reference:
-    """Apply the rule unit by unit in plain Python."""
+    """Apply the rule of ajozefiak/CL-transformers unit by unit in plain Python."""
 
-    def __init__(self, percentile: float, longest: int, retune: int, check: int) -> None:
+    def __init__(self, percentile: float, longest: int, first: int, retune: int, check: int) -> None:
         self.percentile, self.retune, self.check, self.longest = percentile, retune, check, longest
-        self.silence, self.threshold = [0.0] * 8, [float(longest)] * 8
-        self.gaps: list[list[float]] = [[] for _ in range(8)]
+        self.age, self.threshold = [0] * 8, [float(first)] * 8
+        self.arrivals: list[list[int]] = [[1] for _ in range(8)]
         self.updates = 0
 
     def step(self, fires: np.ndarray) -> list[int]:
         self.updates += 1
         gone = []
         for unit in range(8):
-            if fires[unit]:
-                if self.silence[unit]:
-                    self.gaps[unit].append(self.silence[unit])
-                self.silence[unit] = 0
-            else:
-                self.silence[unit] += 1
-        if self.updates % self.check == 0:
-            gone = [unit for unit in range(8) if self.silence[unit] >= self.threshold[unit]]
-            for unit in gone:
-                self.silence[unit] = 0
+            before = self.age[unit]
+            self.age[unit] = 0 if fires[unit] else before + 1
+            dies = self.updates % self.check == 0 and self.age[unit] >= self.threshold[unit]
+            if fires[unit] or dies:
+                self.arrivals[unit].append(before + 1)
+                self.age[unit] = 0
+            if dies:
+                gone.append(unit)
         if self.updates % self.retune == 0:
             for unit in range(8):
-                typical = -math.log(1 - self.percentile) * np.mean(self.gaps[unit]) if self.gaps[unit] else math.inf
+                typical = -math.log(1 - self.percentile) * np.mean(self.arrivals[unit])
                 new = typical if typical < self.threshold[unit] else 2 * self.threshold[unit]
-                self.threshold[unit] = min(max(new, 1), self.longest)
-            self.gaps = [[] for _ in range(8)]
+                self.threshold[unit] = min(max(math.ceil(new), 1), self.longest)
+            self.arrivals = [[1] for _ in range(8)]
         return gone
 
 
@@ -79,9 +77,9 @@ class Reference:
 def test_units_silent_for_unusually_long_are_reset(check):
     network = network_of(one_layer, lr=0.0)
     network._fresh = constant(one_layer, 3.0)
-    method = SelfNormalizedResets(percentile=0.9, longest=30, retune=15, check=check)
+    method = SelfNormalizedResets(percentile=0.9, longest=30, first=16, retune=15, check=check)
     method.prepare(network)
-    reference = Reference(0.9, 30, 15, check)
+    reference = Reference(0.9, 30, 16, 15, check)
     update(network, method, firing([True] * 8))  # the first batch finds the hidden units
     resets = 0
     for fires in schedule(80):
@@ -102,7 +100,7 @@ def test_units_silent_for_unusually_long_are_reset(check):
 def test_reset_unit_gets_fresh_incoming_and_zero_outgoing_weights_and_moments():
     network = network_of(one_layer, lr=1e-3)
     network._fresh = constant(one_layer, 3.0)
-    method = SelfNormalizedResets(longest=3, check=1)
+    method = SelfNormalizedResets(first=3)
     method.prepare(network)
     for _ in range(4):
         update(network, method, firing([True] * 7 + [False]))
@@ -122,7 +120,7 @@ def test_filter_silenced_by_its_batchnorm_fires_again():
     network, batch = network_of(build, lr=1e-3), images(8)
     norm = network.module[1]
     norm.bias.data[2] = -20.0
-    method = SelfNormalizedResets(longest=3, check=1)
+    method = SelfNormalizedResets(first=3)
     method.prepare(network)
     for _ in range(4):
         assert norm.bias[2] < -19
@@ -148,7 +146,7 @@ def test_gelu_network_prints_a_warning(capsys):
 
 
 def test_resume_is_bit_identical():
-    options = {"longest": 6, "retune": 7, "check": 2, "percentile": 0.5}
+    options = {"longest": 6, "first": 5, "retune": 7, "check": 2, "percentile": 0.5}
     network = network_of(MLP, lr=3e-2)
     with torch.no_grad():
         network.module[1].bias[:3] = -2.0
@@ -183,12 +181,33 @@ def test_network_without_hidden_units_is_a_user_error():
 def test_thresholds_follow_the_moments():
     method = SelfNormalizedResets(percentile=0.99, longest=1000)
     unit = {
-        "silence": torch.zeros(3),
-        "threshold": torch.tensor([1000.0, 5.0, 100.0]),
-        "sum": torch.tensor([20.0, 20.0, 0.0]),
-        "number": torch.tensor([10.0, 10.0, 0.0]),
+        "silence": torch.zeros(4),
+        "threshold": torch.tensor([1000.0, 5.0, 100.0, 900.0]),
+        "sum": torch.tensor([20.0, 20.0, 1.0, 900.0]),
+        "number": torch.tensor([10.0, 10.0, 1.0, 1.0]),
     }
     method._renew(unit)
-    assert array(unit["threshold"]).tolist() == pytest.approx([2 * math.log(100), 10.0, 200.0], rel=1e-5)
-    assert not unit["sum"].any()
-    assert not unit["number"].any()
+    assert array(unit["threshold"]).tolist() == [math.ceil(2 * math.log(100)), 10, math.ceil(math.log(100)), 1000]
+    assert unit["sum"].tolist() == unit["number"].tolist() == [1] * 4
+
+
+@pytest.mark.parametrize("fires_before", [True, False])
+def test_a_unit_that_dies_is_reset_within_a_few_updates_and_one_that_never_fires_after_the_first_threshold(
+    fires_before,
+):
+    """With the source's percentile of 0.95, an always firing unit has the threshold ceil(-ln 0.05) = 3."""
+    network = network_of(one_layer, lr=0.0)
+    network._fresh = constant(one_layer, 3.0)
+    method = SelfNormalizedResets(percentile=0.95, retune=20)
+    method.prepare(network)
+    dead = [True] * 6 + [False] + [True]
+    update(network, method, firing([True] * 8))  # finds the hidden units
+    for _ in range(20 if fires_before else 0):
+        update(network, method, firing([True] * 8))
+    count = 0
+    while not (network.module[1].weight[6] == 3).all():
+        update(network, method, firing(dead))
+        count += 1
+        assert count < 100
+    assert count == (3 if fires_before else 16)
+    assert (network.module[1].weight == 3).all(1).tolist() == [not fires for fires in dead]

@@ -6,8 +6,10 @@ import copy
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import nn
 
+from plastibench.interventions.attach import apply
 from plastibench.nn.network import Network
 from tests.support.networks import agent_builder, images, logits, loss, network_of, state, train
 from tests.support.rl import make_agent, transitions
@@ -148,3 +150,15 @@ def test_an_agent_learns_with_a_changed_network_and_its_target_follows() -> None
         each.update(transitions("rl-cartpole", seed=4))
     assert all(torch.equal(a, b) for a, b in zip(network.module.parameters(),
                other.networks["critic"].module.parameters(), strict=True))  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [0, 1, 42])
+def test_interventions_draw_other_numbers_than_the_initialization(seed: int) -> None:
+    """With the same numbers, Knowledge Evolution reinitializes only the weights that were drawn last in a uniform."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+    before = model[0].weight.detach().clone()
+    apply("knowledge-evolution", model, TensorDict({"x": torch.zeros(4, 64)}, [4]), split=0.5)
+    moved = model[0].weight != before
+    assert 0.45 < float(moved.float().mean()) < 0.55
+    assert 0.45 < float((before[moved] > 0).float().mean()) < 0.55
