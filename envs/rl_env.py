@@ -132,7 +132,7 @@ class RLEnvironment:
         if isinstance(space, spaces.Discrete):
             self.num_actions = int(space.n)
         else:
-            self.action_low, self.action_high = space.low.astype(np.float32), space.high.astype(np.float32)
+            self.action_low, self.action_high = _rounded_inwards(space.low, space.high)
         bounded = np.isfinite(self.action_low).all() and np.isfinite(self.action_high).all()
         if not (bounded and self.action_low.ndim == 1):
             raise UserError(f"{config.id}: Box actions must be a vector with finite bounds, not {space}")
@@ -145,3 +145,12 @@ class RLEnvironment:
     def observation_shape(self) -> tuple[int, ...]:
         """Shape of an observation, including frame stacking."""
         return (self.config.stack_size, *self.frame_shape) if self.config.stack_size else self.frame_shape
+
+
+def _rounded_inwards(low: Frames, high: Frames) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Bounds as float32 that do not exceed those of a float64 action space."""
+    with np.errstate(over="ignore"):
+        lower, upper = low.astype(np.float32), high.astype(np.float32)
+    lower = np.where(lower < low, np.nextafter(lower, np.float32(np.inf)), lower)
+    upper = np.where(upper > high, np.nextafter(upper, np.float32(-np.inf)), upper)
+    return lower, np.maximum(lower, upper)

@@ -39,6 +39,33 @@ class IntegerBox(Float64Actions):
     action_space = gymnasium.spaces.Box(0, 5, (2,), np.int64)
 
 
+class Target(gymnasium.Env[Any, Any]):
+    """Rewards actions that are 0.6 of the way from the middle of each range to its end; the observation is constant.
+
+    With bounds of the form ±2^k, everything but the actions is the same bit for bit, whatever k is.
+    """
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, low: Any = -1.0, high: Any = 1.0, dtype: Any = np.float32) -> None:
+        self.action_space: Any = gymnasium.spaces.Box(np.asarray(low, dtype), np.asarray(high, dtype), dtype=dtype)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.ones(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action), f"{action} is outside {self.action_space}"
+        self.steps += 1
+        low, high = self.action_space.low.astype(np.float64), self.action_space.high.astype(np.float64)
+        free = high > low
+        scaled = (action - (low + high) / 2)[free] / ((high - low) / 2)[free]
+        return np.ones(1, np.float32), -float(np.square(scaled - 0.6).mean()), self.steps >= 5, False, {}
+
+
+gymnasium.register("tests/Target-v0", entry_point=Target)
+
 for _kind in (Float64Actions, ActionsFromOne, IntegerBox):
     gymnasium.register(f"tests/{_kind.__name__}-v0", entry_point=_kind)
 
