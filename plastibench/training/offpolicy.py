@@ -17,9 +17,11 @@ from torch import Tensor
 from plastibench.agents.offpolicy_agent import OffPolicyAgent
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunOptions
+from plastibench.envs.environment_check import check_action, check_finite
 from plastibench.envs.rl_env import RLEnvironment
 from plastibench.results import returns
 from plastibench.results.returns import Evaluation, Event
+from plastibench.training.action_log import ActionLog
 from plastibench.training.learner import Learner
 from plastibench.training.replay_buffer import BufferSpec, ReplayBuffer
 from plastibench.training.rollout import evaluate_policy, to_tensor
@@ -91,7 +93,7 @@ class OffPolicyTrainer(Trainer):
         self.steps = 0  # of the agent, since the start
         self.steps_before = 0
         self.owed = 0.0  # updates due, with a fractional part
-        self.actions: list[list[Array]] = []  # all actions of each task; replaying them restores the environments
+        self.actions: list[ActionLog] = []  # of each task; replaying them restores the environments
         self.curve: list[Evaluation] = []
         self.events: list[Event] = []
         self.episodes: list[float] = []  # returns of the training episodes since the last evaluation
@@ -191,11 +193,12 @@ class OffPolicyTrainer(Trainer):
         if self.task >= 0:
             self.envs.close()
         self.task = task
-        self.actions.append([])
         self.envs = self.env_config.make_vec(task, self.env_config.envs)
+        self.actions.append(ActionLog(self.envs.single_action_space))
         seed = self.options.seed
         observation, _ = self.envs.reset(seed=derive(seed, f"env-{task}{again}") % 2**31)
         self.frames = self.env_config.preprocess(task, observation)
+        check_finite(self.env_config.id, self.frames, None, "at the first reset")
         self.seen = self.env_config.stack_first(self.frames)
         self.sums = np.zeros(self.env_config.envs)
         self.buffer.start_episodes(self.frames)
@@ -207,6 +210,7 @@ class OffPolicyTrainer(Trainer):
             chosen = np.asarray(self.envs.action_space.sample())
         else:
             chosen = self.agent.act(to_tensor(self.seen, self.device), greedy=False).numpy()
+            check_action(chosen, f"at step {self.steps:,}")
         return chosen.astype(self.envs.single_action_space.dtype, copy=False)
 
     def _step(self, action: Array) -> None:
@@ -216,10 +220,14 @@ class OffPolicyTrainer(Trainer):
         observation, reward, terminated, truncated, info = self.envs.step(action)
         ended = terminated | truncated
         frames = self.env_config.preprocess(self.task, observation)
+        when = f"at step {self.steps + self.env_config.envs:,}"
+        check_finite(self.env_config.id, frames, np.asarray(reward), when)
         final = {
             env: self.env_config.preprocess(self.task, np.asarray(info["final_obs"][env])[None])[0]
             for env in np.flatnonzero(truncated & ~terminated)
         }
+        for env, last in final.items():
+            check_finite(self.env_config.id, last[None], None, when, env)
         self.buffer.add(action, self.agent.transform_reward(reward), terminated, truncated, frames, final)
         self.frames, self.seen = frames, self.env_config.stack_next(self.seen, frames, ended)
         self.sums += reward
@@ -325,7 +333,7 @@ class OffPolicyTrainer(Trainer):
             **super().state_dict(),
             "steps": self.steps,
             "owed": self.owed,
-            "actions": [torch.from_numpy(np.stack(taken)) if taken else torch.empty(0) for taken in self.actions],
+            "actions": [torch.from_numpy(taken.to_array()) for taken in self.actions],
             "curve": [vars(point) for point in self.curve],
             "events": [vars(event) for event in self.events],
             "episodes": self.episodes,
@@ -370,7 +378,7 @@ class OffPolicyTrainer(Trainer):
             if task and self.env_config.clear_replay:
                 self.buffer.clear()
                 self.buffer.start_episodes(self.frames)
-            for action in taken.numpy():
+            for action in self.actions[-1].restored(taken.numpy()):
                 if self.steps < self.agent.config.learning_starts:
                     self.envs.action_space.sample()
                 self._step(action)

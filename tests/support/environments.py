@@ -102,3 +102,53 @@ for _name, _options in (
     ("Nondeterministic", {"terminal": True, "noisy": True}),
 ):
     gymnasium.register(f"tests/{_name}-v0", entry_point=Counter, kwargs=_options)
+
+
+class Odd(gymnasium.Env[Any, Any]):
+    """Makes one mistake, or has one unusual space.
+
+    Args:
+        mistake: ``old step``, ``old reset``, ``array reward``, ``nan reward``, ``nan observation``, ``inf final``,
+            ``error``, ``shape``, ``dtype``, or nothing.
+        at: The step from which on NaN or infinite values are returned.
+        space: The observation space.
+        endless: Never end an episode.
+    """
+
+    def __init__(self, mistake: str = "", at: int = 30, space: Any = None, endless: bool = False) -> None:
+        self.observation_space = space if space is not None else gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+        self.action_space = gymnasium.spaces.Discrete(2)
+        self.mistake, self.at, self.endless, self.count = mistake, at, endless, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.steps = 0
+        observation = self.observation_space.sample()
+        return observation if self.mistake == "old reset" else (observation, {})
+
+    def step(self, action: Any) -> Any:
+        self.steps, self.count = self.steps + 1, self.count + 1
+        observation, reward, over = self.observation_space.sample(), 1.0, not self.endless and self.steps >= 10
+        late = self.count >= self.at
+        match self.mistake:
+            case "old step":
+                return observation, reward, over, {}
+            case "error":
+                raise KeyError("speed")
+            case "array reward":
+                return observation, np.ones(1), over, False, {}
+            case "shape":
+                return np.zeros(3, np.float32), reward, over, False, {}
+            case "dtype":
+                return np.zeros(2, np.complex64), reward, over, False, {}
+            case "nan reward" if late:
+                reward = float("nan")
+            case "nan observation" if late:
+                observation = np.array([0.0, np.nan], np.float32)
+            case "inf final" if late and over:
+                return np.array([np.inf, 0.0], np.float32), reward, False, True, {}
+        return observation, reward, False, over, {}
+
+
+gymnasium.register("tests/Odd-v0", entry_point=Odd, disable_env_checker=True)
