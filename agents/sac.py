@@ -126,12 +126,11 @@ class _SoftActorCritic(OffPolicyAgent):
 
         names = critics().output_names
         self._critic = self._add("critic", critics, self._critic_loss, names, target=True)
-        self._actor = self._add("actor", actor, self._actor_loss, ["policy"], target=False)
         start = math.log(config.temperature) if config.temperature else 0.0
         self._log_temperature = torch.full((), start, device=device, requires_grad=not config.temperature)
-        if not config.temperature:
-            assert self._actor.optimizer is not None
-            self._actor.optimizer.add_param_group({"params": [self._log_temperature]})
+        tuned = [] if config.temperature else [self._log_temperature]
+        self._actor = self._add("actor", actor, self._actor_loss, ["policy"], target=False, extra=tuned)
+        if tuned:
             self._actor.restarts.append(self._restart_temperature)
 
     def update(self, batch: TensorDictBase) -> None:

@@ -136,7 +136,7 @@ class RLEnvironment:
         self.num_actions, self.action_low, self.action_high = 0, np.empty(0, np.float32), np.empty(0, np.float32)
         if isinstance(space, spaces.Discrete):
             self.num_actions = int(space.n)
-        else:
+        elif isinstance(space, spaces.Box):
             self.action_low, self.action_high = _rounded_inwards(space.low, space.high)
         frames = config.preprocess(0, observations)
         self.frame_shape: tuple[int, ...] = frames.shape[1:]

@@ -227,7 +227,7 @@ class OffPolicyTrainer(Trainer):
             for env in np.flatnonzero(truncated & ~terminated)
         }
         for env, last in final.items():
-            check_finite(self.env_config.id, last[None], None, when, env)
+            check_finite(self.env_config.id, last[None], None, when, int(env))
         self.buffer.add(action, self.agent.transform_reward(reward), terminated, truncated, frames, final)
         self.frames, self.seen = frames, self.env_config.stack_next(self.seen, frames, ended)
         self.sums += reward
@@ -262,6 +262,7 @@ class OffPolicyTrainer(Trainer):
     def _begin_next_task(self) -> None:
         """Cross a task boundary. Interventions see transitions of the earlier tasks: there are no others yet."""
         self._enter(self.task + 1)
+        self.agent.begin_task()
         if self.learner.due_at_boundary() and len(self.buffer):
             self._intervene_and_evaluate()
         if self.env_config.clear_replay:

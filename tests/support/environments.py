@@ -61,7 +61,13 @@ class Target(gymnasium.Env[Any, Any]):
         low, high = self.action_space.low.astype(np.float64), self.action_space.high.astype(np.float64)
         free = high > low
         scaled = (action - (low + high) / 2)[free] / ((high - low) / 2)[free]
-        return np.ones(1, np.float32), -float(np.square(scaled - 0.6).mean()), self.steps >= 5, False, {}
+        return (
+            np.ones(1, np.float32),
+            -float(np.square(scaled - 0.6).sum() / max(1, free.sum())),
+            self.steps >= 5,
+            False,
+            {},
+        )
 
 
 gymnasium.register("tests/Target-v0", entry_point=Target)
