@@ -1,4 +1,4 @@
-"""The supervised agent: a network trained with cross-entropy, with a new optimizer for every task."""
+"""The supervised agent: a network trained with cross-entropy, by default with a new optimizer for every task."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from plastibench.agents.classifier_options import ClassifierOptions
 from plastibench.agents.images import Normalise, crop_and_flip
+from plastibench.agents.optimizers import grouping, make_optimizer
 from plastibench.config.errors import RunError, UserError
 from plastibench.envs.task_stream import TaskStream
 from plastibench.nn.network import Network, eval_mode, seeded
@@ -54,6 +55,7 @@ class Classifier:
             role="classifier",
             clip=config.clip,
             generator=generator(seed, "intervention"),
+            grouping=grouping(config),
         )
         self.networks = {"classifier": self._network}
         self._forward: Callable[[Tensor], Tensor] = module
@@ -66,8 +68,9 @@ class Classifier:
         self._summed = 0
 
     def begin_task(self, updates: int) -> None:
-        """Start a task of ``updates`` updates with a new optimizer and a new learning-rate schedule."""
-        self._network.optimizer = self._new_optimizer(self._network.module)
+        """Start a task of ``updates`` updates: a new learning-rate schedule and, unless disabled, a new optimizer."""
+        if self.config.restart_optimizer is not False:
+            self._network.optimizer = self._new_optimizer(self._network.module)
         self._update, self._updates = 0, updates
 
     def update(self, batch: TensorDictBase) -> None:
@@ -134,7 +137,7 @@ class Classifier:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore from :meth:`state_dict`."""
         self._network.module.load_state_dict(state["module"])
-        self.begin_task(1)
+        self._network.optimizer = self._new_optimizer(self._network.module)
         assert self._network.optimizer is not None
         self._network.optimizer.load_state_dict(state["optimizer"])
         self._update, self._updates, self._summed = state["task"]
@@ -161,8 +164,7 @@ class Classifier:
 
     def _new_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         config = self.config
-        trained = [p for p in module.parameters() if p.requires_grad]
-        return torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        return make_optimizer(config, module, "adamw", lr=config.lr, weight_decay=config.weight_decay)
 
     def _learning_rate(self) -> float:
         """Linear warm-up from 0, then cosine decay to 0 or constant, within the task (the paper's Table 1)."""

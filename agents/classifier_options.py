@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from plastibench.agents.optimizers import OptimizerOptions
 from plastibench.config.options import option
 
 if TYPE_CHECKING:
@@ -12,18 +13,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ClassifierOptions:
+class ClassifierOptions(OptimizerOptions):
     """Training options. The defaults are those of the paper for ViT-Tiny (Table 1, A.2)."""
 
     kind = "classifier"
 
-    lr: float = option(3e-3, "peak learning rate of AdamW", low=0)
-    weight_decay: float = option(0.05, "decoupled weight decay, applied to all parameters (Lee et al. 2024)", low=0)
+    lr: float = option(3e-3, "peak learning rate", low=0)
+    weight_decay: float = option(0.05, "weight decay, of all parameters by default (Lee et al. 2024)", low=0)
     batch_size: int = option(256, "samples per update", low=1)
     clip: float = option(0.5, "maximum gradient norm; 0: no clipping", low=0)
     warmup: float = option(0.1, "fraction of a task's updates used for linear learning-rate warm-up", low=0, high=1)
     schedule: Literal["cosine", "constant"] = option(
         "cosine", "learning-rate schedule after the warm-up, within each task"
+    )
+    restart_optimizer: bool | None = option(
+        None, "start every task with a new optimizer, without the state of the previous tasks (default: yes)"
     )
     precision: Literal["float32", "tf32", "bfloat16"] = option("float32", "precision of matrix products")
     compile: Literal["no", "default", "reduce-overhead"] = option("no", "torch.compile mode")

@@ -75,6 +75,7 @@ class DQN(OffPolicyConfig):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.v_min >= self.v_max:
             raise ValueError(f"v-min {self.v_min} is not below v-max {self.v_max}")
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from plastibench.agents.encoders import Encoder
 from plastibench.agents.images import random_shift
+from plastibench.agents.optimizers import OptimizerOptions, grouping, make_optimizer
 from plastibench.config.errors import UserError
 from plastibench.config.options import option
 from plastibench.envs.rl_env import RLEnvironment
@@ -24,13 +25,17 @@ from plastibench.utils.seeding import derive, generator
 
 
 @dataclass(frozen=True)
-class OffPolicyConfig(Encoder):
+class OffPolicyConfig(OptimizerOptions, Encoder):
     """Options shared by DQN and SAC."""
 
     kind = "rl"
 
-    lr: float = option(1e-3, "learning rate of Adam", low=0)
-    eps: float = option(1e-8, "epsilon of Adam", low=0)
+    lr: float = option(1e-3, "learning rate", low=0)
+    eps: float = option(1e-8, "epsilon of Adam and its variants", low=0)
+    weight_decay: float | None = option(None, "weight decay (default: 0)", low=0)
+    restart_optimizer: bool | None = option(
+        None, "start every task with new optimizers, without the state of the previous tasks (default: no)"
+    )
     batch_size: int = option(128, "transitions per update", low=1)
     gamma: float = option(0.99, "discount per step", low=0, high=1)
     n_step: int = option(1, "number of rewards summed before bootstrapping", low=1, high=50)
@@ -93,6 +98,7 @@ class OffPolicyAgent:
             )
         self.networks: dict[str, Network] = {}
         self.targets: dict[str, Network] = {}
+        self._extra: dict[str, Sequence[Tensor]] = {}  # tensors outside the module that an optimizer updates, by role
         self._forward: dict[str, Callable[..., Tensor]] = {}  # modules by role, compiled if the config says so
         self._seed = seed
         self._noise = generator(seed, "noise", device)
@@ -103,15 +109,30 @@ class OffPolicyAgent:
     # For subclasses ----------------------------------------------------------------------------------------------
 
     def _add(
-        self, role: str, build: Callable[[], nn.Module], loss: Loss, outputs: Sequence[str], *, target: bool
+        self,
+        role: str,
+        build: Callable[[], nn.Module],
+        loss: Loss,
+        outputs: Sequence[str],
+        *,
+        target: bool,
+        extra: Sequence[Tensor] = (),
     ) -> Network:
-        """Add a network with its optimizer, and optionally its target network."""
+        """Add a network with its optimizer, which also updates ``extra`` tensors, and optionally its target network."""
         with seeded(derive(self._seed, f"init-{role}")):
             module = build().to(self.device)
-        optimizer = torch.optim.Adam(module.parameters(), lr=self.config.lr, eps=self.config.eps, fused=True)
-        own = generator(self._seed, f"intervention-{role}")
-        clip = self.config.clip
-        network = Network(module, optimizer, loss, fresh=build, role=role, outputs=outputs, clip=clip, generator=own)
+        self._extra[role] = extra
+        network = Network(
+            module,
+            self._new_optimizer(role, module),
+            loss,
+            fresh=build,
+            role=role,
+            outputs=outputs,
+            clip=self.config.clip,
+            generator=generator(self._seed, f"intervention-{role}"),
+            grouping=grouping(self.config),
+        )
         self.networks[role] = network
         self._forward[role] = self._compiled(module)
         if target:
@@ -123,6 +144,13 @@ class OffPolicyAgent:
             network.add_replica(self.targets[role])
             self._forward[f"{role}-target"] = self._compiled(frozen)
         return network
+
+    def _new_optimizer(self, role: str, module: nn.Module) -> torch.optim.Optimizer:
+        config = self.config
+        decay = config.weight_decay or 0.0
+        return make_optimizer(
+            config, module, "adam", lr=config.lr, weight_decay=decay, eps=config.eps, extra=self._extra[role]
+        )
 
     def _compiled(self, module: nn.Module) -> Callable[..., Tensor]:
         mode = self.config.compile
@@ -206,6 +234,12 @@ class OffPolicyAgent:
     def transform_reward(self, reward: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Transform rewards before they are stored: unchanged, or their signs."""
         return np.sign(reward) if self.config.clip_rewards else reward
+
+    def begin_task(self) -> None:
+        """Cross a task boundary: create new optimizers, if the options ask for it."""
+        if self.config.restart_optimizer:
+            for role, network in self.networks.items():
+                network.optimizer = self._new_optimizer(role, network.module)
 
     def set_progress(self, progress: float) -> None:
         """Set the training progress in [0, 1]."""

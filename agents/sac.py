@@ -7,12 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.agents.offpolicy_agent import OffPolicyAgent, OffPolicyConfig
+from plastibench.config.errors import UserError
 from plastibench.config.options import option
 from plastibench.config.registry import register_agent
 from plastibench.envs.rl_env import RLEnvironment
@@ -45,8 +48,8 @@ class SAC(OffPolicyConfig):
     temperature: float = option(0.0, "weight of the entropy; 0: tune it to reach the target entropy", low=0)
     target_entropy: float | None = option(
         None,
-        "target entropy; continuous actions: minus this per dimension (default: 1); discrete actions: this fraction of "
-        "the maximum (default: 0.5)",
+        "target entropy; continuous actions, scaled to [-1, 1]: minus this per dimension (default: 1); discrete "
+        "actions: this fraction of the maximum (default: 0.5)",
     )
 
     def build(self, env: Any, seed: int, device: torch.device) -> OffPolicyAgent:
@@ -123,12 +126,11 @@ class _SoftActorCritic(OffPolicyAgent):
 
         names = critics().output_names
         self._critic = self._add("critic", critics, self._critic_loss, names, target=True)
-        self._actor = self._add("actor", actor, self._actor_loss, ["policy"], target=False)
         start = math.log(config.temperature) if config.temperature else 0.0
         self._log_temperature = torch.full((), start, device=device, requires_grad=not config.temperature)
-        if not config.temperature:
-            assert self._actor.optimizer is not None
-            self._actor.optimizer.add_param_group({"params": [self._log_temperature]})
+        tuned = [] if config.temperature else [self._log_temperature]
+        self._actor = self._add("actor", actor, self._actor_loss, ["policy"], target=False, extra=tuned)
+        if tuned:
             self._actor.restarts.append(self._restart_temperature)
 
     def update(self, batch: TensorDictBase) -> None:
@@ -203,21 +205,48 @@ class _SoftActorCritic(OffPolicyAgent):
 
 
 class ContinuousSAC(_SoftActorCritic):
-    """The policy is a tanh-squashed Gaussian, scaled to the bounds of the action space."""
+    """The policy is a tanh-squashed Gaussian over actions that are scaled to [-1, 1] in every dimension.
+
+    Densities, entropies and the critics' inputs belong to these scaled actions, as in Stable-Baselines3. Otherwise the
+    target entropy would mean something else for every range, and a policy over a small range could never reach it. A
+    dimension whose bounds are equal has nothing to choose: it is constant, and adds nothing to the entropy.
+    """
 
     def _read_action_space(self, env: RLEnvironment) -> None:
-        low, high = (torch.from_numpy(bound).to(self.device) for bound in (env.action_low, env.action_high))
-        self._middle, self._half = (high + low) / 2, (high - low) / 2
+        low, high = (bound.astype(np.float64) for bound in (env.action_low, env.action_high))
+        free = high > low
+        if not free.any():
+            raise UserError(
+                f"{env.config.id}: no action can be chosen, because low equals high in every dimension of the action "
+                "space; widen its bounds"
+            )
+
+        def on_device(values: npt.NDArray[Any]) -> Tensor:
+            return torch.from_numpy(values.astype(np.float32)).to(self.device)
+
+        half = high / 2 - low / 2  # halves first: the difference of large bounds overflows
+        self._low, self._high = on_device(low), on_device(high)
+        self._middle, self._half, self._free = on_device(high / 2 + low / 2), on_device(half), on_device(free)
+        self._dimensions = int(free.sum())
+        self._divisor = torch.where(self._half > 0, self._half, 1.0)
 
     def _sizes(self) -> tuple[int, int, int]:
         count = len(self._middle)
         return count, 1, 2 * count
 
+    def _unscaled(self, action: Tensor) -> Tensor:
+        """Actions of the environment, from scaled ones. [B, A]."""
+        return (action * self._half + self._middle).clamp(self._low, self._high)
+
+    def _scaled(self, action: Tensor) -> Tensor:
+        """Actions in [-1, 1], from those of the environment; 0 in constant dimensions. [B, A]."""
+        return (action - self._middle) / self._divisor * self._free
+
     @property
     def target_entropy(self) -> float:
-        """Minus the option for each action dimension (Haarnoja et al. 2018: 1)."""
+        """Minus the option for each action dimension that is not constant (Haarnoja et al. 2018: 1)."""
         scale = self.config.target_entropy
-        return -(1.0 if scale is None else scale) * len(self._middle)
+        return -(1.0 if scale is None else scale) * self._dimensions
 
     @torch.no_grad()
     def act(self, observation: Tensor, greedy: bool, modules: dict[str, nn.Module] | None = None) -> Tensor:
@@ -225,7 +254,7 @@ class ContinuousSAC(_SoftActorCritic):
         if not greedy:
             return self.sample(observation, self._noise, modules)[0].cpu()
         mean = (modules or {}).get("actor", self._actor.module)(observation).chunk(2, 1)[0]
-        return (mean.tanh() * self._half + self._middle).cpu()
+        return self._unscaled(mean.tanh()).cpu()
 
     @torch.no_grad()
     def sample(
@@ -234,7 +263,7 @@ class ContinuousSAC(_SoftActorCritic):
         """Sample actions [B, A], and return them with -α log π [B]."""
         outputs = (modules or {}).get("actor", self._actor.module)(observation)
         action, log_probability = self._draw(outputs, self._normal(outputs, draws))
-        return action, -self._log_temperature.exp() * log_probability
+        return self._unscaled(action), -self._log_temperature.exp() * log_probability
 
     @torch.no_grad()
     def add_targets(self, batch: TensorDictBase, noise: torch.Generator | None = None) -> TensorDictBase:
@@ -252,11 +281,11 @@ class ContinuousSAC(_SoftActorCritic):
     @torch.no_grad()
     def value(self, observation: Tensor, action: Tensor, modules: dict[str, nn.Module] | None = None) -> Tensor:
         """Smallest Q-values of actions. [B]."""
-        values: Tensor = (modules or {}).get("critic", self._critic.module)(observation, action)
+        values: Tensor = (modules or {}).get("critic", self._critic.module)(observation, self._scaled(action))
         return values.amin(0)
 
     def _values(self, critics: Callable[..., Tensor], batch: TensorDictBase) -> Tensor:
-        values: Tensor = critics(batch["observation"], batch["action"]).float()
+        values: Tensor = critics(batch["observation"], self._scaled(batch["action"])).float()
         return values
 
     def _policy(self, actor: Callable[..., Tensor], batch: TensorDictBase) -> tuple[Tensor, Tensor]:
@@ -271,14 +300,14 @@ class ContinuousSAC(_SoftActorCritic):
         return torch.randn(shape, generator=noise or self._noise, device=self.device)
 
     def _draw(self, outputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions [B, A] and their log-densities [B], from the policy's parameters and standard normal noise."""
+        """Scaled actions [B, A] and their log-densities [B], from the policy's parameters and normal noise."""
         mean, spread = outputs.chunk(2, 1)
         low, high = _LOG_STD
         log_std = low + (high - low) / 2 * (spread.tanh() + 1)
         before = mean + log_std.exp() * noise
         normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-        squash = 2 * (math.log(2) - before - F.softplus(-2 * before)) + self._half.log()  # log |d action / d before|
-        return before.tanh() * self._half + self._middle, (normal - squash).sum(1)
+        squash = 2 * (math.log(2) - before - F.softplus(-2 * before))  # log |d action / d before|
+        return before.tanh() * self._free, ((normal - squash) * self._free).sum(1)
 
 
 class DiscreteSAC(_SoftActorCritic):

@@ -64,6 +64,7 @@ class VisionTransformer(ClassifierConfig):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.dim % self.heads:
             raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
 

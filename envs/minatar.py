@@ -35,6 +35,10 @@ class MinAtar(RLEnvConfig):
         """Create copies of the game."""
         return _make_game(self.id, num_envs, self.max_episode_steps, minimal=True)
 
+    def preprocess(self, task: int, observations: Frames) -> Frames:
+        """Move channels to the front."""
+        return np.moveaxis(observations, -1, 1)
+
 
 @register_env("rl-minatar-permuted", "MinAtar Breakout with a new channel permutation in each task")
 @dataclass(frozen=True)

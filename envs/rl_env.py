@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,11 @@ from gymnasium.vector import VectorEnv
 from plastibench.config.errors import UserError
 from plastibench.config.options import option
 from plastibench.config.registry import register_env
+from plastibench.envs.environment_check import check_api, check_spaces, note, note_missing_time_limit
 from plastibench.envs.vector_envs import make_gymnasium_vec
 
 Frames = npt.NDArray[Any]
+MAX_STEPS = 27_000  # of an episode in an evaluation; 108,000 Atari frames
 # Mean return of a random policy, measured over 1,000 episodes, and of an optimal policy.
 _REFERENCE_RETURNS = {"CartPole-v1": (22.5, 500.0)}
 
@@ -37,13 +39,16 @@ class RLEnvConfig:
 
     kind = "rl"
 
-    id: str = option("CartPole-v1", "gymnasium id; image observations must be channels-last")
+    id: str = option("CartPole-v1", "gymnasium id; module:Name-v0 imports a module that registers it")
     steps: int = option(100_000, "agent steps per task, summed over all parallel environments", low=1)
     envs: int = option(8, "number of parallel environments", low=1)
     evaluate_every: int = option(5_000, "agent steps between evaluations", low=1)
     evaluation_episodes: int = option(10, "episodes per evaluation, in separate environments", low=1)
     max_episode_steps: int = option(0, "truncate episodes after this many steps (0: the environment's limit)", low=0)
     clear_replay: bool = option(False, "empty the replay buffer at each task boundary")
+    channels: Literal["first", "last"] | None = option(
+        None, "axis of the channels in image observations (default: the smaller one of the first and the last axis)"
+    )
 
     frame_skip = 1
     version = 1  # see TaskStreamConfig.version
@@ -73,9 +78,18 @@ class RLEnvConfig:
 
     def preprocess(self, task: int, observations: Frames) -> Frames:
         """Convert the observations of the environments to what the agent sees: channels first, float32. [n, ...]."""
-        if observations.dtype == np.float64:
-            return observations.astype(np.float32)
-        return np.moveaxis(observations, -1, 1) if observations.ndim == 4 else observations
+        if observations.dtype.kind in "fu" and observations.dtype not in (np.float32, np.float16, np.uint8):
+            observations = observations.astype(np.float32)
+        if observations.ndim == 1:
+            return observations[:, None]  # the agent sees a vector with one entry
+        is_image = observations.ndim == 4
+        return np.moveaxis(observations, -1, 1) if is_image and self._channels_last(observations) else observations
+
+    def _channels_last(self, observations: Frames) -> bool:
+        """Whether the last axis of [n, ...] holds the channels: the option, or the smaller of first and last axis."""
+        if self.channels is not None:
+            return self.channels == "last"
+        return observations.shape[-1] <= observations.shape[1]
 
     def stack_first(self, frames: Frames) -> Frames:
         """Stack the first frames of episodes, padded with zeros. [n, stack_size, ...]."""
@@ -115,33 +129,48 @@ class RLEnvironment:
         self.config = config
         self.task_count = config.task_count
         probe = config.make_vec(0, 1)
-        observations, _ = probe.reset(seed=0)
         space = probe.single_action_space
-        if not (
-            isinstance(space, spaces.Discrete | spaces.Box) and isinstance(probe.single_observation_space, spaces.Box)
-        ):
-            raise UserError(
-                f"{config.id}: observations must be arrays and actions must be Discrete or Box, "
-                f"not {probe.single_observation_space} and {space}"
-            )
-        if isinstance(space, spaces.Discrete) and space.start:
-            raise UserError(f"{config.id}: discrete actions must start at 0, not at {space.start}")
-        if isinstance(space, spaces.Box) and space.dtype.kind != "f":
-            raise UserError(f"{config.id}: Box actions must be floating point, not {space.dtype}")
+        check_spaces(config.id, probe)
+        check_api(config.id, probe)
+        observations, _ = probe.reset(seed=0)
         self.num_actions, self.action_low, self.action_high = 0, np.empty(0, np.float32), np.empty(0, np.float32)
         if isinstance(space, spaces.Discrete):
             self.num_actions = int(space.n)
-        else:
-            self.action_low, self.action_high = space.low.astype(np.float32), space.high.astype(np.float32)
-        bounded = np.isfinite(self.action_low).all() and np.isfinite(self.action_high).all()
-        if not (bounded and self.action_low.ndim == 1):
-            raise UserError(f"{config.id}: Box actions must be a vector with finite bounds, not {space}")
+        elif isinstance(space, spaces.Box):
+            self.action_low, self.action_high = _rounded_inwards(space.low, space.high)
         frames = config.preprocess(0, observations)
         self.frame_shape: tuple[int, ...] = frames.shape[1:]
         self.frame_dtype: np.dtype[Any] = frames.dtype
+        self._say_what_was_decided(probe, observations)
         probe.close()
+
+    def _say_what_was_decided(self, probe: VectorEnv[Any, Any, Any], observations: Frames) -> None:
+        config, generic = self.config, type(self.config).preprocess is RLEnvConfig.preprocess
+        is_image = generic and observations.ndim == 4
+        if config.channels is not None and not is_image:
+            raise UserError(
+                f"{config.id}: channels has no effect here; it is for image observations of gym environments"
+            )
+        if is_image and config.channels is None:
+            found, other = ("last", "first") if config._channels_last(observations) else ("first", "last")
+            shape = observations.shape[1:]
+            note(
+                f"{config.id}: observations of shape {shape} are taken as images with channels {found}; if this is "
+                f"wrong, set --env.channels {other}"
+            )
+        if generic:
+            note_missing_time_limit(config.id, probe, MAX_STEPS)
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
         """Shape of an observation, including frame stacking."""
         return (self.config.stack_size, *self.frame_shape) if self.config.stack_size else self.frame_shape
+
+
+def _rounded_inwards(low: Frames, high: Frames) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Bounds as float32 that do not exceed those of a float64 action space."""
+    with np.errstate(over="ignore"):
+        lower, upper = low.astype(np.float32), high.astype(np.float32)
+    lower = np.where(lower < low, np.nextafter(lower, np.float32(np.inf)), lower)
+    upper = np.where(upper > high, np.nextafter(upper, np.float32(-np.inf)), upper)
+    return lower, np.maximum(lower, upper)

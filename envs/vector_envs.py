@@ -9,6 +9,7 @@ import gymnasium
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from plastibench.config.errors import UserError, did_you_mean
+from plastibench.utils.own_code import import_own
 
 _SAME_STEP = {"autoreset_mode": AutoresetMode.SAME_STEP}  # the default mode adds a step without a transition
 
@@ -27,6 +28,8 @@ def make_gymnasium_vec(
     Raises:
         UserError: The environment does not exist, or its package is not installed.
     """
+    if ":" in env_id:
+        import_own(env_id.partition(":")[0], f"environment '{env_id}'")
     try:
         return gymnasium.make_vec(
             env_id,

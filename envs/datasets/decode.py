@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from plastibench.config.errors import UserError
 from plastibench.envs.datasets.image_dataset import ImageDataset, Images, Labels, build_dataset
+from plastibench.envs.datasets.read_image import fit as fit_image
+from plastibench.envs.datasets.read_image import read_image, without_bombs
 from plastibench.envs.datasets.source import FileSource
-
-_MAX_RATIO = 100  # of the sides; resizing the shorter side would make a huge image
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 def dataset_from_files(
@@ -41,7 +36,8 @@ def dataset_from_files(
         test: Names of the test files of each class.
         channels: 1 for greyscale or 3 for RGB.
         size: Height and width of the result.
-        fit: Resize images of other sizes; if False, they raise an error.
+        fit: The files are a user's: turn images as their EXIF orientation says, and resize them. If False, images of
+            other sizes raise an error.
 
     Returns:
         The dataset, ordered by class.
@@ -66,43 +62,16 @@ def _decode_all(source: FileSource, names: Sequence[str], channels: int, size: i
     images = np.empty((len(names), channels, size, size), np.uint8)
 
     def decode_into(index: int) -> None:
-        image = _open_image(source, names[index], "L" if channels == 1 else "RGB")
+        where = source.root / names[index]
+        image = read_image(source.content(names[index]), where, grey=channels == 1, upright=fit)
         if fit:
-            image = _fit(image, size)
+            image = fit_image(image, size, size)
         elif image.size != (size, size):
-            file, (width, height) = source.root / names[index], image.size
-            raise UserError(f"{file}: {width}x{height} pixels, expected {size}x{size}; replace or remove the file")
+            width, height = image.size
+            raise UserError(f"{where}: {width}x{height} pixels, expected {size}x{size}; replace or remove the file")
         images[index] = np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
 
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with without_bombs(), ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for _ in pool.map(decode_into, range(len(names))):
             pass  # iterating raises the first error and cancels the remaining files
     return images
-
-
-def _open_image(source: FileSource, name: str, mode: str) -> Image.Image:
-    """Read one file as 8-bit greyscale ("L") or "RGB" and drop transparency."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(source.read(name))) as image:
-            if max(image.size) > _MAX_RATIO * min(image.size):
-                raise ValueError(f"{image.width}x{image.height} pixels: one side is {_MAX_RATIO} times the other")
-            if image.mode.startswith(("I", "F")):  # Pillow clips these modes to white instead of scaling them
-                raise ValueError(f"mode {image.mode} has more than 8 bits per channel")
-            if "transparency" in image.info:  # without RGBA, Pillow warns about palettes
-                return image.convert("RGBA").convert(mode)
-            return image.convert(mode)
-    except Exception as error:  # Pillow's plugins raise many kinds of errors for damaged files
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{source.root / name}: not a readable image ({reason}); replace or remove the file") from error
-
-
-def _fit(image: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side to ``size`` (bilinear) and centre-crop the longer side."""
-    from PIL import Image
-
-    shorter = min(image.size)
-    width, height = (max(size, round(side * size / shorter)) for side in image.size)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))

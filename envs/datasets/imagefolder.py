@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from plastibench.config.errors import UserError
 from plastibench.envs.datasets.cache import cache_entry, load_or_build
 from plastibench.envs.datasets.decode import dataset_from_files
 from plastibench.envs.datasets.image_dataset import ImageDataset, fixed_permutation
+from plastibench.envs.datasets.read_image import READER, may_be_image
 from plastibench.envs.datasets.source import FileSource, fingerprint, scan_folder
 
 DEFAULT_IMAGE_SIZE = 32
@@ -30,7 +32,10 @@ def load_imagefolder(data_dir: Path, path: Path, image_size: int | None = None) 
     size = DEFAULT_IMAGE_SIZE if image_size is None else image_size
     if not (isinstance(size, int) and 1 <= size <= LARGEST_IMAGE_SIZE):
         raise UserError(f"image_size {size} is not an integer from 1 to {LARGEST_IMAGE_SIZE}")
-    return load_class_folders("imagefolder", data_dir, path, channels=3, size=size, fit=True)
+    dataset = load_class_folders("imagefolder", data_dir, path, channels=3, size=size, fit=True)
+    if not any(dataset.std):
+        raise UserError(f"{path}: all training images have the same constant value; there is nothing to learn")
+    return dataset
 
 
 def load_class_folders(
@@ -47,30 +52,67 @@ def load_class_folders(
         train_files, test_files = ([split[label] for label in classes] for split in (train, test))
         return dataset_from_files(name, source, classes, train_files, test_files, channels=channels, size=size, fit=fit)
 
-    return load_or_build(cache_entry(data_dir, name, fingerprint(state, size)), build)
+    reader = (READER,) if fit else ()  # the official images are read as ever
+    return load_or_build(cache_entry(data_dir, name, fingerprint(state, size, *reader)), build)
+
+
+def training_files(path: Path) -> tuple[FileSource, dict[str, list[str]]]:
+    """The files of a user's image folder that a run could train on, by class.
+
+    Args:
+        path: A folder with ``train/<class>/*``, ``<class>/*``, or images without classes.
+
+    Returns:
+        The source, and its file names by class; images without classes have the class ``""``.
+
+    Raises:
+        UserError: It contains no images.
+    """
+    source, _ = scan_folder(path, depth=3)
+    train, _ = _layout(source)
+    flat = [name for name in source.names if "/" not in name and may_be_image(name)]
+    if not train and not flat:
+        raise UserError(f"{path}: no images in train/<class>/*, <class>/* or the folder itself")
+    return source, train or {"": flat}
 
 
 def _splits(source: FileSource) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Return training and test file names by class; both have the same classes."""
-    paths = [name.split("/") for name in source.names]
-    by_split: dict[str, dict[str, list[str]]] = {}
-    for parts in paths:
-        if len(parts) == 3:
-            by_split.setdefault(parts[0], {}).setdefault(parts[1], []).append("/".join(parts))
-    train, test = by_split.get("train"), by_split.get("test") or by_split.get("val")
+    train, test = _layout(source)
+    if train and test is None:
+        return _hold_out(source.root, train)
     if train and test:
         _check_same_classes(source.root, train, test)
         return train, test
     if train or test:
         missing = "test/<class>/* (or val/<class>/*)" if train else "train/<class>/*"
         raise UserError(f"{source.root}: no images in {missing}; add them, or keep only <class>/* folders at the top")
-    unsplit: dict[str, list[str]] = {}
-    for parts in paths:
-        if len(parts) == 2:
-            unsplit.setdefault(parts[0], []).append("/".join(parts))
-    if not unsplit:
-        raise UserError(f"{source.root}: no images in train/<class>/* or <class>/*; create one folder per class")
-    return _hold_out(source.root, unsplit)
+    raise UserError(f"{source.root}: no images in train/<class>/* or <class>/*; create one folder per class")
+
+
+def _layout(source: FileSource) -> tuple[dict[str, list[str]], dict[str, list[str]] | None]:
+    """Training and test file names by class; the test files are None if the folder has no splits."""
+    by_depth: dict[int, dict[str, dict[str, list[str]]]] = {2: {}, 3: {}}
+    for name in filter(may_be_image, source.names):
+        *folders, _ = name.split("/")
+        if folders:
+            split = by_depth[len(folders) + 1].setdefault(folders[0] if len(folders) == 2 else "", {})
+            split.setdefault(_class_name(source.root, folders[-1], split), []).append(name)
+    splits = by_depth[3]
+    train, test = splits.get("train", {}), splits.get("test") or splits.get("val") or {}
+    return (train, test) if train or test else (by_depth[2].get("", {}), None)
+
+
+def _class_name(root: Path, folder: str, known: dict[str, list[str]]) -> str:
+    """The name of a class folder in Unicode's composed form: file systems differ in the form that they keep.
+
+    Raises:
+        UserError: Another folder has the same name in another form.
+    """
+    name = unicodedata.normalize("NFC", folder)
+    if any(file.split("/")[-2] != folder for file in known.get(name, ())[:1]):
+        raise UserError(f"{root}: two class folders are called '{name}', in different Unicode forms; rename one")
+    return name
 
 
 def _check_same_classes(root: Path, train: Mapping[str, object], test: Mapping[str, object]) -> None:

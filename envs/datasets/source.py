@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +26,29 @@ class FileSource:
     names: list[str]
     read: Callable[[str], bytes]
 
+    def content(self, name: str) -> bytes:
+        """The bytes of a name.
+
+        Raises:
+            UserError: They cannot be read.
+        """
+        try:
+            return self.read(name)
+        except (OSError, KeyError, zipfile.BadZipFile) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot read {self.root / name}: {reason}; check its permissions, or remove it") from error
+
 
 def scan_folder(root: Path, depth: int) -> tuple[FileSource, str]:
     """List the files of a folder down to ``depth`` levels, without hidden files.
 
-    Links to folders are followed, because they are a common way to make subsets. The depth limit ends cycles.
+    Links are followed, because they are a common way to make subsets. The depth limit ends cycles.
 
     Returns:
         The source, and a fingerprint that changes if a file is added, removed, renamed, resized or modified.
 
     Raises:
-        UserError: A folder cannot be listed.
+        UserError: A folder cannot be listed, or a link leads nowhere.
     """
     try:
         found = sorted(_walk(root, "", depth))
@@ -56,6 +69,8 @@ def _walk(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, int, int
         for entry in entries:
             if entry.name.startswith("."):
                 continue
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                raise UserError(f"{entry.path} is a link that leads nowhere; remove it or correct its target")
             if entry.is_file():
                 status = entry.stat()
                 yield prefix + entry.name, status.st_size, status.st_mtime_ns

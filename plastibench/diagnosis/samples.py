@@ -13,8 +13,9 @@ from torch import Tensor
 
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.envs.datasets import DATASETS, load_dataset
+from plastibench.envs.datasets.imagefolder import training_files
+from plastibench.envs.datasets.read_image import fit, read_image, without_bombs
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 _IMAGES, _LABELS = ("images", "image", "x", "data", "x_train"), ("labels", "label", "y", "targets", "y_train")
 
 
@@ -66,6 +67,7 @@ def read_samples(text: str, count: int, shape: tuple[int, int, int], data_dir: P
         known = [*(name for name in DATASETS if name != "imagefolder"), "noise"]
         hint = did_you_mean(text, known)
         raise UserError(f"--data {text}: no such dataset, folder or .npz file{hint} (datasets: {', '.join(known)})")
+    _check_varied(samples)
     samples.images = _fitted(samples.images, shape)
     return samples
 
@@ -93,29 +95,33 @@ def _fitted(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def _folder(path: Path, count: int, shape: tuple[int, int, int]) -> Samples:
-    from PIL import Image
-
-    classes = sorted(child for child in path.iterdir() if child.is_dir() and _images_in(child))
-    groups = [_images_in(folder) for folder in classes] if classes else [_images_in(path)]
-    if not any(groups):
-        raise UserError(f"--data {path}: no images in the folder or its subfolders ({', '.join(_SUFFIXES)})")
+    """Images of a folder, in turn from each class, read as ``run`` reads them."""
+    try:
+        source, by_class = training_files(path)
+    except UserError as error:
+        raise UserError(f"--data {error}") from error
+    classes = [label for label in sorted(by_class) if label]
+    groups = [by_class[label] for label in sorted(by_class)]
     rounds = itertools.zip_longest(*([(file, label) for file in files] for label, files in enumerate(groups)))
     chosen = [pair for each in rounds for pair in each if pair is not None][:count]
     images = np.empty((len(chosen), 3, *shape[1:]), np.uint8)
-    for index, (file, _) in enumerate(chosen):
-        try:
-            with Image.open(file) as image:
-                resized = image.convert("RGB").resize((shape[2], shape[1]), Image.Resampling.BILINEAR)
-        except Exception as error:  # for a broken file, Pillow's plugins raise almost anything
-            reason = " ".join(str(error).split())[:100]
-            raise UserError(f"{file} is not a readable image ({type(error).__name__}: {reason}); remove it") from error
-        images[index] = np.asarray(resized).transpose(2, 0, 1)
+    with without_bombs():
+        for index, (file, _) in enumerate(chosen):
+            image = fit(read_image(source.content(file), path / file), *shape[1:])
+            images[index] = np.asarray(image).transpose(2, 0, 1)
     labels = torch.tensor([label for _, label in chosen]) if classes else None
     return Samples(str(path), _standardized(images), labels, len(classes) or None)
 
 
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES and file.is_file())
+def _check_varied(found: Samples) -> None:
+    """Raise UserError for images without content, which make every unit look constant and any network healthy."""
+    first = found.images[:1]
+    if bool((found.images == first.flatten()[0]).all()):
+        raise UserError(
+            f"--data {found.name}: all images have the same constant value, which says nothing of a network"
+        )
+    if len(found.images) > 1 and bool((found.images == first).all()):
+        raise UserError(f"--data {found.name}: all {len(found.images)} images are equal; give different ones")
 
 
 def _arrays(path: Path, count: int) -> Samples:

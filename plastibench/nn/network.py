@@ -63,6 +63,7 @@ class Network:
         outputs: Sequence[str] = (),
         clip: float = 0.0,
         generator: torch.Generator | None = None,
+        grouping: Callable[[nn.Module], list[list[nn.Parameter]]] | None = None,
     ) -> None:
         """Describe a network.
 
@@ -79,6 +80,8 @@ class Network:
             clip: Largest gradient norm in :meth:`update`; 0 disables clipping.
             generator: A CPU generator; by default always the same, with draws unlike those after
                 ``torch.manual_seed``, from which the weights of the module may come.
+            grouping: Sorts the module's parameters into the optimizer's first groups, so that a rebuilt module is
+                sorted like a new one; by default they form the first group, and later groups are outside the module.
         """
         self.module = module
         self.loss = loss
@@ -90,6 +93,8 @@ class Network:
         self.restarts: list[Callable[[], None]] = []
         self.replicas: list[Network] = []
         self.is_replica = False
+        self._grouping = grouping
+        self._own_groups = 1 if grouping is None else len(grouping(module))
         self._fresh = fresh
         self._original: nn.Module | None = None  # the module before its first rebuild, if no builder was given
         self._changes: list[Callable[[nn.Module], None]] = []
@@ -115,7 +120,7 @@ class Network:
             optimizer = inner
         self._optimizer = optimizer
         if optimizer is not None and self._changes:
-            _own(optimizer, set(self.module.parameters()), [p for p in self.module.parameters() if p.requires_grad])
+            self._own(set(self.module.parameters()))
         self._hook_steps()
 
     def update(self, loss: Tensor, batch: TensorDictBase) -> Tensor:
@@ -129,7 +134,7 @@ class Network:
             batch: The batch, for penalties.
 
         Returns:
-            Gradient norm of the optimizer's first parameter group, before clipping.
+            Gradient norm of the module's parameters, before clipping.
         """
         optimizer = self._optimizer
         assert optimizer is not None
@@ -140,10 +145,10 @@ class Network:
         for parameter in trained:
             parameter.grad = None
         loss.backward(inputs=trained)  # only these: an actor's loss runs through the critic, too
-        first = optimizer.param_groups[0]["params"]
-        norm: Tensor = nn.utils.get_total_norm([p.grad for p in first if p.grad is not None], foreach=True)
+        own = [p for group in optimizer.param_groups[: self._own_groups] for p in group["params"]]
+        norm: Tensor = nn.utils.get_total_norm([p.grad for p in own if p.grad is not None], foreach=True)
         if self.clip:
-            nn.utils.clip_grads_with_norm_(first, self.clip, norm, foreach=True)
+            nn.utils.clip_grads_with_norm_(own, self.clip, norm, foreach=True)
         optimizer.step()
         return norm
 
@@ -265,7 +270,13 @@ class Network:
             if not parameter.requires_grad:
                 parameter.grad = None
         if self._optimizer is not None:
-            _own(self._optimizer, before, [p for p in self.module.parameters() if p.requires_grad])
+            self._own(before)
+
+    def _own(self, before: set[nn.Parameter]) -> None:
+        assert self._optimizer is not None
+        after = [p for p in self.module.parameters() if p.requires_grad]
+        groups = self._grouping(self.module) if self._grouping is not None else []
+        _own(self._optimizer, before, after, {p: number for number, group in enumerate(groups) for p in group})
 
     def _seed(self) -> int:
         return int(torch.randint(2**62, (), generator=self.generator))
@@ -331,17 +342,23 @@ def as_batch(batch: TensorDictBase | Mapping[str, Tensor]) -> TensorDictBase:
     return batch  # the stand-in for a missing batch, which raises an error when a method looks at it
 
 
-def _own(optimizer: torch.optim.Optimizer, before: set[nn.Parameter], after: list[nn.Parameter]) -> None:
+def _own(
+    optimizer: torch.optim.Optimizer,
+    before: set[nn.Parameter],
+    after: list[nn.Parameter],
+    sorted_into: Mapping[nn.Parameter, int],
+) -> None:
     """Replace the parameters ``before`` with ``after`` in the optimizer; parameters outside the module stay.
 
-    New parameters join group 0; parameters of ``before`` that it did not own stay out of it. Each group is sorted in
-    the module's order, like that of a newly created optimizer, because optimizer states are saved by position.
+    New parameters join the group that ``sorted_into`` says, by default group 0; parameters of ``before`` that it did
+    not own stay out of it. Each group is sorted in the module's order, like that of a newly created optimizer, because
+    optimizer states are saved by position.
     """
     groups = optimizer.param_groups
     owner = {p: number for number, group in enumerate(groups) for p in group["params"]}
     for number, group in enumerate(groups):
         others = [p for p in group["params"] if p not in before]
-        mine = [p for p in after if (owner.get(p) if p in before else 0) == number]
+        mine = [p for p in after if (owner.get(p) if p in before else sorted_into.get(p, 0)) == number]
         group["params"] = mine + others
     for each in nested(optimizer):
         for gone in before - set(after):

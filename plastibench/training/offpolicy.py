@@ -17,10 +17,12 @@ from torch import Tensor
 from plastibench.agents.offpolicy_agent import OffPolicyAgent
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunOptions
+from plastibench.envs.environment_check import check_action, check_finite
 from plastibench.envs.rl_env import RLEnvironment
 from plastibench.interventions.target_networks import TargetNetworks
 from plastibench.results import returns
 from plastibench.results.returns import Evaluation, Event
+from plastibench.training.action_log import ActionLog
 from plastibench.training.learner import Learner
 from plastibench.training.replay_buffer import BufferSpec, ReplayBuffer
 from plastibench.training.rollout import evaluate_policy, to_tensor
@@ -93,7 +95,7 @@ class OffPolicyTrainer(Trainer):
         self.steps = 0  # of the agent, since the start
         self.steps_before = 0
         self.owed = 0.0  # updates due, with a fractional part
-        self.actions: list[list[Array]] = []  # all actions of each task; replaying them restores the environments
+        self.actions: list[ActionLog] = []  # of each task; replaying them restores the environments
         self.curve: list[Evaluation] = []
         self.events: list[Event] = []
         self.episodes: list[float] = []  # returns of the training episodes since the last evaluation
@@ -193,11 +195,12 @@ class OffPolicyTrainer(Trainer):
         if self.task >= 0:
             self.envs.close()
         self.task = task
-        self.actions.append([])
         self.envs = self.env_config.make_vec(task, self.env_config.envs)
+        self.actions.append(ActionLog(self.envs.single_action_space))
         seed = self.options.seed
         observation, _ = self.envs.reset(seed=derive(seed, f"env-{task}{again}") % 2**31)
         self.frames = self.env_config.preprocess(task, observation)
+        check_finite(self.env_config.id, self.frames, None, "at the first reset")
         self.seen = self.env_config.stack_first(self.frames)
         self.sums = np.zeros(self.env_config.envs)
         self.buffer.start_episodes(self.frames)
@@ -209,6 +212,7 @@ class OffPolicyTrainer(Trainer):
             chosen = np.asarray(self.envs.action_space.sample())
         else:
             chosen = self.agent.act(to_tensor(self.seen, self.device), greedy=False).numpy()
+            check_action(chosen, f"at step {self.steps:,}")
         return chosen.astype(self.envs.single_action_space.dtype, copy=False)
 
     def _step(self, action: Array) -> None:
@@ -218,10 +222,14 @@ class OffPolicyTrainer(Trainer):
         observation, reward, terminated, truncated, info = self.envs.step(action)
         ended = terminated | truncated
         frames = self.env_config.preprocess(self.task, observation)
+        when = f"at step {self.steps + self.env_config.envs:,}"
+        check_finite(self.env_config.id, frames, np.asarray(reward), when)
         final = {
             env: self.env_config.preprocess(self.task, np.asarray(info["final_obs"][env])[None])[0]
             for env in np.flatnonzero(truncated & ~terminated)
         }
+        for env, last in final.items():
+            check_finite(self.env_config.id, last[None], None, when, int(env))
         self.buffer.add(action, self.agent.transform_reward(reward), terminated, truncated, frames, final)
         self.frames, self.seen = frames, self.env_config.stack_next(self.seen, frames, ended)
         self.sums += reward
@@ -256,6 +264,7 @@ class OffPolicyTrainer(Trainer):
     def _begin_next_task(self) -> None:
         """Cross a task boundary. Interventions see transitions of the earlier tasks: there are no others yet."""
         self._enter(self.task + 1)
+        self.agent.begin_task()
         if self.learner.due_at_boundary() and len(self.buffer):
             self._intervene_and_evaluate()
         if self.env_config.clear_replay:
@@ -327,7 +336,7 @@ class OffPolicyTrainer(Trainer):
             **super().state_dict(),
             "steps": self.steps,
             "owed": self.owed,
-            "actions": [torch.from_numpy(np.stack(taken)) if taken else torch.empty(0) for taken in self.actions],
+            "actions": [torch.from_numpy(taken.to_array()) for taken in self.actions],
             "curve": [vars(point) for point in self.curve],
             "events": [vars(event) for event in self.events],
             "episodes": self.episodes,
@@ -372,7 +381,7 @@ class OffPolicyTrainer(Trainer):
             if task and self.env_config.clear_replay:
                 self.buffer.clear()
                 self.buffer.start_episodes(self.frames)
-            for action in taken.numpy():
+            for action in self.actions[-1].restored(taken.numpy()):
                 if self.steps < self.agent.config.learning_starts:
                     self.envs.action_space.sample()
                 self._step(action)

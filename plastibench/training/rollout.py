@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from plastibench.agents.offpolicy_agent import OffPolicyAgent
-from plastibench.envs.rl_env import RLEnvConfig
+from plastibench.envs.environment_check import check_action, check_finite, note
+from plastibench.envs.rl_env import MAX_STEPS, RLEnvConfig
 from plastibench.results.returns import discounted
-
-MAX_STEPS = 27_000  # per episode; 108,000 Atari frames
 
 
 def evaluate_policy(
@@ -59,16 +58,20 @@ def evaluate_policy(
     count = config.evaluation_episodes
     envs = config.make_vec(task, count)
     observation, _ = envs.reset(seed=seed)
-    seen = config.stack_first(config.preprocess(task, observation))
+    first = config.preprocess(task, observation)
+    check_finite(config.id, first, None, "at the first reset of an evaluation")
+    seen = config.stack_first(first)
     rewards: list[list[float]] = [[] for _ in range(count)]
     expected: list[list[float]] = [[] for _ in range(count)]
     totals, tails, gamma = np.zeros(count), np.zeros(count), agent.config.gamma
     playing = np.ones(count, bool)
     for step in range(MAX_STEPS):
         action, values, bonus = choose(seen)
+        check_action(action.numpy(), "in an evaluation")
         observation, reward, terminated, truncated, info = envs.step(action.numpy())
         ended = terminated | truncated
         frames = config.preprocess(task, observation)
+        check_finite(config.id, frames, np.asarray(reward), f"at step {step + 1:,} of an evaluation")
         for env in np.flatnonzero(playing):
             totals[env] += reward[env]
             if rewards[env]:
@@ -87,6 +90,11 @@ def evaluate_policy(
         playing &= ~ended
         if not playing.any():
             break
+    else:
+        note(
+            f"{config.id}: an evaluation stopped after {MAX_STEPS:,} steps, before all episodes had ended; set "
+            "--env.max-episode-steps to make evaluations shorter"
+        )
     envs.close()
     followed = [discounted(rewards[env], gamma, tails[env]) for env in range(count)]
     bias = np.concatenate([np.asarray(e) - f for e, f in zip(expected, followed, strict=True)])

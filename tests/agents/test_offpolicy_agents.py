@@ -6,6 +6,7 @@ import copy
 import math
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -18,9 +19,13 @@ from plastibench.agents.sac import ContinuousSAC, DiscreteSAC
 from plastibench.config.errors import UserError
 from plastibench.config.options import build
 from plastibench.config.registry import agents, envs
+from plastibench.config.spec import RunOptions
 from plastibench.interventions.reset import Reset
 from plastibench.nn.dataflow import trace
-from tests.support.rl import drift, make_agent, outputs, transitions
+from plastibench.training.learner import Learner
+from plastibench.training.offpolicy import OffPolicyTrainer
+from tests.support import environments  # noqa: F401 - registers them
+from tests.support.rl import drift, make_agent, make_env, outputs, transitions
 
 # DQN --------------------------------------------------------------------------------------------------------------
 
@@ -170,22 +175,105 @@ def test_importance_weights_scale_the_loss_and_td_errors_are_returned() -> None:
 # SAC --------------------------------------------------------------------------------------------------------------
 
 
-def test_actions_and_log_densities_match_a_squashed_gaussian() -> None:
-    agent = make_agent("sac-mlp", "rl-pendulum")
-    parameters = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
-    noise = torch.randn(50, 1, generator=torch.Generator().manual_seed(1))
+# Bounds of two dimensions: Pendulum's, tiny, asymmetric, very unequal, far from 0, one that cannot be chosen, float64.
+RANGES = {
+    "two": ([-2.0, -2.0], [2.0, 2.0]),
+    "tiny": ([-0.1, -0.1], [0.1, 0.1]),
+    "asymmetric": ([0.0, -3.0], [0.2, 1.0]),
+    "unequal": ([-1e-4, -1e4], [1e-4, 1e4]),
+    "far": ([100.0, -1.0], [101.0, 1.0]),
+    "huge": ([-3e38, -1.0], [3e38, 1.0]),
+    "constant": ([-0.1, 0.5], [0.1, 0.5]),
+}
+
+
+def target_env(monkeypatch: pytest.MonkeyPatch, low: Any, high: Any, dtype: Any = np.float32) -> str:
+    """The id of an environment with these bounds."""
+    options = {"low": low, "high": high, "dtype": dtype}
+    monkeypatch.setattr(gymnasium.registry["tests/Target-v0"], "kwargs", options)
+    return "tests/Target-v0"
+
+
+def sac_for(env_id: str, **options: Any) -> tuple[Any, Any]:
+    """A small agent for a gymnasium environment, and the environment."""
+    env = make_env("gym", id=env_id, envs=4)
+    entry = agents["sac-mlp"]
+    config: Any = build(entry.load(), {**entry.defaults, "hidden": (16, 16), "batch_size": 32, **options}, "sac-mlp")
+    return config.build(env, 0, torch.device("cpu")), env
+
+
+@pytest.mark.parametrize("bounds", RANGES)
+def test_density_target_and_critics_belong_to_actions_in_minus_one_to_one(
+    monkeypatch: pytest.MonkeyPatch, bounds: str
+) -> None:
+    low, high = (np.array(each) for each in RANGES[bounds])
+    agent, _ = sac_for(target_env(monkeypatch, low, high))
+    free = torch.from_numpy(high > low)
+    parameters = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
     action, log_probability = agent._draw(parameters, noise)
     mean, spread = parameters.double().chunk(2, 1)
     std = (-5 + 3.5 * (spread.tanh() + 1)).exp()
+    expected = (mean + std * noise).tanh() * free
+    torch.testing.assert_close(action.double(), expected, rtol=1e-5, atol=1e-6)
     policy = torch.distributions.TransformedDistribution(
-        torch.distributions.Normal(mean, std),
-        [torch.distributions.TanhTransform(cache_size=1), torch.distributions.AffineTransform(0.0, 2.0)],
+        torch.distributions.Normal(mean, std), [torch.distributions.TanhTransform(cache_size=1)]
     )
-    torch.testing.assert_close(action.double(), 2 * (mean + std * noise).tanh(), rtol=1e-5, atol=1e-6)
-    expected = policy.log_prob((2 * (mean + std * noise).tanh()).clamp(-2 + 1e-12, 2 - 1e-12)).squeeze(1)
-    near = (mean + std * noise).abs().squeeze(1) < 8  # beyond this range the reference loses precision
-    torch.testing.assert_close(log_probability.double()[near], expected[near], rtol=1e-4, atol=1e-4)
-    assert near.sum() > 30
+    density = (policy.log_prob((mean + std * noise).tanh().clamp(-1 + 1e-12, 1 - 1e-12)) * free).sum(1)
+    near = ((mean + std * noise).abs() < 8).all(1)  # beyond this range the reference loses precision
+    torch.testing.assert_close(log_probability.double()[near], density[near], rtol=1e-4, atol=1e-4)
+    assert near.sum() > 100
+    assert agent.target_entropy == -int(free.sum())
+    # Actions of the environment lie within its bounds, and are what the closed form says.
+    real = agent._unscaled(action).double().numpy()
+    assert (real >= agent._low.numpy()).all() and (real <= agent._high.numpy()).all()
+    wanted = expected.numpy() * (high / 2 - low / 2) + (high / 2 + low / 2)
+    np.testing.assert_allclose(real, wanted, rtol=2e-6, atol=2e-6 * (high / 2 - low / 2).max())
+    scaled = agent._scaled(agent._unscaled(action))
+    torch.testing.assert_close(scaled, action, rtol=1e-4, atol=2e-5)  # float32 near 100 has steps of 8e-6
+    values = outputs(agent.networks["critic"].module, torch.ones(200, 1), scaled).min(0)
+    found = agent.value(torch.ones(200, 1), agent._unscaled(action))
+    np.testing.assert_allclose(found, values, rtol=1e-5, atol=1e-6)
+
+
+def train_on_target(monkeypatch: pytest.MonkeyPatch, low: Any, high: Any, steps: int = 400) -> tuple[Any, float]:
+    """Train on the environment with these bounds; return the agent, and the mean reward of its greedy actions."""
+    agent, env = sac_for(target_env(monkeypatch, low, high), learning_starts=100, lr=3e-3, tau=0.05, buffer_size=2000)
+    trainer = OffPolicyTrainer(env, Learner(agent), RunOptions(device="cpu"))
+    trainer._enter(0)
+    while trainer.steps < steps:
+        trainer.advance()
+    chosen = agent._scaled(agent.act(torch.ones(1, 1), greedy=True))[:, agent._free > 0]
+    trainer.close()
+    return agent, -float((chosen - 0.6).square().mean())
+
+
+def test_learning_does_not_depend_on_the_range_of_actions(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, reward = train_on_target(monkeypatch, [-1.0], [1.0])
+    assert reward > -0.05  # a random policy gets -0.69 on average
+    eighth, _ = train_on_target(monkeypatch, [-0.125], [0.125])
+    for role, network in one.networks.items():  # a power of two: every number but the actions is the same
+        pairs = zip(network.module.parameters(), eighth.networks[role].module.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs), role
+    for low, high in (([-0.1], [0.1]), ([0.0, 0.5], [0.02, 0.5])):
+        agent, found = train_on_target(monkeypatch, low, high)
+        assert found > -0.05
+        assert float(agent._log_temperature) == pytest.approx(float(one._log_temperature), abs=0.3)
+
+
+def test_actions_stay_within_the_bounds_of_float64_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    low, high = [-0.1, 0.1], [0.1, 0.7]
+    agent, env = sac_for(target_env(monkeypatch, low, high, np.float64))
+    assert (env.action_low >= np.array(low)).all() and (env.action_high <= np.array(high)).all()
+    extreme = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
+    real = agent._unscaled(extreme).double().numpy()
+    assert (real >= low).all() and (real <= high).all()
+
+
+def test_an_action_space_without_a_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    env_id = target_env(monkeypatch, [0.5, 1.0], [0.5, 1.0])
+    with pytest.raises(UserError, match="no action can be chosen"):
+        sac_for(env_id)
 
 
 def test_continuous_targets_use_the_smallest_critic_and_the_entropy() -> None:
@@ -264,10 +352,8 @@ def test_sampled_actions_have_an_entropy_bonus() -> None:
         continuous.networks["actor"].module(transitions("rl-pendulum", 3)["observation"]).detach().chunk(2, 1)
     )
     normal = torch.distributions.Normal(mean, (-5 + 3.5 * (spread.tanh() + 1)).exp())
-    squashed = torch.distributions.TransformedDistribution(
-        normal, [torch.distributions.TanhTransform(), torch.distributions.AffineTransform(0.0, 2.0)]
-    )
-    torch.testing.assert_close(bonus, -0.5 * squashed.log_prob(action).sum(1), rtol=1e-3, atol=1e-4)
+    squashed = torch.distributions.TransformedDistribution(normal, [torch.distributions.TanhTransform()])
+    torch.testing.assert_close(bonus, -0.5 * squashed.log_prob(action / 2).sum(1), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("aim", "grows"), [(-3.0, True), (3.0, False)])

@@ -281,13 +281,13 @@ def test_arrays_are_read_from_an_npz_file(tmp_path: Path) -> None:
 
 
 def test_samples_of_sorted_data_cover_all_classes(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", x=np.zeros((1000, 4, 4), np.uint8), y=np.arange(1000) // 100)
+    np.savez(tmp_path / "a.npz", x=np.arange(16000, dtype=np.uint16).reshape(1000, 4, 4), y=np.arange(1000) // 100)
     found = read_samples(str(tmp_path / "a.npz"), 64, (1, 4, 4), Path("data"))
     assert found.labels is not None and set(found.labels.tolist()) == set(range(10))
     for label in range(5):
         (tmp_path / "f" / str(label)).mkdir(parents=True)
         for number in range(1 + label):
-            Image.new("L", (4, 4)).save(tmp_path / "f" / str(label) / f"{number}.png")
+            Image.new("L", (4, 4), 10 * label + number).save(tmp_path / "f" / str(label) / f"{number}.png")
     for count, expected in ((4, [1, 1, 1, 1, 0]), (7, [1, 2, 2, 1, 1]), (15, [1, 2, 3, 4, 5])):
         labels = read_samples(str(tmp_path / "f"), count, (1, 4, 4), Path("data")).labels
         assert labels is not None and np.bincount(labels.numpy(), minlength=5).tolist() == expected

@@ -193,18 +193,14 @@ def test_longer_side_is_centre_cropped(folder: Path, data_dir: Path) -> None:
     np.testing.assert_allclose(rows[:, 0], 5 + 20 * np.arange(8), atol=5)  # resized, not cropped, vertically
 
 
-@pytest.mark.parametrize("damage", ["truncated", "not an image", "sixteen bits"])
+@pytest.mark.parametrize("damage", ["truncated", "not an image"])
 def test_unreadable_image_error_names_the_file(folder: Path, data_dir: Path, damage: str) -> None:
     bad = save(folder / "train/dog/broken.png", noise(0, 64, 64, 3))
     if damage == "truncated":
         bad.write_bytes(bad.read_bytes()[:5000])
-    elif damage == "not an image":
-        bad.write_text("hello")
     else:
-        Image.frombytes("I;16", (8, 8), bytes(128)).save(bad)
-    message = user_error("imagefolder", data_dir, path=folder)
-    assert str(bad) in message
-    assert ("more than 8 bits" in message) == (damage == "sixteen bits")
+        bad.write_text("hello")
+    assert str(bad) in user_error("imagefolder", data_dir, path=folder)
 
 
 def test_splits_need_the_same_classes(folder: Path, data_dir: Path) -> None:

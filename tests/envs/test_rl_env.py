@@ -142,7 +142,10 @@ def test_frame_stacking_matches_gymnasium() -> None:
     [
         ("gym", {"id": "CartPole-v9"}, "CartPole"),
         ("gym", {"id": "Cartpole-v1"}, "did you mean 'CartPole-v1'"),
-        ("gym", {"id": "Taxi-v4"}, "must be arrays"),
+        ("gym", {"id": "Taxi-v4"}, r"must be arrays \(Box\), not Discrete\(500\); wrap .*FlattenObservation"),
+        ("gym", {"id": "no_such_module:Env-v0"}, r"cannot import no_such_module \(ModuleNotFoundError"),
+        ("rl-atari-pong", {"channels": "last"}, "channels has no effect here"),
+        ("rl-minatar-breakout", {"channels": "last"}, "channels has no effect here"),
         ("rl-atari-brakout", {}, "did you mean 'breakout'"),
         ("rl-mujoco-hoper", {}, "did you mean 'Hopper'"),
         ("rl-minatar-sequence", {"games": ("breakout", "pong")}, "unknown MinAtar game 'pong'"),

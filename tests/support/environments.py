@@ -39,6 +39,39 @@ class IntegerBox(Float64Actions):
     action_space = gymnasium.spaces.Box(0, 5, (2,), np.int64)
 
 
+class Target(gymnasium.Env[Any, Any]):
+    """Rewards actions that are 0.6 of the way from the middle of each range to its end; the observation is constant.
+
+    With bounds of the form ±2^k, everything but the actions is the same bit for bit, whatever k is.
+    """
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, low: Any = -1.0, high: Any = 1.0, dtype: Any = np.float32) -> None:
+        self.action_space: Any = gymnasium.spaces.Box(np.asarray(low, dtype), np.asarray(high, dtype), dtype=dtype)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.ones(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action), f"{action} is outside {self.action_space}"
+        self.steps += 1
+        low, high = self.action_space.low.astype(np.float64), self.action_space.high.astype(np.float64)
+        free = high > low
+        scaled = (action - (low + high) / 2)[free] / ((high - low) / 2)[free]
+        return (
+            np.ones(1, np.float32),
+            -float(np.square(scaled - 0.6).sum() / max(1, free.sum())),
+            self.steps >= 5,
+            False,
+            {},
+        )
+
+
+gymnasium.register("tests/Target-v0", entry_point=Target)
+
 for _kind in (Float64Actions, ActionsFromOne, IntegerBox):
     gymnasium.register(f"tests/{_kind.__name__}-v0", entry_point=_kind)
 
@@ -75,3 +108,53 @@ for _name, _options in (
     ("Nondeterministic", {"terminal": True, "noisy": True}),
 ):
     gymnasium.register(f"tests/{_name}-v0", entry_point=Counter, kwargs=_options)
+
+
+class Odd(gymnasium.Env[Any, Any]):
+    """Makes one mistake, or has one unusual space.
+
+    Args:
+        mistake: ``old step``, ``old reset``, ``array reward``, ``nan reward``, ``nan observation``, ``inf final``,
+            ``error``, ``shape``, ``dtype``, or nothing.
+        at: The step from which on NaN or infinite values are returned.
+        space: The observation space.
+        endless: Never end an episode.
+    """
+
+    def __init__(self, mistake: str = "", at: int = 30, space: Any = None, endless: bool = False) -> None:
+        self.observation_space = space if space is not None else gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+        self.action_space = gymnasium.spaces.Discrete(2)
+        self.mistake, self.at, self.endless, self.count = mistake, at, endless, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.steps = 0
+        observation = self.observation_space.sample()
+        return observation if self.mistake == "old reset" else (observation, {})
+
+    def step(self, action: Any) -> Any:
+        self.steps, self.count = self.steps + 1, self.count + 1
+        observation, reward, over = self.observation_space.sample(), 1.0, not self.endless and self.steps >= 10
+        late = self.count >= self.at
+        match self.mistake:
+            case "old step":
+                return observation, reward, over, {}
+            case "error":
+                raise KeyError("speed")
+            case "array reward":
+                return observation, np.ones(1), over, False, {}
+            case "shape":
+                return np.zeros(3, np.float32), reward, over, False, {}
+            case "dtype":
+                return np.zeros(2, np.complex64), reward, over, False, {}
+            case "nan reward" if late:
+                reward = float("nan")
+            case "nan observation" if late:
+                observation = np.array([0.0, np.nan], np.float32)
+            case "inf final" if late and over:
+                return np.array([np.inf, 0.0], np.float32), reward, False, True, {}
+        return observation, reward, False, over, {}
+
+
+gymnasium.register("tests/Odd-v0", entry_point=Odd, disable_env_checker=True)

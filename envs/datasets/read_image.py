@@ -1,0 +1,101 @@
+"""Read one image of any format that Pillow knows: the reader of both ``run`` and ``diagnose``."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from plastibench.config.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+READER = 2  # raise it when the same file of a user's folder gives other pixels, so that caches are built again
+_MAX_RATIO = 100  # of the sides; resizing the shorter side would make a huge image
+# Files that lie beside images. Anything else that cannot be read is an error, so that no image is lost without a word.
+_NOT_IMAGES = frozenset(
+    [
+        *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".md", ".rst", ".xml", ".yaml", ".yml", ".toml", ".ini", ".db"),
+        *(".log", ".html", ".htm", ".pdf", ".py", ".ipynb", ".zip", ".npy", ".npz", ".pt", ".parquet", ".mat"),
+    ]
+)
+
+
+def may_be_image(name: str) -> bool:
+    """Whether a file is to be read as an image, judged by its name: no hidden file, no text, no leftovers of a Mac."""
+    parts = Path(name).parts
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return not hidden and Path(name).suffix.lower() not in _NOT_IMAGES
+
+
+@contextlib.contextmanager
+def without_bombs() -> Iterator[None]:
+    """Refuse images with more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``; Pillow only warns up to twice as many."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def read_image(content: bytes, where: object, *, grey: bool = False, upright: bool = True) -> Image.Image:
+    """Decode an image to 8 bits per channel, and drop transparency; of an animation, the first picture.
+
+    Integers of 16 bits and floats in [0, 1] are scaled to 8 bits; Pillow would clip them to white or black.
+
+    Args:
+        content: The bytes of the file.
+        where: The file, for messages.
+        grey: Convert to greyscale instead of RGB.
+        upright: Rotate the image as its EXIF orientation says.
+
+    Raises:
+        UserError: It is damaged, too large, no image, or holds values of unknown range.
+    """
+    from PIL import Image, ImageOps
+
+    mode = "L" if grey else "RGB"
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if max(image.size) > _MAX_RATIO * min(image.size):
+                raise ValueError(f"{image.width}x{image.height} pixels: one side is {_MAX_RATIO} times the other")
+            turned = ImageOps.exif_transpose(image) if upright else image
+            if turned.mode.startswith(("I", "F")):
+                turned = Image.fromarray(_eight_bits(np.asarray(turned)))
+            if "transparency" in turned.info:  # without RGBA, Pillow warns about palettes
+                turned = turned.convert("RGBA")
+            return turned.convert(mode)
+    except Exception as error:  # Pillow's plugins raise many kinds of errors for damaged files
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{where}: not a readable image ({reason}); replace or remove the file") from error
+
+
+def fit(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Resize an image so that it just covers ``height`` x ``width`` (bilinear), and crop what is left of its centre."""
+    from PIL import Image
+
+    now_wide, now_high = image.size
+    if now_wide * height >= now_high * width:
+        size = max(width, round(now_wide * height / now_high)), height
+    else:
+        size = width, max(height, round(now_high * width / now_wide))
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + width, top + height))
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Scale integers from 0 to 65535, or floats from 0 to 1, to bytes."""
+    low, high = values.min(), values.max()
+    if values.dtype.kind == "f":
+        if not (low >= 0 and high <= 1):  # also false for NaN
+            raise ValueError(f"floating-point values from {low:g} to {high:g}; expected 0 to 1")
+        return np.rint(values * 255).astype(np.uint8)
+    if low < 0 or high > 65535:
+        raise ValueError(f"integers from {low} to {high}; expected 16 bits, 0 to 65535")
+    return np.rint(values * (255 / 65535)).astype(np.uint8)
