@@ -16,13 +16,14 @@ _THREADS_PER_PROCESS = "CPU threads per process (default: 1 for small networks, 
 
 
 def add_execution(parser: CommandParser, *, jobs: int | None = None) -> None:
-    """Add ``--threads``, ``--quiet`` and ``--plugin``, and ``--jobs`` if a default number of processes is given."""
+    """Add flags of execution, with ``--jobs`` if a default number of processes is given."""
     group = parser.add_argument_group("execution")
     if jobs is not None:
         default = " (default: one per core)" if jobs == ONE_PER_CORE != 1 else ""
         group.add_argument("--jobs", type=positive, default=jobs, metavar="N", help=f"parallel processes{default}")
     add_threads(group, _THREADS if jobs is None else _THREADS_PER_PROCESS)
     group.add_argument("--quiet", action="store_true", help="show no progress")
+    add_wide(group)
     add_plugin(group)
 
 
@@ -46,6 +47,18 @@ def add_paths(parser: CommandParser, *, runs: bool = True, data: bool = True) ->
         default = Path(os.environ.get("PLASTIBENCH_DATA", "data"))
         help = "folder of datasets (default: data, or $PLASTIBENCH_DATA)"
         group.add_argument("--data-dir", type=Path, default=default, metavar="DIR", help=help)
+
+
+def add_wide(group: argparse._ArgumentGroup) -> None:
+    """Add ``--wide``."""
+    help = "show all columns of tables (default: those that fit the terminal or $COLUMNS; all if output is piped)"
+    group.add_argument("--wide", action="store_true", help=help)
+
+
+def add_reference(group: CommandParser | argparse._ArgumentGroup) -> None:
+    """Add ``--with-reference``."""
+    help = "include the reference results that plastibench ships (folders with a file REFERENCE)"
+    group.add_argument("--with-reference", action="store_true", help=help)
 
 
 def count(text: str) -> int:

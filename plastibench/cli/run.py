@@ -17,6 +17,7 @@ from plastibench.cli.run_options import add_run_options, given_run_options
 from plastibench.cli.specs import make_specs, resolve_devices
 from plastibench.config.errors import UserError
 from plastibench.config.spec import PARTS, RunSpec, read_file
+from plastibench.utils.tables import terminal_width
 
 _OPTIONS = "Set their options with --env.OPTION, --agent.OPTION and --intervention.OPTION."
 _EXAMPLES = """\
@@ -134,7 +135,7 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
                 print(f"plastibench: {stopped}; run the same command to continue", file=sys.stderr)
                 return 130
             found.append(result)
-    print(f"\n{leaderboard.comparison(found)}\n")
+    print(f"\n{leaderboard.comparison(found, terminal_width(args.wide))}\n")
     update_board(args.runs_dir)
     flag = "" if args.runs_dir == DEFAULT_RUNS_DIR else f" --runs-dir {args.runs_dir}"
     print(f"results:     {args.runs_dir}/<run>/result.json; compare all runs: plastibench leaderboard{flag}")
