@@ -8,6 +8,7 @@ from pathlib import Path
 
 from plastibench.cli.parser import CommandParser
 from plastibench.config.errors import UserError
+from plastibench.results.tags import check_tag
 
 ONE_PER_CORE = os.cpu_count() or 1
 DEFAULT_RUNS_DIR = Path("runs")
@@ -21,6 +22,8 @@ def add_execution(parser: CommandParser, *, jobs: int | None = None) -> None:
     if jobs is not None:
         default = " (default: one per core)" if jobs == ONE_PER_CORE != 1 else ""
         group.add_argument("--jobs", type=positive, default=jobs, metavar="N", help=f"parallel processes{default}")
+        tag = "add this tag to the runs (see: plastibench runs); may be repeated"
+        group.add_argument("--tag", type=tag_of, action="append", default=[], metavar="TAG", help=tag)
     add_threads(group, _THREADS if jobs is None else _THREADS_PER_PROCESS)
     group.add_argument("--quiet", action="store_true", help="show no progress")
     add_wide(group)
@@ -73,6 +76,14 @@ def positive(text: str) -> int:
     if count(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' must be at least 1")
     return int(text)
+
+
+def tag_of(text: str) -> str:
+    """Parse a tag of a run."""
+    try:
+        return check_tag(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def split_names(names: str | list[str]) -> list[str]:

@@ -24,11 +24,15 @@ def update_board(runs_dir: Path, plots: bool = False) -> None:
         runs_dir: Folder of all runs.
         plots: Include plots, if matplotlib is installed.
     """
+    from plastibench.leaderboard import tensorboard
     from plastibench.leaderboard.standings import standings
     from plastibench.results.files import find_results, load_results
 
     try:
-        if 0 < len(find_results(runs_dir)) <= _LIMIT:
+        count = len(find_results(runs_dir))
+        if not count:
+            tensorboard.remove(runs_dir)
+        elif count <= _LIMIT:
             with contextlib.redirect_stderr(io.StringIO()):  # `plastibench leaderboard` reports unreadable results
                 found = load_results(runs_dir)
             write_board(runs_dir, standings(found), plots)

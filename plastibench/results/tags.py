@@ -43,3 +43,15 @@ def write_tags(folder: Path, tags: Iterable[str]) -> None:
         write_text(folder / TAGS_FILE, "".join(f"{word}\n" for word in words))
     else:
         (folder / TAGS_FILE).unlink(missing_ok=True)
+
+
+def add_tags(folders: Iterable[Path], tags: Iterable[str]) -> None:
+    """Add tags to the runs in these folders; folders that do not exist are skipped.
+
+    Raises:
+        RunError: A folder cannot be written.
+    """
+    if words := set(tags):
+        for folder in folders:
+            if folder.is_dir():
+                write_tags(folder, words | read_tags(folder))
