@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,12 @@ from plastibench.config.spec import RunSpec
 def one_thread() -> None:
     """The runner sets the number of threads by itself; everything else here must not take all cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def any_width() -> None:
+    """Output that is not a terminal has all columns; an exported width would change that."""
+    os.environ.pop("COLUMNS", None)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from plastibench.config.errors import UserError
 from plastibench.envs.datasets.image_dataset import ImageDataset
 from plastibench.utils import digests
 
+CACHE = ".plastibench-cache"  # in the data folder
 FORMAT = 1
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -35,7 +36,7 @@ def cache_entry(data_dir: Path, name: str, fingerprint: str = "") -> Path:
         name: Name of the dataset; sufficient for sources with known checksums.
         fingerprint: Identifies the state of any other source.
     """
-    return data_dir / ".plastibench-cache" / "-".join(filter(None, (name, fingerprint, f"v{FORMAT}")))
+    return data_dir / CACHE / "-".join(filter(None, (name, fingerprint, f"v{FORMAT}")))
 
 
 def load_or_build(entry: Path, build: Callable[[], ImageDataset]) -> ImageDataset:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from plastibench.cli.parser import CommandParser
 from plastibench.config.errors import UserError
+from plastibench.results.tags import check_tag
 
 ONE_PER_CORE = os.cpu_count() or 1
 DEFAULT_RUNS_DIR = Path("runs")
@@ -16,13 +17,16 @@ _THREADS_PER_PROCESS = "CPU threads per process (default: 1 for small networks, 
 
 
 def add_execution(parser: CommandParser, *, jobs: int | None = None) -> None:
-    """Add ``--threads``, ``--quiet`` and ``--plugin``, and ``--jobs`` if a default number of processes is given."""
+    """Add flags of execution, with ``--jobs`` if a default number of processes is given."""
     group = parser.add_argument_group("execution")
     if jobs is not None:
         default = " (default: one per core)" if jobs == ONE_PER_CORE != 1 else ""
         group.add_argument("--jobs", type=positive, default=jobs, metavar="N", help=f"parallel processes{default}")
+        tag = "add this tag to the runs (see: plastibench runs); may be repeated"
+        group.add_argument("--tag", type=tag_of, action="append", default=[], metavar="TAG", help=tag)
     add_threads(group, _THREADS if jobs is None else _THREADS_PER_PROCESS)
     group.add_argument("--quiet", action="store_true", help="show no progress")
+    add_wide(group)
     add_plugin(group)
 
 
@@ -48,6 +52,18 @@ def add_paths(parser: CommandParser, *, runs: bool = True, data: bool = True) ->
         group.add_argument("--data-dir", type=Path, default=default, metavar="DIR", help=help)
 
 
+def add_wide(group: argparse._ArgumentGroup) -> None:
+    """Add ``--wide``."""
+    help = "show all columns of tables (default: those that fit the terminal or $COLUMNS; all if output is piped)"
+    group.add_argument("--wide", action="store_true", help=help)
+
+
+def add_reference(group: CommandParser | argparse._ArgumentGroup) -> None:
+    """Add ``--with-reference``."""
+    help = "include the reference results that plastibench ships (folders with a file REFERENCE)"
+    group.add_argument("--with-reference", action="store_true", help=help)
+
+
 def count(text: str) -> int:
     """Parse an integer of at least 0."""
     if not text.isdigit():
@@ -60,6 +76,14 @@ def positive(text: str) -> int:
     if count(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' must be at least 1")
     return int(text)
+
+
+def tag_of(text: str) -> str:
+    """Parse a tag of a run."""
+    try:
+        return check_tag(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def split_names(names: str | list[str]) -> list[str]:

@@ -6,9 +6,11 @@ import contextlib
 import importlib.util
 import io
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from plastibench.leaderboard.standings import Standings
 
 _LIMIT = 1000  # results that are read and written within about two seconds
 
@@ -22,24 +24,27 @@ def update_board(runs_dir: Path, plots: bool = False) -> None:
         runs_dir: Folder of all runs.
         plots: Include plots, if matplotlib is installed.
     """
+    from plastibench.leaderboard import tensorboard
+    from plastibench.leaderboard.standings import standings
     from plastibench.results.files import find_results, load_results
 
     try:
-        if 0 < len(find_results(runs_dir)) <= _LIMIT:
+        count = len(find_results(runs_dir))
+        if not count:
+            tensorboard.remove(runs_dir)
+        elif count <= _LIMIT:
             with contextlib.redirect_stderr(io.StringIO()):  # `plastibench leaderboard` reports unreadable results
                 found = load_results(runs_dir)
-            write_board(runs_dir, found, plots)
+            write_board(runs_dir, standings(found), plots)
     except Exception as error:
         reason = " ".join(str(error).split())
         print(f"plastibench: TensorBoard's leaderboard is not up to date: {reason}", file=sys.stderr)
 
 
-def write_board(runs_dir: Path, found: Sequence[Any], plots: bool) -> Path:
-    """Write TensorBoard's leaderboard of some results, with plots if they are wanted and matplotlib is installed."""
+def write_board(runs_dir: Path, shown: Standings, plots: bool) -> Path:
+    """Write TensorBoard's leaderboard, with plots if they are wanted and matplotlib is installed."""
     from plastibench.leaderboard import tensorboard
-    from plastibench.leaderboard.standings import standings
 
-    shown = standings(found)
     drawn = None
     if plots and importlib.util.find_spec("matplotlib"):
         from plastibench.plotting.leaderboard_plots import plot_settings

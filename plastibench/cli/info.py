@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections import Counter
 
 from plastibench.cli.arguments import add_paths
 from plastibench.cli.parser import CommandParser
@@ -15,9 +16,11 @@ def configure(parser: CommandParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print versions, devices, datasets and the number of runs."""
+    """Print versions, devices, datasets and the number of runs by state."""
     import torch
 
+    from plastibench.envs.datasets.cache import CACHE
+    from plastibench.sweeps.run_folders import STATES, find_runs
     from plastibench.utils import provenance
 
     print("versions")
@@ -32,7 +35,14 @@ def execute(args: argparse.Namespace) -> int:
         print(f"  {f'cuda:{index}':14}{torch.cuda.get_device_name(index)}")
     print(f"data in {args.data_dir}")
     names = sorted(path.name for path in args.data_dir.iterdir()) if args.data_dir.is_dir() else []
-    print(f"  {', '.join(names) or 'none (digits are built in)'}")
-    runs = len(list(args.runs_dir.glob("**/result.json")))
-    print(f"runs in {args.runs_dir}\n  {runs} finished")
+    print(f"  {', '.join(name for name in names if name != CACHE) or 'none (digits are built in)'}")
+    if CACHE in names:
+        entries = sorted(path for path in (args.data_dir / CACHE).iterdir() if not path.name.startswith("."))
+        size = sum(file.stat().st_size for entry in entries for file in entry.rglob("*") if file.is_file())
+        cached = ", ".join(entry.name for entry in entries) or "empty"
+        print(f"  cache of decoded images: {cached} ({size / 1e6:,.0f} MB in {CACHE})")
+    print(f"runs in {args.runs_dir}")
+    count = Counter(run.state for run in find_runs(args.runs_dir)) if args.runs_dir.is_dir() else Counter()
+    shown = [f"{count[state]} {state}" for state in STATES if count[state] and state != "complete"]
+    print("  " + ", ".join([f"{count['complete']} finished", *shown]))
     return 0

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plastibench.cli.arguments import add_paths, check_output_file
+from plastibench.cli.arguments import add_paths, add_reference, add_wide, check_output_file
 from plastibench.cli.board_update import write_board
 from plastibench.cli.parser import CommandParser
 from plastibench.config.errors import UserError
+from plastibench.results.tags import TRIAL
+from plastibench.utils.tables import terminal_width
 
 if TYPE_CHECKING:
     from plastibench.leaderboard.standings import Standings
@@ -21,8 +22,12 @@ _EXAMPLES = """\
 examples:
   plastibench leaderboard
   plastibench leaderboard --filter 'env=cl-*' --filter 'seeds>=3' --sort drop
-  plastibench leaderboard --format html --out leaderboard.html
+  plastibench leaderboard --with-reference --filter 'env=cl-digits'
+  plastibench leaderboard --out leaderboard.html
   plastibench leaderboard add result.json"""
+
+
+_FORMATS = {".html": "html", ".htm": "html", ".md": "markdown", ".csv": "csv", ".json": "json"}
 
 
 def configure(parser: CommandParser) -> None:
@@ -31,7 +36,7 @@ def configure(parser: CommandParser) -> None:
     parser.epilog = _EXAMPLES
     parser.add_argument("action", nargs="*", metavar="add FILE", help="validate a result.json and add it to the runs")
     what = parser.add_argument_group("rows")
-    what.add_argument("--sort", default="final", metavar="COLUMN", help="column to sort by, best first")
+    what.add_argument("--sort", default="rank", metavar="COLUMN", help="column to sort by, best first")
     what.add_argument(
         "--filter",
         action="append",
@@ -39,9 +44,25 @@ def configure(parser: CommandParser) -> None:
         metavar="CONDITION",
         help="keep matching rows only: 'env=cl-*', 'intervention=rnr*,none', 'seeds>=3'; if repeated, all must match",
     )
+    add_reference(what)
+    together = parser.add_argument_group("table over all settings")
+    together.add_argument(
+        "--all-settings",
+        action="store_true",
+        help="count settings with few methods, too (default: at least three, and half as many as the median)",
+    )
+    together.add_argument(
+        "--exclude-tag",
+        action="append",
+        default=[],
+        metavar="TAG",
+        help=f"leave out runs with this tag; may be repeated (runs with the tag '{TRIAL}' are always left out)",
+    )
     how = parser.add_argument_group("output")
     how.add_argument(
-        "--format", choices=["table", "markdown", "csv", "json", "html"], default="table", help="output format"
+        "--format",
+        choices=["table", "markdown", "csv", "json", "html"],
+        help="output format (default: by the suffix of --out: .html, .md, .csv, .json; else table)",
     )
     how.add_argument("--out", type=Path, metavar="FILE", help="write to this file instead of the terminal")
     how.add_argument(
@@ -49,6 +70,7 @@ def configure(parser: CommandParser) -> None:
         action="store_true",
         help="write the leaderboard with plots for tensorboard --logdir RUNS_DIR (run and sweep do this when they end)",
     )
+    add_wide(how)
     add_paths(parser, data=False)
 
 
@@ -62,15 +84,19 @@ def execute(args: argparse.Namespace) -> int:
     from plastibench.utils.atomic_io import write_text
 
     check_output_file(args.out)
+    form = args.format or _FORMATS.get(args.out.suffix.lower() if args.out else "", "table")
+    choice = {"all_settings": args.all_settings, "exclude_tags": (TRIAL, *args.exclude_tag)}
     if args.tensorboard:
-        if args.filter or args.out or args.sort != "final" or args.format != "table":
+        if args.filter or args.out or args.sort != "rank" or args.format:
             raise UserError("--tensorboard writes the full leaderboard; drop --filter, --sort, --format and --out")
-        print(write_board(args.runs_dir, load_results(args.runs_dir), plots=True))
+        found = load_results(args.runs_dir, with_reference=args.with_reference)
+        print(write_board(args.runs_dir, standings(found, **choice), plots=True))
         return 0
-    shown = standings(load_results(args.runs_dir, lean=args.format != "html"), sorted_by=args.sort, filters=args.filter)
+    found = load_results(args.runs_dir, lean=form != "html", with_reference=args.with_reference)
+    shown = standings(found, sorted_by=args.sort, filters=args.filter, **choice)
     if not shown.tables:
         raise UserError(f"no row matches {' and '.join(args.filter)}; list all with plastibench leaderboard")
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    width = 0 if args.out else terminal_width(args.wide)
     draw: dict[str, Callable[[], str]] = {
         "table": lambda: text_format.table(shown, width),
         "markdown": lambda: text_format.markdown(shown),
@@ -78,7 +104,7 @@ def execute(args: argparse.Namespace) -> int:
         "json": lambda: text_format.as_json(shown),
         "html": lambda: _page(shown),
     }
-    text = draw[args.format]()
+    text = draw[form]()
     if args.out is None:
         print(text)
     else:

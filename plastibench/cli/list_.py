@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 
-from plastibench.cli.arguments import add_plugin
+from plastibench.cli.arguments import add_plugin, add_wide
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plugins import import_plugins
 from plastibench.config import registry
+from plastibench.utils.tables import columns_with_summary, terminal_width
 
+_SUMMARY = 0.5  # of the width: room that the summary needs at least
 REGISTRIES = {"envs": registry.envs, "agents": registry.agents, "interventions": registry.interventions}
 
 
 def configure(parser: CommandParser) -> None:
     """Add the arguments."""
     parser.add_argument("kind", nargs="?", choices=[*REGISTRIES, "metrics"], help="what to list (default: everything)")
-    add_plugin(parser.add_argument_group("execution"))
+    group = parser.add_argument_group("execution")
+    add_wide(group)
+    add_plugin(group)
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -29,23 +33,30 @@ def execute(args: argparse.Namespace) -> int:
     tables["metrics"] = [list(row) for row in METRICS.items()]
     if args.kind == "interventions":
         tables["interventions"] = _interventions_in_detail()
+    width = terminal_width(args.wide)
     for kind, rows in tables.items():
         if args.kind in (None, kind):
-            print(f"{kind}:")
-            widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-            for *cells, summary in rows:
-                padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
-                print("  ".join(["", *padded, summary]))
-            print()
+            print(f"{kind}:\n{columns_with_summary(_fitting(rows, width), width)}\n")
     return 0
 
 
+def _fitting(rows: list[list[str]], width: int) -> list[list[str]]:
+    """Rows without the columns, from the third on, that leave no room for the summary."""
+    while len(rows[0]) > 3 and width and width - sum(_widths(rows)) < width * _SUMMARY:
+        rows = [[*row[:-2], row[-1]] for row in rows]
+    return rows
+
+
+def _widths(rows: list[list[str]]) -> list[int]:
+    return [2 + max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+
+
 def _interventions_in_detail() -> list[list[str]]:
-    """Name, kind, hooks, cost and summary of every intervention, below a header."""
+    """Name, kind, cost, hooks and summary of every intervention, below a header."""
     from plastibench.interventions.facts import facts
 
-    rows = [["name", "kind", "hooks", "cost", "what it does (source)"]]
+    rows = [["name", "kind", "cost", "hooks", "what it does (source)"]]
     for name, entry in registry.interventions.all().items():
         known = facts(entry)
-        rows.append([name, known.kind, " ".join(known.hooks) or "–", known.cost, entry.summary])
+        rows.append([name, known.kind, known.cost, " ".join(known.hooks) or "–", entry.summary])
     return rows

@@ -20,17 +20,22 @@ def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
     from plastibench.leaderboard import text as text_format
     from plastibench.leaderboard.standings import standings
     from plastibench.results.files import read_result_if_complete
+    from plastibench.results.tags import add_tags
     from plastibench.sweeps.engine import run_all
     from plastibench.sweeps.jobs import FAILURE_FILE
     from plastibench.sweeps.local_engine import LocalEngine
     from plastibench.utils.stop_signals import stop_requests
+    from plastibench.utils.tables import terminal_width
 
     engine = LocalEngine(args.jobs, args.runs_dir, args.data_dir, args.plugin, args.threads)
-    with stop_requests() as stop:
-        jobs = run_all(specs, engine, args.runs_dir, stop=stop, quiet=args.quiet)
+    try:
+        with stop_requests() as stop:
+            jobs = run_all(specs, engine, args.runs_dir, stop=stop, quiet=args.quiet)
+    finally:
+        add_tags([args.runs_dir / spec.id for spec in specs], args.tag)
     there = (read_result_if_complete(args.runs_dir / job.spec.id) for job in jobs)
     if found := [result for result in there if result is not None]:
-        print(f"\n{text_format.table(standings(found))}\n")
+        print(f"\n{text_format.table(standings(found), terminal_width(args.wide))}\n")
         update_board(args.runs_dir, plots=True)
     for job in jobs:
         if job.state == "failed":

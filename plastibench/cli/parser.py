@@ -28,9 +28,11 @@ class CommandParser(argparse.ArgumentParser):
 
     Attributes:
         components: The parts of a run whose options the command takes: ``("agent",)`` for ``--agent.lr 0.1``.
+        intermixed: Whether flags may stand between the words of a list of positional arguments.
     """
 
     components: tuple[str, ...] = ()
+    intermixed = False
 
     def __init__(self, **kwargs: Any) -> None:
         # "resolve" lets a command replace --help.
@@ -51,7 +53,7 @@ class CommandParser(argparse.ArgumentParser):
             UserError: An unknown argument, a missing or an invalid value.
         """
         plain, option_flags = _split_option_flags(words)
-        args, unknown = self.parse_known_args(plain)
+        args, unknown = (self.parse_known_intermixed_args if self.intermixed else self.parse_known_args)(plain)
         if not self.components and (unknown := [*option_flags, *unknown]):
             raise UserError(f"unknown argument '{unknown[0]}' ({self.prog} --help)")
         args.words, args.option_flags, args.parser = list(words), [*option_flags, *unknown], self

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plastibench.cli.arguments import add_paths, split_names
+from plastibench.cli.arguments import add_paths, add_reference, split_names
 from plastibench.cli.parser import CommandParser
 from plastibench.config.errors import UserError
 from plastibench.plotting import PLOTS
@@ -42,6 +42,7 @@ def configure(parser: CommandParser) -> None:
     runs.add_argument("--env", metavar="NAMES", help="only these envs")
     runs.add_argument("--agent", metavar="NAMES", help="only these agents")
     runs.add_argument("--intervention", metavar="NAMES", help="only these interventions, in this order")
+    add_reference(runs)
     add_paths(parser)
     parser.set_defaults(data_dir=None)  # only fig3 takes --data-dir
 
@@ -56,7 +57,7 @@ def execute(args: argparse.Namespace) -> int:
     if out.is_dir():
         out = out / args.kind
     plotting.check_path(out)
-    found: list[Result] = load_results(args.runs_dir)
+    found: list[Result] = load_results(args.runs_dir, with_reference=args.with_reference)
     for part in ("env", "agent", "intervention"):
         found = _select(found, part, getattr(args, part), args.runs_dir)
     for path in plotting.save(plotting.draw(args.kind, found, metric=args.metric, data_dir=args.data_dir), out):

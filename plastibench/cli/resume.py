@@ -13,6 +13,7 @@ from plastibench.cli.specs import resolve_devices
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.config.spec import RunSpec
 from plastibench.utils.digests import read_signed
+from plastibench.utils.tables import terminal_width
 
 
 def configure(parser: CommandParser) -> None:
@@ -54,7 +55,7 @@ def execute(args: argparse.Namespace) -> int:
     except Interrupted as stopped:
         print(f"plastibench: {stopped}; run the same command to continue", file=sys.stderr)
         return 130
-    print(f"\n{leaderboard.comparison([result])}\n")
+    print(f"\n{leaderboard.comparison([result], terminal_width(args.wide))}\n")
     if not args.for_command:
         update_board(args.runs_dir)
     return 0

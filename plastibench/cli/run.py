@@ -17,6 +17,8 @@ from plastibench.cli.run_options import add_run_options, given_run_options
 from plastibench.cli.specs import make_specs, resolve_devices
 from plastibench.config.errors import UserError
 from plastibench.config.spec import PARTS, RunSpec, read_file
+from plastibench.results.tags import add_tags
+from plastibench.utils.tables import terminal_width
 
 _OPTIONS = "Set their options with --env.OPTION, --agent.OPTION and --intervention.OPTION."
 _EXAMPLES = """\
@@ -67,7 +69,7 @@ def execute(args: argparse.Namespace) -> int:
     specs = make_specs(tables)
     if args.jobs > 1 and len(specs) > 1:
         return run_in_parallel(resolve_devices(specs), args)
-    return _run_one_by_one(specs, args)
+    return _run_one_by_one(resolve_devices(specs), args)
 
 
 def _requested(args: argparse.Namespace) -> Tables:
@@ -133,9 +135,11 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
             except Interrupted as stopped:
                 print(f"plastibench: {stopped}; run the same command to continue", file=sys.stderr)
                 return 130
+            finally:
+                add_tags([args.runs_dir / spec.id], args.tag)
             found.append(result)
-    print(f"\n{leaderboard.comparison(found)}\n")
-    update_board(args.runs_dir)
+    print(f"\n{leaderboard.comparison(found, terminal_width(args.wide))}\n")
+    update_board(args.runs_dir, plots=True)
     flag = "" if args.runs_dir == DEFAULT_RUNS_DIR else f" --runs-dir {args.runs_dir}"
     print(f"results:     {args.runs_dir}/<run>/result.json; compare all runs: plastibench leaderboard{flag}")
     print(f"TensorBoard: tensorboard --logdir {args.runs_dir}")

@@ -16,6 +16,7 @@ from plastibench.cli.plugins import import_plugins
 from plastibench.cli.run_options import add_run_options, given_run_options
 from plastibench.cli.specs import make_specs, resolve_devices
 from plastibench.config.spec import PARTS, RunSpec
+from plastibench.utils.tables import terminal_width
 
 
 def configure(parser: CommandParser) -> None:
@@ -60,9 +61,15 @@ def execute(args: argparse.Namespace) -> int:
         return 1
     timed = [] if found[0].is_rl else [first[name] for name in names]
     costs = survey_table.measure_costs(timed, args.data_dir, args.runs_dir / survey_table.COSTS_FILE)
-    table = survey_table.table(found, costs, _failures(specs, args.runs_dir))
+    failures = _failures(specs, args.runs_dir)
+    table = survey_table.table(found, costs, failures)
     legend = textwrap.fill(f"{survey_table.legend(found)} {origin(found)}", 110)
-    print(f"\n{table}\n\n{legend}")
+    if width := terminal_width(args.wide):
+        drawn, count = survey_table.terminal_table(found, costs, failures, width)
+        explained = f"{survey_table.legend(found, count)} {origin(found)}"
+        print(f"\n{drawn}\n\n{textwrap.fill(explained, min(width, 120))}")
+    else:
+        print(f"\n{table}\n\n{legend}")
     if args.out:
         command = shlex.join(["plastibench", "survey", *args.words])
         atomic_io.write_text(args.out, f"`{command}`\n\n{table}\n\n{legend}\n")

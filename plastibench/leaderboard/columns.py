@@ -1,4 +1,4 @@
-"""The columns of the leaderboard, and how rows are sorted and filtered by them."""
+"""The columns of the leaderboard, most important first, and how rows are sorted and filtered by them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.leaderboard.rows import Row
-from plastibench.results.confidence import PLUS_MINUS, Interval
+from plastibench.results.confidence import Interval
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Column:
             ``none``.
         better: Whether more or less is better.
         meaning: Explanation in one line.
-        hide_order: In a narrow terminal, columns with higher numbers are hidden first; 0: never hidden.
+        rl_meaning: Explanation for RL agents; empty: the same.
     """
 
     key: str
@@ -33,42 +33,49 @@ class Column:
     unit: Literal["text", "rank", "number", "score", "fraction", "ratio", "probability"]
     better: Literal["more", "less"]
     meaning: str
-    hide_order: int = 0
+    rl_meaning: str = ""
 
 
-LEGEND = f"{PLUS_MINUS}; significant: the 95 % confidence interval of the paired difference lies above 0"
+SIGNIFICANT = "significant: the 95 % confidence interval of the paired difference lies above 0"
 COLUMNS = (
     Column("intervention", "intervention", "text", "less", "name, with options that differ from its defaults"),
     Column("rank", "rank", "rank", "less", "1 + number of significantly better methods (= tied; – not ranked)"),
-    Column("seeds", "seeds", "number", "more", "number of seeds"),
-    Column("final", "final", "score", "more", "accuracy after the last task, or mean of the last three returns"),
-    Column("iqm", "IQM", "score", "more", "interquartile mean of final [95 % CI, stratified bootstrap]", 3),
+    Column("final", "final", "score", "more", "accuracy after the last task", "mean of the last three returns"),
     Column("gain", "gain", "score", "more", "final minus final of none with the same seed"),
-    Column("better", "P(> none)", "probability", "more", "fraction of seeds that beat none [95 % CI, Wilson]", 1),
-    Column("average", "average", "score", "more", "mean accuracy at the end of each task, or mean of all returns", 8),
-    Column("auc", "AUC", "score", "more", "mean accuracy over all epochs", 7),
-    Column("drop", "drop", "score", "less", "accuracy (percentage points) or return lost right at an intervention"),
-    Column("lowest", "lowest", "score", "more", "lowest return between an intervention and the next one", 9),
+    Column(
+        "drop",
+        "drop",
+        "score",
+        "less",
+        "percentage points of accuracy lost right at an intervention",
+        "return lost right at an intervention",
+    ),
+    Column("seeds", "seeds", "number", "more", "number of seeds"),
+    Column(
+        "recovery",
+        "recovered in",
+        "number",
+        "less",
+        "epochs until the accuracy is back at its value before the task boundary, and percentage of boundaries after "
+        "which it never is",
+        "steps until the return is back at its value before the intervention, and percentage of interventions after "
+        "which it never is",
+    ),
+    Column("better", "P(> none)", "probability", "more", "fraction of seeds that beat none [95 % CI, Wilson]"),
+    Column("time", "time ×", "ratio", "less", "CPU time of the run relative to none with the same seed"),
+    Column("iqm", "IQM", "score", "more", "interquartile mean of final [95 % CI, stratified bootstrap]"),
+    Column("memory", "memory ×", "ratio", "less", "parameters and the method's state, relative to none"),
+    Column("cost", "cost %", "fraction", "less", "percentage of the run time spent in interventions"),
+    Column("auc", "AUC", "score", "more", "mean accuracy over all epochs"),
+    Column("average", "average", "score", "more", "mean accuracy at the end of each task", "mean of all returns"),
+    Column("lowest", "lowest", "score", "more", "lowest return between an intervention and the next one"),
     Column(
         "q_bias",
         "Q bias",
         "score",
         "less",
         "final bias of the critic: predicted value minus the discounted return obtained",
-        10,
     ),
-    Column(
-        "recovery",
-        "recovery",
-        "number",
-        "less",
-        "epochs or steps until the score is back at its value before the intervention (in parentheses: percentage of "
-        "interventions without recovery)",
-        5,
-    ),
-    Column("time", "time ×", "ratio", "less", "run time relative to none, same seed and hardware", 2),
-    Column("memory", "memory ×", "ratio", "less", "parameters and the method's state, relative to none", 4),
-    Column("cost", "cost %", "fraction", "less", "percentage of the run time spent in interventions", 6),
 )
 OVERALL = (
     COLUMNS[0],
@@ -80,20 +87,21 @@ OVERALL = (
         "1 + number of methods with a significantly higher mean (– if not run in all settings)",
     ),
     Column(
+        "iqm", "IQM %", "fraction", "more", "interquartile mean of all final scores [95 % CI, stratified bootstrap]"
+    ),
+    Column("gain", "gain %", "fraction", "more", "mean over settings of the mean gain over none"),
+    Column(
         "settings",
         "settings",
         "text",
         "more",
         "number of settings in which the method was run, out of all that are compared",
     ),
-    Column("runs", "runs", "number", "more", "number of runs in all settings"),
-    Column(
-        "iqm", "IQM %", "fraction", "more", "interquartile mean of all final scores [95 % CI, stratified bootstrap]"
-    ),
-    Column("gain", "gain %", "fraction", "more", "mean over settings of the mean gain over none"),
-    Column("better", "P(> none)", "probability", "more", "fraction of seeds that beat none [95 % CI, Wilson]"),
     Column("mean_rank", "mean rank", "number", "less", "mean of the ranks in the settings"),
+    Column("better", "P(> none)", "probability", "more", "fraction of seeds that beat none [95 % CI, Wilson]"),
+    Column("runs", "runs", "number", "more", "number of runs in all settings"),
 )
+NO_TIME = "no column 'time ×' without 10 s of measured CPU time per run on equal hardware with as many threads"
 KEYS = tuple(column.key for column in COLUMNS)
 
 

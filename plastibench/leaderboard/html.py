@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plastibench.leaderboard.columns import LEGEND, OVERALL, Column, value_of
+from plastibench.leaderboard.columns import OVERALL, Column, value_of
 from plastibench.leaderboard.rows import Row
 from plastibench.leaderboard.settings import Setting, origin
 from plastibench.leaderboard.standings import Standings, notes
-from plastibench.leaderboard.text import cells, columns_of, headings, legends
+from plastibench.leaderboard.text import cells, closing_legends, columns_of, headings, legends, meaning
 from plastibench.results.confidence import Interval
 
 _TEMPLATE = "leaderboard.html.j2"
 _WIDTH, _MARGIN = 120, 5  # of the plot of an interval, in pixels
+_PHONE = ("intervention", "final", "drop", "seeds", "settings", "iqm")  # columns on a phone, unless all are asked for
 _REACH = 3  # interquartile ranges beyond the quartiles; a mean outside is an outlier, drawn as a hollow dot at the edge
 
 
@@ -70,16 +71,20 @@ def page(shown: Standings, plots: Mapping[str, Sequence[tuple[str, bytes]]] | No
     sections = [_section(setting, rows, (plots or {}).get(setting.title, ())) for setting, rows in shown.tables]
     if shown.overall:
         sections.insert(0, _overall_section(shown))
-    columns = [(setting, columns_of(setting)) for setting, _ in shown.tables]
-    meanings = legends(columns, with_overall=bool(shown.overall))
+    columns = [(setting, columns_of(setting, rows)) for setting, rows in shown.tables]
+    meanings = {
+        kind: [(heading, text, _is_optional_heading(heading, kind)) for heading, text in explained.items()]
+        for kind, explained in legends(columns, OVERALL if shown.overall else ()).items()
+    }
     runs = sum(len(row["seeds"]) for _, rows in shown.tables for row in rows)
     template = environment.get_template(_TEMPLATE)
-    return template.render(sections=sections, meanings=meanings, legend=LEGEND, runs=runs, width=_WIDTH) + "\n"
+    legend = "; ".join(closing_legends(shown))
+    return template.render(sections=sections, meanings=meanings, legend=legend, runs=runs, width=_WIDTH) + "\n"
 
 
 def _section(setting: Setting, rows: Sequence[Row], plots: Sequence[tuple[str, bytes]]) -> dict[str, Any]:
     """What the template shows of a setting."""
-    columns = columns_of(setting)
+    columns = columns_of(setting, rows)
     scale = _Scale.of([row["final"] for row in rows])
     low, high = (f"{bound:.4g}" if setting.is_rl else f"{100 * bound:.0f}" for bound in (scale.low, scale.high))
     return {
@@ -106,13 +111,33 @@ def _overall_section(shown: Standings) -> dict[str, Any]:
     return {"title": "all settings", "head": head, "scale": "", "rows": rows, "notes": shown.overall_notes, "plots": []}
 
 
-def _head(columns: Sequence[Column], setting: Setting | None = None) -> list[tuple[str, Column]]:
-    return list(zip(headings(columns, setting), columns, strict=True))
+def _head(columns: Sequence[Column], setting: Setting | None = None) -> list[dict[str, Any]]:
+    """What the template shows of each heading."""
+    return [
+        {
+            "text": heading,
+            "better": column.better,
+            "meaning": meaning(column, setting),
+            "is_optional": _is_optional(column, setting),
+        }
+        for heading, column in zip(headings(columns, setting), columns, strict=True)
+    ]
 
 
-def _cells(row: Row, columns: Sequence[Column], setting: Setting | None = None) -> list[tuple[str, Any]]:
-    """Text and sort key of each cell."""
+def _cells(row: Row, columns: Sequence[Column], setting: Setting | None = None) -> list[tuple[str, Any, bool]]:
+    """Text and sort key of each cell, and whether a phone hides it."""
     values = (value_of(row, column.key) for column in columns)
     return [
-        (text, "" if value is None else value) for text, value in zip(cells(row, columns, setting), values, strict=True)
+        (text, "" if value is None else value, _is_optional(column, setting))
+        for text, value, column in zip(cells(row, columns, setting), values, columns, strict=True)
     ]
+
+
+def _is_optional(column: Column, setting: Setting | None) -> bool:
+    """Whether a phone hides a column until all are asked for."""
+    return column.key not in _PHONE or (column.key == "iqm" and setting is not None)
+
+
+def _is_optional_heading(heading: str, kind: str) -> bool:
+    key = heading.removesuffix(" %").lower()
+    return key not in _PHONE or (key == "iqm" and kind != "all settings")

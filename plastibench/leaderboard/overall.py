@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import statistics
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from plastibench.leaderboard.rows import Row
 from plastibench.leaderboard.settings import BASE, Method, Setting
@@ -20,28 +23,44 @@ from plastibench.results.confidence import (
 
 _EVALUATION_OPTION = "evaluate_every"  # of envs; does not change the training
 _MANY = 3  # number of settings that a note lists
+_FEWEST = 3  # methods in a setting that counts, if any setting has as many
 
 Scores = Mapping[int, float]  # by seed
 Reasons = dict[str, list[str]]  # reason to titles of settings
 
 
-def overall(settings: Sequence[Setting]) -> tuple[list[Row], list[str]]:
+def overall(
+    settings: Sequence[Setting], *, all_settings: bool = False, exclude_tags: Collection[str] = ()
+) -> tuple[list[Row], list[str]]:
     """Compare methods over all settings.
 
     Scores are accuracies as fractions, and normalized returns. Settings without these or with a single method are left
-    out. A method is ranked if it has two seeds or more in every setting. All settings have equal weight. Settings are
-    fixed, only seeds are random: intervals say nothing about other settings.
+    out. By default, a setting counts only if it has at least three methods (if any setting has three) and at least half
+    as many as the median setting. Methods with a single seed do not count here, unless all have one. Otherwise a trial
+    run of two methods would leave all others without a rank. A method is ranked if it has two seeds or more in every
+    setting. All settings have equal weight. Settings are fixed, only seeds are random: intervals say nothing about
+    other settings.
 
     Keys: ``rank``, ``tied``, ``intervention``, ``settings`` (number in which it counts), ``of`` (number of all),
     ``runs``, ``iqm``, ``gain``, ``better``, ``mean_rank`` (over the settings in which it has several seeds).
 
+    Args:
+        settings: All settings.
+        all_settings: Count settings with few methods, too.
+        exclude_tags: Leave out runs with one of these tags.
+
     Returns:
         The rows, ranked methods first, and notes on settings that are not counted and methods that are not ranked.
     """
-    several_methods = [s for s in settings if sum(bool(_scores(method, s)) for method in s.methods) > 1]
+    settings, excluded = _without_tags(settings, exclude_tags)
+    several_methods = [setting for setting in settings if _method_count(setting, 1) > 1]
     counted, notes = _without_duplicates(several_methods)
+    small: list[str] = []
+    if not all_settings:
+        counted, small = _without_small(counted)
     if len(counted) < 2:
-        return [], []
+        return [], small
+    notes = [*excluded, *notes, *small]
     scores, mean_ranks, reasons = _collect(counted)
     complete = [name for name, by_setting in scores.items() if all(len(values) > 1 for values in by_setting)]
     rank_of = dict(zip(complete, stratified_ranks([scores[name] for name in complete]), strict=True))
@@ -64,6 +83,39 @@ def overall(settings: Sequence[Setting]) -> tuple[list[Row], list[str]]:
         )
     rows.sort(key=lambda row: (-row["settings"], row["rank"] or len(rows) + 1, -row["iqm"].value))
     return rows, [*notes, *_unranked(rows, reasons)]
+
+
+def _without_tags(settings: Sequence[Setting], tags: Collection[str]) -> tuple[list[Setting], list[str]]:
+    """Leave out runs with one of these tags."""
+    kept, count = [], 0
+    for setting in settings:
+        methods = []
+        for method in setting.methods:
+            runs = {seed: run for seed, run in method.runs.items() if not run.tags.intersection(tags)}
+            count += len(method.runs) - len(runs)
+            if runs:
+                methods.append(dataclasses.replace(method, runs=runs))
+        kept.append(dataclasses.replace(setting, methods=methods))
+    names = " or ".join(sorted(tags))
+    return kept, [f"not counted: {count} run{'s' if count > 1 else ''} with the tag {names}"] if count else []
+
+
+def _method_count(setting: Setting, seeds: int) -> int:
+    """Number of methods with at least so many seeds."""
+    return sum(len(_scores(method, setting)) >= seeds for method in setting.methods)
+
+
+def _without_small(settings: Sequence[Setting]) -> tuple[list[Setting], list[str]]:
+    """Leave out settings with too few methods."""
+    seeds = 2 if any(_method_count(setting, 2) > 1 for setting in settings) else 1
+    counts = [_method_count(setting, seeds) for setting in settings]
+    needed = min(max(counts, default=0), max(_FEWEST, math.ceil(statistics.median(counts or [0]) / 2)))
+    kept = [setting for setting, count in zip(settings, counts, strict=True) if count >= needed]
+    small = [f"{setting.title} ({n})" for setting, n in zip(settings, counts, strict=True) if n < needed]
+    if not small:
+        return kept, []
+    several = " with several seeds" if seeds > 1 else ""
+    return kept, [f"not counted, fewer than {needed} methods{several} (--all-settings counts it): {_titles(small)}"]
 
 
 def _without_duplicates(settings: Sequence[Setting]) -> tuple[list[Setting], list[str]]:

@@ -13,6 +13,7 @@ from plastibench.results.confidence import iqm_interval, mean_interval, paired_g
 from plastibench.results.result import Result
 
 Row = dict[str, Any]
+_SHORTEST = 10.0  # seconds of CPU time; start-up dominates shorter runs
 
 
 def rows(setting: Setting) -> list[Row]:
@@ -25,12 +26,13 @@ def rows(setting: Setting) -> list[Row]:
     - ``final``, ``iqm``, ``gain`` (over ``none``), ``better`` (fraction of shared seeds in which it beats ``none``),
     - ``average``, ``auc``, ``drop``, ``lowest`` and ``q_bias`` (RL agents only),
     - ``recovery`` (epochs or steps), ``unrecovered`` (fraction of interventions without recovery),
-    - ``time`` and ``memory`` of the run relative to ``none``, ``cost`` (fraction of the run's time that the
-      intervention took), ``seconds``.
+    - ``time`` (CPU time relative to ``none``; None if times of the setting cannot be compared), ``memory`` relative
+      to ``none``, ``cost`` (fraction of the run's time that the intervention took), ``seconds``.
 
     Values with an interval are :class:`~plastibench.results.confidence.Interval`; accuracies are fractions.
     """
     base = setting.base
+    timed = _is_timed(setting)
     scores = {method.name: method.scores(setting.score) for method in setting.methods}
     ranked = [method.name for method in setting.methods if len(scores[method.name]) > 1 and not method.not_comparable]
     rank_of = dict(zip(ranked, ranks([scores[name] for name in ranked]), strict=True))
@@ -49,7 +51,7 @@ def rows(setting: Setting) -> list[Row]:
             "seeds": sorted(method.runs),
             **_performance(method, setting),
             **_against(scores[method.name], scores[base.name] if base else {}, is_base=method is base),
-            **_cost(method, base),
+            **_cost(method, base, timed),
             "not_comparable": method.not_comparable,
         }
         made.append(row)
@@ -81,13 +83,13 @@ def _against(scores: Mapping[Any, float], base: Mapping[Any, float], is_base: bo
     return found
 
 
-def _cost(method: Method, base: Method | None) -> Row:
+def _cost(method: Method, base: Method | None, timed: bool) -> Row:
     runs = method.runs.values()
     fraction = mean([run.cost.intervention_fraction for run in runs])
     found: Row = {"time": None, "memory": None, "cost": fraction, "seconds": mean([run.cost.seconds for run in runs])}
     if base is not None:
         pairs = [(run, base.runs[seed]) for seed, run in method.runs.items() if seed in base.runs]
-        times = [_seconds(run) / _seconds(other) for run, other in pairs if _hardware(run) == _hardware(other)]
+        times = [_cpu_seconds(run) / _cpu_seconds(other) for run, other in pairs] if timed else []
         kept = [(_bytes(run), _bytes(other)) for run, other in pairs]
         sizes = [ours / theirs for ours, theirs in kept if ours and theirs]
         found["time"] = plain.median(times) if times else None
@@ -95,18 +97,25 @@ def _cost(method: Method, base: Method | None) -> Row:
     return found
 
 
-def _seconds(run: Result) -> float:
-    """Time of the run without the plasticity metrics, which are measured for every method."""
-    return max(run.cost.seconds - run.cost.metric_seconds, 1e-9)
+def _is_timed(setting: Setting) -> bool:
+    """Whether times of the runs can be compared: CPU time on the same hardware, long enough."""
+    hardware = {(run.origin.hardware.processor, run.origin.hardware.device, run.origin.threads) for run in setting.runs}
+    return len(hardware) == 1 and all(
+        run.origin.hardware.device == "cpu" and (run.cost.cpu_seconds or 0.0) >= _SHORTEST for run in setting.runs
+    )
+
+
+def _cpu_seconds(run: Result) -> float:
+    """CPU time of the run without the plasticity metrics, which are measured for every method.
+
+    The time of the metrics is wall-clock time, so their fraction of the run is subtracted.
+    """
+    return max((run.cost.cpu_seconds or 0.0) * (1 - run.cost.metric_seconds / max(run.cost.seconds, 1e-9)), 1e-9)
 
 
 def _bytes(run: Result) -> int:
     """Size of parameters and of the state of the intervention; 0 if the result lacks it."""
     return (run.cost.network_bytes or 0) + (run.cost.intervention_bytes or 0)
-
-
-def _hardware(run: Result) -> tuple[Any, ...]:
-    return run.origin.hardware.processor, run.origin.hardware.device, run.origin.threads
 
 
 def _mean(method: Method, name: str) -> float | None:

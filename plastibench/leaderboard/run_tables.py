@@ -3,87 +3,139 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from plastibench.leaderboard.settings import by_group, label
 from plastibench.results.confidence import PLUS_MINUS, mean_ci
 from plastibench.results.result import Result
-from plastibench.utils.tables import format_recovery, percent, text_table
+from plastibench.utils.tables import fitting_columns, format_recovery, percent, text_table
 
 _SHOWN = 10  # number of tasks or evaluations that are shown
-_ACCURACY_LEGEND = (
-    "final: accuracy after the last task; drop: percentage points lost right at the intervention, mean over task "
-    "boundaries; recovery: epochs until the accuracy is back at its value before the boundary (in parentheses: "
-    "percentage of boundaries without recovery)"
-)
-_RETURN_LEGEND = (
-    "return: mean of full greedy episodes; final: mean of the last three evaluations; drop: return lost right at the "
-    "intervention, mean over interventions; lowest: lowest return between an intervention and the next one; recovery: "
-    "steps until the return is back at its value before the intervention (in parentheses: percentage of interventions "
-    "without recovery)"
-)
-_LEGEND = (
-    "revived: percentage of units that were reinitialized; cost: percentage of the run time spent in interventions; "
-    f"{PLUS_MINUS}"
-)
+_ACCURACY_LEGENDS = {
+    "final": "accuracy after the last task",
+    "drop": "percentage points lost right at the intervention, mean over task boundaries",
+    "recovered in": "epochs until the accuracy is back at its value before the boundary, and percentage of boundaries "
+    "after which it never is",
+}
+_RETURN_LEGENDS = {
+    "return": "mean of full greedy episodes",
+    "final": "mean of the last three evaluations",
+    "drop": "return lost right at the intervention, mean over interventions",
+    "recovered in": "steps until the return is back at its value before the intervention, and percentage of "
+    "interventions after which it never is",
+    "lowest": "lowest return between an intervention and the next one",
+}
+_LEGENDS = {
+    "revived %": "percentage of units that were reinitialized",
+    "cost %": "percentage of the run time spent in interventions",
+}
+_WIDEST = 120  # characters of a paragraph
+_Columns = dict[str, list[str]]  # heading to cells
 
 
-def comparison(found: Sequence[Result]) -> str:
-    """Compare the runs of one env and agent in tables with a legend."""
+def comparison(found: Sequence[Result], width: int = 0) -> str:
+    """Compare the runs of one env and agent in tables with a legend, best final accuracy or return first.
+
+    Args:
+        found: The runs.
+        width: Of the terminal; columns that do not fit are left out. 0: show all columns.
+    """
     is_rl = found[0].is_rl
-    tables = _return_comparison(found) if is_rl else _accuracy_comparison(found)
-    legend = f"{_RETURN_LEGEND if is_rl else _ACCURACY_LEGEND}; {_LEGEND}."
-    return f"{tables}\n\n{textwrap.fill(legend, 110)}"
-
-
-def _return_comparison(found: Sequence[Result]) -> str:
-    """Returns over steps, and the effect and cost of interventions."""
-    points = found[0].returns
-    shown = _evenly_spaced(len(points))
-    header = ["return after steps", *(f"{points[index].steps / 1000:g}k" for index in shown)]
-    header += ["final", "drop", "lowest", "recovery", "revived %", "cost %"]
-    rows = []
-    for runs in by_group(found):
-        curve = [f"{_average(run.returns[index].value for run in runs):.4g}" for index in shown]
-        rows.append([label(runs[0]), *curve, *_returns(runs, "final_return", "mean_drop", "mean_lowest")])
-        rows[-1] += [_recovery_steps(runs), _revived(runs), _cost(runs)]
-    return text_table(header, rows)
-
-
-def _accuracy_comparison(found: Sequence[Result]) -> str:
-    """Accuracy by task, drop by task boundary, and the effect and cost of interventions."""
-    shown = _evenly_spaced(len(found[0].tasks))
-    header = ["accuracy % after task", *(str(task + 1) for task in shown)]
-    header += ["final", "drop", "recovery", "revived %", "cost %"]
-    rows = []
-    for runs in by_group(found):
-        ends = [percent(_average(run.tasks[task].end for run in runs), 0) for task in shown]
-        final = mean_ci([run.summary.final_accuracy for run in runs])
-        drop = mean_ci([run.summary.mean_drop for run in runs])
-        rows.append([label(runs[0]), *ends, final, drop, recovery(runs), _revived(runs), _cost(runs)])
-    tables = [text_table(header, rows)]
-    boundaries = [task for task in shown if task]
-    intervened = [runs for runs in by_group(found) if any(run.interventions for run in runs)]
-    if boundaries and intervened:
-        drops = [
-            [label(runs[0]), *(percent(_average(run.tasks[task].drop for run in runs)) for task in boundaries)]
-            for runs in intervened
+    groups = sorted(by_group(found), key=final, reverse=True)
+    points = [f"{point.steps / 1000:g}k" for point in found[0].returns] or [
+        str(task.task + 1) for task in found[0].tasks
+    ]
+    fixed = _fixed_columns(groups, is_rl)
+    names = [label(runs[0]) for runs in groups]
+    title = "return after steps" if is_rl else "accuracy % after task"
+    for shown, kept in _layouts(len(points), fixed):
+        chosen = {heading: cells for heading, cells in fixed.items() if heading in kept}
+        header = [title, *(points[index] for index in shown), *chosen]
+        curves = [_curve(runs, shown, is_rl) for runs in groups]
+        rows = [
+            [name, *curve, *(cells[row] for cells in chosen.values())]
+            for row, (name, curve) in enumerate(zip(names, curves, strict=True))
         ]
-        tables.append(text_table(["drop before task", *(str(task + 1) for task in boundaries)], drops))
+        if fitting_columns(header, rows, width) == len(header):
+            break
+    tables = [text_table(header, rows, width)]
+    if not is_rl and (drops := _drops(groups, width)):
+        tables.append(drops)
+    meanings = {**(_RETURN_LEGENDS if is_rl else _ACCURACY_LEGENDS), **_LEGENDS}
+    legend = [f"{heading}: {text}" for heading, text in meanings.items() if heading in (*chosen, "return")]
+    legend += [PLUS_MINUS] if any("±" in cell for cells in chosen.values() for cell in cells) else []
+    if hidden := len(fixed) - len(chosen):
+        legend.append(f"{hidden} more columns with --wide, in a wider terminal or a pipe")
+    tables.append(textwrap.fill(f"{'; '.join(legend)}.", min(width or _WIDEST, _WIDEST)))
     return "\n\n".join(tables)
 
 
-def _evenly_spaced(count: int) -> list[int]:
-    """Indices of up to ten evenly spaced items out of ``count``, including the first and the last."""
-    return sorted({round(i * (count - 1) / (_SHOWN - 1)) for i in range(_SHOWN)})
+def _layouts(count: int, fixed: _Columns) -> Iterator[tuple[list[int], list[str]]]:
+    """Points of the curve and other columns to show, from the widest table to the narrowest."""
+    kept = list(fixed)
+    shown = _evenly_spaced(count)
+    yield shown, kept
+    while len(kept) > 3:
+        kept = kept[:-1]
+        yield shown, kept
+    for size in range(len(shown) - 1, 1, -1):
+        yield _evenly_spaced(count, size), kept
+    while len(kept) > 1:
+        kept = kept[:-1]
+        yield _evenly_spaced(count, 2), kept
 
 
-def _returns(runs: list[Result], *names: str) -> list[str]:
-    return [mean_ci([getattr(run.summary, name) for run in runs], scale=1, digits=2) for name in names]
+def _curve(runs: list[Result], shown: Sequence[int], is_rl: bool) -> list[str]:
+    if is_rl:
+        return [f"{_average(run.returns[index].value for run in runs):.4g}" for index in shown]
+    return [percent(_average(run.tasks[task].end for run in runs), 0) for task in shown]
 
 
-def _recovery_steps(runs: list[Result]) -> str:
-    return _recovery(runs, "mean_recovery_steps", 0)
+def _fixed_columns(groups: Sequence[list[Result]], is_rl: bool) -> _Columns:
+    """The columns that do not depend on the number of tasks, most important first."""
+    found: _Columns = {}
+    if is_rl:
+        found["final"], found["drop"] = (
+            [_returns(runs, name) for runs in groups] for name in ("final_return", "mean_drop")
+        )
+    else:
+        found["final"], found["drop"] = (
+            [mean_ci([getattr(run.summary, name) for run in runs]) for runs in groups]
+            for name in ("final_accuracy", "mean_drop")
+        )
+    found["recovered in"] = [recovery(runs) for runs in groups]
+    if is_rl:
+        found["lowest"] = [_returns(runs, "mean_lowest") for runs in groups]
+    found["revived %"] = [_revived(runs) for runs in groups]
+    found["cost %"] = [_cost(runs) for runs in groups]
+    return found
+
+
+def _drops(groups: Sequence[list[Result]], width: int) -> str:
+    """Table of the drop by task boundary; empty if nothing intervened or there is one task."""
+    count = len(groups[0][0].tasks)
+    intervened = [runs for runs in groups if any(run.interventions for run in runs)]
+    if count < 2 or not intervened:
+        return ""
+    for size in range(_SHOWN, 1, -1):
+        boundaries = [task for task in _evenly_spaced(count, size) if task]
+        rows = [
+            [label(runs[0]), *(percent(_average(run.tasks[task].drop for run in runs)) for task in boundaries)]
+            for runs in intervened
+        ]
+        header = ["drop before task", *(str(task + 1) for task in boundaries)]
+        if fitting_columns(header, rows, width) == len(header):
+            break
+    return text_table(header, rows, width)
+
+
+def _evenly_spaced(count: int, size: int = _SHOWN) -> list[int]:
+    """Indices of up to ``size`` evenly spaced items out of ``count``, including the first and the last."""
+    return sorted({round(i * (count - 1) / (size - 1)) for i in range(size)})
+
+
+def _returns(runs: list[Result], name: str) -> str:
+    return mean_ci([getattr(run.summary, name) for run in runs], scale=1, digits=2)
 
 
 def final(runs: list[Result]) -> float:
@@ -93,12 +145,10 @@ def final(runs: list[Result]) -> float:
 
 def recovery(runs: list[Result]) -> str:
     """Epochs or steps until the value before an intervention is reached again, and how often it never is."""
-    return _recovery_steps(runs) if runs[0].is_rl else _recovery(runs, "mean_recovery_epochs", 1)
-
-
-def _recovery(runs: list[Result], name: str, digits: int) -> str:
+    unit, digits = ("steps", 0) if runs[0].is_rl else ("epochs", 1)
     never = _average(run.summary.unrecovered_fraction for run in runs)
-    return format_recovery(_average(getattr(run.summary, name) for run in runs), never, digits)
+    time = _average(getattr(run.summary, f"mean_recovery_{unit}") for run in runs)
+    return format_recovery(time, never, unit, digits)
 
 
 def _revived(runs: list[Result]) -> str:

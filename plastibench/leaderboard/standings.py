@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from plastibench.leaderboard.columns import condition, sort
@@ -10,6 +10,7 @@ from plastibench.leaderboard.overall import overall
 from plastibench.leaderboard.rows import Row, rows
 from plastibench.leaderboard.settings import Setting, by_setting
 from plastibench.results.result import Result
+from plastibench.results.tags import TRIAL
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,24 @@ class Standings:
     overall_notes: list[str]
 
 
-def standings(found: Sequence[Result], *, sorted_by: str = "final", filters: Sequence[str] = ()) -> Standings:
+def standings(
+    found: Sequence[Result],
+    *,
+    sorted_by: str = "rank",
+    filters: Sequence[str] = (),
+    all_settings: bool = False,
+    exclude_tags: Collection[str] = (TRIAL,),
+) -> Standings:
     """Compare results.
 
     Args:
         found: Results.
-        sorted_by: A column; best rows first.
+        sorted_by: A column; best rows first. Rows with equal values are sorted by the final accuracy or return.
         filters: Conditions for the rows to show; see :func:`~plastibench.leaderboard.columns.condition`. They do not
             change ranks and gains.
+        all_settings: Count settings with few methods in the table over all settings; see
+            :func:`~plastibench.leaderboard.overall.overall`.
+        exclude_tags: Leave runs with one of these tags out of the table over all settings.
 
     Raises:
         UserError: A filter is invalid, or a column does not exist.
@@ -47,7 +58,8 @@ def standings(found: Sequence[Result], *, sorted_by: str = "final", filters: Seq
         if kept:
             tables.append((setting, sort(kept, sorted_by)))
     shown = {row["intervention"] for _, kept in tables for row in kept}
-    together, overall_notes = overall([setting for setting, _ in tables])
+    settings = [setting for setting, _ in tables]
+    together, overall_notes = overall(settings, all_settings=all_settings, exclude_tags=exclude_tags)
     return Standings(tables, [row for row in together if row["intervention"] in shown], overall_notes)
 
 

@@ -82,6 +82,14 @@ def _write(folder: Path, shown: Standings, plots: Mapping[str, bytes] | None) ->
     return folder
 
 
+def remove(runs_dir: Path) -> None:
+    """Delete the leaderboard; other files in its folder are kept."""
+    folder = runs_dir / FOLDER
+    if folder.is_dir():
+        for path in [*(path for path in folder.iterdir() if path.is_dir()), folder]:
+            tensorboard_events.remove(path)
+
+
 def _charts(setting: Setting) -> list[tuple[str, str, Callable[[Result], _Curve]]]:
     """Tag, title and curve of each chart of a setting; the chart of drops only if there is a drop other than 0."""
     runs = setting.runs

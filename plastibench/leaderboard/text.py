@@ -9,13 +9,15 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from plastibench.leaderboard.columns import COLUMNS, LEGEND, OVERALL, Column, value_of
+from plastibench.leaderboard.columns import COLUMNS, NO_TIME, OVERALL, SIGNIFICANT, Column, value_of
 from plastibench.leaderboard.rows import Row
 from plastibench.leaderboard.settings import Setting
 from plastibench.leaderboard.standings import Standings, notes
-from plastibench.results.confidence import Interval
-from plastibench.utils.tables import format_recovery, markdown_table, text_table
+from plastibench.results.confidence import PLUS_MINUS, Interval
+from plastibench.utils.tables import fitting_columns, format_recovery, markdown_table, text_table
 
+_ALWAYS = ("intervention", "rank", "final", "seeds")
+_WIDEST = 120  # characters of a paragraph
 _WITH_BOUNDS = ("final", "iqm", "gain", "better", "drop")
 _KEYS = (
     *("scope", "env", "agent", "rank", "tied"),
@@ -25,45 +27,47 @@ _KEYS = (
 
 
 def table(shown: Standings, width: int = 0) -> str:
-    """Format the leaderboard for a terminal of this width, hiding columns that do not fit; 0: show all columns."""
+    """Format the leaderboard for a terminal of this width, without the columns that do not fit; 0: show all columns."""
     parts, fitting, hidden = [], [], 0
     for setting, made in shown.tables:
-        columns, lines = _fitting(made, setting, width)
-        hidden = max(hidden, len(columns_of(setting)) - len(columns))
+        every = columns_of(setting, made)
+        columns, drawn = _drawn(every, made, setting, width)
+        hidden = max(hidden, len(every) - len(columns))
         fitting.append((setting, columns))
-        parts.append("\n\n".join([setting.title, text_table(headings(columns, setting), lines)]))
-        parts += _wrapped(notes(setting, made))
+        parts += [*_wrapped([setting.title], width), drawn, *_wrapped(notes(setting, made), width)]
+    overall_columns: list[Column] = []
     if shown.overall:
-        drawn = text_table(headings(OVERALL), [cells(row, OVERALL) for row in shown.overall])
-        parts.append(f"all settings\n\n{drawn}")
-        parts += _wrapped(shown.overall_notes)
-    more = [f"{hidden} more columns in a wider terminal, or with --format csv"] if hidden else []
+        overall_columns, drawn = _drawn(list(OVERALL), shown.overall, None, width)
+        hidden = max(hidden, len(OVERALL) - len(overall_columns))
+        parts += ["all settings", drawn]
+    parts += _wrapped(shown.overall_notes, width)
     explained = [
         f"{kind}: {'; '.join(f'{heading}: {meaning}' for heading, meaning in meanings.items())}"
-        for kind, meanings in legends(fitting, with_overall=bool(shown.overall)).items()
+        for kind, meanings in legends(fitting, overall_columns).items()
     ]
-    explained.append("; ".join([LEGEND, *more]))
-    return "\n\n".join([*parts, *(textwrap.fill(x, min(width or 120, 120), break_on_hyphens=False) for x in explained)])
+    more = [f"{hidden} more columns with --wide, in a wider terminal or a pipe"] if hidden else []
+    explained.append("; ".join([*closing_legends(shown), *more]))
+    return "\n\n".join([*parts, *(_filled(text, width) for text in explained if text)])
 
 
 def markdown(shown: Standings) -> str:
     """Format the leaderboard as Markdown, with all columns."""
     parts = []
-    for setting, made in shown.tables:
-        columns = columns_of(setting)
-        lines = [cells(row, columns, setting) for row in made]
+    columns = [(setting, columns_of(setting, made)) for setting, made in shown.tables]
+    for (setting, chosen), (_, made) in zip(columns, shown.tables, strict=True):
+        lines = [cells(row, chosen, setting) for row in made]
         parts += [
-            f"### {_escaped(setting.title)}",
-            _quoted(headings(columns, setting), lines),
-            *_listed(notes(setting, made)),
+            f"### {escaped(setting.title)}",
+            _quoted(headings(chosen, setting), lines),
+            *listed(notes(setting, made)),
         ]
     if shown.overall:
         lines = [cells(row, OVERALL) for row in shown.overall]
-        parts += ["### all settings", _quoted(headings(OVERALL), lines), *_listed(shown.overall_notes)]
-    shown_columns = [(setting, columns_of(setting)) for setting, _ in shown.tables]
-    for kind, meanings in legends(shown_columns, with_overall=bool(shown.overall)).items():
+        parts += ["### all settings", _quoted(headings(OVERALL), lines)]
+    parts += listed(shown.overall_notes)
+    for kind, meanings in legends(columns, OVERALL if shown.overall else ()).items():
         parts += [f"{kind}:", "\n".join(f"- {heading}: {meaning}" for heading, meaning in meanings.items())]
-    return "\n\n".join([*parts, LEGEND])
+    return "\n\n".join([*parts, *([closing] if (closing := "; ".join(closing_legends(shown))) else [])])
 
 
 def as_json(shown: Standings) -> str:
@@ -93,23 +97,37 @@ def as_csv(shown: Standings) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def legends(tables: Sequence[tuple[Setting, Sequence[Column]]], *, with_overall: bool) -> dict[str, dict[str, str]]:
+def legends(
+    tables: Sequence[tuple[Setting, Sequence[Column]]], overall: Sequence[Column] = ()
+) -> dict[str, dict[str, str]]:
     """Explain the columns, for each kind of table.
 
     Args:
         tables: Settings and the columns shown of each.
-        with_overall: Whether there is a table over all settings.
+        overall: Columns shown of the table over all settings; empty if there is none.
 
     Returns:
         Kind of table to printed heading to meaning.
     """
     found: dict[str, dict[str, str]] = {}
-    for setting, columns in tables:
-        kind = "RL environments" if setting.is_rl else "task streams"
-        found.setdefault(kind, {}).update(_meanings(columns, setting))
-    if with_overall:
-        found["all settings"] = _meanings(OVERALL)
+    for kind, is_rl in (("task streams", False), ("RL environments", True)):
+        of_kind = [(setting, columns) for setting, columns in tables if setting.is_rl == is_rl]
+        if of_kind:
+            shown = [column for column in COLUMNS if any(column in columns for _, columns in of_kind)]
+            found[kind] = _meanings(shown, of_kind[0][0])
+    if overall:
+        found["all settings"] = _meanings(overall)
     return found
+
+
+def closing_legends(shown: Standings) -> list[str]:
+    """What the legend says besides the meaning of columns."""
+    rows = [row for _, made in shown.tables for row in made] + shown.overall
+    intervals = [value for row in rows for value in row.values() if isinstance(value, Interval)]
+    found = [PLUS_MINUS] if any(interval.low is not None for interval in intervals) else []
+    found += [SIGNIFICANT] if any(row["rank"] is not None for row in rows) else []
+    with_time = all(any(row["time"] is not None for row in made) for _, made in shown.tables)
+    return found if with_time else [*found, NO_TIME]
 
 
 def headings(columns: Sequence[Column], setting: Setting | None = None) -> list[str]:
@@ -123,49 +141,54 @@ def cells(row: Row, columns: Sequence[Column], setting: Setting | None = None) -
     return [_cell(row, column, is_rl=setting is not None and setting.is_rl) for column in columns]
 
 
-def columns_of(setting: Setting) -> list[Column]:
-    """The columns that apply to a setting."""
+def columns_of(setting: Setting, made: Sequence[Row]) -> list[Column]:
+    """The columns that apply to a setting and have a value in at least one row."""
     without = ("auc",) if setting.is_rl else ("lowest", "q_bias")
-    return [column for column in COLUMNS if column.key not in without]
+    return [
+        column
+        for column in COLUMNS
+        if column.key in _ALWAYS or (column.key not in without and any(row[column.key] is not None for row in made))
+    ]
 
 
-def _fitting(made: Sequence[Row], setting: Setting, width: int) -> tuple[list[Column], list[list[str]]]:
-    """The columns that fit into a width, and their cells."""
-    columns = columns_of(setting)
-    while True:
-        lines = [cells(row, columns, setting) for row in made]
-        last = max(columns, key=lambda column: column.hide_order)
-        widest = len(text_table(headings(columns, setting), lines).splitlines()[1])
-        if not width or widest <= width or not last.hide_order:
-            return columns, lines
-        columns.remove(last)
+def meaning(column: Column, setting: Setting | None = None) -> str:
+    """The explanation of a column."""
+    return (setting is not None and setting.is_rl and column.rl_meaning) or column.meaning
+
+
+def _drawn(columns: list[Column], made: Sequence[Row], setting: Setting | None, width: int) -> tuple[list[Column], str]:
+    """The columns that fit into a width, and the table with them."""
+    header, lines = headings(columns, setting), [cells(row, columns, setting) for row in made]
+    count = fitting_columns(header, lines, width)
+    return columns[:count], text_table(header[:count], [line[:count] for line in lines], width)
 
 
 def _meanings(columns: Sequence[Column], setting: Setting | None = None) -> dict[str, str]:
     """Printed heading to meaning."""
     printed = zip(headings(columns, setting), columns, strict=True)
-    return {heading: column.meaning for heading, column in printed if column.key != "intervention"}
+    return {heading: meaning(column, setting) for heading, column in printed if column.key != "intervention"}
 
 
 def _quoted(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return markdown_table(header, [["`" + first.replace("`", "'") + "`", *others] for first, *others in lines])
 
 
-def _listed(found: Sequence[str]) -> list[str]:
-    return ["\n".join(f"- {_escaped(note)}" for note in found)] if found else []
+def listed(found: Sequence[str]) -> list[str]:
+    """A Markdown list of notes; nothing if there are none."""
+    return ["\n".join(f"- {escaped(note)}" for note in found)] if found else []
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Remove markup: names may come from submitted results."""
     return text.replace("<", "&lt;").replace("`", "'")
 
 
-def _wrapped(found: Sequence[str]) -> list[str]:
-    return (
-        ["\n".join(textwrap.fill(note, 120, subsequent_indent="  ", break_on_hyphens=False) for note in found)]
-        if found
-        else []
-    )
+def _wrapped(found: Sequence[str], width: int) -> list[str]:
+    return ["\n".join(_filled(note, width) for note in found)] if found else []
+
+
+def _filled(text: str, width: int) -> str:
+    return textwrap.fill(text, min(width or _WIDEST, _WIDEST), subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _every(shown: Standings) -> list[Row]:
@@ -181,7 +204,7 @@ def _cell(row: Row, column: Column, is_rl: bool) -> str:
     if column.key == "settings":
         return f"{value} of {row['of']}"
     if column.key == "recovery":
-        return format_recovery(value, row["unrecovered"], 1)
+        return format_recovery(value, row["unrecovered"], *(("steps", 0) if is_rl else ("epochs", 1)))
     if value is None:
         return "–"
     if column.key == "rank":

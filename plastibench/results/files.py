@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from plastibench.results.table import Results
 from plastibench.utils import digests
 from plastibench.utils.atomic_io import write_text
 
+REFERENCE_FILE = "REFERENCE"  # marks a folder of reference results
+_SHIPPED = Path(__file__).resolve().parents[2] / "runs" / "reference"  # exists in a source tree
 _SCHEDULE = ("roles", "until", "offline_updates")
 _LARGEST = 64 << 20  # bytes of a file; most results have about ten thousand
 _LONGEST_INTEGER = 100  # digits; longer ones cannot become a float
+_NAMED = 3  # number of runs that a message lists
 _LONG: tuple[str, ...] = ("tasks", "returns", "events", "interventions", "plasticity")
 
 
@@ -176,12 +180,47 @@ def read_result_if_complete(folder: Path) -> Result | None:
         return None
 
 
+def run_folders(runs_dir: Path, file: str) -> list[Path]:
+    """Find the folders below a folder of runs that contain a file, sorted by name.
+
+    Folders of reference results are skipped, unless ``runs_dir`` is one or lies in one. So are hidden folders.
+    """
+
+    def walk() -> Iterator[Path]:
+        for root, folders, files in os.walk(runs_dir):
+            if REFERENCE_FILE in files and Path(root) != runs_dir:
+                folders.clear()
+                continue
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            if file in files:
+                yield Path(root)
+
+    return sorted(walk())
+
+
 def find_results(runs_dir: Path) -> list[Path]:
-    """Find all results below a folder, sorted by name."""
-    return sorted(runs_dir.glob("**/result.json"))
+    """Find all results below a folder, sorted by name, without reference results (see :func:`run_folders`)."""
+    return [folder / "result.json" for folder in run_folders(runs_dir, "result.json")]
 
 
-def load_results(runs_dir: str | Path = "runs", *, lean: bool = False) -> Results:
+def find_reference_results(runs_dir: Path) -> list[Path]:
+    """Find the reference results below a folder or, if there are none, those of the source tree.
+
+    Raises:
+        UserError: There are none.
+    """
+    marked = [Path(root) for root, _, files in os.walk(runs_dir) if REFERENCE_FILE in files]
+    folders = marked or ([_SHIPPED] if _SHIPPED.is_dir() else [])
+    found = dict.fromkeys(path for folder in folders for path in find_results(folder))
+    if not found:
+        raise UserError(
+            f"no reference results: {runs_dir} has no folder with the file {REFERENCE_FILE}, and this installation "
+            "contains none; copy runs/reference of the source tree into it"
+        )
+    return list(found)
+
+
+def load_results(runs_dir: str | Path = "runs", *, lean: bool = False, with_reference: bool = False) -> Results:
     """Load all results below a folder.
 
     Prints a line to stderr for each file that is skipped: damaged files, and results of a run that contradict the first
@@ -190,6 +229,9 @@ def load_results(runs_dir: str | Path = "runs", *, lean: bool = False) -> Result
     Args:
         runs_dir: Folder of runs.
         lean: Leave out everything but summary, options, cost and origin, so that thousands of results fit into memory.
+        with_reference: Include reference results: those below ``runs_dir`` in a folder with a file ``REFERENCE``, or
+            else those of the source tree. They take precedence: other results of the same method, seed and data are
+            left out, and a line on stderr says so.
 
     Raises:
         UserError: The folder does not exist or contains no valid result.
@@ -197,10 +239,38 @@ def load_results(runs_dir: str | Path = "runs", *, lean: bool = False) -> Result
     runs_dir = Path(runs_dir)
     if not runs_dir.is_dir():
         raise UserError(f"no folder {runs_dir}; run something first, or name another with --runs-dir")
+    reference = _read_all(find_reference_results(runs_dir), lean) if with_reference else []
+    data: dict[tuple[str, int, int], set[str | None]] = {}  # of each method, seed and version of the env
+    for result in reference:
+        data.setdefault((result.group, result.seed, result.env_version), set()).add(result.data_digest)
+    found = list(reference)
+    left_out = []
+    for result in _read_all(find_results(runs_dir), lean, known=reference):
+        digests = data.get((result.group, result.seed, result.env_version), set())
+        if digests and (None in {*digests, result.data_digest} or result.data_digest in digests):
+            left_out.append(str(result.folder))
+        else:
+            found.append(result)
+    if left_out:
+        more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+        shown = f"{', '.join(left_out[:_NAMED])}{more}"
+        print(
+            f"plastibench: left out: {shown}; the reference results contain the same method and seed", file=sys.stderr
+        )
+    if not found:
+        raise UserError(f"no finished run in {runs_dir}; run something first, or name another with --runs-dir")
+    return Results(found)
+
+
+def _read_all(paths: Sequence[Path], lean: bool, known: Sequence[Result] = ()) -> list[Result]:
+    """Read results, each once. Skipped files are reported on stderr, but copies of results in ``known`` are not."""
+    summaries = {result.id: result.summary for result in known}
     found: dict[str, Result] = {}
-    for path in find_results(runs_dir):
+    for path in paths:
         try:
             result = read_result(path)
+            if summaries.get(result.id) == result.summary:
+                continue
             first = found.get(result.id)
             if first is not None and first.summary != result.summary:
                 raise UserError(f"{path} contradicts the result of the same run in {first.folder}")
@@ -209,6 +279,4 @@ def load_results(runs_dir: str | Path = "runs", *, lean: bool = False) -> Result
             continue
         if first is None or (result.run and not first.run):  # files of schema 1 do not have the options of the run
             found[result.id] = result.model_copy(update={key: [] for key in _LONG}) if lean else result
-    if not found:
-        raise UserError(f"no finished run in {runs_dir}; run something first, or name another with --runs-dir")
-    return Results(found.values())
+    return list(found.values())

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, JsonValue, PrivateAttr, Strict, Validatio
 
 from plastibench.config import renamed
 from plastibench.config.errors import UserError
+from plastibench.results.tags import read_tags
 from plastibench.utils.tables import printable
 
 if TYPE_CHECKING:
@@ -192,6 +193,7 @@ class Cost(BaseModel):
         seconds: Wall-clock time of the run.
         intervention_seconds: Part of it that interventions took.
         metric_seconds: Part of it that plasticity metrics took.
+        cpu_seconds: CPU time of the run; None if it was not measured.
         updates: Updates of the agent.
         samples: Training samples, counted once per use (supervised runs).
         agent_steps: Steps of the agent (RL runs).
@@ -204,6 +206,7 @@ class Cost(BaseModel):
     seconds: Positive
     intervention_seconds: Positive
     metric_seconds: Positive = 0.0
+    cpu_seconds: Positive | None = None
     updates: Count
     samples: Count | None = None
     agent_steps: Count | None = None
@@ -343,6 +346,11 @@ class Result(BaseModel):
     def folder(self) -> Path | None:
         """The folder that the result was read from or written to."""
         return self._folder
+
+    @property
+    def tags(self) -> frozenset[str]:
+        """Tags of the run, from its folder (``plastibench runs tag``)."""
+        return read_tags(self._folder)
 
     @property
     def is_rl(self) -> bool:

@@ -13,6 +13,7 @@ from rich.table import Table
 from plastibench.sweeps.jobs import Job
 
 _LINE_SECONDS = 60.0  # between lines if the output is not a terminal
+_ID = 0.5  # of the width: room for ids
 _ORDER = ("running", "failed", "stopped", "waiting", "complete")
 
 
@@ -61,6 +62,9 @@ class LiveTable:
 
     def _table(self) -> Table:
         table = Table(title=self._summary(), title_justify="left", box=None, show_header=False)
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, overflow="ellipsis", max_width=int(_ID * Console(stderr=True).width))
+        table.add_column(no_wrap=True, overflow="ellipsis")
         rows = sorted(self._jobs, key=lambda job: _ORDER.index(job.state))
         room = max(4, Console(stderr=True).height - 4)
         for job in rows[:room]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,29 @@ from plastibench.results.confidence import PLUS_MINUS, mean_ci
 from plastibench.results.result import Result
 from plastibench.sweeps.benchmark import Cost, cost
 from plastibench.utils import atomic_io
-from plastibench.utils.tables import markdown_table
+from plastibench.utils.tables import fitting_columns, markdown_table, text_table
 
 COSTS_FILE = "costs.json"
-_ACCURACY_LEGEND = (
-    "final: accuracy after the last task; average: mean accuracy at the end of each task; drop: percentage points lost "
-    "at an intervention, mean over task boundaries; recovery: epochs until the accuracy is back at its value before "
-    "the boundary (in parentheses: percentage of boundaries without recovery)."
-)
-_RETURN_LEGEND = (
-    "final: mean of the last three returns; average: mean of all returns; drop: return lost at an intervention, mean "
-    "over interventions; recovery: steps until the return is back at its value before the intervention (in "
-    "parentheses: percentage of interventions without recovery)."
-)
-_COST_COLUMNS = ("update time", "intervention time", "memory")
-_COST_LEGEND = (
-    "update time: relative to no intervention (median and quartiles over rounds that time both alternately); "
-    "intervention time: of one intervention, in updates; memory: kept between updates, in copies of the parameters."
-)
+_ACCURACY_LEGENDS = {
+    "final": "accuracy after the last task",
+    "drop": "percentage points lost at an intervention, mean over task boundaries",
+    "recovered in": "epochs until the accuracy is back at its value before the boundary, and percentage of boundaries "
+    "after which it never is",
+    "average": "mean accuracy at the end of each task",
+}
+_RETURN_LEGENDS = {
+    "final": "mean of the last three returns",
+    "drop": "return lost at an intervention, mean over interventions",
+    "recovered in": "steps until the return is back at its value before the intervention, and percentage of "
+    "interventions after which it never is",
+    "average": "mean of all returns",
+}
+_COST_LEGENDS = {
+    "update time": "relative to no intervention (median and quartiles over rounds that time both alternately)",
+    "intervention time": "of one intervention, in updates",
+    "memory": "kept between updates, in copies of the parameters",
+}
+_COST_COLUMNS = tuple(_COST_LEGENDS)
 
 
 def all_interventions() -> list[str]:
@@ -88,11 +94,12 @@ def _stored(path: Path) -> dict[str, dict[str, Any]]:
     return known
 
 
-def legend(found: Sequence[Result]) -> str:
-    """Explain the columns of :func:`table`."""
-    if found[0].is_rl:
-        return f"{_RETURN_LEGEND} {PLUS_MINUS}. Costs are measured on supervised task streams only."
-    return f"{_ACCURACY_LEGEND} {PLUS_MINUS}. {_COST_LEGEND}"
+def legend(found: Sequence[Result], shown: int | None = None) -> str:
+    """Explain the columns of :func:`table`, or the first ones of them after the name."""
+    meanings = {**(_RETURN_LEGENDS if found[0].is_rl else {**_ACCURACY_LEGENDS, **_COST_LEGENDS})}
+    parts = [f"{heading}: {meaning}" for heading, meaning in list(meanings.items())[:shown]]
+    closing = ". Costs are measured on supervised task streams only." if found[0].is_rl else "."
+    return f"{'; '.join([*parts, PLUS_MINUS])}{closing}"
 
 
 def table(found: Sequence[Result], costs: Mapping[str, Cost], failures: Sequence[str]) -> str:
@@ -103,18 +110,37 @@ def table(found: Sequence[Result], costs: Mapping[str, Cost], failures: Sequence
         costs: Name of an intervention to its cost.
         failures: A sentence about each failure.
     """
+    header, rows = _cells(found, costs)
+    drawn = markdown_table(header, [[f"`{name}` ({count})", *cells] for (name, count), *cells in rows])
+    return "\n".join([drawn, "", *(f"- {each}" for each in failures)]) if failures else drawn
+
+
+def terminal_table(
+    found: Sequence[Result], costs: Mapping[str, Cost], failures: Sequence[str], width: int
+) -> tuple[str, int]:
+    """The same for a terminal, without the columns that do not fit; also the number of columns after the name."""
+    header, made = _cells(found, costs)
+    rows = [[f"{name} ({count})", *cells] for (name, count), *cells in made]
+    count = fitting_columns(header, rows, width)
+    drawn = text_table(header[:count], [row[:count] for row in rows], width)
+    told = [textwrap.fill(f"- {each}", width, subsequent_indent="  ") for each in failures]
+    return "\n".join([drawn, *([""] if told else []), *told]), count - 1
+
+
+def _cells(found: Sequence[Result], costs: Mapping[str, Cost]) -> tuple[list[str], list[Any]]:
+    """Header, and rows whose first cell is a pair of label and number of seeds."""
     acts = found[0].is_rl
     kind, unit = ("return", "") if acts else ("accuracy", " %")
     shown: dict[str, Any] = {"scale": 1.0, "digits": 2} if acts else {}
-    header = ["intervention (seeds)", f"final{unit}", f"average{unit}", "drop", "recovery"]
-    rows = []
+    header = ["intervention (seeds)", f"final{unit}", f"drop{unit}", "recovered in", f"average{unit}"]
+    rows: list[Any] = []
     for runs in sorted(leaderboard.by_group(found), key=leaderboard.final, reverse=True):
-        names = (f"final_{kind}", f"average_{kind}", "mean_drop")
-        cells = [mean_ci([getattr(run.summary, name) for run in runs], **shown) for name in names]
-        rows.append([f"`{leaderboard.label(runs[0])}` ({len(runs)})", *cells, leaderboard.recovery(runs)])
+        names = (f"final_{kind}", "mean_drop", f"average_{kind}")
+        final, drop, average = (mean_ci([getattr(run.summary, name) for run in runs], **shown) for name in names)
+        name = (leaderboard.label(runs[0]), len(runs))
+        rows.append([name, final, drop, leaderboard.recovery(runs), average])
         rows[-1] += [] if acts else _cost_cells(costs.get(runs[0].intervention))
-    drawn = markdown_table(header if acts else [*header, *_COST_COLUMNS], rows)
-    return "\n".join([drawn, "", *(f"- {each}" for each in failures)]) if failures else drawn
+    return (header if acts else [*header, *_COST_COLUMNS]), rows
 
 
 def _cost_cells(found: Cost | None) -> list[str]:

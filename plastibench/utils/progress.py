@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import sys
 import time
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.live import Live
@@ -50,12 +51,11 @@ class Progress:
         left = f"{_clock((now - since) / (done - done_then) * (self._length - done))} left" if done > done_then else ""
         rate = count / elapsed if elapsed else 0.0
         parts = [self._name, position, value, f"{rate:,.0f} {self._unit}/s", left]
-        line = "  ".join(part for part in parts if part)
         if self._live is not None:
-            self._live.update(line, done / max(1, self._length))
+            self._live.update(fitting_line(parts, self._live.width), done / max(1, self._length))
         else:
             self._last = now
-            print(line, file=sys.stderr, flush=True)
+            print(fitting_line(parts, 0), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Restore the terminal."""
@@ -63,12 +63,30 @@ class Progress:
             self._live.stop()
 
 
+def fitting_line(parts: Sequence[str], width: int) -> str:
+    """Join name, position, value, rate and time left; what is longer than a width (0: any) is left out.
+
+    The rate is left out first, then the value and the time left.
+    """
+    kept = dict(enumerate(parts))
+    for index in (3, 2, 4):
+        if len("  ".join(filter(None, kept.values()))) <= width or not width:
+            break
+        del kept[index]
+    return "  ".join(filter(None, kept.values()))
+
+
 class _TerminalLine:
     """One line at the bottom of a terminal."""
 
     def __init__(self, console: Console) -> None:
+        self._console = console
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._live.start()
+
+    @property
+    def width(self) -> int:
+        return self._console.width
 
     def update(self, line: str, fraction: float) -> None:
         self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
@@ -79,6 +97,8 @@ class _TerminalLine:
 
 class _NotebookLine:
     """A progress bar and one line below a notebook's cell."""
+
+    width = 0
 
     def __init__(self) -> None:
         from IPython.display import HTML, display

@@ -127,6 +127,32 @@ def test_info_shows_versions_devices_data_and_runs(say: Say, runs: Path) -> None
     assert not runs.exists()
 
 
+def test_info_shows_the_cache_and_unfinished_runs(say: Say, runs: Path) -> None:
+    cached = runs / "data" / ".plastibench-cache" / "cifar10-v1"
+    cached.mkdir(parents=True)
+    (cached / "train_images.npy").write_bytes(bytes(3_000_000))
+    (runs / "data" / "cifar10").mkdir()
+    for number, files in enumerate((["metrics.csv"], ["metrics.csv"], [])):
+        folder = runs / f"run{number}"
+        folder.mkdir()
+        for file in ("spec.toml", *files):
+            (folder / file).write_text("")
+    done = say("info", "--runs-dir", runs, "--data-dir", runs / "data")
+    assert "\n  cifar10\n" in done.out and "cache of decoded images: cifar10-v1 (3 MB" in done.out
+    assert "0 finished, 2 interrupted, 1 waiting" in done.out
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("kind", ["envs", "agents", "interventions", "metrics"])
+def test_lists_fit_the_terminal(say: Say, monkeypatch: pytest.MonkeyPatch, kind: str, width: int) -> None:
+    everything = say("list", kind).out
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = say("list", kind).out.splitlines()
+    assert max(map(len, lines)) <= width
+    names = [line.split()[0] for line in everything.splitlines()[1:-1]]
+    assert [line.split()[0] for line in lines if line[:2] == "  " and line[2] != " "] == names
+
+
 # Runs -------------------------------------------------------------------------------------------------------------
 
 
@@ -145,19 +171,22 @@ def test_run_compares_interventions_over_seeds(finished: Any, say: Say, runs: Pa
     headers = [line for line in finished.out.splitlines() if line.startswith("accuracy % after task")]
     assert len(headers) == 1
     rows = finished.out[finished.out.index(headers[0]) :].splitlines()[2:5]
-    assert [row.split()[0] for row in rows] == ["none", "reset", "redo"]
+    finals = {r["intervention"]: 0.0 for r in results}
+    for r in results:
+        finals[r["intervention"]] += r["summary"]["final_accuracy"]
+    shown = [row.split()[0] for row in rows]
+    assert set(shown) == {"none", "reset", "redo"} and shown == sorted(shown, key=lambda name: -finals[name])
     for row in rows:
-        finals = [100 * r["summary"]["final_accuracy"] for r in results if r["intervention"] == row.split()[0]]
-        mean = sum(finals) / 2
-        half_width = 12.7062 * abs(finals[0] - finals[1]) / 2  # Student's t with one degree of freedom, 95 %
+        pair = [100 * r["summary"]["final_accuracy"] for r in results if r["intervention"] == row.split()[0]]
+        mean = sum(pair) / 2
+        half_width = 12.7062 * abs(pair[0] - pair[1]) / 2  # Student's t with one degree of freedom, 95 %
         assert f"{mean:.1f} ± {half_width:.1f}" in row
 
     board = say("leaderboard", "--runs-dir", runs)
     assert board.status == 0 and board.out.startswith("cl-digits")
     lines = board.out.splitlines()
     order = [line.split()[0] for line in lines if line.split() and line.split()[0] in ("none", "reset", "redo")]
-    means = {name: sum(r["summary"]["final_accuracy"] for r in results if r["intervention"] == name) for name in order}
-    assert len(order) == 3 and order == sorted(order, key=lambda name: -means[name])
+    assert len(order) == 3 and set(order) == set(shown)
 
     markdown = say("leaderboard", "--runs-dir", runs, "--format", "markdown")
     table = [line for line in markdown.out.splitlines() if line.startswith("|")]

@@ -131,3 +131,64 @@ def test_malicious_names_are_harmless(runs: Path, tmp_path: Path, capsys) -> Non
             main(["plot", kind, str(tmp_path / kind), "--runs-dir", str(runs)])
         assert exit_.value.code == 0 and (tmp_path / f"{kind}.svg").is_file()
     assert "$\\frac{$" in (tmp_path / "curves.svg").read_text()  # literally, not as mathematics
+
+
+@pytest.mark.parametrize(
+    ("name", "beginning"),
+    [("x.html", "<!doctype"), ("x.MD", "### "), ("x.csv", "scope,"), ("x.json", "["), ("x", "cl-")],
+)
+def test_the_suffix_of_the_file_sets_the_format(runs: Path, name: str, beginning: str) -> None:
+    assert say("--runs-dir", runs, "--out", runs.parent / name) == 0
+    assert (runs.parent / name).read_text().startswith(beginning)
+
+
+def test_a_format_takes_precedence_over_the_suffix(runs: Path) -> None:
+    assert say("--runs-dir", runs, "--out", runs.parent / "x.html", "--format", "csv") == 0
+    assert (runs.parent / "x.html").read_text().startswith("scope,")
+
+
+def test_the_table_fits_columns_and_wide_shows_all(runs: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert say("--runs-dir", runs) == 0
+    piped = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "80")
+    assert say("--runs-dir", runs) == 0
+    narrow = capsys.readouterr().out
+    assert max(map(len, narrow.splitlines())) <= 80 and "AUC %" not in narrow
+    assert say("--runs-dir", runs, "--wide") == 0
+    assert capsys.readouterr().out == piped and "AUC %" in piped
+
+
+def test_reference_results_join_only_on_request(runs: Path, capsys) -> None:
+    published = written(runs / "reference", [result("fire", seed, 0.8, env_options={"epochs": 3}) for seed in range(3)])
+    (published / "REFERENCE").write_text("")
+    assert say("--runs-dir", runs) == 0
+    assert "fire" not in capsys.readouterr().out
+    assert say("--runs-dir", runs, "--tensorboard") == 0
+    assert not (runs / "leaderboard" / "fire").exists()
+    assert say("--runs-dir", runs, "--with-reference") == 0
+    assert "fire" in capsys.readouterr().out
+    for words in (["plot", "curves", runs.parent / "c.png"], ["leaderboard", "--tensorboard"]):
+        with pytest.raises(SystemExit) as exit_:
+            main([*map(str, words), "--runs-dir", str(runs), "--with-reference"])
+        assert exit_.value.code == 0
+    assert (runs / "leaderboard" / "fire").exists()
+
+
+def test_trials_and_small_settings_count_only_if_asked(runs: Path, capsys) -> None:
+    other = [result(name, seed, 0.5, env_options={"epochs": 3}) for name in ("none", "reset", "rnr") for seed in (0, 1)]
+    small = [result(name, seed, 0.5, env_options={"epochs": 4}) for name in ("none", "reset") for seed in (0, 1)]
+    written(runs, [*other, *small])
+
+    def settings(*words: str) -> int:
+        """Number of settings that count; 0: no table over all settings."""
+        assert say("--runs-dir", runs, "--format", "json", *words) == 0
+        rows = json.loads(capsys.readouterr().out)
+        return max((row["settings"] for row in rows if row["scope"] == "all settings"), default=0)
+
+    assert settings() == 2 and settings("--all-settings") == 3
+    for run in other:
+        (runs / run.id / "tags.txt").write_text("debug\n")
+    assert settings() == 2 and settings("--exclude-tag", "debug") == 0
+    for run in other:
+        (runs / run.id / "tags.txt").write_text("trial\n")
+    assert settings() == 0 and settings("--all-settings") == 2

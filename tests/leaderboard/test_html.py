@@ -43,6 +43,7 @@ class Reader(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag in ("td", "th"):
             self._in_cell = False
+            self.tables[-1][-1][-1] = self.tables[-1][-1][-1].strip()
 
     def handle_data(self, data: str) -> None:
         if self._in_cell:
@@ -50,7 +51,7 @@ class Reader(HTMLParser):
 
 
 def test_page_contains_the_tables_and_is_self_contained() -> None:
-    shown = standings(FOUND + [acting(name, s, 9.0 + s) for name in ("none", "reset") for s in range(2)])
+    shown = standings(FOUND + [acting(name, s, 9.0 + s) for name in ("none", "reset", "rnr") for s in range(2)])
     text = page(shown, {shown.tables[0][0].title: [("accuracy by task", PNG)]})
     found = Reader(text)
     together, supervised, control = found.tables
@@ -61,7 +62,7 @@ def test_page_contains_the_tables_and_is_self_contained() -> None:
     images = [source for source in found.sources if not source.startswith("#")]
     assert images == [f"data:image/png;base64,{base64.b64encode(PNG).decode()}"]
     assert not re.search(r"https?:|@import|url\(", text)
-    assert found.tags.count("svg") == 5
+    assert found.tags.count("svg") == 6
     assert "9 runs: commit 0123456789ab; torch 2.15.0; some CPU, 2 cores; on cpu" in text
     assert "width=device-width" in text
 
@@ -95,4 +96,4 @@ def test_names_cannot_inject_markup() -> None:
     text = page(standings([*FOUND, evil]))
     found = Reader(text)
     assert found.tags.count("script") == 1 and "img" not in found.tags
-    assert found.tables[0][1][0] == "<script>alert(1)</script>"
+    assert "<script>alert(1)</script>" in [row[0] for row in found.tables[0]]

@@ -16,7 +16,11 @@ FOUND = [
     for name, final, drop in (("none", 0.5, 0.0), ("reset", 0.7, 0.3), ("rnr", 0.6, 0.05))
     for seed in range(3)
 ]
-RL = [acting(name, seed, final + seed) for name, final in (("none", 100.0), ("reset", 50.0)) for seed in range(2)]
+RL = [
+    acting(name, seed, final + seed)
+    for name, final in (("none", 100.0), ("reset", 50.0), ("rnr", 20.0))
+    for seed in range(2)
+]
 
 
 def rows_of(table: str) -> list[list[str]]:
@@ -59,18 +63,55 @@ def test_each_kind_of_table_has_a_legend_of_its_printed_headings() -> None:
     paragraphs = text_format.table(standings(FOUND + RL)).split("\n\n")
     *_, streams, environments, overall, _ = (" ".join(paragraph.split()) for paragraph in paragraphs)
     assert streams.startswith("task streams: rank: ") and "; final %: " in streams and "AUC %: " in streams
-    assert environments.startswith("RL environments: rank: ") and "final: " in environments
+    assert "recovered in: epochs" in streams and "return" not in streams and "lowest" not in streams
+    assert (
+        environments.startswith("RL environments: rank: ") and "final: mean of the last three returns" in environments
+    )
     assert "final %" not in environments and "AUC" not in environments
     assert overall.startswith("all settings: rank: ") and "settings: " in overall and "gain %: " in overall
 
 
-def test_a_narrow_terminal_hides_columns() -> None:
-    shown = standings(FOUND)
-    wide, narrow = text_format.table(shown), text_format.table(shown, 80)
-    assert "AUC" in wide and "more columns in a wider terminal" not in wide
-    assert max(map(len, narrow.splitlines())) <= 80
-    assert "final %" in narrow and "drop %" in narrow and "AUC" not in narrow
-    assert "more columns in a wider terminal, or with --format csv" in " ".join(narrow.split())
+LONG = [
+    result(
+        "rnr", seed, 0.65, intervention_options={"quantile": 0.25, "criterion": "regrama"}, every=5, roles=("network",)
+    )
+    for seed in range(3)
+]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_tables_fit_the_terminal_with_the_most_important_columns_first(width: int) -> None:
+    text = text_format.table(standings(FOUND + LONG + RL), width)
+    assert max(map(len, text.splitlines())) <= width
+    headings = [line.split() for line in text.splitlines() if line.startswith("intervention")]
+    assert all(words[1:3] == ["rank", "final"] for words in headings[:2])
+    assert ("drop" in headings[0]) == (width >= 80) and ("recovered" in headings[0]) == (width == 120)
+    legend = " ".join(text.split())
+    assert ("drop %: " in legend) == (width >= 80) and "AUC %: " not in legend
+    assert "more columns with --wide" in legend
+    for word in ("quantile=0.25", "criterion=regrama", "every=5", "roles=network"):
+        assert word in text  # names are wrapped, not cut
+
+
+def test_without_a_width_all_columns_are_shown() -> None:
+    text = text_format.table(standings(FOUND + LONG))
+    assert "AUC %" in text.splitlines()[2] and "average %" in text.splitlines()[2] and "--wide" not in text
+    assert "rnr criterion=regrama quantile=0.25 every=5 roles=network" in text
+
+
+def test_recovery_is_a_phrase() -> None:
+    found = [result("reset", seed, 0.5, drop=0.3) for seed in range(2)]
+    for run in found:
+        run.summary.mean_recovery_epochs, run.summary.unrecovered_fraction = 9.84, 0.53
+    (line,) = (line for line in text_format.table(standings(found)).splitlines() if line.startswith("reset"))
+    assert "9.8 epochs, 53 % never" in line
+
+
+def test_columns_without_values_are_left_out() -> None:
+    alone = text_format.table(standings([result("reset", seed, 0.5) for seed in range(2)]))
+    for heading in ("gain", "P(> none)", "memory ×"):
+        assert heading not in alone.replace("no gain column values", "")
+    assert "±" not in text_format.table(standings([result("reset")]))
 
 
 def test_returns_are_not_percentages() -> None:
@@ -84,6 +125,13 @@ def test_notes_list_methods_without_rank() -> None:
     assert "not ranked, one seed: fire" in text
     assert "which differ in env.epochs" in text
     assert "'none' was not run in this setting" in text
+
+
+def test_rows_are_sorted_by_rank_then_by_the_final_value() -> None:
+    single = [result("fire", 0, 0.99)]  # not ranked
+    ((_, made),) = standings(FOUND + single + [result("redo", seed, 0.5) for seed in range(3)]).tables
+    assert [row["intervention"] for row in made] == ["reset", "rnr", "none", "redo", "fire"]
+    assert [row["rank"] for row in made] == [1, 2, 3, 3, None]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,14 @@ from plastibench import load_results
 from plastibench.config.errors import RunError, UserError
 from plastibench.config.spec import RunSpec
 from plastibench.results import files
-from plastibench.results.files import compose_result, find_results, read_result, read_result_if_complete, write_result
+from plastibench.results.files import (
+    REFERENCE_FILE,
+    compose_result,
+    find_results,
+    read_result,
+    read_result_if_complete,
+    write_result,
+)
 from plastibench.results.result import Result
 from tests.leaderboard.made import ORIGIN, acting, result, written
 from tests.support.runs import flip
@@ -211,3 +219,57 @@ def test_a_folder_without_results_is_reported(tmp_path: Path) -> None:
         load_results(tmp_path)
     with pytest.raises(UserError, match="no folder"):
         load_results(tmp_path / "none")
+
+
+@pytest.fixture
+def with_reference(tmp_path: Path) -> Path:
+    """A folder with own results, one of which repeats a reference result with another value."""
+    runs = written(tmp_path / "runs", [result("none", 0, 0.9), result("none", 7), result("rnr", 0)])
+    published = written(runs / "published" / "digits", [result("none", seed, 0.5) for seed in range(3)])
+    (published.parent / REFERENCE_FILE).write_text("")
+    return runs
+
+
+def test_reference_results_are_loaded_only_on_request(with_reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = load_results(with_reference)
+    assert {(run.intervention, run.seed, run.final) for run in own} == {
+        *(("none", 0, 0.9), ("none", 7, 0.5), ("rnr", 0, 0.5))
+    }
+    assert (
+        len(load_results(with_reference / "published")) == len(load_results(with_reference / "published/digits")) == 3
+    )
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["nothing", "id", "data"])
+def test_an_own_seed_never_replaces_that_of_a_reference(
+    with_reference: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    (mine,) = (run for run in load_results(with_reference) if (run.intervention, run.seed) == ("none", 0))
+    if change != "nothing":
+        shutil.rmtree(mine.folder)
+        if change == "id":  # a run with other metrics has another id, but is the same method
+            mine.id += "_other"
+        else:
+            mine.data_digest = "ffffffffffff"
+        written(with_reference, [mine])
+    found = load_results(with_reference, with_reference=True)
+    finals = sorted((run.seed, run.final) for run in found if run.intervention == "none")
+    told = capsys.readouterr().err
+    if change == "data":  # another setting
+        assert finals == [(0, 0.5), (0, 0.9), (1, 0.5), (2, 0.5), (7, 0.5)] and not told
+    else:
+        assert finals == [(0, 0.5), (1, 0.5), (2, 0.5), (7, 0.5)]
+        assert told.count("\n") == 1 and "left out: " in told and str(mine.id) in told
+
+
+def test_reference_results_come_from_the_source_tree_or_are_reported_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = written(tmp_path / "runs", [result("none")])
+    shipped = written(tmp_path / "shipped", [result("none", seed) for seed in (1, 2)])
+    monkeypatch.setattr("plastibench.results.files._SHIPPED", shipped)
+    assert [run.seed for run in load_results(runs, with_reference=True)] == [1, 2, 0]
+    monkeypatch.setattr("plastibench.results.files._SHIPPED", tmp_path / "none")
+    with pytest.raises(UserError, match="no reference results"):
+        load_results(runs, with_reference=True)

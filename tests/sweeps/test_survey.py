@@ -78,9 +78,27 @@ def test_rows_are_sorted_and_have_costs() -> None:
     runs = [result("none", 0, 0.2), result("reset", 0, 0.8, drop=0.01), result("reset", 1, 0.9, drop=0.01)]
     rows = survey_table.table(runs, {"reset": Cost((1.0, 1.125, 1.5), 12.34, 2.0)}, []).splitlines()[2:]
     assert rows == [
-        "| `reset` (2) | 85.0 ± 63.5 | 75.0 ± 63.5 | 1.0 ± 0.0 | 2.0 | 1.12 (1.00–1.50) | 12.3 | 2 |",
-        "| `none` (1) | 20.0 | 10.0 | 0.0 | 0.0 | – | – | – |",
+        "| `reset` (2) | 85.0 ± 63.5 | 1.0 ± 0.0 | 2.0 epochs | 75.0 ± 63.5 | 1.12 (1.00–1.50) | 12.3 | 2 |",
+        "| `none` (1) | 20.0 | 0.0 | 0.0 epochs | 10.0 | – | – | – |",
     ]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_of_a_terminal_fits_with_a_legend_of_its_columns(width: int) -> None:
+    runs = [result("none", seed, 0.2) for seed in (0, 1)] + [
+        result("shrink-perturb-keep80", seed, 0.8) for seed in (0, 1)
+    ]
+    costs = {"none": Cost((1.0, 1.125, 1.5), 12.34, 2.0)}
+    text, count = survey_table.terminal_table(runs, costs, ["`fire` does not run here: " + "a reason " * 20], width)
+    assert max(map(len, text.splitlines())) <= width
+    header = text.splitlines()[0]
+    assert header.startswith("intervention (seeds)") and ("update time" in header) == (width == 120)
+    legend = survey_table.legend(runs, count)
+    assert (
+        ("update time" in legend) == (width == 120) and ("memory" in legend) == (width == 120) and "final: " in legend
+    )
+    everything, count = survey_table.terminal_table(runs, costs, [], 300)
+    assert count == 7 and "memory" in everything and "memory: " in survey_table.legend(runs)
 
 
 def test_costs_are_stored_per_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +147,7 @@ def test_a_survey_of_rl_agents_shows_returns(tmp_path: Path, capsys: pytest.Capt
         main(["survey", *arguments, *options])
     output = capsys.readouterr().out
     assert exit_.value.code == 0
-    assert "| intervention (seeds) | final | average | drop | recovery |" in output
+    assert "| intervention (seeds) | final | drop | recovered in | average |" in output
     assert {"| `none` (1) ", "| `reset` (1) "} <= {line[: line.index(")") + 2] for line in output.splitlines()
                                                    if line.startswith("| `")}  # fmt: skip
 

@@ -1,0 +1,203 @@
+"""The runs in a folder: what each one is, its state, progress and tags."""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import io
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from plastibench.config import registry
+from plastibench.config.errors import UserError, did_you_mean
+from plastibench.config.options import as_dict, build
+from plastibench.config.spec import PARTS, RunSpec, read_tables
+from plastibench.leaderboard import label
+from plastibench.results.files import read_result_if_complete, run_folders, schedule
+from plastibench.results.tags import read_tags
+from plastibench.sweeps.jobs import FAILURE_FILE
+from plastibench.utils.folder_lock import is_locked
+
+State = Literal["running", "interrupted", "failed", "waiting", "complete", "damaged"]
+STATES: tuple[State, ...] = ("running", "interrupted", "failed", "waiting", "complete", "damaged")
+_TAIL = 4096  # bytes at the end of metrics.csv that contain its last line
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run in its folder.
+
+    Attributes:
+        folder: The folder.
+        names: Names of env, agent and intervention, by part.
+        labels: The same with the options that differ from the defaults.
+        seed: Seed.
+        state: ``waiting``: prepared, but never started; ``interrupted``: continues from its last checkpoint.
+        progress: Fraction of the run that is done; None if it is unknown.
+        position: ``task 3/10``; empty if it is unknown.
+        reason: Why the run failed; empty otherwise.
+        changed: Time of the last change, in seconds since 1970.
+        tags: Its tags.
+    """
+
+    folder: Path
+    names: Mapping[str, str]
+    labels: Mapping[str, str]
+    seed: int | None
+    state: State
+    progress: float | None
+    position: str
+    reason: str
+    changed: float
+    tags: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def id(self) -> str:
+        """Name of the folder, which is the id of the run."""
+        return self.folder.name
+
+    @property
+    def short_id(self) -> str:
+        """The digest at the end of the id."""
+        return self.id.rpartition("_")[2]
+
+
+def find_runs(runs_dir: Path) -> list[RunFolder]:
+    """All runs below a folder, without reference results and archives, in the order of their last change.
+
+    Raises:
+        UserError: The folder does not exist.
+    """
+    if not runs_dir.is_dir():
+        raise UserError(f"no folder {runs_dir}; run something first, or name another with --runs-dir")
+    folders = {*run_folders(runs_dir, "spec.toml"), *run_folders(runs_dir, "result.json")}
+    return sorted((read_run(folder) for folder in folders), key=lambda run: (run.changed, run.id))
+
+
+def read_run(folder: Path) -> RunFolder:
+    """What a folder says about its run."""
+    result = read_result_if_complete(folder)
+    files = [path for path in folder.iterdir() if path.is_file() and path.name != "lock"]
+    changed = max((path.stat().st_mtime for path in files), default=folder.stat().st_mtime)
+    tags = read_tags(folder)
+    if result is not None:
+        names = {part: getattr(result, part) for part in PARTS}
+        labels = {part: label(result, part) for part in PARTS}
+        changed = (folder / "result.json").stat().st_mtime
+        return RunFolder(folder, names, labels, result.seed, "complete", 1.0, "", "", changed, tags)
+    tables = _tables(folder)
+    names = {part: str(tables.get(part, {}).get("name", "?")) for part in PARTS}
+    state = _state(folder)
+    reason = ""
+    if state == "failed":
+        text = (folder / FAILURE_FILE).read_text(encoding="utf-8", errors="replace").strip()
+        reason = text.rpartition("\n")[2].removeprefix("plastibench: ")
+    progress, position = (None, "") if state in ("waiting", "damaged") else _progress(folder, tables)
+    seed = tables.get("run", {}).get("seed")
+    return RunFolder(folder, names, _labels(tables, names), seed, state, progress, position, reason, changed, tags)
+
+
+def select(runs: Sequence[RunFolder], patterns: Sequence[str], filters: Mapping[str, str | None]) -> list[RunFolder]:
+    """The runs that match.
+
+    Args:
+        runs: Runs to choose from.
+        patterns: Ids, digests at the end of ids, or patterns such as ``*rnr*``; a run must match one. Empty: all match.
+        filters: ``env``, ``agent``, ``intervention`` (name, name with options, or a pattern), ``seed``, ``state`` and
+            ``tag``; a run must match all that are not None.
+
+    Raises:
+        UserError: A pattern without wildcards matches no run.
+    """
+    for pattern in patterns:
+        if not set("*?[") & set(pattern) and not any(pattern in (run.id, run.short_id) for run in runs):
+            raise UserError(f"no run '{pattern}'{did_you_mean(pattern, [run.id for run in runs])}")
+
+    def holds(run: RunFolder, key: str, wanted: str) -> bool:
+        if key == "tag":
+            return any(fnmatch.fnmatchcase(tag, wanted) for tag in run.tags)
+        if key in PARTS:
+            return any(fnmatch.fnmatchcase(text, wanted) for text in (run.names[key], run.labels[key]))
+        return str(getattr(run, key)) == wanted
+
+    return [
+        run
+        for run in runs
+        if (not patterns or any(p == run.short_id or fnmatch.fnmatchcase(run.id, p) for p in patterns))
+        and all(holds(run, key, wanted) for key, wanted in filters.items() if wanted is not None)
+    ]
+
+
+def age(changed: float) -> str:
+    """Time since a moment: ``5 min``, ``3 h``, ``12 d``."""
+    minutes = max(0, int((time.time() - changed) / 60))
+    for unit, size in (("d", 24 * 60), ("h", 60)):
+        if minutes >= 2 * size:
+            return f"{minutes // size} {unit}"
+    return f"{minutes} min"
+
+
+def _state(folder: Path) -> State:
+    """The state of a run without a valid result."""
+    if is_locked(folder):
+        return "running"
+    files: dict[str, State] = {"result.json": "damaged", FAILURE_FILE: "failed", "metrics.csv": "interrupted"}
+    return next((state for file, state in files.items() if (folder / file).exists()), "waiting")
+
+
+def _tables(folder: Path) -> dict[str, dict[str, Any]]:
+    try:
+        path = folder / "spec.toml"
+        return read_tables(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError, UserError):
+        return {}
+
+
+def _labels(tables: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> dict[str, str]:
+    """Names with the options that differ from the defaults; names alone if an option or a name is unknown."""
+    found = dict(names)
+    try:
+        options = {part: {k: v for k, v in tables[part].items() if k != "name"} for part in PARTS}
+        given: dict[str, Any] = {f"{part}_options": values for part, values in options.items()}
+        spec = RunSpec.make(*(names[part] for part in PARTS), **given, **tables.get("run", {}))
+    except (UserError, KeyError):
+        return found
+    for part in PARTS:
+        changed = dict(spec.changed(part))
+        if part == "intervention":
+            changed |= {"every": spec.run.every} if spec.run.every else {}
+            changed |= schedule(as_dict(spec.run))
+        words = [f"{key.replace('__', '.')}={_text(value)}" for key, value in changed.items()]
+        found[part] = " ".join([names[part], *words])
+    return found
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _progress(folder: Path, tables: Mapping[str, Mapping[str, Any]]) -> tuple[float | None, str]:
+    """Fraction of tasks and epochs or steps that are recorded in ``metrics.csv``, and the current task."""
+    try:
+        with open(folder / "metrics.csv", "rb") as file:
+            header = file.readline().decode().strip().split(",")
+            file.seek(max(file.tell(), (folder / "metrics.csv").stat().st_size - _TAIL))
+            complete, _, _ = file.read().decode(errors="replace").rpartition("\n")  # the last line may be unfinished
+            lines = [line for line in complete.splitlines() if line.count(",") >= 4]
+        last = dict(zip(header, next(csv.reader(io.StringIO(lines[-1]))), strict=False))
+        entry = registry.envs[str(tables["env"]["name"])]
+        values = {key: value for key, value in tables["env"].items() if key != "name"}
+        config: Any = build(entry.load(), {**entry.defaults, **values}, "env")
+        task, count = int(last["task"]), int(config.task_count)
+        if "epoch" in last:
+            fraction = (task + float(last["epoch"]) / config.epochs) / count
+        else:
+            fraction = float(next(last[key] for key in last if key.endswith("step") or key == "steps")) / (
+                config.steps * count
+            )
+    except (OSError, LookupError, ValueError, StopIteration, AttributeError, UserError, ZeroDivisionError):
+        return None, ""
+    return min(1.0, max(0.0, fraction)), f"task {task + 1}/{count}"
