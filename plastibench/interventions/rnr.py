@@ -18,7 +18,8 @@ from plastibench.nn.dataflow import trace
 from plastibench.nn.dormancy import Criterion
 from plastibench.nn.least_squares import Fit, Solver, SolverName
 from plastibench.nn.network import Network, as_batch
-from plastibench.nn.refit import frozen_copy, refit_in_one_pass, refit_pair, snapshot
+from plastibench.nn.refit import announce, frozen_copy, refit, refit_pair, snapshot
+from plastibench.nn.row_order import RowOrder, row_order
 from plastibench.nn.selectors import require_match, selector
 from plastibench.nn.traced_layer import TracedLayer
 
@@ -94,7 +95,9 @@ class RnR(Intervention):
         batch = as_batch(batch)
         units = trace(network, batch)
         refitted = self._refitted(network, units)
-        report = self._act(network, batch, units, refitted)
+        order = row_order(network, batch, units)
+        announce("rnr", order)
+        report = self._act(network, batch, units, refitted - order.moving, order)
         self._interventions += 1
         return report
 
@@ -106,11 +109,14 @@ class RnR(Intervention):
         """Restore the number of interventions. Older checkpoints do not contain it."""
         self._interventions = state.get("interventions", 0)
 
-    def _act(self, network: Network, batch: TensorDictBase, units: list[TracedLayer], refitted: set[str]) -> Report:
+    def _act(
+        self, network: Network, batch: TensorDictBase, units: list[TracedLayer], refitted: set[str], order: RowOrder
+    ) -> Report:
         if self.targets == "global" and self.scoring == "once":
             before = snapshot(units)
             report = self._reviver().intervene(network, batch)
-            fits = refit_in_one_pass(network, batch, units, before, report.units, refitted.__contains__, self._solver())
+            wanted = refitted.__contains__
+            fits = refit(network, batch, units, before, report.units, wanted, self._solver(), order)
             return with_fits(report, units, fits, report.units)
         return self._pair_by_pair(network, batch, units, refitted)
 
