@@ -20,7 +20,7 @@ from plastibench.nn.least_squares import Fit, Solver, SolverName
 from plastibench.nn.network import Network, as_batch
 from plastibench.nn.refit import announce, frozen_copy, refit, refit_pair, snapshot
 from plastibench.nn.row_order import RowOrder, row_order
-from plastibench.nn.selectors import require_match, selector
+from plastibench.nn.selectors import attention_of, require_match, selector
 from plastibench.nn.traced_layer import TracedLayer
 
 
@@ -94,7 +94,7 @@ class RnR(Intervention):
         """
         batch = as_batch(batch)
         units = trace(network, batch)
-        refitted = self._refitted(network, units)
+        refitted = self._refitted(network, batch, units)
         order = row_order(network, batch, units)
         announce("rnr", order)
         report = self._act(network, batch, units, refitted - order.moving, order)
@@ -144,13 +144,14 @@ class RnR(Intervention):
                 fits[reader.name] = fit
         return with_fits(report, units, fits, {})
 
-    def _refitted(self, network: Network, units: list[TracedLayer]) -> set[str]:
+    def _refitted(self, network: Network, batch: TensorDictBase, units: list[TracedLayer]) -> set[str]:
         """Return the names of the modules to refit."""
         readers = [unit for unit in units[1:] if unit.trained]
         if self.refit is None:
             return {unit.name for unit in readers}
         if self.refit in ("mlp", "attention", "layernorm"):
-            chosen = selector(self.refit, network.module, [unit.name for unit in units if unit.output])
+            outputs, attention = [unit.name for unit in units if unit.output], attention_of(network, batch)
+            chosen = selector(self.refit, network.module, outputs, attention)
             found = {unit.name for unit in readers if chosen(unit.name, unit.module)}
         else:
             found = {unit.name for unit in readers if matches(self.refit, unit.name)}

@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from plastibench.nn.loss_graph import layers_before_loss
 from plastibench.nn.network import Network, as_evaluated
 from plastibench.nn.traced_layer import TracedLayer, set_outgoing
 from plastibench.nn.unit_tracking import UnitTracker, get_mark
@@ -53,10 +54,9 @@ def trace(network: Network, batch: TensorDictBase) -> list[TracedLayer]:
             layer.batch_axis = axis
             layers.append(layer)
     shared = tied_parameters(network.module)
-    found = bool(outputs & {layer.name for layer in layers}) or bool(network.outputs)
     for layer in layers:
         layer.tied = layer.module.weight in shared
-        layer.output = layer.name in outputs if found else layer is layers[-1]
+        layer.output = layer is layers[-1] if outputs is None else layer.name in outputs
     set_outgoing(layers)
     return layers
 
@@ -107,40 +107,6 @@ def _observe(network: Network, batch: TensorDictBase) -> _Observed:
         for hook in hooks:
             hook.remove()
     return observed
-
-
-def layers_before_loss(network: Network, batch: TensorDictBase, names: dict[nn.Module, str]) -> set[str]:
-    """Names of the layers whose output reaches the loss without another layer in between.
-
-    A network with two heads has two of them. Found by walking back from the loss through the autograd graph; empty if
-    the loss has no gradient.
-    """
-    anchor = torch.zeros((), device=network.device, requires_grad=True)
-    nodes: dict[Any, str] = {}
-
-    def tag(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        tagged = output + anchor  # in the graph, even if all parameters are frozen
-        nodes[tagged.grad_fn] = names[module]
-        return tagged
-
-    hooks = [module.register_forward_hook(tag) for module in names]
-    try:
-        with torch.enable_grad():
-            loss = network.loss(network.module, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    found: set[str] = set()
-    seen: set[Any] = set()
-    waiting: list[Any] = [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node in nodes:
-            found.add(nodes[node])
-        elif node is not None and node not in seen:
-            seen.add(node)
-            waiting += [following for following, _ in node.next_functions]
-    return found
 
 
 def _batch_axis(once: list[torch.Size], doubled: list[torch.Size]) -> int | None:
