@@ -18,7 +18,7 @@ from plastibench.nn.network import Network
 from plastibench.nn.optimizer_state import MomentRule
 from plastibench.nn.reinit import include_normalized_layers, reinitialize_batch_norms, reinitialize_units, zero_outgoing
 from plastibench.nn.traced_layer import TracedLayer
-from plastibench.nn.units import unit_count
+from plastibench.nn.units import is_linear, unit_count, unit_weight
 
 
 @register_intervention(
@@ -191,16 +191,14 @@ def _outgoing(unit: TracedLayer, modules: dict[str, nn.Module]) -> Tensor:
     total = torch.zeros(unit_count(unit.module), device=next(unit.module.parameters()).device)
     for reader, columns in unit.outgoing.items():
         if reader in modules:
-            weight = modules[reader].weight
-            assert isinstance(weight, Tensor)
+            weight = unit_weight(modules[reader])
             total += mean_per_unit(unit, columns.to(total.device), weight.abs().transpose(0, 1).flatten(1).mean(1))
     return total
 
 
 def _incoming(unit: TracedLayer) -> Tensor:
     """Return the mean magnitude of each unit's incoming weights. [H]."""
-    weight = unit.module.weight
-    assert isinstance(weight, Tensor)
+    weight = unit_weight(unit.module)
     return weight.abs().flatten(1).mean(1) if weight.ndim > 1 else weight.abs()
 
 
@@ -208,5 +206,5 @@ def _compensate(unit: TracedLayer, modules: dict[str, nn.Module], lost: Tensor) 
     """Add the mean contribution of removed units to the biases of their readers. ``lost``: mean outputs [H]."""
     for reader, columns in unit.columns.items():
         module = modules[reader]
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            module.bias.add_(module.weight @ lost[columns.to(lost.device)])
+        if is_linear(module) and isinstance(module.bias, Tensor):
+            module.bias.add_(unit_weight(module) @ lost[columns.to(lost.device)])

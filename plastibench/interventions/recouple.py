@@ -16,9 +16,11 @@ from plastibench.interventions.wrapper import Wrapper
 from plastibench.nn.dataflow import trace
 from plastibench.nn.least_squares import Fit, Solver, SolverName
 from plastibench.nn.network import Network, as_batch
-from plastibench.nn.refit import frozen_copy, only_units_differ, refit_in_one_pass, refit_pair, snapshot
+from plastibench.nn.refit import announce, frozen_copy, only_units_differ, refit, refit_pair, snapshot
+from plastibench.nn.row_order import row_order
 from plastibench.nn.selectors import require_match
 from plastibench.nn.traced_layer import TracedLayer
+from plastibench.nn.units import unit_count
 
 
 @register_intervention("recouple")
@@ -52,22 +54,24 @@ class Recouple(Wrapper):
         """Apply the inner intervention, then refit."""
         self._check(network)
         batch = as_batch(batch)
-        units = trace(network, batch)
-        before, teacher = snapshot(units), frozen_copy(network)
+        layers = trace(network, batch)
+        order = row_order(network, batch, layers)
+        announce("recouple", order)
+        before, teacher = snapshot(layers), frozen_copy(network)
         report = self._inner.intervene(network, batch)
         if network.module.state_dict().keys() != teacher.state_dict().keys():
             raise UserError("recouple: the inner intervention changes the architecture; use 'distil' instead")
-        if only_units_differ(network, teacher, units):
-            fits = refit_in_one_pass(network, batch, units, before, report.units, self._refits, self._solver())
-            return with_fits(report, units, fits, report.units)
+        if only_units_differ(network, teacher, layers):
+            fits = refit(network, batch, layers, before, report.units, self._refits, self._solver(), order)
+            return with_fits(report, layers, fits, report.units)
         fits = {}
-        for reader in units[1:]:
-            if self._refits(reader.name) and reader.trained:
+        for reader in layers[1:]:
+            if self._refits(reader.name) and reader.trained and reader.name not in order.moving:
                 keep = report.units.get(reader.name)
                 fit = refit_pair(network, batch, teacher, reader, self._solver(), keep)
                 if fit is not None:
                     fits[reader.name] = fit
-        return with_fits(report, units, fits, report.units)
+        return with_fits(report, layers, fits, report.units)
 
     def _check(self, network: Network) -> None:
         if self.refit != "all":
@@ -80,12 +84,13 @@ class Recouple(Wrapper):
         return Solver(self.solver, self.ridge, self.max_growth)
 
 
-def with_fits(report: Report, units: list[TracedLayer], fits: dict[str, Fit], spared: Mapping[str, Tensor]) -> Report:
+def with_fits(report: Report, layers: list[TracedLayer], fits: dict[str, Fit], spared: Mapping[str, Tensor]) -> Report:
     """Add the fits to a report: residual and weight growth per refitted module, and the parameters that changed."""
-    modules = {unit.name: unit.module for unit in units}
+    modules = {layer.name: layer.module for layer in layers}
     for name, fit in fits.items():
         kept = int(spared[name].sum()) if name in spared else 0
         if kept < len(fit.weight):
             report.note(name, residual=fit.residual, norm_ratio=fit.norm_ratio)
-        report.parameters += sum(p.numel() // len(p) * (len(p) - kept) for p in modules[name].parameters())
+        count = unit_count(modules[name])
+        report.parameters += sum(p.numel() // count * (count - kept) for p in modules[name].parameters())
     return report

@@ -17,7 +17,7 @@ from plastibench.nn.branches import reinitializable
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network, as_batch
 from plastibench.nn.optimizer_state import clear_state
-from plastibench.nn.selectors import selector
+from plastibench.nn.selectors import attention_of, selector
 from plastibench.nn.units import has_units, tied_parameters, unit_count
 
 Part = Literal["all", "mlp", "mlp-qkv", "linear", "layernorm", "head", "last-k", "later"]
@@ -132,7 +132,8 @@ class Reset(Intervention):
         if self.select == "later":
             chosen = last_blocks(module, outputs, fraction_of(0.5 if self.share is None else self.share))[0]
             return [name for name in chosen if name in names]
-        selected, shared = selector(self.select, module, outputs), tied_parameters(module)
+        attention = attention_of(network, batch) if self.select.startswith("mlp") else None
+        selected, shared = selector(self.select, module, outputs, attention), tied_parameters(module)
         return [
             f"{prefix}.{name}"
             for prefix, child in module.named_modules()

@@ -18,8 +18,9 @@ from plastibench.nn.dataflow import trace
 from plastibench.nn.dormancy import Criterion
 from plastibench.nn.least_squares import Fit, Solver, SolverName
 from plastibench.nn.network import Network, as_batch
-from plastibench.nn.refit import frozen_copy, refit_in_one_pass, refit_pair, snapshot
-from plastibench.nn.selectors import require_match, selector
+from plastibench.nn.refit import announce, frozen_copy, refit, refit_pair, snapshot
+from plastibench.nn.row_order import RowOrder, row_order
+from plastibench.nn.selectors import attention_of, require_match, selector
 from plastibench.nn.traced_layer import TracedLayer
 
 
@@ -93,8 +94,10 @@ class RnR(Intervention):
         """
         batch = as_batch(batch)
         units = trace(network, batch)
-        refitted = self._refitted(network, units)
-        report = self._act(network, batch, units, refitted)
+        refitted = self._refitted(network, batch, units)
+        order = row_order(network, batch, units)
+        announce("rnr", order)
+        report = self._act(network, batch, units, refitted - order.moving, order)
         self._interventions += 1
         return report
 
@@ -106,11 +109,14 @@ class RnR(Intervention):
         """Restore the number of interventions. Older checkpoints do not contain it."""
         self._interventions = state.get("interventions", 0)
 
-    def _act(self, network: Network, batch: TensorDictBase, units: list[TracedLayer], refitted: set[str]) -> Report:
+    def _act(
+        self, network: Network, batch: TensorDictBase, units: list[TracedLayer], refitted: set[str], order: RowOrder
+    ) -> Report:
         if self.targets == "global" and self.scoring == "once":
             before = snapshot(units)
             report = self._reviver().intervene(network, batch)
-            fits = refit_in_one_pass(network, batch, units, before, report.units, refitted.__contains__, self._solver())
+            wanted = refitted.__contains__
+            fits = refit(network, batch, units, before, report.units, wanted, self._solver(), order)
             return with_fits(report, units, fits, report.units)
         return self._pair_by_pair(network, batch, units, refitted)
 
@@ -138,13 +144,14 @@ class RnR(Intervention):
                 fits[reader.name] = fit
         return with_fits(report, units, fits, {})
 
-    def _refitted(self, network: Network, units: list[TracedLayer]) -> set[str]:
+    def _refitted(self, network: Network, batch: TensorDictBase, units: list[TracedLayer]) -> set[str]:
         """Return the names of the modules to refit."""
         readers = [unit for unit in units[1:] if unit.trained]
         if self.refit is None:
             return {unit.name for unit in readers}
         if self.refit in ("mlp", "attention", "layernorm"):
-            chosen = selector(self.refit, network.module, [unit.name for unit in units if unit.output])
+            outputs, attention = [unit.name for unit in units if unit.output], attention_of(network, batch)
+            chosen = selector(self.refit, network.module, outputs, attention)
             found = {unit.name for unit in readers if chosen(unit.name, unit.module)}
         else:
             found = {unit.name for unit in readers if matches(self.refit, unit.name)}

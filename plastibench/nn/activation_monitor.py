@@ -14,7 +14,7 @@ from plastibench.config.errors import UserError
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
 from plastibench.nn.traced_layer import TracedLayer, set_outgoing
-from plastibench.nn.units import unit_count
+from plastibench.nn.units import unit_count, unit_rows
 
 Measure = Callable[[TracedLayer, Tensor, Tensor], Tensor]
 Means = tuple[Tensor, int]  # means over rows, [k, H], and the number of rows
@@ -136,7 +136,7 @@ class ActivationMonitor:
             if reader.training and torch.is_grad_enabled():
                 values = args[0].detach()
                 values = values.float() if values.itemsize < 4 else values  # under autocast
-                rows = (values.movedim(1, -1) if isinstance(reader, nn.Conv2d) else values).flatten(0, -2)
+                rows = unit_rows(reader, values)
                 with torch.no_grad():
                     new = mean_per_unit(layer, columns, self._measure(layer, rows, columns)), len(rows)
                 earlier = self._unconfirmed.get(layer.name)

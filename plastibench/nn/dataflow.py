@@ -7,16 +7,21 @@ next one therefore zeroes unrelated columns, a bug of several published ReDo por
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from plastibench.nn.loss_graph import layers_before_loss
 from plastibench.nn.network import Network, as_evaluated
 from plastibench.nn.traced_layer import TracedLayer, set_outgoing
 from plastibench.nn.unit_tracking import UnitTracker, get_mark
-from plastibench.nn.units import apply_module, modules_with_units, tied_parameters
+from plastibench.nn.units import apply_module, modules_with_units, tied_parameters, unit_weight
+
+_FEW = 3  # samples of a trace
+_MORE = 64  # if some layers do not run on the first ones
 
 
 def trace(network: Network, batch: TensorDictBase) -> list[TracedLayer]:
@@ -31,18 +36,55 @@ def trace(network: Network, batch: TensorDictBase) -> list[TracedLayer]:
 
     Args:
         network: The network.
-        batch: Any batch that its loss accepts; the first three samples are used.
+        batch: Any batch that its loss accepts. The first three samples are used, or 64 if some layers with units do
+            not run on these.
     """
-    few = batch[: min(3, len(batch))]
-    tracker = UnitTracker(modules_with_units(network.module))
-    rows: dict[str, list[int]] = {}
-    plain: dict[str, bool] = {}
+    few = batch[: min(_FEW, len(batch))]
+    with as_evaluated(network.module), torch.no_grad():
+        observed = _observe(network, few)
+        if len(batch) > _FEW and len(observed.tracker.traced) < len(observed.tracker.names):  # experts without a token
+            few = batch[:_MORE]
+            observed = _observe(network, few)
+        doubled = _observe(network, torch.cat([few, few])).shapes
+        outputs = set(network.outputs) or layers_before_loss(network, few, observed.tracker.names)
+    layers = []
+    for layer in observed.tracker.traced.values():
+        axis = _batch_axis(observed.shapes[layer.name], doubled.get(layer.name, []))
+        if observed.plain[layer.name] and axis is not None and isinstance(layer.module.weight, nn.Parameter):
+            layer.batch_axis = axis
+            layers.append(layer)
+    shared = tied_parameters(network.module)
+    for layer in layers:
+        layer.tied = layer.module.weight in shared
+        layer.output = layer is layers[-1] if outputs is None else layer.name in outputs
+    set_outgoing(layers)
+    return layers
 
-    def note_rows(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+
+@dataclass
+class _Observed:
+    """What a forward pass shows.
+
+    Attributes:
+        tracker: The layers that ran, and their readers.
+        shapes: Output shape of each call, by layer.
+        plain: Whether the first call computed what the layer's class computes, by layer.
+    """
+
+    tracker: UnitTracker
+    shapes: dict[str, list[torch.Size]]
+    plain: dict[str, bool]
+
+
+def _observe(network: Network, batch: TensorDictBase) -> _Observed:
+    tracker = UnitTracker(modules_with_units(network.module))
+    observed = _Observed(tracker, {}, {})
+
+    def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         name = tracker.names[module]
-        rows.setdefault(name, []).append(len(output))
-        if name not in plain:
-            plain[name] = bool(args) and _computes_as_its_class(module, args[0], output)
+        observed.shapes.setdefault(name, []).append(output.shape)
+        if name not in observed.plain:
+            observed.plain[name] = bool(args) and _computes_as_its_class(module, args[0], output)
 
     def note_batch_norm(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -54,35 +96,31 @@ def trace(network: Network, batch: TensorDictBase) -> list[TracedLayer]:
 
         return hook
 
-    hooks = [module.register_forward_hook(note_rows) for module in tracker.names]
+    hooks = [module.register_forward_hook(note) for module in tracker.names]
     for name, module in network.module.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             hooks.append(module.register_forward_pre_hook(note_batch_norm(name)))
     try:
-        with as_evaluated(network.module), torch.no_grad():
-            with tracker:
-                network.loss(network.module, few)
-            once = {name: sum(counts) for name, counts in rows.items()}
-            rows.clear()
-            network.loss(network.module, torch.cat([few, few]))
+        with tracker:
+            network.loss(network.module, batch)
     finally:
         for hook in hooks:
             hook.remove()
-    # Rows are samples if twice the batch makes twice the rows.
-    samples = {name for name, count in once.items() if sum(rows.get(name, [])) == 2 * count}
-    plain = {name: own and isinstance(tracker.traced[name].module.weight, nn.Parameter) for name, own in plain.items()}
-    layers = [layer for layer in tracker.traced.values() if plain[layer.name] and layer.name in samples]
-    shared = tied_parameters(network.module)
-    for layer in layers:
-        layer.tied = layer.module.weight in shared
-        layer.output = layer.name in network.outputs if network.outputs else layer is layers[-1]
-    set_outgoing(layers)
-    return layers
+    return observed
+
+
+def _batch_axis(once: list[torch.Size], doubled: list[torch.Size]) -> int | None:
+    """The axis along which the outputs of a layer grow with the batch; None if its rows are not samples."""
+    if sum(shape.numel() for shape in doubled) != 2 * sum(shape.numel() for shape in once):
+        return None
+    if not doubled or len(once[0]) != len(doubled[0]):
+        return 0
+    grown = [axis for axis, (one, two) in enumerate(zip(once[0], doubled[0], strict=True)) if one != two]
+    return grown[0] if len(grown) == 1 else 0
 
 
 def _computes_as_its_class(module: nn.Module, inputs: Tensor, output: Tensor) -> bool:
-    weight, bias = module.weight, getattr(module, "bias", None)
-    assert isinstance(weight, Tensor)
+    weight, bias = unit_weight(module), getattr(module, "bias", None)
     try:
         expected = apply_module(module, inputs, weight, bias)
     except RuntimeError:

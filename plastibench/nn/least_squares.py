@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plastibench.nn.units import unit_count, unit_rows
+from plastibench.nn.units import CONVOLUTIONS, is_linear, unit_count, unit_parameters, unit_rows, unit_weight
 
 SolverName = Literal["delta-ridge", "ridge", "pinv"]
 _CHUNK = 16384  # rows converted to float64 at a time
@@ -46,7 +46,7 @@ class Fit:
     """A refitted module.
 
     Attributes:
-        weight: New weight in the shape of the old one; float64.
+        weight: New weight with one row per unit, as :func:`plastibench.nn.units.unit_weight` returns it; float64.
         bias: New bias; None if the module has none.
         residual: ||new outputs - targets|| / ||targets|| over all rows and all refitted units.
         norm_ratio: ||new weight|| / ||old weight|| of the refitted units.
@@ -59,12 +59,13 @@ class Fit:
 
 
 class LinearFit:
-    """Least squares for a Linear or Conv2d: accumulates G = AᵀA and C = AᵀY, where A = [inputs, 1]."""
+    """Least squares for a linear layer or convolution: accumulates G = AᵀA and C = AᵀY, where A = [inputs, 1]."""
 
-    def __init__(self, module: nn.Linear | nn.Conv2d) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.module = module
-        columns = module.weight[0].numel() + (module.bias is not None)
-        device = module.weight.device
+        weight, self._bias = unit_parameters(module)
+        self._shape, device = weight.shape, weight.device
+        columns = weight[0].numel() + (self._bias is not None)
         self.gram = torch.zeros(columns, columns, dtype=torch.float64, device=device)
         self.cross = torch.zeros(columns, unit_count(module), dtype=torch.float64, device=device)
         self.target_square = torch.zeros(unit_count(module), dtype=torch.float64, device=device)
@@ -72,7 +73,7 @@ class LinearFit:
     def add(self, inputs: Tensor, targets: Tensor) -> None:
         """Accumulate rows: ``inputs`` as the module receives them, ``targets`` as it should return them."""
         for rows, wanted in _linear_rows(self.module, inputs, targets):
-            if self.module.bias is not None:
+            if self._bias is not None:
                 rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)  # [n, p+1]
             self.gram += rows.mT @ rows
             self.cross += rows.mT @ wanted
@@ -99,18 +100,16 @@ class LinearFit:
         square = self.target_square - 2 * (solution * self.cross).sum(0) + (solution * (self.gram @ solution)).sum(0)
         residual = _residual(square[fitted], self.target_square[fitted])
         solution = solution if keep is None else torch.where(keep, current, solution)
-        weight = solution[: self.module.weight[0].numel()].mT.reshape(self.module.weight.shape)
-        bias = solution[-1] if self.module.bias is not None else None
+        weight = solution[: self._shape[1:].numel()].mT.reshape(self._shape)
+        bias = solution[-1] if self._bias is not None else None
         return Fit(weight, bias, residual, ratio)
 
     def _current(self) -> Tensor:
-        weight = self.module.weight.detach().double().flatten(1).mT  # [p, H]
-        if self.module.bias is None:
-            return weight
-        return torch.cat([weight, self.module.bias.detach().double()[None]])
+        weight = unit_weight(self.module).detach().double().flatten(1).mT  # [p, H]
+        return weight if self._bias is None else torch.cat([weight, self._bias.double()[None]])
 
     def _norm(self, solution: Tensor) -> float:
-        return float(solution[: self.module.weight[0].numel()].norm())
+        return float(solution[: self._shape[1:].numel()].norm())
 
 
 class LayerNormFit:
@@ -156,10 +155,10 @@ def fit_for(module: nn.Module) -> LinearFit | LayerNormFit | None:
     """An empty fit for the module; None if it has no closed form (a convolution with groups or unusual padding)."""
     if isinstance(module, nn.LayerNorm):
         return LayerNormFit(module)
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, CONVOLUTIONS):
         plain = module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
         return LinearFit(module) if plain else None
-    return LinearFit(module) if isinstance(module, nn.Linear) else None
+    return LinearFit(module) if is_linear(module) else None
 
 
 def _residual(error: Tensor, target: Tensor) -> float:
@@ -183,17 +182,27 @@ def _apply_inverse(gram: Tensor, penalty: float, right: Tensor) -> Tensor:
     return vectors @ (inverse[:, None] * (vectors.mT @ right))
 
 
-def _linear_rows(module: nn.Linear | nn.Conv2d, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _linear_rows(module: nn.Module, inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield chunks of (rows [n, p], targets [n, H]) in float64; the rows of a convolution are its receptive fields."""
-    if isinstance(module, nn.Linear):
+    if not isinstance(module, CONVOLUTIONS):
         for rows, wanted in zip(
             inputs.flatten(0, -2).split(_CHUNK), unit_rows(module, targets).split(_CHUNK), strict=True
         ):
             yield rows.double(), wanted.double()
         return
-    positions = targets.shape[-2] * targets.shape[-1]
-    samples = max(1, _CHUNK // positions)
+    samples = max(1, _CHUNK // targets.shape[2:].numel())
     for images, wanted in zip(inputs.split(samples), targets.split(samples), strict=True):
-        assert isinstance(module.padding, tuple)
-        fields = F.unfold(images.double(), module.kernel_size, module.dilation, module.padding, module.stride)
-        yield fields.mT.flatten(0, 1), unit_rows(module, wanted).double()  # [n, C·kh·kw], [n, H]
+        yield _receptive_fields(module, images.double()), unit_rows(module, wanted).double()  # [n, C·k…], [n, H]
+
+
+def _receptive_fields(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, images: Tensor) -> Tensor:
+    """What each output position reads, channel by channel. [B·positions, C·k…]."""
+    assert isinstance(module.padding, tuple)
+    if isinstance(module, nn.Conv2d):
+        fields = F.unfold(images, module.kernel_size, module.dilation, module.padding, module.stride)
+        return fields.mT.flatten(0, 1)
+    fields = F.pad(images, [p for p in reversed(module.padding) for _ in range(2)])
+    for axis, (size, step, gap) in enumerate(zip(module.kernel_size, module.stride, module.dilation, strict=True), 2):
+        fields = fields.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]  # [B, C, positions…, k…]
+    count = len(module.kernel_size)
+    return fields.movedim(1, count + 1).flatten(count + 1).flatten(0, count)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import functools
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,20 +18,89 @@ from plastibench.nn.least_squares import Fit, Solver, fit_for
 from plastibench.nn.network import Network, as_evaluated
 from plastibench.nn.optimizer_state import clear_state
 from plastibench.nn.reinit import broadcast_rows
+from plastibench.nn.row_order import RowOrder, moving_layers
 from plastibench.nn.traced_layer import TracedLayer
-from plastibench.nn.units import apply_module
+from plastibench.nn.units import apply_module, replaced_forwards, unit_parameters
 
 _ROUNDING = 1e-5  # relative to the norm of a parameter
 
 
 def snapshot(layers: Iterable[TracedLayer]) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Copy the weight and bias of each layer."""
-    return {layer.name: _parameters(layer.module, clone=True) for layer in layers}
+    """Copy the weight, with one row per unit, and the bias of each layer."""
+    copies = {}
+    for layer in layers:
+        weight, bias = unit_parameters(layer.module)
+        copies[layer.name] = weight.clone(), None if bias is None else bias.clone()
+    return copies
 
 
 def frozen_copy(network: Network) -> nn.Module:
     """A copy of the network's module without gradients."""
     return copy.deepcopy(network.module).requires_grad_(False)
+
+
+def announce(method: str, order: RowOrder) -> None:
+    """Print, once per process, how a network with moving rows is refitted."""
+    if note := order.note():
+        _print_once(f"plastibench: {method}: {note}")
+
+
+@functools.cache
+def _print_once(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+@torch.no_grad()
+def refit(
+    network: Network,
+    batch: TensorDictBase,
+    layers: list[TracedLayer],
+    before: dict[str, tuple[Tensor, Tensor | None]],
+    revived: dict[str, Tensor],
+    refitted: Callable[[str], bool],
+    solver: Solver,
+    order: RowOrder,
+) -> dict[str, Fit]:
+    """Refit all layers but the first, in execution order: in one pass if the rows allow it, otherwise pair by pair.
+
+    Both ways give the same result up to rounding. Layers whose rows depend on routing are not refitted, because the
+    row of a token in the changed network is the row of another token in the original one.
+
+    Args:
+        network: The network with reinitialized units; changed in place.
+        batch: Representative batch.
+        layers: Its layers with units, in execution order.
+        before: Their parameters before the reinitialization, from :func:`snapshot`.
+        revived: Layer name to mask [H] of units that keep their reinitialized parameters.
+        refitted: Whether to refit the layer of a given name.
+        solver: Solver for the linear systems.
+        order: What :func:`plastibench.nn.row_order.row_order` found before the network was changed.
+
+    Returns:
+        The fit of each refitted layer.
+    """
+    moving = order.moving
+    if order.one_pass:
+        try:
+            return refit_in_one_pass(network, batch, layers, before, revived, refitted, solver, order)
+        except RowsMoved as error:  # nothing has been written yet
+            moving = moving_layers(network, batch, layers) | {str(error)}
+    teacher = frozen_copy(network)
+    for layer in layers:
+        for parameter, old in zip(unit_parameters(teacher.get_submodule(layer.name)), before[layer.name], strict=True):
+            if parameter is not None and old is not None:
+                parameter.copy_(old)
+    fits: dict[str, Fit] = {}
+    for reader in layers[1:]:
+        if refitted(reader.name) and reader.trained and reader.name not in moving:
+            fit = refit_pair(network, batch, teacher, reader, solver, revived.get(reader.name))
+            if fit is not None:
+                fits[reader.name] = fit
+    return fits
+
+
+class RowsMoved(Exception):
+    """A layer, named by the message, did not receive the rows of both halves of a doubled batch in order."""
 
 
 @torch.no_grad()
@@ -41,48 +112,57 @@ def refit_in_one_pass(
     revived: dict[str, Tensor],
     refitted: Callable[[str], bool],
     solver: Solver,
+    order: RowOrder | None = None,
 ) -> dict[str, Fit]:
     """Refit all layers but the first, in execution order, in a single forward pass.
 
     The batch is duplicated. The first half passes through the old parameters, the second half through the new ones.
     When the pass reaches a layer, the layer is refitted to map the inputs of the second half to the outputs of the
-    first half. So each layer runs once, and memory is that of an evaluation of twice the batch.
+    first half. So each layer runs once, and memory is that of an evaluation of twice the batch. Nothing is written
+    before the pass is complete.
 
     All targets come from the original network (global targets), so each refit also corrects the drift of the layers
     before it. Frozen layers are not refitted. Parameters outside of these layers (position embeddings, BatchNorm) are
-    used for both halves, so they must not have changed.
+    used for both halves, so they must not have changed. The arguments are those of :func:`refit`.
 
-    Args:
-        network: The network with reinitialized units; changed in place.
-        batch: Representative batch.
-        layers: Its layers with units, in execution order.
-        before: Their parameters before the reinitialization, from :func:`snapshot`.
-        revived: Layer name to mask [H] of units that keep their reinitialized parameters.
-        refitted: Whether to refit the layer of a given name.
-        solver: Solver for the linear systems.
-
-    Returns:
-        The fit of each refitted layer.
+    Raises:
+        RowsMoved: A layer received other numbers of rows than in the test of the row order.
     """
     fits: dict[str, Fit] = {}
+    new: dict[str, tuple[Tensor, Tensor | None]] = {}
+    calls = dict.fromkeys(before, 0)
     first = layers[0].name
+    doubled = torch.cat([batch, batch])
 
     def run(layer: TracedLayer, inputs: Tensor) -> Tensor:
-        old_inputs, new_inputs = inputs.chunk(2)
+        _check_rows(order, layer, calls[layer.name], inputs.shape[layer.batch_axis], len(doubled))
+        calls[layer.name] += 1
+        old_inputs, new_inputs = inputs.chunk(2, layer.batch_axis)
         targets = apply_module(layer.module, old_inputs, *before[layer.name])
         wanted = layer.name not in fits and layer.name != first and layer.trained and refitted(layer.name)
-        fit = fit_for(layer.module) if wanted else None
+        fit = fit_for(layer.module) if wanted and inputs.numel() else None
         if fit is not None:
+            keep = revived.get(layer.name)
             fit.add(new_inputs, targets)
-            fits[layer.name] = fit.solve(solver, revived.get(layer.name))
-            write_fit(network, layer, fits[layer.name], keep=revived.get(layer.name))
-        outputs = apply_module(layer.module, new_inputs, *_parameters(layer.module))
-        return torch.cat([targets, outputs])
+            fits[layer.name] = fit.solve(solver, keep)
+            new[layer.name] = _written(layer, fits[layer.name], keep)
+        outputs = apply_module(layer.module, new_inputs, *new.get(layer.name, unit_parameters(layer.module)))
+        return torch.cat([targets, outputs], layer.batch_axis)
 
-    doubled = torch.cat([batch, batch])
-    with as_evaluated(network.module), _replaced_forwards(layers, run):
+    with as_evaluated(network.module), replaced_forwards({layer.module: partial(run, layer) for layer in layers}):
         network.loss(network.module, doubled)
+    for layer in layers:
+        if layer.name in new:
+            _write(network, layer, new[layer.name])
     return fits
+
+
+def _check_rows(order: RowOrder | None, layer: TracedLayer, call: int, rows: int, samples: int) -> None:
+    if order is None:
+        return
+    sizes = order.sizes.get(layer.name, [])
+    if call >= len(sizes) or rows % 2 or rows * order.samples != sizes[call] * samples:
+        raise RowsMoved(layer.name)
 
 
 @torch.no_grad()
@@ -105,19 +185,24 @@ def refit_pair(
         keep: Mask [H] of units of the reader that keep their parameters.
 
     Returns:
-        The fit, or None if the layer has no closed form.
+        The fit, or None if the layer has no closed form or did not run.
     """
     fit = fit_for(reader.module)
     if fit is None:
         return None
-    target_module = teacher.get_submodule(reader.name)
+    target_module, rows = teacher.get_submodule(reader.name), 0
     with as_evaluated(network.module), as_evaluated(teacher):
         for chunk in chunks(batch, CHUNK_SIZE):
             old_inputs = _input_of(target_module, teacher, network, chunk)
-            targets = apply_module(target_module, old_inputs, *_parameters(target_module))
-            fit.add(_input_of(reader.module, network.module, network, chunk), targets)
+            new_inputs = _input_of(reader.module, network.module, network, chunk)
+            if old_inputs is None or new_inputs is None or old_inputs.shape != new_inputs.shape:
+                continue  # a branch that did not run, or that ran with other rows
+            fit.add(new_inputs, apply_module(target_module, old_inputs, *unit_parameters(target_module)))
+            rows += new_inputs.numel()
+    if not rows:
+        return None
     solution = fit.solve(solver, keep)
-    write_fit(network, reader, solution, keep)
+    _write(network, reader, _written(reader, solution, keep))
     return solution
 
 
@@ -130,52 +215,38 @@ def only_units_differ(network: Network, teacher: nn.Module, layers: list[TracedL
     )
 
 
-@torch.no_grad()
-def write_fit(network: Network, layer: TracedLayer, fit: Fit, keep: Tensor | None) -> None:
-    """Write a fit into its layer, except for the units in ``keep``, and clear the optimizer state of the layer.
+def _written(layer: TracedLayer, fit: Fit, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The parameters after a fit, except for the units in ``keep``.
 
-    Does nothing if the fit changes the parameters by rounding errors only, as when no layer before it has changed.
+    A parameter that the fit changes by rounding errors only, as when no layer before it has changed, stays the same.
     """
-    moved = False
-    for parameter, new in zip(_parameters(layer.module), (fit.weight, fit.bias), strict=True):
-        if parameter is None or new is None:
-            continue
+
+    def updated(parameter: Tensor, new: Tensor) -> Tensor:
         new = new.to(parameter.dtype)
         new = new if keep is None else torch.where(broadcast_rows(keep, parameter), parameter, new)
-        if float((new - parameter).norm()) > _ROUNDING * float(parameter.norm()):
-            parameter.copy_(new)
+        return new if float((new - parameter).norm()) > _ROUNDING * float(parameter.norm()) else parameter
+
+    weight, bias = unit_parameters(layer.module)
+    return updated(weight, fit.weight), None if bias is None or fit.bias is None else updated(bias, fit.bias)
+
+
+def _write(network: Network, layer: TracedLayer, new: tuple[Tensor, Tensor | None]) -> None:
+    """Write parameters into a layer; if any of them is new, clear the optimizer state of the layer."""
+    moved = False
+    for parameter, value in zip(unit_parameters(layer.module), new, strict=True):
+        if parameter is not None and value is not None and value.data_ptr() != parameter.data_ptr():
+            parameter.copy_(value)
             moved = True
     if moved:
         clear_state(network.optimizer, list(layer.module.parameters(recurse=False)))
-
-
-def _parameters(module: nn.Module, clone: bool = False) -> tuple[Tensor, Tensor | None]:
-    weight, bias = module.weight.detach(), getattr(module, "bias", None)  # type: ignore[operator]
-    assert isinstance(weight, Tensor)
-    bias = bias.detach() if isinstance(bias, Tensor) else None
-    if clone:
-        return weight.clone(), None if bias is None else bias.clone()
-    return weight, bias
-
-
-@contextmanager
-def _replaced_forwards(layers: list[TracedLayer], run: Callable[[TracedLayer, Tensor], Tensor]) -> Iterator[None]:
-    """Compute the outputs of these layers with ``run`` inside the block."""
-    try:
-        for layer in layers:
-            layer.module.forward = lambda inputs, layer=layer: run(layer, inputs)
-        yield
-    finally:
-        for layer in layers:
-            layer.module.__dict__.pop("forward", None)
 
 
 class _Reached(Exception):
     """Ends a forward pass at the layer of interest."""
 
 
-def _input_of(target: nn.Module, module: nn.Module, network: Network, batch: TensorDictBase) -> Tensor:
-    """The input of the submodule ``target`` when ``module`` runs on the batch; the pass ends there."""
+def _input_of(target: nn.Module, module: nn.Module, network: Network, batch: TensorDictBase) -> Tensor | None:
+    """The first input of the submodule ``target`` when ``module`` runs on the batch; None if it does not run."""
     inputs: list[Tensor] = []
 
     def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -189,4 +260,4 @@ def _input_of(target: nn.Module, module: nn.Module, network: Network, batch: Ten
         pass
     finally:
         hook.remove()
-    return inputs[0]
+    return inputs[0] if inputs else None

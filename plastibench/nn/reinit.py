@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from plastibench.nn.network import Network
 from plastibench.nn.optimizer_state import MomentRule, reset_state
 from plastibench.nn.traced_layer import TracedLayer
-from plastibench.nn.units import unit_count
+from plastibench.nn.units import unit_count, unit_weight, units_first
 
 
 def broadcast_rows(mask: Tensor, like: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def broadcast_columns(mask: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
 
     Args:
         mask: Mask over the units of the layer that is read. [H]
-        weight: The weight of the reader, [out, in, …].
+        weight: The weight of the reader with one row per unit, [out, in, …].
         columns: The unit that each input column of the reader holds, from :class:`TracedLayer`. [in]
     """
     return mask[columns.to(mask.device)].reshape(1, -1, *[1] * (weight.ndim - 2))
@@ -54,11 +54,12 @@ def reinitialize_units(
         if mask is None or not bool(mask.any()):
             continue
         for name, parameter in layer.module.named_parameters(recurse=False):
-            rows = broadcast_rows(mask, parameter)
-            new = sources[layer.name].get_parameter(name)
-            parameter.copy_(torch.where(rows, new, parameter))
-            reset_state(network.optimizer, parameter, rows, rule)
-            changed += int(mask.sum()) * parameter[0].numel()
+            # views with one row per unit; of most modules the parameter itself
+            new, view = (units_first(layer.module, p) for p in (sources[layer.name].get_parameter(name), parameter))
+            rows = broadcast_rows(mask, view)
+            view.copy_(torch.where(rows, new, view))
+            reset_state(network.optimizer, parameter, units_first(layer.module, rows), rule)
+            changed += int(mask.sum()) * view[0].numel()
     return changed
 
 
@@ -90,11 +91,12 @@ def zero_outgoing(network: Network, layers: list[TracedLayer], masks: dict[str, 
         if mask is None or not bool(mask.any()):
             continue
         for reader, columns in layer.outgoing.items():
-            weight = by_name[reader].module.weight if reader in by_name else None
-            if isinstance(weight, nn.Parameter):
-                masked = broadcast_columns(mask, weight, columns)
-                weight.masked_fill_(masked, 0.0)
-                reset_state(network.optimizer, weight, masked, rule)
+            module = by_name[reader].module if reader in by_name else None
+            if module is not None and isinstance(module.weight, nn.Parameter):
+                view = unit_weight(module)
+                masked = broadcast_columns(mask, view, columns)
+                view.masked_fill_(masked, 0.0)
+                reset_state(network.optimizer, module.weight, units_first(module, masked), rule)
 
 
 def include_normalized_layers(layers: list[TracedLayer], masks: dict[str, Tensor]) -> dict[str, Tensor]:

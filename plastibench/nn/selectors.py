@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Collection
 
+from tensordict import TensorDictBase
 from torch import nn
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import matches
+from plastibench.nn.loss_graph import Attention, find_attention
+from plastibench.nn.network import Network
 from plastibench.nn.units import modules_with_units
+
+_SAMPLES = 2
 
 _MLP = r"\.mlp\.fc[12]$"
 _SEQUENCES = nn.Sequential | nn.ModuleList
@@ -18,42 +24,106 @@ _NO_ATTENTION = r"norm|drop|scale|(^|_)ln(_|$)"  # attn_norm, attention_layernor
 _QKV = r"\.(qkv|[qkv]|[qkv]_(proj|lin)|qkv_proj|query|key|value|query_key_value|c_attn|q_attn|Wqkv|kv)$"
 
 
-def selector(part: str, module: nn.Module, outputs: Collection[str]) -> Callable[[str, nn.Module], bool]:
+PARTS = ("mlp", "mlp-qkv", "attention", "linear", "layernorm", "head")
+
+
+def selector(
+    part: str, module: nn.Module, outputs: Collection[str], attention: Attention | None = None
+) -> Callable[[str, nn.Module], bool]:
     """A function of (name, submodule) that tells whether the submodule belongs to a part of the network.
 
-    - ``mlp``: all weight matrices of the MLP blocks. In a network without MLP blocks: every Linear but output layers.
+    - ``mlp``: all weight matrices of the MLP blocks, those of experts and their router included. In a network without
+      MLP blocks: every Linear but output layers.
     - ``mlp-qkv``: these and the projections to queries, keys and values.
     - ``attention``: all projections of the attention blocks.
     - ``linear``: every Linear.
     - ``layernorm``: every LayerNorm.
     - ``head``: the output layers.
 
-    A transformer block is a member of a sequence that has a child with attention in its name. Its MLP is every weight
-    matrix of the block outside of that child. This covers timm, torchvision, ``nn.TransformerEncoderLayer`` and
-    transformers. MLP blocks of other networks (MLP-Mixer, ConvNeXt) are recognized by timm's names.
+    What feeds an attention operation computes queries, keys and values; what reads it is the output projection. A
+    transformer block is the smallest member of a sequence that holds these layers and others; its MLP is every other
+    weight matrix. If no attention operation is known, names decide: a transformer block is a member of a sequence that
+    has a child with attention in its name, and its MLP is every weight matrix outside of that child. MLP blocks of
+    other networks (MLP-Mixer, ConvNeXt) are recognized by timm's names.
 
     Args:
         part: One of the above.
         module: The network.
         outputs: Names of its output layers.
+        attention: What :func:`attention_of` found in a forward pass.
     """
-    attention = _attention(module)
-    matrices = [(name, child) for name, child in module.named_modules() if _is_matrix(child)]
-    homes = tuple(f"{name.rpartition('.')[0]}." for name in attention)
-    attending = {name for name, _ in matrices if name.startswith(tuple(f"{home}." for home in attention))}
-    mlp = {name for name, _ in matrices if name.startswith(homes) or re.search(_MLP, name)} - attending
+    matrices = [name for name, child in module.named_modules() if _is_matrix(child)]
+    if attention is not None and attention.inputs:
+        attending, blocks = _observed(module, matrices, attention)
+    else:
+        attending, blocks = _named(module, matrices)
+    packed = {name for name, child in module.named_modules() if isinstance(child, nn.MultiheadAttention)}
+    attending |= {name for name in matrices if _below(name, packed)}
+    mlp = {name for name in matrices if _below(name, blocks) or re.search(_MLP, name)} - attending - set(outputs)
     if not mlp:
-        mlp = {name for name, child in matrices if isinstance(child, nn.Linear) and name not in outputs} - attending
-    qkv = {name for name in attending if re.search(_QKV, name)}
+        linear = {name for name, child in module.named_modules() if isinstance(child, nn.Linear)}
+        mlp = (linear - attending).difference(outputs)
+    qkv = {name for name in attending if re.search(_QKV, name)} | packed
+    if attention is not None and attention.inputs:
+        qkv = (attention.inputs & set(matrices)) | packed
     parts: dict[str, Callable[[str, nn.Module], bool]] = {
         "mlp": lambda name, child: name in mlp,
-        "mlp-qkv": lambda name, child: name in mlp | qkv or isinstance(child, nn.MultiheadAttention),
+        "mlp-qkv": lambda name, child: name in mlp | qkv,
         "attention": lambda name, child: name in attending,
         "linear": lambda name, child: isinstance(child, nn.Linear),
         "layernorm": lambda name, child: isinstance(child, nn.LayerNorm),
         "head": lambda name, child: name in outputs,
     }
     return parts[part]
+
+
+def attention_of(network: Network, batch: TensorDictBase) -> Attention:
+    """The attention operations of a network and their projections, observed with the first samples of a batch."""
+    matrices = {
+        child: name for child, name in modules_with_units(network.module).items() if not isinstance(child, nn.LayerNorm)
+    }
+    return find_attention(network, batch[:_SAMPLES], matrices)
+
+
+def _observed(module: nn.Module, matrices: list[str], attention: Attention) -> tuple[set[str], set[str]]:
+    """Matrices of attention, and names of the blocks that hold them."""
+    members = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, child in module.named_modules()
+        if isinstance(child, _SEQUENCES)
+        for name, _ in child.named_children()
+    }
+    attending, blocks = set(), set[str]()
+    for operation in attention.operations:
+        own = operation & set(matrices)
+        homes = [member for member in members if all(_below(name, [member]) for name in operation)]
+        together = _common(operation)
+        inside = {name for name in matrices if together and _below(name, [together])}
+        for home in sorted(homes, key=len, reverse=True):  # from the smallest
+            others = {name for name in matrices if _below(name, [home])} - own
+            if others - (inside if together != home else set()):
+                blocks.add(home)
+                attending |= own | (inside if together.startswith(f"{home}.") else set())
+                break
+        else:
+            attending |= own
+    return attending, blocks
+
+
+def _named(module: nn.Module, matrices: list[str]) -> tuple[set[str], set[str]]:
+    """The same, by the names of modules."""
+    attention = _attention(module)
+    return {name for name in matrices if _below(name, attention)}, {name.rpartition(".")[0] for name in attention}
+
+
+def _common(names: Collection[str]) -> str:
+    """The innermost module that contains all of these modules."""
+    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return ".".join(level[0] for level in itertools.takewhile(lambda level: len(set(level)) == 1, levels))
+
+
+def _below(name: str, parents: Collection[str]) -> bool:
+    return name.startswith(tuple(f"{parent}." for parent in parents))
 
 
 def require_match(expression: str, module: nn.Module, option: str) -> None:
@@ -90,6 +160,11 @@ def _attention(module: nn.Module) -> list[str]:
 
 
 def _is_matrix(child: nn.Module) -> bool:
-    """Whether this is a Linear, or equivalent under another name (transformers' ``Conv1D``)."""
+    """Whether this is a Linear, the same under another name (``Conv1D``), or a stack of them (Mixtral's experts)."""
+    if isinstance(child, nn.Embedding | nn.MultiheadAttention | nn.RNNBase | nn.modules.conv._ConvNd):
+        return False
     weight = getattr(child, "weight", None)
-    return isinstance(weight, nn.Parameter) and weight.ndim == 2 and not isinstance(child, nn.Embedding)
+    if isinstance(weight, nn.Parameter):
+        return weight.ndim == 2
+    own = [parameter for parameter in child.parameters(recurse=False) if parameter.ndim > 1]
+    return bool(own) and all(parameter.ndim == 3 and len(parameter) > 1 for parameter in own)

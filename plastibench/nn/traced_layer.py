@@ -23,6 +23,7 @@ class TracedLayer:
             units, so it is replaced by its own readers.
         batch_norms: BatchNorm modules whose features are the units of this layer.
         tied: Its weight is shared with another module.
+        batch_axis: The axis of its input and output that grows with the batch: 1 in a sequence-first transformer.
     """
 
     name: str
@@ -34,6 +35,7 @@ class TracedLayer:
     outgoing: dict[str, Tensor] = field(default_factory=dict)
     batch_norms: list[str] = field(default_factory=list)
     tied: bool = False
+    batch_axis: int = 0
 
     @property
     def readers(self) -> list[str]:

@@ -13,7 +13,7 @@ from plastibench.nn.batches import CHUNK_SIZE, chunks
 from plastibench.nn.network import Network, as_evaluated
 from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.unit_tracking import UnitTracker
-from plastibench.nn.units import unit_count, unit_rows
+from plastibench.nn.units import unit_count, unit_rows, unit_weight, units_first
 
 
 @dataclass
@@ -130,8 +130,8 @@ def _on_gradient(output: Tensor, hook: Callable[[Tensor], None]) -> None:
 
 def _means(total: _Sums, weight_gradient: Tensor) -> UnitStatistics:
     rows, activated_rows = max(total.rows, 1), total.activated_rows
-    weight = total.module.weight
-    assert isinstance(weight, Tensor)
+    weight = unit_weight(total.module)
+    weight_gradient = units_first(total.module, weight_gradient)
     return UnitStatistics(
         activation=total.post / activated_rows if activated_rows else total.pre / rows,
         pre_gradient=total.pre_gradient / rows,

@@ -6,31 +6,59 @@ Modules that run a layer and plain code between modules (``F.relu``, ``x + y``, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from plastibench.nn.traced_layer import TracedLayer
+from plastibench.nn.units import unit_axis
 
 ACTIVATIONS = frozenset(
     [
         *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "elu", "elu_", "selu", "selu_", "celu"),
         *("gelu", "silu", "silu_", "mish", "softplus", "tanh", "sigmoid", "hardtanh", "hardswish", "hardsigmoid"),
-        "sin",
+        *("celu_", "hardtanh_", "rrelu", "rrelu_", "hardshrink", "softshrink", "tanhshrink", "softsign", "logsigmoid"),
+        *(
+            "threshold",
+            "_threshold",
+            "threshold_",
+            "clamp",
+            "clamp_",
+            "clamp_min",
+            "clamp_min_",
+            "clamp_max",
+            "clamp_max_",
+        ),
+        *("clip", "clip_", "maximum", "minimum", "fmax", "fmin", "max", "min", "sin"),
     ]
 )
 # Activations that only gate their input if they are multiplied by it: x·sigmoid(x) (SiLU or QuickGELU written out) is
 # one activation, and its output is the product.
-_GATES = frozenset(["sigmoid", "hardsigmoid"])
-_PRODUCTS = frozenset(["mul", "mul_", "__mul__", "__rmul__", "__imul__"])
+_GATES = frozenset(["sigmoid", "hardsigmoid", "softplus"])
+# Functions that are parts of written-out activations, such as x·(x > 0), x·(1 + erf(x))/2 or (x + |x|)/2. Alone they
+# are no activation: x² is also what a norm computes.
+_COMPARISONS = frozenset(["gt", "ge", "lt", "le", "__gt__", "__ge__", "__lt__", "__le__", "greater", "less"])
+_PARTS = _COMPARISONS | frozenset(
+    ["pow", "__pow__", "square", "abs", "__abs__", "exp", "erf", "sign", "sqrt", "log1p", "expm1", "heaviside"]
+)
+_CASTS = frozenset(["float", "double", "half", "bfloat16", "to", "type", "type_as"])
+_PRODUCTS = frozenset(
+    ["mul", "mul_", "__mul__", "__rmul__", "__imul__", "div", "div_", "__truediv__", "__rtruediv__", "__itruediv__"]
+)
+_SUMS = frozenset(["add", "add_", "__add__", "__iadd__", "__radd__", "sub", "sub_", "__sub__", "__rsub__", "rsub"])
+_SIGNS = frozenset(["neg", "__neg__", "clone", "contiguous"])
+# Functions that choose between elements by a condition; an activation if the condition is one on the same units.
+_CHOICES = frozenset(["where", "masked_fill", "masked_fill_", "__setitem__"])
 # Functions that move or pool elements. They are applied to the unit numbers as well.
 _MOVES = frozenset(
     [
         *("flatten", "view", "reshape", "transpose", "permute", "squeeze", "unsqueeze", "__getitem__", "movedim"),
         *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "amax"),
+        *("max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d", "unflatten", "swapaxes"),
+        *("max_pool3d", "avg_pool3d", "adaptive_avg_pool3d", "adaptive_max_pool3d", "swapdims"),
     ]
 )
 # Functions after which every element still belongs to the same unit.
@@ -51,12 +79,15 @@ class Mark:
     Attributes:
         source: Name of the layer whose units it holds.
         unit: The unit that each element comes from, in the tensor's shape; float, so that pooling works on it.
-        gate: The tensor is the output of a gating activation that may still be multiplied by its input.
+        pending: The tensor may be part of an activation that is written out, and how it counts if it is used otherwise:
+            ``activation`` (a sigmoid that gates nothing) or ``none`` (a comparison). Empty for everything else.
+        active: An activation has acted on the units.
     """
 
     source: str
     unit: Tensor
-    gate: bool = False
+    pending: Literal["", "activation", "none"] = ""
+    active: bool = False
 
 
 class UnitTracker(TorchFunctionMode):
@@ -98,15 +129,19 @@ class UnitTracker(TorchFunctionMode):
     def _enter_module(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         name = self.names[module]
         self.traced.setdefault(name, TracedLayer(name, module))
-        # Each unit of a grouped convolution reads different input channels, so its columns are not recorded.
-        mark = get_mark(args[0]) if args and getattr(module, "groups", 1) == 1 else None
-        if mark is not None:
-            unit = mark.unit.movedim(_unit_axis(module), -1).flatten(0, -2)  # [rows, in]
+        if not args or getattr(module, "groups", 1) != 1:
+            return  # each unit of a grouped convolution reads different input channels
+        mark = get_mark(args[0])
+        if mark is not None and mark.pending:  # x² that a layer reads is an activation
+            mark.pending, mark.active = "", True
+            self._record_activation(mark, args[0])
+        if mark is not None and mark.unit.numel():
+            unit = mark.unit.movedim(unit_axis(module), -1).flatten(0, -2)  # [rows, in]
             if bool((unit == unit[0]).all()):  # a column must hold the same unit in every row
                 self.traced[mark.source].columns[name] = unit[0].long()
 
     def _leave_module(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        axis = _unit_axis(module)
+        axis = unit_axis(module)
         shape = [1] * output.ndim
         shape[axis] = output.shape[axis]
         numbers = torch.arange(output.shape[axis], dtype=torch.float32, device=output.device)
@@ -115,27 +150,32 @@ class UnitTracker(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        gated = _gated_product(args) if name in _PRODUCTS else None
-        if gated is None and name != "__get__":  # reading an attribute, as a shape, does not use the values
-            self._settle_gates(args)
+        written_out = _written_out(name, args, kwargs)
+        if written_out is None and name != "__get__":  # reading an attribute, as a shape, does not use the values
+            self._settle(args)
+            self._settle(tuple(kwargs.values()))
         output = func(*args, **kwargs)
-        if gated is not None:
-            _set_mark(output, gated)
-            self._record_activation(gated, output)
+        result = args[0] if name == "__setitem__" else output
+        if written_out is not None:
+            fits = isinstance(result, Tensor) and result.shape == written_out.unit.shape
+            _set_mark(result, written_out if fits else None)
+            if fits and written_out.active and not written_out.pending:
+                self._record_activation(written_out, result)
         elif name in _MERGES:
             _set_mark(output, self._merge(func, args, kwargs))
         elif name in ACTIVATIONS or name in _KEEPS or name in _MOVES:
-            marks = [mark for mark in map(get_mark, args) if mark is not None]
+            marks = [mark for mark in map(_settled_mark, (*args, *kwargs.values())) if mark is not None]
             mark = marks[0] if len(marks) == 1 else None  # a product of two outputs holds the units of neither
             if mark is not None and name in _MOVES:
                 unit = func(mark.unit, *args[1:], **kwargs)
-                mark = Mark(mark.source, unit) if isinstance(unit, Tensor) and _is_integral(unit) else None
+                mark = replace(mark, unit=unit) if isinstance(unit, Tensor) and _is_integral(unit) else None
             fits = mark is not None and isinstance(output, Tensor) and output.shape == mark.unit.shape
-            if mark is not None and fits and name in _GATES:
-                mark = Mark(mark.source, mark.unit, gate=True)
-            _set_mark(output, mark if fits else None)
-            if mark is not None and fits and name in ACTIVATIONS and not mark.gate:
+            if mark is not None and fits and name in ACTIVATIONS:
+                mark = replace(mark, active=True)
                 self._record_activation(mark, output)
+            _set_mark(output, mark if fits else None)
+        elif name in _CHOICES or name in _PARTS:
+            _set_mark(result, None)
         return output
 
     def _record_activation(self, mark: Mark, output: Tensor) -> None:
@@ -143,14 +183,14 @@ class UnitTracker(TorchFunctionMode):
         if self._on_activation is not None:
             self._on_activation(mark.source, output, mark.unit)
 
-    def _settle_gates(self, values: Any) -> None:
-        """Count each gate among ``values`` as an activation of its own: it is used without its input."""
+    def _settle(self, values: Any) -> None:
+        """Count each pending activation among ``values`` as an activation of its own: it is used without its input."""
         for value in values:
             if isinstance(value, list | tuple):
-                self._settle_gates(value)
+                self._settle(value)
             mark = get_mark(value)
-            if mark is not None and mark.gate:
-                mark.gate = False
+            if mark is not None and mark.pending == "activation":
+                mark.pending, mark.active = "", True
                 self._record_activation(mark, value)
 
     def _merge(self, func: Any, args: Any, kwargs: Any) -> Mark | None:
@@ -160,12 +200,13 @@ class UnitTracker(TorchFunctionMode):
         """
         listed = isinstance(args[0], list | tuple)
         tensors = [part for part in (*(args[0] if listed else args), *kwargs.values()) if isinstance(part, Tensor)]
-        marks = [mark for mark in map(get_mark, tensors) if mark is not None]
+        marks = [mark for mark in map(_settled_mark, tensors) if mark is not None]
         if len(marks) == len(tensors) and len({mark.source for mark in marks}) == 1:
             if len(marks) == 1 and not listed:
                 return marks[0]
             if listed and func is not torch.stack:
-                return Mark(marks[0].source, func([mark.unit for mark in marks], *args[1:], **kwargs))
+                unit = func([mark.unit for mark in marks], *args[1:], **kwargs)
+                return Mark(marks[0].source, unit, active=all(mark.active for mark in marks))
         for mark in marks:
             self.traced[mark.source].residual = True
         return None
@@ -181,17 +222,50 @@ def _set_mark(value: Any, mark: Mark | None) -> None:
         value._plastibench_mark = mark  # type: ignore[attr-defined]
 
 
-def _gated_product(factors: Any) -> Mark | None:
-    """The mark of the product of a layer's output and a gate computed from the same output; None if it is not one."""
-    marks = [get_mark(factor) for factor in factors]
-    if len(marks) != 2 or marks[0] is None or marks[1] is None or marks[0].gate == marks[1].gate:
+def _settled_mark(value: Any) -> Mark | None:
+    """The mark of a tensor that holds units, not only a part of an activation."""
+    mark = get_mark(value)
+    return mark if mark is not None and not mark.pending else None
+
+
+def _written_out(name: str, args: Any, kwargs: Any) -> Mark | None:
+    """The mark of the result if the function is a step of an activation that is written out; None if it is not.
+
+    All marked operands must hold the same units in the same places. The result is the activation itself (active and
+    not pending) if it combines units with a pending part, and otherwise a part (pending).
+    """
+    operands = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    marks = [mark for mark in map(get_mark, operands) if mark is not None]
+    if not marks or any(m.source != marks[0].source or m.unit.shape != marks[0].unit.shape for m in marks):
         return None
-    same = marks[0].source == marks[1].source and marks[0].unit.shape == marks[1].unit.shape
-    return Mark(marks[0].source, marks[0].unit) if same else None
-
-
-def _unit_axis(module: nn.Module) -> int:
-    return 1 if isinstance(module, nn.Conv2d) else -1
+    first, pending = marks[0], [mark for mark in marks if mark.pending]
+    active = any(mark.active for mark in marks)
+    others = [value for value in operands if get_mark(value) is None and value.ndim]
+    alone = len(marks) == 1 and not others
+    if name in _CHOICES:
+        condition = get_mark(args[0] if name == "where" else args[1]) if len(args) > 1 else None
+        chosen = condition is not None and condition.pending and len(pending) < len(marks)
+        return Mark(first.source, first.unit, active=True) if chosen else None
+    if name in _CASTS and pending and len(marks) == 1:
+        return replace(first)
+    if name in _PARTS and (alone or name in _COMPARISONS or name == "heaviside") and len(marks) == 1:
+        if first.active and not pending and name not in _COMPARISONS:
+            return replace(first)  # relu(x)²
+        return Mark(first.source, first.unit, "none", active)
+    if name in _GATES and alone:
+        return Mark(first.source, first.unit, "activation", active)
+    if pending and alone and (name in ACTIVATIONS or name in _PRODUCTS or name in _SUMS or name in _SIGNS):
+        return Mark(first.source, first.unit, "activation" if name in ACTIVATIONS else first.pending, active)
+    if len(marks) > 1 and not others and (name in _PRODUCTS or name in _SUMS or name in ACTIVATIONS):
+        if name in _PRODUCTS and len(pending) < len(marks):
+            if pending:
+                return Mark(first.source, first.unit, active=True)
+            return replace(first) if all(mark.active for mark in marks) else None  # relu(x)·relu(x)
+        if pending:
+            return Mark(first.source, first.unit, "activation", active)
+        if name in ACTIVATIONS and name not in _SUMS:  # max(x, 0.1·x)
+            return Mark(first.source, first.unit, active=True)
+    return None
 
 
 def _is_integral(unit: Tensor) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from plastibench.nn.dataflow import trace
 from plastibench.nn.traced_layer import TracedLayer
-from tests.support.networks import agent_builder, images, network_of, small_vit
+from tests.support.networks import agent_builder, images, method, network_of, small_vit
 
 
 def traced(builder, shape=(1, 8, 8), count: int = 4) -> dict[str, TracedLayer]:
@@ -252,3 +252,85 @@ def test_trace_has_no_side_effects_when_the_loss_raises():
     assert [child.training for child in network.module.modules()] == modes
     assert isinstance(torch.ones(1) + 1, Tensor)
     assert torch.overrides._get_current_function_mode_stack() == []
+
+
+# --- outputs ----------------------------------------------------------------------------------------------------------
+
+
+class TwoHeads(nn.Module):
+    """A class and a distillation head, a layer that no loss sees, and an auxiliary head in the middle."""
+
+    def __init__(self, auxiliary: bool = True, frozen: bool = False) -> None:
+        super().__init__()
+        self.auxiliary = auxiliary
+        self.first, self.early = nn.Linear(64, 8), nn.Linear(8, 10)
+        self.second, self.head, self.head_dist = nn.Linear(8, 8), nn.Linear(8, 10), nn.Linear(8, 10)
+        self.scale = nn.Parameter(torch.ones(10))
+        self.requires_grad_(not frozen)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x.flatten(1)), inplace=True)
+        early = self.early(x)
+        x = F.relu(self.second(x), inplace=True)
+        out = (self.head(x) + self.head_dist(x).mul_(self.scale)) / 2
+        return out + early if self.auxiliary else out
+
+
+def outputs_of(layers: dict[str, TracedLayer]) -> set[str]:
+    return {name for name, layer in layers.items() if layer.output}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_every_layer_that_the_loss_reads_directly_is_an_output(frozen):
+    assert outputs_of(traced(lambda: TwoHeads(True, frozen))) == {"early", "head", "head_dist"}
+    assert outputs_of(traced(lambda: TwoHeads(False, frozen))) == {"head", "head_dist"}
+    named = network_of(TwoHeads)
+    named.outputs = ("head",)
+    assert [layer.name for layer in trace(named, images(4)) if layer.output] == ["head"]
+
+
+class Functional(nn.Module):
+    """An output layer without a module of its own, which uses the weight of an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 8), nn.Linear(8, 8)
+        self.table = nn.Embedding(10, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x.flatten(1))
+        return F.linear(x + self.second(F.relu(x)), self.table.weight)
+
+
+def test_layers_before_an_output_without_a_module_are_no_outputs():
+    assert outputs_of(traced(Functional)) == set()
+
+
+def test_last_layer_is_the_output_of_a_loss_without_gradient():
+    network = network_of(TwoHeads)
+    network.loss = lambda module, batch: module(batch["image"]).detach().mean()
+    assert [layer.name for layer in trace(network, images(4)) if layer.output] == ["head_dist"]
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("deit_tiny_distilled_patch16_224", {"head", "head_dist"}),
+        ("levit_128s", {"head.linear", "head_dist.linear"}),
+    ],
+)
+def test_rnr_reinitializes_no_logit_of_distilled_networks(name, heads):
+    import timm
+
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2} if "deit" in name else {}
+    module = timm.create_model(name, num_classes=10, in_chans=1, **small)
+    if "levit" in name:
+        module = timm.models.levit.LevitDistilled(
+            img_size=64, num_classes=10, in_chans=1, embed_dim=(16, 24), key_dim=8, depth=(1, 1), num_heads=(1, 2)
+        )
+    network = network_of(lambda: module)
+    batch = images(8, (1, 64, 64) if "levit" in name else (1, 32, 32))
+    assert {layer.name for layer in trace(network, batch) if layer.output} == heads
+    report = method("rnr").intervene(network, batch)
+    assert report.units and not heads & report.units.keys()
+    assert heads <= report.modules.keys()  # refitted

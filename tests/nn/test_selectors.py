@@ -1,11 +1,28 @@
 from __future__ import annotations
 
+import re
+
 import pytest
-from torch import nn
+import torch
+import torch.nn.functional as F
+from tensordict import TensorDict
+from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
-from plastibench.nn.selectors import require_match, selector
-from tests.support.networks import agent_builder, small_resnet, small_vit
+from plastibench.nn.dataflow import trace
+from plastibench.nn.network import Network
+from plastibench.nn.selectors import attention_of, require_match, selector
+from tests.support.networks import (
+    agent_builder,
+    changed,
+    images,
+    method,
+    network_of,
+    parameters_of,
+    small_resnet,
+    small_vit,
+    state,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +59,14 @@ def torchvision_vit() -> nn.Module:
     return torchvision.models.VisionTransformer(8, 4, 1, 2, 8, 16, num_classes=3)
 
 
+T5 = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+WHISPER = {
+    **{f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in (("layers", 1), ("ffn_dim", 16))},
+    **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "d_model": 8, "num_mel_bins": 4},
+    **{"max_source_positions": 8, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 0},
+}
+
+
 def transformers_model(name: str) -> nn.Module:
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -50,6 +75,9 @@ def transformers_model(name: str) -> nn.Module:
         "Bert": ("BertForMaskedLM", {**sizes, **small}),
         "Llama": ("LlamaForCausalLM", {**sizes, **small}),
         "GPT2": ("GPT2LMHeadModel", {"n_embd": 8, "n_layer": 1, "n_head": 2, **small}),
+        "T5": ("T5ForConditionalGeneration", {**T5, **small, "decoder_start_token_id": 0}),
+        "Mixtral": ("MixtralForCausalLM", {**sizes, **small, "num_key_value_heads": 2, "num_local_experts": 3}),
+        "Whisper": ("WhisperForConditionalGeneration", {**WHISPER, "vocab_size": 9}),
         "DistilBert": ("DistilBertForMaskedLM", {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 16, **small}),
     }
     kind, options = made[name]
@@ -89,6 +117,108 @@ def test_parts_of_transformers_from_other_libraries(build, prefix, mlp, qkv):
     assert select(module, "mlp-qkv") == {f"{prefix}.{name}" for name in (*mlp, *qkv)}
     assert select(module, "attention")
     assert not select(module, "attention") & select(module, "mlp")
+
+
+def tokens(module: nn.Module, batch: TensorDict) -> Tensor:
+    extra = {"decoder_input_ids": batch["ids"]} if module.config.is_encoder_decoder else {}
+    inputs = {"input_features": batch["sound"]} if "Whisper" in type(module).__name__ else {"input_ids": batch["ids"]}
+    return F.cross_entropy(module(**inputs, **extra).logits.flatten(0, 1), batch["ids"].flatten())
+
+
+def observed(network: Network, batch: TensorDict, part: str) -> set[str]:
+    outputs = [layer.name for layer in trace(network, batch) if layer.output]
+    chosen = selector(part, network.module, outputs, attention_of(network, batch))
+    found = {name for name, child in network.module.named_modules() if chosen(name, child)}
+    return {name for name in found if list(network.module.get_submodule(name).parameters(recurse=False))}
+
+
+FAMILIES = {
+    "Bert": (["attention.self.query", "attention.self.key", "attention.self.value"], ["attention.output.dense"], 2),
+    "Llama": (["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], ["self_attn.o_proj"], 3),
+    "GPT2": (["attn.c_attn"], ["attn.c_proj"], 2),
+    "DistilBert": (["attention.q_lin", "attention.k_lin", "attention.v_lin"], ["attention.out_lin"], 2),
+    "T5": ([f"Attention.{name}" for name in "qkv"], ["Attention.o"], 4),
+    "Mixtral": (["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], ["self_attn.o_proj"], 2),
+    "Whisper": ([f"attn.{name}_proj" for name in "qkv"], ["attn.out_proj"], 4),
+}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_parts_are_found_by_what_feeds_attention(name, fused):
+    qkv, projections, blocks_have = FAMILIES[name]
+    module = transformers_model(name)
+    if not fused:
+        module.set_attn_implementation("eager")
+    batch = TensorDict({"ids": torch.randint(1, 9, (2, 4)), "sound": torch.randn(2, 4, 16)}, batch_size=[2])
+    network = Network(module, None, tokens)
+    mlp, joint, attention = (observed(network, batch, part) for part in ("mlp", "mlp-qkv", "attention"))
+    names = [child for child, kind in module.named_modules() if list(kind.parameters(recurse=False))]
+    ends = {child for child in names if child.endswith(tuple(qkv))}
+    assert ends and joint - mlp == ends
+    assert attention == ends | {child for child in names if child.endswith(tuple(projections))}
+    assert len(mlp) == blocks_have and not mlp & attention
+    assert all(re.search(r"mlp|ffn|DenseReluDense|fc[12]$|intermediate|output.dense", child) for child in mlp)
+
+
+class Plain(nn.Module):
+    """A transformer block whose names say nothing, with a rotary-like function between projections and attention."""
+
+    def __init__(self, manual: bool) -> None:
+        super().__init__()
+        self.manual = manual
+        self.a, self.b, self.c, self.d = (nn.Linear(8, 8) for _ in range(4))
+        self.e, self.f, self.n = nn.Linear(8, 16), nn.Linear(16, 8), nn.LayerNorm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).reshape(*x.shape[:2], 2, 4).transpose(1, 2) for layer in (self.c, self.a, self.d))
+        q, k = self.n(q) * 0.5, torch.cat([-k[..., 2:], k[..., :2]], -1)
+        if self.manual:
+            y = F.dropout((q @ k.mT + torch.ones(4, 4).triu()).softmax(-1), 0.1, self.training) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.b(y.transpose(1, 2).flatten(2))
+        return x + self.f(F.gelu(self.e(x)))
+
+
+class Named(nn.Module):
+    def __init__(self, manual: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Plain(manual) for _ in range(2))
+        self.first, self.last = nn.Linear(16, 8), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x.reshape(len(x), 4, 16))
+        for block in self.blocks:
+            x = block(x)
+        return self.last(x.mean(1))
+
+
+@pytest.mark.parametrize("manual", [True, False])
+def test_names_do_not_matter_if_attention_is_observed(manual):
+    network, batch = network_of(lambda: Named(manual)), images(4)
+
+    def layers(letters: str) -> set[str]:
+        return {f"blocks.{block}.{letter}" for block in range(2) for letter in letters}
+
+    assert observed(network, batch, "mlp") == layers("ef")
+    assert observed(network, batch, "mlp-qkv") == layers("acdef")
+    assert observed(network, batch, "attention") == layers("abcd")
+    before = state(network.module)
+    method("reset-mlp").intervene(network, batch)
+    assert changed(before, network.module) == parameters_of(network.module, layers("ef"))
+    report = method("rnr-attention").intervene(network, batch)
+    assert {name for name, values in report.modules.items() if "residual" in values} <= layers("abcd")
+
+
+@pytest.mark.parametrize("part", ["mlp", "mlp-qkv", "attention"])
+def test_observed_parts_of_the_built_in_networks_are_those_by_name(part):
+    for builder in (small_vit(), small_vit(variant="hnt"), agent_builder("mlp"), small_resnet):
+        network = network_of(builder)
+        outputs = [layer.name for layer in trace(network, images()) if layer.output]
+        chosen = selector(part, network.module, outputs)
+        by_name = {name for name, child in network.module.named_modules() if chosen(name, child)}
+        assert observed(network, images(), part) == by_name
 
 
 @pytest.mark.parametrize(("expression", "problem"), [("headd", "modules='headd' matches no layer"), ("[", "modules: ")])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -85,6 +87,108 @@ def test_gated_activation_is_measured_as_the_product(gated, plain):
     if factor.isclose(torch.tensor(1.0)):
         torch.testing.assert_close(mine.post_gradient, reference.post_gradient, atol=1e-7, rtol=1e-4)
         torch.testing.assert_close(mine.pre_gradient, reference.pre_gradient, atol=1e-7, rtol=1e-4)
+
+
+def assign(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[x < 0] = 0.0
+    return x
+
+
+# Activations that are written out, and the function of torch that computes the same.
+WRITTEN_OUT = {
+    "clamp": (lambda x: x.clamp(min=0), F.relu),
+    "torch.clamp": (lambda x: torch.clamp(x, 0.0), F.relu),
+    "clamp_min": (lambda x: x.clamp_min(0), F.relu),
+    "clamp in place": (lambda x: x.clamp_(min=0), F.relu),
+    "clip": (lambda x: x.clip(min=0), F.relu),
+    "clamp 6": (lambda x: x.clamp(0, 6), F.relu6),
+    "maximum": (lambda x: torch.maximum(x, torch.zeros_like(x)), F.relu),
+    "maximum first": (lambda x: torch.maximum(torch.zeros(()), x), F.relu),
+    "max": (lambda x: torch.max(x, torch.tensor(0.0)), F.relu),
+    "fmax": (lambda x: torch.fmax(x, torch.zeros(8)), F.relu),
+    "maximum of two": (lambda x: torch.maximum(x, 0.01 * x), F.leaky_relu),
+    "threshold": (lambda x: F.threshold(x, 0.0, 0.0), F.relu),
+    "threshold module": (nn.Threshold(0.0, 0.0), F.relu),
+    "where": (lambda x: torch.where(x > 0, x, 0.0), F.relu),
+    "where zeros": (lambda x: torch.where(x.gt(0), x, torch.zeros_like(x)), F.relu),
+    "where less": (lambda x: torch.where(x < 0, 0.0 * x, x), F.relu),
+    "where leaky": (lambda x: torch.where(x > 0, x, 0.01 * x), F.leaky_relu),
+    "where elu": (lambda x: torch.where(x > 0, x, x.exp() - 1), F.elu),
+    "mask": (lambda x: x * (x > 0), F.relu),
+    "mask first": (lambda x: (x > 0) * x, F.relu),
+    "float mask": (lambda x: x * (x > 0).float(), F.relu),
+    "cast mask": (lambda x: x * torch.ge(x, 0).to(x.dtype), F.relu),
+    "masked_fill": (lambda x: x.masked_fill(x < 0, 0.0), F.relu),
+    "assignment": (assign, F.relu),
+    "sum with absolute": (lambda x: (x + x.abs()) / 2, F.relu),
+    "half sum": (lambda x: 0.5 * (torch.abs(x) + x), F.relu),
+    "sign": (lambda x: x * x.sign().clamp(min=0), F.relu),
+    "gelu": (lambda x: x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2))), F.gelu),
+    "new gelu": (
+        lambda x: 0.5 * x * (1.0 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0)))),
+        lambda x: F.gelu(x, approximate="tanh"),
+    ),
+    "mish": (lambda x: x * torch.tanh(F.softplus(x)), F.mish),
+    "softsign": (lambda x: x / (1 + x.abs()), F.softsign),
+    "softshrink": (F.softshrink, F.softshrink),
+}
+
+
+@pytest.mark.parametrize(("written", "plain"), WRITTEN_OUT.values(), ids=WRITTEN_OUT.keys())
+def test_dead_units_of_an_activation_that_is_written_out_are_found(written, plain):
+    """The first three units are always negative, so that a ReLU makes them dead."""
+    batch, found = images(30), []
+    for activation in (written, plain):
+        network = network_of(lambda activation=activation: Functional(activation))
+        with torch.no_grad():
+            network.module.first.weight[:3] = 0.0
+            network.module.first.bias[:3] = -1.0
+        layers = trace(network, batch)
+        assert layers[0].hidden and layers[0].readers == ["head"]
+        seen = []
+        for_each_activation(network, batch, layers[:1], lambda layer, h, seen=seen: seen.append(h.clone()))
+        found.append((measure_units(network, batch, layers[:1])["first"], torch.cat(seen)))
+    (mine, rows), (reference, expected) = found
+    factor = float((rows * expected).sum() / expected.square().sum())  # the last factor may follow the product
+    torch.testing.assert_close(rows, expected * factor, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(mine.activation, reference.activation * factor, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(mine.pre_gradient, reference.pre_gradient, atol=1e-7, rtol=1e-4)
+    if plain is F.relu:
+        assert (mine.activation[:3] == 0).all()
+
+
+POWERS = {
+    "squared relu": lambda x: F.relu(x) ** 2,
+    "square": lambda x: F.relu(x).square(),
+    "product": lambda x: F.relu(x) * F.relu(x),
+    "square alone": lambda x: x.square(),
+    "absolute value": torch.abs,
+}
+
+
+@pytest.mark.parametrize("activation", POWERS.values(), ids=POWERS.keys())
+def test_powers_that_a_layer_reads_are_activations(activation):
+    layer = trace_first(activation)
+    assert layer.hidden and layer.readers == ["head"]
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        rms_norm,
+        lambda x: x / (x.abs().amax(-1, keepdim=True) + 1e-6),
+        lambda x: x.masked_fill(torch.arange(8) > 3, 0.0),
+        lambda x: torch.where(torch.arange(8) > 3, x, 0.0),
+        lambda x: x * torch.linspace(0, 1, 8),
+    ],
+)
+def test_norms_and_masks_are_not_activations(function):
+    assert not trace_first(function).activated
 
 
 def test_gate_on_another_layer_is_an_activation_itself():

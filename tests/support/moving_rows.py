@@ -1,0 +1,128 @@
+"""Networks whose rows do not keep their place: routing, packing, pruning, statistics over the batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+TOKENS, WIDTH = 8, 8
+
+
+def tokens_of(x: Tensor) -> Tensor:
+    """The rows of an 8x8 image as tokens. [B, 8, 8]."""
+    return x.reshape(len(x), TOKENS, WIDTH)
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(WIDTH, 12), nn.Linear(12, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Experts(nn.Module):
+    """A mixture of experts between an embedding and a head.
+
+    Args:
+        top: Experts per token.
+        capacity: Tokens that an expert takes, relative to an even distribution; None: all that are routed to it.
+    """
+
+    def __init__(self, top: int = 1, capacity: float | None = None) -> None:
+        super().__init__()
+        self.top, self.capacity = top, capacity
+        self.embed = nn.Linear(WIDTH, WIDTH)
+        self.router = nn.Linear(WIDTH, 3)
+        self.experts = nn.ModuleList(Mlp() for _ in range(3))
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.embed(tokens_of(x)))
+        rows = x.flatten(0, 1)
+        weights, chosen = self.router(rows).softmax(-1).topk(self.top, -1)
+        mixed = torch.zeros_like(rows)
+        for number, expert in enumerate(self.experts):
+            row, slot = (chosen == number).nonzero(as_tuple=True)
+            if self.capacity is None:
+                mixed = mixed.index_add(0, row, expert(rows[row]) * weights[row, slot, None])
+                continue
+            size = int(self.capacity * len(rows) / len(self.experts))
+            row, slot = row[:size], slot[:size]
+            buffer = torch.cat([rows[row], rows.new_zeros(size - len(row), WIDTH)])
+            mixed = mixed.index_add(0, row, expert(buffer)[: len(row)] * weights[row, slot, None])
+        return self.head(self.norm(x + mixed.reshape(x.shape)).mean(1))
+
+
+class Packed(nn.Module):
+    """Layers that act on a packed batch of sequences whose lengths depend on the sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.inner = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.head = nn.Linear(WIDTH, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = tokens_of(x)
+        lengths = 2 + (x[:, 0, 0].abs() * 100).long() % 6
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        packed = packed._replace(data=F.relu(self.inner(F.relu(self.embed(packed.data)))))
+        padded, _ = pad_packed_sequence(packed, batch_first=True)
+        return self.head(padded.sum(1))
+
+
+class Pruned(nn.Module):
+    """Keeps the tokens with the highest scores: a fixed number per sample, or all above a threshold."""
+
+    def __init__(self, fixed: bool = True) -> None:
+        super().__init__()
+        self.fixed = fixed
+        self.embed, self.score = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+        self.mlp, self.head = Mlp(), nn.Linear(WIDTH, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.embed(tokens_of(x)))
+        score = self.score(x).squeeze(-1)
+        if self.fixed:
+            kept = score.topk(4, 1).indices
+            return self.head(self.mlp(x.gather(1, kept[..., None].expand(-1, -1, WIDTH))).mean(1))
+        sample, token = (score > score.detach().mean(1, keepdim=True)).nonzero(as_tuple=True)
+        pooled = x.new_zeros(len(x), WIDTH).index_add(0, sample, self.mlp(x[sample, token]))
+        return self.head(pooled)
+
+
+class BatchMean(nn.Module):
+    """Subtracts the mean over the batch, in eval mode as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.head = nn.Linear(64, 8), nn.Linear(8, 8), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.first(x.flatten(1)))
+        return self.head(F.gelu(self.inner(x - x.mean(0))))
+
+
+class TimeFirst(nn.Module):
+    """PyTorch's encoder with tokens on the first axis and samples on the second."""
+
+    def __init__(self, flat: bool = False) -> None:
+        super().__init__()
+        self.flat = flat
+        self.embed = nn.Linear(WIDTH, WIDTH)
+        self.layer = nn.TransformerEncoderLayer(WIDTH, 2, 12, dropout=0.0)
+        self.head = nn.Linear(WIDTH, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = tokens_of(x).transpose(0, 1)
+        x = self.embed(x.flatten(0, 1)).reshape(x.shape) if self.flat else self.embed(x)
+        return self.head(self.layer(x).mean(0))
+
+
+def batch_norm(tracked: bool) -> nn.Module:
+    """A network with BatchNorm that, if not ``tracked``, uses statistics of the batch in eval mode as well."""
+    norm = nn.BatchNorm1d(8, track_running_stats=tracked)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), norm, nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 10))
