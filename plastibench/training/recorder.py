@@ -15,10 +15,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from plastibench.config.errors import RunError
 from plastibench.config.spec import PARTS, RunSpec
+from plastibench.results import metrics_csv
 from plastibench.results.result import Cost, Result, Summary
 from plastibench.utils import tensorboard_summaries
 
-COLUMNS = ("update", "task", "epoch", "phase", "metric", "value")
 # Columns of the HParams tab, which shows the first five. A run has either accuracies or returns.
 LEADERBOARD = {
     "final": ("final accuracy or return", "accuracy after the last task, or mean return of the last three evaluations"),
@@ -79,7 +79,7 @@ class Recorder:
                 self._file.seek(length)
             self._csv = csv.writer(self._file)
             if not length:
-                self._csv.writerow([axis if column == "epoch" else column for column in COLUMNS])
+                self._csv.writerow(metrics_csv.columns(axis))
             for file in folder.glob("events.out.tfevents.*"):
                 if file.name in lengths:
                     os.truncate(file, lengths[file.name])
@@ -106,7 +106,7 @@ class Recorder:
             update: Updates since the start of the run.
             task: Number of the task, from 0.
             position: Epochs since the start of the task, or environment steps.
-            phase: ``training``, ``end`` (of a task) or ``after`` (an intervention).
+            phase: A key of :data:`plastibench.results.metrics_csv.PHASES`.
             values: Metric name to value.
             prefix: Group of the metrics in TensorBoard.
 
@@ -121,7 +121,7 @@ class Recorder:
                 self._csv.writerow((update, task, f"{position:.12g}", phase, tag, repr(float(value))))
             except OSError as error:
                 raise RunError(f"cannot write {self._file.name}: {error.strerror or error}") from error
-            self._writer.add_scalar(f"{tag}/{phase}" if phase != "training" else tag, value, update)
+            self._writer.add_scalar(f"{tag}/{phase}" if phase in ("end", "after") else tag, value, update)
 
     def histogram(self, update: int, name: str, values: Tensor) -> None:
         """Record a distribution; skipped if a value is not finite."""
