@@ -15,7 +15,7 @@ import os
 import pkgutil
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -29,7 +29,8 @@ from plastibench.cli.parser import CommandParser
 from plastibench.config import registry
 from plastibench.config.options import describe_type, flag_name, options_of
 from plastibench.interventions.facts import facts
-from plastibench.metrics import METRICS
+from plastibench.metrics import INTERVENTIONS, METRICS
+from plastibench.results import metrics_csv
 
 REFERENCE = Path(__file__).parent.parent / "runs" / "reference"
 PLUS_MINUS = "± is the half-width of the 95 % confidence interval of the mean over seeds (Student's t)."
@@ -180,8 +181,17 @@ def names() -> dict[str, str]:
             if rows:
                 parts.append(f"### Options of {listed(called)}")
                 parts.append(table(["flag", "default of the class", "meaning (type)"], rows))
-    parts += ["## Metrics", table(["name", "definition"], [[f"`{name}`", text] for name, text in METRICS.items()])]
+    parts += ["## Metrics", defined("name", METRICS)]
+    parts += ["## metrics.csv", "Each run's folder holds its values over time in `metrics.csv`, one value per line."]
+    parts += [defined("column", metrics_csv.COLUMNS), "The phases:", defined("phase", metrics_csv.PHASES)]
+    parts += ["Names of plasticity metrics and interventions begin with their group:"]
+    parts += [defined("beginning", metrics_csv.PREFIXES), "What interventions report:", defined("name", INTERVENTIONS)]
     return {"reference/_names.md": "\n\n".join(parts)}
+
+
+def defined(heading: str, meanings: Mapping[str, str]) -> str:
+    """A table of names and what they mean."""
+    return table([heading, "definition"], [[f"`{name}`", text] for name, text in meanings.items()])
 
 
 def listed(called: Sequence[str], most: int = 3) -> str:

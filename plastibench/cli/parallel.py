@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from plastibench.cli.board_update import update_board
+from plastibench.cli.plots_folder import draw_default_plot
 from plastibench.config.spec import RunSpec
 
 
@@ -37,6 +38,8 @@ def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
     if found := [result for result in there if result is not None]:
         print(f"\n{text_format.table(standings(found), terminal_width(args.wide))}\n")
         update_board(args.runs_dir, plots=True)
+        if getattr(args, "plot", False) and (path := draw_default_plot(found, args.runs_dir)):
+            print(f"\nplot: {path}")
     for job in jobs:
         if job.state == "failed":
             print(f"plastibench: {job.spec.id} failed: {job.message} ({job.spec.id}/{FAILURE_FILE})", file=sys.stderr)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from plastibench.cli import plots_folder
 from plastibench.cli.arguments import add_paths, add_reference, split_names
 from plastibench.cli.parser import CommandParser
 from plastibench.config.errors import UserError
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
 examples:
   plastibench plot curves --env cl-digits --intervention none,reset,rnr
-  plastibench plot pareto trade-off.pdf
+  plastibench plot curves --metric gradient-norm
+  plastibench plot pareto --out trade-off.pdf
   plastibench plot heatmap --metric dormant-ratio"""
 
 
@@ -33,10 +35,14 @@ def configure(parser: CommandParser) -> None:
         metavar="OUT",
         type=Path,
         nargs="?",
-        help="output file; the suffix (.png, .svg, .pdf) sets the format, no suffix writes PNG and SVG (default: KIND)",
+        help="output file or folder; the suffix (.png, .svg, .pdf) sets the format, no suffix writes PNG and SVG "
+        "(default: plots/KIND below the folder of runs)",
     )
+    parser.add_argument("--out", dest="out_option", metavar="OUT", type=Path, help="the same as a flag")
     parser.add_argument(
-        "--metric", metavar="NAME", help="metric for curves and heatmap (see: plastibench list metrics)"
+        "--metric",
+        metavar="NAME",
+        help="metric for curves and heatmap: any name in metrics.csv (definitions: plastibench list metrics)",
     )
     runs = parser.add_argument_group("runs", "Names as in the leaderboard, including options: 'rnr tau=0.5'.")
     runs.add_argument("--env", metavar="NAMES", help="only these envs")
@@ -53,15 +59,20 @@ def execute(args: argparse.Namespace) -> int:
     from plastibench.results.files import load_results
 
     plotting.check_kind(args.kind)
-    out = args.out if args.out is not None else Path(args.kind)
-    if out.is_dir():
-        out = out / args.kind
-    plotting.check_path(out)
+    if args.out is not None and args.out_option is not None:
+        raise UserError(f"two output files: {args.out} and --out {args.out_option}; name one")
+    out: Path | None = args.out or args.out_option
+    if out is not None:
+        out = out / args.kind if out.is_dir() else out
+        plotting.check_path(out)
     found: list[Result] = load_results(args.runs_dir, with_reference=args.with_reference)
     for part in ("env", "agent", "intervention"):
         found = _select(found, part, getattr(args, part), args.runs_dir)
-    for path in plotting.save(plotting.draw(args.kind, found, metric=args.metric, data_dir=args.data_dir), out):
+    figure = plotting.draw(args.kind, found, metric=args.metric, data_dir=args.data_dir)
+    for path in plotting.save(figure, out or plots_folder.default_output(args.runs_dir, args.kind, args.metric)):
         print(path)
+    if out is None:
+        plots_folder.show_in_tensorboard(args.runs_dir)
     return 0
 
 

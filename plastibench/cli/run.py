@@ -12,6 +12,7 @@ from plastibench.cli.board_update import update_board
 from plastibench.cli.component_options import REGISTRIES, Tables, option_help, read_option_flags
 from plastibench.cli.parallel import run_in_parallel
 from plastibench.cli.parser import CommandParser
+from plastibench.cli.plots_folder import draw_default_plot
 from plastibench.cli.plugins import import_plugins
 from plastibench.cli.run_options import add_run_options, given_run_options
 from plastibench.cli.specs import make_specs, resolve_devices
@@ -49,6 +50,9 @@ def configure(parser: CommandParser) -> None:
     )
     add_run_options(parser)
     add_execution(parser, jobs=1)
+    parser.add_argument(
+        "--no-plot", dest="plot", action="store_false", help="do not draw the runs into DIR/plots at the end"
+    )
     add_paths(parser)
     # Replaces argparse's flag: the help depends on the names given and on plugins.
     parser.add_argument(
@@ -140,6 +144,8 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
             found.append(result)
     print(f"\n{leaderboard.comparison(found, terminal_width(args.wide))}\n")
     update_board(args.runs_dir, plots=True)
+    if args.plot and (path := draw_default_plot(found, args.runs_dir)):
+        print(f"plot:        {path}")
     flag = "" if args.runs_dir == DEFAULT_RUNS_DIR else f" --runs-dir {args.runs_dir}"
     print(f"results:     {args.runs_dir}/<run>/result.json; compare all runs: plastibench leaderboard{flag}")
     print(f"TensorBoard: tensorboard --logdir {args.runs_dir}")

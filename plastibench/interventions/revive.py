@@ -93,56 +93,56 @@ class Revive(Intervention):
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
         """Score all units on the batch, then reinitialize the dormant ones."""
         batch = as_batch(batch)
-        units = trace(network, batch)
-        masks, fresh = self.select(network, batch, units), network.fresh()
-        report = self.revive(network, units, masks, fresh)
+        layers = trace(network, batch)
+        masks, fresh = self.select(network, batch, layers), network.fresh()
+        report = self.revive(network, layers, masks, fresh)
         if self.outgoing == "zero":
-            zero_outgoing(network, units, masks, self.moments)
+            zero_outgoing(network, layers, masks, self.moments)
             if self.modules == "hidden":  # a filter may be silent because of its shift
-                reinitialize_batch_norms(network, units, masks, fresh, self.moments)
+                reinitialize_batch_norms(network, layers, masks, fresh, self.moments)
         return report
 
-    def select(self, network: Network, batch: TensorDictBase, units: list[TracedLayer]) -> dict[str, Tensor]:
+    def select(self, network: Network, batch: TensorDictBase, layers: list[TracedLayer]) -> dict[str, Tensor]:
         """Return a mask of dormant units for each module.
 
         Raises:
             UserError: ``modules`` matches nothing.
         """
-        inner = [unit for unit in units if unit.trained and not unit.output]
-        chosen = [unit for unit in inner if self._acts_on(unit)]
+        inner = [layer for layer in layers if layer.trained and not layer.output]
+        chosen = [layer for layer in inner if self._acts_on(layer)]
         if not chosen:
-            names = ", ".join(unit.name for unit in inner[:6])
+            names = ", ".join(layer.name for layer in inner[:6])
             raise UserError(
                 f"modules='{self.modules}' matches no module that can be revived; modules of this network: {names}, …"
             )
         statistics = measure_units(network, batch, chosen)
         return {
-            unit.name: dormant_units(
+            layer.name: dormant_units(
                 self.criterion,
-                statistics[unit.name],
+                statistics[layer.name],
                 tau=self.tau,
                 quantile=self.quantile,
                 generator=network.generator,
-                groups=3 if self.split_qkv and unit.name.endswith("qkv") else 1,
+                groups=3 if self.split_qkv and layer.name.endswith("qkv") else 1,
             )
-            for unit in chosen
+            for layer in chosen
         }
 
-    def revive(self, network: Network, units: list[TracedLayer], masks: dict[str, Tensor], fresh: nn.Module) -> Report:
+    def revive(self, network: Network, layers: list[TracedLayer], masks: dict[str, Tensor], fresh: nn.Module) -> Report:
         """Give the masked units the weights that they have in ``fresh``.
 
         If a LayerNorm precedes the activation of a hidden unit, both the unit's entry in the norm and its row in the
         module before the norm are reinitialized.
         """
-        masks = include_normalized_layers(units, masks) if self.modules == "hidden" else masks
-        report = Report(units=masks, parameters=reinitialize_units(network, units, masks, fresh, self.moments))
+        masks = include_normalized_layers(layers, masks) if self.modules == "hidden" else masks
+        report = Report(units=masks, parameters=reinitialize_units(network, layers, masks, fresh, self.moments))
         for name, mask in masks.items():
             report.note(name, revived=float(mask.sum()), units=float(len(mask)))
         return report
 
-    def _acts_on(self, unit: TracedLayer) -> bool:
-        if unit.residual and not self.residual_writers:
+    def _acts_on(self, layer: TracedLayer) -> bool:
+        if layer.residual and not self.residual_writers:
             return False
         if self.modules == "hidden":
-            return unit.hidden
-        return self.modules == "all" or matches(self.modules, unit.name)
+            return layer.hidden
+        return self.modules == "all" or matches(self.modules, layer.name)

@@ -93,11 +93,11 @@ class RnR(Intervention):
             UserError: No module is selected to be revived or refitted.
         """
         batch = as_batch(batch)
-        units = trace(network, batch)
-        refitted = self._refitted(network, batch, units)
-        order = row_order(network, batch, units)
+        layers = trace(network, batch)
+        refitted = self._refitted(network, batch, layers)
+        order = row_order(network, batch, layers)
         announce("rnr", order)
-        report = self._act(network, batch, units, refitted - order.moving, order)
+        report = self._act(network, batch, layers, refitted - order.moving, order)
         self._interventions += 1
         return report
 
@@ -110,30 +110,30 @@ class RnR(Intervention):
         self._interventions = state.get("interventions", 0)
 
     def _act(
-        self, network: Network, batch: TensorDictBase, units: list[TracedLayer], refitted: set[str], order: RowOrder
+        self, network: Network, batch: TensorDictBase, layers: list[TracedLayer], refitted: set[str], order: RowOrder
     ) -> Report:
         if self.targets == "global" and self.scoring == "once":
-            before = snapshot(units)
+            before = snapshot(layers)
             report = self._reviver().intervene(network, batch)
             wanted = refitted.__contains__
-            fits = refit(network, batch, units, before, report.units, wanted, self._solver(), order)
-            return with_fits(report, units, fits, report.units)
-        return self._pair_by_pair(network, batch, units, refitted)
+            fits = refit(network, batch, layers, before, report.units, wanted, self._solver(), order)
+            return with_fits(report, layers, fits, report.units)
+        return self._pair_by_pair(network, batch, layers, refitted)
 
     def _pair_by_pair(
-        self, network: Network, batch: TensorDictBase, units: list[TracedLayer], refitted: set[str]
+        self, network: Network, batch: TensorDictBase, layers: list[TracedLayer], refitted: set[str]
     ) -> Report:
         """Run Algorithm 1 literally: about one forward pass of network and teacher per pair of modules."""
         reviver, fresh, teacher = self._reviver(), network.fresh(), frozen_copy(network)
-        masks = reviver.select(network, batch, units)
+        masks = reviver.select(network, batch, layers)
         report, fits = Report(), dict[str, Fit]()
-        for unit, reader in itertools.pairwise(units):
-            if unit.name in masks:
+        for layer, reader in itertools.pairwise(layers):
+            if layer.name in masks:
                 if self.scoring == "per-layer":
-                    masks = reviver.select(network, batch, units)
+                    masks = reviver.select(network, batch, layers)
                 if self.targets == "local":
                     teacher = frozen_copy(network)
-                done = reviver.revive(network, units, {unit.name: masks[unit.name]}, fresh)
+                done = reviver.revive(network, layers, {layer.name: masks[layer.name]}, fresh)
                 report.units.update(done.units)
                 report.modules.update(done.modules)
                 report.parameters += done.parameters
@@ -142,21 +142,21 @@ class RnR(Intervention):
             fit = refit_pair(network, batch, teacher, reader, self._solver())
             if fit is not None:
                 fits[reader.name] = fit
-        return with_fits(report, units, fits, {})
+        return with_fits(report, layers, fits, {})
 
-    def _refitted(self, network: Network, batch: TensorDictBase, units: list[TracedLayer]) -> set[str]:
+    def _refitted(self, network: Network, batch: TensorDictBase, layers: list[TracedLayer]) -> set[str]:
         """Return the names of the modules to refit."""
-        readers = [unit for unit in units[1:] if unit.trained]
+        readers = [layer for layer in layers[1:] if layer.trained]
         if self.refit is None:
-            return {unit.name for unit in readers}
+            return {layer.name for layer in readers}
         if self.refit in ("mlp", "attention", "layernorm"):
-            outputs, attention = [unit.name for unit in units if unit.output], attention_of(network, batch)
+            outputs, attention = [layer.name for layer in layers if layer.output], attention_of(network, batch)
             chosen = selector(self.refit, network.module, outputs, attention)
-            found = {unit.name for unit in readers if chosen(unit.name, unit.module)}
+            found = {layer.name for layer in readers if chosen(layer.name, layer.module)}
         else:
-            found = {unit.name for unit in readers if matches(self.refit, unit.name)}
+            found = {layer.name for layer in readers if matches(self.refit, layer.name)}
         if not found:
-            names = ", ".join(unit.name for unit in readers[:6])
+            names = ", ".join(layer.name for layer in readers[:6])
             raise UserError(
                 f"refit='{self.refit}' matches no module that can be refitted; modules of this network: {names}, …"
             )

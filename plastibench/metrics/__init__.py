@@ -2,6 +2,7 @@
 
 - ``PERFORMANCE`` and ``RETURNS`` are recorded by the training loop of every run.
 - ``PLASTICITY`` is measured in every run at the end of each task.
+- ``INTERVENTIONS`` is what an intervention reports about a network and its modules.
 - The groups in ``GROUPS`` are measured on request: ``--metrics ranks,fau`` or ``--metrics all``.
 
 To add a metric, write a function that takes :class:`plastibench.metrics.metric_inputs.MetricInputs` and returns a
@@ -68,6 +69,23 @@ PLASTICITY = {
     "weight-distance": "||θ - θ0|| / ||θ0||, θ0 the initial parameters; added parameters start at their first values",
     "layernorm-gradient-spread": "standard deviation over features i of E[∂L/∂z_i], z the output of the last LayerNorm "
     "(paper, Figure 3)",
+}
+
+INTERVENTIONS = {
+    "seconds": "wall-clock time of the intervention",
+    "cpu-seconds": "CPU time of the process during the intervention",
+    "parameters": "number of scalars that were reinitialized, shrunk or refitted",
+    "revived-fraction": "fraction of the examined units that were reinitialized",
+    "revived": "number of units of the module that were reinitialized",
+    "units": "number of units of the module that were examined",
+    "residual": "relative error of the refitted layer: ||new - old outputs|| / ||old outputs|| on the representative "
+    "batch (wrappers such as recouple and rnr)",
+    "norm_ratio": "norm of the refitted weights divided by their norm before (wrappers such as recouple and rnr)",
+    "norm": "norm of the weight after it was made orthogonal (fire)",
+    "factor": "mean factor by which weights were shrunk (dash)",
+    "clipped": "fraction of the weights that were clipped (weight-clipping)",
+    "moved_fraction": "mean fraction by which weights moved towards their initial values (calibrated-partial-resets)",
+    "steps": "gradient steps that restored the outputs of the layer (distil)",
 }
 
 

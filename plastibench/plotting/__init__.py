@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 #: Kind of plot to its function (``module:function`` in this package) and a summary.
 PLOTS: dict[str, tuple[str, str]] = {
+    "timeline": (
+        "timeline:timeline",
+        "accuracy within and across tasks, with the drop and the recovery; RL: return over steps",
+    ),
     "overview": ("overview:overview", "per env and agent: accuracy by task, gain over none, final accuracy vs. drop"),
     "curves": ("curves:curves", "end-of-task accuracy, or return over steps; any metric with --metric"),
     "pareto": ("pareto:pareto", "final accuracy or return vs. drop at interventions, with the Pareto front"),

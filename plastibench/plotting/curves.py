@@ -1,4 +1,4 @@
-"""Lines over tasks or steps: accuracy, return, or a plasticity metric."""
+"""Lines over tasks, epochs or steps: accuracy at the end of each task, return, or any recorded metric."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from plastibench.leaderboard import by_group
-from plastibench.metrics import METRICS
+from plastibench.metrics import INTERVENTIONS, METRICS
+from plastibench.plotting import recorded
 from plastibench.plotting.caption import caption
 from plastibench.plotting.metric_names import find_metric
 from plastibench.plotting.panels import plot_metric, plot_scores
@@ -19,19 +20,19 @@ if TYPE_CHECKING:
 
 
 def curves(results: Sequence[Result], *, metric: str | None = None) -> Figure:
-    """One panel per env and agent: accuracy at the end of each task, return over steps, or a plasticity metric.
+    """One panel per env and agent: accuracy at the end of each task, return over steps, or a recorded metric.
 
     Args:
         results: Results.
-        metric: A metric in the results' ``plasticity``; for an agent with several networks that of the first.
+        metric: A metric that a run recorded; for an agent with several networks that of the first, unless the name
+            begins with the network's prefix, such as ``plasticity-actor/srank``.
 
     Raises:
         UserError: No run has the metric.
     """
     if metric is not None:
-        recorded = {name: None for run in results for record in run.plasticity for name in record.metrics}
-        metric = find_metric(metric, recorded, "run")
-        results = [run for run in results if any(row.metrics.get(metric) is not None for row in run.plasticity)]
+        metric = find_metric(metric, recorded.names(results), "run")
+        results = [run for run in results if recorded.points(run, metric)]
     styles, settings = method_styles(results), runs_by_setting(results)
     figure, axes = grid(len(settings), height=3.1 if len(settings) > 1 else 3.8)
     for axis, (title, runs) in zip(axes, settings.items(), strict=True):
@@ -40,5 +41,6 @@ def curves(results: Sequence[Result], *, metric: str | None = None) -> Figure:
         else:
             plot_metric(axis, by_group(runs), styles, metric)
         set_title(axis, title)
-    definition = [f"{metric}: {METRICS[metric]}."] if metric in METRICS else []
+    last = (metric or "").rpartition("/")[2]
+    definition = [f"{last}: {meaning}."] if (meaning := METRICS.get(last) or INTERVENTIONS.get(last)) else []
     return finish(figure, legend_handles(styles), caption(results, *definition))

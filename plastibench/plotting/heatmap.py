@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from plastibench.plotting.caption import caption
 from plastibench.plotting.metric_names import axis_label, find_metric, scale
 from plastibench.plotting.series import Array, runs_by_setting
 from plastibench.plotting.style import escape, finish, subplots, task_axis
+from plastibench.results import metrics_csv
 from plastibench.results.result import Result
 
 if TYPE_CHECKING:
@@ -68,18 +68,12 @@ def read_layers(path: Path) -> dict[str, Values]:
         UserError: The file is corrupt.
     """
     found: dict[str, dict[tuple[str, str, int], float]] = {}
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                group, _, rest = row["metric"].partition("/")
-                if group.startswith("layers-") and row["phase"] in ("end", "training"):
-                    layer, _, metric = rest.rpartition("/")
-                    if int(row["task"]) < 0:
-                        raise ValueError(f"task {row['task']}")
-                    key = group.removeprefix("layers-"), layer, int(row["task"])
-                    found.setdefault(renamed.METRICS.get(metric, metric), {})[key] = float(row["value"])
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+    for row in metrics_csv.read(path):
+        group, _, rest = row.metric.partition("/")
+        if group.startswith("layers-") and row.phase in ("end", "evaluation"):
+            layer, _, metric = rest.rpartition("/")
+            key = group.removeprefix("layers-"), layer, row.task
+            found.setdefault(renamed.METRICS.get(metric, metric), {})[key] = row.value
     roles = {role for values in found.values() for role, _, _ in values}
     return {
         metric: {

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from plastibench.leaderboard import label
-from plastibench.plotting import metric_names
+from plastibench.plotting import metric_names, recorded
 from plastibench.plotting.series import (
     Array,
     align,
+    align_points,
     drop_series,
     has_several_tasks,
     mean_and_interval,
@@ -47,7 +48,7 @@ def plot_scores(axis: Axes, groups: Groups, styles: Styles) -> None:
         axis.set_ylabel("return at end of task" if has_several_tasks(first) else "return")
     else:
         axis.set_ylabel("accuracy at end of task (%)")
-        _limit_to_percentages(axis)
+        limit_to_percentages(axis)
 
 
 def plot_gains(axis: Axes, groups: Groups, styles: Styles) -> None:
@@ -78,13 +79,18 @@ def plot_drops(axis: Axes, groups: Groups, styles: Styles) -> None:
 
 
 def plot_metric(axis: Axes, groups: Groups, styles: Styles, metric: str, role: str = "") -> None:
-    """A plasticity metric at the end of each task, or over steps for RL; by default that of the first network."""
+    """A recorded metric by task, over epochs or over steps; a plasticity metric of the first network or of a role."""
+    unit = recorded.unit([run for runs in groups for run in runs], metric)
+    is_rl = groups[0][0].is_rl
     for runs in groups:
-        network = role or runs[0].plasticity[0].role
-        positions, values = align([metric_series(run, metric, network) for run in runs])
-        plot_mean(axis, positions, values * metric_names.scale(metric), styles[label(runs[0])])
-    _label_positions(axis, groups[0][0])
-    axis.set_ylabel(metric_names.axis_label(metric))
+        if role:
+            positions, values = align([metric_series(run, metric, role) for run in runs])
+        else:
+            positions, values = align_points([recorded.points(run, metric) for run in runs], unit)
+        plot_mean(axis, positions, values * metric_names.scale(metric, is_rl), styles[label(runs[0])])
+    axis.set_xlabel(unit)
+    (step_axis if is_rl else task_axis)(axis)
+    axis.set_ylabel(metric_names.axis_label(metric, is_rl))
 
 
 def plot_trade_off(axis: Axes, groups: Groups, styles: Styles) -> Array:
@@ -99,7 +105,7 @@ def plot_trade_off(axis: Axes, groups: Groups, styles: Styles) -> Array:
         axis.set(xlabel="mean drop in return", ylabel="final return", title="final return vs. drop")
     else:
         axis.set(xlabel="mean drop (percentage points)", ylabel="final accuracy (%)", title="final accuracy vs. drop")
-        _limit_to_percentages(axis)
+        limit_to_percentages(axis)
     return np.array(points)
 
 
@@ -139,7 +145,7 @@ def _label_positions(axis: Axes, run: Result) -> None:
     (step_axis if run.is_rl else task_axis)(axis)
 
 
-def _limit_to_percentages(axis: Axes) -> None:
+def limit_to_percentages(axis: Axes) -> None:
     """Cut off what intervals cover below 0 % and above 100 %."""
     low, high = axis.get_ylim()
     axis.set_ylim(max(low, -_MARGIN), min(high, 100 + _MARGIN))

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plastibench import leaderboard
+from plastibench.plotting.recorded import Point
 from plastibench.results.confidence import student
 from plastibench.results.result import Result
 
@@ -34,6 +35,19 @@ def align(series: Sequence[Series]) -> tuple[Array, Array]:
     runs = [dict(points) for points in series]
     common = [position for position in runs[0] if all(position in run for run in runs)] if runs else []
     return np.array(common, float), np.array([[run[position] for position in common] for run in runs], float)
+
+
+def align_points(runs: Sequence[Sequence[Point]], unit: str) -> tuple[Array, Array]:
+    """Reduce the points of several runs to those at a common task and position; see :func:`align`.
+
+    Args:
+        runs: The points of each run.
+        unit: What positions count; ``task``: numbers of tasks, from 1.
+    """
+    tables = [{(point.task, point.position): point.value for point in points} for points in runs]
+    common = [key for key in tables[0] if all(key in table for table in tables)] if tables else []
+    positions = [task + 1 if unit == "task" else position for task, position in common]
+    return np.array(positions, float), np.array([[table[key] for key in common] for table in tables], float)
 
 
 def runs_by_setting(results: Iterable[Result]) -> dict[str, list[Result]]:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, JsonValue, PrivateAttr, Strict, Validatio
 
 from plastibench.config import renamed
 from plastibench.config.errors import UserError
+from plastibench.config.registry import load
 from plastibench.results.tags import read_tags
 from plastibench.utils.tables import printable
 
@@ -146,6 +147,7 @@ class InterventionRecord(BaseModel):
         parameters: Number of scalars that were changed.
         mean_residual: Mean residual of the refitted modules; None if none was refitted.
         largest_norm_ratio: Largest growth of a refitted weight's norm.
+        position: Epochs since the start of the task, or agent steps; None if an old file does not have it.
         before: Accuracy right before the intervention. This and the next three are recorded only for interventions
             within a task.
         after: Accuracy right after it.
@@ -161,6 +163,7 @@ class InterventionRecord(BaseModel):
     parameters: Count
     mean_residual: AnyNumber | None = None
     largest_norm_ratio: AnyNumber | None = None
+    position: Positive | None = None
     before: Fraction | None = None
     after: Fraction | None = None
     agreement: Fraction | None = None
@@ -172,7 +175,7 @@ class PlasticityRecord(BaseModel):
 
     Attributes:
         task: Number of the task, from 0.
-        phase: ``after`` the start of a task, at its ``end``, or in ``training``.
+        phase: ``after`` the start of a task, at its ``end``, or at an ``evaluation`` (RL; ``training`` in old files).
         position: Epochs since the start of the task, or environment steps since the start of the run; None if an old
             file does not have it.
         role: Role of the network, such as ``critic``.
@@ -386,7 +389,7 @@ class Result(BaseModel):
         ]
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Plot accuracy or return over the run, with a thin vertical line at each task boundary.
+        """Plot accuracy or return over the run, with the drops at interventions and a line at each task boundary.
 
         Args:
             ax: Axes to draw into; by default those of a new figure.
@@ -398,22 +401,12 @@ class Result(BaseModel):
             UserError: matplotlib is not installed.
         """
         try:
-            from matplotlib import pyplot, ticker
+            from matplotlib import pyplot
         except ImportError as error:
             raise UserError("plots need matplotlib: pip install 'plastibench[figures]'") from error
         if ax is None:
             _, ax = pyplot.subplots()
-        points = self.evaluations()
-        ax.plot(*self.curve(), label=f"{self.intervention}, seed {self.seed}")
-        for (task, _, _), (following, position, _) in itertools.pairwise(points):
-            if following != task:
-                ax.axvline(position, color="0.8", linewidth=0.8, zorder=0)
-        ax.set_xlabel("environment step" if self.is_rl else "epoch")
-        ax.set_ylabel("return" if self.is_rl else "accuracy")
-        if not self.is_rl:
-            ax.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
-        ax.set_title(f"{self.env}, {self.agent}")
-        ax.legend()
+        load("plastibench.plotting.timeline:plot_run")(ax, self)
         return ax
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 from plastibench.config.errors import UserError
+from plastibench.config.registry import load
 from plastibench.results.result import Result
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 _PARTS = ("env", "agent", "intervention")
@@ -51,6 +55,26 @@ class Results(list[Result]):
             else:
                 lines += [{**line, "task": t, "position": p, "value": v} for t, p, v in result.evaluations()]
         return pandas.DataFrame(lines)
+
+    def plot(self, kind: str = "timeline", **options: Any) -> Figure:
+        """Plot the results: by default accuracy within and across tasks, or return over steps, with all methods.
+
+        Args:
+            kind: Kind of plot, as in ``plastibench plot``.
+            **options: Options of the kind, such as ``metric``.
+
+        Returns:
+            The figure; a notebook shows it.
+
+        Raises:
+            UserError: matplotlib is not installed, there are no results, or an unknown kind or option.
+        """
+        if not self:
+            raise UserError("there are no results to plot")
+        figure: Figure = load("plastibench.plotting:draw")(kind, self, **options)
+        if "IPython" in sys.modules:
+            importlib.import_module("matplotlib.pyplot")  # makes a notebook show figures
+        return figure
 
     def _changed_options(self) -> list[tuple[str, str]]:
         """Part and name of each option that differs from its default in at least one result."""

@@ -285,9 +285,10 @@ class OffPolicyTrainer(Trainer):
         episodes = {"training-return": float(np.mean(self.episodes))} if self.episodes else {}
         self.episodes = []
         counts = {"agent-steps": self.steps, "environment-steps": self.steps * self.env_config.frame_skip}
-        self.record("training", {"return": value, "q-bias": bias, **episodes, **averages, **counts})
+        self.record("evaluation", {"return": value, "q-bias": bias})
+        self.record("training", {**episodes, **averages, **counts})
         if len(self.buffer) and self.learner.updates:
-            self.measure("training")
+            self.measure("evaluation")
             fresh = generator(self.options.seed, f"churn-{self.steps}")
             batch = self.buffer.sample_without_replacement(_PROBE, fresh).to(self.device)
             probe = batch["observation"], batch["action"]

@@ -16,12 +16,12 @@ from torch.utils.tensorboard import summary as torch_summaries
 
 from plastibench.config.errors import RunError
 from plastibench.config.spec import PARTS, RunSpec
+from plastibench.results import metrics_csv
 from plastibench.results.result import Cost, Result, Summary
 from plastibench.training.log_files import Covered, GrowingFile
 from plastibench.utils import tensorboard_summaries
 from plastibench.utils.tensorboard_events import EventFile, event_files
 
-COLUMNS = ("update", "task", "epoch", "phase", "metric", "value")
 # Columns of the HParams tab, which shows the first five. A run has either accuracies or returns.
 LEADERBOARD = {
     "final": ("final accuracy or return", "accuracy after the last task, or mean return of the last three evaluations"),
@@ -83,7 +83,7 @@ class Recorder:
             self._file.seek(length)
             self._csv = csv.writer(self._file)
             if not covered:
-                self._csv.writerow([axis if column == "epoch" else column for column in COLUMNS])
+                self._csv.writerow(metrics_csv.columns(axis))
             for file in event_files(folder):
                 if file.name in self._earlier:
                     os.truncate(file, self._earlier[file.name][0])
@@ -110,7 +110,7 @@ class Recorder:
             update: Updates since the start of the run.
             task: Number of the task, from 0.
             position: Epochs since the start of the task, or environment steps.
-            phase: ``training``, ``end`` (of a task) or ``after`` (an intervention).
+            phase: A key of :data:`plastibench.results.metrics_csv.PHASES`.
             values: Metric name to value.
             prefix: Group of the metrics in TensorBoard.
 
@@ -125,7 +125,9 @@ class Recorder:
                 self._csv.writerow((update, task, f"{position:.12g}", phase, tag, repr(float(value))))
             except OSError as error:
                 raise self._cannot_write(error) from error
-            self._add(update, tensorboard_summaries.scalar(f"{tag}/{phase}" if phase != "training" else tag, value))
+            self._add(
+                update, tensorboard_summaries.scalar(f"{tag}/{phase}" if phase in ("end", "after") else tag, value)
+            )
 
     def histogram(self, update: int, name: str, values: Tensor) -> None:
         """Record a distribution; skipped if a value is not finite.

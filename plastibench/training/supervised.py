@@ -232,7 +232,8 @@ class SupervisedTrainer(Trainer):
             )
         accuracy = fraction(logits.argmax(1) == self.eval_set.labels)
         self.records[-1].curve.append((self.position, accuracy))
-        self.record("training", {"accuracy": accuracy, **averages})
+        self.record("evaluation", {"accuracy": accuracy})
+        self.record("training", averages)
 
     def _train_accuracy(self) -> float:
         batch = self.representative()

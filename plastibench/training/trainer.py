@@ -122,7 +122,8 @@ class Trainer(ABC):
         """Let the interventions act on a fresh representative batch, and record what they did."""
         reports = self.learner.intervene(self.representative())
         for role, report in reports.items():
-            self.reports.append(_summarize(report, self.task, self.learner.updates, role))
+            moment = {"task": self.task, "position": self.position, "update": self.learner.updates, "role": role}
+            self.reports.append({**moment, **_summarize(report)})
             totals = {
                 "seconds": report.seconds,
                 "revived-fraction": report.revived_fraction,
@@ -144,14 +145,15 @@ class Trainer(ABC):
         probe = self.probe()
         names = select(self.options.metrics or ())
         for role, network in self.learner.networks.items():
-            units, initial = trace(network, probe), self.learner.initial[role]
-            found = plasticity_report(network, probe, initial, units)
+            layers, initial = trace(network, probe), self.learner.initial[role]
+            found = plasticity_report(network, probe, initial, layers)
             if names:
-                purpose = f"metrics-{role}-{self.task}-{phase}-{self.position}"
+                moment = "training" if phase == "evaluation" else phase  # the name in the seeds of earlier versions
+                purpose = f"metrics-{role}-{self.task}-{moment}-{self.position}"
                 draws = generator(self.options.seed, purpose)
-                found.add(compute_metrics(network, probe, names, draws, initial, units))
-            moment = {"task": self.task, "phase": phase, "position": self.position, "role": role}
-            self.plasticity.append({**moment, "metrics": found.overall})
+                found.add(compute_metrics(network, probe, names, draws, initial, layers))
+            record = {"task": self.task, "phase": phase, "position": self.position, "role": role}
+            self.plasticity.append({**record, "metrics": found.overall})
             self.record(phase, found.overall, prefix=f"plasticity-{role}")
             for layer, values in found.layers.items():
                 self.record(phase, values, prefix=f"layers-{role}/{layer}")
@@ -178,14 +180,11 @@ class Trainer(ABC):
         self.learner.load_state_dict(state["learner"])
 
 
-def _summarize(report: Report, task: int, update: int, role: str) -> dict[str, Any]:
+def _summarize(report: Report) -> dict[str, Any]:
     """Summarize a report; its values per module are in ``metrics.csv`` and TensorBoard."""
     residuals = [values["residual"] for values in report.modules.values() if "residual" in values]
     ratios = [values["norm_ratio"] for values in report.modules.values() if "norm_ratio" in values]
     return {
-        "task": task,
-        "update": update,
-        "role": role,
         "seconds": report.seconds,
         "revived_fraction": report.revived_fraction,
         "parameters": report.parameters,

@@ -33,18 +33,6 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-def is_locked(folder: Path) -> bool:
-    """Whether a process runs in this folder: it holds the lock. False where there are no such locks (Windows)."""
-    try:
-        with open(folder / "lock", "r+") as file:
-            _lock(file, folder)  # for a moment
-    except UserError:
-        return True
-    except OSError:  # there is no lock, or it cannot be opened
-        return False
-    return False
-
-
 def remove_if_unused(folder: Path) -> None:
     """Delete the folder of a run that could not start, if it contains only its spec and lock."""
     with contextlib.suppress(OSError):

@@ -6,10 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from plastibench import plotting
 from plastibench.results.files import write_result
 from tests.plotting.made import results_of
+
+
+def images(folder: Path) -> dict[str, bytes]:
+    """Title and content of the images that TensorBoard shows."""
+    events = EventAccumulator(str(folder)).Reload()
+    return {tag: events.Images(tag)[0].encoded_image_string for tag in events.Tags()["images"]}
 
 
 @pytest.fixture
@@ -40,10 +47,25 @@ def test_formats_follow_from_the_output_name(say: Any, tmp_path: Path, runs: Pat
     assert set(done.out.split()) == {str(folder / name) for name in names}
 
 
-def test_the_default_name_is_the_kind(say: Any, tmp_path: Path, runs: Path, monkeypatch: Any) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert say("plot", "pareto", "--runs-dir", runs).status == 0
-    assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG") and (tmp_path / "pareto.svg").is_file()
+@pytest.mark.parametrize(
+    ("arguments", "name"), [(["pareto"], "pareto"), (["curves", "--metric", "srank"], "curves_srank")]
+)
+def test_plots_go_to_the_runs_by_default_and_into_tensorboard(
+    say: Any, tmp_path: Path, runs: Path, monkeypatch: Any, arguments: list[str], name: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    done = say("plot", *arguments, "--runs-dir", runs)
+    assert done.status == 0 and done.out.split() == [str(runs / "plots" / f"{name}.{kind}") for kind in ("png", "svg")]
+    assert not list((tmp_path / "here").iterdir())
+    assert images(runs / "plots") == {name: (runs / "plots" / f"{name}.png").read_bytes()}
+
+
+def test_out_names_the_file_as_a_flag_too(say: Any, tmp_path: Path, runs: Path) -> None:
+    assert say("plot", "curves", "--out", tmp_path / "a.pdf", "--runs-dir", runs).status == 0
+    assert (tmp_path / "a.pdf").is_file() and not (runs / "plots").exists()
+    both = say("plot", "curves", "a", "--out", "b", "--runs-dir", runs)
+    assert both.status == 2 and "two output files" in both.err
 
 
 def test_files_are_reproducible_and_svg_contains_text(tmp_path: Path) -> None:
@@ -126,3 +148,28 @@ def test_a_run_measured_twice_counts_as_one_seed(tmp_path: Path) -> None:
     again = found[-1].model_copy(update={"id": f"{found[-1].id}-measured"})
     text = plotting.svg(plotting.draw("curves", [*found, again])).decode()
     assert text == plotting.svg(plotting.draw("curves", found)).decode() and "Mean over" in text
+
+
+TINY = ["relabel-digits", "--agent", "mlp", "--agent.width", "8", "--env.switches", "2", "--env.epochs", "1"]
+TINY += ["--env.train-size", "40", "--threads", "1", "--quiet", "--intervention", "none,reset"]
+
+
+@pytest.mark.parametrize("jobs", [pytest.param(["--jobs", "1"]), pytest.param(["--jobs", "2"], marks=pytest.mark.slow)])
+def test_run_ends_with_its_plot(say: Any, tmp_path: Path, jobs: list[str]) -> None:
+    done = say("run", *TINY, *jobs, "--runs-dir", tmp_path)
+    assert done.status == 0, done.err
+    (path,) = (tmp_path / "plots").glob("*.png")
+    assert str(path) in done.out and path.stem.startswith("relabel-digits-") and path.stem.endswith("_none+reset")
+    assert images(tmp_path / "plots") == {path.stem: path.read_bytes()}
+    again = say("run", *TINY, "--seed", "0..1", "--runs-dir", tmp_path)
+    assert str(path) in again.out and list((tmp_path / "plots").glob("*.png")) == [path]  # with more seeds
+
+
+def test_run_without_plot_or_matplotlib(say: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    done = say("run", *TINY, "--no-plot", "--runs-dir", tmp_path)
+    assert done.status == 0 and not (tmp_path / "plots").exists() and "plot:" not in done.out
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "matplotlib" else find(name))
+    done = say("run", *TINY, "--runs-dir", tmp_path)
+    assert done.status == 0 and not (tmp_path / "plots").exists()
+    assert done.err.count("\n") == 1 and "pip install 'plastibench[figures]'" in done.err

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -176,15 +177,17 @@ def test_the_curve_covers_the_run() -> None:
 def test_plot_draws_the_curve_and_task_boundaries() -> None:
     from matplotlib.figure import Figure
 
-    made = result("rnr", seed=3)
+    made = result("rnr", seed=3, drop=0.1)
     ax = Figure().subplots()
     assert made.plot(ax) is ax
     line, *boundaries = ax.lines
-    assert line.get_xydata().tolist() == [list(point) for point in zip(*made.curve(), strict=True)]
+    first, second, third = [(0, 0.1), (2, 0.3), (2, 0.2)], [(2, 0.2), (4, 0.4), (4, 0.3)], [(4, 0.3), (6, 0.5)]
+    vertices = [*first, (2, math.nan), *second, (4, math.nan), *third]  # the line is interrupted between tasks
+    assert line.get_xydata().tolist() == [pytest.approx(vertex, nan_ok=True) for vertex in vertices]
     assert [boundary.get_xdata()[0] for boundary in boundaries] == [2, 4]
     assert (ax.get_xlabel(), ax.get_ylabel(), line.get_label()) == ("epoch", "accuracy", "rnr, seed 3")
     ax = acting().plot(Figure().subplots())
-    assert len(ax.lines) == 1 and (ax.get_xlabel(), ax.get_ylabel()) == ("environment step", "return")
+    assert len(ax.lines) == 1 and (ax.get_xlabel(), ax.get_ylabel()) == ("agent steps", "return")
 
 
 def test_plot_makes_a_figure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def test_metrics_csv_agrees_with_the_result(tiny: Tiny, tmp_path: Path) -> None:
     curve = [
         (float(row["epoch"]), float(row["value"]))
         for row in rows
-        if (row["metric"], row["phase"], row["task"]) == ("accuracy", "training", "1")
+        if (row["metric"], row["phase"], row["task"]) == ("accuracy", "evaluation", "1")
     ]
     assert [list(point) for point in curve] == result["tasks"][1]["curve"]
     assert [epoch for epoch, _ in curve] == [0, 1, 2]

@@ -73,7 +73,7 @@ def test_metrics_csv_agrees_with_tensorboard(finished: tuple[Path, Result]) -> N
     found, table = content(folder), {}
     with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            tag = row["metric"] if row["phase"] == "training" else f"{row['metric']}/{row['phase']}"
+            tag = row["metric"] if row["phase"] in ("training", "evaluation") else f"{row['metric']}/{row['phase']}"
             table.setdefault(tag, []).append((int(row["update"]), pytest.approx(float(row["value"]), rel=1e-6)))
     compared = [tag for tag in table if "seconds" not in tag]
     assert len(compared) > 50
