@@ -9,19 +9,25 @@ from pathlib import Path
 from plastibench.cli.parser import CommandParser
 from plastibench.config.errors import UserError
 
-ONE_PER_CORE = os.cpu_count() or 1
+AUTO = 0  # value of --jobs auto
 DEFAULT_RUNS_DIR = Path("runs")
 _THREADS = "CPU threads (default: 1 for small networks, all cores for large ones)"
 _THREADS_PER_PROCESS = "CPU threads per process (default: 1 for small networks, cores / jobs for large ones)"
 
 
-def add_execution(parser: CommandParser, *, jobs: int | None = None) -> None:
-    """Add ``--threads``, ``--quiet`` and ``--plugin``, and ``--jobs`` if a default number of processes is given."""
+def add_execution(parser: CommandParser, *, jobs: bool = False) -> None:
+    """Add ``--threads``, ``--quiet`` and ``--plugin``, and ``--jobs`` for a command that may have several runs."""
     group = parser.add_argument_group("execution")
-    if jobs is not None:
-        default = " (default: one per core)" if jobs == ONE_PER_CORE != 1 else ""
-        group.add_argument("--jobs", type=positive, default=jobs, metavar="N", help=f"parallel processes{default}")
-    add_threads(group, _THREADS if jobs is None else _THREADS_PER_PROCESS)
+    if jobs:
+        group.add_argument(
+            "--jobs",
+            type=job_count,
+            default=AUTO,
+            metavar="N",
+            help="runs at a time, each in its own process; auto: one per core or GPU, if the memory suffices "
+            "(default: auto)",
+        )
+    add_threads(group, _THREADS if not jobs else _THREADS_PER_PROCESS)
     group.add_argument("--quiet", action="store_true", help="show no progress")
     add_plugin(group)
 
@@ -60,6 +66,11 @@ def positive(text: str) -> int:
     if count(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' must be at least 1")
     return int(text)
+
+
+def job_count(text: str) -> int:
+    """Parse the value of ``--jobs``: ``auto`` or an integer of at least 1."""
+    return AUTO if text == "auto" else positive(text)
 
 
 def split_names(names: str | list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from plastibench.cli.arguments import DEFAULT_RUNS_DIR, add_execution, add_paths, split_names
 from plastibench.cli.board_update import update_board
 from plastibench.cli.component_options import REGISTRIES, Tables, option_help, read_option_flags
-from plastibench.cli.parallel import run_in_parallel
+from plastibench.cli.parallel import run_in_parallel, slots_for, start_importing
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plugins import import_plugins
 from plastibench.cli.run_options import add_run_options, given_run_options
@@ -21,7 +21,7 @@ from plastibench.config.spec import PARTS, RunSpec, read_file
 _OPTIONS = "Set their options with --env.OPTION, --agent.OPTION and --intervention.OPTION."
 _EXAMPLES = """\
 examples:
-  plastibench run cl-digits --agent vit-nano --intervention none,reset,rnr --seed 0..2 --jobs 2
+  plastibench run cl-digits --agent vit-nano --intervention none,reset,rnr --seed 0..2
   plastibench run relabel-digits --agent mlp --agent.lr 1e-3 --intervention rnr --intervention.quantile 0.2
   plastibench run --spec runs/ID/spec.toml
 
@@ -46,7 +46,7 @@ def configure(parser: CommandParser) -> None:
         "--spec", type=Path, metavar="FILE", help="read names and options from a TOML file; flags take precedence"
     )
     add_run_options(parser)
-    add_execution(parser, jobs=1)
+    add_execution(parser, jobs=True)
     add_paths(parser)
     # Replaces argparse's flag: the help depends on the names given and on plugins.
     parser.add_argument(
@@ -65,8 +65,14 @@ def execute(args: argparse.Namespace) -> int:
         return _show_help(args.parser, tables)
     _check_names(tables)
     specs = make_specs(tables)
-    if args.jobs > 1 and len(specs) > 1:
-        return run_in_parallel(resolve_devices(specs), args)
+    if len(specs) > 1:
+        start_importing(specs, args)
+        specs = resolve_devices(specs)
+        if (slots := slots_for(specs, args)) > 1:
+            status, found = run_in_parallel(specs, args, slots)
+            if found:
+                _compare(found, args)
+            return status
     return _run_one_by_one(specs, args)
 
 
@@ -110,7 +116,6 @@ def _show_help(parser: CommandParser, tables: Tables) -> int:
 
 
 def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
-    from plastibench import leaderboard
     from plastibench.training.runner import Interrupted, run
     from plastibench.utils.stop_signals import stop_requests
 
@@ -128,15 +133,23 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
                     quiet=args.quiet,
                     threads=args.threads,
                     announce=f"run {number + 1} of {len(specs)}: " if len(specs) > 1 else "",
+                    runs_after=len(specs) - number - 1,
                     stop=stop,
                 )
             except Interrupted as stopped:
                 print(f"plastibench: {stopped}; run the same command to continue", file=sys.stderr)
                 return 130
             found.append(result)
+    _compare(found, args)
+    return 0
+
+
+def _compare(found: list[Any], args: argparse.Namespace) -> None:
+    """Compare the results on the screen and in TensorBoard, and say where they are."""
+    from plastibench import leaderboard
+
     print(f"\n{leaderboard.comparison(found)}\n")
     update_board(args.runs_dir)
     flag = "" if args.runs_dir == DEFAULT_RUNS_DIR else f" --runs-dir {args.runs_dir}"
     print(f"results:     {args.runs_dir}/<run>/result.json; compare all runs: plastibench leaderboard{flag}")
     print(f"TensorBoard: tensorboard --logdir {args.runs_dir}")
-    return 0

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from plastibench.sweeps.capacity import cores, gpu_count
 from plastibench.sweeps.jobs import Job
 from plastibench.sweeps.run_process import RunProcess
 from plastibench.utils import provenance
@@ -53,7 +54,7 @@ class LocalEngine:
                 waiting = [job for job in jobs if job.state == "waiting"]
                 for job in waiting[: self.slots - len(running)]:
                     gpu, variables = _assign_gpu(job, [process.gpu for process in running], self.slots)
-                    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.slots)))
+                    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // self.slots)))
                     words = ["resume", job.spec.id, "--for-command", provenance.command(), *self._options]
                     running.append(RunProcess(job, words, {"OMP_NUM_THREADS": threads, **variables}, gpu))
                 on_poll()
@@ -73,18 +74,9 @@ def _assign_gpu(job: Job, busy: Sequence[int | None], slots: int) -> tuple[int |
     """
     if not job.spec.run.device.startswith("cuda"):
         return None, {}
-    count = _gpu_count()
+    count = gpu_count()
     variables = {GPU_SHARE: str(1 / math.ceil(slots / max(1, count)))}
     if job.spec.run.device != "cuda" or count < 2:
         return None, variables
     gpu = min(range(count), key=busy.count)
     return gpu, {**variables, "CUDA_VISIBLE_DEVICES": str(gpu)}
-
-
-def _gpu_count() -> int:
-    """The number of GPUs to distribute jobs over; 0 if the user has chosen some for all jobs."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") is not None:
-        return 0
-    import torch
-
-    return torch.cuda.device_count()

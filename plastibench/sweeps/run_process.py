@@ -23,6 +23,7 @@ from typing import Any
 from plastibench.config.errors import RunError
 from plastibench.sweeps.jobs import FAILURE_FILE, Job
 from plastibench.utils import atomic_io
+from plastibench.utils.progress import PIPE, parse_pipe_line
 
 _PIPE_SECONDS = 5.0  # how long to read the output of a process that has ended; its children may keep the pipe open
 _LINES_KEPT = 20  # of the output of a process, for failure.txt
@@ -66,7 +67,7 @@ class RunProcess:
         self._lines: list[str] = []
         reader, writer = multiprocessing.Pipe(duplex=False)
         job.state, job.started = "running", time.monotonic()
-        self._process = _start(words, {**os.environ, **variables}, writer)
+        self._process = _start(words, {**os.environ, **variables, PIPE: "1"}, writer)
         writer.close()  # so that reading ends when the process does
         self._reader = threading.Thread(target=self._read, args=(reader,), daemon=True)
         self._reader.start()
@@ -77,10 +78,16 @@ class RunProcess:
         return int(self._process.sentinel)
 
     def _read(self, reader: Connection) -> None:
+        first: float | None = None  # a resumed run does not start at 0
         # Libraries may write to stderr in another encoding.
-        with open(os.dup(reader.fileno()), encoding="utf-8", errors="replace") as stream:
+        with open(os.dup(reader.fileno()), encoding="utf-8", errors="replace", newline="\n") as stream:
             reader.close()
             for line in stream:
+                if progress := parse_pipe_line(line):
+                    fraction, self.job.message = progress[0], progress[1].strip()
+                    first = fraction if first is None else first
+                    self.job.progress = (fraction - first) / (1 - first) if first < 1 else 0.0
+                    continue
                 self.job.message = line.strip() or self.job.message
                 self._lines = [*self._lines[-_LINES_KEPT:], line.rstrip()]
 

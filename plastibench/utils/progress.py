@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import sys
 import time
 
@@ -10,13 +11,15 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+PIPE = "PLASTIBENCH_PROGRESS_PIPE"  # environment variable: stderr is a pipe to a process that shows the progress
+_PIPE_INTERVAL = 0.5  # seconds between lines to such a pipe
 _PLAIN_INTERVAL = 30.0  # seconds between lines if stderr is not a terminal; the end of a task is always printed
 
 
 class Progress:
     """Shows position, latest result, rate and remaining time of one run on stderr."""
 
-    def __init__(self, name: str, length: int, quiet: bool = False, unit: str = "samples") -> None:
+    def __init__(self, name: str, length: int, quiet: bool = False, unit: str = "samples", runs_after: int = 0) -> None:
         """Start the display.
 
         Args:
@@ -24,8 +27,11 @@ class Progress:
             length: Total number of updates or steps of the run.
             quiet: Print nothing.
             unit: Unit of the rate.
+            runs_after: Number of runs that follow and are expected to take as long as this one; the remaining time
+                includes them.
         """
         self._name, self._length, self._quiet, self._unit = name, length, quiet, unit
+        self._runs_after = runs_after
         self._start = self._last = time.monotonic()
         self._first: tuple[float, int] | None = None  # time and progress at the first call of show()
         self._live = None if quiet else _live_line()
@@ -47,7 +53,11 @@ class Progress:
             return
         elapsed = now - self._start
         since, done_then = self._first
-        left = f"{_clock((now - since) / (done - done_then) * (self._length - done))} left" if done > done_then else ""
+        left = ""
+        if done > done_then:
+            per_update = (now - since) / (done - done_then)
+            left = f"{clock(per_update * (self._length - done + self._runs_after * self._length))} left"
+            left += f" for {self._runs_after + 1} runs" if self._runs_after else ""
         rate = count / elapsed if elapsed else 0.0
         parts = [self._name, position, value, f"{rate:,.0f} {self._unit}/s", left]
         line = "  ".join(part for part in parts if part)
@@ -64,17 +74,38 @@ class Progress:
 
 
 class _TerminalLine:
-    """One line at the bottom of a terminal."""
+    """Text at the bottom of a terminal: one line, or more if the terminal is narrow."""
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._live.start()
 
     def update(self, line: str, fraction: float) -> None:
-        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+        self._live.update(Text(line), refresh=True)
 
     def stop(self) -> None:
         self._live.stop()
+
+
+class _PipeLine:
+    """Lines for the process at the other end of a pipe; see :func:`parse_pipe_line`."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def update(self, line: str, fraction: float) -> None:
+        if time.monotonic() - self._last > _PIPE_INTERVAL:
+            self._last = time.monotonic()
+            print(f"\r{fraction:.6f}\t{line}", file=sys.stderr, flush=True)
+
+    def stop(self) -> None:
+        """Leave the pipe open for errors."""
+
+
+def parse_pipe_line(line: str) -> tuple[float, str] | None:
+    """The fraction of the run that is done and the text to show; None for a line that is not about progress."""
+    fraction, tab, text = line.removeprefix("\r").partition("\t")
+    return (float(fraction), text) if line.startswith("\r") and tab else None
 
 
 class _NotebookLine:
@@ -94,15 +125,18 @@ class _NotebookLine:
         """Leave the last line in the notebook."""
 
 
-def _live_line() -> _TerminalLine | _NotebookLine | None:
+def _live_line() -> _TerminalLine | _NotebookLine | _PipeLine | None:
     """What can be updated in place here; None if output is only appended."""
+    if os.environ.get(PIPE):
+        return _PipeLine()
     console = Console(stderr=True)
     if console.is_jupyter:
         return _NotebookLine()
     return _TerminalLine(console) if console.is_terminal else None
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Format a duration: ``1:05`` or ``2:01:05``."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
