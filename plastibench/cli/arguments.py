@@ -10,21 +10,27 @@ from plastibench.cli.parser import CommandParser
 from plastibench.config.errors import UserError
 from plastibench.results.tags import check_tag
 
-ONE_PER_CORE = os.cpu_count() or 1
+AUTO = 0  # value of --jobs auto
 DEFAULT_RUNS_DIR = Path("runs")
 _THREADS = "CPU threads (default: 1 for small networks, all cores for large ones)"
 _THREADS_PER_PROCESS = "CPU threads per process (default: 1 for small networks, cores / jobs for large ones)"
 
 
-def add_execution(parser: CommandParser, *, jobs: int | None = None) -> None:
-    """Add flags of execution, with ``--jobs`` if a default number of processes is given."""
+def add_execution(parser: CommandParser, *, jobs: bool = False) -> None:
+    """Add ``--threads``, ``--quiet`` and ``--plugin``, and ``--jobs`` for a command that may have several runs."""
     group = parser.add_argument_group("execution")
-    if jobs is not None:
-        default = " (default: one per core)" if jobs == ONE_PER_CORE != 1 else ""
-        group.add_argument("--jobs", type=positive, default=jobs, metavar="N", help=f"parallel processes{default}")
+    if jobs:
+        group.add_argument(
+            "--jobs",
+            type=job_count,
+            default=AUTO,
+            metavar="N",
+            help="runs at a time, each in its own process; auto: one per core or GPU, if the memory suffices "
+            "(default: auto)",
+        )
         tag = "add this tag to the runs (see: plastibench runs); may be repeated"
         group.add_argument("--tag", type=tag_of, action="append", default=[], metavar="TAG", help=tag)
-    add_threads(group, _THREADS if jobs is None else _THREADS_PER_PROCESS)
+    add_threads(group, _THREADS if not jobs else _THREADS_PER_PROCESS)
     group.add_argument("--quiet", action="store_true", help="show no progress")
     add_wide(group)
     add_plugin(group)
@@ -84,6 +90,11 @@ def tag_of(text: str) -> str:
         return check_tag(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def job_count(text: str) -> int:
+    """Parse the value of ``--jobs``: ``auto`` or an integer of at least 1."""
+    return AUTO if text == "auto" else positive(text)
 
 
 def split_names(names: str | list[str]) -> list[str]:

@@ -5,45 +5,90 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
-from plastibench.cli.board_update import update_board
-from plastibench.cli.plots_folder import draw_default_plot
 from plastibench.config.spec import RunSpec
 
 
-def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
-    """Run specs in ``args.jobs`` processes and compare the runs that are complete; return the exit status.
+def start_importing(specs: Sequence[RunSpec], args: argparse.Namespace) -> None:
+    """Start the server that forks runs, so that it imports PyTorch while this process prepares the runs.
+
+    Args:
+        specs: What to run; the devices need not be resolved.
+        args: Arguments of execution and paths.
+    """
+    from plastibench.sweeps.capacity import cores
+    from plastibench.sweeps.run_process import start_server
+
+    on_cpu = [
+        replace(spec, run=replace(spec.run, device="cpu")) for spec in specs if spec.run.device in ("auto", "cpu")
+    ]
+    left = [spec for spec in on_cpu if not (args.runs_dir / spec.id / "result.json").exists()]
+    if (args.jobs or min(cores(), len(left))) > 1:
+        start_server()
+
+
+def slots_for(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
+    """The number of runs at a time: ``args.jobs``, or by default as many as fit.
 
     Args:
         specs: What to run, with resolved devices.
         args: Arguments of execution and paths.
     """
-    from plastibench.leaderboard import text as text_format
-    from plastibench.leaderboard.standings import standings
+    from plastibench.results.files import read_result_if_complete
+    from plastibench.sweeps.capacity import choose_slots
+
+    if args.jobs:
+        return int(args.jobs)
+    left = [spec for spec in specs if read_result_if_complete(args.runs_dir / spec.id) is None]
+    return choose_slots(left, args.threads)
+
+
+def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, slots: int) -> tuple[int, list[Any]]:
+    """Run specs in processes of their own; return the exit status and the results of the runs that are complete.
+
+    Args:
+        specs: What to run, with resolved devices.
+        args: Arguments of execution and paths.
+        slots: Number of runs at a time.
+    """
     from plastibench.results.files import read_result_if_complete
     from plastibench.results.tags import add_tags
     from plastibench.sweeps.engine import run_all
     from plastibench.sweeps.jobs import FAILURE_FILE
     from plastibench.sweeps.local_engine import LocalEngine
     from plastibench.utils.stop_signals import stop_requests
-    from plastibench.utils.tables import terminal_width
 
-    engine = LocalEngine(args.jobs, args.runs_dir, args.data_dir, args.plugin, args.threads)
+    engine = LocalEngine(slots, args.runs_dir, args.data_dir, args.plugin, args.threads)
     try:
         with stop_requests() as stop:
             jobs = run_all(specs, engine, args.runs_dir, stop=stop, quiet=args.quiet)
     finally:
         add_tags([args.runs_dir / spec.id for spec in specs], args.tag)
     there = (read_result_if_complete(args.runs_dir / job.spec.id) for job in jobs)
-    if found := [result for result in there if result is not None]:
-        print(f"\n{text_format.table(standings(found), terminal_width(args.wide))}\n")
-        update_board(args.runs_dir, plots=True)
-        if getattr(args, "plot", False) and (path := draw_default_plot(found, args.runs_dir)):
-            print(f"\nplot: {path}")
+    found = [result for result in there if result is not None]
     for job in jobs:
         if job.state == "failed":
             print(f"plastibench: {job.spec.id} failed: {job.message} ({job.spec.id}/{FAILURE_FILE})", file=sys.stderr)
     if stop:
         print("plastibench: stopped; run the same command to continue", file=sys.stderr)
-        return 130
-    return 1 if any(job.state == "failed" for job in jobs) else 0
+        return 130, found
+    return (1 if any(job.state == "failed" for job in jobs) else 0), found
+
+
+def run_and_compare(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
+    """Run specs in parallel, print the table of the runs that are complete, and return the exit status."""
+    from plastibench.cli.board_update import update_board
+    from plastibench.cli.plots_folder import draw_default_plot
+    from plastibench.leaderboard import text as text_format
+    from plastibench.leaderboard.standings import standings
+    from plastibench.utils.tables import terminal_width
+
+    status, found = run_in_parallel(specs, args, slots_for(specs, args))
+    if found:
+        print(f"\n{text_format.table(standings(found), terminal_width(args.wide))}\n")
+        update_board(args.runs_dir, plots=True)
+        if getattr(args, "plot", False) and (path := draw_default_plot(found, args.runs_dir)):
+            print(f"plot: {path}")
+    return status

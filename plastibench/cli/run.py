@@ -10,7 +10,7 @@ from typing import Any
 from plastibench.cli.arguments import DEFAULT_RUNS_DIR, add_execution, add_paths, split_names
 from plastibench.cli.board_update import update_board
 from plastibench.cli.component_options import REGISTRIES, Tables, option_help, read_option_flags
-from plastibench.cli.parallel import run_in_parallel
+from plastibench.cli.parallel import run_in_parallel, slots_for, start_importing
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plots_folder import draw_default_plot
 from plastibench.cli.plugins import import_plugins
@@ -24,7 +24,7 @@ from plastibench.utils.tables import terminal_width
 _OPTIONS = "Set their options with --env.OPTION, --agent.OPTION and --intervention.OPTION."
 _EXAMPLES = """\
 examples:
-  plastibench run cl-digits --agent vit-nano --intervention none,reset,rnr --seed 0..2 --jobs 2
+  plastibench run cl-digits --agent vit-nano --intervention none,reset,rnr --seed 0..2
   plastibench run relabel-digits --agent mlp --agent.lr 1e-3 --intervention rnr --intervention.quantile 0.2
   plastibench run --spec runs/ID/spec.toml
 
@@ -49,7 +49,7 @@ def configure(parser: CommandParser) -> None:
         "--spec", type=Path, metavar="FILE", help="read names and options from a TOML file; flags take precedence"
     )
     add_run_options(parser)
-    add_execution(parser, jobs=1)
+    add_execution(parser, jobs=True)
     parser.add_argument(
         "--no-plot", dest="plot", action="store_false", help="do not draw the runs into DIR/plots at the end"
     )
@@ -71,9 +71,15 @@ def execute(args: argparse.Namespace) -> int:
         return _show_help(args.parser, tables)
     _check_names(tables)
     specs = make_specs(tables)
-    if args.jobs > 1 and len(specs) > 1:
-        return run_in_parallel(resolve_devices(specs), args)
-    return _run_one_by_one(resolve_devices(specs), args)
+    if len(specs) > 1:
+        start_importing(specs, args)
+        specs = resolve_devices(specs)
+        if (slots := slots_for(specs, args)) > 1:
+            status, found = run_in_parallel(specs, args, slots)
+            if found:
+                _compare(found, args)
+            return status
+    return _run_one_by_one(specs, args)
 
 
 def _requested(args: argparse.Namespace) -> Tables:
@@ -116,7 +122,6 @@ def _show_help(parser: CommandParser, tables: Tables) -> int:
 
 
 def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
-    from plastibench import leaderboard
     from plastibench.training.runner import Interrupted, run
     from plastibench.utils.stop_signals import stop_requests
 
@@ -134,6 +139,7 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
                     quiet=args.quiet,
                     threads=args.threads,
                     announce=f"run {number + 1} of {len(specs)}: " if len(specs) > 1 else "",
+                    runs_after=len(specs) - number - 1,
                     stop=stop,
                 )
             except Interrupted as stopped:
@@ -142,6 +148,14 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
             finally:
                 add_tags([args.runs_dir / spec.id], args.tag)
             found.append(result)
+    _compare(found, args)
+    return 0
+
+
+def _compare(found: list[Any], args: argparse.Namespace) -> None:
+    """Compare the results on the screen and in TensorBoard, and say where they are."""
+    from plastibench import leaderboard
+
     print(f"\n{leaderboard.comparison(found, terminal_width(args.wide))}\n")
     update_board(args.runs_dir, plots=True)
     if args.plot and (path := draw_default_plot(found, args.runs_dir)):
@@ -149,4 +163,3 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
     flag = "" if args.runs_dir == DEFAULT_RUNS_DIR else f" --runs-dir {args.runs_dir}"
     print(f"results:     {args.runs_dir}/<run>/result.json; compare all runs: plastibench leaderboard{flag}")
     print(f"TensorBoard: tensorboard --logdir {args.runs_dir}")
-    return 0

@@ -8,9 +8,9 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from plastibench.cli.arguments import ONE_PER_CORE, add_execution, add_paths, check_output_file, split_names
+from plastibench.cli.arguments import add_execution, add_paths, check_output_file, split_names
 from plastibench.cli.component_options import Tables, read_option_flags
-from plastibench.cli.parallel import run_in_parallel
+from plastibench.cli.parallel import run_and_compare, start_importing
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plugins import import_plugins
 from plastibench.cli.run_options import add_run_options, given_run_options
@@ -33,7 +33,7 @@ def configure(parser: CommandParser) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the table to this Markdown file")
     add_run_options(parser, defaults={"seed": "0..2"})
-    add_execution(parser, jobs=ONE_PER_CORE)
+    add_execution(parser, jobs=True)
     add_paths(parser)
 
 
@@ -50,8 +50,10 @@ def execute(args: argparse.Namespace) -> int:
     tables: Tables = {"env": {"name": args.env}, "agent": {"name": args.agent}, "intervention": {"name": names}}
     tables["run"] = given_run_options(args)
     read_option_flags(args, tables)
-    specs = resolve_devices(make_specs(tables))
-    status = run_in_parallel(specs, args)
+    specs = make_specs(tables)
+    start_importing(specs, args)
+    specs = resolve_devices(specs)
+    status = run_and_compare(specs, args)
     if status == 130:
         return status
     first = {spec.intervention[0]: spec for spec in reversed(specs)}

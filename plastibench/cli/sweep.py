@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from plastibench.cli.arguments import ONE_PER_CORE, add_execution, add_paths
-from plastibench.cli.parallel import run_in_parallel
+from plastibench.cli.arguments import add_execution, add_paths
+from plastibench.cli.parallel import run_and_compare, start_importing
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plugins import import_plugins
 from plastibench.cli.specs import resolve_devices
@@ -29,7 +29,7 @@ Every list is an axis of the grid:
   intervention = {name = "rnr", quantile = [0.2, 0.4]}
 
 examples:
-  plastibench sweep my-sweep.toml --jobs 4
+  plastibench sweep my-sweep.toml
   plastibench sweep fig4 --list
   plastibench sweep fig4 --size paper --prepare | xargs -n 1 sbatch my-job.sh"""
 
@@ -51,27 +51,32 @@ def configure(parser: CommandParser) -> None:
         help="only write the specs and print the ids of unfinished runs, for a scheduler that calls "
         "plastibench resume ID",
     )
-    add_execution(parser, jobs=ONE_PER_CORE)
+    add_execution(parser, jobs=True)
     add_paths(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
     """Run, list or prepare the runs of a sweep."""
     import_plugins(args.plugin)
+    from plastibench.config.short_names import short_names, tables_of
     from plastibench.sweeps.grid import read_grid
     from plastibench.sweeps.jobs import prepare, stored_state
 
-    specs = resolve_devices(read_grid(_path(args.file, args.size)))
+    specs = read_grid(_path(args.file, args.size))
+    if not (args.prepare or args.list):
+        start_importing(specs, args)
+    specs = resolve_devices(specs)
     if args.prepare:
         for job in prepare(specs, args.runs_dir):
             if job.state != "complete":
                 print(job.spec.id)
         return 0
     if args.list:
-        for spec in specs:
-            print(f"{stored_state(args.runs_dir / spec.id):8}  {spec.id}")
+        width = max(len(spec.id) for spec in specs)
+        for spec, name in zip(specs, short_names([tables_of(spec) for spec in specs]), strict=True):
+            print(f"{stored_state(args.runs_dir / spec.id):8}  {spec.id:{width}}  {name}")
         return 0
-    return run_in_parallel(specs, args)
+    return run_and_compare(specs, args)
 
 
 def _path(name: str, size: str) -> Path:

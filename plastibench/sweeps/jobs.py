@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from plastibench.config.errors import RunError, UserError
+from plastibench.config.short_names import short_names, tables_of
 from plastibench.config.spec import RunSpec
 from plastibench.results.files import read_result_if_complete
 from plastibench.utils import atomic_io, digests
@@ -27,14 +28,18 @@ class Job:
     Attributes:
         spec: What to run.
         state: What the engine knows about it.
-        message: The latest line of its output, or why it failed.
+        name: Short name of the run that says how it differs from the others.
+        message: Its latest progress or line of output, or why it failed.
+        progress: How much of what was left at its start is done, 0 to 1.
         started: Start time by the monotonic clock, if this engine has started it.
         seconds: Duration, if this engine has completed it.
     """
 
     spec: RunSpec
     state: State = "waiting"
+    name: str = ""
     message: str = ""
+    progress: float = 0.0
     started: float = 0.0
     seconds: float | None = None
 
@@ -45,7 +50,8 @@ def prepare(specs: Sequence[RunSpec], runs_dir: Path) -> list[Job]:
     Raises:
         UserError: A folder cannot be created.
     """
-    jobs = [Job(spec) for spec in specs]
+    names = short_names([tables_of(spec) for spec in specs])
+    jobs = [Job(spec, name=name) for spec, name in zip(specs, names, strict=True)]
     for job in jobs:
         folder = runs_dir / job.spec.id
         if read_result_if_complete(folder) is not None:

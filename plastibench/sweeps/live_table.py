@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.table import Table
 
 from plastibench.sweeps.jobs import Job
+from plastibench.utils.progress import clock
 
 _LINE_SECONDS = 60.0  # between lines if the output is not a terminal
-_ID = 0.5  # of the width: room for ids
 _ORDER = ("running", "failed", "stopped", "waiting", "complete")
 
 
@@ -57,25 +57,29 @@ class LiveTable:
         parts = [f"{count['complete']} of {len(self._jobs)} complete"]
         parts += [f"{count[state]} {state}" for state in ("running", "failed") if count[state]]
         if seconds := time_left(self._jobs, self._slots, time.monotonic()):
-            parts.append(f"about {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left")
+            parts.append(f"about {clock(seconds)} left")
         return ", ".join(parts)
 
     def _table(self) -> Table:
-        table = Table(title=self._summary(), title_justify="left", box=None, show_header=False)
-        table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True, overflow="ellipsis", max_width=int(_ID * Console(stderr=True).width))
-        table.add_column(no_wrap=True, overflow="ellipsis")
+        table = Table(title=self._summary(), title_justify="left", box=None, show_header=False, padding=(0, 1, 0, 0))
+        console = Console(stderr=True)
+        widest = max((len(job.name) for job in self._jobs), default=0)
+        for least in (len("complete"), min(widest, console.width // 2), None):  # the messages are cut first
+            table.add_column(no_wrap=True, overflow="ellipsis", min_width=least)
         rows = sorted(self._jobs, key=lambda job: _ORDER.index(job.state))
-        room = max(4, Console(stderr=True).height - 4)
+        room = max(4, console.height - 4)
         for job in rows[:room]:
-            table.add_row(job.state, job.spec.id, job.message if job.state in ("running", "failed") else "")
+            table.add_row(job.state, job.name, job.message if job.state in ("running", "failed") else "")
         if len(rows) > room:
             table.add_row("", f"and {len(rows) - room} more", "")
         return table
 
 
 def time_left(jobs: Sequence[Job], slots: int, now: float) -> int | None:
-    """Estimate the seconds until the last job ends, from the mean duration of those completed so far.
+    """Estimate the seconds until the last job ends.
+
+    A running job is expected to take as long as its progress so far says, and a waiting job the mean duration of those
+    that are complete or have made progress.
 
     Args:
         jobs: All jobs.
@@ -83,13 +87,15 @@ def time_left(jobs: Sequence[Job], slots: int, now: float) -> int | None:
         now: Time by the monotonic clock.
 
     Returns:
-        Seconds, or None if no job has completed yet.
+        Seconds, or None if no job has completed or made progress yet.
     """
-    durations = [job.seconds for job in jobs if job.seconds is not None]
+    expected = {id(job): (now - job.started) / job.progress for job in jobs if job.state == "running" and job.progress}
+    durations = [job.seconds for job in jobs if job.seconds is not None] or list(expected.values())
     if not durations:
         return None
     mean = sum(durations) / len(durations)
-    ends = [max(0.0, mean - (now - job.started)) for job in jobs if job.state == "running"]
+    running = [job for job in jobs if job.state == "running"]
+    ends = [max(0.0, expected.get(id(job), mean) - (now - job.started)) for job in running]
     ends += [0.0] * (slots - len(ends))
     for _ in range(sum(job.state == "waiting" for job in jobs)):
         ends[ends.index(min(ends))] += mean  # the next job starts in the slot that is free first

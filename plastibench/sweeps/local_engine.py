@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 
-from plastibench.sweeps.jobs import Job, end, startable
+from plastibench.sweeps.capacity import cores, gpu_count
+from plastibench.sweeps.jobs import Job, startable
+from plastibench.sweeps.run_process import RunProcess
 from plastibench.utils import provenance
 from plastibench.utils.runtime import GPU_SHARE
 
-_POLL_SECONDS = 0.5
-_PIPE_SECONDS = 5.0  # how long to read the output of a process that has ended; its children may keep the pipe open
-_LINES_KEPT = 20  # of the output of a process, for failure.txt
+_POLL_SECONDS = 0.5  # at most; the end of a process is noticed at once
 
 
 class LocalEngine:
@@ -44,7 +41,7 @@ class LocalEngine:
 
     def run(self, jobs: Sequence[Job], *, stop: Sequence[int], on_poll: Callable[[], None]) -> None:
         """Run all waiting jobs; see :class:`plastibench.sweeps.engine.Engine`."""
-        running: list[_Process] = []
+        running: list[RunProcess] = []
         try:
             while running or any(job.state == "waiting" for job in jobs):
                 running = [process for process in running if not process.poll(self.runs_dir)]
@@ -56,56 +53,14 @@ class LocalEngine:
                         process.ask_to_stop()
                 for job in startable(jobs, self.runs_dir)[: self.slots - len(running)]:
                     gpu, variables = _assign_gpu(job, [process.gpu for process in running], self.slots)
-                    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.slots)))
-                    running.append(_Process(job, self._options, {"OMP_NUM_THREADS": threads, **variables}, gpu))
+                    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // self.slots)))
+                    words = ["resume", job.spec.id, "--for-command", provenance.command(), *self._options]
+                    running.append(RunProcess(job, words, {"OMP_NUM_THREADS": threads, **variables}, gpu))
                 on_poll()
-                time.sleep(_POLL_SECONDS)
+                wait([process.sentinel for process in running], _POLL_SECONDS)
         finally:
             for process in running:
                 process.ask_to_stop()
-
-
-class _Process:
-    """The process of one running job."""
-
-    def __init__(self, job: Job, options: Sequence[str], variables: dict[str, str], gpu: int | None) -> None:
-        self.job, self.gpu = job, gpu
-        self._asked_to_stop = False
-        self._lines: list[str] = []
-        command = [sys.executable, "-m", "plastibench", "resume", job.spec.id]
-        self._process = subprocess.Popen(
-            [*command, "--for-command", provenance.command(), *options],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",  # libraries may write to stderr in another encoding
-            env={**os.environ, **variables},
-            start_new_session=True,  # so that Ctrl-C does not reach it
-        )
-        job.state, job.started = "running", time.monotonic()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self.job.message = line.strip() or self.job.message
-            self._lines = [*self._lines[-_LINES_KEPT:], line.rstrip()]
-
-    def ask_to_stop(self) -> None:
-        """Ask the process to checkpoint and exit, once: a second signal would kill it before it has."""
-        if not self._asked_to_stop and self._process.poll() is None:
-            self._process.terminate()
-            self._asked_to_stop = True
-
-    def poll(self, runs_dir: Path) -> bool:
-        """Whether the process has ended; its job then has its final state."""
-        status = self._process.poll()
-        if status is None:
-            return False
-        self._reader.join(_PIPE_SECONDS)
-        end(self.job, runs_dir / self.job.spec.id, status, self._lines, self._asked_to_stop)
-        return True
 
 
 def _assign_gpu(job: Job, busy: Sequence[int | None], slots: int) -> tuple[int | None, dict[str, str]]:
@@ -118,18 +73,9 @@ def _assign_gpu(job: Job, busy: Sequence[int | None], slots: int) -> tuple[int |
     """
     if not job.spec.run.device.startswith("cuda"):
         return None, {}
-    count = _gpu_count()
+    count = gpu_count()
     variables = {GPU_SHARE: str(1 / math.ceil(slots / max(1, count)))}
     if job.spec.run.device != "cuda" or count < 2:
         return None, variables
     gpu = min(range(count), key=busy.count)
     return gpu, {**variables, "CUDA_VISIBLE_DEVICES": str(gpu)}
-
-
-def _gpu_count() -> int:
-    """The number of GPUs to distribute jobs over; 0 if the user has chosen some for all jobs."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") is not None:
-        return 0
-    import torch
-
-    return torch.cuda.device_count()

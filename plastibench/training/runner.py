@@ -47,6 +47,7 @@ def run(
     quiet: bool = False,
     threads: int = 0,
     announce: str = "",
+    runs_after: int = 0,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     stop: list[int] | None = None,
     command: str = "",
@@ -60,6 +61,7 @@ def run(
         quiet: Do not print progress.
         threads: CPU threads; 0: one for a small network, PyTorch's default for a large one.
         announce: Prefix of the first line of progress.
+        runs_after: Number of similar runs that follow; the remaining time shown includes them.
         checkpoint_seconds: Seconds between checkpoints; more if saving itself takes long.
         stop: The run checkpoints and stops once this list is not empty; by default SIGINT and SIGTERM fill it.
         command: The command recorded in the result; by default this process's command line.
@@ -103,7 +105,7 @@ def run(
         threads_before = torch.get_num_threads()
         choose_threads(agent, threads)
         try:
-            current = _Run(spec, env, agent, folder, stop_list, quiet, checkpoint_seconds, command)
+            current = _Run(spec, env, agent, folder, stop_list, quiet, checkpoint_seconds, command, runs_after)
             announce_state("continues" if current.resumed else "starts")
             new = False
             return current.to_the_end()
@@ -155,6 +157,7 @@ class _Run:
         quiet: bool,
         checkpoint_seconds: float,
         command: str,
+        runs_after: int,
     ) -> None:
         self.spec, self.agent, self.folder, self.stop = spec, agent, folder, stop
         self.command = command or provenance.command()
@@ -167,7 +170,7 @@ class _Run:
         self.env_version = getattr(self.trainer.env_config, "version", 1)
         self.recorder = Recorder(folder, spec, covered, self.trainer.axis, self.env_version, self.trainer.data)
         name = f"{spec.intervention[0]} seed {spec.run.seed}"
-        self.progress = Progress(name, self.trainer.length, quiet, self.trainer.unit)
+        self.progress = Progress(name, self.trainer.length, quiet, self.trainer.unit, runs_after)
         self.trainer.log = _RunLog(self.recorder, self.progress)
         self.clock = self.saved = time.monotonic()
         self.saving = 0.0  # seconds that the latest checkpoint took

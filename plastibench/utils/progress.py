@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import html
+import os
 import sys
 import time
-from collections.abc import Sequence
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+PIPE = "PLASTIBENCH_PROGRESS_PIPE"  # environment variable: stderr is a pipe to a process that shows the progress
+_PIPE_INTERVAL = 0.5  # seconds between lines to such a pipe
 _PLAIN_INTERVAL = 30.0  # seconds between lines if stderr is not a terminal; the end of a task is always printed
 
 
 class Progress:
     """Shows position, latest result, rate and remaining time of one run on stderr."""
 
-    def __init__(self, name: str, length: int, quiet: bool = False, unit: str = "samples") -> None:
+    def __init__(self, name: str, length: int, quiet: bool = False, unit: str = "samples", runs_after: int = 0) -> None:
         """Start the display.
 
         Args:
@@ -25,8 +27,11 @@ class Progress:
             length: Total number of updates or steps of the run.
             quiet: Print nothing.
             unit: Unit of the rate.
+            runs_after: Number of runs that follow and are expected to take as long as this one; the remaining time
+                includes them.
         """
         self._name, self._length, self._quiet, self._unit = name, length, quiet, unit
+        self._runs_after = runs_after
         self._start = self._last = time.monotonic()
         self._first: tuple[float, int] | None = None  # time and progress at the first call of show()
         self._live = None if quiet else _live_line()
@@ -48,14 +53,19 @@ class Progress:
             return
         elapsed = now - self._start
         since, done_then = self._first
-        left = f"{_clock((now - since) / (done - done_then) * (self._length - done))} left" if done > done_then else ""
+        left = ""
+        if done > done_then:
+            per_update = (now - since) / (done - done_then)
+            left = f"{clock(per_update * (self._length - done + self._runs_after * self._length))} left"
+            left += f" for {self._runs_after + 1} runs" if self._runs_after else ""
         rate = count / elapsed if elapsed else 0.0
         parts = [self._name, position, value, f"{rate:,.0f} {self._unit}/s", left]
+        line = "  ".join(part for part in parts if part)
         if self._live is not None:
-            self._live.update(fitting_line(parts, self._live.width), done / max(1, self._length))
+            self._live.update(line, done / max(1, self._length))
         else:
             self._last = now
-            print(fitting_line(parts, 0), file=sys.stderr, flush=True)
+            print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Restore the terminal."""
@@ -63,42 +73,43 @@ class Progress:
             self._live.stop()
 
 
-def fitting_line(parts: Sequence[str], width: int) -> str:
-    """Join name, position, value, rate and time left; what is longer than a width (0: any) is left out.
-
-    The rate is left out first, then the value and the time left.
-    """
-    kept = dict(enumerate(parts))
-    for index in (3, 2, 4):
-        if len("  ".join(filter(None, kept.values()))) <= width or not width:
-            break
-        del kept[index]
-    return "  ".join(filter(None, kept.values()))
-
-
 class _TerminalLine:
-    """One line at the bottom of a terminal."""
+    """Text at the bottom of a terminal: one line, or more if the terminal is narrow."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._live.start()
 
-    @property
-    def width(self) -> int:
-        return self._console.width
-
     def update(self, line: str, fraction: float) -> None:
-        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+        self._live.update(Text(line), refresh=True)
 
     def stop(self) -> None:
         self._live.stop()
 
 
+class _PipeLine:
+    """Lines for the process at the other end of a pipe; see :func:`parse_pipe_line`."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def update(self, line: str, fraction: float) -> None:
+        if time.monotonic() - self._last > _PIPE_INTERVAL:
+            self._last = time.monotonic()
+            print(f"\r{fraction:.6f}\t{line}", file=sys.stderr, flush=True)
+
+    def stop(self) -> None:
+        """Leave the pipe open for errors."""
+
+
+def parse_pipe_line(line: str) -> tuple[float, str] | None:
+    """The fraction of the run that is done and the text to show; None for a line that is not about progress."""
+    fraction, tab, text = line.removeprefix("\r").partition("\t")
+    return (float(fraction), text) if line.startswith("\r") and tab else None
+
+
 class _NotebookLine:
     """A progress bar and one line below a notebook's cell."""
-
-    width = 0
 
     def __init__(self) -> None:
         from IPython.display import HTML, display
@@ -114,15 +125,18 @@ class _NotebookLine:
         """Leave the last line in the notebook."""
 
 
-def _live_line() -> _TerminalLine | _NotebookLine | None:
+def _live_line() -> _TerminalLine | _NotebookLine | _PipeLine | None:
     """What can be updated in place here; None if output is only appended."""
+    if os.environ.get(PIPE):
+        return _PipeLine()
     console = Console(stderr=True)
     if console.is_jupyter:
         return _NotebookLine()
     return _TerminalLine(console) if console.is_terminal else None
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Format a duration: ``1:05`` or ``2:01:05``."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -446,7 +446,7 @@ def test_a_stop_request_while_a_run_finishes_prevents_the_next_run(
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(runner, "write_result", stopped)
-    said = say(*RUN, "--seed", "0..2", "--runs-dir", runs)
+    said = say(*RUN, "--seed", "0..2", "--jobs", "1", "--runs-dir", runs)
     assert said.status == 130 and "stopped before cl-digits_mlp_none_s1" in said.err
     assert len(list(runs.glob("*/result.json"))) == 1
     monkeypatch.setattr(runner, "write_result", write)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -13,14 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from plastibench.cli.main import main
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.sweeps.engine import run_all
 from plastibench.sweeps.grid import read_grid
-from plastibench.sweeps.jobs import FAILURE_FILE, Job
-from plastibench.sweeps.live_table import time_left
+from plastibench.sweeps.jobs import FAILURE_FILE, Job, prepare
+from plastibench.sweeps.live_table import LiveTable, time_left
 from plastibench.sweeps.local_engine import LocalEngine, _assign_gpu
 from plastibench.utils.runtime import GPU_SHARE, set_up_torch
 
@@ -119,7 +121,11 @@ def test_a_failed_run_stores_its_reason_and_stops_no_other(tmp_path, capsys):
     assert len(results(tmp_path / "r")) == 1
     with pytest.raises(SystemExit):
         main(["sweep", str(path), "--runs-dir", str(tmp_path / "r"), "--list"])
-    assert sorted(line.split()[0] for line in capsys.readouterr().out.splitlines()) == ["complete", "failed"]
+    lines = sorted(line.split() for line in capsys.readouterr().out.splitlines())
+    assert [(state, name) for state, _, name in lines] == [
+        ("complete", "none·lr=0.003·s0"),
+        ("failed", "none·lr=1e+30·s0"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -190,6 +196,21 @@ def test_sweeps_of_the_paper_are_built_in_for_both_sizes(figure: str, tmp_path, 
     assert {name.split("_")[0] for name in found["paper"]} <= {"cl-cifar100", "cl-tiny-imagenet"}
 
 
+def test_several_runs_use_all_cores_without_being_asked(tmp_path, say, monkeypatch) -> None:
+    words = ["run", "cl-digits", "--agent", "mlp", "--agent.width", "8", "--env.epochs", "1", "--env.stop-after", "2"]
+    words += ["--device", "cpu", "--runs-dir", tmp_path]
+    slots = []
+    monkeypatch.setattr("plastibench.sweeps.capacity.cores", lambda: 2)
+    monkeypatch.setattr(LocalEngine, "run", lambda self, jobs, **_: slots.append((self.slots, len(jobs))))
+    say(*words, "--seed", "0..4")
+    say(*words, "--seed", "0..4", "--jobs", "3")
+    said = say(*words, "--seed", "0..1", "--jobs", "1")
+    assert slots == [(2, 5), (3, 5)]
+    assert said.status == 0 and "run 2 of 2" in said.err  # one after the other, in this process
+    said = say(*words, "--seed", "0..2")  # one run is left
+    assert said.status == 0 and "run 3 of 3" in said.err and len(slots) == 2
+
+
 class FakeEngine:
     """Completes jobs without running them."""
 
@@ -236,7 +257,7 @@ def test_prepare_lists_unfinished_runs_for_a_scheduler(tmp_path, capsys) -> None
 def test_jobs_are_spread_over_gpus_and_divide_their_memory(monkeypatch, tmp_path) -> None:
     text = SMALL.replace('seed = "0..1"', 'seed = "0..4"').replace('"cpu"', '"auto"')
     specs = [replace(s, run=replace(s.run, device="cuda")) for s in read_grid(file(tmp_path, text))]
-    monkeypatch.setattr("plastibench.sweeps.local_engine._gpu_count", lambda: 2)
+    monkeypatch.setattr("plastibench.sweeps.local_engine.gpu_count", lambda: 2)
     busy: list[int | None] = []
     for spec, expected in zip(specs, (0, 1, 0), strict=False):
         gpu, variables = _assign_gpu(Job(spec), busy, slots=3)
@@ -269,3 +290,20 @@ def test_time_left_subtracts_the_elapsed_time_of_running_jobs(tmp_path: Path) ->
     assert time_left([*complete, *running, *waiting], 2, 60.0) == 240  # 40 and 90, then 140 and 190, then 240
     assert time_left([*complete, *running], 2, 500.0) == 0  # slower than the mean: about to end
     assert time_left([*complete, Job(spec, "failed")], 2, 60.0) == 0
+    running[0].progress, running[1].progress = 0.25, 0.1  # 60 and 10 seconds after their starts: 240 and 100 in all
+    assert time_left(running, 2, 60.0) == 180
+    assert time_left([*running, *waiting], 2, 60.0) == 430  # 180 and 90, then 170 each in the slot that is free first
+
+
+def test_the_table_shows_every_run_and_its_progress_within_80_columns(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    specs = read_grid(file(tmp_path, SMALL + "[[grid]]\nagent = {lr = [0.001, 0.01]}\n"))
+    jobs = prepare(specs, tmp_path / "r")
+    jobs[0].state, jobs[0].message = "running", "task 1/2, epoch 1/1  accuracy  50.0 %  12,345 samples/s  0:10 left"
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(LiveTable(jobs, 2, quiet=True)._table())
+    lines = console.export_text().splitlines()
+    assert [line.split()[1] for line in lines[1:]] == [
+        f"none·lr={rate}·s{seed}" for rate in ("0.001", "0.01") for seed in (0, 1)
+    ]
+    assert "accuracy  50.0 %" in lines[1] and all(len(line) <= 80 for line in lines)

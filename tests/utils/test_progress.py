@@ -1,8 +1,11 @@
 from __future__ import annotations
 
-import pytest
+import io
 
-from plastibench.utils.progress import Progress, fitting_line
+import pytest
+from rich.console import Console
+
+from plastibench.utils.progress import PIPE, Progress, _TerminalLine, parse_pipe_line
 
 
 def test_time_left_counts_from_the_first_call(
@@ -25,9 +28,37 @@ def test_quiet_progress_prints_nothing(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err == ""
 
 
-def test_a_line_that_is_too_long_loses_its_least_important_parts() -> None:
-    parts = ["rnr seed 0", "task 13/20, epoch 117/200", "accuracy  87.1 %", "123,456 samples/s", "1:02:33 left"]
-    assert fitting_line(parts, 0) == "  ".join(parts) and len(fitting_line(parts, 0)) > 80
-    assert fitting_line(parts, 80) == "  ".join([*parts[:3], parts[4]])
-    assert fitting_line(parts, 60) == "  ".join([*parts[:2], parts[4]])
-    assert fitting_line(["x", "", "", "5 samples/s", ""], 80) == "x  5 samples/s"
+def test_the_time_left_includes_the_runs_that_follow(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("plastibench.utils.progress.time.monotonic", lambda: now[0])
+    progress = Progress("x", 100, runs_after=2)
+    for done in (0, 50):
+        progress.show(done, done, "", "", milestone=True)
+        now[0] += 50.0
+    # 50 of 100 updates took 50 seconds: 50 are left in this run, and 100 in each of the next two
+    assert capsys.readouterr().err.splitlines()[-1].endswith("4:10 left for 3 runs")
+
+
+def test_progress_is_not_cut_in_a_narrow_terminal() -> None:
+    screen = io.StringIO()
+    line = _TerminalLine(Console(file=screen, force_terminal=True, width=40))
+    text = "rnr seed 0  task 3/10, epoch 20/100  accuracy  87.1 %  12,345 samples/s  1:23 left"
+    line.update(text, 0.5)
+    line.stop()
+    assert all(word in screen.getvalue() for word in text.split()) and "…" not in screen.getvalue()
+
+
+def test_progress_through_a_pipe_arrives(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv(PIPE, "1")
+    progress = Progress("x", 100)
+    for done in range(0, 100, 25):
+        progress.show(done, done, "task 1/1", "accuracy 50 %")
+    progress.close()
+    print("an error")
+    lines = capsys.readouterr().err.split("\n")
+    assert len(lines) == 2, "lines must be few"
+    fraction, text = parse_pipe_line(lines[0] + "\n") or (None, "")
+    assert fraction == 0.0 and "task 1/1  accuracy 50 %" in text
+    assert parse_pipe_line("an error\n") is None and parse_pipe_line("") is None

@@ -1,0 +1,165 @@
+"""The process of one run, forked from a server that has imported PyTorch and plastibench already.
+
+Most of the time of a short run is spent on imports. The server (``forkserver`` of the standard library) imports
+everything once and then forks a process per run in milliseconds. A run still has a process of its own: a crash, a full
+memory or changed global state affects no other run, and its memory is returned when it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from plastibench.config.errors import RunError
+from plastibench.sweeps.jobs import Job, end
+from plastibench.utils.progress import PIPE, parse_pipe_line
+
+_PIPE_SECONDS = 5.0  # how long to read the output of a process that has ended; its children may keep the pipe open
+_LINES_KEPT = 20  # of the output of a process, for failure.txt
+_ATTEMPTS = 3  # to start a process
+_SERVER_LOST = 255  # exit status that multiprocessing reports when the server has died
+_SERVER_VARIABLES = {
+    "OPENBLAS_NUM_THREADS": "1",  # importing numpy would start threads, which a forked process does not have
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking for GPUs would initialize CUDA, which a forked process cannot use
+}
+
+
+def start_server(modules: Sequence[str] = ()) -> None:
+    """Start the server, unless it runs already; return at once, while it still imports.
+
+    Args:
+        modules: Modules that it imports besides those that all runs need.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+        return
+    from multiprocessing import forkserver
+
+    multiprocessing.set_forkserver_preload(["plastibench.sweeps.preload", *modules])
+    with _environment({**os.environ, **_SERVER_VARIABLES}):
+        forkserver.ensure_running()  # type: ignore[attr-defined]
+
+
+class RunProcess:
+    """The process of one running job."""
+
+    def __init__(self, job: Job, words: Sequence[str], variables: Mapping[str, str], gpu: int | None) -> None:
+        """Start the process.
+
+        Args:
+            job: The job; its state becomes ``running``.
+            words: Arguments of ``plastibench`` that run it.
+            variables: Environment variables besides those of this process.
+            gpu: The GPU that the variables assign, for the caller.
+        """
+        self.job, self.gpu = job, gpu
+        self._asked_to_stop = False
+        self._lines: list[str] = []
+        reader, writer = multiprocessing.Pipe(duplex=False)
+        job.state, job.started = "running", time.monotonic()
+        self._process = _start(words, {**os.environ, **variables, PIPE: "1"}, writer)
+        writer.close()  # so that reading ends when the process does
+        self._reader = threading.Thread(target=self._read, args=(reader,), daemon=True)
+        self._reader.start()
+
+    @property
+    def sentinel(self) -> int:
+        """A handle for ``multiprocessing.connection.wait`` that is ready when the process has ended."""
+        return int(self._process.sentinel)
+
+    def _read(self, reader: Connection) -> None:
+        first: float | None = None  # a resumed run does not start at 0
+        # Libraries may write to stderr in another encoding.
+        with open(os.dup(reader.fileno()), encoding="utf-8", errors="replace", newline="\n") as stream:
+            reader.close()
+            for line in stream:
+                if progress := parse_pipe_line(line):
+                    fraction, self.job.message = progress[0], progress[1].strip()
+                    first = fraction if first is None else first
+                    self.job.progress = (fraction - first) / (1 - first) if first < 1 else 0.0
+                    continue
+                self.job.message = line.strip() or self.job.message
+                self._lines = [*self._lines[-_LINES_KEPT:], line.rstrip()]
+
+    def ask_to_stop(self) -> None:
+        """Ask the process to checkpoint and exit, once: a second signal would kill it before it has."""
+        if not self._asked_to_stop and self._process.exitcode is None:
+            self._process.terminate()
+            self._asked_to_stop = True
+
+    def poll(self, runs_dir: Path) -> bool:
+        """Whether the process has ended; its job then has its final state."""
+        status = self._process.exitcode
+        if status is None:
+            return False
+        if status == _SERVER_LOST:
+            self._end_orphan()
+        self._reader.join(_PIPE_SECONDS)
+        end(self.job, runs_dir / self.job.spec.id, status, self._lines, self._asked_to_stop)
+        return True
+
+    def _end_orphan(self) -> None:
+        """Ask a process to checkpoint and exit whose server has died: nobody learns how it ends."""
+        self._lines.append("the process that starts the runs was killed; run the same command to continue")
+        self.job.message = self._lines[-1]
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, signal.SIGTERM)
+
+
+def _start(words: Sequence[str], variables: dict[str, str], output: Connection) -> Any:
+    """Start the process that runs a command; a server that has been killed is replaced."""
+    known = multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in known else "spawn")
+    failures = 0
+    while True:
+        start_server()
+        process = context.Process(target=_run_command, args=(list(words), variables, output))
+        try:
+            process.start()
+            return process
+        except (EOFError, OSError) as error:  # the server was killed before it could fork
+            failures += 1
+            if failures == _ATTEMPTS:
+                reason = f"{type(error).__name__}: {error}"
+                raise RunError(f"no process can be started here ({reason}); is the memory full?") from error
+            time.sleep(0.1)
+
+
+def _run_command(words: list[str], variables: dict[str, str], output: Connection) -> None:
+    """Do what ``python -m plastibench WORDS`` does, with stderr going to a pipe; this is the forked process."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # so that Ctrl-C does not reach it
+    os.dup2(output.fileno(), 2)
+    output.close()
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - as long as the process
+    sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1, errors="backslashreplace")  # noqa: SIM115
+    os.environ.clear()
+    os.environ.update(variables)
+    if threads := variables.get("OMP_NUM_THREADS", "").partition(",")[0]:
+        import torch
+
+        torch.set_num_threads(max(1, int(threads)))  # OpenMP has read the variable in the server
+    sys.argv = ["plastibench", *words]
+    runpy.run_module("plastibench", run_name="__main__", alter_sys=True)
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from plastibench.config.short_names import short_names, tables_of
+from plastibench.config.spec import RunSpec
+
+
+def names(*specs: RunSpec, **options: bool) -> list[str]:
+    return short_names([tables_of(spec) for spec in specs], **options)
+
+
+def spec(intervention: str = "none", agent: str = "mlp", env: str = "cl-digits", **options: object) -> RunSpec:
+    method = {"quantile": options.pop("quantile")} if "quantile" in options else {}
+    lr = {"lr": options.pop("lr")} if "lr" in options else {}
+    return RunSpec.make(env, agent, intervention, intervention_options=method, agent_options=lr, **options)
+
+
+def test_names_say_what_differs() -> None:
+    assert names(spec(), spec("reset"), spec("rnr", quantile=0.2), spec("rnr", quantile=0.4, seed=1)) == [
+        "none·s0",
+        "reset·s0",
+        "rnr·q=0.2·s0",
+        "rnr·q=0.4·s1",
+    ]
+    assert names(spec(lr=0.001), spec(lr=0.01)) == ["none·lr=0.001·s0", "none·lr=0.01·s0"]
+    assert names(spec("rnr", quantile=0.2)) == ["rnr·s0"]
+
+
+def test_envs_and_agents_are_named_only_if_they_differ() -> None:
+    assert names(spec(), spec(env="relabel-digits")) == ["cl-digits·none·s0", "relabel-digits·none·s0"]
+    found = names(spec(), spec(agent="vit-nano"))  # options of different agents are not compared
+    assert found == ["mlp·none·s0", "vit-nano·none·s0"]
+
+
+def test_an_option_that_only_some_runs_have_is_shown_there() -> None:
+    assert names(spec(), spec(roles=("classifier",)), spec(every=5)) == [
+        "none·every=0·s0",
+        "none·every=0·roles=classifier·s0",
+        "none·every=5·s0",
+    ]
+
+
+def test_names_are_unique_unless_seeds_are_left_out() -> None:
+    assert names(spec(), spec(), spec(seed=1)) == ["none·s0·1", "none·s0·2", "none·s1"]
+    assert names(spec(), spec(seed=1), seeds=False) == ["none", "none"]
+    close = names(spec(lr=0.1234567), spec(lr=0.12345671))
+    assert len(set(close)) == 2
