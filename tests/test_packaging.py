@@ -98,7 +98,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"config", "utils", "nn", "envs", "interventions", "metrics", "agents", "results"},
     "leaderboard": {"config", "utils", "results"},
     "plotting": {"config", "utils", "nn", "metrics", "results", "training", "leaderboard"},
-    "diagnosis": {"config", "utils", "nn", "envs", "metrics", "training"},
+    "diagnosis": {"config", "utils", "nn", "envs", "interventions", "metrics", "training"},
     "sweeps": {"config", "utils", "envs", "agents", "results", "training", "leaderboard"},
     "cli": {
         *("config", "utils", "interventions", "metrics", "results", "training", "leaderboard", "plotting"),

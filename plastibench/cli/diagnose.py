@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from plastibench.diagnosis.loading import DiagnosisTarget
 
 _IMAGE_SUFFIXES = (".png", ".svg", ".pdf")
+TARGETS = (
+    "a run's folder, timm:MODEL, a checkpoint file with --agent, a folder of Hugging Face's save_pretrained, or "
+    "module:function of your own code, which returns a model or (model, batch, loss_fn)"
+)
 _EXAMPLES = """\
 examples:
   plastibench diagnose runs/ID --html diagnosis.html
@@ -33,8 +37,12 @@ def configure(parser: CommandParser) -> None:
     parser.usage = "plastibench diagnose TARGET [options]"
     parser.epilog = f"{thresholds_text()}\n\n{_EXAMPLES}"
     what = parser.add_argument_group("what to examine", "Set options of the agent with --agent.OPTION.")
-    what.add_argument("target", metavar="TARGET", help="a run's folder, timm:MODEL, or a checkpoint file with --agent")
-    what.add_argument("--weights", type=Path, metavar="FILE", help="weights of a timm model: .safetensors, .pt or .pth")
+    what.add_argument(
+        "target",
+        metavar="TARGET",
+        help=TARGETS,
+    )
+    what.add_argument("--weights", type=Path, metavar="FILE", help="weights of timm:MODEL or module:function")
     what.add_argument("--agent", metavar="NAME", help="agent whose network a checkpoint file belongs to")
     data = parser.add_argument_group("data and metrics")
     data.add_argument(
@@ -81,7 +89,7 @@ def execute(args: argparse.Namespace) -> int:
 
     if args.threads > 0:
         torch.set_num_threads(args.threads)
-    found = [diagnose(target, metrics) for target in _targets(args, agent_options)]
+    found = [diagnose(target, metrics) for target in load_targets(args, agent_options)]
     print("\n\n".join(report(each) for each in found))
     if args.json is not None:
         from plastibench.utils.atomic_io import write_text
@@ -118,8 +126,9 @@ def _check(args: argparse.Namespace, agent_options: dict[str, Any], metrics: lis
         raise UserError("--agent.OPTION needs --agent")
 
 
-def _targets(args: argparse.Namespace, agent_options: dict[str, Any]) -> list[DiagnosisTarget]:
-    from plastibench.diagnosis import loading
+def load_targets(args: argparse.Namespace, agent_options: dict[str, Any]) -> list[DiagnosisTarget]:
+    """The networks that the arguments name, with their data; also for ``plastibench apply``."""
+    from plastibench.diagnosis import foreign_models, loading
     from plastibench.utils.runtime import resolve_device
 
     device, path = resolve_device(args.device or "auto"), Path(args.target)
@@ -134,8 +143,14 @@ def _targets(args: argparse.Namespace, agent_options: dict[str, Any]) -> list[Di
             raise UserError("--agent needs a checkpoint file; timm:MODEL already names the network")
         name = args.target.removeprefix("timm:")
         return [loading.timm_model(name, data, device, weights=args.weights, **shared)]
+    if ":" in args.target and not path.exists():
+        return [foreign_models.own_model(args.target, data, device, weights=args.weights, **shared)]
     if args.weights is not None:
-        raise UserError("--weights needs timm:MODEL; otherwise pass the checkpoint file itself, with --agent")
+        raise UserError(
+            "--weights needs timm:MODEL or module:function; otherwise pass the checkpoint file itself, with --agent"
+        )
+    if (path / "config.json").is_file():
+        return [foreign_models.huggingface_model(path, data, device, **shared)]
     if path.is_dir():
         if args.agent is not None or args.image_size:
             raise UserError(f"{path} is a run's folder, which defines agent and image size; drop --agent, --image-size")
@@ -144,4 +159,4 @@ def _targets(args: argparse.Namespace, agent_options: dict[str, Any]) -> list[Di
         if args.agent is None:
             raise UserError(f"{path}: unknown network; add --agent NAME, or use timm:MODEL --weights {path}")
         return [loading.agent_model(args.agent, agent_options, data, device, weights=path, **shared)]
-    raise UserError(f"{path}: not a run's folder, a checkpoint file or timm:MODEL")
+    raise UserError(f"{path}: not a run's folder, a checkpoint file, timm:MODEL or module:function")

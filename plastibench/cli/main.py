@@ -26,6 +26,7 @@ GROUPS = {
     },
     "inspect": {
         "diagnose": "measure the plasticity of a network, layer by layer",
+        "apply": "apply an intervention to a trained network once, before fine-tuning",
         "bench": "measure throughput, and the cost of an intervention",
         "list": "list envs, agents, interventions and metrics",
         "info": "show versions, devices, datasets and runs",

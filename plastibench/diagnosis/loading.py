@@ -97,7 +97,7 @@ def timm_model(
         return model
 
     title = f"timm:{name}" + (f" with {weights}" if weights else " (untrained)")
-    return _from_samples(title, make, found, device, weights, state)
+    return from_samples(title, make, found, device, weights, state)
 
 
 def agent_model(
@@ -140,7 +140,7 @@ def agent_model(
     head = without_prefix(state, set(example.state_dict())).get(f"{output_layers(example, ())[-1]}.weight")
     classes = len(head) if head is not None and head.ndim == 2 and len(head) else found.classes or 10
     title = f"{name}" + (f" with {weights}" if weights else " (untrained)")
-    return _from_samples(title, functools.partial(config.module, shape, classes), found, device, weights, state)
+    return from_samples(title, functools.partial(config.module, shape, classes), found, device, weights, state)
 
 
 def _shape_of(state: Mapping[str, Tensor], ending: str) -> tuple[int, ...]:
@@ -148,17 +148,34 @@ def _shape_of(state: Mapping[str, Tensor], ending: str) -> tuple[int, ...]:
     return next((tuple(v.shape) for k, v in state.items() if k == ending or k.endswith(f".{ending}")), ())
 
 
-def _from_samples(
+def from_samples(
     title: str,
     make: Callable[[], nn.Module],
     found: Samples,
     device: str,
     weights: Path | None,
     state: Mapping[str, Tensor],
+    module: nn.Module | None = None,
 ) -> DiagnosisTarget:
-    with seeded(0):
-        module = make()
-    notes = load_weights(module, state, weights) if weights is not None else ["untrained: no weights were given"]
+    """Make a target of a classifier of images.
+
+    Args:
+        title: Description for reports.
+        make: Builds an untrained model.
+        found: The images.
+        device: Where to put the network.
+        weights: The file of ``state``; None if there is none.
+        state: Weights to load, if there is a file.
+        module: The model; by default a new one.
+    """
+    if module is None:
+        with seeded(0):
+            module = make()
+        notes = ["untrained: no weights were given"] if weights is None else []
+    else:
+        notes = []
+    if weights is not None:
+        notes = load_weights(module, state, weights)
     network = Network(module.to(device), None, _cross_entropy, fresh=make)
     batch, more = labelled(network, found, device)
     return DiagnosisTarget(title, network, batch, found.name, None, notes + more)
