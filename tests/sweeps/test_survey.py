@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import re
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from plastibench.agents.classifier import Classifier
 from plastibench.cli.main import main
 from plastibench.config import registry
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
-from plastibench.sweeps import survey_table
+from plastibench.interventions.upgd import UPGD
+from plastibench.sweeps import benchmark, survey_table
 from plastibench.sweeps.benchmark import Cost, _started, cost
 from plastibench.training.checkpoint import tensor_bytes
 from tests.leaderboard.made import result
@@ -47,20 +49,25 @@ def test_a_survey_tabulates_results_costs_and_failures(tmp_path: Path, capsys: p
     assert re.search(r"`reset-layernorm` does not run here: .*'layernorm'", written)
 
 
-def test_costs_measure_memory_and_slowdown(tmp_path: Path) -> None:
-    spec = RunSpec.make("cl-digits", "mlp", "upgd", device="cpu")
-    found = cost(spec, tmp_path, updates=2, rounds=4)
-    assert found.memory == pytest.approx(1, abs=0.15)  # the utilities; the rest is the state of its noise
-    assert found.update[0] <= found.update[1] <= found.update[2]
-    from plastibench.interventions.upgd import UPGD
+def test_costs_measure_memory_and_slowdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of its own, on which an update takes 1 second, and what the method does in it half a second."""
+    now = [0.0]
 
-    before = UPGD.before_update
-    UPGD.before_update = lambda self, network: (time.sleep(0.05), before(self, network))[1]  # about thirty updates
-    try:
-        slower = cost(spec, tmp_path, updates=2, rounds=4)
-    finally:
-        UPGD.before_update = before
-    assert slower.update[1] > 1.5 * found.update[1]
+    def taking(seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            now[0] += seconds
+            return function(*args, **kwargs)
+
+        return timed
+
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(Classifier, "update", taking(1.0, Classifier.update))
+    monkeypatch.setattr(UPGD, "before_update", taking(0.5, UPGD.before_update))
+    monkeypatch.setattr(UPGD, "intervene", taking(3.0, UPGD.intervene))
+    found = cost(RunSpec.make("cl-digits", "mlp", "upgd", device="cpu"), tmp_path, updates=2, rounds=4)
+    assert found.update == (1.5, 1.5, 1.5)
+    assert found.updates_each == 3.0  # updates without the method
+    assert found.memory == pytest.approx(1, abs=0.15)  # the utilities; the rest is the state of its noise
 
 
 def test_tensor_bytes_counts_nested_tensors() -> None:
