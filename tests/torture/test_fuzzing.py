@@ -26,9 +26,10 @@ from plastibench.leaderboard.text import markdown
 from plastibench.leaderboard.validation import add
 from plastibench.results.files import load_results
 from plastibench.sweeps.grid import read_grid
+from plastibench.training import runner
 from tests.leaderboard.made import result, submitted, submitted_acting, written
 from tests.support.attack import Attack
-from tests.support.mutations import harmed, mutated, mutated_text
+from tests.support.mutations import HOSTILE, harmed, mutated, mutated_text
 
 PARTS = [("cl-digits", "vit-nano", "rnr"), ("rl-cartpole", "sac-mlp", "redo"), ("relabel-digits", "mlp", "reset+l2")]
 
@@ -57,24 +58,27 @@ def test_sweep_files(attack: Attack, tmp_path: Path) -> None:
         attack.note("refused" if refused(lambda: read_grid(path)) else "accepted")
 
 
-def test_arguments(attack: Attack, tmp_path: Path, say: Any) -> None:
-    words = ["run", "cl-digits", "--agent", "mlp", "--intervention", "rnr", "--seed", "0", "--every", "5", "--dry-run"]
-    words += ["--agent.lr", "0.1", "--env.epochs", "2", "--device", "cpu", "--runs-dir", str(tmp_path / "runs")]
-    hostile = ["", "-1", "0", "nan", "inf", "1e308", "x", "ä", "--", "-", "--help", "--agent.lr", "../x", "a,b", "0..1"]
+def test_arguments(attack: Attack, tmp_path: Path, say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(spec: RunSpec, **options: Any) -> None:
+        raise runner.Interrupted(f"{spec.id} stopped before its start")
+
+    monkeypatch.setattr(runner, "run", stopped)  # what is attacked ends where training begins
+    words = ["run", "cl-digits", "--agent", "mlp", "--intervention", "rnr", "--seed", "0", "--every", "5"]
+    words += ["--agent.lr", "0.1", "--env.epochs", "2", "--intervention.quantile", "0.5", "--representative", "64"]
+    words += ["--device", "cpu", "--runs-dir", str(tmp_path / "runs"), "--quiet"]
+    hostile = ["", "-1", "0", "nan", "inf", "1e308", "x", "ä", "--", "-", "--agent.lr", "../x", "a,b", "0..1", "\0"]
     for dice in attack.trials(40):
         given = list(words)
         for _ in range(dice.choice([1, 1, 2])):
-            place = dice.randrange(len(given))
+            place = dice.randrange(1, len(given))
             if dice.random() < 0.3:
                 del given[place]
             else:
-                given[place] = dice.choice(hostile)
-        if "--dry-run" not in given:
-            continue  # this would train
+                given[place] = dice.choice([*hostile, str(dice.choice(HOSTILE[:15]))])
         said = say(*given)
-        assert said.status in (0, 1, 2) and "Traceback" not in said.err, (given, said)
-        assert not said.status or said.err.count("\n") == 1, (given, said)
-        attack.note("refused" if said.status else "accepted")
+        assert said.status in (2, 130) and "Traceback" not in said.err, (given, said)
+        assert said.err.count("\n") == 1, (given, said)
+        attack.note("refused" if said.status == 2 else "accepted")
 
 
 def test_results(attack: Attack, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
