@@ -93,7 +93,7 @@ def attack(request: pytest.FixtureRequest, record_property: Callable[[str, objec
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """One line per attack, with its counts."""
-    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    reports = [report for report in terminalreporter.stats.get("", []) if report.when == "teardown"]
     lines = [text for report in reports for name, text in report.user_properties if name == PROPERTY]
     if lines:
         terminalreporter.section("attacks")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from plastibench.config.spec import RunSpec
+from plastibench.leaderboard import tensorboard
+from plastibench.leaderboard.standings import standings
 from plastibench.utils.digests import signed
+from tests.leaderboard.made import result
 from tests.support.attack import Attack
 from tests.support.faults import FORKS, Ended, Fault, Process
 from tests.support.runs import assert_same_run
@@ -121,3 +125,18 @@ def test_two_processes_in_one_folder(
                 assert ended.status == 2 and one_line(ended) and "is being run by another process" in ended.err, ended
             attack.note("refused" if ended.status else "complete")
         case.check(folder)
+
+
+def test_writers_of_one_leaderboard(attack: Attack, tmp_path: Path) -> None:
+    made = {name: [result(name, seed) for seed in range(2)] for name in ("none", "reset", "rnr", "redo", "fire")}
+
+    def write(number: int) -> None:
+        chosen = Random(number).sample(sorted(made), 3)
+        tensorboard.write(tmp_path, standings([run for name in chosen for run in made[name]]))
+
+    for dice in attack.trials(1):
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(write, [dice.randrange(10**6) for _ in range(8)]))
+        lines = [path for path in (tmp_path / tensorboard.FOLDER).iterdir() if path.is_dir()]
+        assert len(lines) == 3 and not list((tmp_path / tensorboard.FOLDER).rglob("*.tmp"))
+        attack.outcomes["written"] += 8
