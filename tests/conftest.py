@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from plastibench.cli.main import main
 from plastibench.config.spec import RunSpec
+from tests.support.attack import PROPERTY, Attack, seconds_of
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -77,3 +78,31 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
         return Said(int(ended.value.code or 0), out, err)
 
     return command
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--budget", default="10m", help="time of all attacks together (-m torture), such as 90s, 10m, 1h")
+
+
+@pytest.fixture(params=["short", pytest.param("long", marks=pytest.mark.torture)])
+def attack(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Iterator[Attack]:
+    """A test that is an attack, in its short form, or with ``-m torture`` for its part of the budget."""
+    name = request.node.originalname.removeprefix("test_").replace("_", " ")
+    seconds = None
+    if request.param == "long":
+        attacks = sum(item.get_closest_marker("torture") is not None for item in request.session.items)
+        seconds = seconds_of(request.config.getoption("budget")) / attacks
+    made = Attack(name, seconds)
+    yield made
+    if seconds is not None:
+        record_property(PROPERTY, str(made))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """One line per attack, with its counts."""
+    reports = [report for report in terminalreporter.stats.get("", []) if report.when == "teardown"]
+    lines = [text for report in reports for name, text in report.user_properties if name == PROPERTY]
+    if lines:
+        terminalreporter.section("attacks")
+        for line in sorted(lines):
+            terminalreporter.write_line(line)

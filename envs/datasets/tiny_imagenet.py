@@ -58,7 +58,7 @@ def _decode_archive(archive: Path) -> ImageDataset:
         with zipfile.ZipFile(archive) as opened:
             names = sorted(name.removeprefix(prefix) for name in opened.namelist() if name.startswith(prefix))
             return _decode(FileSource(archive, names, lambda name: _read_member(opened, prefix + name)))
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError) as error:  # also of names and versions
         raise UserError(f"{archive}: not a readable zip file ({error}); delete it and download it again") from error
 
 

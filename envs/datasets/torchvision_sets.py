@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from plastibench.config.errors import UserError
 from plastibench.envs.datasets.cache import cache_entry, load_or_build
 from plastibench.envs.datasets.download import MissingData, download_folder
 from plastibench.envs.datasets.image_dataset import ImageDataset, Images, Labels, build_dataset
@@ -99,7 +100,9 @@ def _load_official(name: str, spec: _Set, data_dir: Path, download: bool) -> Ima
     if (data_dir / spec.unpacked).is_dir():
         try:
             return _read(name, spec, dataset_class, data_dir, download=False)
-        except (RuntimeError, OSError, ValueError, AssertionError):  # incomplete, wrong checksum, truncated
+        except UserError:
+            raise
+        except Exception:  # incomplete, wrong checksum, truncated: torchvision's parsers fail in many ways
             damage = f"{data_dir / spec.unpacked} is incomplete or damaged, "
     if not download:
         raise missing.error(f"{damage}downloading is disabled")

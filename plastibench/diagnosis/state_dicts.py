@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
             found: Any = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # about odd files, which are refused in one line
+                warnings.simplefilter("ignore")
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make readers fail in many ways
         reason = " ".join(str(error).split()).partition(".")[0][:120]
         advice = "" if path.suffix == ".safetensors" else "; save model.state_dict(), not the model itself"
@@ -51,9 +54,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path} contains no state dict, neither at the top level nor under {', '.join(_WRAPPERS)}{hint}"
         )
     for name, value in tensors.items():
-        if value.layout != torch.strided or value.is_meta or value.is_quantized:
-            kind = "without values" if value.is_meta else "quantized" if value.is_quantized else "sparse"
-            raise UserError(f"{path}: '{name}' is {kind}; save a state dict of dense tensors")
+        kinds = {
+            "sparse": value.layout != torch.strided,
+            "without values": value.is_meta,
+            "quantized": value.is_quantized,
+            "complex": value.is_complex(),
+        }
+        if kind := next((kind for kind, found in kinds.items() if found), None):
+            raise UserError(f"{path}: '{name}' is {kind}; save a state dict of dense real tensors")
     return tensors
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -50,7 +51,9 @@ def load(path: Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             _check_digest(file)
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # about odd pickles, which are refused in one line
+                warnings.simplefilter("ignore")
+                state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler fails in many ways on damaged files
         reason = str(error).partition("\n")[0]
         raise UserError(f"checkpoint {path} cannot be read ({reason}); delete its folder to start over") from error

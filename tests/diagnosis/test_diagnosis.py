@@ -227,6 +227,12 @@ def test_one_of_two_networks_in_a_file_is_loaded(tmp_path: Path) -> None:
     assert len(notes) == 1 and f"{len(other)} tensors of the file do not match" in notes[0] and "teacher" in notes[0]
 
 
+def _mlp(head: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Weights of an MLP with another last layer."""
+    state = drawn(agent_builder("mlp")).state_dict()
+    return {**state, [name for name in state if name.endswith("weight")][-1]: head}
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return (print, ("executed",))
@@ -243,6 +249,11 @@ class Evil:
         ("w.pt", lambda path: torch.save([1, 2], path), "contains no state dict"),
         ("w.safetensors", lambda path: path.write_bytes(b"rubbish"), "cannot load weights safely from"),
         ("w.pt", lambda path: torch.save({"a.b": torch.zeros(2)}, path), "has 0 of the model's"),
+        ("w.pt", lambda path: torch.save(_mlp(torch.tensor(1.0)), path), "has shape [], but the model has"),
+        ("w.pt", lambda path: torch.save(_mlp(torch.zeros(0, 128)), path), "has shape [0, 128], but the model has"),
+        ("w.pt", lambda path: torch.save(_mlp(torch.eye(128).to_sparse()), path), "is sparse; save a state dict of"),
+        ("w.pt", lambda path: torch.save(_mlp(torch.zeros(10, 128, device="meta")), path), "is without values; save"),
+        ("w.pt", lambda path: torch.save(_mlp(torch.zeros(10, 128) + 1j), path), "is complex; save"),
     ],
 )
 def test_invalid_weights_are_reported_in_one_line(
@@ -318,12 +329,28 @@ def test_images_are_read_from_a_folder(tmp_path: Path) -> None:
             r"labels must be integers of shape \[2\]",
         ),
         (lambda path: np.savez(path, x=np.full((2, 4, 4), np.nan)), "not finite"),
+        (lambda path: np.savez(path, x=np.full((2, 4, 4), 1e300)), "not finite"),
+        (lambda path: np.savez(path, x=np.zeros((2, 0, 4, 4))), r"no images .*; it has x float64\[2, 0, 4, 4\]"),
+        (lambda path: np.savez(path, x=np.zeros(())), "no images of shape"),
+        (lambda path: np.savez(path, x=np.zeros((2, 4, 4), complex)), "no images of shape"),
     ],
 )
 def test_invalid_arrays_are_rejected(write: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
     write(tmp_path / "a.npz")
     with pytest.raises(UserError, match=message):
         read_samples(str(tmp_path / "a.npz"), 2, (1, 4, 4), Path("data"))
+
+
+@pytest.mark.parametrize("dtype", [">f8", "<f2", np.longdouble, ">i4", "<u2", bool])
+def test_arrays_of_any_byte_order_and_size_are_read(dtype: Any, tmp_path: Path) -> None:
+    pixels = np.arange(2 * 16).reshape(2, 4, 4) % 5
+    expected, found = [], []
+    usual = np.float32 if np.dtype(dtype).kind == "f" else np.int64
+    for kind, target in ((dtype, found), (usual, expected)):
+        values = pixels.astype(dtype).astype(kind)
+        np.savez(tmp_path / "a.npz", x=values, y=np.array([0, 1], ">u2"))
+        target.append(read_samples(str(tmp_path / "a.npz"), 2, (1, 4, 4), Path("data")))
+    assert torch.equal(found[0].images, expected[0].images) and found[0].labels.tolist() == [0, 1]
 
 
 def test_predictions_replace_missing_labels() -> None:

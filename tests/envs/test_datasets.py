@@ -330,6 +330,13 @@ def test_damaged_cache_is_rebuilt(folder: Path, data_dir: Path, monkeypatch: pyt
     assert list((data_dir / ".plastibench-cache").iterdir()) == [cache_of(data_dir)]
 
 
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000), (1001, 10)])
+def test_an_image_of_extreme_shape_is_refused(folder: Path, data_dir: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size).save(folder / "train/cat/1.png")
+    message = user_error("imagefolder", data_dir, path=folder, image_size=1024)
+    assert f"cat/1.png: not a readable image (ValueError: {size[0]}x{size[1]} pixels" in message
+
+
 def test_unwritable_cache_warns_once(folder: Path, data_dir: Path) -> None:
     data_dir.mkdir()
     (data_dir / ".plastibench-cache").write_text("a file instead of a folder")
@@ -451,6 +458,31 @@ def test_unpacked_mnist_is_read_and_checked(mnist_archives: Path, data_dir: Path
     shutil.rmtree(data_dir / ".plastibench-cache")
     os.truncate(raw / "train-images-idx3-ubyte", 2000)
     assert f"{raw} is incomplete or damaged" in user_error("mnist", data_dir, download=False)
+
+
+@pytest.mark.parametrize(
+    ("file", "position", "value", "message"),
+    [
+        ("train-labels-idx1-ubyte", 8, 200, "mnist: a training image has label 200, but there are 10 classes"),
+        ("t10k-labels-idx1-ubyte", 9, 10, "mnist: a test image has label 10, but there are 10 classes"),
+        ("train-images-idx3-ubyte", 2, 99, "is incomplete or damaged"),  # the code of an unknown type
+        ("train-images-idx3-ubyte", 3, 200, "is incomplete or damaged"),  # the number of dimensions
+        ("train-images-idx3-ubyte", 8, 255, "is incomplete or damaged"),  # a size
+    ],
+)
+def test_unpacked_mnist_with_a_wrong_byte_is_refused(
+    mnist_archives: Path, data_dir: Path, file: str, position: int, value: int, message: str
+) -> None:
+    raw = data_dir / "MNIST/raw"
+    raw.mkdir(parents=True)
+    for archive in mnist_archives.iterdir():
+        (raw / archive.stem).write_bytes(gzip.decompress(archive.read_bytes()))
+    content = bytearray((raw / file).read_bytes())
+    content[position] = value
+    (raw / file).write_bytes(content)
+    assert message in user_error("mnist", data_dir, download=False)
+    (raw / file).write_bytes(b"")
+    assert "is incomplete or damaged" in user_error("mnist", data_dir, download=False)
 
 
 def test_corrupt_download_leaves_no_files(
@@ -609,6 +641,31 @@ def test_tiny_imagenet_archive(tiny: Path, data_dir: Path, monkeypatch: pytest.M
     assert sorted(path.name for path in data_dir.iterdir()) == [".plastibench-cache", archive.name]
     archive.write_bytes(archive.read_bytes()[:-200])
     assert f"{archive}: not a readable zip file" in user_error("tiny-imagenet", data_dir, download=False)
+
+
+@pytest.mark.parametrize("name", ["wnids.txt", "train/n01/images/n01_0.JPEG"])
+@pytest.mark.parametrize("harm", ["encrypted", "compression", "bzip2", "huge"])
+def test_tiny_imagenet_archives_that_cannot_be_read(tiny: Path, data_dir: Path, harm: str, name: str) -> None:
+    archive = data_dir / "tiny-imagenet-200.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as opened:
+        for path in sorted(tiny.rglob("*.*")):
+            opened.write(path, path.relative_to(data_dir))
+    content, member = bytearray(archive.read_bytes()), f"tiny-imagenet-200/{name}".encode()
+    for signature, start in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # local header, central directory
+        found = next(
+            at
+            for at in range(len(content))
+            if content[at : at + 4] == signature and content[at + 4 :].find(member) in (26, 42)
+        )
+        if harm == "encrypted":
+            content[found + start] |= 1
+        elif harm == "huge":
+            content[found + start + 16 : found + start + 20] = (1 << 30).to_bytes(4, "little")
+        else:
+            content[found + start + 2] = 99 if harm == "compression" else zipfile.ZIP_BZIP2
+    archive.write_bytes(content)
+    shutil.rmtree(tiny)
+    assert f"{archive}/{name}: " in user_error("tiny-imagenet", data_dir, download=False)
 
 
 def test_tiny_imagenet_with_a_wrong_checksum_is_not_kept(

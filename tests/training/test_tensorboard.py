@@ -4,10 +4,8 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from plastibench.config.spec import RunSpec
@@ -15,28 +13,9 @@ from plastibench.results.result import Cost, Result, Summary
 from plastibench.training.recorder import LEADERBOARD, leaderboard_values
 from plastibench.training.runner import run
 from tests.support.runs import Stopped, crash_at, go
+from tests.support.tensorboard import content, read
 
 Tiny = Callable[..., RunSpec]
-
-
-def read(folder: Path) -> EventAccumulator:
-    found = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0})
-    return found.Reload()
-
-
-def content(folder: Path) -> dict[str, list[Any]]:
-    """All scalars and histograms by tag, without times."""
-    events = read(folder)
-    scalars = {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)]
-        for tag in events.Tags()["scalars"]
-        if not tag.endswith("seconds") and "seconds/" not in tag and tag != "leaderboard/cost"
-    }
-    histograms = {
-        tag: [(event.step, event.histogram_value) for event in events.Histograms(tag)]
-        for tag in events.Tags()["histograms"]
-    }
-    return {**scalars, **histograms}
 
 
 @pytest.fixture
