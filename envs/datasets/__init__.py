@@ -9,7 +9,7 @@ from pathlib import Path
 
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.envs.datasets.digits import load_digits
-from plastibench.envs.datasets.image_dataset import ImageDataset, subset_training_images
+from plastibench.envs.datasets.image_dataset import ImageDataset, subset_test_images, subset_training_images
 from plastibench.envs.datasets.imagefolder import load_imagefolder
 from plastibench.envs.datasets.tiny_imagenet import load_tiny_imagenet
 from plastibench.envs.datasets.torchvision_sets import load_torchvision_set
@@ -34,6 +34,7 @@ def load_dataset(
     path: str | Path | None = None,
     image_size: int | None = None,
     train_size: int | None = None,
+    test_size: int | None = None,
     download: bool = True,
 ) -> ImageDataset:
     """Load a dataset.
@@ -43,9 +44,9 @@ def load_dataset(
         data_dir: Folder that holds the datasets, downloads and the cache of decoded images.
         path: For "imagefolder": the image folder.
         image_size: For "imagefolder": height and width after resizing (default: 32).
-        train_size: Number of training images, the first of a fixed permutation (default: all). The official test set
-            is always complete. "digits" has no official test set: it trains on 1,200 images by default and tests on
-            the rest.
+        train_size: Number of training images, the first of a fixed permutation (default: all). "digits" has no
+            official test set: it trains on 1,200 images by default and tests on the rest.
+        test_size: Number of test images, a fixed stratified part of the test set (default: all).
         download: Whether to download missing data.
 
     Returns:
@@ -60,8 +61,8 @@ def load_dataset(
         raise UserError(f"path and image_size are for imagefolder only; remove them for {name}")
     data_folder = Path(data_dir).expanduser()
     if name == "digits":
-        return load_digits(train_size)
-    if name == "imagefolder":
+        dataset, train_size = load_digits(train_size), None
+    elif name == "imagefolder":
         if path is None:
             raise UserError("imagefolder needs path: a folder with train/<class>/* and test/<class>/*")
         dataset = load_imagefolder(data_folder, Path(path).expanduser(), image_size)
@@ -69,4 +70,6 @@ def load_dataset(
         dataset = load_tiny_imagenet(data_folder, download)
     else:
         dataset = load_torchvision_set(name, data_folder, download)
-    return dataset if train_size is None else subset_training_images(dataset, train_size)
+    if train_size is not None:
+        dataset = subset_training_images(dataset, train_size)
+    return dataset if test_size is None else subset_test_images(dataset, test_size)

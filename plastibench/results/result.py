@@ -192,6 +192,7 @@ class Cost(BaseModel):
         seconds: Wall-clock time of the run.
         intervention_seconds: Part of it that interventions took.
         metric_seconds: Part of it that plasticity metrics took.
+        evaluation_seconds: Part of it that evaluations took; None in results of older versions.
         updates: Updates of the agent.
         samples: Training samples, counted once per use (supervised runs).
         agent_steps: Steps of the agent (RL runs).
@@ -204,6 +205,7 @@ class Cost(BaseModel):
     seconds: Positive
     intervention_seconds: Positive
     metric_seconds: Positive = 0.0
+    evaluation_seconds: Positive | None = None
     updates: Count
     samples: Count | None = None
     agent_steps: Count | None = None
