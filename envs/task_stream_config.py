@@ -22,9 +22,14 @@ class TaskStreamConfig:
 
     kind = "task stream"
 
-    dataset: str = option("digits", "digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet or imagefolder")
-    path: str | None = option(None, "imagefolder only: a folder with train/<class>/* and test/<class>/*")
-    image_size: int | None = option(None, "imagefolder only: height and width after resizing (default: 32)", low=1)
+    dataset: str = option(
+        "digits", "digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagefolder or own"
+    )
+    path: str | None = option(
+        None,
+        "imagefolder and own: a folder with train/<class>/* and test/<class>/*; own: also FILE.npz, module:function",
+    )
+    image_size: int | None = option(None, "image folders only: height and width after resizing (default: 32)", low=1)
     train_size: int | None = option(None, "number of training images to use (default: all)", low=1)
     test_size: int | None = option(
         None, "number of test images to evaluate, the same stratified part in every run (default: all)", low=1

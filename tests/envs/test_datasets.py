@@ -102,12 +102,21 @@ def test_import_is_light() -> None:
 
 def test_unknown_name_suggests_the_closest() -> None:
     assert "did you mean 'cifar100'?" in user_error("cifar-100")
-    assert list(DATASETS) == ["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet", "imagefolder"]
+    assert list(DATASETS) == [
+        "digits",
+        "mnist",
+        "fashion-mnist",
+        "cifar10",
+        "cifar100",
+        "tiny-imagenet",
+        "imagefolder",
+        "own",
+    ]
 
 
 def test_path_and_image_size_are_for_imagefolder_only(folder: Path, data_dir: Path) -> None:
-    assert "imagefolder only" in user_error("digits", image_size=8)
-    assert "imagefolder only" in user_error("cifar10", path=folder)
+    assert "imagefolder and own only" in user_error("digits", image_size=8)
+    assert "imagefolder and own only" in user_error("cifar10", path=folder)
     assert "needs path" in user_error("imagefolder")
     assert "is not a folder" in user_error("imagefolder", data_dir, path=folder / "nowhere")
     assert "image_size 0 is not an integer from 1 to" in user_error("imagefolder", data_dir, path=folder, image_size=0)
