@@ -100,16 +100,23 @@ class Classifier:
         return {"loss": loss, "gradient-norm": norm}
 
     @torch.no_grad()
-    def logits(self, images: Tensor, module: nn.Module | None = None) -> Tensor:
+    def logits(
+        self, images: Tensor, module: nn.Module | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> Tensor:
         """Compute logits in eval mode: uint8 [N, C, H, W] -> float32 [N, K].
 
         Args:
             images: Images on any device.
             module: Evaluate this module, such as an averaged copy, instead of the trained one.
+            progress: Called with the number of images that are done and of all images, if one batch is not enough.
         """
         module = module if module is not None else self._network.module
+        parts: list[Tensor] = []
         with eval_mode(module), self._autocast():
-            parts = [module(self._normalise(part.to(self._device))).float() for part in images.split(_EVALUATION_BATCH)]
+            for part in images.split(_EVALUATION_BATCH):
+                if parts and progress is not None:
+                    progress(len(parts) * _EVALUATION_BATCH, len(images))
+                parts.append(module(self._normalise(part.to(self._device))).float())
         return torch.cat(parts)
 
     def state_dict(self) -> dict[str, Any]:

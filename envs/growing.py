@@ -42,6 +42,7 @@ from plastibench.envs.task_stream_config import TaskStreamConfig
 @register_env(
     "cl-imagefolder", "Growing set of your own images (--env.path) with decreasing label noise", dataset="imagefolder"
 )
+@register_env("cl-own", "Growing set of your own data (--env.path) with decreasing label noise", dataset="own")
 @dataclass(frozen=True)
 class Growing(TaskStreamConfig):
     """The training set grows by one random chunk per task while the label noise decreases.

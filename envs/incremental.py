@@ -49,6 +49,7 @@ from plastibench.envs.task_stream_config import TaskStreamConfig
     groups=5,
     dataset="imagefolder",
 )
+@register_env("incremental-own", "Your own data (--env.path) whose classes arrive in 2 groups", groups=2, dataset="own")
 @dataclass(frozen=True)
 class Incremental(TaskStreamConfig):
     """Each task adds the images of one group of classes; the class order is random.

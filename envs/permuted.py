@@ -35,6 +35,7 @@ from plastibench.envs.task_stream_config import TaskStreamConfig
     "Your own images (--env.path) with a new pixel permutation in each task",
     dataset="imagefolder",
 )
+@register_env("permuted-own", "Your own data (--env.path) with permuted pixels in each task", dataset="own")
 @dataclass(frozen=True)
 class Permuted(TaskStreamConfig):
     """Each task permutes the pixels of all training and evaluation images with a new random permutation.

@@ -39,6 +39,7 @@ from plastibench.envs.task_stream_config import TaskStreamConfig
 @register_env(
     "relabel-imagefolder", "Your own images (--env.path) with new random labels in each task", dataset="imagefolder"
 )
+@register_env("relabel-own", "Your own data (--env.path) with new random labels in each task", dataset="own")
 @dataclass(frozen=True)
 class Relabel(TaskStreamConfig):
     """The images stay the same; every task draws all labels uniformly at random.

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from plastibench.config.errors import UserError
 from plastibench.config.options import build, option
 from plastibench.config.registry import envs
 from plastibench.envs.datasets import ImageDataset, load_dataset
@@ -21,10 +22,18 @@ class TaskStreamConfig:
 
     kind = "task stream"
 
-    dataset: str = option("digits", "digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet or imagefolder")
-    path: str | None = option(None, "imagefolder only: a folder with train/<class>/* and test/<class>/*")
-    image_size: int | None = option(None, "imagefolder only: height and width after resizing (default: 32)", low=1)
+    dataset: str = option(
+        "digits", "digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagefolder or own"
+    )
+    path: str | None = option(
+        None,
+        "imagefolder and own: a folder with train/<class>/* and test/<class>/*; own: also FILE.npz, module:function",
+    )
+    image_size: int | None = option(None, "image folders only: height and width after resizing (default: 32)", low=1)
     train_size: int | None = option(None, "number of training images to use (default: all)", low=1)
+    test_size: int | None = option(
+        None, "number of test images to evaluate, the same stratified part in every run (default: all)", low=1
+    )
     epochs: int = option(100, "epochs per task", low=1)
     evaluate_every: int = option(10, "epochs between evaluations; the first five are always evaluated", low=1)
     augment: Literal["none", "crop-flip"] = option(
@@ -61,9 +70,20 @@ class TaskStreamConfig:
         raise NotImplementedError
 
     def make(self, data_dir: str | Path = "data") -> TaskStream:
-        """Load the data and build the task stream."""
+        """Load the data and build the task stream.
+
+        Raises:
+            UserError: The data is missing or damaged, or ``test_size`` has no effect on this stream.
+        """
+        if self.test_size is not None and self.score_on != "test":
+            raise UserError("test-size has no effect here: this task stream evaluates on its training images")
         dataset = load_dataset(
-            self.dataset, data_dir, path=self.path, image_size=self.image_size, train_size=self.train_size
+            self.dataset,
+            data_dir,
+            path=self.path,
+            image_size=self.image_size,
+            train_size=self.train_size,
+            test_size=self.test_size,
         )
         return TaskStream(dataset, self)
 

@@ -38,6 +38,7 @@ from plastibench.envs.task_stream_config import TaskStreamConfig
     evaluate_every=5,
 )
 @register_env("warm-imagefolder", "Half of your own images first, then all of them (--env.path)", dataset="imagefolder")
+@register_env("warm-own", "Part of your own data (--env.path) first, then all of it", dataset="own")
 @dataclass(frozen=True)
 class WarmStart(TaskStreamConfig):
     """The first task has a random fraction of the training images; the second has all. All labels are correct.

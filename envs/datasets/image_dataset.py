@@ -109,3 +109,28 @@ def subset_training_images(dataset: ImageDataset, train_size: int) -> ImageDatas
     images = dataset.train_images[kept]
     mean, std = channel_statistics(images)
     return replace(dataset, train_images=images, train_labels=dataset.train_labels[kept], mean=mean, std=std)
+
+
+def subset_test_images(dataset: ImageDataset, test_size: int) -> ImageDataset:
+    """Reduce the test set to a stratified part that depends on nothing but the test set and its size.
+
+    Every class keeps its fraction of the images, and at least one. A smaller part is contained in a larger one.
+
+    Raises:
+        UserError: ``test_size`` is smaller than the number of classes, or larger than the test set.
+    """
+    labels, classes = dataset.test_labels, len(dataset.classes)
+    if not (isinstance(test_size, int) and classes <= test_size <= len(labels)):
+        raise UserError(
+            f"{dataset.name}: test_size {test_size} is not an integer from {classes}, one image per class, to "
+            f"{len(labels)}"
+        )
+    order = fixed_permutation(len(labels))
+    rank = np.empty(len(labels), np.int64)  # of each image within its class, in the order of the permutation
+    counts = np.zeros(classes, np.int64)
+    for index in order:
+        rank[index] = counts[labels[index]]
+        counts[labels[index]] += 1
+    place = np.where(rank == 0, 0.0, (rank + 0.5) / counts[labels])
+    kept = np.sort(order[np.argsort(place[order], kind="stable")][:test_size])
+    return replace(dataset, test_images=dataset.test_images[kept], test_labels=labels[kept])

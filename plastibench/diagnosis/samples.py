@@ -14,8 +14,10 @@ from torch import Tensor
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.envs.datasets import DATASETS, load_dataset
 from plastibench.envs.datasets.imagefolder import training_files
+from plastibench.envs.datasets.own import channels_first
 from plastibench.envs.datasets.read_image import fit, read_image, without_bombs
 
+_DATASETS = [name for name in DATASETS if name not in ("imagefolder", "own")]
 _IMAGES, _LABELS = ("images", "image", "x", "data", "x_train"), ("labels", "label", "y", "targets", "y_train")
 
 
@@ -40,7 +42,8 @@ def read_samples(text: str, count: int, shape: tuple[int, int, int], data_dir: P
     """Read up to ``count`` images. Those of another shape are resized; their channels are repeated or averaged.
 
     Args:
-        text: Name of a dataset, ``noise``, a folder of images (with or without a subfolder per class), or a .npz file.
+        text: Name of a dataset, ``noise``, a folder of images (with or without a subfolder per class), a .npz file, or
+            ``module:function`` as for the dataset ``own``.
         count: Number of images; they are spread evenly over the data.
         shape: Shape (C, H, W) that the network takes.
         data_dir: Folder of datasets.
@@ -52,8 +55,9 @@ def read_samples(text: str, count: int, shape: tuple[int, int, int], data_dir: P
     if text == "noise":
         images = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
         return Samples("noise", images, None, None)
-    if text in DATASETS and text != "imagefolder":
-        found = load_dataset(text, data_dir)
+    own = ":" in text and not path.exists()
+    if own or text in _DATASETS:
+        found = load_dataset("own", data_dir, path=text) if own else load_dataset(text, data_dir)
         chosen = _spread(len(found.train_images), count)
         labels = torch.from_numpy(found.train_labels[chosen])
         samples = Samples(text, _standardized(found.train_images[chosen]), labels, len(found.classes))
@@ -64,7 +68,7 @@ def read_samples(text: str, count: int, shape: tuple[int, int, int], data_dir: P
     elif path.exists():
         raise UserError(f"--data {text}: expected a folder of images or a .npz file")
     else:
-        known = [*(name for name in DATASETS if name != "imagefolder"), "noise"]
+        known = [*_DATASETS, "noise"]
         hint = did_you_mean(text, known)
         raise UserError(f"--data {text}: no such dataset, folder or .npz file{hint} (datasets: {', '.join(known)})")
     _check_varied(samples)
@@ -141,10 +145,7 @@ def _arrays(path: Path, count: int) -> Samples:
     labels = next((by_name[name] for name in _LABELS if name in by_name), None)
     if labels is not None and (labels.ndim != 1 or len(labels) != len(images) or labels.dtype.kind not in "ui"):
         raise UserError(f"{path}: labels must be integers of shape [{len(images)}]; the file has {_contents(arrays)}")
-    if images.ndim == 3:
-        images = images[:, None]
-    elif images.shape[1] not in (1, 3, 4) and images.shape[3] in (1, 3, 4):
-        images = images.transpose(0, 3, 1, 2)
+    images = channels_first(images, str(path))
     chosen = _spread(len(images), count)
     images = images[chosen]
     if images.dtype.kind == "f":

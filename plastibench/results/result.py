@@ -197,6 +197,7 @@ class Cost(BaseModel):
         intervention_seconds: Part of it that interventions took.
         metric_seconds: Part of it that plasticity metrics took.
         cpu_seconds: CPU time of the run; None if it was not measured.
+        evaluation_seconds: Part of it that evaluations took; None in results of older versions.
         updates: Updates of the agent.
         samples: Training samples, counted once per use (supervised runs).
         agent_steps: Steps of the agent (RL runs).
@@ -210,6 +211,7 @@ class Cost(BaseModel):
     intervention_seconds: Positive
     metric_seconds: Positive = 0.0
     cpu_seconds: Positive | None = None
+    evaluation_seconds: Positive | None = None
     updates: Count
     samples: Count | None = None
     agent_steps: Count | None = None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from plastibench.config.errors import RunError
 from plastibench.interventions.attach import Attached
-from plastibench.interventions.base import Intervention, Report
+from plastibench.interventions.base import Intervention, Report, overrides
 from plastibench.nn.network import Network
 
 
@@ -94,6 +94,11 @@ class Learner:
     def modified_networks(self) -> dict[str, Network]:
         """The networks that interventions act on, by role."""
         return {role: network for role, network in self.networks.items() if self.modifies(role)}
+
+    @property
+    def acts(self) -> bool:
+        """Whether a scheduled intervention can change a network; most regularizers, for example, never do."""
+        return any(overrides(attached.intervention, "intervene") for attached in self.attached.values())
 
     def learn(self, batch: TensorDictBase) -> None:
         """Update the agent once, without a device sync."""

@@ -257,7 +257,9 @@ class OffPolicyTrainer(Trainer):
             for batch in self.buffer.sample():
                 self._learn(batch)
         if measured:
-            event = Event(self.task, self.steps, self.learner.updates, before, self._evaluate_policy()[0])
+            changed = self.learner.acts or self.options.offline_updates
+            after = self._evaluate_policy()[0] if changed else before
+            event = Event(self.task, self.steps, self.learner.updates, before, after)
             self.events.append(event)
             self.record("after", {"return-after": event.after, "drop": event.before - event.after})
 
@@ -293,17 +295,24 @@ class OffPolicyTrainer(Trainer):
             batch = self.buffer.sample_without_replacement(_PROBE, fresh).to(self.device)
             probe = batch["observation"], batch["action"]
             self._churn = *probe, *self._greedy_outputs(*probe)
+        self._show(f"return {value:8.2f}", milestone=self.steps % self.steps_per_task == 0 and self.steps > 0)
+
+    def _show(self, value: str, *, milestone: bool = False) -> None:
         position = f"task {self.task + 1}/{self.env_config.task_count}, " if self.env_config.task_count > 1 else ""
         position += f"step {self.steps:,}"
-        done = self.steps - self.steps_before
-        end = self.steps % self.steps_per_task == 0 and self.steps > 0
         if self.log is not None:
-            self.log.progress(self.steps, done, position, f"return {value:8.2f}", milestone=end)
+            self.log.progress(self.steps, self.steps - self.steps_before, position, value, milestone=milestone)
+
+    def _show_evaluation(self, ended: int, step: int) -> None:
+        self._show(f"evaluating: {ended}/{self.env_config.evaluation_episodes} episodes, step {step:,}")
 
     def _evaluate_policy(self, draws: torch.Generator | None = None) -> tuple[float, float]:
         seed = derive(self.options.seed, f"evaluation-{self.steps}") % 2**31
         modules = self.learner.evaluated_modules()
-        return evaluate_policy(self.env_config, self.task, self.agent, modules, seed, draws)
+        with self.evaluating():
+            return evaluate_policy(
+                self.env_config, self.task, self.agent, modules, seed, draws, progress=self._show_evaluation
+            )
 
     def _greedy_outputs(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         return self.agent.act(observation, greedy=True), self.agent.value(observation, action)

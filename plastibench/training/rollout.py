@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from plastibench.envs.environment_check import check_action, check_finite, note
 from plastibench.envs.rl_env import MAX_STEPS, RLEnvConfig
 from plastibench.results.returns import discounted
 
+_SHOWN = 250  # steps between two reports of progress
+
 
 def evaluate_policy(
     config: RLEnvConfig,
@@ -22,6 +25,7 @@ def evaluate_policy(
     modules: dict[str, nn.Module],
     seed: int,
     draws: torch.Generator | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[float, float]:
     """Play full episodes in new environments; return the mean return and the bias of the critic.
 
@@ -37,6 +41,7 @@ def evaluate_policy(
         seed: Seed of the environments.
         draws: Samples actions from the policy, on the agent's device, for agents whose critic includes the entropy
             (``entropic``); None for greedy actions.
+        progress: Called now and then with the number of episodes that have ended and the number of steps.
 
     Returns:
         The mean return, and the bias of the critic.
@@ -88,6 +93,8 @@ def evaluate_policy(
                 tails[env] = float(value[0] + more[0])
         seen = config.stack_next(seen, frames, ended)
         playing &= ~ended
+        if progress is not None and step % _SHOWN == _SHOWN - 1:
+            progress(count - int(playing.sum()), step + 1)
         if not playing.any():
             break
     else:

@@ -216,6 +216,7 @@ class _Run:
             "seconds": self.seconds,
             "intervention_seconds": learner.intervention_seconds,
             "metric_seconds": trainer.metric_seconds,
+            "evaluation_seconds": trainer.evaluation_seconds,
             "updates": learner.updates,
             **trainer.counts(),
             "network_bytes": checkpoint.tensor_bytes(modules),

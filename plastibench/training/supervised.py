@@ -157,12 +157,11 @@ class SupervisedTrainer(Trainer):
         last = self.env_config.epochs
         if epoch <= EARLY_EPOCHS or epoch % self.env_config.evaluate_every == 0 or epoch == last:
             self._evaluate()
-        position = f"task {self.task + 1}/{self.env_config.task_count}, epoch {epoch}/{last}"
         accuracy = self.records[-1].curve[-1][1] if self.records[-1].curve else None
         value = "" if accuracy is None else f"accuracy {100 * accuracy:5.1f} %"
         samples = self.samples - self.samples_before
         if self.log is not None:
-            self.log.progress(self.learner.updates, samples, position, value, milestone=epoch == last)
+            self.log.progress(self.learner.updates, samples, self._where(), value, milestone=epoch == last)
 
     def _end_task(self) -> None:
         record = self.records[-1]
@@ -184,10 +183,10 @@ class SupervisedTrainer(Trainer):
         add_task_data(self.buffer, observation["images"], observation["labels"])
         self._renew_eval_set(previous)
         self.task, self.update = self.task + 1, 0
-        if self.learner.due_at_boundary():
+        if changes := self.learner.due_at_boundary():
             self.intervene()
         self.agent.begin_task(self._updates())
-        after = self._logits(previous)
+        after = self._logits(previous) if changes and self.learner.acts else before
         found = comparison(before, after, previous.labels)
         self.records.append(TaskRecord.after_boundary(self.task, info["samples"], info["noise"], found))
         self._record_comparison(found)
@@ -202,7 +201,8 @@ class SupervisedTrainer(Trainer):
             return
         before = self._logits()
         self.intervene()
-        found = comparison(before, self._logits(), self.eval_set.labels)
+        after = self._logits() if self.learner.acts else before
+        found = comparison(before, after, self.eval_set.labels)
         self.reports[-1].update(found)
         self._record_comparison(found)
 
@@ -218,7 +218,17 @@ class SupervisedTrainer(Trainer):
         return mask_logits(self._outputs(eval_set.images), eval_set.masked_classes)
 
     def _outputs(self, images: Tensor) -> Tensor:
-        return self.agent.logits(images, self.learner.evaluated_modules()["classifier"])
+        with self.evaluating():
+            return self.agent.logits(images, self.learner.evaluated_modules()["classifier"], self._show_evaluation)
+
+    def _show_evaluation(self, done: int, total: int) -> None:
+        if self.log is not None:
+            value = f"evaluating {done:,}/{total:,}"
+            self.log.progress(self.learner.updates, self.samples - self.samples_before, self._where(), value)
+
+    def _where(self) -> str:
+        epoch = self.update // self.updates_per_epoch()
+        return f"task {self.task + 1}/{self.env_config.task_count}, epoch {epoch}/{self.env_config.epochs}"
 
     def _evaluate(self, logits: Tensor | None = None) -> None:
         """Record the accuracy on the current task, and the training averages since the last evaluation."""

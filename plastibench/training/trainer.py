@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar, Protocol
 
 from tensordict import TensorDictBase
@@ -47,6 +49,7 @@ class Trainer(ABC):
         reports: A summary of what each intervention did.
         plasticity: Plasticity metrics at each measurement.
         metric_seconds: Time spent in plasticity metrics so far.
+        evaluation_seconds: Time spent in evaluations so far.
     """
 
     axis: ClassVar[str]
@@ -57,7 +60,7 @@ class Trainer(ABC):
         self.task = 0
         self.reports: list[dict[str, Any]] = []
         self.plasticity: list[dict[str, Any]] = []
-        self.metric_seconds = 0.0
+        self.metric_seconds = self.evaluation_seconds = 0.0
 
     @property
     @abstractmethod
@@ -162,6 +165,15 @@ class Trainer(ABC):
                     self.log.histogram(self.learner.updates, f"layernorm-gradient-{phase}/{layer}", gradients)
         self.metric_seconds += time.monotonic() - start
 
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Count the time inside the block as evaluation."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.evaluation_seconds += time.monotonic() - start
+
     def state_dict(self) -> dict[str, Any]:
         """State for an exact resume, the learner's included; a subclass adds its own."""
         return {
@@ -169,6 +181,7 @@ class Trainer(ABC):
             "reports": self.reports,
             "plasticity": self.plasticity,
             "metric-seconds": self.metric_seconds,
+            "evaluation-seconds": self.evaluation_seconds,
             "learner": self.learner.state_dict(),
         }
 
@@ -177,6 +190,7 @@ class Trainer(ABC):
         self.task = state["task"]
         self.reports, self.plasticity = state["reports"], state["plasticity"]
         self.metric_seconds = state["metric-seconds"]
+        self.evaluation_seconds = state.get("evaluation-seconds", 0.0)
         self.learner.load_state_dict(state["learner"])
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import itertools
 import os
 import pickle
 import shutil
@@ -101,12 +102,21 @@ def test_import_is_light() -> None:
 
 def test_unknown_name_suggests_the_closest() -> None:
     assert "did you mean 'cifar100'?" in user_error("cifar-100")
-    assert list(DATASETS) == ["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet", "imagefolder"]
+    assert list(DATASETS) == [
+        "digits",
+        "mnist",
+        "fashion-mnist",
+        "cifar10",
+        "cifar100",
+        "tiny-imagenet",
+        "imagefolder",
+        "own",
+    ]
 
 
 def test_path_and_image_size_are_for_imagefolder_only(folder: Path, data_dir: Path) -> None:
-    assert "imagefolder only" in user_error("digits", image_size=8)
-    assert "imagefolder only" in user_error("cifar10", path=folder)
+    assert "imagefolder and own only" in user_error("digits", image_size=8)
+    assert "imagefolder and own only" in user_error("cifar10", path=folder)
     assert "needs path" in user_error("imagefolder")
     assert "is not a folder" in user_error("imagefolder", data_dir, path=folder / "nowhere")
     assert "image_size 0 is not an integer from 1 to" in user_error("imagefolder", data_dir, path=folder, image_size=0)
@@ -253,6 +263,40 @@ def test_train_size_selects_a_fixed_subset(folder: Path, data_dir: Path) -> None
     assert "train_size 4 is not an integer from 1 to 3" in user_error(
         "imagefolder", data_dir, path=folder, train_size=4
     )
+
+
+def test_test_size_selects_a_fixed_stratified_part(tmp_path: Path, data_dir: Path) -> None:
+    counts = {"a": 50, "b": 20, "c": 9, "d": 1}
+    for (label, count), split in itertools.product(counts.items(), ("train", "test")):
+        for index in range(count if split == "test" else 1):
+            save(tmp_path / "own" / split / label / f"{index:02}.png", noise(hash_of(label, split, index), 4, 4, 3))
+    full = load_dataset("imagefolder", data_dir, path=tmp_path / "own", image_size=4)
+    parts = {
+        size: load_dataset("imagefolder", data_dir, path=tmp_path / "own", image_size=4, test_size=size)
+        for size in (4, 8, 16, 40, 79, 80)
+    }
+    places = {image.tobytes(): index for index, image in enumerate(full.test_images)}
+    kept = {size: [places[image.tobytes()] for image in part.test_images] for size, part in parts.items()}
+    for size, part in parts.items():
+        assert len(part.test_labels) == size and sorted(kept[size]) == kept[size]
+        np.testing.assert_array_equal(part.test_labels, full.test_labels[kept[size]])
+        np.testing.assert_array_equal(part.train_images, full.train_images)
+        wanted = np.array([*counts.values()]) * size / 80
+        assert (np.abs(np.bincount(part.test_labels, minlength=4) - wanted) <= 1.5).all(), size
+        assert np.bincount(part.test_labels, minlength=4).min() >= 1
+    for small, large in itertools.pairwise(kept.values()):
+        assert set(small) < set(large)
+    assert len({part.digest for part in parts.values()}) == 6 and parts[80].digest == full.digest
+    digits = load_dataset("digits", train_size=200, test_size=100)
+    assert np.bincount(digits.test_labels).tolist() == [10] * 10
+    assert digits.test_images.tobytes() == load_dataset("digits", train_size=200, test_size=100).test_images.tobytes()
+    for wrong in (3, 81):
+        message = user_error("imagefolder", data_dir, path=tmp_path / "own", image_size=4, test_size=wrong)
+        assert f"test_size {wrong} is not an integer from 4, one image per class, to 80" in message
+
+
+def hash_of(*parts: object) -> int:
+    return int(hashlib.sha256(repr(parts).encode()).hexdigest()[:8], 16)
 
 
 # The cache

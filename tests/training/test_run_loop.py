@@ -118,8 +118,8 @@ def test_drop_is_measured_on_the_previous_task(tiny: Tiny, tmp_path: Path, monke
     acted_after: list[int] = []
     logits, intervene = Classifier.logits, Reset.intervene
 
-    def kept(self: Classifier, images: torch.Tensor, module: Any = None) -> torch.Tensor:
-        found = logits(self, images, module)
+    def kept(self: Classifier, images: torch.Tensor, *more: Any) -> torch.Tensor:
+        found = logits(self, images, *more)
         if len(images) > 1000:  # the test set, not the representative batch
             outputs.append(found)
         return found
