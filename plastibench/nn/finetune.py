@@ -41,7 +41,8 @@ def finetune(
         minibatch: Samples per step, drawn without replacement until the batch is used up.
     """
     parameters = [p for p in network.module.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=lr)
+    tiny = max((torch.finfo(p.dtype).tiny for p in parameters), default=0.0)  # in half precision, 1e-8 would round to 0
+    optimizer = torch.optim.Adam(parameters, lr=lr, eps=max(1e-8, tiny))
     gradients = [p.grad for p in parameters]
     parts, taken, start = minibatches(batch, minibatch, network.generator), 0, time.perf_counter()
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
+from plastibench.nn.computed_weights import computed_parameters, copied, make_plain, plain_weights
 from plastibench.nn.optimizer_state import nested
 from plastibench.utils.seeding import generator as named_generator
 
@@ -93,6 +93,7 @@ class Network:
         self._fresh = fresh
         self._original: nn.Module | None = None  # the module before its first rebuild, if no builder was given
         self._changes: list[Callable[[nn.Module], None]] = []
+        self._plain = False  # inside plain_weights()
         self._step_hooks: list[torch.utils.hooks.RemovableHandle] = []
         self.optimizer = optimizer
 
@@ -225,9 +226,23 @@ class Network:
                 module = _reinitialized(self.module if self._original is None else self._original)
             for change in changes:
                 change(module)
+            if self._plain:
+                make_plain(module)
             return module
 
         return build
+
+    @contextmanager
+    def plain_weights(self) -> Iterator[None]:
+        """Inside the block, weights that are computed from other parameters are ordinary ones, also in fresh modules.
+
+        Only for those that can be written back afterwards; see :mod:`plastibench.nn.computed_weights`.
+        """
+        with plain_weights(self.module, self._optimizer) as self._plain:
+            try:
+                yield
+            finally:
+                self._plain = False
 
     def add_replica(self, replica: Network) -> None:
         """Rebuild another network of the same architecture, such as a target network, together with this one."""
@@ -254,7 +269,7 @@ class Network:
     def _change(self, change: Callable[[nn.Module], None], seed: int) -> None:
         device, before = self.device, set(self.module.parameters())
         if self._fresh is None and self._original is None:
-            self._original = copy.deepcopy(self.module)
+            self._original = copied(self.module)
         with seeded(seed):
             change(self.module)
         self.module.to(device)
@@ -274,11 +289,12 @@ class Network:
         """Names of the parameters that :meth:`fresh` cannot reinitialize, because no module says how."""
         if self._fresh is not None:
             return []
+        computed = computed_parameters(self.module)  # reset_parameters() writes into what is computed from them
         return [
-            f"{prefix}.{name}".lstrip(".")
+            name
             for prefix, module in self.module.named_modules()
-            if not hasattr(module, "reset_parameters")
-            for name, _ in module.named_parameters(recurse=False)
+            for name in (f"{prefix}.{own}".lstrip(".") for own, _ in module.named_parameters(recurse=False))
+            if not hasattr(module, "reset_parameters") or name in computed
         ]
 
 
@@ -349,7 +365,7 @@ def _own(optimizer: torch.optim.Optimizer, before: set[nn.Parameter], after: lis
 
 
 def _reinitialized(module: nn.Module) -> nn.Module:
-    module = copy.deepcopy(module).cpu()
+    module = copied(module).cpu()
     for child in module.modules():
         reset = getattr(child, "reset_parameters", None)
         if callable(reset):

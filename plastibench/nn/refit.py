@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.nn.batches import CHUNK_SIZE, chunks
+from plastibench.nn.computed_weights import copied
 from plastibench.nn.least_squares import Fit, Solver, fit_for
 from plastibench.nn.network import Network, as_evaluated
 from plastibench.nn.optimizer_state import clear_state
@@ -29,7 +29,7 @@ def snapshot(layers: Iterable[TracedLayer]) -> dict[str, tuple[Tensor, Tensor | 
 
 def frozen_copy(network: Network) -> nn.Module:
     """A copy of the network's module without gradients."""
-    return copy.deepcopy(network.module).requires_grad_(False)
+    return copied(network.module).requires_grad_(False)
 
 
 @torch.no_grad()
