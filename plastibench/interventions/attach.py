@@ -252,9 +252,10 @@ def only_intervenes(method: Intervention) -> bool:
 
     See :meth:`Network.plain_weights <plastibench.nn.network.Network.plain_weights>`.
     """
-    elsewhere = any(overrides(method, hook) for hook in ("penalty", "before_update", "after_update", "evaluated"))
     parts = method.wrapped()
-    return not elsewhere and (all(map(only_intervenes, parts)) if parts else type(method).kind != "architecture")
+    if any(overrides(method, hook) for hook in ("penalty", "before_update", "after_update", "evaluated")):
+        return False
+    return all(map(only_intervenes, parts)) if parts else getattr(method, "kind", "") != "architecture"
 
 
 @contextmanager

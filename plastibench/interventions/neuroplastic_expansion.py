@@ -69,8 +69,8 @@ class NeuroplasticExpansion(Intervention):
         matrices = _matrices(network.module)
         if not matrices:
             raise UserError(
-                f"neuroplastic-expansion: {type(network.module).__name__} has no Linear or Conv module with a weight of "
-                "its own (not tied, not computed from other parameters)"
+                f"neuroplastic-expansion: {type(network.module).__name__} has no Linear or Conv module with a weight "
+                "of its own (not tied, not computed from other parameters)"
             )
         densities = erdos_renyi({name: tuple(p.shape) for name, p in matrices.items()}, 1 - self.sparsity)
         for name, parameter in matrices.items():

@@ -59,8 +59,8 @@ def describe(module: nn.Module, *, always: bool = False) -> str:
     names = ", ".join(left[:4]) + (", …" if len(left) > 4 else "")
     cannot = "cannot be written at every update" if always else "cannot be written"
     return (
-        f"the weights of {len(left)} modules ({names}) are computed from other parameters and {cannot}; methods that act "
-        "on layers or units skip these modules"
+        f"the weights of {len(left)} modules ({names}) are computed from other parameters and {cannot}; methods that "
+        "act on layers or units skip these modules"
     )
 
 

@@ -11,6 +11,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
+from plastibench.nn.builders import Shapes, resembling, shapes, unwrapped
 from plastibench.nn.computed_weights import computed_parameters, copied, make_plain, plain_weights
 from plastibench.nn.optimizer_state import nested
 from plastibench.utils.seeding import generator as named_generator
@@ -67,11 +68,12 @@ class Network:
         """Describe a network.
 
         Args:
-            module: The module to keep trainable.
+            module: The module to keep trainable; of a compiled or data-parallel module, the one inside.
             optimizer: Its optimizer, whose state is reset together with the weights; None if the caller creates a
                 new one after every intervention.
             loss: Mean training loss of a batch.
-            fresh: Builds a newly initialized module. By default, a copy of the module is reinitialized through the
+            fresh: Builds a newly initialized module with the parameters of ``module``; what it returns is checked. By
+                default, a copy of the module is reinitialized through the
                 ``reset_parameters`` of its children, which only applies PyTorch's default initialization.
             role: Its part in the agent.
             outputs: Output modules of a network that has several, such as two critics or a value and an advantage;
@@ -80,7 +82,7 @@ class Network:
             generator: A CPU generator; by default always the same, with draws unlike those after
                 ``torch.manual_seed``, from which the weights of the module may come.
         """
-        self.module = module
+        self.module = unwrapped(module)
         self.loss = loss
         self.role = role
         self.outputs = tuple(outputs)
@@ -92,6 +94,8 @@ class Network:
         self.is_replica = False
         self._fresh = fresh
         self._original: nn.Module | None = None  # the module before its first rebuild, if no builder was given
+        self._shapes = shapes(self.module)  # before any rebuild
+        self._rebuilding = False
         self._changes: list[Callable[[nn.Module], None]] = []
         self._plain = False  # inside plain_weights()
         self._step_hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -221,7 +225,7 @@ class Network:
 
         def build() -> nn.Module:
             if self._fresh is not None:
-                module = self._fresh()
+                module = resembling(self._fresh(), self.module, self._expected())
             else:
                 module = _reinitialized(self.module if self._original is None else self._original)
             for change in changes:
@@ -231,6 +235,11 @@ class Network:
             return module
 
         return build
+
+    def _expected(self) -> Shapes:
+        """Shapes of the parameters that the builder must build, before the changes."""
+        first = bool(self._changes) or self._rebuilding or self._plain
+        return self._shapes if first else shapes(self.module)  # the module may have grown by other means
 
     @contextmanager
     def plain_weights(self) -> Iterator[None]:
@@ -270,8 +279,12 @@ class Network:
         device, before = self.device, set(self.module.parameters())
         if self._fresh is None and self._original is None:
             self._original = copied(self.module)
-        with seeded(seed):
-            change(self.module)
+        self._rebuilding = True
+        try:
+            with seeded(seed):
+                change(self.module)
+        finally:
+            self._rebuilding = False
         self.module.to(device)
         self._changes.append(change)
         if self.is_replica:
