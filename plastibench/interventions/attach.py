@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import build
 from plastibench.config.registry import interventions
 from plastibench.interventions.base import Intervention, Report, overrides
+from plastibench.nn.computed_weights import describe
 from plastibench.nn.network import Loss, Network, as_batch
 
 Batch: TypeAlias = TensorDictBase | Mapping[str, Tensor]
@@ -53,9 +55,11 @@ def attach(
         network = model
     else:
         network = Network(model, optimizer, loss_fn or _no_loss)
-    _check_optimizer(network.optimizer, network.module)
     method = create(intervention, **options)
-    method.prepare(network)
+    _check_module(network, method)
+    _check_optimizer(network.optimizer, network.module)
+    with network.plain_weights() if only_intervenes(method) else nullcontext():
+        method.prepare(network)
     return Attached(method, network)
 
 
@@ -79,16 +83,12 @@ def apply(
         UserError: The method needs a batch or a loss that was not given, or works only during training; the model is
             then unchanged.
     """
-    before = copy.deepcopy(model.state_dict())
+    before = [*model.state_dict()]
     handle = attach(intervention, model, None, loss_fn, **options)
-    if not overrides(handle.intervention, "intervene") and model.state_dict().keys() == before.keys():
+    if not overrides(handle.intervention, "intervene") and [*model.state_dict()] == before:
         raise UserError(f"apply: {type(handle.intervention).__name__} works only during training; use attach")
     try:
         handle.intervene(_NoBatch() if batch is None else batch, expect_steps=False)
-    except BaseException:
-        if model.state_dict().keys() == before.keys():
-            model.load_state_dict(before)
-        raise
     finally:
         handle.detach()
     return model
@@ -129,6 +129,7 @@ class Attached:
         self.intervention, self.network = intervention, network
         self.steps = 0
         self.report: Report | None = None
+        self._only_intervenes = only_intervenes(intervention)
         self._penalizes = overrides(intervention, "penalty")
         self._before = overrides(intervention, "before_update")
         self._after = overrides(intervention, "after_update")
@@ -168,6 +169,9 @@ class Attached:
         Args:
             batch: A large representative batch of the data to come, with everything that the network's loss needs.
             expect_steps: Warn if no optimizer step was seen since the last call.
+
+        Raises:
+            UserError: The method cannot act on this network or batch; the module is then unchanged.
         """
         if expect_steps and self.steps == self._acted_at and (self._before or self._after):
             print(
@@ -177,7 +181,9 @@ class Attached:
             )
         self._acted_at = self.steps
         started = time.perf_counter()
-        self.report = self.intervention.intervene(self.network, as_batch(batch))
+        plain = self.network.plain_weights() if self._only_intervenes else nullcontext()
+        with _unchanged_on_error(self.network.module), plain:
+            self.report = self.intervention.intervene(self.network, as_batch(batch))
         if self.network.device.type == "cuda":
             torch.cuda.synchronize(self.network.device)
         self.report.seconds = time.perf_counter() - started
@@ -239,6 +245,41 @@ class Attached:
             self.intervention.after_update(self.network)
         if self._draw is not None and self.steps % self._every == 0:
             self.intervene(self._draw())
+
+
+def only_intervenes(method: Intervention) -> bool:
+    """Whether a method changes values only in ``intervene``, so that it may see other parameters there than in updates.
+
+    See :meth:`Network.plain_weights <plastibench.nn.network.Network.plain_weights>`.
+    """
+    parts = method.wrapped()
+    if any(overrides(method, hook) for hook in ("penalty", "before_update", "after_update", "evaluated")):
+        return False
+    return all(map(only_intervenes, parts)) if parts else getattr(method, "kind", "") != "architecture"
+
+
+@contextmanager
+def _unchanged_on_error(module: nn.Module) -> Iterator[None]:
+    """Restore all parameters and buffers if the block fails and has not changed the architecture."""
+    before = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    try:
+        yield
+    except BaseException:
+        now = module.state_dict()
+        if now.keys() == before.keys():
+            with torch.no_grad():
+                for name, tensor in before.items():
+                    now[name].copy_(tensor)
+        raise
+
+
+def _check_module(network: Network, method: Intervention) -> None:
+    """Refuse a module without weights, and say which weights the method cannot write."""
+    lazy = [name for name, p in network.module.named_parameters() if isinstance(p, UninitializedTensorMixin)]
+    if lazy:
+        raise UserError(f"attach: {lazy[0]} is not initialized yet; run the module on one batch first (lazy modules)")
+    if skipped := describe(network.module, always=not only_intervenes(method)):
+        print(f"plastibench: {skipped}", file=sys.stderr)
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer | None, module: nn.Module) -> None:

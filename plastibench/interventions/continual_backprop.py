@@ -82,7 +82,8 @@ class ContinualBackprop(Intervention):
         assert self._watch is not None
         if self._watch.confirm(batch):
             for unit in self._watch.hidden:
-                empty = torch.zeros(unit_count(unit.module), device=network.device)
+                dtype = torch.promote_types(next(unit.module.parameters()).dtype, torch.float32)
+                empty = torch.zeros(unit_count(unit.module), dtype=dtype, device=network.device)
                 self._units[unit.name] = {name: empty.clone() for name in ("age", "utility", "mean")}
                 self._owed[unit.name] = 0.0
                 self._young[unit.name] = deque([(0, len(empty))])
@@ -207,4 +208,4 @@ def _compensate(unit: TracedLayer, modules: dict[str, nn.Module], lost: Tensor) 
     for reader, columns in unit.columns.items():
         module = modules[reader]
         if is_linear(module) and isinstance(module.bias, Tensor):
-            module.bias.add_(unit_weight(module) @ lost[columns.to(lost.device)])
+            module.bias.add_(unit_weight(module).to(lost.dtype) @ lost[columns.to(lost.device)])

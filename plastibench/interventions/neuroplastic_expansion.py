@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from plastibench.config.errors import UserError
 from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
@@ -60,8 +61,17 @@ class NeuroplasticExpansion(Intervention):
 
     @torch.no_grad()
     def prepare(self, network: Network) -> None:
-        """Choose the initial connections, and remove all others from the network and its replicas."""
+        """Choose the initial connections, and remove all others from the network and its replicas.
+
+        Raises:
+            UserError: The network has no weight matrix.
+        """
         matrices = _matrices(network.module)
+        if not matrices:
+            raise UserError(
+                f"neuroplastic-expansion: {type(network.module).__name__} has no Linear or Conv module with a weight "
+                "of its own (not tied, not computed from other parameters)"
+            )
         densities = erdos_renyi({name: tuple(p.shape) for name, p in matrices.items()}, 1 - self.sparsity)
         for name, parameter in matrices.items():
             scores = parameter.abs().float()

@@ -8,9 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from plastibench.config.errors import UserError
 from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
+from plastibench.nn.computed_weights import computed_parameters
 from plastibench.nn.network import Network
 from plastibench.nn.nonlinearity_edits import add_norms, remove_affine
 from plastibench.nn.nonlinearity_sites import find_sites
@@ -53,15 +55,16 @@ class NormalizeAndProject(Intervention):
         """Add the norms, and store the initial norm of every matrix.
 
         Raises:
-            UserError: No nonlinearity is found.
+            UserError: No nonlinearity or no weight is found.
         """
+        if computed_parameters(network.module) and not network.is_replica and not self._projected(network):
+            raise UserError(
+                f"normalize-and-project: {type(network.module).__name__} has no trained hidden Linear or Conv2d with a "
+                "weight of its own (not computed from other parameters)"
+            )
         network.rebuild(self._normalise)
         self._normalised = [site.layer for site in find_sites(network.module) if site.norm is not None]
-        self._norms = {name: weight.detach().norm() for name, weight in _matrices(network.module).items()}
-        outputs = network.outputs or [n for n, child in network.module.named_modules() if has_units(child)][-1:]
-        if not self.output:
-            ends = tuple(f"{name}." for name in outputs)
-            self._norms = {name: norm for name, norm in self._norms.items() if not name.startswith(ends)}
+        self._norms = {name: weight.detach().norm() for name, weight in self._projected(network).items()}
 
     @torch.no_grad()
     def after_update(self, network: Network) -> None:
@@ -69,6 +72,8 @@ class NormalizeAndProject(Intervention):
         parameters = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
         names = [name for name in self._norms if name in parameters]
         weights: list[Tensor] = [parameters[name] for name in names]
+        if not names:
+            return
         lengths = torch.stack(torch._foreach_norm(weights))
         start = torch.stack([self._norms[name] for name in names]).to(lengths)
         tiny = torch.finfo(lengths.dtype).tiny
@@ -87,6 +92,15 @@ class NormalizeAndProject(Intervention):
         """Restore the initial norms."""
         self._norms, self._normalised = state["norms"], state["normalised"]
 
+    def _projected(self, network: Network) -> dict[str, Tensor]:
+        """Return the weights to project, by parameter name."""
+        matrices = _matrices(network.module)
+        if self.output:
+            return matrices
+        outputs = network.outputs or [n for n, child in network.module.named_modules() if has_units(child)][-1:]
+        ends = tuple(f"{name}." for name in outputs)
+        return {name: weight for name, weight in matrices.items() if not name.startswith(ends)}
+
     def _normalise(self, module: nn.Module) -> None:
         add_norms(module, self.affine == "keep")
         if self.affine == "remove":
@@ -98,5 +112,7 @@ def _matrices(module: nn.Module) -> dict[str, Tensor]:
     return {
         f"{prefix}.weight": child.weight
         for prefix, child in module.named_modules()
-        if isinstance(child, nn.Linear | nn.Conv2d) and child.weight.requires_grad
+        if isinstance(child, nn.Linear | nn.Conv2d)
+        and isinstance(child.weight, nn.Parameter)
+        and child.weight.requires_grad
     }

@@ -6,14 +6,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from plastibench.config.errors import UserError
 from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention
+from plastibench.nn.computed_weights import computed_parameters
 from plastibench.nn.network import Network
 from plastibench.nn.nonlinearities import CReLU, Fourier
 from plastibench.nn.nonlinearity_edits import pair_nonlinearities
+from plastibench.nn.nonlinearity_sites import find_sites
 
 _PAIRED = {"crelu": CReLU, "fourier": Fourier}
+_NAMES = {"crelu": "crelu", "fourier": "deep-fourier"}
 
 
 @register_intervention(
@@ -51,6 +55,12 @@ class PairedActivations(Intervention):
         """Replace the activations.
 
         Raises:
-            UserError: No activation is found, or a layer has an odd width.
+            UserError: No activation is found, or a layer has an odd width or a weight that is computed from others.
         """
+        computed = set(computed_parameters(network.module).values())
+        if found := sorted(site.layer for site in find_sites(network.module) if site.layer in computed):
+            raise UserError(
+                f"{_NAMES[self.features]}: the weight of {found[0]} is computed from other parameters (by weight or "
+                "spectral normalization), so the layer cannot be halved; remove the normalization first"
+            )
         network.rebuild(partial(pair_nonlinearities, paired=_PAIRED[self.features]))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from tensordict import TensorDictBase
-from torch import nn
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.branches import add_branch, branched_outputs
+from plastibench.nn.computed_weights import copied
 from plastibench.nn.network import Network, as_batch, as_evaluated, seeded
 from plastibench.nn.stages import Stage, head_stages, tail_stages
 from plastibench.nn.units import output_layers
@@ -113,13 +112,13 @@ class PlasticityInjection(Intervention):
     @torch.no_grad()
     def _try(self, network: Network, batch: TensorDictBase) -> None:
         """Check on a copy that the branches preserve the network's loss."""
-        copied: nn.Module = copy.deepcopy(network.module)
-        with as_evaluated(copied):
-            expected = network.loss(copied, batch)
+        trial = copied(network.module)
+        with as_evaluated(trial):
+            expected = network.loss(trial, batch)
             try:
                 with seeded(_TRIAL):
-                    self._change(network)(copied)
-                found = network.loss(copied.to(network.device).eval(), batch)
+                    self._change(network)(trial)
+                found = network.loss(trial.to(network.device).eval(), batch)
             except (RuntimeError, AttributeError, TypeError, ValueError) as error:
                 raise self._unfit(network) from error
         if not torch.allclose(found, expected, rtol=1e-4, atol=1e-6):

@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from plastibench.config.errors import UserError
 from plastibench.config.options import option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
@@ -92,6 +93,12 @@ class ShrinkPerturb(Intervention):
             self.prepare(network)
         parameters = reinitializable(network.module)
         heads = output_layers(network, batch) if self.heads == "redraw" else {}
+        stuck = [name for name in network.not_reinitializable() if name in parameters]
+        if stuck and not self._initial:
+            raise UserError(
+                f"shrink-perturb: cannot draw new values of {stuck[0]}: unknown initialization; pass a builder as "
+                "Network(…, fresh=…), or set source=initial"
+            )
         fresh = dict(network.fresh().named_parameters()) if heads or not self._initial else {}
         if self._initial:  # the initial values of parameters that were added since are the current ones
             initial_values(self._initial, dict(network.module.named_parameters()))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from plastibench.nn.computed_weights import copied
 from plastibench.nn.stages import Stage, position_in
 
 
@@ -49,7 +49,7 @@ class Branches(nn.Module):
         self.branches.requires_grad_(False)
         new.train(self.branches[0].training)
         self.branches.append(new.requires_grad_(True))
-        self.branches.append(copy.deepcopy(new).requires_grad_(False))
+        self.branches.append(copied(new).requires_grad_(False))
 
 
 def add_branch(module: nn.Module, stages: list[Stage], outputs: Sequence[str], draw: Callable[[], nn.Module]) -> None:

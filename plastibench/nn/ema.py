@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
+from plastibench.nn.computed_weights import copied
 from plastibench.nn.network import Network
 
 
@@ -24,7 +23,7 @@ class EmaCopy:
     def module_for(self, network: Network) -> nn.Module:
         """The copy as a module without gradients; created from the current weights on the first call."""
         if self._replica is None:
-            module = copy.deepcopy(network.module).requires_grad_(False)
+            module = copied(network.module).requires_grad_(False)
             self._replica = Network(module, None, network.loss, role=f"{network.role}-slow", outputs=network.outputs)
             network.add_replica(self._replica)
         if self._saved:  # deferred until now: the architecture may have been rebuilt after load_state_dict()

@@ -25,6 +25,7 @@ def finetune(
     seconds: float | None,
     lr: float,
     minibatch: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> int:
     """Minimize an objective with Adam; return the number of steps taken.
 
@@ -39,14 +40,16 @@ def finetune(
         seconds: Duration of the training; replaces ``steps`` if it is not None.
         lr: Learning rate.
         minibatch: Samples per step, drawn without replacement until the batch is used up.
+        clock: Returns the time in seconds.
     """
     parameters = [p for p in network.module.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=lr)
+    tiny = max((torch.finfo(p.dtype).tiny for p in parameters), default=0.0)  # in half precision, 1e-8 would round to 0
+    optimizer = torch.optim.Adam(parameters, lr=lr, eps=max(1e-8, tiny))
     gradients = [p.grad for p in parameters]
-    parts, taken, start = minibatches(batch, minibatch, network.generator), 0, time.perf_counter()
+    parts, taken, start = minibatches(batch, minibatch, network.generator), 0, clock()
     try:
         with as_evaluated(network.module), torch.enable_grad():
-            while taken < steps if seconds is None else time.perf_counter() - start < seconds:
+            while taken < steps if seconds is None else clock() - start < seconds:
                 found = torch.autograd.grad(objective(next(parts)), parameters, allow_unused=True)
                 for parameter, gradient in zip(parameters, found, strict=True):
                     parameter.grad = gradient

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -12,6 +11,8 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
+from plastibench.nn.builders import Shapes, resembling, shapes, unwrapped
+from plastibench.nn.computed_weights import computed_parameters, copied, make_plain, plain_weights
 from plastibench.nn.optimizer_state import nested
 from plastibench.utils.seeding import generator as named_generator
 
@@ -68,11 +69,12 @@ class Network:
         """Describe a network.
 
         Args:
-            module: The module to keep trainable.
+            module: The module to keep trainable; of a compiled or data-parallel module, the one inside.
             optimizer: Its optimizer, whose state is reset together with the weights; None if the caller creates a
                 new one after every intervention.
             loss: Mean training loss of a batch.
-            fresh: Builds a newly initialized module. By default, a copy of the module is reinitialized through the
+            fresh: Builds a newly initialized module with the parameters of ``module``; what it returns is checked. By
+                default, a copy of the module is reinitialized through the
                 ``reset_parameters`` of its children, which only applies PyTorch's default initialization.
             role: Its part in the agent.
             outputs: Output modules of a network that has several, such as two critics or a value and an advantage;
@@ -83,7 +85,7 @@ class Network:
             grouping: Sorts the module's parameters into the optimizer's first groups, so that a rebuilt module is
                 sorted like a new one; by default they form the first group, and later groups are outside the module.
         """
-        self.module = module
+        self.module = unwrapped(module)
         self.loss = loss
         self.role = role
         self.outputs = tuple(outputs)
@@ -97,7 +99,10 @@ class Network:
         self._own_groups = 1 if grouping is None else len(grouping(module))
         self._fresh = fresh
         self._original: nn.Module | None = None  # the module before its first rebuild, if no builder was given
+        self._shapes = shapes(self.module)  # before any rebuild
+        self._rebuilding = False
         self._changes: list[Callable[[nn.Module], None]] = []
+        self._plain = False  # inside plain_weights()
         self._step_hooks: list[torch.utils.hooks.RemovableHandle] = []
         self.optimizer = optimizer
 
@@ -225,14 +230,33 @@ class Network:
 
         def build() -> nn.Module:
             if self._fresh is not None:
-                module = self._fresh()
+                module = resembling(self._fresh(), self.module, self._expected())
             else:
                 module = _reinitialized(self.module if self._original is None else self._original)
             for change in changes:
                 change(module)
+            if self._plain:
+                make_plain(module)
             return module
 
         return build
+
+    def _expected(self) -> Shapes:
+        """Shapes of the parameters that the builder must build, before the changes."""
+        first = bool(self._changes) or self._rebuilding or self._plain
+        return self._shapes if first else shapes(self.module)  # the module may have grown by other means
+
+    @contextmanager
+    def plain_weights(self) -> Iterator[None]:
+        """Inside the block, weights that are computed from other parameters are ordinary ones, also in fresh modules.
+
+        Only for those that can be written back afterwards; see :mod:`plastibench.nn.computed_weights`.
+        """
+        with plain_weights(self.module, self._optimizer) as self._plain:
+            try:
+                yield
+            finally:
+                self._plain = False
 
     def add_replica(self, replica: Network) -> None:
         """Rebuild another network of the same architecture, such as a target network, together with this one."""
@@ -259,9 +283,13 @@ class Network:
     def _change(self, change: Callable[[nn.Module], None], seed: int) -> None:
         device, before = self.device, set(self.module.parameters())
         if self._fresh is None and self._original is None:
-            self._original = copy.deepcopy(self.module)
-        with seeded(seed):
-            change(self.module)
+            self._original = copied(self.module)
+        self._rebuilding = True
+        try:
+            with seeded(seed):
+                change(self.module)
+        finally:
+            self._rebuilding = False
         self.module.to(device)
         self._changes.append(change)
         if self.is_replica:
@@ -285,11 +313,12 @@ class Network:
         """Names of the parameters that :meth:`fresh` cannot reinitialize, because no module says how."""
         if self._fresh is not None:
             return []
+        computed = computed_parameters(self.module)  # reset_parameters() writes into what is computed from them
         return [
-            f"{prefix}.{name}".lstrip(".")
+            name
             for prefix, module in self.module.named_modules()
-            if not hasattr(module, "reset_parameters")
-            for name, _ in module.named_parameters(recurse=False)
+            for name in (f"{prefix}.{own}".lstrip(".") for own, _ in module.named_parameters(recurse=False))
+            if not hasattr(module, "reset_parameters") or name in computed
         ]
 
 
@@ -366,7 +395,7 @@ def _own(
 
 
 def _reinitialized(module: nn.Module) -> nn.Module:
-    module = copy.deepcopy(module).cpu()
+    module = copied(module).cpu()
     for child in module.modules():
         reset = getattr(child, "reset_parameters", None)
         if callable(reset):

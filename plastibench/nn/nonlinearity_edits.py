@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from plastibench.config.errors import UserError
+from plastibench.nn.computed_weights import copied
 from plastibench.nn.nonlinearities import Normed, Paired
 from plastibench.nn.nonlinearity_sites import find_sites
 
@@ -89,7 +89,7 @@ def remove_affine(module: nn.Module) -> list[str]:
 @torch.no_grad()
 def _first_half(module: nn.Module) -> nn.Module:
     """A copy of a Linear, Conv2d or norm with the first half of its outputs."""
-    half = copy.deepcopy(module)
+    half = copied(module)
     width = len(module.weight) if isinstance(module, nn.Linear | nn.Conv2d) else _features(module)
     for name, parameter in module.named_parameters(recurse=False):
         half.register_parameter(name, nn.Parameter(parameter[: width // 2].clone(), parameter.requires_grad))

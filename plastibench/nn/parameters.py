@@ -49,6 +49,7 @@ def trainable_layers(network: Network, *, output: bool) -> dict[str, nn.Linear |
         name: child
         for child, name in modules_with_units(network.module).items()
         if isinstance(child, nn.Linear | nn.Conv2d)
+        and isinstance(child.weight, nn.Parameter)  # not computed from other parameters
         and child.weight.requires_grad
         and child.weight not in shared
         and (output or not any(name == end or name.startswith(f"{end}.") for end in ends))

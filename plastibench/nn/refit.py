@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import sys
 from collections.abc import Callable, Iterable
@@ -14,6 +13,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.nn.batches import CHUNK_SIZE, chunks
+from plastibench.nn.computed_weights import copied
 from plastibench.nn.least_squares import Fit, Solver, fit_for
 from plastibench.nn.network import Network, as_evaluated
 from plastibench.nn.optimizer_state import clear_state
@@ -36,7 +36,7 @@ def snapshot(layers: Iterable[TracedLayer]) -> dict[str, tuple[Tensor, Tensor | 
 
 def frozen_copy(network: Network) -> nn.Module:
     """A copy of the network's module without gradients."""
-    return copy.deepcopy(network.module).requires_grad_(False)
+    return copied(network.module).requires_grad_(False)
 
 
 def announce(method: str, order: RowOrder) -> None:

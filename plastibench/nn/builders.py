@@ -1,0 +1,83 @@
+"""Compare what a builder of fresh modules returns with the module that it must resemble."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
+from torch.nn.parameter import UninitializedTensorMixin
+
+from plastibench.config.errors import UserError
+
+Shapes = dict[str, torch.Size]
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside ``torch.compile(module)`` and data-parallel wrappers, or the module itself."""
+    while isinstance(module, OptimizedModule | nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = module._orig_mod if isinstance(module, OptimizedModule) else module.module
+        assert isinstance(inner, nn.Module)
+        module = inner
+    return module
+
+
+def shapes(module: nn.Module) -> Shapes:
+    """Shapes of the parameters by name; those of lazy modules that have not run yet are empty."""
+    lazy = torch.Size()
+    return {n: lazy if isinstance(p, UninitializedTensorMixin) else p.shape for n, p in module.named_parameters()}
+
+
+def resembling(fresh: nn.Module, module: nn.Module, expected: Shapes) -> nn.Module:
+    """Check a newly built module, and give its parameters the names of the original.
+
+    Args:
+        fresh: What the builder returned. Modules in it are compiled if they are compiled in the original.
+        module: The original.
+        expected: Shapes of the parameters of the original when it had the architecture of ``fresh``.
+
+    Raises:
+        UserError: It shares parameters with the original, or has other parameters.
+    """
+    own = {id(parameter) for parameter in module.parameters()}
+    if any(id(parameter) in own for parameter in fresh.parameters()):
+        raise UserError(
+            "fresh= returns parameters of the network itself, so nothing would be reinitialized; it must build a new "
+            "module at every call, e.g. fresh=lambda: MyModel(config)"
+        )
+    fresh = unwrapped(fresh)
+    if shapes(fresh).keys() != expected.keys():
+        _compile_like(fresh, module)
+    _compare(shapes(fresh), expected)
+    return fresh
+
+
+def _compare(found: Shapes, expected: Shapes) -> None:
+    missing, more = [n for n in expected if n not in found], [n for n in found if n not in expected]
+    if missing or more:
+        what = [f"it lacks {missing[0]}"] if missing else []
+        what += [f"it has {more[0]} in addition"] if more else []
+        count = len(missing) + len(more)
+        raise UserError(f"fresh= builds another module than the network: {' and '.join(what)} ({count} names differ)")
+    other = [n for n, shape in expected.items() if found[n] != shape]
+    if other:
+        name = other[0]
+        if not found[name]:
+            raise UserError(f"fresh= builds a lazy module: {name} has no shape yet; run it on a batch in the builder")
+        raise UserError(
+            f"fresh= builds another module than the network: {name} has shape {tuple(found[name])} instead of "
+            f"{tuple(expected[name])}; if the network has grown, let the builder build the grown one"
+        )
+
+
+def _compile_like(fresh: nn.Module, module: nn.Module) -> None:
+    """Wrap submodules as in the original: ``torch.compile`` inserts ``_orig_mod`` into the names of parameters."""
+    for name, child in [*fresh.named_modules()]:
+        if name and isinstance(child, OptimizedModule) and "_orig_mod" not in name:
+            fresh.set_submodule(name, unwrapped(child))
+    for name, child in module.named_modules():
+        if isinstance(child, OptimizedModule):
+            try:
+                inner = fresh.get_submodule(name)
+            except AttributeError:  # another architecture, which the comparison reports
+                return
+            fresh.set_submodule(name, torch.compile(inner))

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import nn
+
+from plastibench.config.errors import UserError
+from plastibench.interventions.attach import attach
+from plastibench.nn.network import Network
+from tests.support.networks import drawn
+
+
+def build(width: int = 8) -> nn.Sequential:
+    return nn.Sequential(nn.Sequential(nn.Linear(4, width), nn.ReLU()), nn.Linear(width, 3))
+
+
+def loss(module: nn.Module, batch: TensorDict) -> torch.Tensor:
+    return module(batch["x"]).square().mean()
+
+
+BATCH = TensorDict({"x": torch.ones(4, 4)}, [4])
+
+
+def without_bias() -> nn.Module:
+    module = build()
+    module[1].bias = None
+    return module
+
+
+@pytest.mark.parametrize("name", ["reset", "rnr", "shrink-perturb"])
+def test_a_builder_that_does_not_build_a_new_module_is_refused(name: str) -> None:
+    module = drawn(build)
+    shared = build()
+    shared[1] = module[1]
+    before = copy.deepcopy(module.state_dict())
+    builders = {
+        "nothing would be reinitialized": [
+            lambda: module,
+            lambda: shared,
+            lambda: nn.Sequential(module[0], build()[1]),
+        ],
+        r"lacks 1.bias \(1 names differ\)": [without_bias],
+        r"lacks 0.0.weight and it has 0.weight": [lambda: nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))],
+        r"0.0.weight has shape \(6, 4\) instead of \(8, 4\)": [lambda: build(6)],
+        "0.0.weight has no shape yet": [
+            lambda: nn.Sequential(nn.Sequential(nn.LazyLinear(8), nn.ReLU()), nn.LazyLinear(3))
+        ],
+    }
+    for message, makers in builders.items():
+        for make in makers:
+            network = Network(module, None, loss, fresh=make)
+            with pytest.raises(UserError, match=message):
+                attach(name, network).intervene(BATCH, expect_steps=False)
+            assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+def test_names_of_wrappers_are_understood() -> None:
+    """The network, a part of it, or what the builder returns is compiled or data-parallel."""
+    plain, part = drawn(build), drawn(build)
+    part[0] = torch.compile(part[0])
+    wholes = {"plain": plain, "compiled": torch.compile(drawn(build)), "parallel": nn.DataParallel(drawn(build))}
+    draws = torch.Generator().manual_seed(0)
+    for module in (*wholes.values(), part):
+        for make in (build, lambda: torch.compile(build()), lambda: nn.DataParallel(build()), part_compiled):
+            draws = torch.Generator().manual_seed(draws.initial_seed() + 1)
+            network = Network(module, None, loss, fresh=make, generator=draws)
+            before = [p.detach().clone() for p in module.parameters()]
+            report = attach("reset", network).intervene(BATCH, expect_steps=False)
+            assert report.parameters == sum(p.numel() for p in module.parameters())
+            assert not any(torch.equal(a, b) for a, b in zip(module.parameters(), before, strict=True))
+
+
+def part_compiled() -> nn.Module:
+    module = build()
+    module[0] = torch.compile(module[0])
+    return module
+
+
+def test_a_rebuilt_network_is_compared_with_its_first_architecture() -> None:
+    network = Network(drawn(build), None, loss, fresh=build)
+    attach("crelu", network)
+    assert network.fresh()[0][0].weight.shape == (4, 4)
+    network._fresh = lambda: build(6)
+    with pytest.raises(UserError, match="instead of"):
+        network.fresh()
+
+
+def test_a_grown_head_needs_a_builder_of_the_grown_network() -> None:
+    network = Network(drawn(build), None, loss, fresh=build)
+    network.module[1] = nn.Linear(8, 5)
+    with pytest.raises(UserError, match="if the network has grown"):
+        attach("reset", network).intervene(BATCH, expect_steps=False)
+    network = Network(network.module, None, loss)
+    assert attach("reset", network).intervene(BATCH, expect_steps=False).parameters == 4 * 8 + 8 + 8 * 5 + 5
