@@ -11,8 +11,9 @@ from plastibench.interventions.recouple import Recouple
 from plastibench.interventions.revive import Revive
 from plastibench.nn.dataflow import trace
 from plastibench.nn.least_squares import Solver
-from plastibench.nn.refit import RowsMoved, _print_once, refit, refit_in_one_pass, snapshot
+from plastibench.nn.refit import RowsMoved, refit, refit_in_one_pass, snapshot
 from plastibench.nn.row_order import row_order
+from plastibench.utils.notices import print_once
 from tests.support import moving_rows
 from tests.support.networks import (
     add_noise,
@@ -116,7 +117,7 @@ def test_separate_passes_equal_one_pass():
 
 def test_a_mixture_of_experts_keeps_its_outputs_better_with_recoupling(capsys):
     """Mixing both halves of a doubled batch would instead spoil them."""
-    _print_once.cache_clear()
+    print_once.cache_clear()
     drift = []
     for recouple in (False, True):
         network, batch = network_of(partial(moving_rows.Experts, 2)), images(64)
