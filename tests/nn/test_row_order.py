@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plastibench.interventions.recouple import Recouple
@@ -28,6 +29,7 @@ from tests.support.networks import (
     small_resnet,
     small_vit,
     state,
+    train,
 )
 from tests.support.references import copy_units, refitted, seen, write
 
@@ -158,6 +160,34 @@ def test_rows_that_move_in_a_large_batch_only_leave_nothing_half_written():
     assert not changed(revived, network.module)
     fits = refit(*arguments)
     assert "inner" not in fits and "head" in fits
+
+
+class Picky(nn.Module):
+    """Refuses weights that are not its first ones, in a pass after the test of the row order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.head = nn.Linear(64, 8), nn.Linear(8, 8), nn.Linear(8, 10)
+        self.known: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.known is not None and not torch.equal(self.first.weight, self.known):
+            raise ArithmeticError("other weights")
+        return self.head(F.relu(self.inner(F.relu(self.first(x.flatten(1))))))
+
+
+@pytest.mark.parametrize("scoring", ["once", "per-layer", "recouple"])
+def test_an_error_in_the_middle_changes_nothing(scoring):
+    network, batch = network_of(Picky, lr=1e-2, fresh=False), images(24)
+    train(network, batch)
+    network.module.known = network.module.first.weight.detach().clone()
+    before, slots = state(network.module), copy.deepcopy(network.optimizer.state_dict())
+    made = Recouple(Revive()) if scoring == "recouple" else method("rnr", scoring=scoring)
+    with pytest.raises(ArithmeticError):
+        made.intervene(network, batch)
+    assert not changed(before, network.module)
+    after = network.optimizer.state_dict()["state"]
+    assert all(torch.equal(after[key][name], value) for key, s in slots["state"].items() for name, value in s.items())
 
 
 @pytest.mark.parametrize(("name", "scoring"), [("rnr", "once"), ("rnr", "per-layer"), ("recouple", "")])
