@@ -56,6 +56,8 @@ class Recouple(Wrapper):
         self._check(network)
         batch = as_batch(batch)
         layers = trace(network, batch)
+        if not layers:
+            raise UserError(f"recouple: {type(network.module).__name__} has no module that can be refitted")
         order = row_order(network, batch, layers)
         announce("recouple", order)
         before, teacher = snapshot(layers), frozen_copy(network)

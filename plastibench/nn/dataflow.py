@@ -21,7 +21,7 @@ from plastibench.nn.unit_tracking import UnitTracker, get_mark
 from plastibench.nn.units import apply_module, modules_with_units, tied_parameters, unit_weight
 
 _FEW = 3  # samples of a trace
-_MORE = 64  # if some layers do not run on the first ones
+_MORE = 16  # if some layers do not run on the first ones
 
 
 def trace(network: Network, batch: TensorDictBase) -> list[TracedLayer]:
@@ -36,7 +36,7 @@ def trace(network: Network, batch: TensorDictBase) -> list[TracedLayer]:
 
     Args:
         network: The network.
-        batch: Any batch that its loss accepts. The first three samples are used, or 64 if some layers with units do
+        batch: Any batch that its loss accepts. The first three samples are used, or 16 if some layers with units do
             not run on these.
     """
     return trace_with_reasons(network, batch)[0]
