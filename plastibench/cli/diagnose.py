@@ -16,6 +16,8 @@ from plastibench.config.errors import UserError
 from plastibench.diagnosis.rules import thresholds_text
 from plastibench.metrics import select
 
+PARTS = ("mlp", "mlp-qkv", "attention", "linear", "layernorm", "head")  # of plastibench.nn.selectors
+
 if TYPE_CHECKING:
     from plastibench.diagnosis.loading import DiagnosisTarget
 
@@ -62,6 +64,15 @@ def configure(parser: CommandParser) -> None:
         metavar="NAMES",
         help="metrics or groups of metrics, such as ranks,weights, or all (default: all but the slow groups)",
     )
+    structure = parser.add_argument_group("structure")
+    structure.add_argument(
+        "--outputs",
+        metavar="NAMES",
+        help="output layers, separated by commas (default: every layer that the loss reads directly)",
+    )
+    structure.add_argument(
+        "--selector", metavar="PART", help=f"list the modules of a part of the network: {', '.join(PARTS)}"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained HTML report")
     output.add_argument("--png", type=Path, metavar="FILE", help="plot layers by metrics (.png, .svg or .pdf)")
@@ -89,7 +100,13 @@ def execute(args: argparse.Namespace) -> int:
 
     if args.threads > 0:
         torch.set_num_threads(args.threads)
-    found = [diagnose(target, metrics) for target in load_targets(args, agent_options)]
+    targets = load_targets(args, agent_options)
+    if args.outputs is not None:
+        from plastibench.diagnosis.loading import name_outputs
+
+        for target in targets:
+            name_outputs(target, [name.strip() for name in args.outputs.split(",") if name.strip()])
+    found = [diagnose(target, metrics, args.selector) for target in targets]
     print("\n\n".join(report(each) for each in found))
     if args.json is not None:
         from plastibench.utils.atomic_io import write_text
@@ -114,6 +131,8 @@ def execute(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace, agent_options: dict[str, Any], metrics: list[str] | None) -> None:
     """Report invalid arguments before torch is imported."""
     select(metrics or ())
+    if args.selector is not None and args.selector not in PARTS:
+        raise UserError(f"--selector {args.selector}: not a part of a network; use {', '.join(PARTS)}")
     if args.samples < 0 or args.samples == 1:
         raise UserError("--samples must be at least 2")
     if args.image_size < 0:

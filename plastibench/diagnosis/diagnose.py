@@ -19,6 +19,7 @@ from plastibench.metrics.plasticity import PlasticityReport, plasticity_report
 from plastibench.metrics.probes import use_generator
 from plastibench.nn.attention import is_attention
 from plastibench.nn.batches import chunks
+from plastibench.nn.coverage import Coverage, coverage, modules_in_part
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network, as_evaluated
 from plastibench.nn.units import unit_count
@@ -67,6 +68,8 @@ class Diagnosis:
         overall: Metrics of the network.
         fresh: The same of a fresh network, if compared.
         layers: The modules in the order in which they run.
+        coverage: Which modules the methods on single units act on.
+        selected: Names and numbers of parameters of the modules in the part that ``selector`` names.
     """
 
     title: str
@@ -79,6 +82,8 @@ class Diagnosis:
     overall: dict[str, float] = field(default_factory=dict)
     fresh: dict[str, float] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
+    coverage: Coverage | None = None
+    selected: list[tuple[str, int]] | None = None
 
     @property
     def rules(self) -> list[Rule]:
@@ -93,12 +98,13 @@ class Diagnosis:
         return {"schema": 1, **found, "thresholds": [asdict(rule) for rule in RULES]}
 
 
-def diagnose(target: DiagnosisTarget, metrics: Sequence[str] | None = None) -> Diagnosis:
+def diagnose(target: DiagnosisTarget, metrics: Sequence[str] | None = None, selector: str | None = None) -> Diagnosis:
     """Examine a network and a fresh one; :mod:`plastibench.metrics` defines the metrics.
 
     Args:
         target: The network and its probe batch; neither is modified.
         metrics: Names of metrics or groups; default: :data:`DEFAULT_GROUPS`.
+        selector: A part of the network whose modules are listed, of :data:`plastibench.nn.selectors.PARTS`.
     """
     network, batch = target.network, target.batch
     parameters = sum(p.numel() for p in network.module.parameters())
@@ -115,7 +121,9 @@ def diagnose(target: DiagnosisTarget, metrics: Sequence[str] | None = None) -> D
     verdict, reasons = judge_network({layer.name: layer.verdict for layer in layers}, found.overall)
     notes = [*target.notes, *opened, *_rank_caveat(network, batch, found, layers)]
     overall, usual = dict(sorted(found.overall.items())), dict(sorted(fresh.overall.items()))
-    return Diagnosis(*about, verdict, reasons, notes, overall, usual, layers)
+    selected = None if selector is None else modules_in_part(network, batch, selector)
+    covered = coverage(network, batch)
+    return Diagnosis(*about, verdict, reasons, notes, overall, usual, layers, covered, selected)
 
 
 def definition(metric: str) -> str:

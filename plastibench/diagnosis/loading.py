@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from plastibench.diagnosis.samples import Samples, read_samples
 from plastibench.diagnosis.state_dicts import load_weights, read_state, without_prefix
 from plastibench.envs.task_stream import TaskStream
 from plastibench.nn.network import Network, eval_mode, seeded
-from plastibench.nn.units import output_layers
+from plastibench.nn.units import checked_outputs, output_layers
 from plastibench.training.learner import Learner
 from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.saved_run import SavedRun, data_of_task, open_run
@@ -179,6 +179,15 @@ def from_samples(
     network = Network(module.to(device), None, _cross_entropy, fresh=make)
     batch, more = labelled(network, found, device)
     return DiagnosisTarget(title, network, batch, found.name, None, notes + more)
+
+
+def name_outputs(target: DiagnosisTarget, names: Sequence[str]) -> None:
+    """Set the output layers of the network.
+
+    Raises:
+        UserError: One of them is no layer with units of the network.
+    """
+    target.network.outputs = checked_outputs(target.network.module, names)
 
 
 def _cross_entropy(module: nn.Module, batch: TensorDictBase) -> Tensor:

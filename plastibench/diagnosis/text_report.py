@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from plastibench.diagnosis.diagnose import Diagnosis, needs_labels
+from plastibench.nn.coverage import Coverage
 from plastibench.utils.tables import text_table
 
 
@@ -16,6 +17,12 @@ def report(found: Diagnosis) -> str:
     ]
     if reasons:
         lines += ["reasons:", *reasons, ""]
+    if found.selected is not None:
+        total = sum(count for _, count in found.selected)
+        lines += [f"selected: {len(found.selected)} modules, {total:,} parameters"]
+        lines += [*(f"  {name}  {count:,}" for name, count in found.selected), ""]
+    if found.coverage is not None:
+        lines += [_coverage(found.coverage), ""]
     width = max(map(len, found.overall), default=0)
     for name, value in found.overall.items():
         fresh = f"   (fresh {format_value(found.fresh[name])})" if name in found.fresh else ""
@@ -27,6 +34,16 @@ def report(found: Diagnosis) -> str:
     why = f": {'; '.join(found.reasons)}" if found.reasons else ""
     lines.append(f"verdict: {found.verdict}{why}")
     return "\n".join(lines)
+
+
+def _coverage(found: Coverage) -> str:
+    """One line, and a table of what is not covered if it is more than a few parameters."""
+    line = f"coverage: methods on single units act on {100 * found.fraction:.1f} % of the parameters"
+    missing = [group for group in found.missing() if group[3] >= 0.001 * found.parameters]
+    if not missing:
+        return line
+    rows = [[kind, f"{count}", f"{size:,}", why] for kind, why, count, size in missing]
+    return f"{line}\n{text_table(['not covered', 'modules', 'parameters', 'why'], rows)}"
 
 
 def format_value(value: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias
 
@@ -18,7 +18,10 @@ from plastibench.config.options import build
 from plastibench.config.registry import interventions
 from plastibench.interventions.base import Intervention, Report, overrides
 from plastibench.nn.computed_weights import describe
+from plastibench.nn.coverage import Coverage, coverage, warning
 from plastibench.nn.network import Loss, Network, as_batch
+from plastibench.nn.units import checked_outputs
+from plastibench.utils.notices import print_once
 
 Batch: TypeAlias = TensorDictBase | Mapping[str, Tensor]
 
@@ -28,6 +31,8 @@ def attach(
     model: Network | nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
     loss_fn: Loss | None = None,
+    *,
+    outputs: Sequence[str] = (),
     **options: Any,
 ) -> Attached:
     """Attach an intervention to a model and follow its optimizer.
@@ -41,6 +46,8 @@ def attach(
         optimizer: Its optimizer; only with a module.
         loss_fn: ``loss_fn(model, batch)``, the mean training loss of a batch; only with a module. Methods that score
             units by gradients call it.
+        outputs: Names of the output layers; only with a module. By default, every layer whose output reaches the loss
+            without another layer in between.
         options: Options of a named intervention; those of a combination as ``l2_init__strength=0.001``.
 
     Returns:
@@ -50,11 +57,13 @@ def attach(
         UserError: An unknown name, an option that does not fit, or a model that the method cannot act on.
     """
     if isinstance(model, Network):
-        if optimizer is not None or loss_fn is not None:
-            raise UserError("attach: a Network has its optimizer and loss already; pass them with a plain module only")
+        if optimizer is not None or loss_fn is not None or outputs:
+            raise UserError(
+                "attach: a Network has its optimizer, loss and outputs already; pass them with a plain module only"
+            )
         network = model
     else:
-        network = Network(model, optimizer, loss_fn or _no_loss)
+        network = Network(model, optimizer, loss_fn or _no_loss, outputs=checked_outputs(model, outputs))
     method = create(intervention, **options)
     _check_module(network, method)
     _check_optimizer(network.optimizer, network.module)
@@ -138,6 +147,8 @@ class Attached:
         self._every = 0
         self._draw: Callable[[], Batch] | None = None
         network.attach(self)
+        if _acts_on_units(intervention) and (note := warning(network.module)):
+            print_once(f"plastibench: {type(intervention).__name__} on the {network.role}: {note}")
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -148,6 +159,14 @@ class Attached:
     def optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
         _check_optimizer(optimizer, self.network.module)
         self.network.optimizer = optimizer
+
+    def coverage(self, batch: Batch) -> Coverage:
+        """Which modules of the network the methods on single units act on, and why not on the others.
+
+        Args:
+            batch: A batch that the network's loss accepts; its first samples are used.
+        """
+        return coverage(self.network, as_batch(batch))
 
     def schedule(self, every: int, draw: Callable[[], Batch]) -> None:
         """Intervene automatically after every ``every`` optimizer steps, on the batch that ``draw()`` returns."""
@@ -280,6 +299,10 @@ def _check_module(network: Network, method: Intervention) -> None:
         raise UserError(f"attach: {lazy[0]} is not initialized yet; run the module on one batch first (lazy modules)")
     if skipped := describe(network.module, always=not only_intervenes(method)):
         print(f"plastibench: {skipped}", file=sys.stderr)
+
+
+def _acts_on_units(intervention: Intervention) -> bool:
+    return getattr(intervention, "kind", "") == "units" or any(map(_acts_on_units, intervention.wrapped()))
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer | None, module: nn.Module) -> None:

@@ -21,7 +21,7 @@ from plastibench.nn.unit_tracking import UnitTracker, get_mark
 from plastibench.nn.units import apply_module, modules_with_units, tied_parameters, unit_weight
 
 _FEW = 3  # samples of a trace
-_MORE = 64  # if some layers do not run on the first ones
+_MORE = 16  # if some layers do not run on the first ones
 
 
 def trace(network: Network, batch: TensorDictBase) -> list[TracedLayer]:
@@ -36,9 +36,14 @@ def trace(network: Network, batch: TensorDictBase) -> list[TracedLayer]:
 
     Args:
         network: The network.
-        batch: Any batch that its loss accepts. The first three samples are used, or 64 if some layers with units do
+        batch: Any batch that its loss accepts. The first three samples are used, or 16 if some layers with units do
             not run on these.
     """
+    return trace_with_reasons(network, batch)[0]
+
+
+def trace_with_reasons(network: Network, batch: TensorDictBase) -> tuple[list[TracedLayer], dict[str, str]]:
+    """The same, and why the other modules with units are left out, by name."""
     few = batch[: min(_FEW, len(batch))]
     with as_evaluated(network.module), torch.no_grad():
         observed = _observe(network, few)
@@ -47,10 +52,18 @@ def trace(network: Network, batch: TensorDictBase) -> list[TracedLayer]:
             observed = _observe(network, few)
         doubled = _observe(network, torch.cat([few, few])).shapes
         outputs = set(network.outputs) or layers_before_loss(network, few, observed.tracker.names)
-    layers = []
+    layers: list[TracedLayer] = []
+    reasons = dict.fromkeys(observed.tracker.names.values(), "does not run, or its parent uses its weight")
     for layer in observed.tracker.traced.values():
         axis = _batch_axis(observed.shapes[layer.name], doubled.get(layer.name, []))
-        if observed.plain[layer.name] and axis is not None and isinstance(layer.module.weight, nn.Parameter):
+        if not isinstance(layer.module.weight, nn.Parameter):
+            reasons[layer.name] = "weight is computed from other parameters"
+        elif not observed.plain[layer.name]:
+            reasons[layer.name] = "computes something else than its class"
+        elif axis is None:
+            reasons[layer.name] = "its rows are not samples"
+        else:
+            del reasons[layer.name]
             layer.batch_axis = axis
             layers.append(layer)
     shared = tied_parameters(network.module)
@@ -58,7 +71,7 @@ def trace(network: Network, batch: TensorDictBase) -> list[TracedLayer]:
         layer.tied = layer.module.weight in shared
         layer.output = layer is layers[-1] if outputs is None else layer.name in outputs
     set_outgoing(layers)
-    return layers
+    return layers, reasons
 
 
 @dataclass

@@ -132,16 +132,16 @@ def find_attention(network: Network, batch: TensorDictBase, names: Mapping[nn.Mo
     result = Attention()
     reads: dict[Any, set[str]] = {node: set() for node in operands}
     for node, name in graph.tags.items():
-        found, _ = graph.before([following for following, _ in _own_operation(node)], operands)
-        attention = found & operands.keys()
-        if len(attention) == 1 and len(found) <= _OPERANDS:
+        read, _ = graph.before([following for following, _ in _own_operation(node)], operands)
+        attention = read & operands.keys()
+        if len(attention) == 1 and len(read) <= _OPERANDS:
             reads[attention.pop()].add(name)
     for node, starts in operands.items():
         feeds: set[str] = set()
         for start in starts:
-            found, _ = graph.before([start], operands)
-            if len(found) <= _OPERANDS and not found & operands.keys():
-                feeds |= {graph.tags[tagged] for tagged in found}
+            reached, _ = graph.before([start], operands)
+            if len(reached) <= _OPERANDS and not reached & operands.keys():
+                feeds |= {graph.tags[tagged] for tagged in reached}
         if feeds:
             result.inputs |= feeds
             result.outputs |= reads[node]

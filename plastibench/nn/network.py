@@ -332,14 +332,27 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; restore the mode of every submodule afterwards."""
+    """Eval mode inside the block; restore the mode of every submodule afterwards.
+
+    Some modules cache tensors or merge weights when they enter eval mode (timm's LeViT, LoRA layers). They go back to
+    train mode before every forward pass and at the end, because the cache belongs to other weights or another graph.
+    """
     training = {child: child.training for child in module.modules()}
+    reacts = any(type(child).train is not nn.Module.train for child in training)
+    hook = module.register_forward_pre_hook(lambda _, args: _enter_eval(module)) if reacts else None
     module.eval()
     try:
         yield
     finally:
+        if hook is not None:
+            hook.remove()
+            module.train().train(training[module])
         for child, mode in training.items():
             child.training = mode
+
+
+def _enter_eval(module: nn.Module) -> None:
+    module.train().eval()
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -21,6 +19,7 @@ from plastibench.nn.reinit import broadcast_rows
 from plastibench.nn.row_order import RowOrder, moving_layers
 from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.units import apply_module, replaced_forwards, unit_parameters
+from plastibench.utils.notices import print_once
 
 _ROUNDING = 1e-5  # relative to the norm of a parameter
 
@@ -42,12 +41,7 @@ def frozen_copy(network: Network) -> nn.Module:
 def announce(method: str, order: RowOrder) -> None:
     """Print, once per process, how a network with moving rows is refitted."""
     if note := order.note():
-        _print_once(f"plastibench: {method}: {note}")
-
-
-@functools.cache
-def _print_once(text: str) -> None:
-    print(text, file=sys.stderr)
+        print_once(f"plastibench: {method}: {note}")
 
 
 @torch.no_grad()

@@ -165,7 +165,7 @@ class UnitTracker(TorchFunctionMode):
             _set_mark(output, self._merge(func, args, kwargs))
         elif name in ACTIVATIONS or name in _KEEPS or name in _MOVES:
             marks = [mark for mark in map(_settled_mark, (*args, *kwargs.values())) if mark is not None]
-            mark = marks[0] if len(marks) == 1 else None  # a product of two outputs holds the units of neither
+            mark = marks[0] if len(marks) == 1 else _gated_unit(marks) if name in _PRODUCTS else None
             if mark is not None and name in _MOVES:
                 unit = func(mark.unit, *args[1:], **kwargs)
                 mark = replace(mark, unit=unit) if isinstance(unit, Tensor) and _is_integral(unit) else None
@@ -226,6 +226,18 @@ def _settled_mark(value: Any) -> Mark | None:
     """The mark of a tensor that holds units, not only a part of an activation."""
     mark = get_mark(value)
     return mark if mark is not None and not mark.pending else None
+
+
+def _gated_unit(marks: list[Mark]) -> Mark | None:
+    """The mark of the product of an activated and a linear layer, unit by unit (SwiGLU): the activated one.
+
+    A unit of a gated MLP is one neuron with two rows of incoming weights; without its activated row it is silent. Any
+    other product of two outputs holds the units of neither.
+    """
+    if len(marks) != 2 or marks[0].active == marks[1].active or marks[0].unit.shape != marks[1].unit.shape:
+        return None
+    active = marks[0] if marks[0].active else marks[1]
+    return active if torch.equal(marks[0].unit, marks[1].unit) else None
 
 
 def _written_out(name: str, args: Any, kwargs: Any) -> Mark | None:

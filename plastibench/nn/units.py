@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plastibench.config.errors import UserError, did_you_mean
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -49,6 +51,19 @@ def modules_with_units(module: nn.Module) -> dict[nn.Module, str]:
 def output_layers(module: nn.Module, outputs: Sequence[str]) -> tuple[str, ...]:
     """Names of the output layers: ``outputs`` if there are any, otherwise the module with units registered last."""
     return tuple(outputs) or tuple(name for name, child in module.named_modules() if has_units(child))[-1:]
+
+
+def checked_outputs(module: nn.Module, outputs: Sequence[str]) -> tuple[str, ...]:
+    """Names of output layers from a user.
+
+    Raises:
+        UserError: One of them is no layer with units of this network.
+    """
+    names = list(modules_with_units(module).values())
+    for name in outputs:
+        if name not in names:
+            raise UserError(f"outputs: this network has no layer '{name}'{did_you_mean(name, names)}")
+    return tuple(outputs)
 
 
 def tied_parameters(module: nn.Module) -> set[nn.Parameter]:

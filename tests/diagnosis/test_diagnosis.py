@@ -23,6 +23,7 @@ from plastibench.diagnosis.loading import DiagnosisTarget, agent_model, networks
 from plastibench.diagnosis.rules import RULES, by_chance, judge_layer, thresholds_text
 from plastibench.diagnosis.samples import read_samples
 from plastibench.diagnosis.state_dicts import load_weights, read_state, without_prefix
+from plastibench.diagnosis.text_report import report
 from plastibench.training.runner import run
 from tests.support.networks import agent_builder, drawn, images, network_of, small_resnet, small_vit, state
 from tests.support.references import array
@@ -443,6 +444,43 @@ def test_the_command_writes_all_reports(tmp_path: Path, say: Any) -> None:
     assert "http" not in page  # self-contained
 
 
+def test_structure_is_reported_and_outputs_may_be_named(tmp_path: Path, say: Any) -> None:
+    torch.save(drawn(agent_builder("mlp", width=16)).state_dict(), tmp_path / "a.pt")
+    command = ("diagnose", tmp_path / "a.pt", "--agent", "mlp", "--agent.width", 16, "--data", "digits")
+    command += ("--samples", 20, "--metrics", "weights", "--json", tmp_path / "a.json", "--html", tmp_path / "a.html")
+    said = say(*command, "--selector", "head", "--outputs", "3,5")
+    assert said.status == 0, said.err
+    assert "selected: 2 modules, 442 parameters\n  3  272\n  5  170\n" in said.out
+    assert "coverage: methods on single units act on 100.0 % of the parameters" in said.out
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert [layer["kind"] for layer in content["layers"]] == ["Linear", "Linear, outputs", "Linear, outputs"]
+    assert [module["covered_by"] for module in content["coverage"]["modules"]] == [
+        ["revive", "redo"],
+        ["refit"],
+        ["refit"],
+    ]
+    page = (tmp_path / "a.html").read_text()
+    assert '<td class="text">revive, redo</td>' in page and "never reinitialized" in page
+
+
+def test_what_is_not_covered_is_reported(tmp_path: Path) -> None:
+    attention = torch.nn.MultiheadAttention(8, 2)
+    network = network_of(lambda: _Attending(attention))
+    text = report(diagnose(target_of(network)))
+    assert re.search(r"MultiheadAttention +1 +216 +packed weights of queries, keys and values", text)
+
+
+class _Attending(torch.nn.Module):
+    def __init__(self, attention: torch.nn.Module) -> None:
+        super().__init__()
+        self.attention, self.head = attention, torch.nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.reshape(len(x), 8, 8).transpose(0, 1)
+        head: torch.Tensor = self.head(self.attention(x, x, x)[0].mean(0))
+        return head
+
+
 def test_the_html_report_escapes_text_and_colours_severity(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # not needed
     network = network_of(agent_builder("mlp", width=32))
@@ -469,6 +507,8 @@ def test_the_html_report_escapes_text_and_colours_severity(tmp_path: Path, monke
         (["timm:test_vit", "--agent.width", "4"], "--agent.OPTION needs --agent"),
         (["timm:test_vit", "--samples", "1"], "--samples must be at least 2"),
         (["."], "not a run's folder"),
+        (["timm:test_vit", "--selector", "mpl"], "--selector mpl: not a part of a network; use mlp, mlp-qkv"),
+        (["timm:test_vit", "--outputs", "heads", "--samples", "2"], "no layer 'heads'; did you mean 'head'?"),
     ],
 )
 def test_invalid_arguments_are_reported_in_one_line(arguments: list[str], message: str, say: Any) -> None:

@@ -310,3 +310,12 @@ def test_recouple_state_contains_the_initial_weights_of_the_inner_intervention()
 def test_intervention_that_changes_the_architecture_is_a_user_error():
     with pytest.raises(UserError, match="changes the architecture"):
         Recouple(PlasticityInjection()).intervene(prepared(small_vit()), images())
+
+
+def test_a_network_without_units_is_refused_and_unchanged():
+    network = network_of(lambda: nn.Sequential(nn.Flatten(), nn.Bilinear(64, 64, 10)))
+    network.loss = lambda module, batch: module[1](batch["image"].flatten(1), batch["image"].flatten(1)).mean()
+    before = state(network.module)
+    with pytest.raises(UserError, match="recouple: Sequential has no module that can be refitted"):
+        Recouple(ShrinkPerturb()).intervene(network, images())
+    assert not changed(before, network.module)

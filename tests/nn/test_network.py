@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 from tensordict import TensorDict
-from torch import nn
+from torch import Tensor, nn
 
 from plastibench.interventions.attach import apply
-from plastibench.nn.network import Network
+from plastibench.nn.network import Network, eval_mode
 from tests.support.networks import agent_builder, images, logits, loss, network_of, state, train
 from tests.support.rl import make_agent, transitions
 
@@ -162,3 +162,64 @@ def test_interventions_draw_other_numbers_than_the_initialization(seed: int) -> 
     moved = model[0].weight != before
     assert 0.45 < float(moved.float().mean()) < 0.55
     assert 0.45 < float((before[moved] > 0).float().mean()) < 0.55
+
+
+class Merging(nn.Module):
+    """Merges a low-rank update into its weight in eval mode and takes it out in train mode, as LoRA layers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.update = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3, 3))
+        self.merged = False
+
+    def train(self, mode: bool = True) -> Merging:
+        super().train(mode)
+        if self.merged == mode:
+            self.weight.data += -self.update if mode else self.update
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.weight if self.merged else self.weight + self.update)
+
+
+class Caching(nn.Module):
+    """Caches a function of its weight in eval mode, with the graph of the pass that computed it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.cache: Tensor | None = None
+
+    def train(self, mode: bool = True) -> Caching:
+        super().train(mode)
+        if mode:
+            self.cache = None
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return x * self.weight.exp()
+        if self.cache is None:
+            self.cache = self.weight.exp()
+        return x * self.cache
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_eval_mode_leaves_nothing_merged_or_cached(training):
+    module = nn.Sequential(Merging(), Caching()).train(training)
+    module[1].eval()
+    weight, x = module[0].weight.detach().clone(), torch.ones(2, 3)
+    with torch.no_grad():
+        expected = module(x)
+    for _ in range(2):
+        with eval_mode(module):
+            for _ in range(2):  # a graph in the cache could be used only once
+                torch.autograd.grad(module(x).sum(), module[1].weight)
+    assert torch.equal(module[0].weight, weight) and module[0].merged == (not training)
+    assert [child.training for child in module] == [training, False]
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), expected)
+        module[1].weight.fill_(2.0)
+        with eval_mode(module):
+            torch.testing.assert_close(module(x), expected * torch.tensor(1.0).exp())

@@ -11,7 +11,7 @@ from plastibench.nn.activations import for_each_activation
 from plastibench.nn.dataflow import trace
 from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.unit_statistics import measure_units
-from tests.support.networks import images, network_of
+from tests.support.networks import changed, images, method, network_of, state
 
 
 class Functional(nn.Module):
@@ -239,3 +239,51 @@ def test_merges_are_recorded_however_they_are_written(merge):
     assert layer.residual
     assert not layer.hidden
     assert layer.readers == []
+
+
+class Gated(nn.Module):
+    """A gated MLP, as in Llama; the product may be written in any order."""
+
+    def __init__(self, product) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(64, 8), nn.Linear(64, 8), nn.Linear(8, 6)
+        self.head, self.product = nn.Linear(6, 10), product
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return self.head(self.down(self.product(self.gate(x), self.up(x))))
+
+
+GATED = {
+    "swiglu": lambda gate, up: F.silu(gate) * up,
+    "geglu": lambda gate, up: up * F.gelu(gate),
+    "reglu": lambda gate, up: torch.mul(F.relu(gate), up),
+    "glu": lambda gate, up: up * gate.sigmoid(),
+    "silu written out": lambda gate, up: (gate * gate.sigmoid()) * up,
+}
+
+
+@pytest.mark.parametrize("product", GATED.values(), ids=GATED.keys())
+def test_units_of_a_gated_mlp_are_those_of_its_activated_layer(product):
+    layers = {layer.name: layer for layer in trace(network_of(lambda: Gated(product)), images(4))}
+    assert layers["gate"].hidden and layers["gate"].readers == ["down"]
+    assert layers["gate"].columns["down"].tolist() == list(range(8))
+    assert not layers["up"].activated and not layers["up"].readers
+
+
+def test_redo_silences_the_dead_neurons_of_a_gated_mlp_without_changing_the_outputs():
+    network, batch = network_of(lambda: Gated(GATED["reglu"]), seed=1), images(40)
+    with torch.no_grad():
+        network.module.gate.bias[:3] = -100.0
+    before, outputs = state(network.module), network.module(batch["image"]).detach()
+    report = method("redo").intervene(network, batch)
+    assert report.units["gate"].tolist() == [True] * 3 + [False] * 5 and set(report.units) == {"gate"}
+    assert changed(before, network.module) == {"gate.weight", "gate.bias", "down.weight"}
+    assert (network.module.down.weight[:, :3] == 0).all()
+    torch.testing.assert_close(network.module(batch["image"]).detach(), outputs)
+
+
+@pytest.mark.parametrize("product", [lambda gate, up: gate * up, lambda gate, up: F.relu(gate) * F.relu(up)])
+def test_other_products_hold_the_units_of_neither(product):
+    layers = {layer.name: layer for layer in trace(network_of(lambda: Gated(product)), images(4))}
+    assert not layers["gate"].readers and not layers["up"].readers
