@@ -14,33 +14,12 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from plastibench.config.errors import RunError
-from plastibench.config.spec import PARTS, RunSpec
-from plastibench.results.result import Cost, Result, Summary
+from plastibench.config.spec import RunSpec
+from plastibench.results import hparams
+from plastibench.results.result import Result
 from plastibench.utils import tensorboard_summaries
 
 COLUMNS = ("update", "task", "epoch", "phase", "metric", "value")
-# Columns of the HParams tab, which shows the first five. A run has either accuracies or returns.
-LEADERBOARD = {
-    "final": ("final accuracy or return", "accuracy after the last task, or mean return of the last three evaluations"),
-    "drop": ("drop", "mean drop in accuracy or return right after an intervention"),
-    "auc": ("auc", "area under the accuracy curve (mean over tasks), or mean return over evaluations"),
-    "recovery": (
-        "recovery",
-        "mean number of epochs or steps until the accuracy or return before the intervention is reached again",
-    ),
-    "cost": ("cost", "fraction of the run time spent in interventions"),
-    "unrecovered": ("unrecovered", "fraction of interventions without recovery"),
-    "seconds": ("seconds", "run time in seconds"),
-    "updates": ("updates", "number of updates"),
-}
-_SHOWN = (*PARTS, "options", "seed")
-_SOURCES = {
-    "final": ("final_accuracy", "final_return"),
-    "drop": ("mean_drop",),
-    "auc": ("auc", "average_return"),
-    "recovery": ("mean_recovery_epochs", "mean_recovery_steps"),
-    "unrecovered": ("unrecovered_fraction",),
-}
 
 
 class Recorder:
@@ -92,9 +71,8 @@ class Recorder:
                 raise RunError(f"{path} is missing; delete {folder} to restart the run") from error
             raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
         if not lengths:
-            columns = [tensorboard_summaries.Column(f"leaderboard/{name}", *said) for name, said in LEADERBOARD.items()]
-            for summary in tensorboard_summaries.session(_hyperparameters(spec, env_version, data), columns, _SHOWN):
-                self._summary(summary)
+            values = {**hparams.hyperparameters(spec), "version": str(env_version), "data": data or ""}
+            self._summary(tensorboard_summaries.session(values, hparams.trial_name(spec)))
             self._writer.add_text("spec", f"```toml\n{spec.to_toml()}\n```")
 
     def scalars(
@@ -138,12 +116,12 @@ class Recorder:
             update: Updates since the start of the run.
             result: The result of the run.
         """
-        values = [task.end for task in result.tasks] or [point.value for point in result.returns]
+        scale, final = (1.0, "final return") if result.is_rl else (100.0, "final %")
+        values = [scale * task.end for task in result.tasks] or [point.value for point in result.returns]
         for number, value in enumerate(values[:-1], start=1):
-            self._writer.add_scalar("leaderboard/final", value, update * number // len(values))
-        for name, found in leaderboard_values(result.summary, result.cost).items():
-            if found is not None:  # TensorBoard sorts empty cells last, but cannot sort NaN
-                self._writer.add_scalar(f"leaderboard/{name}", found, update)
+            self._writer.add_scalar(f"{hparams.GROUP}/{final}", value, update * number // len(values))
+        for name, found in hparams.metric_values(result.summary, result.cost).items():
+            self._writer.add_scalar(f"{hparams.GROUP}/{name}", found, update)
         self._summary(tensorboard_summaries.session_end())
         self.close()
 
@@ -173,35 +151,8 @@ class Recorder:
         self._writer.file_writer.add_summary(summary)
 
 
-def leaderboard_values(summary: Summary, cost: Cost) -> dict[str, float | None]:
-    """The row of a run in TensorBoard's HParams tab."""
-    values = {name: [getattr(summary, source) for source in sources] for name, sources in _SOURCES.items()}
-    row = {name: next((value for value in found if value is not None), None) for name, found in values.items()}
-    row.update({"cost": cost.intervention_fraction, "seconds": cost.seconds, "updates": cost.updates})
-    return {name: row[name] for name in LEADERBOARD}
-
-
 def _wait_for_next_second(folder: Path) -> None:
     """TensorBoard reads the event files of a run in the order of their names, which contain the time in seconds."""
     started = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
     while started and int(time.time()) <= max(started) <= time.time() + 2:
         time.sleep(0.01)
-
-
-def _hyperparameters(spec: RunSpec, env_version: int, data: str | None) -> dict[str, str | float]:
-    """Hyperparameters with the same keys and types in every run: TensorBoard hides columns that the first run lacks."""
-    names: dict[str, str | float] = {part: getattr(spec, part)[0] for part in PARTS}
-    changed = {
-        part: ", ".join(f"{key.replace('__', '.')}={value}" for key, value in spec.changed(part).items())
-        for part in PARTS
-    }
-    return {
-        **names,
-        "options": changed["intervention"],
-        "seed": float(spec.run.seed),
-        "env options": changed["env"],
-        "agent options": changed["agent"],
-        "every": float(spec.run.every),
-        "version": float(env_version),
-        "data": data or "",
-    }
