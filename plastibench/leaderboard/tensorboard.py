@@ -120,7 +120,7 @@ def _table(shown: Standings) -> str:
 def _order(charts: Sequence[Sequence[str]]) -> list[str]:
     """Order the lines so that as few as possible in one chart share a colour.
 
-    TensorBoard gives the run at position ``i`` the colour ``i`` modulo 7.
+    TensorBoard gives the run at position ``i`` the colour ``i`` modulo 7. With seven lines or fewer, all differ.
     """
     partners: dict[str, set[str]] = defaultdict(set)
     for chart in charts:
