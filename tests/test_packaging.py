@@ -101,7 +101,7 @@ ALLOWED: dict[str, set[str]] = {
     "diagnosis": {"config", "utils", "nn", "envs", "interventions", "metrics", "training"},
     "sweeps": {"config", "utils", "envs", "agents", "results", "training", "leaderboard"},
     "cli": {
-        *("config", "utils", "interventions", "metrics", "results", "training", "leaderboard", "plotting"),
+        *("config", "utils", "envs", "interventions", "metrics", "results", "training", "leaderboard", "plotting"),
         *("diagnosis", "sweeps"),
     },
 }

@@ -9,9 +9,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from plastibench.config.errors import RunError
+
 if TYPE_CHECKING:
     from plastibench.leaderboard.standings import Standings
 
+# With more than 40 runs, TensorBoard shows no run until some are selected; this selects the leaderboard.
+BOARD_ADDRESS = "http://localhost:6006/#text&regexInput=leaderboard"
 _LIMIT = 1000  # results that are read and written within about two seconds
 
 
@@ -39,6 +43,14 @@ def update_board(runs_dir: Path, plots: bool = False) -> None:
     except Exception as error:
         reason = " ".join(str(error).split())
         print(f"plastibench: TensorBoard's leaderboard is not up to date: {reason}", file=sys.stderr)
+
+
+def begin_board(runs_dir: Path) -> None:
+    """Prepare TensorBoard's leaderboard for runs that are about to start, so that they can be watched in it."""
+    from plastibench.leaderboard import tensorboard
+
+    with contextlib.suppress(RunError, OSError):  # the runs report a folder that cannot be written
+        tensorboard.begin(runs_dir)
 
 
 def write_board(runs_dir: Path, shown: Standings, plots: bool) -> Path:

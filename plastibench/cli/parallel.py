@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from plastibench.cli.board_update import begin_board
 from plastibench.config.spec import RunSpec
 
 
@@ -61,6 +62,7 @@ def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, slots: i
     from plastibench.utils.stop_signals import stop_requests
 
     engine = LocalEngine(slots, args.runs_dir, args.data_dir, args.plugin, args.threads)
+    begin_board(args.runs_dir)
     try:
         with stop_requests() as stop:
             jobs = run_all(specs, engine, args.runs_dir, stop=stop, quiet=args.quiet)

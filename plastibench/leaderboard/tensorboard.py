@@ -1,7 +1,7 @@
 """The leaderboard in TensorBoard: tables, charts that compare methods over seeds, and plots.
 
 TensorBoard gives each run a colour, so each method in the charts is a small run below the one with tables and plots.
-None of them is a row of the HParams tab.
+None of them is a row of the HParams tab; its columns are stored with the tables.
 """
 
 from __future__ import annotations
@@ -11,17 +11,24 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plastibench.leaderboard import text as text_format
 from plastibench.leaderboard.rows import Row
 from plastibench.leaderboard.settings import Method, Setting, label
 from plastibench.leaderboard.standings import Standings
 from plastibench.results.confidence import mean_interval
+from plastibench.results.hparams import GROUP, METRICS, differing_columns
 from plastibench.results.result import Result
 from plastibench.utils import tensorboard_events, tensorboard_summaries
 from plastibench.utils.folder_lock import wait_for_lock
 
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
 FOLDER = "leaderboard"
+COLORS = 7  # of TensorBoard's runs; the next run has the first colour again
+TEXT_COLUMNS = 6
 BEST = 4  # number of best methods in a chart, besides those that are always shown
 _ALWAYS = ("none", "reset", "rnr")
 _PLOTS = "~plots"  # folder; no method has this name
@@ -32,7 +39,8 @@ _Curve = dict[int, float]  # step on the axis of a chart to value
 def write(runs_dir: Path, shown: Standings, plots: Mapping[str, bytes] | None = None) -> Path:
     """Write the leaderboard for TensorBoard and replace the previous one.
 
-    - Text: all tables together, and each table.
+    - HParams: the columns in which runs differ. The rows are the runs themselves.
+    - Text: all tables together, and each table, with six columns.
     - Custom Scalars: a category for each setting, with a chart of the accuracy after each task (RL: return over steps)
       and a chart of the drop at interventions. They show the mean and the 95 % confidence interval over seeds of the
       four best methods, ``none``, ``reset`` and ``rnr``.
@@ -56,14 +64,15 @@ def write(runs_dir: Path, shown: Standings, plots: Mapping[str, bytes] | None = 
 
 def _write(folder: Path, shown: Standings, plots: Mapping[str, bytes] | None) -> Path:
     images = [(0, tensorboard_summaries.image(f"figures/{title}", png)) for title, png in (plots or {}).items()]
-    tables = [(0, tensorboard_summaries.text("all results", text_format.markdown(shown)))]
+    tables = [(0, tensorboard_summaries.text("all results", _table(shown)))]
     categories: dict[str, dict[str, tensorboard_summaries.Band]] = {}
     lines: dict[str, list[tensorboard_events.Entry]] = defaultdict(list)  # by folder
+    charted: list[list[str]] = []  # folders of the lines of each setting
     names = _short_names([setting for setting, _ in shown.tables])
     for (setting, rows), name in zip(shown.tables, names, strict=True):
-        table = text_format.markdown(Standings([(setting, rows)], [], []))
-        tables.append((0, tensorboard_summaries.text(name, table)))
+        tables.append((0, tensorboard_summaries.text(name, _table(Standings([(setting, rows)], [], [])))))
         methods = _charted(setting, rows)
+        charted.append([_folder_name(method.name) for method in methods])
         bands = {}
         for tag, title, curve in _charts(setting):
             tags = (f"{name}/{tag}{suffix}" for suffix in ("", "-lower", "-upper"))
@@ -71,15 +80,66 @@ def _write(folder: Path, shown: Standings, plots: Mapping[str, bytes] | None) ->
             for method in methods:
                 lines[_folder_name(method.name)] += _points(band, [curve(run) for run in method.runs.values()])
         categories[setting.title] = dict(reversed(bands.items()))  # TensorBoard shows the last one first
-    tensorboard_events.replace(folder, [(0, tensorboard_summaries.layout(categories)), *tables])
+    runs = [run for setting, _ in shown.tables for run in setting.runs]
+    columns = (0, _columns(differing_columns(runs), runs))
+    layout = (0, tensorboard_summaries.layout(categories))
+    # Start times as if the board was the first run of all: its runs are listed first, in this order.
+    tensorboard_events.replace(folder, [columns, layout, *tables], start=1.0)
+    for number, name in enumerate(_order(charted), start=2):
+        tensorboard_events.replace(folder / name, lines[name], start=float(number))
     if plots is not None:
-        tensorboard_events.replace(folder / _PLOTS, images)
-    for name, points in lines.items():
-        tensorboard_events.replace(folder / name, points)
+        tensorboard_events.replace(folder / _PLOTS, images, start=len(lines) + 2.0)
     for path in folder.iterdir():
         if path.is_dir() and path.name not in (*lines, _PLOTS):
             tensorboard_events.remove(path)
     return folder
+
+
+def begin(runs_dir: Path) -> None:
+    """Write the columns of the HParams tab for a first run, unless there is a leaderboard already.
+
+    Raises:
+        RunError: The folder cannot be written.
+    """
+    if not list((runs_dir / FOLDER).glob("events.out.tfevents.*")):
+        tensorboard_events.replace(runs_dir / FOLDER, [(0, _columns(differing_columns([]), []))], start=1.0)
+
+
+def _columns(hyperparameters: Sequence[str], runs: Sequence[Result]) -> Summary:
+    """The columns of the HParams tab: these hyperparameters, and the metrics that runs of these kinds have."""
+    kinds = {run.is_rl for run in runs} or {False, True}
+    return tensorboard_summaries.experiment(
+        hyperparameters,
+        [
+            tensorboard_summaries.Column(f"{GROUP}/{metric.name}", metric.name, metric.meaning)
+            for metric in METRICS
+            if (metric.supervised and False in kinds) or (metric.rl and True in kinds)
+        ],
+    )
+
+
+def _table(shown: Standings) -> str:
+    """Markdown with few columns whose values and headings do not break."""
+    return text_format.markdown(shown, most=TEXT_COLUMNS, unbreakable=True)
+
+
+def _order(charts: Sequence[Sequence[str]]) -> list[str]:
+    """Order the lines so that as few as possible in one chart share a colour.
+
+    TensorBoard gives the run at position ``i`` the colour ``i`` modulo 7. With seven lines or fewer, all differ.
+    """
+    partners: dict[str, set[str]] = defaultdict(set)
+    for chart in charts:
+        for name in chart:
+            partners[name].update(chart)
+    left = sorted(partners, key=lambda name: -len(partners[name]))
+    order: list[str] = []
+    while left:
+        same_color = order[len(order) % COLORS :: COLORS]
+        best = min(left, key=lambda name: len(partners[name].intersection(same_color)))  # the first of several
+        left.remove(best)
+        order.append(best)
+    return order
 
 
 def remove(runs_dir: Path) -> None:

@@ -50,22 +50,31 @@ def table(shown: Standings, width: int = 0) -> str:
     return "\n\n".join([*parts, *(_filled(text, width) for text in explained if text)])
 
 
-def markdown(shown: Standings) -> str:
-    """Format the leaderboard as Markdown, with all columns."""
+def markdown(shown: Standings, most: int | None = None, unbreakable: bool = False) -> str:
+    """Format the leaderboard as Markdown.
+
+    Args:
+        shown: The leaderboard.
+        most: Largest number of columns of a table, the most important ones; None: all columns.
+        unbreakable: Use spaces and hyphens in headings and values at which a line is not broken.
+    """
+
+    def drawn(columns: Sequence[Column], made: Sequence[Row], setting: Setting | None) -> str:
+        header, lines = headings(columns, setting), [cells(row, columns, setting) for row in made]
+        if unbreakable:
+            header = [_unbreakable(text) for text in header]
+            lines = [[name, *map(_unbreakable, values)] for name, *values in lines]
+        return _quoted(header, lines)
+
     parts = []
-    columns = [(setting, columns_of(setting, made)) for setting, made in shown.tables]
-    for (setting, chosen), (_, made) in zip(columns, shown.tables, strict=True):
-        lines = [cells(row, chosen, setting) for row in made]
-        parts += [
-            f"### {escaped(setting.title)}",
-            _quoted(headings(chosen, setting), lines),
-            *listed(notes(setting, made)),
-        ]
+    tables = [(setting, columns_of(setting, made)[:most]) for setting, made in shown.tables]
+    for (setting, columns), (_, made) in zip(tables, shown.tables, strict=True):
+        parts += [f"### {escaped(setting.title)}", drawn(columns, made, setting), *listed(notes(setting, made))]
+    overall = OVERALL[:most] if shown.overall else ()
     if shown.overall:
-        lines = [cells(row, OVERALL) for row in shown.overall]
-        parts += ["### all settings", _quoted(headings(OVERALL), lines)]
+        parts += ["### all settings", drawn(overall, shown.overall, None)]
     parts += listed(shown.overall_notes)
-    for kind, meanings in legends(columns, OVERALL if shown.overall else ()).items():
+    for kind, meanings in legends(tables, overall).items():
         parts += [f"{kind}:", "\n".join(f"- {heading}: {meaning}" for heading, meaning in meanings.items())]
     return "\n\n".join([*parts, *([closing] if (closing := "; ".join(closing_legends(shown))) else [])])
 
@@ -167,6 +176,10 @@ def _meanings(columns: Sequence[Column], setting: Setting | None = None) -> dict
     """Printed heading to meaning."""
     printed = zip(headings(columns, setting), columns, strict=True)
     return {heading: meaning(column, setting) for heading, column in printed if column.key != "intervention"}
+
+
+def _unbreakable(text: str) -> str:
+    return text.replace(" ", "\N{NO-BREAK SPACE}").replace("-", "\N{NON-BREAKING HYPHEN}")
 
 
 def _quoted(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -15,37 +15,15 @@ from torch import Tensor
 from torch.utils.tensorboard import summary as torch_summaries
 
 from plastibench.config.errors import RunError
-from plastibench.config.spec import PARTS, RunSpec
-from plastibench.results import metrics_csv
-from plastibench.results.result import Cost, Result, Summary
+from plastibench.config.spec import RunSpec
+from plastibench.results import hparams, metrics_csv
+from plastibench.results.result import Result
 from plastibench.training.log_files import Covered, GrowingFile
 from plastibench.utils import tensorboard_summaries
 from plastibench.utils.tensorboard_events import EventFile, event_files
 
-# Columns of the HParams tab, which shows the first five. A run has either accuracies or returns.
-LEADERBOARD = {
-    "final": ("final accuracy or return", "accuracy after the last task, or mean return of the last three evaluations"),
-    "drop": ("drop", "mean drop in accuracy or return right after an intervention"),
-    "auc": ("auc", "area under the accuracy curve (mean over tasks), or mean return over evaluations"),
-    "recovery": (
-        "recovery",
-        "mean number of epochs or steps until the accuracy or return before the intervention is reached again",
-    ),
-    "cost": ("cost", "fraction of the run time spent in interventions"),
-    "unrecovered": ("unrecovered", "fraction of interventions without recovery"),
-    "seconds": ("seconds", "run time in seconds"),
-    "updates": ("updates", "number of updates"),
-}
 _POSITIVE = 1e-12 * 1.1 ** np.arange(774)  # up to 1e20
 _BINS = np.concatenate([-_POSITIVE[::-1], [0.0], _POSITIVE])  # the default of SummaryWriter.add_histogram()
-_SHOWN = (*PARTS, "options", "seed")
-_SOURCES = {
-    "final": ("final_accuracy", "final_return"),
-    "drop": ("mean_drop",),
-    "auc": ("auc", "average_return"),
-    "recovery": ("mean_recovery_epochs", "mean_recovery_steps"),
-    "unrecovered": ("unrecovered_fraction",),
-}
 
 
 class Recorder:
@@ -92,11 +70,8 @@ class Recorder:
             self._events = EventFile(folder)
             self._growing = [GrowingFile(path), GrowingFile(self._events.path)]
             if not covered:
-                columns = [tensorboard_summaries.Column(f"leaderboard/{n}", *said) for n, said in LEADERBOARD.items()]
-                for summary in tensorboard_summaries.session(
-                    _hyperparameters(spec, env_version, data), columns, _SHOWN
-                ):
-                    self._events.add(0, summary)
+                given = {**hparams.hyperparameters(spec), "version": str(env_version), "data": data or ""}
+                self._events.add(0, tensorboard_summaries.session(given, hparams.trial_name(spec)))
                 self._events.add(0, torch_summaries.text("spec", f"```toml\n{spec.to_toml()}\n```"))
         except OSError as error:
             raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
@@ -156,12 +131,12 @@ class Recorder:
         Raises:
             RunError: The disk is full, or the folder is missing.
         """
-        values = [task.end for task in result.tasks] or [point.value for point in result.returns]
+        scale, final = (1.0, "final return") if result.is_rl else (100.0, "final %")
+        values = [scale * task.end for task in result.tasks] or [point.value for point in result.returns]
         for number, value in enumerate(values[:-1], start=1):
-            self._add(update * number // len(values), tensorboard_summaries.scalar("leaderboard/final", value))
-        for name, found in leaderboard_values(result.summary, result.cost).items():
-            if found is not None:  # TensorBoard sorts empty cells last, but cannot sort NaN
-                self._add(update, tensorboard_summaries.scalar(f"leaderboard/{name}", found))
+            self._add(update * number // len(values), tensorboard_summaries.scalar(f"{hparams.GROUP}/{final}", value))
+        for name, found in hparams.metric_values(result.summary, result.cost).items():
+            self._add(update, tensorboard_summaries.scalar(f"{hparams.GROUP}/{name}", found))
         # add_hparams() would create a second, time-stamped run and duplicate every chart.
         self._add(0, tensorboard_summaries.session_end())
         self.flush()
@@ -195,30 +170,3 @@ class Recorder:
 
     def _cannot_write(self, error: OSError) -> RunError:
         return RunError(f"cannot write to {self._events.path.parent}: {error.strerror or error}")
-
-
-def leaderboard_values(summary: Summary, cost: Cost) -> dict[str, float | None]:
-    """The row of a run in TensorBoard's HParams tab."""
-    values = {name: [getattr(summary, source) for source in sources] for name, sources in _SOURCES.items()}
-    row = {name: next((value for value in found if value is not None), None) for name, found in values.items()}
-    row.update({"cost": cost.intervention_fraction, "seconds": cost.seconds, "updates": cost.updates})
-    return {name: row[name] for name in LEADERBOARD}
-
-
-def _hyperparameters(spec: RunSpec, env_version: int, data: str | None) -> dict[str, str | float]:
-    """Hyperparameters with the same keys and types in every run: TensorBoard hides columns that the first run lacks."""
-    names: dict[str, str | float] = {part: getattr(spec, part)[0] for part in PARTS}
-    changed = {
-        part: ", ".join(f"{key.replace('__', '.')}={value}" for key, value in spec.changed(part).items())
-        for part in PARTS
-    }
-    return {
-        **names,
-        "options": changed["intervention"],
-        "seed": float(spec.run.seed),
-        "env options": changed["env"],
-        "agent options": changed["agent"],
-        "every": float(spec.run.every),
-        "version": float(env_version),
-        "data": data or "",
-    }

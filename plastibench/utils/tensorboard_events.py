@@ -49,7 +49,7 @@ class EventFile:
         self._file.close()
 
 
-def replace(folder: Path, summaries: Iterable[Entry]) -> None:
+def replace(folder: Path, summaries: Iterable[Entry], start: float | None = None) -> None:
     """Replace all event files of a folder with a new one, atomically.
 
     A TensorBoard that has read the old files discards their data: the new file sorts after them by name and begins with
@@ -58,6 +58,7 @@ def replace(folder: Path, summaries: Iterable[Entry]) -> None:
     Args:
         folder: Created if it does not exist.
         summaries: Step and summary of each event.
+        start: Start time of the run, in seconds since 1970: TensorBoard sorts runs by it and so chooses their colours.
 
     Raises:
         RunError: The folder cannot be written; its files are unchanged.
@@ -69,7 +70,8 @@ def replace(folder: Path, summaries: Iterable[Entry]) -> None:
     wall_time = time.time()
     with atomic(folder / name) as file:
         records = RecordWriter(file)
-        records.write(Event(wall_time=wall_time, file_version=_VERSION).SerializeToString())
+        started = wall_time if start is None else start
+        records.write(Event(wall_time=started, file_version=_VERSION).SerializeToString())
         records.write(Event(wall_time=wall_time, session_log=SessionLog(status=SessionLog.START)).SerializeToString())
         for step, summary in summaries:
             records.write(Event(wall_time=wall_time, step=step, summary=summary).SerializeToString())

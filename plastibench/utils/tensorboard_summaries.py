@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,36 +83,37 @@ def layout(categories: Mapping[str, Mapping[str, Band]]) -> Summary:
     return Summary(value=[Summary.Value(tag=custom_scalar.CONFIG_SUMMARY_TAG, metadata=metadata, tensor=tensor)])
 
 
-def session(values: Mapping[str, str | float], columns: Sequence[Column], shown: Collection[str] = ()) -> list[Summary]:
-    """Summaries that make a run a row of the HParams tab; its status is empty until :func:`session_end`.
+def experiment(hyperparameters: Sequence[str], metrics: Sequence[Column]) -> Summary:
+    """The columns of the HParams tab. TensorBoard takes them from one run, so only one may have them.
 
     Args:
-        values: Hyperparameters. TensorBoard takes the columns from one of the runs, so all runs need the same names
-            with values of the same types.
-        columns: Metrics, in column order.
-        shown: Hyperparameters to list first; by default TensorBoard shows only five.
+        hyperparameters: Names of texts. The first five are shown unless the user chooses others.
+        metrics: Metrics, in column order; likewise.
     """
-    kinds = {name: "STRING" if isinstance(value, str) else "FLOAT64" for name, value in values.items()}
-    experiment = api_pb2.Experiment(
-        hparam_infos=[  # sorted by what differs, then by name
-            api_pb2.HParamInfo(name=name, type=f"DATA_TYPE_{kind}", differs=name in shown)
-            for name, kind in kinds.items()
+    content = api_pb2.Experiment(
+        hparam_infos=[
+            api_pb2.HParamInfo(name=name, type="DATA_TYPE_STRING", differs=True)  # those that differ are shown first
+            for name in hyperparameters
         ],
         metric_infos=[
             api_pb2.MetricInfo(name=api_pb2.MetricName(tag=c.tag), display_name=c.title, description=c.meaning)
-            for c in columns
+            for c in metrics
         ],
     )
-    start = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time())
-    for name, value in values.items():
-        if isinstance(value, str):
-            start.hparams[name].string_value = value
-        else:
-            start.hparams[name].number_value = value
-    return [
-        _hparams(hparams.EXPERIMENT_TAG, experiment=experiment),
-        _hparams(hparams.SESSION_START_INFO_TAG, session_start_info=start),
-    ]
+    return _hparams(hparams.EXPERIMENT_TAG, experiment=content)
+
+
+def session(values: Mapping[str, str], name: str) -> Summary:
+    """Makes a run a row of the HParams tab; its status is empty until :func:`session_end`.
+
+    Args:
+        values: Hyperparameters.
+        name: The trial's id. Runs with the same name share a row with the means of their metrics.
+    """
+    start = plugin_data_pb2.SessionStartInfo(start_time_secs=time.time(), group_name=name)
+    for key, value in values.items():
+        start.hparams[key].string_value = value
+    return _hparams(hparams.SESSION_START_INFO_TAG, session_start_info=start)
 
 
 def session_end() -> Summary:

@@ -41,15 +41,15 @@ def first_column(browser: Browser, table: int) -> list[str]:
 def test_clicks_on_a_heading_sort_best_first_then_reverse(browser: Browser, address: str) -> None:
     browser.open(address)
     browser.keep("page")
-    assert first_column(browser, 1) == ["reset", "rnr", "shrink-perturb-keep80", "none"]
-    drop = next(head for head in browser.all("#setting-2 th") if head.text.startswith("drop"))
+    assert first_column(browser, 0) == ["reset", "rnr", "shrink-perturb-keep80", "none"]
+    drop = next(head for head in browser.all("#setting-1 th") if head.text.startswith("drop"))
     browser.click(drop)
-    assert first_column(browser, 1) == ["none", "rnr", "shrink-perturb-keep80", "reset"]
+    assert first_column(browser, 0) == ["none", "rnr", "shrink-perturb-keep80", "reset"]
     assert drop.get_attribute("aria-sort") == "ascending"
     browser.click(drop)
-    assert first_column(browser, 1) == ["reset", "shrink-perturb-keep80", "rnr", "none"]
-    browser.click(browser.all("#setting-2 th")[0])
-    assert first_column(browser, 1) == ["none", "reset", "rnr", "shrink-perturb-keep80"]
+    assert first_column(browser, 0) == ["reset", "shrink-perturb-keep80", "rnr", "none"]
+    browser.click(browser.all("#setting-1 th")[0])
+    assert first_column(browser, 0) == ["none", "reset", "rnr", "shrink-perturb-keep80"]
 
 
 @pytest.mark.parametrize("phone", [False, True])
@@ -65,12 +65,43 @@ def test_page_is_self_contained_and_fits_the_window(browser: Browser, address: s
         "return [document.body.scrollWidth, document.documentElement.clientWidth]"
     )
     assert wide <= window
+    assert all(image.rect["x"] + image.rect["width"] <= window for image in images)
     size = "return parseFloat(getComputedStyle(document.querySelector('td')).fontSize)"
     assert browser.driver.execute_script(size) >= 12
-    browser.driver.execute_script("document.querySelector('#setting-2').scrollIntoView()")
+    browser.driver.execute_script("document.querySelector('#setting-1').scrollIntoView()")
     browser.keep("page-phone" if phone else "page-desktop")
-    box = browser.all("#setting-2 .scroll")[0]
-    browser.driver.execute_script("arguments[0].scrollLeft = 1000", box)
-    name = browser.all("#setting-2 td")[0]
-    assert name.text == "reset" and name.rect["x"] >= 0  # the first column stays visible
     assert not [entry for entry in browser.driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+_SCROLLED = "return [...document.querySelectorAll('.scroll')].map(box => box.scrollWidth - box.clientWidth)"
+
+
+def test_a_phone_shows_name_final_drop_and_seeds_without_scrolling(browser: Browser, address: str) -> None:
+    browser.resize(*PHONE, phone=True)
+    browser.open(address)
+    assert browser.driver.execute_script(_SCROLLED) == [0, 0]
+    assert browser.texts("#setting-1 th") == ["intervention", "final %", "drop %", "seeds"]
+    assert browser.texts("#setting-1 tbody tr:first-child td") == ["reset", "71.0 ± 2.5", "40.0 ± 0.0", "3"]
+    assert set(browser.texts("dt")) == {"final %", "drop %", "seeds", "final"}  # the legend of these columns
+    browser.click(browser.all("#all")[0])
+    assert len(browser.texts("#setting-1 th")) > 10 and "AUC %" in browser.texts("dt")
+    box = browser.all("#setting-1 .scroll")[0]
+    browser.driver.execute_script("arguments[0].scrollLeft = 1000", box)
+    name = browser.all("#setting-1 td")[0]
+    assert name.text == "reset" and name.rect["x"] >= 0  # the first column stays visible
+    browser.keep("page-phone-all")
+
+
+def test_a_filter_keeps_matching_rows(browser: Browser, address: str) -> None:
+    browser.open(address)
+    box = browser.all("#filter")[0]
+    box.send_keys("R")
+    assert set(browser.texts("#setting-1 tbody td:first-child")) == {"reset", "rnr", "shrink-perturb-keep80"}
+    box.send_keys("es cl-digits")
+    assert browser.texts("tbody td:first-child") == ["reset"] and len(browser.all("section")) == 1
+    assert not browser.all(".none-left")
+    box.send_keys("x")
+    assert browser.texts(".none-left") == ["No row matches."] and not browser.all("section")
+    box.clear()
+    box.send_keys(" ")
+    assert len(browser.all("section")) == 2

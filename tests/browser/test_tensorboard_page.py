@@ -79,46 +79,75 @@ def test_hparams_table_is_a_leaderboard_that_can_be_sorted(browser: Browser, ser
     count = len(served.found) + 1  # and the unfinished run
     rows = browser.until(lambda: len(found := table(browser)) == count + 1 and found, f"table of {count} rows")
     assert [title for title in rows[0] if title] == [
-        *("Trial ID", "Show Metrics", "agent", "env", "intervention", "options", "seed"),
-        *("final accuracy or return", "drop", "auc", "recovery", "cost"),
+        *("Trial ID", "Show Metrics", "agent", "env", "intervention", "seed"),
+        *("final %", "final return", "drop %", "return drop", "recovered in"),
     ]
-    shown = {
-        (e, i, o, float(s)): f
-        for e, i, o, s, f in zip(
-            *(column(rows, name) for name in ("env", "intervention", "options", "seed", "final accuracy or return")),
-            strict=True,
-        )
-    }
+    names = column(rows, "Trial ID")
+    assert len(set(names)) == count
+    shown = dict(zip(names, zip(column(rows, "final %"), column(rows, "final return"), strict=True), strict=True))
     for result in served.found:
-        options = ", ".join(f"{key}={value}" for key, value in result.changed.intervention.items())
-        row = (result.env, result.intervention, options, result.seed)
-        assert float(shown.pop(row)) == pytest.approx(result.final, rel=1e-4)
-    assert shown == {("cl-digits", "none", "", 7.0): ""}
+        (name,) = (name for name in names if name.endswith(result.id[-6:]))
+        percent, value = shown.pop(name)
+        expected = ("", result.final) if result.is_rl else (100 * result.final, "")
+        assert [float(text) if text else "" for text in (percent, value)] == [
+            pytest.approx(each, rel=1e-4) if each else "" for each in expected
+        ]
+        assert name.startswith(f"{result.intervention}·") and f"·s{result.seed}·" in name
+    assert list(shown.values()) == [("", "")]
 
     def finals() -> list[float | None]:
-        return [float(cell) if cell else None for cell in column(table(browser), "final accuracy or return")]
+        return [float(cell) if cell else None for cell in column(table(browser), "final %")]
 
     browser.keep("hparams")
     before = finals()
     expected = sorted((final for final in before if final is not None), reverse=True)
-    assert before != [*expected, None]
-    choose(browser, 0, "final accuracy or return")
+    empty = [None] * (count - len(expected))
+    assert before != [*expected, *empty]
+    choose(browser, 0, "final %")
     choose(browser, 1, "Ascending")
-    browser.until(lambda: finals() == [*reversed(expected), None], "rows in ascending order")
+    browser.until(lambda: finals() == [*reversed(expected), *empty], "rows in ascending order")
     choose(browser, 1, "Descending")
-    browser.until(lambda: finals() == [*expected, None], "rows in descending order")
+    browser.until(lambda: finals() == [*expected, *empty], "rows in descending order")
     browser.keep("hparams-sorted")
+
+
+@pytest.mark.parametrize("width", [1400, 1920])
+def test_names_and_final_values_are_visible(browser: Browser, served: boards.Served, width: int) -> None:
+    browser.resize(width, 1000)
+    browser.open(f"{served.address}#hparams")
+    browser.wait("vaadin-grid-cell-content", "rl-cartpole")
+    browser.keep(f"hparams-{width}")
+    cells = browser.driver.execute_script(_CELLS)
+    header = min(top for top, _, _ in cells)
+    (left,) = (left for top, left, text in cells if top == header and text.strip() == "final %")
+    assert left + 100 < width  # such as 71.234, which is 60 pixels wide
+    for cell in browser.all("vaadin-grid-cell-content .table-cell"):
+        text = cell.text.strip()
+        if "·s" in text:  # at most the digest after the seed is cut
+            room, needed = browser.driver.execute_script(_ROOM, cell, text[: text.rindex("·")])
+            assert needed <= room, text
+
+
+_ROOM = """
+const [cell, text] = arguments, copy = document.createElement('span'), style = getComputedStyle(cell);
+copy.style.cssText = `position: absolute; visibility: hidden; white-space: nowrap; font: ${style.font}`;
+copy.textContent = text;
+document.body.append(copy);
+const needed = copy.getBoundingClientRect().width;
+copy.remove();
+return [cell.getBoundingClientRect().width, needed];
+"""
 
 
 def test_metrics_of_a_run_open_below_the_table(browser: Browser, served: boards.Served) -> None:
     browser.resize(_WIDE, 1400)
     browser.open(f"{served.address}#hparams")
     browser.wait("vaadin-grid-cell-content", "rl-cartpole")
-    shown = [row[2:5] for row in table(browser)]  # its second column has boxes
+    names = column(table(browser), "Trial ID")
+    wanted = next(result for result in served.found if not result.is_rl)
     boxes = sorted(browser.all("vaadin-grid-cell-content > paper-checkbox"), key=lambda box: box.rect["y"])
-    browser.click(boxes[shown.index(["mlp", "cl-digits", "none"]) - 1])
-    browser.wait("tf-scalar-card", "final accuracy or return")
-    browser.until(lambda: len(browser.all("vz-line-chart2")) == 5, "five charts")
+    browser.click(boxes[next(row for row, name in enumerate(names) if name.endswith(wanted.id[-6:]))])
+    browser.wait("tf-scalar-card", "final %")
     browser.wait("text", "60")  # the update of the last point, on the axis
     browser.keep("hparams-run")
 
@@ -131,11 +160,16 @@ def test_charts_compare_methods(browser: Browser, served: boards.Served) -> None
     browser.keep("custom-scalars")
 
 
-def test_text_tab_shows_tables(browser: Browser, served: boards.Served) -> None:
-    browser.open(f"{served.address}#text")
+@pytest.mark.parametrize("width", [1400, 1920])
+def test_cells_of_the_text_tab_are_single_lines(browser: Browser, served: boards.Served, width: int) -> None:
+    browser.resize(width, 1000)
+    browser.open(f"{served.address}#text&regexInput=leaderboard")
     browser.wait("td", "rnr quantile=0.2")
-    assert "final %" in browser.texts("th")
-    browser.keep("text")
+    browser.keep(f"text-{width}")
+    cells = [cell for cell in browser.all("td, th") if cell.text]
+    assert "final %" in [cell.text.replace("\N{NO-BREAK SPACE}", " ") for cell in cells]
+    assert max(cell.rect["height"] for cell in cells) < 40
+    assert {len(row.find_elements("css selector", "td, th")) for row in browser.all("tr")} <= {4, 5, 6}
 
 
 def test_images_tab_shows_plots(browser: Browser, served: boards.Served) -> None:

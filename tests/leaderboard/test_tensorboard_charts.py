@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from plastibench.config.errors import RunError
 from plastibench.config.spec import RunSpec
 from plastibench.leaderboard import tensorboard
 from plastibench.leaderboard.standings import standings
+from plastibench.leaderboard.tensorboard import COLORS, _order
 from plastibench.results.files import find_results
 from tests.leaderboard import boards
 
@@ -87,3 +90,52 @@ def test_commands_update_the_board_and_report_a_failure(
     monkeypatch.setattr(tensorboard, "write", fail)
     said = say("resume", specs[2].id, *places)
     assert (said.status, said.err) == (0, "plastibench: TensorBoard's leaderboard is not up to date: no space left\n")
+
+
+def repeated_colors(charts: list[list[str]], order: list[str]) -> int:
+    colors = {name: number % COLORS for number, name in enumerate(order)}
+    return sum(len(chart) - len({colors[name] for name in chart}) for chart in charts)
+
+
+@pytest.mark.parametrize("others", [4, 8, 12])
+def test_lines_of_a_chart_share_few_colors(others: int) -> None:
+    draws = random.Random(others)
+    names = [f"m{number}" for number in range(others)]
+    charts = [["none", "reset", "rnr", *draws.sample(names, 4)] for _ in range(4)]
+    order = _order(charts)
+    everything = sorted({name for chart in charts for name in chart})
+    assert sorted(order) == everything
+    if len(everything) <= COLORS:
+        assert repeated_colors(charts, order) == 0
+    else:
+        assert repeated_colors(charts, order) < repeated_colors(charts, everything)
+
+
+def test_the_board_is_the_first_run_in_the_order_of_its_colors(tmp_path: Path) -> None:
+    found = boards.make(tmp_path)
+    folder = tensorboard.write(tmp_path, standings(found), {"x": boards.png(3, 2)})
+    starts = {
+        path.name: EventAccumulator(str(path)).Reload().FirstEventTimestamp()
+        for path in (folder, *(path for path in folder.iterdir() if path.is_dir()))
+    }
+    assert sorted(starts, key=lambda name: starts[name])[0] == "leaderboard" and max(starts.values()) < 1000
+    assert max(starts, key=lambda name: starts[name]) == "~plots" and len(set(starts.values())) == len(starts)
+
+
+def test_a_first_run_has_columns_before_there_are_results(tmp_path: Path) -> None:
+    tensorboard.begin(tmp_path)
+    (before,) = (tmp_path / "leaderboard").iterdir()
+    plugin = EventAccumulator(str(tmp_path / "leaderboard")).Reload().PluginTagToContent("hparams")
+    columns = plugin_data_pb2.HParamsPluginData.FromString(plugin[metadata.EXPERIMENT_TAG]).experiment
+    assert [info.name for info in columns.hparam_infos] == ["intervention", "seed"]
+    tensorboard.begin(tmp_path)
+    assert list((tmp_path / "leaderboard").iterdir()) == [before]
+
+
+def test_run_fills_the_images_tab(tiny: Callable[..., RunSpec], say: Callable[..., Any], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    spec = tiny("none", agent="mlp")
+    (tmp_path / "spec.toml").write_text(spec.to_toml())
+    done = say("run", "--spec", tmp_path / "spec.toml", "--runs-dir", tmp_path / "r", "--quiet")
+    assert done.status == 0 and "regexInput=leaderboard" in done.out
+    assert EventAccumulator(str(tmp_path / "r" / "leaderboard" / "~plots")).Reload().Tags()["images"]

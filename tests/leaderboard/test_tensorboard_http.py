@@ -10,10 +10,10 @@ import pytest
 
 from plastibench.leaderboard import tensorboard
 from plastibench.leaderboard.standings import standings
-from plastibench.training.recorder import LEADERBOARD, leaderboard_values
+from plastibench.results.hparams import GROUP, METRICS, metric_values
 from tests.leaderboard import boards
 
-_SHOWN = ["agent", "env", "intervention", "options", "seed"]  # TensorBoard shows the first five
+_SHOWN = ["agent", "env", "intervention", "seed"]  # the columns that differ; all runs of rnr have the same quantile
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[boards.Served]:
 
 
 def rows(served: boards.Served, sort_by: str | None = None, order: str = "ORDER_DESC") -> list[dict[str, Any]]:
-    columns: list[dict[str, Any]] = [{"metric": {"tag": f"leaderboard/{name}"}} for name in LEADERBOARD]
+    columns: list[dict[str, Any]] = [{"metric": {"tag": f"{GROUP}/{metric.name}"}} for metric in METRICS]
     for column in columns:
-        if column["metric"]["tag"] == f"leaderboard/{sort_by}":
+        if column["metric"]["tag"] == f"{GROUP}/{sort_by}":
             column["order"] = order
     statuses = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
     request = {"allowedStatuses": statuses, "colParams": columns, "startIndex": 0, "sliceSize": 100}
@@ -37,44 +37,43 @@ def rows(served: boards.Served, sort_by: str | None = None, order: str = "ORDER_
 
 
 def values_of(row: dict[str, Any]) -> dict[str, float]:
-    return {value["name"]["tag"].removeprefix("leaderboard/"): value["value"] for value in row["metricValues"]}
+    return {value["name"]["tag"].removeprefix(f"{GROUP}/"): value["value"] for value in row["metricValues"]}
 
 
-def test_columns_are_typed_and_in_order(served: boards.Served) -> None:
+def test_columns_are_those_that_differ(served: boards.Served) -> None:
     experiment = served.post("plugin/hparams/experiment", {})
-    kinds = {info["name"]: info["type"].removeprefix("DATA_TYPE_") for info in experiment["hparamInfos"]}
-    assert list(kinds)[:5] == _SHOWN
-    texts = ("agent", "env", "intervention", "options", "agent options", "env options", "data")
-    assert kinds == {**dict.fromkeys(texts, "STRING"), **dict.fromkeys(("seed", "every", "version"), "FLOAT64")}
+    assert [(info["name"], info["differs"]) for info in experiment["hparamInfos"]] == [(name, True) for name in _SHOWN]
     titles = [info["displayName"] for info in experiment["metricInfos"]]
-    assert titles[:5] == ["final accuracy or return", "drop", "auc", "recovery", "cost"]
+    assert titles == [metric.name for metric in METRICS]  # of both kinds of runs
 
 
-def test_each_run_has_a_row_with_the_values_of_its_result(served: boards.Served) -> None:
-    shown = {row["name"]: row for row in rows(served)}
+def test_each_run_has_a_row_with_a_short_name_and_the_values_of_its_result(served: boards.Served) -> None:
+    found = rows(served)
+    shown = {row["sessions"][0]["name"]: row for row in found}
     running = [name for name in shown if "_s7_" in name]
     assert sorted(shown) == sorted([*(result.id for result in served.found), *running]) and len(running) == 1
+    assert len({row["name"] for row in found}) == len(found)
     for result in served.found:
         row = shown[result.id]
-        expected = {
-            name: value for name, value in leaderboard_values(result.summary, result.cost).items() if value is not None
-        }
+        expected = metric_values(result.summary, result.cost)
         assert values_of(row) == {name: pytest.approx(value, rel=1e-6) for name, value in expected.items()}
-        assert set(row["hparams"]) == set(shown[running[0]]["hparams"])
-        assert (row["hparams"]["intervention"], row["hparams"]["seed"]) == (result.intervention, result.seed)
+        assert (row["hparams"]["intervention"], row["hparams"]["seed"]) == (result.intervention, str(result.seed))
         assert row["hparams"]["data"] == "0123456789ab"
-    assert {row["hparams"]["options"] for row in shown.values()} == {"", "quantile=0.2"}
-    assert {row["hparams"]["env"] for row in shown.values()} == {"cl-digits", "rl-cartpole"}
+        quantile = "·q=0.2" if result.intervention == "rnr" else ""
+        assert row["name"] == f"{result.intervention}{quantile}·s{result.seed}·{result.id[-6:]}"
+    assert {row["hparams"].get("quantile") for row in found} == {None, "0.2"}
+    assert {row["hparams"]["env"] for row in found} == {"cl-digits", "rl-cartpole"}
 
 
 def test_only_finished_runs_have_a_status(served: boards.Served) -> None:
     for row in rows(served):
         (session,) = row["sessions"]
-        assert session["status"] == ("STATUS_UNKNOWN" if "_s7_" in row["name"] else "STATUS_SUCCESS")
-        assert ("final" in values_of(row)) == ("_s7_" not in row["name"])
+        is_running = "_s7_" in session["name"]
+        assert session["status"] == ("STATUS_UNKNOWN" if is_running else "STATUS_SUCCESS")
+        assert ({"final %", "final return"}.isdisjoint(values_of(row))) == is_running
 
 
-@pytest.mark.parametrize("name", ["final", "recovery"])
+@pytest.mark.parametrize("name", ["final %", "recovered in"])
 def test_rows_are_sorted_with_empty_cells_last(served: boards.Served, name: str) -> None:
     for order, direction in (("ORDER_DESC", -1), ("ORDER_ASC", 1)):
         values = [values_of(row).get(name) for row in rows(served, name, order)]
@@ -126,7 +125,8 @@ def test_text_tab_contains_the_tables(served: boards.Served) -> None:
         *("all results", "cl-digits mlp", "rl-cartpole dqn-mlp")
     }
     (text,) = served.get("plugin/text/text", run="leaderboard", tag="cl-digits mlp")
-    order = [text["text"].index(f"<code>{name}</code>") for name in ("reset", "rnr quantile=0.2", "none")]
+    assert text["text"].count("<th>") == 6 and "65.0\N{NO-BREAK SPACE}±" in text["text"]
+    order = [text["text"].index(f"<code>{name}</code>") for name in ("rnr quantile=0.2", "none", "reset")]
     assert order == sorted(order) and "rl-cartpole" not in text["text"]
 
 

@@ -9,8 +9,8 @@ import pytest
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from plastibench.config.spec import RunSpec
-from plastibench.results.result import Cost, Result, Summary
-from plastibench.training.recorder import LEADERBOARD, leaderboard_values
+from plastibench.results.hparams import GROUP, hyperparameters, metric_values
+from plastibench.results.result import Result
 from plastibench.training.runner import run
 from tests.support.runs import Stopped, crash_at, go
 from tests.support.tensorboard import content, read
@@ -38,11 +38,12 @@ def test_curves_histograms_plasticity_and_leaderboard_are_recorded(finished: tup
     assert [step for step, _ in found["layernorm-gradient-end/norm"]] == [2, 4, 6]
     assert [step for step, _ in found["layernorm-gradient-after/blocks.0.norm2"]] == [0, 2, 4]
     assert found["layernorm-gradient-end/norm"][0][1].num == 16  # one value per feature
-    ends = [pytest.approx(task.end) for task in result.tasks]
-    assert found["leaderboard/final"] == [(2, ends[0]), (4, ends[1]), (6, ends[2])]
-    assert ends[2] == result.summary.final_accuracy
-    assert found["leaderboard/auc"] == [(6, pytest.approx(result.summary.auc))]
-    assert found["leaderboard/updates"] == [(6, 6)]
+    ends = [pytest.approx(100 * task.end) for task in result.tasks]
+    assert found["Leaderboard/final %"] == [(2, ends[0]), (4, ends[1]), (6, ends[2])]
+    assert ends[2] == 100 * result.summary.final_accuracy
+    assert found["Leaderboard/AUC %"] == [(6, pytest.approx(100 * result.summary.auc))]
+    assert found["Leaderboard/updates"] == [(6, 6)]
+    assert not any("return" in tag for tag in found)
 
 
 def test_metrics_csv_agrees_with_tensorboard(finished: tuple[Path, Result]) -> None:
@@ -61,20 +62,23 @@ def test_metrics_csv_agrees_with_tensorboard(finished: tuple[Path, Result]) -> N
 
 
 def test_hyperparameters_of_a_session(finished: tuple[Path, Result]) -> None:
-    folder, _ = finished
+    folder, result = finished
     plugin = read(folder).PluginTagToContent("hparams")
-    assert {metadata.EXPERIMENT_TAG, metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG} <= set(plugin)
+    assert set(plugin) == {metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG}  # the board has the columns
     parsed = {tag: plugin_data_pb2.HParamsPluginData.FromString(value) for tag, value in plugin.items()}
-    start = parsed[metadata.SESSION_START_INFO_TAG].session_start_info.hparams
-    assert start["env"].string_value == "cl-digits" and start["intervention"].string_value == "rnr"
-    assert start["seed"].number_value == 2 and "quantile=0.25" in start["options"].string_value
-    columns = parsed[metadata.EXPERIMENT_TAG].experiment
-    assert [info.name.tag for info in columns.metric_infos] == [f"leaderboard/{name}" for name in LEADERBOARD]
-    assert [info.name for info in columns.hparam_infos if info.differs] == [
-        *("env", "agent", "intervention", "options", "seed")
-    ]
-    scalars = read(folder).Tags()["scalars"]
-    assert {info.name.tag for info in columns.metric_infos} <= {*scalars, "leaderboard/recovery"}
+    start = parsed[metadata.SESSION_START_INFO_TAG].session_start_info
+    assert start.group_name == f"rnr·q=0.25·s2·{result.id[-6:]}"
+    values = {name: value.string_value for name, value in start.hparams.items()}
+    assert values == {**hyperparameters(result), "version": "1", "data": result.data_digest}
+    assert (values["env"], values["intervention"], values["quantile"], values["seed"]) == (
+        "cl-digits",
+        "rnr",
+        "0.25",
+        "2",
+    )
+    assert {f"{GROUP}/{name}" for name in metric_values(result.summary, result.cost)} <= set(
+        read(folder).Tags()["scalars"]
+    )
     assert parsed[metadata.SESSION_END_INFO_TAG].session_end_info.status == 1  # STATUS_SUCCESS
 
 
@@ -87,31 +91,6 @@ def test_run_is_a_single_tensorboard_run_with_its_spec(
     events = read(folder)
     (text,) = [event for tag in events.Tags()["tensors"] if tag.startswith("spec") for event in events.Tensors(tag)]
     assert b'name = "rnr"' in text.tensor_proto.string_val[0]
-
-
-def test_hyperparameters_have_the_same_types_in_all_runs(tiny: Tiny, tmp_path: Path) -> None:
-    found = []
-    for spec in (tiny("none"), tiny("reset", every=4, agent="mlp"), tiny(env="relabel-digits", agent="mlp")):
-        run(spec, runs_dir=tmp_path, quiet=True, threads=1)
-        value = read(tmp_path / spec.id).PluginTagToContent("hparams")[metadata.SESSION_START_INFO_TAG]
-        hparams = plugin_data_pb2.HParamsPluginData.FromString(value).session_start_info.hparams
-        found.append({name: item.WhichOneof("kind") for name, item in hparams.items()})
-    assert found[0] == found[1] == found[2]
-    assert {"seed", "every", "version", "data", "env options", "agent options"} <= set(found[0])
-
-
-def test_leaderboard_values_of_accuracy_and_return_runs() -> None:
-    cost = Cost(seconds=20.0, intervention_seconds=1.0, updates=7)
-    summary = Summary(final_accuracy=0.9, mean_drop=0.1, auc=0.5, mean_recovery_epochs=3.0, unrecovered_fraction=0.0)
-    row = leaderboard_values(summary, cost)
-    assert list(row) == list(LEADERBOARD)
-    assert row == {"final": 0.9, "drop": 0.1, "auc": 0.5, "recovery": 3.0, "cost": 0.05, "unrecovered": 0} | {
-        "seconds": 20.0,
-        "updates": 7,
-    }
-    summary = Summary(final_return=9.0, average_return=5.0, mean_drop=1.0, unrecovered_fraction=1.0)
-    row = leaderboard_values(summary, cost)
-    assert [row[name] for name in ("final", "drop", "auc", "recovery", "unrecovered")] == [9.0, 1.0, 5.0, None, 1.0]
 
 
 @pytest.mark.parametrize(
