@@ -16,7 +16,7 @@ from plastibench.cli.plots_folder import draw_default_plot
 from plastibench.cli.plugins import import_plugins
 from plastibench.cli.run_options import add_run_options, given_run_options
 from plastibench.cli.specs import make_specs, resolve_devices
-from plastibench.config.errors import UserError
+from plastibench.config.errors import RunError, UserError
 from plastibench.config.spec import PARTS, RunSpec, read_file
 
 _OPTIONS = "Set their options with --env.OPTION, --agent.OPTION and --intervention.OPTION."
@@ -68,9 +68,10 @@ def execute(args: argparse.Namespace) -> int:
     if args.help:
         return _show_help(args.parser, tables)
     _check_names(tables)
-    specs = make_specs(tables)
+    specs = resolve_devices(make_specs(tables))
+    _check_together(specs, args)
     if args.jobs > 1 and len(specs) > 1:
-        return run_in_parallel(resolve_devices(specs), args)
+        return run_in_parallel(specs, args)
     return _run_one_by_one(specs, args)
 
 
@@ -113,12 +114,37 @@ def _show_help(parser: CommandParser, tables: Tables) -> int:
     return 0
 
 
+def _check_together(specs: list[RunSpec], args: argparse.Namespace) -> None:
+    """Check all methods of the command before its first run, so that a mistake in the last one costs no time.
+
+    Raises:
+        UserError: A method's class is wrong, or it cannot act in this run.
+    """
+    from plastibench.interventions.class_checks import check_method
+    from plastibench.training.runner import check_options
+
+    if len({spec.intervention[0] for spec in specs}) < 2:
+        return
+    if all((args.runs_dir / spec.id / "result.json").exists() for spec in specs):
+        return
+    import torch
+
+    for spec in specs:
+        check_method(spec.create("intervention"))
+    env = specs[0].create("env").make(args.data_dir)
+    agent = specs[0].create("agent").build(env, specs[0].run.seed, torch.device("cpu"))
+    for spec in specs:
+        check_options(spec, env, agent)
+
+
 def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
     from plastibench import leaderboard
+    from plastibench.training.failure import FAILURE_FILE
     from plastibench.training.runner import Interrupted, run
     from plastibench.utils.stop_signals import stop_requests
 
     found: list[Any] = []
+    failed: list[Exception] = []
     with stop_requests() as stop:
         for number, spec in enumerate(specs):
             if stop:  # requested while the previous run was finishing
@@ -137,7 +163,20 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
             except Interrupted as stopped:
                 print(f"plastibench: {stopped}; run the same command to continue", file=sys.stderr)
                 return 130
+            except (RunError, UserError) as error:
+                was_started = (args.runs_dir / spec.id / FAILURE_FILE).exists()
+                if len(specs) == 1 or (number == 0 and not was_started):
+                    raise
+                failed.append(error)
+                line = " ".join(str(error).split())
+                print(f"plastibench: {spec.id}: {line.removeprefix(f'{spec.id}: ')}", file=sys.stderr)
+                continue
             found.append(result)
+    status = 0 if not failed else 1 if any(isinstance(error, RunError) for error in failed) else 2
+    if failed:
+        print(f"plastibench: {len(failed)} of {len(specs)} runs failed", file=sys.stderr)
+    if not found:
+        return status
     print(f"\n{leaderboard.comparison(found)}\n")
     update_board(args.runs_dir)
     if args.plot and (path := draw_default_plot(found, args.runs_dir)):
@@ -145,4 +184,4 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
     flag = "" if args.runs_dir == DEFAULT_RUNS_DIR else f" --runs-dir {args.runs_dir}"
     print(f"results:     {args.runs_dir}/<run>/result.json; compare all runs: plastibench leaderboard{flag}")
     print(f"TensorBoard: tensorboard --logdir {args.runs_dir}")
-    return 0
+    return status

@@ -10,22 +10,28 @@ from torch import Tensor, nn
 
 from plastibench.nn.network import Network
 
+_WIDEST = 118  # characters of a printed line
 
-@dataclass
+
+@dataclass(repr=False)
 class Report:
-    """What an intervention did to one network.
+    """What an intervention did to one network; it prints in at most three lines.
 
     Attributes:
         units: Masks [H] of the reinitialized units, by module name.
         parameters: Number of scalars that were reinitialized, shrunk or refitted.
         modules: Values worth recording (``revived``, ``residual``, ``norm_ratio``), by module name.
-        seconds: Wall-clock time, filled in by the caller.
+        seconds: Wall-clock time; this and the other times are filled in by the caller.
+        cpu_seconds: CPU time of the process.
+        gpu_seconds: GPU time; None if the network is not on a GPU.
     """
 
     units: dict[str, Tensor] = field(default_factory=dict)
     parameters: int = 0
     modules: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    gpu_seconds: float | None = None
 
     def add(self, other: Report) -> None:
         """Add what another intervention did to the same network."""
@@ -44,6 +50,29 @@ class Report:
         """Fraction of units reinitialized, among all modules that were examined; 0 if there were none."""
         total = sum(mask.numel() for mask in self.units.values())
         return sum(int(mask.sum()) for mask in self.units.values()) / total if total else 0.0
+
+    def totals(self) -> str:
+        """One line: ``12 of 300 units reinitialized (4.0 %), 1,234 parameters changed, 0.012 s``."""
+        total = sum(mask.numel() for mask in self.units.values())
+        count = sum(int(mask.sum()) for mask in self.units.values())
+        parts = [f"{count:,} of {total:,} units reinitialized ({100 * count / total:.1f} %)"] if total else []
+        return ", ".join([*parts, f"{self.parameters:,} parameters changed", f"{self.seconds:.3g} s"])
+
+    def __repr__(self) -> str:
+        """The totals, and the mean of each value over the modules that have it."""
+        values: dict[str, list[float]] = {}
+        for recorded in self.modules.values():
+            for name, value in recorded.items():
+                values.setdefault(name, []).append(value)
+        means = [f"{name} {sum(of) / len(of):.3g}" for name, of in values.items()]
+        count = len(self.modules)
+        of_modules = f"  mean over {count} module{'s' * (count > 1)}: {', '.join(means)}"
+        lines = [f"Report: {self.totals()}", *([_shortened(of_modules)] if means else [])]
+        return "\n".join(lines)
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= _WIDEST else f"{line[: _WIDEST - 1]}…"
 
 
 class Intervention:

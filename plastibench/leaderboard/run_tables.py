@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from plastibench.leaderboard.settings import by_group, label
+from plastibench.leaderboard.settings import by_group, label, warnings
 from plastibench.results.confidence import PLUS_MINUS, mean_ci
 from plastibench.results.result import Result
 from plastibench.utils.tables import format_recovery, percent, text_table
@@ -33,7 +33,8 @@ def comparison(found: Sequence[Result]) -> str:
     is_rl = found[0].is_rl
     tables = _return_comparison(found) if is_rl else _accuracy_comparison(found)
     legend = f"{_RETURN_LEGEND if is_rl else _ACCURACY_LEGEND}; {_LEGEND}."
-    return f"{tables}\n\n{textwrap.fill(legend, 110)}"
+    noted = [f"! {label(runs[0])}: {warning}" for runs in by_group(found) for warning in warnings(runs)]
+    return "\n\n".join([tables, *(textwrap.fill(note, 110) for note in noted), textwrap.fill(legend, 110)])
 
 
 def _return_comparison(found: Sequence[Result]) -> str:
@@ -45,7 +46,7 @@ def _return_comparison(found: Sequence[Result]) -> str:
     rows = []
     for runs in by_group(found):
         curve = [f"{_average(run.returns[index].value for run in runs):.4g}" for index in shown]
-        rows.append([label(runs[0]), *curve, *_returns(runs, "final_return", "mean_drop", "mean_lowest")])
+        rows.append([_marked(runs), *curve, *_returns(runs, "final_return", "mean_drop", "mean_lowest")])
         rows[-1] += [_recovery_steps(runs), _revived(runs), _cost(runs)]
     return text_table(header, rows)
 
@@ -60,17 +61,22 @@ def _accuracy_comparison(found: Sequence[Result]) -> str:
         ends = [percent(_average(run.tasks[task].end for run in runs), 0) for task in shown]
         final = mean_ci([run.summary.final_accuracy for run in runs])
         drop = mean_ci([run.summary.mean_drop for run in runs])
-        rows.append([label(runs[0]), *ends, final, drop, recovery(runs), _revived(runs), _cost(runs)])
+        rows.append([_marked(runs), *ends, final, drop, recovery(runs), _revived(runs), _cost(runs)])
     tables = [text_table(header, rows)]
     boundaries = [task for task in shown if task]
     intervened = [runs for runs in by_group(found) if any(run.interventions for run in runs)]
     if boundaries and intervened:
         drops = [
-            [label(runs[0]), *(percent(_average(run.tasks[task].drop for run in runs)) for task in boundaries)]
+            [_marked(runs), *(percent(_average(run.tasks[task].drop for run in runs)) for task in boundaries)]
             for runs in intervened
         ]
         tables.append(text_table(["drop before task", *(str(task + 1) for task in boundaries)], drops))
     return "\n\n".join(tables)
+
+
+def _marked(runs: Sequence[Result]) -> str:
+    """The name of a method, with a mark if a note below the table is about it."""
+    return f"{label(runs[0])} !" if warnings(runs) else label(runs[0])
 
 
 def _evenly_spaced(count: int) -> list[int]:

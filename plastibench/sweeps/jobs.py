@@ -10,10 +10,10 @@ from typing import Literal
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.results.files import read_result_if_complete
+from plastibench.training.failure import FAILURE_FILE
 from plastibench.utils import atomic_io
 
 State = Literal["waiting", "running", "complete", "failed", "stopped"]
-FAILURE_FILE = "failure.txt"  # in the folder of a run that failed: the last lines that it wrote to stderr
 
 
 @dataclass

@@ -117,7 +117,8 @@ class _Process:
                 job.message = f"killed by {signal.Signals(-status).name}{hint}"
                 self._lines.append(job.message)
             reason = "\n".join(self._lines) or f"exit status {status}"
-            atomic_io.write_text(file, f"{reason}\n")
+            if not file.exists():  # the run itself writes it, with a traceback, unless its process was killed
+                atomic_io.write_text(file, f"{reason}\n")
         else:
             file.unlink(missing_ok=True)
         return True

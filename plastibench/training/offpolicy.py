@@ -281,7 +281,8 @@ class OffPolicyTrainer(Trainer):
             fresh = generator(self.options.seed, f"churn-{self.steps}")
             batch = self.buffer.sample_without_replacement(_PROBE, fresh).to(self.device)
             probe = batch["observation"], batch["action"]
-            self._churn = *probe, *self._greedy_outputs(*probe)
+            with self.measuring():
+                self._churn = *probe, *self._greedy_outputs(*probe)
         position = f"task {self.task + 1}/{self.env_config.task_count}, " if self.env_config.task_count > 1 else ""
         position += f"step {self.steps:,}"
         done = self.steps - self.steps_before
@@ -292,14 +293,16 @@ class OffPolicyTrainer(Trainer):
     def _evaluate_policy(self, draws: torch.Generator | None = None) -> tuple[float, float]:
         seed = derive(self.options.seed, f"evaluation-{self.steps}") % 2**31
         modules = self.learner.evaluated_modules()
-        return evaluate_policy(self.env_config, self.task, self.agent, modules, seed, draws)
+        with self.measuring():
+            return evaluate_policy(self.env_config, self.task, self.agent, modules, seed, draws)
 
     def _greedy_outputs(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         return self.agent.act(observation, greedy=True), self.agent.value(observation, action)
 
     def _measure_churn(self, observation: Tensor, action: Tensor, old_action: Tensor, old_value: Tensor) -> None:
         """Record how much one update changed actions and values, mostly on transitions outside its batch."""
-        new_action, new_value = self._greedy_outputs(observation, action)
+        with self.measuring():
+            new_action, new_value = self._greedy_outputs(observation, action)
         changed = (old_action != new_action).flatten(1).any(1) if old_action.ndim > 1 else old_action != new_action
         values = {"q-churn": float((new_value - old_value).abs().mean())}
         if self.env.num_actions:

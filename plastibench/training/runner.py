@@ -6,19 +6,23 @@ import contextlib
 import dataclasses
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from plastibench.config.errors import RunError, UserError, did_you_mean
+from plastibench.config.own_code import describe
 from plastibench.config.spec import RunSpec
 from plastibench.envs.task_stream import TaskStream
 from plastibench.results.files import compose_result, read_result, write_result
 from plastibench.results.result import Result
 from plastibench.training import checkpoint
+from plastibench.training.failure import FAILURE_FILE, record_failure
 from plastibench.training.learner import Learner
 from plastibench.training.offpolicy import OffPolicyTrainer
+from plastibench.training.plan import check_plan
 from plastibench.training.recorder import Recorder
 from plastibench.training.supervised import SupervisedTrainer
 from plastibench.training.trainer import Log, Trainer
@@ -89,11 +93,13 @@ def run(
     set_up_torch(spec)
     env = spec.create("env").make(data_dir)
     agent = spec.create("agent").build(env, spec.run.seed, torch.device(device))
-    check_options(spec, env, agent)
+    for warning in check_options(spec, env, agent):
+        print(f"plastibench: {spec.id}: {warning}", file=sys.stderr)
     with lock_folder(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as stop_list:
         if path.exists():  # another process has finished it in the meantime
             return read_result(path)
         checkpoint.remove_temporary_files(folder)
+        (folder / FAILURE_FILE).unlink(missing_ok=True)
         new = not (folder / "spec.toml").exists()
         if new:
             atomic_io.write_text(folder / "spec.toml", spec.to_toml())
@@ -105,11 +111,20 @@ def run(
             new = False
             return current.to_the_end()
         except RunError as error:
+            record_failure(folder, error, f"{spec.id}: {error}")
             raise RunError(f"{spec.id}: {error}") from error
-        except UserError:
+        except UserError as error:
             if new:
                 remove_if_unused(folder)
+            else:
+                record_failure(folder, error, f"{spec.id}: {error}")
             raise
+        except Interrupted:
+            raise
+        except Exception as error:
+            line = f"{spec.id}: {describe(error)}"
+            record_failure(folder, error, line)
+            raise RunError(f"{line} (traceback in {folder / FAILURE_FILE})") from error
         finally:
             torch.set_num_threads(threads_before)  # the next run in this process may have a large network
 
@@ -158,6 +173,7 @@ class _Run:
         self.commit = provenance.commit()  # now, because the code on disk may change during the run
         self.checkpoint_seconds = checkpoint_seconds
         self.seconds = 0.0
+        self.cpu_seconds: float | None = 0.0  # of begin() and advance()
         self.trainer = make_trainer(spec, env, agent, folder=folder)
         lengths = self._restore()
         self.resumed = bool(lengths)
@@ -174,9 +190,9 @@ class _Run:
         trainer = self.trainer
         try:
             if not self.resumed:
-                trainer.begin()
+                self._count_cpu(trainer.begin)
             while not trainer.finished:
-                trainer.advance()
+                self._count_cpu(trainer.advance)
                 if self.stop or time.monotonic() - self.saved > self.checkpoint_seconds * max(1.0, self.saving):
                     self._save()
                     if self.stop:
@@ -207,6 +223,9 @@ class _Run:
         final = {"networks": modules, "interventions": states, "extra": self.agent.extra_state()}
         cost = {
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds and max(0.0, self.cpu_seconds - trainer.measuring_cpu_seconds),
+            "intervention_cpu_seconds": learner.intervention_cpu_seconds,
+            "intervention_gpu_seconds": learner.intervention_gpu_seconds,
             "intervention_seconds": learner.intervention_seconds,
             "metric_seconds": trainer.metric_seconds,
             "updates": learner.updates,
@@ -216,10 +235,10 @@ class _Run:
         }
         result = compose_result(
             self.spec,
-            trainer.result(),
+            {**trainer.result(), **trainer.warnings()},
             trainer.reports,
             trainer.plasticity,
-            cost,
+            {name: value for name, value in cost.items() if value is not None},
             origin,
             self.env_version,
             trainer.data,
@@ -229,6 +248,12 @@ class _Run:
         write_result(self.folder, result)  # last: a run folder with a result is complete
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
         return result
+
+    def _count_cpu(self, step: Callable[[], None]) -> None:
+        start = time.process_time()
+        step()
+        if self.cpu_seconds is not None:
+            self.cpu_seconds += time.process_time() - start
 
     def _count_seconds(self) -> None:
         now = time.monotonic()
@@ -241,6 +266,7 @@ class _Run:
         state = {
             "spec": self.spec.to_toml(),
             "seconds": self.seconds,
+            "cpu-seconds": self.cpu_seconds,
             "files": self.recorder.flush(),
             "trainer": self.trainer.state_dict(),
             "data": self.trainer.data,
@@ -265,7 +291,7 @@ class _Run:
             )
         try:
             self.trainer.load_state_dict(state["trainer"])
-            self.seconds = state["seconds"]
+            self.seconds, self.cpu_seconds = state["seconds"], state.get("cpu-seconds")  # older checkpoints lack it
             torch.set_rng_state(state["dropout"])
             if torch.cuda.is_available() and state["dropout-cuda"]:
                 torch.cuda.set_rng_state_all(state["dropout-cuda"])
@@ -301,11 +327,15 @@ def choose_threads(agent: Any, threads: int) -> None:
         torch.set_num_threads(threads or 1)
 
 
-def check_options(spec: RunSpec, env: Any, agent: Any) -> None:
+def check_options(spec: RunSpec, env: Any, agent: Any) -> list[str]:
     """Check that the options of the run fit its env and agent.
 
+    Returns:
+        What the user should know before the run starts.
+
     Raises:
-        UserError: The agent has no network with a given role, or an option is only for RL agents.
+        UserError: The agent has no network with a given role, an option is only for RL agents, or the run would not
+            train or not intervene; see :func:`plastibench.training.plan.check_plan`.
     """
     for role in spec.run.roles or ():
         if role not in agent.networks:
@@ -319,3 +349,4 @@ def check_options(spec: RunSpec, env: Any, agent: Any) -> None:
         ):
             if value:
                 raise UserError(f"--{name} is for RL agents; {spec.env[0]} is a task stream")
+    return check_plan(spec, env, agent)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar, Protocol
 
 from tensordict import TensorDictBase
@@ -47,6 +49,7 @@ class Trainer(ABC):
         reports: A summary of what each intervention did.
         plasticity: Plasticity metrics at each measurement.
         metric_seconds: Time spent in plasticity metrics so far.
+        measuring_cpu_seconds: CPU time spent in evaluations and plasticity metrics so far.
     """
 
     axis: ClassVar[str]
@@ -58,6 +61,8 @@ class Trainer(ABC):
         self.reports: list[dict[str, Any]] = []
         self.plasticity: list[dict[str, Any]] = []
         self.metric_seconds = 0.0
+        self.measuring_cpu_seconds = 0.0
+        self._measuring = False
 
     @property
     @abstractmethod
@@ -128,14 +133,33 @@ class Trainer(ABC):
                 "seconds": report.seconds,
                 "revived-fraction": report.revived_fraction,
                 "parameters": float(report.parameters),
+                "cpu-seconds": report.cpu_seconds,
+                "gpu-seconds": report.gpu_seconds,
             }
             self.record("after", totals, prefix=f"intervention-{role}")
             for module, values in report.modules.items():
                 self.record("after", values, prefix=f"intervention-{role}/{module}")
         return reports
 
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Count the CPU time of a block as evaluation, which is no part of the cost of a method."""
+        if self._measuring:  # within another one
+            yield
+            return
+        self._measuring, start = True, time.process_time()
+        try:
+            yield
+        finally:
+            self._measuring = False
+            self.measuring_cpu_seconds += time.process_time() - start
+
     def measure(self, phase: str) -> None:
         """Measure the plasticity of every network, on the same data for every method."""
+        with self.measuring():
+            self._measure(phase)
+
+    def _measure(self, phase: str) -> None:
         start = time.monotonic()
         probe = self.probe()
         names = select(self.options.metrics or ())
@@ -157,6 +181,13 @@ class Trainer(ABC):
                     self.log.histogram(self.learner.updates, f"layernorm-gradient-{phase}/{layer}", gradients)
         self.metric_seconds += time.monotonic() - start
 
+    def warnings(self) -> dict[str, list[str]]:
+        """``warnings`` for the result: why the run may not be what it looks like; empty if there is no reason."""
+        found = self.learner.complaints()
+        if not self.learner.updates:
+            found.insert(0, "no update was made: the networks are untrained")
+        return {"warnings": found} if found else {}
+
     def state_dict(self) -> dict[str, Any]:
         """State for an exact resume, the learner's included; a subclass adds its own."""
         return {
@@ -164,6 +195,7 @@ class Trainer(ABC):
             "reports": self.reports,
             "plasticity": self.plasticity,
             "metric-seconds": self.metric_seconds,
+            "measuring-cpu-seconds": self.measuring_cpu_seconds,
             "learner": self.learner.state_dict(),
         }
 
@@ -172,6 +204,7 @@ class Trainer(ABC):
         self.task = state["task"]
         self.reports, self.plasticity = state["reports"], state["plasticity"]
         self.metric_seconds = state["metric-seconds"]
+        self.measuring_cpu_seconds = state.get("measuring-cpu-seconds", 0.0)  # older checkpoints lack it
         self.learner.load_state_dict(state["learner"])
 
 

@@ -19,9 +19,7 @@ ROOT = Path(plastibench.__file__).parents[1]
 
 @pytest.mark.parametrize("kind", ["supervised", "rl"])
 def test_every_column_phase_and_name_of_a_run_is_documented(tiny: Any, tmp_path: Path, kind: str) -> None:
-    spec = (
-        tiny("fire+rnr", metrics=("weights",)) if kind == "supervised" else tiny_rl("rnr", every=20)
-    )
+    spec = tiny("fire+rnr", metrics=("weights",)) if kind == "supervised" else tiny_rl("rnr", every=20)
     run(spec, runs_dir=tmp_path, quiet=True, threads=1)
     path = tmp_path / spec.id / "metrics.csv"
     with open(path, newline="", encoding="utf-8") as file:
