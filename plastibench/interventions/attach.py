@@ -16,7 +16,7 @@ from plastibench.config.errors import UserError
 from plastibench.config.options import build
 from plastibench.config.registry import interventions
 from plastibench.interventions.base import Intervention, Report, overrides
-from plastibench.interventions.class_checks import check_method, check_report
+from plastibench.interventions.class_checks import check_method
 from plastibench.interventions.effects import Effects
 from plastibench.interventions.intervention_log import InterventionLog, LogTarget
 from plastibench.nn.network import Loss, Network, as_batch
@@ -196,8 +196,7 @@ class Attached:
         batch = as_batch(batch)
         before = self.log.health(self.network, batch) if self.log is not None else {}
         with self._watched("intervene"), stopwatch(self.network.device) as elapsed:
-            found = self.intervention.intervene(self.network, batch)
-        self.report = check_report(self.intervention, found)
+            self.report = self.intervention.intervene(self.network, batch)
         self.report.seconds, self.report.cpu_seconds, self.report.gpu_seconds = elapsed.wall, elapsed.cpu, elapsed.gpu
         if self.log is not None:
             self.log.write(self.steps, self.report, before, self.log.health(self.network, batch))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from plastibench.config.errors import UserError
+from plastibench.config.own_code import is_own, location
 from plastibench.nn.network import Network
 
 _WIDEST = 118  # characters of a printed line
@@ -83,6 +88,13 @@ class Intervention:
     numbers from ``network.generator`` only, and leave gradients and train/eval modes unchanged.
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let ``intervene`` of a class outside plastibench check what it returns, whoever calls it."""
+        super().__init_subclass__(**options)
+        body = vars(cls).get("intervene")
+        if inspect.isfunction(body) and is_own(cls.__module__):
+            setattr(cls, "intervene", _with_checked_report(body))  # noqa: B010 - mypy refuses to assign a method
+
     def prepare(self, network: Network) -> None:
         """Called once before training, to copy initial weights or ``network.rebuild`` the architecture."""
 
@@ -119,6 +131,23 @@ class Intervention:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore from :meth:`state_dict`."""
+
+
+def _with_checked_report(body: Callable[..., Any]) -> Callable[..., Report]:
+    """Make ``intervene`` raise a UserError with file and line if it returns something else than a ``Report``."""
+
+    @functools.wraps(body)
+    def intervene(self: Intervention, *arguments: Any, **options: Any) -> Report:
+        report = body(self, *arguments, **options)
+        if isinstance(report, Report):
+            return report
+        what = "None" if report is None else f"a value of type {type(report).__name__}"
+        raise UserError(
+            f"{location(body)}: {type(self).__name__}.intervene returned {what}; end it with a Report, such as: "
+            "return Report(parameters=number_of_changed_scalars)"
+        )
+
+    return intervene
 
 
 def overrides(intervention: Intervention, hook: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from plastibench.config.errors import UserError
 from plastibench.config.own_code import is_own, location
-from plastibench.interventions.base import Intervention, Report, overrides
+from plastibench.interventions.base import Intervention, overrides
 
 #: Hook to the names of its arguments after ``self``.
 HOOKS = {
@@ -49,22 +49,6 @@ def check_method(intervention: Any) -> None:
             f"{location(cls)}: {cls.__name__} overrides no hook, so it would run as none; define one of "
             f"{', '.join(HOOKS)}"
         )
-
-
-def check_report(intervention: Intervention, report: Any) -> Report:
-    """Return what ``intervene`` returned.
-
-    Raises:
-        UserError: It is not a ``Report``.
-    """
-    if isinstance(report, Report):
-        return report
-    cls = type(intervention)
-    what = "None" if report is None else f"a value of type {type(report).__name__}"
-    raise UserError(
-        f"{location(cls.intervene)}: {cls.__name__}.intervene returned {what}; end it with a Report, such as: "
-        "return Report(parameters=number_of_changed_scalars)"
-    )
 
 
 def _check_arguments(base: type, name: str, member: Any) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from plastibench.config.options import build, field_name, options_of
 from plastibench.config.registry import Entry
 from plastibench.interventions.base import Intervention, Report, overrides
-from plastibench.interventions.class_checks import check_report
 from plastibench.nn.network import Network
 
 
@@ -66,7 +65,7 @@ class Combined(Intervention):
         """Apply the parts one after another."""
         report = Report()
         for part in self.parts.values():
-            report.add(check_report(part, part.intervene(network, batch)))
+            report.add(part.intervene(network, batch))
         return report
 
     def evaluated(self, network: Network) -> nn.Module:

@@ -23,7 +23,7 @@ _RETURN_LEGEND = (
     "without recovery)"
 )
 _LEGEND = (
-    "revived: percentage of units that were reinitialized; cost: percentage of the run time spent in interventions; "
+    "revived: percentage of units that were reinitialized; cost: percentage of the CPU time spent in interventions; "
     f"{PLUS_MINUS}"
 )
 

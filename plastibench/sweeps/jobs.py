@@ -10,7 +10,7 @@ from typing import Literal
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.results.files import read_result_if_complete
-from plastibench.training.failure import FAILURE_FILE
+from plastibench.training.failure import FAILURE_FILE as FAILURE_FILE
 from plastibench.utils import atomic_io
 
 State = Literal["waiting", "running", "complete", "failed", "stopped"]

@@ -28,12 +28,13 @@ class Plan(NamedTuple):
 
 def plan(spec: RunSpec, env: Any, agent: Any) -> Plan:
     """Compute the counts of a run from the options of its env and agent."""
+    config = env.config
     if isinstance(env, TaskStream):
         sizes = env.task_sizes(derive(spec.run.seed, "stream"))
-        updates = [math.ceil(size / agent.batch_size) * env.config.epochs for size in sizes]
+        updates = [math.ceil(size / agent.batch_size) * config.epochs for size in sizes]
         return Plan(sum(updates), updates[0] if len(updates) > 1 else None)
-    envs, tasks, ratio = env.config.envs, env.config.task_count, agent.config.replay_ratio
-    steps = -(-env.config.steps // envs) * envs  # of a task
+    envs, tasks, ratio = config.envs, config.task_count, agent.config.replay_ratio
+    steps = -(-config.steps // envs) * envs  # of a task
     starts = _learning_starts(agent)
     return Plan(int(ratio * max(0, steps * tasks - starts)), int(ratio * max(0, steps - starts)) if tasks > 1 else None)
 

@@ -123,21 +123,23 @@ def test_every_hook_of_the_interface_is_known() -> None:
 
 
 @pytest.mark.parametrize("returned", [None, 3, {"parameters": 1}])
-@pytest.mark.parametrize("combined", [False, True])
-def test_what_intervene_returns_must_be_a_report(returned: object, combined: bool) -> None:
+@pytest.mark.parametrize("inside", ["", "l2-init+redo", "recouple"])
+def test_what_intervene_returns_must_be_a_report(returned: object, inside: str) -> None:
     @dataclass
     class Returns(pb.Intervention):
         def intervene(self, network, batch):
             return returned
 
     method: pb.Intervention = Returns()
-    if combined:
-        method = build(interventions["l2-init+redo"].load(), {}, "l2-init+redo")
+    if inside == "recouple":
+        method = build_combined(method)
+    elif inside:
+        method = build(interventions[inside].load(), {}, inside)
         method.parts["redo"] = Returns()
-    handle = pb.attach(method, nn.Linear(2, 2))
+    handle = pb.attach(method, nn.Linear(2, 2), None, lambda model, batch: model(batch["x"]).sum())
     with pytest.raises(UserError) as told:
         handle.intervene({"x": torch.zeros(2, 2)})
-    where = f"{FILE}:{Returns.intervene.__code__.co_firstlineno}: Returns.intervene returned"
+    where = f"{FILE}:{inspect.unwrap(Returns.intervene).__code__.co_firstlineno}: Returns.intervene returned"
     assert where in str(told.value) and "return Report(" in str(told.value)
 
 
