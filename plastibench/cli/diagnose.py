@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from plastibench.cli.component_options import Tables, read_option_flags
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plugins import import_plugins
 from plastibench.cli.run_options import add_run_options
-from plastibench.config.errors import UserError
+from plastibench.config.errors import UserError, did_you_mean
 from plastibench.diagnosis.rules import thresholds_text
 from plastibench.metrics import select
 
@@ -21,14 +22,16 @@ PARTS = ("mlp", "mlp-qkv", "attention", "linear", "layernorm", "head")  # of pla
 if TYPE_CHECKING:
     from plastibench.diagnosis.loading import DiagnosisTarget
 
+_LARGE = 1_000_000  # parameters from which progress is shown
 _IMAGE_SUFFIXES = (".png", ".svg", ".pdf")
 TARGETS = (
-    "a run's folder, timm:MODEL, a checkpoint file with --agent, a folder of Hugging Face's save_pretrained, or "
+    "a run's id or folder, timm:MODEL, a checkpoint file with --agent, a folder of Hugging Face's save_pretrained, or "
     "module:function of your own code, which returns a model or (model, batch, loss_fn)"
 )
 _EXAMPLES = """\
 examples:
-  plastibench diagnose runs/ID --html diagnosis.html
+  plastibench diagnose ID --html diagnosis.html
+  plastibench diagnose timm:vit_tiny_patch16_224 --pretrained --data path/to/images
   plastibench diagnose timm:vit_tiny_patch16_224 --weights model.safetensors --data path/to/images
   plastibench diagnose model.pt --agent vit-tiny --data cifar100 --metrics all"""
 
@@ -45,6 +48,7 @@ def configure(parser: CommandParser) -> None:
         help=TARGETS,
     )
     what.add_argument("--weights", type=Path, metavar="FILE", help="weights of timm:MODEL or module:function")
+    what.add_argument("--pretrained", action="store_true", help="download the pretrained weights of a timm model")
     what.add_argument("--agent", metavar="NAME", help="agent whose network a checkpoint file belongs to")
     data = parser.add_argument_group("data and metrics")
     data.add_argument(
@@ -54,7 +58,11 @@ def configure(parser: CommandParser) -> None:
         "(default: for a run its own data, otherwise noise)",
     )
     data.add_argument(
-        "--samples", type=int, default=0, metavar="N", help="number of samples (default: 512 for a run, otherwise 64)"
+        "--samples",
+        type=int,
+        default=0,
+        metavar="N",
+        help="number of samples (default: 512 for a run, otherwise 32, or 64 with --thorough)",
     )
     data.add_argument(
         "--image-size", type=int, default=0, metavar="N", help="image height and width (default: the model's)"
@@ -62,7 +70,13 @@ def configure(parser: CommandParser) -> None:
     data.add_argument(
         "--metrics",
         metavar="NAMES",
-        help="metrics or groups of metrics, such as ranks,weights, or all (default: all but the slow groups)",
+        help="metrics or groups of metrics, such as ranks,weights, or all (default: all but the slow groups; for "
+        "networks that are not of a run, also without gradients of single samples)",
+    )
+    data.add_argument(
+        "--thorough",
+        action="store_true",
+        help="timm models and checkpoint files: more samples, and the gradients of single samples (minutes)",
     )
     structure = parser.add_argument_group("structure")
     structure.add_argument(
@@ -81,7 +95,7 @@ def configure(parser: CommandParser) -> None:
     execution = parser.add_argument_group("execution")
     add_threads(execution, "CPU threads (default: all cores)")
     add_plugin(execution)
-    add_paths(parser, runs=False)
+    add_paths(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -95,7 +109,7 @@ def execute(args: argparse.Namespace) -> int:
 
     import torch
 
-    from plastibench.diagnosis.diagnose import diagnose
+    from plastibench.diagnosis.diagnose import QUICK_GROUPS, diagnose
     from plastibench.diagnosis.text_report import report
 
     if args.threads > 0:
@@ -106,7 +120,11 @@ def execute(args: argparse.Namespace) -> int:
 
         for target in targets:
             name_outputs(target, [name.strip() for name in args.outputs.split(",") if name.strip()])
-    found = [diagnose(target, metrics, args.selector) for target in targets]
+    found = []
+    for target in targets:
+        chosen = QUICK_GROUPS if metrics is None and not args.thorough and not _is_run(args) else metrics
+        large = sum(p.numel() for p in target.network.module.parameters()) > _LARGE
+        found.append(diagnose(target, chosen, args.selector, _say if large else None))
     print("\n\n".join(report(each) for each in found))
     if args.json is not None:
         from plastibench.utils.atomic_io import write_text
@@ -141,6 +159,8 @@ def _check(args: argparse.Namespace, agent_options: dict[str, Any], metrics: lis
         check_output_file(path)
     if args.png is not None and args.png.suffix not in _IMAGE_SUFFIXES:
         raise UserError(f"cannot plot to '{args.png.name}'; use a name that ends in .png, .svg or .pdf")
+    if args.pretrained and args.weights is not None:
+        raise UserError("--pretrained and --weights exclude each other")
     if agent_options and args.agent is None:
         raise UserError("--agent.OPTION needs --agent")
 
@@ -150,9 +170,9 @@ def load_targets(args: argparse.Namespace, agent_options: dict[str, Any]) -> lis
     from plastibench.diagnosis import foreign_models, loading
     from plastibench.utils.runtime import resolve_device
 
-    device, path = resolve_device(args.device or "auto"), Path(args.target)
+    device, path = resolve_device(args.device or "auto"), _path(args)
     shared: dict[str, Any] = {
-        "samples": args.samples or loading.DEFAULT_SAMPLES,
+        "samples": args.samples or (loading.THOROUGH_SAMPLES if args.thorough else loading.DEFAULT_SAMPLES),
         "image_size": args.image_size,
         "data_dir": args.data_dir,
     }
@@ -161,7 +181,9 @@ def load_targets(args: argparse.Namespace, agent_options: dict[str, Any]) -> lis
         if args.agent is not None:
             raise UserError("--agent needs a checkpoint file; timm:MODEL already names the network")
         name = args.target.removeprefix("timm:")
-        return [loading.timm_model(name, data, device, weights=args.weights, **shared)]
+        return [loading.timm_model(name, data, device, weights=args.weights, pretrained=args.pretrained, **shared)]
+    if args.pretrained:
+        raise UserError("--pretrained needs timm:MODEL")
     if ":" in args.target and not path.exists():
         return [foreign_models.own_model(args.target, data, device, weights=args.weights, **shared)]
     if args.weights is not None:
@@ -178,4 +200,23 @@ def load_targets(args: argparse.Namespace, agent_options: dict[str, Any]) -> lis
         if args.agent is None:
             raise UserError(f"{path}: unknown network; add --agent NAME, or use timm:MODEL --weights {path}")
         return [loading.agent_model(args.agent, agent_options, data, device, weights=path, **shared)]
-    raise UserError(f"{path}: not a run's folder, a checkpoint file, timm:MODEL or module:function")
+    known = [found.parent.name for found in args.runs_dir.glob("*/spec.toml")]
+    hint = did_you_mean(args.target, known)
+    raise UserError(
+        f"{path}: not a run's folder, a checkpoint file, timm:MODEL or module:function, and no run in {args.runs_dir}{hint}"
+    )
+
+
+def _path(args: argparse.Namespace) -> Path:
+    """The target as a path: as it is, or the folder of the run with this id."""
+    path = Path(args.target)
+    run = args.runs_dir / args.target
+    return run if not path.exists() and (run / "spec.toml").is_file() else path
+
+
+def _is_run(args: argparse.Namespace) -> bool:
+    return not args.target.startswith("timm:") and _path(args).is_dir()
+
+
+def _say(line: str) -> None:
+    print(f"plastibench: {line}", file=sys.stderr)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plastibench.config.errors import UserError
+from plastibench.config.own_code import describe
 
 
 def import_plugins(plugins: Sequence[str]) -> None:
@@ -27,7 +28,7 @@ def import_plugins(plugins: Sequence[str]) -> None:
             else:
                 importlib.import_module(plugin)
         except (Exception, SystemExit) as error:  # any failure is a bug in the plugin: report it by name
-            raise UserError(f"--plugin {plugin} does not load: {type(error).__name__}: {error}") from error
+            raise UserError(f"--plugin {plugin} does not load: {describe(error)}") from error
 
 
 def _import_file(path: Path) -> None:

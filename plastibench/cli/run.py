@@ -16,7 +16,7 @@ from plastibench.cli.plots_folder import draw_default_plot
 from plastibench.cli.plugins import import_plugins
 from plastibench.cli.run_options import add_run_options, given_run_options
 from plastibench.cli.specs import make_specs, resolve_devices
-from plastibench.config.errors import UserError
+from plastibench.config.errors import RunError, UserError
 from plastibench.config.spec import PARTS, RunSpec, read_file
 from plastibench.results.tags import add_tags
 from plastibench.utils.tables import terminal_width
@@ -70,10 +70,10 @@ def execute(args: argparse.Namespace) -> int:
     if args.help:
         return _show_help(args.parser, tables)
     _check_names(tables)
-    specs = make_specs(tables)
+    specs = resolve_devices(make_specs(tables))
     if len(specs) > 1:
         start_importing(specs, args)
-        specs = resolve_devices(specs)
+        _check_together(specs, args)
         if (slots := slots_for(specs, args)) > 1:
             status, found = run_in_parallel(specs, args, slots)
             if found:
@@ -121,12 +121,37 @@ def _show_help(parser: CommandParser, tables: Tables) -> int:
     return 0
 
 
+def _check_together(specs: list[RunSpec], args: argparse.Namespace) -> None:
+    """Check all methods of the command before its first run, so that a mistake in the last one costs no time.
+
+    Raises:
+        UserError: A method's class is wrong, or it cannot act in this run.
+    """
+    from plastibench.interventions.class_checks import check_method
+    from plastibench.training.runner import check_options
+
+    if len({spec.intervention[0] for spec in specs}) < 2:
+        return
+    if all((args.runs_dir / spec.id / "result.json").exists() for spec in specs):
+        return
+    import torch
+
+    for spec in specs:
+        check_method(spec.create("intervention"))
+    env = specs[0].create("env").make(args.data_dir)
+    agent = specs[0].create("agent").build(env, specs[0].run.seed, torch.device("cpu"))
+    for spec in specs:
+        check_options(spec, env, agent)
+
+
 def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
+    from plastibench.training.failure import FAILURE_FILE
     from plastibench.training.runner import Interrupted, run
     from plastibench.utils.stop_signals import stop_requests
 
     begin_board(args.runs_dir)
     found: list[Any] = []
+    failed: list[Exception] = []
     with stop_requests() as stop:
         for number, spec in enumerate(specs):
             if stop:  # requested while the previous run was finishing
@@ -146,11 +171,23 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
             except Interrupted as stopped:
                 print(f"plastibench: {stopped}; run the same command to continue", file=sys.stderr)
                 return 130
+            except (RunError, UserError) as error:
+                was_started = (args.runs_dir / spec.id / FAILURE_FILE).exists()
+                if len(specs) == 1 or (number == 0 and not was_started):
+                    raise
+                failed.append(error)
+                line = " ".join(str(error).split())
+                print(f"plastibench: {spec.id}: {line.removeprefix(f'{spec.id}: ')}", file=sys.stderr)
+                continue
             finally:
                 add_tags([args.runs_dir / spec.id], args.tag)
             found.append(result)
-    _compare(found, args)
-    return 0
+    status = 0 if not failed else 1 if any(isinstance(error, RunError) for error in failed) else 2
+    if failed:
+        print(f"plastibench: {len(failed)} of {len(specs)} runs failed", file=sys.stderr)
+    if found:
+        _compare(found, args)
+    return status
 
 
 def _compare(found: list[Any], args: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union
 
 from plastibench.config.errors import UserError, did_you_mean
+from plastibench.config.own_code import location
 
 T = TypeVar("T")
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -30,6 +31,11 @@ def option(default: Any, help: str, *, low: float | None = None, high: float | N
 
 def options_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
     """Return the options of a class by name: the fields that the constructor of a dataclass accepts."""
+    if any(isinstance(value, dataclasses.Field) for base in cls.__mro__ for value in vars(base).values()):
+        raise UserError(
+            f"{location(cls)}: {cls.__name__} declares options but is no dataclass; write @dataclass above 'class "
+            f"{cls.__name__}', below the line that registers it"
+        )
     if not dataclasses.is_dataclass(cls):  # a plugin without options need not be one
         return {}
     return {field.name: field for field in dataclasses.fields(cls) if field.init}
@@ -66,6 +72,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         if key not in fields:
             known = [flag_name(field) for field in fields]
             options = f"options: {', '.join(known)}" if known else "it has no options"
+            if key in hints and not dataclasses.is_dataclass(cls):
+                options = f"{location(cls)}: is @dataclass missing?"
             raise UserError(f"{where} has no option '{name}'{did_you_mean(name, known)} ({options})")
         checked[key] = _convert(value, hints[key], f"{where}: {name}")
         _check_range(checked[key], fields[key], f"{where}: {name}")

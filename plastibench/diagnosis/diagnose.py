@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,6 +25,10 @@ from plastibench.nn.network import Network, as_evaluated
 from plastibench.nn.units import unit_count
 
 DEFAULT_GROUPS = ("activity", "gradients", "ranks", "weights")  # curvature and probes take minutes on large networks
+#: Without the gradients of single samples: for large networks, about as informative as the default and much faster.
+QUICK_GROUPS = ("activity", "zero-gradient-ratio", "ranks", "weights")
+_TRACED = 4  # samples are enough to find the order of the layers
+Progress = Callable[[str], None]
 _FROM_LOSS = ("gradient", "hessian", "curvature", "sam", "next-task")  # in the names of metrics of the loss
 
 
@@ -98,13 +102,19 @@ class Diagnosis:
         return {"schema": 1, **found, "thresholds": [asdict(rule) for rule in RULES]}
 
 
-def diagnose(target: DiagnosisTarget, metrics: Sequence[str] | None = None, selector: str | None = None) -> Diagnosis:
+def diagnose(
+    target: DiagnosisTarget,
+    metrics: Sequence[str] | None = None,
+    selector: str | None = None,
+    progress: Progress | None = None,
+) -> Diagnosis:
     """Examine a network and a fresh one; :mod:`plastibench.metrics` defines the metrics.
 
     Args:
         target: The network and its probe batch; neither is modified.
         metrics: Names of metrics or groups; default: :data:`DEFAULT_GROUPS`.
         selector: A part of the network whose modules are listed, of :data:`plastibench.nn.selectors.PARTS`.
+        progress: Receives a line about each step.
     """
     network, batch = target.network, target.batch
     parameters = sum(p.numel() for p in network.module.parameters())
@@ -112,11 +122,14 @@ def diagnose(target: DiagnosisTarget, metrics: Sequence[str] | None = None, sele
     if reason := _not_finite(network, batch):
         return Diagnosis(*about, "sick", [reason], target.notes)
     names = select(metrics if metrics is not None else DEFAULT_GROUPS)
-    found = _measure(network, batch, names, target.initial)
+    found = _measure(network, batch, names, target.initial, progress and (lambda what: progress(f"network: {what}")))
     with use_generator(network, torch.Generator().manual_seed(0)):
         fresh_network = Network(network.fresh(), None, network.loss, role=network.role, outputs=network.outputs)
     opened = _open_branches(fresh_network.module, network.module)
-    fresh = _measure(fresh_network, batch, {rule.metric for rule in RULES} & set(names), None)
+    compared = {rule.metric for rule in RULES} & set(names)
+    fresh = _measure(
+        fresh_network, batch, compared, None, progress and (lambda what: progress(f"fresh network: {what}"))
+    )
     layers = _layers(network, batch, found, fresh)
     verdict, reasons = judge_network({layer.name: layer.verdict for layer in layers}, found.overall)
     notes = [*target.notes, *opened, *_rank_caveat(network, batch, found, layers)]
@@ -175,11 +188,17 @@ def _open_branches(fresh: nn.Module, network: nn.Module) -> list[str]:
 
 
 def _measure(
-    network: Network, batch: TensorDictBase, names: Collection[str], initial: dict[str, torch.Tensor] | None
+    network: Network,
+    batch: TensorDictBase,
+    names: Collection[str],
+    initial: dict[str, torch.Tensor] | None,
+    progress: Progress | None,
 ) -> PlasticityReport:
-    units = trace(network, batch)
-    found = plasticity_report(network, batch, initial, units)
-    found.add(compute_metrics(network, batch, names, torch.Generator().manual_seed(0), initial, units))
+    if progress is not None:
+        progress(", ".join(PLASTICITY))
+    layers = trace(network, batch[:_TRACED])
+    found = plasticity_report(network, batch, initial, layers)
+    found.add(compute_metrics(network, batch, names, torch.Generator().manual_seed(0), initial, layers, progress))
     return found
 
 
@@ -187,7 +206,7 @@ def _layers(network: Network, batch: TensorDictBase, found: PlasticityReport, fr
     """The modules in the order in which they run, each attention before its output projection."""
     layers: list[Layer] = []
     attention = {name for name, module in network.module.named_modules() if is_attention(module)}
-    for unit in trace(network, batch):
+    for unit in trace(network, batch[:_TRACED]):
         parent = unit.name.rpartition(".")[0]
         if unit.name.endswith(".proj") and parent in attention and parent in found.layers:
             layers.append(Layer.judged(parent, "Attention", 0, found, fresh))

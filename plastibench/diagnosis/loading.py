@@ -28,7 +28,8 @@ from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.saved_run import SavedRun, data_of_task, open_run
 from plastibench.training.supervised import PROBE
 
-DEFAULT_SAMPLES = 64
+DEFAULT_SAMPLES = 32
+THOROUGH_SAMPLES = 64
 _ACTED = 1000  # environment steps that are played to collect transitions
 
 
@@ -54,9 +55,17 @@ class DiagnosisTarget:
 
 
 def timm_model(
-    name: str, data: str, device: str, *, weights: Path | None, samples: int, image_size: int, data_dir: Path
+    name: str,
+    data: str,
+    device: str,
+    *,
+    weights: Path | None,
+    samples: int,
+    image_size: int,
+    data_dir: Path,
+    pretrained: bool = False,
 ) -> DiagnosisTarget:
-    """Load a timm model, untrained or with weights from a file.
+    """Load a timm model: untrained, pretrained, or with weights from a file.
 
     Args:
         name: Name of the model.
@@ -66,14 +75,18 @@ def timm_model(
         samples: Number of samples.
         image_size: Height and width of the images; 0 for the model's own.
         data_dir: Folder of datasets.
+        pretrained: Download the pretrained weights of this name.
 
     Raises:
-        UserError: The model does not exist, or weights or data do not fit it.
+        UserError: The model does not exist, has no pretrained weights or they cannot be downloaded, or weights or data
+            do not fit it.
     """
     import timm
 
     if not timm.is_model(name):
         raise UserError(f"no timm model '{name}'{did_you_mean(name, timm.list_models())}")
+    if pretrained and not timm.models.is_model_pretrained(name):
+        raise UserError(f"timm has no pretrained weights of '{name}'; drop --pretrained, or pass --weights FILE")
     state = read_state(weights) if weights is not None else {}
     known = timm.get_pretrained_cfg(name)
     channels, height, width = known.input_size if known is not None else (3, 224, 224)
@@ -86,18 +99,31 @@ def timm_model(
         channels = first[1] if len(first) == 4 and first[1] else channels
     shape = (channels, image_size or height, image_size or width)
     found = read_samples(data, samples, shape, data_dir)
-    if not options and not state and found.classes:
+    if not options and not state and not pretrained and found.classes:
         options = {"num_classes": found.classes}
 
-    def make() -> nn.Module:
+    def create(**given: Any) -> nn.Module:
         try:
-            model: nn.Module = timm.create_model(name, in_chans=channels, img_size=shape[1:], **options)
+            model: nn.Module = timm.create_model(name, in_chans=channels, img_size=shape[1:], **given)
         except TypeError:  # models for any image size do not have this option
-            model = timm.create_model(name, in_chans=channels, **options)
+            model = timm.create_model(name, in_chans=channels, **given)
         return model
 
-    title = f"timm:{name}" + (f" with {weights}" if weights else " (untrained)")
-    return from_samples(title, make, found, device, weights, state)
+    make = functools.partial(create, **options)
+    if not pretrained:
+        title = f"timm:{name}" + (f" with {weights}" if weights else " (untrained)")
+        return from_samples(title, make, found, device, weights, state)
+    try:
+        module = create(pretrained=True, **options)
+    except Exception as error:  # of the libraries that download
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"cannot load the pretrained weights of {name} ({type(error).__name__}: {reason}); download them yourself "
+            "and pass --weights FILE"
+        ) from error
+    network = Network(module.to(device), None, _cross_entropy, fresh=make)
+    batch, notes = labelled(network, found, device)
+    return DiagnosisTarget(f"timm:{name} (pretrained)", network, batch, found.name, None, notes)
 
 
 def agent_model(

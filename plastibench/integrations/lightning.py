@@ -16,6 +16,7 @@ from plastibench.config.errors import UserError
 from plastibench.integrations.callback_schedule import Draw, Schedule, collate
 from plastibench.interventions.attach import Attached, attach
 from plastibench.interventions.base import Intervention, overrides
+from plastibench.interventions.intervention_log import LogTarget
 from plastibench.nn.network import Network, as_batch
 from plastibench.utils.seeding import generator as named_generator
 
@@ -48,6 +49,7 @@ class PlasticityCallback(Callback):
         fresh: Callable[[], nn.Module] | None = None,
         options: Mapping[str, Any] | None = None,
         seed: int = 0,
+        log: LogTarget = None,
     ) -> None:
         """Configure the intervention and its schedule.
 
@@ -64,10 +66,12 @@ class PlasticityCallback(Callback):
             fresh: Builds a newly initialized module. By default, each layer's ``reset_parameters()`` is used.
             options: Options of a named intervention.
             seed: Seed of all randomness of the intervention.
+            log: Where to write what each intervention did, as in :func:`plastibench.attach`; None: nowhere.
         """
         self.intervention, self.loss, self.options = intervention, loss, dict(options or {})
         self.schedule = Schedule(every, steps, epochs)
         self.size, self.draw, self.fresh, self.seed = size, draw, fresh, seed
+        self.log_target = log
         self.attached: Attached | None = None
         self._loaded = False
         self._step = 0  # global_step after the previous batch
@@ -93,7 +97,7 @@ class PlasticityCallback(Callback):
             fresh=self.fresh,
             generator=named_generator(self.seed, "intervention"),
         )
-        self.attached = attach(copy.deepcopy(self.intervention), network, **self.options)
+        self.attached = attach(copy.deepcopy(self.intervention), network, log=self.log_target, **self.options)
         load = _after(self._load, pl_module.on_load_checkpoint)
         pl_module.on_load_checkpoint = load  # type: ignore[assignment, method-assign]
         if overrides(self.attached.intervention, "evaluated"):

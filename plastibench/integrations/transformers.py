@@ -17,6 +17,7 @@ from plastibench.config.errors import UserError
 from plastibench.integrations.callback_schedule import Draw, Schedule, collate
 from plastibench.interventions.attach import Attached, attach
 from plastibench.interventions.base import Intervention, overrides
+from plastibench.interventions.intervention_log import LogTarget
 from plastibench.nn.branches import names_in_branches
 from plastibench.nn.network import Network, as_batch
 from plastibench.utils.seeding import generator as named_generator
@@ -55,6 +56,7 @@ class PlasticityCallback(TrainerCallback):
         draw: Draw | None = None,
         options: Mapping[str, Any] | None = None,
         seed: int = 0,
+        log: LogTarget = None,
     ) -> None:
         """Configure the intervention and its schedule.
 
@@ -68,10 +70,12 @@ class PlasticityCallback(TrainerCallback):
             draw: A function that returns this batch instead.
             options: Options of a named intervention.
             seed: Seed of all randomness of the intervention.
+            log: Where to write what each intervention did, as in :func:`plastibench.attach`; None: nowhere.
         """
         self.intervention, self.options = intervention, dict(options or {})
         self.schedule = Schedule(every, steps, epochs)
         self.size, self.draw, self.seed = size, draw, seed
+        self.log_target = log
         self.attached: Attached | None = None
         self._penalty: torch.utils.hooks.RemovableHandle | None = None
 
@@ -125,7 +129,7 @@ class PlasticityCallback(TrainerCallback):
         fresh = (lambda: type(model)(copy.deepcopy(config))) if config is not None else None
         generator = named_generator(self.seed, "intervention")
         network = Network(model, optimizer, _loss, fresh=fresh, generator=generator)
-        self.attached = attach(copy.deepcopy(self.intervention), network, **self.options)
+        self.attached = attach(copy.deepcopy(self.intervention), network, log=self.log_target, **self.options)
         model.register_load_state_dict_pre_hook(_refuses_other_branches)
         if overrides(self.attached.intervention, "penalty"):
             if args.label_smoothing_factor:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -17,11 +16,15 @@ from plastibench.config.errors import UserError
 from plastibench.config.options import build
 from plastibench.config.registry import interventions
 from plastibench.interventions.base import Intervention, Report, overrides
+from plastibench.interventions.class_checks import check_method
+from plastibench.interventions.effects import Effects
+from plastibench.interventions.intervention_log import InterventionLog, LogTarget
 from plastibench.nn.computed_weights import describe
 from plastibench.nn.coverage import Coverage, coverage, warning
 from plastibench.nn.network import Loss, Network, as_batch
 from plastibench.nn.units import checked_outputs
 from plastibench.utils.notices import print_once
+from plastibench.utils.stopwatch import stopwatch
 
 Batch: TypeAlias = TensorDictBase | Mapping[str, Tensor]
 
@@ -33,6 +36,7 @@ def attach(
     loss_fn: Loss | None = None,
     *,
     outputs: Sequence[str] = (),
+    log: LogTarget = None,
     **options: Any,
 ) -> Attached:
     """Attach an intervention to a model and follow its optimizer.
@@ -48,6 +52,8 @@ def attach(
             units by gradients call it.
         outputs: Names of the output layers; only with a module. By default, every layer whose output reaches the loss
             without another layer in between.
+        log: Where to write what each intervention did, with plasticity metrics before and after it: ``"stdout"``, a
+            text stream, a ``logging.Logger``, TensorBoard's ``SummaryWriter`` or a Lightning logger; None: nowhere.
         options: Options of a named intervention; those of a combination as ``l2_init__strength=0.001``.
 
     Returns:
@@ -65,11 +71,15 @@ def attach(
     else:
         network = Network(model, optimizer, loss_fn or _no_loss, outputs=checked_outputs(model, outputs))
     method = create(intervention, **options)
+    name = intervention if isinstance(intervention, str) else type(method).__name__
+    written = None if log is None or log is False else InterventionLog(log, name, network)
     _check_module(network, method)
     _check_optimizer(network.optimizer, network.module)
     with network.plain_weights() if only_intervenes(method) else nullcontext():
         method.prepare(network)
-    return Attached(method, network)
+    handle = Attached(method, network)
+    handle.log = written
+    return handle
 
 
 def apply(
@@ -115,7 +125,7 @@ def create(intervention: str | Intervention, **options: Any) -> Intervention:
     elif options:
         name = type(intervention).__name__
         raise UserError(f"options apply only to an intervention given by name; set them when you create {name}")
-    assert isinstance(intervention, Intervention)
+    check_method(intervention)
     return intervention
 
 
@@ -132,6 +142,9 @@ class Attached:
         network: Its network.
         steps: Optimizer steps so far.
         report: What the latest call of :meth:`intervene` did.
+        log: Where interventions are logged, or None.
+        effects: Whether the hooks have changed the network; None if nobody asked (see :class:`Effects
+            <plastibench.interventions.effects.Effects>`).
     """
 
     def __init__(self, intervention: Intervention, network: Network) -> None:
@@ -139,6 +152,8 @@ class Attached:
         self.steps = 0
         self.report: Report | None = None
         self._only_intervenes = only_intervenes(intervention)
+        self.effects: Effects | None = None
+        self.log: InterventionLog | None = None
         self._penalizes = overrides(intervention, "penalty")
         self._before = overrides(intervention, "before_update")
         self._after = overrides(intervention, "after_update")
@@ -199,13 +214,15 @@ class Attached:
                 file=sys.stderr,
             )
         self._acted_at = self.steps
-        started = time.perf_counter()
+        batch = as_batch(batch)
+        before = self.log.health(self.network, batch) if self.log is not None else {}
         plain = self.network.plain_weights() if self._only_intervenes else nullcontext()
-        with _unchanged_on_error(self.network.module), plain:
-            self.report = self.intervention.intervene(self.network, as_batch(batch))
-        if self.network.device.type == "cuda":
-            torch.cuda.synchronize(self.network.device)
-        self.report.seconds = time.perf_counter() - started
+        unchanged = _unchanged_on_error(self.network.module)
+        with self._watched("intervene"), stopwatch(self.network.device) as elapsed, unchanged, plain:
+            self.report = self.intervention.intervene(self.network, batch)
+        self.report.seconds, self.report.cpu_seconds, self.report.gpu_seconds = elapsed.wall, elapsed.cpu, elapsed.gpu
+        if self.log is not None:
+            self.log.write(self.steps, self.report, before, self.log.health(self.network, batch))
         return self.report
 
     @property
@@ -245,7 +262,12 @@ class Attached:
     def penalty_for(self, batch: TensorDictBase) -> Tensor | None:
         """The penalty of this batch, or None."""
         self._awaits_penalty = False
-        return self.intervention.penalty(self.network, batch) if self._penalizes else None
+        if not self._penalizes:
+            return None
+        term = self.intervention.penalty(self.network, batch)
+        if self.effects is not None:
+            self.effects.count_penalty(term)
+        return term
 
     def before_step(self) -> None:
         """Call ``before_update``; refuse a step whose loss lacks the penalty."""
@@ -255,15 +277,20 @@ class Attached:
                 f"{name} needs its penalty in the loss: add attached.penalty(batch) before every optimizer step"
             )
         if self._before:
-            self.intervention.before_update(self.network)
+            with self._watched("before_update"):
+                self.intervention.before_update(self.network)
 
     def after_step(self) -> None:
         """Call ``after_update``, and intervene if the schedule says so."""
         self.steps += 1
         if self._after:
-            self.intervention.after_update(self.network)
+            with self._watched("after_update"):
+                self.intervention.after_update(self.network)
         if self._draw is not None and self.steps % self._every == 0:
             self.intervene(self._draw())
+
+    def _watched(self, hook: str) -> AbstractContextManager[None]:
+        return nullcontext() if self.effects is None else self.effects.watch(hook, self.network)
 
 
 def only_intervenes(method: Intervention) -> bool:

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from plastibench.config.errors import UserError
+from plastibench.config.own_code import is_own, location
 from plastibench.nn.network import Network
 
+_WIDEST = 118  # characters of a printed line
 
-@dataclass
+
+@dataclass(repr=False)
 class Report:
-    """What an intervention did to one network.
+    """What an intervention did to one network; it prints in at most three lines.
 
     Attributes:
         units: Masks [H] of the reinitialized units, by module name.
         parameters: Number of scalars that were reinitialized, shrunk or refitted.
         modules: Values worth recording (``revived``, ``residual``, ``norm_ratio``), by module name.
-        seconds: Wall-clock time, filled in by the caller.
+        seconds: Wall-clock time; this and the other times are filled in by the caller.
+        cpu_seconds: CPU time of the process.
+        gpu_seconds: GPU time; None if the network is not on a GPU.
     """
 
     units: dict[str, Tensor] = field(default_factory=dict)
     parameters: int = 0
     modules: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    gpu_seconds: float | None = None
 
     def add(self, other: Report) -> None:
         """Add what another intervention did to the same network."""
@@ -45,6 +56,29 @@ class Report:
         total = sum(mask.numel() for mask in self.units.values())
         return sum(int(mask.sum()) for mask in self.units.values()) / total if total else 0.0
 
+    def totals(self) -> str:
+        """One line: ``12 of 300 units reinitialized (4.0 %), 1,234 parameters changed, 0.012 s``."""
+        total = sum(mask.numel() for mask in self.units.values())
+        count = sum(int(mask.sum()) for mask in self.units.values())
+        parts = [f"{count:,} of {total:,} units reinitialized ({100 * count / total:.1f} %)"] if total else []
+        return ", ".join([*parts, f"{self.parameters:,} parameters changed", f"{self.seconds:.3g} s"])
+
+    def __repr__(self) -> str:
+        """The totals, and the mean of each value over the modules that have it."""
+        values: dict[str, list[float]] = {}
+        for recorded in self.modules.values():
+            for name, value in recorded.items():
+                values.setdefault(name, []).append(value)
+        means = [f"{name} {sum(of) / len(of):.3g}" for name, of in values.items()]
+        count = len(self.modules)
+        of_modules = f"  mean over {count} module{'s' * (count > 1)}: {', '.join(means)}"
+        lines = [f"Report: {self.totals()}", *([_shortened(of_modules)] if means else [])]
+        return "\n".join(lines)
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= _WIDEST else f"{line[: _WIDEST - 1]}…"
+
 
 class Intervention:
     """A method against plasticity loss. One instance serves one network.
@@ -53,6 +87,13 @@ class Intervention:
     overrides one or two of the hooks below; each does nothing by default. Hooks edit tensors in place, draw random
     numbers from ``network.generator`` only, and leave gradients and train/eval modes unchanged.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let ``intervene`` of a class outside plastibench check what it returns, whoever calls it."""
+        super().__init_subclass__(**options)
+        body = vars(cls).get("intervene")
+        if inspect.isfunction(body) and is_own(cls.__module__):
+            setattr(cls, "intervene", _with_checked_report(body))  # noqa: B010 - mypy refuses to assign a method
 
     def prepare(self, network: Network) -> None:
         """Called once before training, to copy initial weights or ``network.rebuild`` the architecture."""
@@ -90,6 +131,23 @@ class Intervention:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore from :meth:`state_dict`."""
+
+
+def _with_checked_report(body: Callable[..., Any]) -> Callable[..., Report]:
+    """Make ``intervene`` raise a UserError with file and line if it returns something else than a ``Report``."""
+
+    @functools.wraps(body)
+    def intervene(self: Intervention, *arguments: Any, **options: Any) -> Report:
+        report = body(self, *arguments, **options)
+        if isinstance(report, Report):
+            return report
+        what = "None" if report is None else f"a value of type {type(report).__name__}"
+        raise UserError(
+            f"{location(body)}: {type(self).__name__}.intervene returned {what}; end it with a Report, such as: "
+            "return Report(parameters=number_of_changed_scalars)"
+        )
+
+    return intervene
 
 
 def overrides(intervention: Intervention, hook: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
-from plastibench.leaderboard.settings import by_group, label
+from plastibench.leaderboard.settings import by_group, label, warnings
 from plastibench.results.confidence import PLUS_MINUS, mean_ci
 from plastibench.results.result import Result
 from plastibench.utils.tables import fitting_columns, format_recovery, percent, text_table
@@ -27,7 +27,7 @@ _RETURN_LEGENDS = {
 }
 _LEGENDS = {
     "revived %": "percentage of units that were reinitialized",
-    "cost %": "percentage of the run time spent in interventions",
+    "cost %": "percentage of the CPU time spent in interventions",
 }
 _WIDEST = 120  # characters of a paragraph
 _Columns = dict[str, list[str]]  # heading to cells
@@ -46,7 +46,7 @@ def comparison(found: Sequence[Result], width: int = 0) -> str:
         str(task.task + 1) for task in found[0].tasks
     ]
     fixed = _fixed_columns(groups, is_rl)
-    names = [label(runs[0]) for runs in groups]
+    names = [_marked(runs) for runs in groups]
     title = "return after steps" if is_rl else "accuracy % after task"
     for shown, kept in _layouts(len(points), fixed):
         chosen = {heading: cells for heading, cells in fixed.items() if heading in kept}
@@ -61,6 +61,11 @@ def comparison(found: Sequence[Result], width: int = 0) -> str:
     tables = [text_table(header, rows, width)]
     if not is_rl and (drops := _drops(groups, width)):
         tables.append(drops)
+    tables += [
+        textwrap.fill(f"! {label(runs[0])}: {warning}", min(width or _WIDEST, _WIDEST))
+        for runs in groups
+        for warning in warnings(runs)
+    ]
     meanings = {**(_RETURN_LEGENDS if is_rl else _ACCURACY_LEGENDS), **_LEGENDS}
     legend = [f"{heading}: {text}" for heading, text in meanings.items() if heading in (*chosen, "return")]
     legend += [PLUS_MINUS] if any("±" in cell for cells in chosen.values() for cell in cells) else []
@@ -83,6 +88,11 @@ def _layouts(count: int, fixed: _Columns) -> Iterator[tuple[list[int], list[str]
     while len(kept) > 1:
         kept = kept[:-1]
         yield _evenly_spaced(count, 2), kept
+
+
+def _marked(runs: Sequence[Result]) -> str:
+    """The name of a method, with a mark if a note below the table is about it."""
+    return f"{label(runs[0])} !" if warnings(runs) else label(runs[0])
 
 
 def _curve(runs: list[Result], shown: Sequence[int], is_rl: bool) -> list[str]:
@@ -120,7 +130,7 @@ def _drops(groups: Sequence[list[Result]], width: int) -> str:
     for size in range(_SHOWN, 1, -1):
         boundaries = [task for task in _evenly_spaced(count, size) if task]
         rows = [
-            [label(runs[0]), *(percent(_average(run.tasks[task].drop for run in runs)) for task in boundaries)]
+            [_marked(runs), *(percent(_average(run.tasks[task].drop for run in runs)) for task in boundaries)]
             for runs in intervened
         ]
         header = ["drop before task", *(str(task + 1) for task in boundaries)]

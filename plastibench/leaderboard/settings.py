@@ -128,6 +128,17 @@ def label(result: Result, part: str = "intervention", also: Iterable[str] = ()) 
     return printable(" ".join(words))  # always one line
 
 
+def warnings(runs: Iterable[Result]) -> list[str]:
+    """The warnings of runs that differ in the seed only; those of some seeds name them."""
+    seeds: dict[str, list[int]] = {}
+    runs = list(runs)
+    for run in runs:
+        for warning in run.warnings:
+            seeds.setdefault(warning, []).append(run.seed)
+    some = {text: f" (seed {', '.join(map(str, of))})" if len(of) < len(runs) else "" for text, of in seeds.items()}
+    return [f"{text}{which}" for text, which in some.items()]
+
+
 def origin(found: Sequence[Result]) -> str:
     """Describe where results come from: code, versions, hardware, threads and precision."""
     origins = [run.origin for run in found]

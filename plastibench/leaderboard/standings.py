@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from plastibench.leaderboard.columns import condition, sort
 from plastibench.leaderboard.overall import overall
 from plastibench.leaderboard.rows import Row, rows
-from plastibench.leaderboard.settings import Setting, by_setting
+from plastibench.leaderboard.settings import Setting, by_setting, warnings
 from plastibench.results.result import Result
 from plastibench.results.tags import TRIAL
 
@@ -70,6 +70,8 @@ def notes(setting: Setting, shown: Sequence[Row]) -> list[str]:
     single = [row["intervention"] for row in shown if len(row["seeds"]) == 1 and not row["not_comparable"]]
     if single:
         found.append(f"not ranked, one seed: {', '.join(single)}")
+    for method in setting.methods:
+        found += [f"{method.name}: {warning}" for warning in warnings(method.runs.values())]
     if setting.base is None:
         found.append("no gain column values: 'none' was not run in this setting")
     return found

@@ -74,6 +74,7 @@ PLASTICITY = {
 INTERVENTIONS = {
     "seconds": "wall-clock time of the intervention",
     "cpu-seconds": "CPU time of the process during the intervention",
+    "gpu-seconds": "GPU time of the intervention",
     "parameters": "number of scalars that were reinitialized, shrunk or refitted",
     "revived-fraction": "fraction of the examined units that were reinitialized",
     "revived": "number of units of the module that were reinitialized",

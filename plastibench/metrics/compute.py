@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from tensordict import TensorDictBase
@@ -23,6 +23,7 @@ def compute_metrics(
     generator: torch.Generator,
     initial: Mapping[str, Tensor] | None = None,
     units: Sequence[TracedLayer] | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> PlasticityReport:
     """Compute the named metrics, and nothing else.
 
@@ -34,11 +35,14 @@ def compute_metrics(
         generator: CPU generator for metrics that draw random numbers.
         initial: Initial parameters by name.
         units: Result of :func:`plastibench.nn.dataflow.trace`, if known.
+        progress: Receives the names of the metrics that are computed next.
     """
     inputs = MetricInputs.of(network, batch, generator, initial, units)
     result = PlasticityReport()
     for measurement in MEASUREMENTS:
         if not measurement.definitions.keys().isdisjoint(names):
+            if progress is not None:
+                progress(", ".join(name for name in measurement.definitions if name in names))
             module, _, function = measurement.function.partition(".")
             found = getattr(importlib.import_module(f"plastibench.metrics.{module}"), function)(inputs)
             result.overall.update(_named(found.overall, names))

@@ -59,7 +59,14 @@ def fig3(results: Sequence[Result], *, data_dir: Path | None = None, device: str
 
     data_dir = data_dir or Path(os.environ.get("PLASTIBENCH_DATA", "data"))
     chosen = [run for run in results if label(run) in _TRAINED and not run.is_rl and run.folder]
-    device = resolve_device(device)
+    with_norms = [run for run in chosen if _may_have_layernorms(run)]
+    if chosen and not with_norms:
+        agents = ", ".join(sorted({run.agent for run in chosen}))
+        raise UserError(
+            f"fig3 is about LayerNorms, and the networks of {agents} have none; create runs that have some with: "
+            "plastibench sweep fig3"
+        )
+    chosen, device = with_norms, resolve_device(device)
     rows: Rows = {}
     shown: list[Result] = []
     for title, runs in runs_by_setting(chosen).items():
@@ -74,6 +81,11 @@ def fig3(results: Sequence[Result], *, data_dir: Path | None = None, device: str
             "final.pt); create such runs with: plastibench sweep fig3"
         )
     return _draw(rows, shown)
+
+
+def _may_have_layernorms(run: Result) -> bool:
+    """Whether the network has LayerNorms, by the metrics of the run; True for an old file that does not tell."""
+    return not run.plasticity or any("layernorm-gradient-spread" in record.metrics for record in run.plasticity)
 
 
 def _by_layer(runs: Sequence[tuple[Result, Mapping[str, Mapping[str, Array]]]]) -> dict[str, Networks]:

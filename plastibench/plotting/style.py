@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,7 @@ _SLOTS = {  # of common methods, so that they look the same in every plot; other
     "rnr criterion=regrama": 12,
 }
 _PADDING = 0.08  # inches between panels, legend and caption, and around them
+_NOTEBOOK_DPI = 100
 _TITLE_LENGTH = 104  # characters across the plot
 
 
@@ -90,6 +92,15 @@ def slot_style(number: int) -> Style:
     }
 
 
+class Plot(Figure):
+    """A figure that a notebook shows, also without ``%matplotlib inline``."""
+
+    def _repr_png_(self) -> bytes:
+        content = io.BytesIO()
+        self.savefig(content, format="png", dpi=_NOTEBOOK_DPI)
+        return content.getvalue()
+
+
 def subplots(rows: int, columns: int, *, height: float, **options: Any) -> tuple[Figure, Any]:
     """Create a figure with rows of panels; :func:`finish` adds room for the legend and the caption.
 
@@ -102,7 +113,7 @@ def subplots(rows: int, columns: int, *, height: float, **options: Any) -> tuple
     Returns:
         The figure, and its axes [rows, columns].
     """
-    figure = Figure(figsize=(WIDTH, rows * height))
+    figure = Plot(figsize=(WIDTH, rows * height))
     figure.set_layout_engine("constrained", w_pad=_PADDING, h_pad=_PADDING)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib.ticker import PercentFormatter
@@ -101,7 +101,7 @@ def timeline(results: Sequence[Result]) -> Figure:
 def plot_run(axis: Axes, run: Result) -> None:
     """Draw one run into a panel: accuracy over epochs or return over steps, with drops and task boundaries."""
     values, positions = _aligned([_vertices(run)])
-    colour = {"color": "black"} if label(run) == "none" else {}
+    colour: dict[str, Any] = {"color": "black"} if label(run) == "none" else {}
     name = escape(f"{label(run)}, seed {run.seed}")
     axis.plot(positions, values[0] / (1 if run.is_rl else 100), label=name, **colour)
     _draw_boundaries(axis, run)

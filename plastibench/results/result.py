@@ -196,8 +196,12 @@ class Cost(BaseModel):
         seconds: Wall-clock time of the run.
         intervention_seconds: Part of it that interventions took.
         metric_seconds: Part of it that plasticity metrics took.
-        cpu_seconds: CPU time of the run; None if it was not measured.
-        evaluation_seconds: Part of it that evaluations took; None in results of older versions.
+        cpu_seconds: CPU time of the process for training and interventions, summed over threads and over all parts of
+            an interrupted run, without evaluations, plasticity metrics and checkpoints, which are the same for every
+            method. If several runs share a process at the same time, it includes the others. None in old files.
+        intervention_cpu_seconds: Part of it that interventions took.
+        intervention_gpu_seconds: GPU time that interventions took; None without a GPU.
+        evaluation_seconds: Part of the wall-clock time that evaluations took; None in results of older versions.
         updates: Updates of the agent.
         samples: Training samples, counted once per use (supervised runs).
         agent_steps: Steps of the agent (RL runs).
@@ -212,6 +216,8 @@ class Cost(BaseModel):
     metric_seconds: Positive = 0.0
     cpu_seconds: Positive | None = None
     evaluation_seconds: Positive | None = None
+    intervention_cpu_seconds: Positive | None = None
+    intervention_gpu_seconds: Positive | None = None
     updates: Count
     samples: Count | None = None
     agent_steps: Count | None = None
@@ -222,7 +228,12 @@ class Cost(BaseModel):
 
     @property
     def intervention_fraction(self) -> float:
-        """Fraction of the run's time that interventions took."""
+        """Fraction of the run's time that interventions took: of its CPU time, or of wall-clock time in old files.
+
+        On a GPU it is the fraction of wall-clock time.
+        """
+        if self.cpu_seconds and self.intervention_cpu_seconds is not None and self.intervention_gpu_seconds is None:
+            return min(1.0, self.intervention_cpu_seconds / self.cpu_seconds)
         return self.intervention_seconds / max(self.seconds, 1e-9)
 
 
@@ -287,6 +298,7 @@ class Result(BaseModel):
         cost: Time, updates, data and memory.
         origin: Command, code, versions, hardware.
         not_finite: Measured values that were NaN or infinite and are None in the result: place to value.
+        warnings: Why the run may not be what it looks like, such as interventions that changed nothing.
     """
 
     id: Text
@@ -311,6 +323,7 @@ class Result(BaseModel):
     cost: Cost
     origin: Origin
     not_finite: dict[Text, Text] = {}
+    warnings: list[Text] = []
     _folder: Path | None = PrivateAttr(None)
 
     @model_validator(mode="after")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 from plastibench.config.errors import UserError
@@ -72,8 +70,6 @@ class Results(list[Result]):
         if not self:
             raise UserError("there are no results to plot")
         figure: Figure = load("plastibench.plotting:draw")(kind, self, **options)
-        if "IPython" in sys.modules:
-            importlib.import_module("matplotlib.pyplot")  # makes a notebook show figures
         return figure
 
     def _changed_options(self) -> list[tuple[str, str]]:

@@ -14,11 +14,11 @@ from plastibench.config.errors import RunError, UserError
 from plastibench.config.short_names import short_names, tables_of
 from plastibench.config.spec import RunSpec
 from plastibench.results.files import read_result_if_complete
+from plastibench.training.failure import FAILURE_FILE as FAILURE_FILE
 from plastibench.utils import atomic_io, digests
 from plastibench.utils.folder_lock import IN_USE, is_locked
 
 State = Literal["waiting", "running", "complete", "failed", "stopped"]
-FAILURE_FILE = "failure.txt"  # in the folder of a run that failed: the last lines that it wrote to stderr
 
 
 @dataclass
@@ -109,7 +109,8 @@ def end(job: Job, folder: Path, status: int, lines: Sequence[str], stopped: bool
             reasons.append(job.message)
         reason = "\n".join(reasons) or f"exit status {status}"
         try:
-            atomic_io.write_text(file, f"{reason}\n")
+            if not file.exists():  # the run writes it, with a traceback, unless its process was killed
+                atomic_io.write_text(file, f"{reason}\n")
         except RunError as error:  # the folder may be gone or the disk full; the other jobs go on
             job.message = f"{job.message or reason} ({error})"
         return

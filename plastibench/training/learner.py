@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from plastibench.config.errors import RunError
 from plastibench.interventions.attach import Attached
 from plastibench.interventions.base import Intervention, Report, overrides
+from plastibench.interventions.class_checks import check_method
+from plastibench.interventions.effects import Effects
 from plastibench.nn.network import Network
 
 
@@ -48,7 +50,9 @@ class Learner:
         updates: Updates since the start.
         initial: Parameters of each network before training, by role. For a parameter that a method adds later, its
             value when it was added.
-        intervention_seconds: Time spent in interventions so far.
+        intervention_seconds: Wall-clock time spent in interventions so far.
+        intervention_cpu_seconds: CPU time spent in them; None if a checkpoint of an older version lacks it.
+        intervention_gpu_seconds: GPU time spent in them; None without a GPU.
     """
 
     def __init__(
@@ -75,11 +79,16 @@ class Learner:
         methods = {role: make_intervention() if self.modifies(role) else Intervention() for role in agent.networks}
         self.attached: dict[str, Attached] = {}
         for role, network in agent.networks.items():
-            methods[role].prepare(network)
+            check_method(methods[role])
+            effects = Effects(methods[role])
+            effects.prepare(methods[role], network)
             self.attached[role] = Attached(methods[role], network)
+            self.attached[role].effects = effects
         self.initial = {role: _parameters(network.module) for role, network in agent.networks.items()}
         self.updates = 0
         self.intervention_seconds = 0.0
+        self.intervention_cpu_seconds: float | None = 0.0
+        self.intervention_gpu_seconds: float | None = None
 
     @property
     def networks(self) -> dict[str, Network]:
@@ -140,7 +149,12 @@ class Learner:
             for name, parameter in attached.network.module.named_parameters():
                 if name not in self.initial[role]:
                     self.initial[role][name] = parameter.detach().clone()
-        self.intervention_seconds += sum(report.seconds for report in reports.values())
+        for report in reports.values():
+            self.intervention_seconds += report.seconds
+            if self.intervention_cpu_seconds is not None:
+                self.intervention_cpu_seconds += report.cpu_seconds
+            if report.gpu_seconds is not None:
+                self.intervention_gpu_seconds = (self.intervention_gpu_seconds or 0.0) + report.gpu_seconds
         return reports
 
     def evaluated_modules(self) -> dict[str, nn.Module]:
@@ -175,6 +189,11 @@ class Learner:
                     "smaller --agent.lr"
                 )
 
+    def complaints(self) -> list[str]:
+        """What a user must know about methods that have done nothing so far."""
+        found = [attached.effects.complaint(role) for role, attached in self.attached.items() if attached.effects]
+        return [complaint for complaint in found if complaint]
+
     def intervention_states(self) -> list[dict[str, Any]]:
         """The state of every intervention; it may decide the architecture of its network."""
         return [attached.intervention.state_dict() for attached in self.attached.values()]
@@ -187,14 +206,22 @@ class Learner:
             "agent": self.agent.state_dict(),
             "initial": self.initial,
             "intervention-seconds": self.intervention_seconds,
+            "intervention-cpu-seconds": self.intervention_cpu_seconds,
+            "intervention-gpu-seconds": self.intervention_gpu_seconds,
+            "effects": [each.effects.state_dict() for each in self.attached.values() if each.effects],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore from :meth:`state_dict`."""
         self.updates, self.intervention_seconds = state["updates"], state["intervention-seconds"]
+        self.intervention_cpu_seconds = state.get("intervention-cpu-seconds")
+        self.intervention_gpu_seconds = state.get("intervention-gpu-seconds")
         for attached, saved in zip(self.attached.values(), state["interventions"], strict=True):
             attached.intervention.load_state_dict(saved)  # before the weights: it may rebuild the module
             attached.steps = self.updates
+        watched = [attached.effects for attached in self.attached.values() if attached.effects]
+        for effects, seen in zip(watched, state.get("effects", ()), strict=False):  # older checkpoints have none
+            effects.load_state_dict(seen)
         self.agent.load_state_dict(state["agent"])
         for role, values in state["initial"].items():
             device = self.networks[role].device

@@ -294,7 +294,8 @@ class OffPolicyTrainer(Trainer):
             fresh = generator(self.options.seed, f"churn-{self.steps}")
             batch = self.buffer.sample_without_replacement(_PROBE, fresh).to(self.device)
             probe = batch["observation"], batch["action"]
-            self._churn = *probe, *self._greedy_outputs(*probe)
+            with self.measuring():
+                self._churn = *probe, *self._greedy_outputs(*probe)
         self._show(f"return {value:8.2f}", milestone=self.steps % self.steps_per_task == 0 and self.steps > 0)
 
     def _show(self, value: str, *, milestone: bool = False) -> None:
@@ -319,7 +320,8 @@ class OffPolicyTrainer(Trainer):
 
     def _measure_churn(self, observation: Tensor, action: Tensor, old_action: Tensor, old_value: Tensor) -> None:
         """Record how much one update changed actions and values, mostly on transitions outside its batch."""
-        new_action, new_value = self._greedy_outputs(observation, action)
+        with self.measuring():
+            new_action, new_value = self._greedy_outputs(observation, action)
         changed = (old_action != new_action).flatten(1).any(1) if old_action.ndim > 1 else old_action != new_action
         values = {"q-churn": float((new_value - old_value).abs().mean())}
         if self.env.num_actions:

@@ -7,20 +7,24 @@ import dataclasses
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from plastibench.config.errors import RunError, UserError, did_you_mean
+from plastibench.config.own_code import describe
 from plastibench.config.spec import RunSpec
 from plastibench.envs.task_stream import TaskStream
 from plastibench.results.files import compose_result, read_result, write_result
 from plastibench.results.result import Result
 from plastibench.training import checkpoint
+from plastibench.training.failure import FAILURE_FILE, record_failure
 from plastibench.training.learner import Learner
 from plastibench.training.log_files import Covered, check
 from plastibench.training.offpolicy import OffPolicyTrainer
+from plastibench.training.plan import check_plan
 from plastibench.training.recorder import Recorder
 from plastibench.training.supervised import SupervisedTrainer
 from plastibench.training.trainer import Log, Trainer
@@ -94,11 +98,13 @@ def run(
     set_up_torch(spec)
     env = spec.create("env").make(data_dir)
     agent = spec.create("agent").build(env, spec.run.seed, torch.device(device))
-    check_options(spec, env, agent)
+    for warning in check_options(spec, env, agent):
+        print(f"plastibench: {spec.id}: {warning}", file=sys.stderr)
     with lock_folder(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as stop_list:
         if path.exists():  # another process has finished it in the meantime
             return read_result(path)
         atomic_io.remove_temporary_files(folder)
+        (folder / FAILURE_FILE).unlink(missing_ok=True)
         new = not (folder / "spec.toml").exists()
         if new:
             atomic_io.write_text(folder / "spec.toml", digests.signed(spec.to_toml()))
@@ -110,11 +116,20 @@ def run(
             new = False
             return current.to_the_end()
         except RunError as error:
+            record_failure(folder, error, f"{spec.id}: {error}")
             raise RunError(f"{spec.id}: {error}") from error
-        except UserError:
+        except UserError as error:
             if new:
                 remove_if_unused(folder)
+            else:
+                record_failure(folder, error, f"{spec.id}: {error}")
             raise
+        except Interrupted:
+            raise
+        except Exception as error:
+            line = f"{spec.id}: {describe(error)}"
+            record_failure(folder, error, line)
+            raise RunError(f"{line} (traceback in {folder / FAILURE_FILE})") from error
         finally:
             torch.set_num_threads(threads_before)  # the next run in this process may have a large network
 
@@ -164,6 +179,7 @@ class _Run:
         self.commit = provenance.commit()  # now, because the code on disk may change during the run
         self.checkpoint_seconds = checkpoint_seconds
         self.seconds = 0.0
+        self.cpu_seconds: float | None = 0.0  # of begin() and advance()
         self.trainer = make_trainer(spec, env, agent, folder=folder)
         covered = self._restore()
         self.resumed = bool(covered)
@@ -180,9 +196,9 @@ class _Run:
         trainer = self.trainer
         try:
             if not self.resumed:
-                trainer.begin()
+                self._count_cpu(trainer.begin)
             while not trainer.finished:
-                trainer.advance()
+                self._count_cpu(trainer.advance)
                 if self.stop or time.monotonic() - self.saved > self.checkpoint_seconds * max(1.0, self.saving):
                     self._save()
                     if self.stop:
@@ -214,6 +230,9 @@ class _Run:
         final = {"networks": modules, "interventions": states, "extra": self.agent.extra_state()}
         cost = {
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds and max(0.0, self.cpu_seconds - trainer.measuring_cpu_seconds),
+            "intervention_cpu_seconds": learner.intervention_cpu_seconds,
+            "intervention_gpu_seconds": learner.intervention_gpu_seconds,
             "intervention_seconds": learner.intervention_seconds,
             "metric_seconds": trainer.metric_seconds,
             "evaluation_seconds": trainer.evaluation_seconds,
@@ -224,10 +243,10 @@ class _Run:
         }
         result = compose_result(
             self.spec,
-            trainer.result(),
+            {**trainer.result(), **trainer.warnings()},
             trainer.reports,
             trainer.plasticity,
-            cost,
+            {name: value for name, value in cost.items() if value is not None},
             origin,
             self.env_version,
             trainer.data,
@@ -237,6 +256,12 @@ class _Run:
         write_result(self.folder, result)  # last: a run folder with a result is complete
         checkpoint.remove_checkpoints(self.folder)
         return result
+
+    def _count_cpu(self, step: Callable[[], None]) -> None:
+        start = time.process_time()
+        step()
+        if self.cpu_seconds is not None:
+            self.cpu_seconds += time.process_time() - start
 
     def _count_seconds(self) -> None:
         now = time.monotonic()
@@ -249,6 +274,7 @@ class _Run:
         state = {
             "spec": self.spec.to_toml(),
             "seconds": self.seconds,
+            "cpu-seconds": self.cpu_seconds,
             "files": self.recorder.flush(),
             "trainer": self.trainer.state_dict(),
             "data": self.trainer.data,
@@ -272,7 +298,7 @@ class _Run:
             )
         try:
             self.trainer.load_state_dict(state["trainer"])
-            self.seconds = state["seconds"]
+            self.seconds, self.cpu_seconds = state["seconds"], state.get("cpu-seconds")  # older checkpoints lack it
             torch.set_rng_state(state["dropout"])
             if torch.cuda.is_available() and state["dropout-cuda"]:
                 torch.cuda.set_rng_state_all(state["dropout-cuda"])
@@ -343,11 +369,15 @@ def choose_threads(agent: Any, threads: int) -> None:
         torch.set_num_threads(threads or 1)
 
 
-def check_options(spec: RunSpec, env: Any, agent: Any) -> None:
+def check_options(spec: RunSpec, env: Any, agent: Any) -> list[str]:
     """Check that the options of the run fit its env and agent.
 
+    Returns:
+        What the user should know before the run starts.
+
     Raises:
-        UserError: The agent has no network with a given role, or an option is only for RL agents.
+        UserError: The agent has no network with a given role, an option is only for RL agents, or the run would not
+            train or not intervene; see :func:`plastibench.training.plan.check_plan`.
     """
     for role in spec.run.roles or ():
         if role not in agent.networks:
@@ -361,3 +391,4 @@ def check_options(spec: RunSpec, env: Any, agent: Any) -> None:
         ):
             if value:
                 raise UserError(f"--{name} is for RL agents; {spec.env[0]} is a task stream")
+    return check_plan(spec, env, agent)

@@ -215,7 +215,8 @@ class SupervisedTrainer(Trainer):
     def _logits(self, eval_set: EvalSet | None = None) -> Tensor:
         """Logits on the current task's evaluation set, or on another. [M, K]."""
         eval_set = eval_set or self.eval_set
-        return mask_logits(self._outputs(eval_set.images), eval_set.masked_classes)
+        with self.measuring():
+            return mask_logits(self._outputs(eval_set.images), eval_set.masked_classes)
 
     def _outputs(self, images: Tensor) -> Tensor:
         with self.evaluating():
@@ -246,9 +247,10 @@ class SupervisedTrainer(Trainer):
         self.record("training", averages)
 
     def _train_accuracy(self) -> float:
-        batch = self.representative()
-        logits = mask_logits(self._outputs(batch["image"]), self.eval_set.masked_classes)
-        return fraction(logits.argmax(1) == batch["label"])
+        with self.measuring():
+            batch = self.representative()
+            logits = mask_logits(self._outputs(batch["image"]), self.eval_set.masked_classes)
+            return fraction(logits.argmax(1) == batch["label"])
 
     def _record_comparison(self, found: dict[str, float]) -> None:
         shown = {"accuracy-after": found["after"], "agreement": found["agreement"], "output-kl": found["output_kl"]}

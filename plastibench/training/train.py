@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,7 +68,7 @@ def train(
     command = f"plastibench.train({env!r}, {agent!r}, {intervention!r}, …)"
     with tempfile.TemporaryDirectory() as temporary:
         # With a list of its own, the run leaves the signal handlers of the notebook or main thread alone.
-        return run(
+        result = run(
             spec,
             runs_dir=temporary if runs_dir is None else runs_dir,
             data_dir=data_dir,
@@ -76,6 +77,10 @@ def train(
             stop=[],
             command=command,
         )
+    if progress:
+        for warning in result.warnings:
+            print(f"plastibench: {result.id}: {warning}", file=sys.stderr)
+    return result
 
 
 def _check_options(options: Mapping[str, Any], intervention: str, others: Mapping[str, str]) -> None:

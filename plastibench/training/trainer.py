@@ -50,6 +50,7 @@ class Trainer(ABC):
         plasticity: Plasticity metrics at each measurement.
         metric_seconds: Time spent in plasticity metrics so far.
         evaluation_seconds: Time spent in evaluations so far.
+        measuring_cpu_seconds: CPU time spent in evaluations and plasticity metrics so far.
     """
 
     axis: ClassVar[str]
@@ -60,7 +61,8 @@ class Trainer(ABC):
         self.task = 0
         self.reports: list[dict[str, Any]] = []
         self.plasticity: list[dict[str, Any]] = []
-        self.metric_seconds = self.evaluation_seconds = 0.0
+        self.metric_seconds = self.evaluation_seconds = self.measuring_cpu_seconds = 0.0
+        self._measuring = False
 
     @property
     @abstractmethod
@@ -131,11 +133,26 @@ class Trainer(ABC):
                 "seconds": report.seconds,
                 "revived-fraction": report.revived_fraction,
                 "parameters": float(report.parameters),
+                "cpu-seconds": report.cpu_seconds,
+                "gpu-seconds": report.gpu_seconds,
             }
             self.record("after", totals, prefix=f"intervention-{role}")
             for module, values in report.modules.items():
                 self.record("after", values, prefix=f"intervention-{role}/{module}")
         return reports
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Count the CPU time of a block as evaluation, which is no part of the cost of a method."""
+        if self._measuring:  # within another one
+            yield
+            return
+        self._measuring, start = True, time.process_time()
+        try:
+            yield
+        finally:
+            self._measuring = False
+            self.measuring_cpu_seconds += time.process_time() - start
 
     def measure(self, phase: str) -> None:
         """Measure the plasticity of every network, on the same data for every method.
@@ -143,6 +160,10 @@ class Trainer(ABC):
         Raises:
             RunError: The weights have diverged.
         """
+        with self.measuring():
+            self._measure(phase)
+
+    def _measure(self, phase: str) -> None:
         start = time.monotonic()
         self.learner.check_weights()
         probe = self.probe()
@@ -170,9 +191,17 @@ class Trainer(ABC):
         """Count the time inside the block as evaluation."""
         start = time.monotonic()
         try:
-            yield
+            with self.measuring():
+                yield
         finally:
             self.evaluation_seconds += time.monotonic() - start
+
+    def warnings(self) -> dict[str, list[str]]:
+        """``warnings`` for the result: why the run may not be what it looks like; empty if there is no reason."""
+        found = self.learner.complaints()
+        if not self.learner.updates:
+            found.insert(0, "no update was made: the networks are untrained")
+        return {"warnings": found} if found else {}
 
     def state_dict(self) -> dict[str, Any]:
         """State for an exact resume, the learner's included; a subclass adds its own."""
@@ -182,6 +211,7 @@ class Trainer(ABC):
             "plasticity": self.plasticity,
             "metric-seconds": self.metric_seconds,
             "evaluation-seconds": self.evaluation_seconds,
+            "measuring-cpu-seconds": self.measuring_cpu_seconds,
             "learner": self.learner.state_dict(),
         }
 
@@ -191,6 +221,7 @@ class Trainer(ABC):
         self.reports, self.plasticity = state["reports"], state["plasticity"]
         self.metric_seconds = state["metric-seconds"]
         self.evaluation_seconds = state.get("evaluation-seconds", 0.0)
+        self.measuring_cpu_seconds = state.get("measuring-cpu-seconds", 0.0)  # older checkpoints lack it
         self.learner.load_state_dict(state["learner"])
 
 

@@ -505,6 +505,9 @@ def test_the_html_report_escapes_text_and_colours_severity(tmp_path: Path, monke
         (["timm:test_vit", "--weights", "nowhere.pt"], "nowhere.pt: no such file"),
         (["timm:test_vit", "--agent", "mlp"], "--agent needs a checkpoint file"),
         (["timm:test_vit", "--agent.width", "4"], "--agent.OPTION needs --agent"),
+        (["timm:test_vit", "--pretrained", "--weights", "x.pt"], "--pretrained and --weights exclude each other"),
+        (["x.pt", "--pretrained"], "--pretrained needs timm:MODEL"),
+        (["timm:test_vit2.no_such_tag", "--pretrained"], "timm has no pretrained weights of"),
         (["timm:test_vit", "--samples", "1"], "--samples must be at least 2"),
         (["."], "not a run's folder"),
         (["timm:test_vit", "--selector", "mpl"], "--selector mpl: not a part of a network; use mlp, mlp-qkv"),
@@ -519,3 +522,58 @@ def test_invalid_arguments_are_reported_in_one_line(arguments: list[str], messag
 def test_help_shows_the_thresholds(say: Any) -> None:
     said = say("diagnose", "--help")
     assert said.status == 0 and "dead-unit-ratio: 10 / 30 percentage points above fresh" in said.out
+
+
+def test_a_run_is_found_by_its_id_below_the_runs(tiny: Any, tmp_path: Path, say: Any) -> None:
+    spec = tiny("none", env="relabel-digits", agent="mlp")
+    run(spec, runs_dir=tmp_path / "mine", quiet=True, threads=1)
+    by_id = say("diagnose", spec.id, "--runs-dir", tmp_path / "mine", "--metrics", "weights")
+    by_folder = say("diagnose", tmp_path / "mine" / spec.id, "--metrics", "weights")
+    assert by_id.status == 0 and by_id.out == by_folder.out
+    wrong = say("diagnose", spec.id[:-1], "--runs-dir", tmp_path / "mine")
+    assert wrong.status == 2 and f"did you mean '{spec.id}'?" in wrong.err and str(tmp_path / "mine") in wrong.err
+
+
+def test_a_timm_model_is_diagnosed_without_gradients_of_single_samples(
+    say: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("plastibench.cli.diagnose._LARGE", 0)
+    size = ("--image-size", "32", "--json", tmp_path / "a.json")
+    quick = say("diagnose", "timm:test_vit", *size)
+    assert quick.status == 0, quick.err
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["samples"] == 32 and {"dormant-ratio", "dead-unit-ratio"} & set(found["overall"])
+    assert not {"gradient-cosine", "ntk-effective-rank"} & set(found["overall"])
+    told = quick.err.splitlines()
+    assert len(told) > 5 and told[0].startswith("plastibench: network: ") and "fresh network: " in quick.err
+    monkeypatch.setattr("plastibench.diagnosis.loading.THOROUGH_SAMPLES", 6)
+    thorough = say("diagnose", "timm:test_vit", "--thorough", *size)
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert thorough.status == 0 and found["samples"] == 6 and "gradient-cosine" in found["overall"]
+
+
+def test_pretrained_weights_are_compared_with_fresh_ones(say: Any, monkeypatch: Any) -> None:
+    import timm
+
+    create = timm.create_model
+    monkeypatch.setattr(timm.models, "is_model_pretrained", lambda name: True)
+
+    def downloaded(name: str, *, pretrained: bool = False, **options: Any) -> Any:
+        made = create(name, **options)
+        if pretrained:
+            torch.nn.init.constant_(made.head.bias, 7.0)
+        return made
+
+    monkeypatch.setattr(timm, "create_model", downloaded)
+    target = timm_model(
+        "test_vit", "noise", "cpu", weights=None, samples=4, image_size=32, data_dir=Path(), pretrained=True
+    )
+    assert "(pretrained)" in target.title and target.network.module.head.bias.eq(7).all()
+    assert not target.network.fresh().head.bias.any() and not any("untrained" in note for note in target.notes)
+
+    def offline(name: str, **options: Any) -> Any:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    said = say("diagnose", "timm:test_vit", "--pretrained", "--image-size", "32")
+    assert said.status == 2 and "no route to host" in said.err and "--weights FILE" in said.err

@@ -259,3 +259,11 @@ def test_unpack_inverts_pack(batch: Any) -> None:
     values = (back.values(), batch.values()) if isinstance(batch, dict) else (back, batch)
     for ours, given in zip(*values, strict=True):
         assert torch.equal(ours, given)
+
+
+def test_interventions_are_logged_where_asked(fit: Callable[..., Any], capsys: Any) -> None:
+    fit(module(), PlasticityCallback("redo", loss, every=4))
+    assert "plastibench" not in capsys.readouterr().out
+    fit(module(), PlasticityCallback("redo", loss, every=4, log="stdout"))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("plastibench: ")]
+    assert [line.split(":")[1] for line in lines] == [" step 4", " step 8"] and "dormant-ratio" in lines[0]

@@ -318,3 +318,9 @@ def test_copies_of_the_model_do_not_copy_the_intervention(trainer: Callable[...,
     copied = copy.deepcopy(training.model).train()
     batch = {name: torch.stack([sample[name] for sample in samples(4)]) for name in ("input_ids", "labels")}
     assert not torch.isnan(copied(**batch).loss) and copied(**batch).loss < 3.0 < pull(copied)
+
+
+def test_interventions_are_logged_where_asked(trainer: Callable[..., Any], capsys: Any) -> None:
+    trainer(PlasticityCallback("redo", every=4, log="stdout"), max_steps=8).train()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("plastibench: ")]
+    assert [line.split(":")[1] for line in lines] == [" step 4", " step 8"] and "dormant-ratio" in lines[0]

@@ -205,3 +205,14 @@ def test_saved_gradients_of_another_run_or_corrupt_ones_are_rejected(tmp_path: P
     (tmp_path / "none0" / gradients.FILE).write_text("[")
     with pytest.raises(UserError, match="cannot be read"):
         draw([result])
+
+
+def test_networks_without_layernorm_are_refused_before_any_data_is_loaded(tmp_path: Path, monkeypatch: Any) -> None:
+    def load(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("loaded a network")
+
+    monkeypatch.setattr("plastibench.plotting.fig3.gradients_of_run", load)
+    (tmp_path / "final.pt").touch()
+    found = [supervised_result("none", agent="mlp", folder=tmp_path)]  # its metrics lack the spread of a LayerNorm
+    with pytest.raises(UserError, match=r"the networks of mlp have none; .* plastibench sweep fig3"):
+        plotting.draw("fig3", found, data_dir=tmp_path)

@@ -110,4 +110,5 @@ def test_returns_fall_where_an_agent_was_intervened_on() -> None:
 def test_results_draw_the_timeline_and_other_kinds() -> None:
     found = Results([stream("none"), stream("reset")])
     assert len(found.plot().axes) == 2
+    assert found.plot()._repr_png_().startswith(b"\x89PNG")  # what a notebook shows
     assert found.plot("curves", metric="drop").axes[0].get_ylabel() == "drop (percentage points)"

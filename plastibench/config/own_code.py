@@ -1,0 +1,64 @@
+"""Where an error or a definition is: file and line, preferably of the user's own code."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sysconfig
+import traceback
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_OURS = (_PACKAGE, _PACKAGE.parent / "envs", _PACKAGE.parent / "agents")
+_LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+def is_own(module: str) -> bool:
+    """Whether a module, such as ``cls.__module__``, is not part of plastibench."""
+    return module.partition(".")[0] != "plastibench"
+
+
+def location(what: Any) -> str:
+    """``shrink.py:12``, where a class or function is defined; its name if that is unknown."""
+    function = inspect.unwrap(what) if callable(what) else what
+    code = getattr(function, "__code__", None)
+    if isinstance(code, CodeType):
+        return f"{_shown(code.co_filename)}:{code.co_firstlineno}"
+    try:
+        return f"{_shown(inspect.getfile(what))}:{inspect.getsourcelines(what)[1]}"
+    except (OSError, TypeError):
+        return str(getattr(what, "__qualname__", what))
+
+
+def describe(error: BaseException) -> str:
+    """An unexpected error in one line, with the place in the user's code that led to it.
+
+    ``shrink.py:17: IndexError in intervene: index out of range``. If none of the user's code was involved, the place is
+    in plastibench; if that is unknown too, the line names only type and message.
+    """
+    kind, message = type(error).__name__, " ".join(str(error).split())
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{_shown(error.filename)}:{error.lineno}: {kind}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not _is_below(frame.filename, (*_OURS, *_LIBRARIES))]
+    ours = [frame for frame in frames if _is_below(frame.filename, _OURS)]
+    for frame in (own or ours)[-1:]:
+        inside = "" if frame.name == "<module>" else f" in {frame.name}"
+        return f"{_shown(frame.filename)}:{frame.lineno}: {kind}{inside}: {message}".removesuffix(": ")
+    return f"{kind}: {message}".removesuffix(": ")
+
+
+def _is_below(file: str, folders: tuple[Path, ...]) -> bool:
+    if file.startswith("<"):  # <frozen importlib._bootstrap>, <string>
+        return True
+    path = Path(file).resolve()
+    return any(path.is_relative_to(folder) for folder in folders)
+
+
+def _shown(file: str) -> str:
+    """The path from the current folder if the file is below it."""
+    path = Path(file).resolve()
+    here = Path(os.getcwd()).resolve()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -1,0 +1,26 @@
+"""``failure.txt`` in the folder of a run that failed: the traceback of the error, and the line that was printed."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from pathlib import Path
+
+from plastibench.config.errors import RunError, UserError
+from plastibench.utils import atomic_io
+
+FAILURE_FILE = "failure.txt"
+
+
+def record_failure(folder: Path, error: BaseException, line: str) -> None:
+    """Write the file; a full disk must not hide the error itself.
+
+    Args:
+        folder: The run's folder.
+        error: Why the run failed. An expected error has no traceback, but the one that caused it has.
+        line: The message for the user; the last line of the file.
+    """
+    cause = error.__cause__ if isinstance(error, RunError | UserError) else error
+    details = "".join(traceback.format_exception(cause)) if cause is not None else ""
+    with contextlib.suppress(OSError):
+        atomic_io.write_text(folder / FAILURE_FILE, f"{details}{line}\n")

@@ -1,0 +1,86 @@
+"""What is known before a run: its number of updates, and whether its intervention can act at all."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from plastibench.config.errors import UserError
+from plastibench.config.spec import RunSpec
+from plastibench.envs.task_stream import TaskStream
+from plastibench.interventions.base import overrides
+from plastibench.utils.seeding import derive
+
+_OTHER_HOOKS = ("penalty", "before_update", "after_update", "evaluated")
+
+
+class Plan(NamedTuple):
+    """Counts of a run.
+
+    Attributes:
+        updates: Updates of the whole run. In RL runs with n-step returns, a few less are made.
+        first_boundary: Updates before the first task boundary; None if there is one task.
+    """
+
+    updates: int
+    first_boundary: int | None
+
+
+def plan(spec: RunSpec, env: Any, agent: Any) -> Plan:
+    """Compute the counts of a run from the options of its env and agent."""
+    config = env.config
+    if isinstance(env, TaskStream):
+        sizes = env.task_sizes(derive(spec.run.seed, "stream"))
+        updates = [math.ceil(size / agent.batch_size) * config.epochs for size in sizes]
+        return Plan(sum(updates), updates[0] if len(updates) > 1 else None)
+    envs, tasks, ratio = config.envs, config.task_count, agent.config.replay_ratio
+    steps = -(-config.steps // envs) * envs  # of a task
+    starts = _learning_starts(agent)
+    return Plan(int(ratio * max(0, steps * tasks - starts)), int(ratio * max(0, steps - starts)) if tasks > 1 else None)
+
+
+def check_plan(spec: RunSpec, env: Any, agent: Any) -> list[str]:
+    """Check that a run updates its agent and that its intervention can act.
+
+    Returns:
+        What the user should know before the run starts.
+
+    Raises:
+        UserError: No update would be made, or the run would equal one without intervention.
+    """
+    found = plan(spec, env, agent)
+    if not found.updates and not isinstance(env, TaskStream):
+        raise UserError(
+            f"{spec.agent[0]} would make no update: learning starts after {_learning_starts(agent):,} steps, and the "
+            f"run has {env.config.steps * env.config.task_count:,}; lower --agent.learning-starts or raise --env.steps"
+        )
+    method = spec.create("intervention")
+    if not overrides(method, "intervene"):
+        return []
+    reason = _why_never(spec, found)
+    if not reason:
+        return []
+    name = spec.intervention[0]
+    if any(overrides(method, hook) for hook in _OTHER_HOOKS):
+        return [f"{name} acts only during updates, since {reason}"]
+    raise UserError(f"{name} would never act, so the run would equal none: {reason}")
+
+
+def _why_never(spec: RunSpec, found: Plan) -> str:
+    """Why no intervention falls into the run, and what to change; empty if one does."""
+    every, until = spec.run.every, spec.run.until
+    if every:
+        if every >= found.updates:
+            return f"--every {every} is not less than the {found.updates:,} updates of the run"
+        first = every
+    elif found.first_boundary is None:
+        return f"{spec.env[0]} has one task and no task boundary; add --every N, with N below {found.updates:,} updates"
+    else:
+        first = found.first_boundary
+    if until is not None and until < first:
+        return f"--until {until} is before the first intervention, which is due after {first:,} updates"
+    return ""
+
+
+def _learning_starts(agent: Any) -> int:
+    return max(agent.config.learning_starts, agent.batch_size)
