@@ -60,9 +60,10 @@ def execute(args: argparse.Namespace) -> int:
     import_plugins(args.plugin)
     from plastibench.config.short_names import short_names, tables_of
     from plastibench.sweeps.grid import read_grid
-    from plastibench.sweeps.jobs import prepare, stored_state
 
     specs = read_grid(_path(args.file, args.size))
+    from plastibench.sweeps.jobs import prepare, stored_state  # imports pydantic, not needed to report a wrong file
+
     if not (args.prepare or args.list):
         start_importing(specs, args)
     specs = resolve_devices(specs)
