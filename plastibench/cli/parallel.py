@@ -18,8 +18,8 @@ def start_importing(specs: Sequence[RunSpec], args: argparse.Namespace) -> None:
         specs: What to run; the devices need not be resolved.
         args: Arguments of execution and paths.
     """
-    from plastibench.sweeps.capacity import cores
     from plastibench.sweeps.run_process import start_server
+    from plastibench.utils.machine import cores
 
     on_cpu = [
         replace(spec, run=replace(spec.run, device="cpu")) for spec in specs if spec.run.device in ("auto", "cpu")

@@ -18,6 +18,7 @@ from plastibench.results.files import compose_result, read_result, write_result
 from plastibench.results.result import Result
 from plastibench.training import checkpoint
 from plastibench.training.learner import Learner
+from plastibench.training.memory_guard import MemoryGuard
 from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.recorder import Recorder
 from plastibench.training.supervised import SupervisedTrainer
@@ -90,7 +91,8 @@ def run(
         return result
     set_up_torch(spec)
     env = spec.create("env").make(data_dir)
-    agent = spec.create("agent").build(env, spec.run.seed, torch.device(device))
+    with MemoryGuard(f"agent {spec.agent[0]}"):
+        agent = spec.create("agent").build(env, spec.run.seed, torch.device(device))
     check_options(spec, env, agent)
     with lock_folder(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as stop_list:
         if path.exists():  # another process has finished it in the meantime
@@ -161,7 +163,8 @@ class _Run:
         self.commit = provenance.commit()  # now, because the code on disk may change during the run
         self.checkpoint_seconds = checkpoint_seconds
         self.seconds = 0.0
-        self.trainer = make_trainer(spec, env, agent, folder=folder)
+        with MemoryGuard("the replay buffer", copies=1):
+            self.trainer = make_trainer(spec, env, agent, folder=folder)
         lengths = self._restore()
         self.resumed = bool(lengths)
         self.env_version = getattr(self.trainer.env_config, "version", 1)
