@@ -16,7 +16,7 @@ _THREADS_PER_PROCESS = "CPU threads per process (default: 1 for small networks, 
 
 
 def add_execution(parser: CommandParser, *, jobs: bool = False) -> None:
-    """Add ``--threads``, ``--quiet`` and ``--plugin``, and ``--jobs`` for a command that may have several runs."""
+    """Add ``--threads``, ``--quiet`` and ``--plugin``, and ``--jobs`` and ``--dry-run`` for several runs."""
     group = parser.add_argument_group("execution")
     if jobs:
         group.add_argument(
@@ -26,6 +26,11 @@ def add_execution(parser: CommandParser, *, jobs: bool = False) -> None:
             metavar="N",
             help="runs at a time, each in its own process; auto: one per core or GPU, if the memory suffices "
             "(default: auto)",
+        )
+        group.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="only show what the runs will take: updates, interventions, time, memory and disk",
         )
     add_threads(group, _THREADS if not jobs else _THREADS_PER_PROCESS)
     group.add_argument("--quiet", action="store_true", help="show no progress")

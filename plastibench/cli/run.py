@@ -10,7 +10,7 @@ from typing import Any
 from plastibench.cli.arguments import DEFAULT_RUNS_DIR, add_execution, add_paths, split_names
 from plastibench.cli.board_update import update_board
 from plastibench.cli.component_options import REGISTRIES, Tables, option_help, read_option_flags
-from plastibench.cli.parallel import run_in_parallel, slots_for, start_importing
+from plastibench.cli.parallel import dry_run, run_in_parallel, slots_for, start_importing
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plugins import import_plugins
 from plastibench.cli.run_options import add_run_options, given_run_options
@@ -65,6 +65,8 @@ def execute(args: argparse.Namespace) -> int:
         return _show_help(args.parser, tables)
     _check_names(tables)
     specs = make_specs(tables)
+    if args.dry_run:
+        return dry_run(resolve_devices(specs), args)
     if len(specs) > 1:
         start_importing(specs, args)
         specs = resolve_devices(specs)

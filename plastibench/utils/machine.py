@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -32,6 +33,12 @@ def available_memory() -> int | None:
     except (OSError, ValueError):  # no such file, or "max": no limit
         pass
     return max(0, min(found)) if found else None
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that are free where a folder is or will be created."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
 
 
 def format_bytes(size: float) -> str:
