@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 
 _PLENTY = 4_000_000_000  # bytes of memory per run, above which the runs are not measured before they start
@@ -51,7 +52,11 @@ def slots_for(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
         return slots
     from plastibench.sweeps.plan import plan_runs
 
-    return choose_slots(left, args.threads, max(plan.memory for plan in plan_runs(left, args.runs_dir, args.data_dir)))
+    try:
+        largest = max(plan.memory for plan in plan_runs(left, args.runs_dir, args.data_dir, args.threads))
+    except UserError:  # the run that cannot start says why
+        return 1
+    return choose_slots(left, args.threads, largest)
 
 
 def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, slots: int) -> tuple[int, list[Any]]:
