@@ -17,7 +17,7 @@ _THREADS_PER_PROCESS = "CPU threads per process (default: 1 for small networks, 
 
 
 def add_execution(parser: CommandParser, *, jobs: bool = False) -> None:
-    """Add ``--threads``, ``--quiet`` and ``--plugin``, and ``--jobs`` for a command that may have several runs."""
+    """Add ``--threads``, ``--quiet`` and ``--plugin``, and ``--jobs`` and ``--dry-run`` for several runs."""
     group = parser.add_argument_group("execution")
     if jobs:
         group.add_argument(
@@ -30,6 +30,11 @@ def add_execution(parser: CommandParser, *, jobs: bool = False) -> None:
         )
         tag = "add this tag to the runs (see: plastibench runs); may be repeated"
         group.add_argument("--tag", type=tag_of, action="append", default=[], metavar="TAG", help=tag)
+        group.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="only show what the runs will take: updates, interventions, time, memory and disk",
+        )
     add_threads(group, _THREADS if not jobs else _THREADS_PER_PROCESS)
     group.add_argument("--quiet", action="store_true", help="show no progress")
     add_wide(group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+import typing
 from collections.abc import Iterable
 from typing import Any
 
@@ -48,7 +49,8 @@ def _suggestion(flag: str, tables: Tables, flags: Iterable[str]) -> str:
     option = flag.removeprefix("--")
     for part in set(tables) & set(REGISTRIES):
         for name in split_names(tables[part].get("name", "")):
-            if field_name(option) in options_of(REGISTRIES[part][name].load()):
+            entry = REGISTRIES[part][name]
+            if field_name(option) in options_of(entry.options_class() or entry.load()):
                 return f"; did you mean '--{part}.{option}'?"
     return did_you_mean(flag, flags)
 
@@ -56,7 +58,9 @@ def _suggestion(flag: str, tables: Tables, flags: Iterable[str]) -> str:
 def option_help(part: str, name: str) -> str:
     """Help of all options of an env, agent or intervention, with the defaults of this registered name."""
     entry = REGISTRIES[part][name]
-    cls = entry.load()
+    cls = entry.options_class()
+    if cls is None or Any in typing.get_type_hints(cls).values():  # not all of it is known without importing it
+        cls = entry.load()
     defaults = as_dict(build(cls, entry.defaults, f"{part} {name}"))
     lines = [f"{part} {name}: {entry.summary}"]
     for option, field in options_of(cls).items():

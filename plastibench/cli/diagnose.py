@@ -203,7 +203,8 @@ def load_targets(args: argparse.Namespace, agent_options: dict[str, Any]) -> lis
     known = [found.parent.name for found in args.runs_dir.glob("*/spec.toml")]
     hint = did_you_mean(args.target, known)
     raise UserError(
-        f"{path}: not a run's folder, a checkpoint file, timm:MODEL or module:function, and no run in {args.runs_dir}{hint}"
+        f"{path}: not a run's folder, a checkpoint file, timm:MODEL or module:function, and no run in "
+        f"{args.runs_dir}{hint}"
     )
 
 

@@ -30,6 +30,7 @@ GROUPS = {
         "bench": "measure throughput, and the cost of an intervention",
         "list": "list envs, agents, interventions and metrics",
         "info": "show versions, devices, datasets and runs",
+        "completion": "print a script that completes commands, flags and names in a shell",
     },
 }
 COMMANDS = {name: summary for group in GROUPS.values() for name, summary in group.items()}
@@ -69,12 +70,22 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
+def module_of(command: str) -> str:
+    """The name of the module of a command."""
+    return f"plastibench.cli.{_MODULES.get(command, command)}"
+
+
 def _report(error: Exception) -> None:
     print(f"plastibench: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def _dispatch(words: list[str]) -> int:
     command = words[0] if words else ""
+    if command == "__complete":  # the scripts of `plastibench completion` ask
+        from plastibench.cli.completion import candidates
+
+        print("\n".join(candidates(words[1:])))
+        return 0
     if command in _DEPRECATED:
         new = _DEPRECATED[command]
         print(
@@ -84,7 +95,7 @@ def _dispatch(words: list[str]) -> int:
         command = new
     if command not in COMMANDS:
         return _top_level(words)
-    module = importlib.import_module(f"plastibench.cli.{_MODULES.get(command, command)}")
+    module = importlib.import_module(module_of(command))
     summary = COMMANDS[command]
     parser = CommandParser(prog=f"plastibench {command}", description=f"{summary[0].upper()}{summary[1:]}.")
     module.configure(parser)

@@ -11,6 +11,8 @@ from typing import Any
 from plastibench.cli.board_update import begin_board
 from plastibench.config.spec import RunSpec
 
+_PLENTY = 4_000_000_000  # bytes of memory per run, above which the runs are not measured before they start
+
 
 def start_importing(specs: Sequence[RunSpec], args: argparse.Namespace) -> None:
     """Start the server that forks runs, so that it imports PyTorch while this process prepares the runs.
@@ -19,8 +21,8 @@ def start_importing(specs: Sequence[RunSpec], args: argparse.Namespace) -> None:
         specs: What to run; the devices need not be resolved.
         args: Arguments of execution and paths.
     """
-    from plastibench.sweeps.capacity import cores
     from plastibench.sweeps.run_process import start_server
+    from plastibench.utils.machine import cores
 
     on_cpu = [
         replace(spec, run=replace(spec.run, device="cpu")) for spec in specs if spec.run.device in ("auto", "cpu")
@@ -39,11 +41,22 @@ def slots_for(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
     """
     from plastibench.results.files import read_result_if_complete
     from plastibench.sweeps.capacity import choose_slots
+    from plastibench.utils.machine import available_memory
 
     if args.jobs:
         return int(args.jobs)
     left = [spec for spec in specs if read_result_if_complete(args.runs_dir / spec.id) is None]
-    return choose_slots(left, args.threads)
+    slots = choose_slots(left, args.threads)
+    memory = available_memory()
+    if slots < 2 or memory is None or memory / slots > _PLENTY:
+        return slots
+    from plastibench.sweeps.plan import plan_runs
+
+    try:
+        largest = max(plan.memory for plan in plan_runs(left, args.runs_dir, args.data_dir, args.threads))
+    except UserError:  # the run that cannot start says why
+        return 1
+    return choose_slots(left, args.threads, largest)
 
 
 def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, slots: int) -> tuple[int, list[Any]]:
@@ -94,3 +107,28 @@ def run_and_compare(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
         if getattr(args, "plot", False) and (path := draw_default_plot(found, args.runs_dir)):
             print(f"plot: {path}")
     return status
+
+
+def dry_run(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
+    """Print what the runs that are not complete will take, without starting one; return the exit status.
+
+    Args:
+        specs: What to run, with resolved devices.
+        args: Arguments of execution and paths.
+
+    Raises:
+        UserError: The runs do not fit into memory or onto the disk.
+    """
+    from plastibench.results.files import read_result_if_complete
+    from plastibench.sweeps.capacity import choose_slots
+    from plastibench.sweeps.plan import check_fit, plan_runs, report
+
+    left = [spec for spec in specs if read_result_if_complete(args.runs_dir / spec.id) is None]
+    if len(left) < len(specs):
+        print(f"{len(specs) - len(left)} of {len(specs)} runs are complete already")
+    if left:
+        plans = plan_runs(left, args.runs_dir, args.data_dir, args.threads)
+        slots = args.jobs or choose_slots(left, args.threads, max(plan.memory for plan in plans))
+        print(report(plans, slots, args.runs_dir))
+        check_fit(plans, args.runs_dir)
+    return 0

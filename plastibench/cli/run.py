@@ -10,7 +10,7 @@ from typing import Any
 from plastibench.cli.arguments import DEFAULT_RUNS_DIR, add_execution, add_paths, split_names
 from plastibench.cli.board_update import BOARD_ADDRESS, begin_board, update_board
 from plastibench.cli.component_options import REGISTRIES, Tables, option_help, read_option_flags
-from plastibench.cli.parallel import run_in_parallel, slots_for, start_importing
+from plastibench.cli.parallel import dry_run, run_in_parallel, slots_for, start_importing
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plots_folder import draw_default_plot
 from plastibench.cli.plugins import import_plugins
@@ -71,6 +71,8 @@ def execute(args: argparse.Namespace) -> int:
         return _show_help(args.parser, tables)
     _check_names(tables)
     specs = resolve_devices(make_specs(tables))
+    if args.dry_run:
+        return dry_run(specs, args)
     if len(specs) > 1:
         start_importing(specs, args)
         _check_together(specs, args)

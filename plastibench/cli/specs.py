@@ -9,8 +9,8 @@ from typing import Any
 from plastibench.cli.arguments import split_names
 from plastibench.config import registry
 from plastibench.config.errors import UserError
-from plastibench.config.options import field_name, options_of
-from plastibench.config.spec import RunSpec, seeds_of
+from plastibench.config.options import build, field_name, options_of
+from plastibench.config.spec import RunOptions, RunSpec, seeds_of
 
 
 def make_specs(tables: Mapping[str, Mapping[str, Any]]) -> list[RunSpec]:
@@ -25,6 +25,7 @@ def make_specs(tables: Mapping[str, Mapping[str, Any]]) -> list[RunSpec]:
     values = {part: {k: v for k, v in table.items() if k != "name"} for part, table in tables.items()}
     names = split_names(tables["intervention"]["name"])
     seeds = seeds_of(values["run"].pop("seed", 0))
+    _check_before_import(tables, names, values)
     return [
         RunSpec.make(
             tables["env"]["name"],
@@ -41,13 +42,25 @@ def make_specs(tables: Mapping[str, Mapping[str, Any]]) -> list[RunSpec]:
     ]
 
 
+def _check_before_import(
+    tables: Mapping[str, Mapping[str, Any]], names: Sequence[str], values: Mapping[str, dict[str, Any]]
+) -> None:
+    """Report invalid options before PyTorch is imported, which takes seconds."""
+    build(RunOptions, values["run"], "run")
+    registry.envs[tables["env"]["name"]].check(values["env"], "env")
+    registry.agents[tables["agent"]["name"]].check(values["agent"], "agent")
+    for name in names:
+        registry.interventions[name].check(_options_for(name, names, values["intervention"]), "intervention")
+
+
 def _options_for(name: str, names: Sequence[str], values: dict[str, Any]) -> dict[str, Any]:
     """The options that one of several interventions has; an option that none of them has is an error."""
     if len(names) == 1:
         return values
 
     def has(intervention: str, option: str) -> bool:
-        return field_name(option) in options_of(registry.interventions[intervention].load())
+        entry = registry.interventions[intervention]
+        return field_name(option) in options_of(entry.options_class() or entry.load())
 
     for option in values:
         if not any(has(other, option) for other in names):

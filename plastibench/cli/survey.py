@@ -10,7 +10,7 @@ from pathlib import Path
 
 from plastibench.cli.arguments import add_execution, add_paths, check_output_file, split_names
 from plastibench.cli.component_options import Tables, read_option_flags
-from plastibench.cli.parallel import run_and_compare, start_importing
+from plastibench.cli.parallel import dry_run, run_and_compare, start_importing
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plugins import import_plugins
 from plastibench.cli.run_options import add_run_options, given_run_options
@@ -51,6 +51,8 @@ def execute(args: argparse.Namespace) -> int:
     tables["run"] = given_run_options(args)
     read_option_flags(args, tables)
     specs = make_specs(tables)
+    if args.dry_run:
+        return dry_run(resolve_devices(specs), args)
     start_importing(specs, args)
     specs = resolve_devices(specs)
     status = run_and_compare(specs, args)

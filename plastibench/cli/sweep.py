@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from plastibench.cli.arguments import add_execution, add_paths
-from plastibench.cli.parallel import run_and_compare, start_importing
+from plastibench.cli.parallel import dry_run, run_and_compare, start_importing
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plugins import import_plugins
 from plastibench.cli.specs import resolve_devices
@@ -60,10 +60,11 @@ def execute(args: argparse.Namespace) -> int:
     import_plugins(args.plugin)
     from plastibench.config.short_names import short_names, tables_of
     from plastibench.sweeps.grid import read_grid
-    from plastibench.sweeps.jobs import prepare, stored_state
 
     specs = read_grid(_path(args.file, args.size))
-    if not (args.prepare or args.list):
+    from plastibench.sweeps.jobs import prepare, stored_state  # imports pydantic, not needed to report a wrong file
+
+    if not (args.prepare or args.list or args.dry_run):
         start_importing(specs, args)
     specs = resolve_devices(specs)
     if args.prepare:
@@ -76,7 +77,7 @@ def execute(args: argparse.Namespace) -> int:
         for spec, name in zip(specs, short_names([tables_of(spec) for spec in specs]), strict=True):
             print(f"{stored_state(args.runs_dir / spec.id):8}  {spec.id:{width}}  {name}")
         return 0
-    return run_and_compare(specs, args)
+    return dry_run(specs, args) if args.dry_run else run_and_compare(specs, args)
 
 
 def _path(name: str, size: str) -> Path:

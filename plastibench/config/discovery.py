@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from plastibench.config.source_options import SourceOption, read_options
+
 
 @dataclass(frozen=True)
 class Registration:
@@ -29,6 +31,7 @@ class SourceClass:
         bases: Names of its base classes.
         attributes: Class attributes with a literal value, by name; inherited ones included.
         methods: Name of the class that defines each method; inherited ones included.
+        options: Its options, inherited ones included; None for an option that cannot be read from the source.
     """
 
     target: str
@@ -36,6 +39,7 @@ class SourceClass:
     bases: tuple[str, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
     methods: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, SourceOption | None] = field(default_factory=dict)
 
 
 def registered_classes(package: str, decorator: str) -> list[SourceClass]:
@@ -54,9 +58,11 @@ def registered_classes(package: str, decorator: str) -> list[SourceClass]:
     assert spec is not None and spec.submodule_search_locations, f"{package} is not a package"
     classes: dict[str, SourceClass] = {}
     for path in sorted(Path(spec.submodule_search_locations[0]).glob("*.py")):
-        for node in ast.parse(path.read_bytes(), str(path)).body:
+        module = ast.parse(path.read_bytes(), str(path))
+        for node in module.body:
             if isinstance(node, ast.ClassDef):
-                classes[node.name] = _read(node, f"{package}.{path.stem}", decorator, path)
+                found = _read(node, f"{package}.{path.stem}", decorator, path)
+                classes[node.name] = replace(found, options=read_options(node, module))
     return [_with_inherited(found, classes) for found in classes.values() if found.registrations]
 
 
@@ -99,9 +105,11 @@ def _literal_attributes(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
 
 def _with_inherited(found: SourceClass, classes: Mapping[str, SourceClass]) -> SourceClass:
     attributes, methods = dict(found.attributes), dict(found.methods)
-    for base in found.bases:
+    options: dict[str, SourceOption | None] = {}
+    for base in reversed(found.bases):
         if base in classes:
             inherited = _with_inherited(classes[base], classes)
             attributes = {**inherited.attributes, **attributes}
             methods = {**inherited.methods, **methods}
-    return replace(found, attributes=attributes, methods=methods)
+            options.update(inherited.options)
+    return replace(found, attributes=attributes, methods=methods, options={**options, **found.options})

@@ -139,6 +139,8 @@ def _without_none(hint: Any) -> Any:
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
     """Convert ``value`` to the type ``hint``, or raise a UserError that states the expected type."""
+    if hint is Any:
+        return value
     optional = _without_none(hint) is not hint
     hint = _without_none(hint)
     if optional and (value is None or value == "none"):

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 from plastibench.config.discovery import SourceClass, registered_classes, summary_of
 from plastibench.config.errors import UserError, did_you_mean
+from plastibench.config.options import build, field_name
+from plastibench.config.source_options import SourceOption, options_class
 
 T = TypeVar("T", bound=type[Any])
 
@@ -27,6 +29,7 @@ class Entry:
         summary: One line for ``plastibench list``.
         defaults: Options that this name sets differently from the class.
         source: For a built-in name, what the source code of its class says.
+        parts: For a combination, its entries by name.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Entry:
     summary: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
     source: SourceClass | None = None
+    parts: Mapping[str, Entry] = field(default_factory=dict)
 
     def load(self) -> type:
         """Return the class. Import its module if necessary."""
@@ -42,6 +46,35 @@ class Entry:
             assert isinstance(loaded, type)
             return loaded
         return self.target if isinstance(self.target, type) else self.target()
+
+    def options_class(self) -> type | None:
+        """A dataclass with the options and defaults of this name, made without importing its class.
+
+        None if the class is not built in, or if an option cannot be read from its source.
+        """
+        if not self.parts:
+            return options_class(self.name, self.source.options, self.defaults) if self.source else None
+        options: dict[str, SourceOption | None] = {}
+        for name, part in self.parts.items():
+            if part.source is None:
+                return None
+            for key, found in part.source.options.items():
+                changed = found and replace(found, default=part.defaults.get(key, found.default))
+                options[f"{field_name(name)}__{key}"] = changed
+        return options_class("Combined", options, {})
+
+    def check(self, values: Mapping[str, Any], noun: str) -> None:
+        """Check options as far as that is possible without importing the class, which may take seconds.
+
+        Args:
+            values: Option names and their values.
+            noun: What the name is, for example ``intervention``.
+
+        Raises:
+            UserError: An unknown option, or a value of a wrong type or out of range.
+        """
+        if (known := self.options_class()) is not None:
+            build(known, values, f"{noun} {self.name}")
 
     @property
     def kind(self) -> str:
@@ -157,7 +190,7 @@ class Registry:
         if len(set(parts)) < len(parts):
             raise UserError(f"{self.noun} '{name}' contains the same part twice")
         entries = {part: self[part] for part in parts}
-        return Entry(name, lambda: load(self._combine)(entries), " + ".join(parts))
+        return Entry(name, lambda: load(self._combine)(entries), " + ".join(parts), parts=entries)
 
     def _scan_entry_points(self) -> None:
         if self._scanned:

@@ -1,41 +1,14 @@
-"""What this machine can run at a time: cores, memory, GPUs."""
+"""How many runs this machine can run at a time."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from plastibench.config.spec import RunSpec
+from plastibench.utils.machine import available_memory, cores
 
-_CGROUP = Path("/sys/fs/cgroup")
 _MEMORY_FRACTION = 0.8  # of the available memory that runs may take
-
-
-def cores() -> int:
-    """The number of cores that this process may use; a container's limit counts."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = (_CGROUP / "cpu.max").read_text().split()
-        return max(1, min(allowed, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no such file, or "max": no limit
-        return allowed
-
-
-def available_memory() -> int | None:
-    """Bytes of memory that are free or can be freed; a container's limit counts. None if the system does not say."""
-    found = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    except OSError:
-        return None
-    try:
-        limit = int((_CGROUP / "memory.max").read_text())
-        found.append(limit - int((_CGROUP / "memory.current").read_text()))
-    except (OSError, ValueError):  # no such file, or "max": no limit
-        pass
-    return max(0, min(found)) if found else None
 
 
 def gpu_count() -> int:

@@ -29,10 +29,12 @@ def read_grid(path: Path) -> list[RunSpec]:
     grids = content.pop("grid", [{}])
     if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
         raise UserError(f"{path}: grid must be written as [[grid]]")
+    # All options are checked before the first class is imported, which takes seconds.
+    described = [each for grid in grids for each in _combinations(_merged(content, grid, path), path)]
     found: dict[str, RunSpec] = {}
-    for grid in grids:
-        for spec in _combinations(_merged(content, grid, path), path):
-            found.setdefault(spec.id, spec)
+    for arguments in described:
+        spec = RunSpec.make(**arguments)
+        found.setdefault(spec.id, spec)
     if not found:
         raise UserError(f"{path} describes no runs")
     return list(found.values())
@@ -58,7 +60,8 @@ def _merged(shared: Mapping[str, Any], grid: Mapping[str, Any], path: Path) -> d
     return tables
 
 
-def _combinations(tables: dict[str, dict[str, Any]], path: Path) -> Iterator[RunSpec]:
+def _combinations(tables: dict[str, dict[str, Any]], path: Path) -> Iterator[dict[str, Any]]:
+    """The arguments of :meth:`RunSpec.make` for each combination of the lists of one grid."""
     tables.setdefault("intervention", {}).setdefault("name", "none")
     run = tables.pop("run", {})
     seeds = seeds_of(run.pop("seed", 0))
@@ -70,21 +73,17 @@ def _combinations(tables: dict[str, dict[str, Any]], path: Path) -> Iterator[Run
         for name in names:
             if not isinstance(name, str):
                 raise UserError(f"{path}: [{part}] name is {name!r}; expected text")
-            cls = getattr(registry, f"{part}s")[name].load()
-            choices += [(name, options) for options in _expanded(cls, values)]
+            entry = getattr(registry, f"{part}s")[name]
+            for options in _expanded(entry.options_class() or entry.load(), values):
+                entry.check(options, part)
+                choices.append((name, options))
         axes.append(choices)
     runs = list(_expanded(RunOptions, run))
-    for (env, agent, intervention), options, seed in itertools.product(itertools.product(*axes), runs, seeds):
-        yield RunSpec.make(
-            env[0],
-            agent[0],
-            intervention[0],
-            env_options=env[1],
-            agent_options=agent[1],
-            intervention_options=intervention[1],
-            seed=seed,
-            **options,
-        )
+    for chosen, options, seed in itertools.product(itertools.product(*axes), runs, seeds):
+        arguments: dict[str, Any] = {"seed": seed, **options}
+        for part, (name, values) in zip(PARTS, chosen, strict=True):
+            arguments |= {part: name, f"{part}_options": values}
+        yield arguments
 
 
 def _expanded(cls: type, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

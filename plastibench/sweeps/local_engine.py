@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from plastibench.sweeps.capacity import cores, gpu_count
+from plastibench.sweeps.capacity import gpu_count
 from plastibench.sweeps.jobs import Job, startable
 from plastibench.sweeps.run_process import RunProcess
 from plastibench.utils import provenance
+from plastibench.utils.machine import cores
 from plastibench.utils.runtime import GPU_SHARE
 
 _POLL_SECONDS = 0.5  # at most; the end of a process is noticed at once

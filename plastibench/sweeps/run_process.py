@@ -46,7 +46,7 @@ def start_server(modules: Sequence[str] = ()) -> None:
 
     multiprocessing.set_forkserver_preload(["plastibench.sweeps.preload", *modules])
     with _environment({**os.environ, **_SERVER_VARIABLES}):
-        forkserver.ensure_running()  # type: ignore[attr-defined]
+        forkserver.ensure_running()
 
 
 class RunProcess:

@@ -23,9 +23,10 @@ from plastibench.training import checkpoint
 from plastibench.training.failure import FAILURE_FILE, record_failure
 from plastibench.training.learner import Learner
 from plastibench.training.log_files import Covered, check
+from plastibench.training.memory_guard import MemoryGuard
 from plastibench.training.offpolicy import OffPolicyTrainer
-from plastibench.training.plan import check_plan
 from plastibench.training.recorder import Recorder
+from plastibench.training.run_checks import check_plan
 from plastibench.training.supervised import SupervisedTrainer
 from plastibench.training.trainer import Log, Trainer
 from plastibench.utils import atomic_io, digests, provenance
@@ -97,7 +98,8 @@ def run(
         return result
     set_up_torch(spec)
     env = spec.create("env").make(data_dir)
-    agent = spec.create("agent").build(env, spec.run.seed, torch.device(device))
+    with MemoryGuard(f"agent {spec.agent[0]}"):
+        agent = spec.create("agent").build(env, spec.run.seed, torch.device(device))
     for warning in check_options(spec, env, agent):
         print(f"plastibench: {spec.id}: {warning}", file=sys.stderr)
     with lock_folder(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as stop_list:
@@ -180,7 +182,8 @@ class _Run:
         self.checkpoint_seconds = checkpoint_seconds
         self.seconds = 0.0
         self.cpu_seconds: float | None = 0.0  # of begin() and advance()
-        self.trainer = make_trainer(spec, env, agent, folder=folder)
+        with MemoryGuard("the replay buffer", copies=1):
+            self.trainer = make_trainer(spec, env, agent, folder=folder)
         covered = self._restore()
         self.resumed = bool(covered)
         self.env_version = getattr(self.trainer.env_config, "version", 1)
@@ -377,7 +380,7 @@ def check_options(spec: RunSpec, env: Any, agent: Any) -> list[str]:
 
     Raises:
         UserError: The agent has no network with a given role, an option is only for RL agents, or the run would not
-            train or not intervene; see :func:`plastibench.training.plan.check_plan`.
+            train or not intervene; see :func:`plastibench.training.run_checks.check_plan`.
     """
     for role in spec.run.roles or ():
         if role not in agent.networks:

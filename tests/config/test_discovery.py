@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Optional
 
 import pytest
 
 from plastibench.config.discovery import Registration, SourceClass, registered_classes, summary_of
+from plastibench.config.source_options import SourceOption
 
 BASE = """\
 raise AssertionError("never imported")
@@ -20,6 +22,8 @@ class Base:
     def act(self): ...
 """
 METHODS = '''\
+Rate = float
+
 @register_thing("plain")
 @register_thing("strong", "Stronger, in "
                 "two literals", factor=-2e-1, parts=("a", "b"), limit=None)
@@ -33,6 +37,7 @@ class Method(Base):
     cost = 2.0
     computed = 1 + len("x")
     factor: float = 0.5
+    rate: Rate | None = option(None, "a rate", low=0)
 
     def act(self): ...
 
@@ -66,6 +71,7 @@ def test_registered_classes_are_read_without_import(package: Path) -> None:
             bases=("Base",),
             attributes={"kind": "units", "cost": 2.0},
             methods={"prepare": "Base", "act": "Method"},
+            options={"factor": None, "rate": SourceOption(Optional[float], None, "a rate", low=0)},  # noqa: UP045
         )
     ]
     assert "things_to_discover" not in sys.modules

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from plastibench.config.spec import RunSpec
@@ -35,17 +33,3 @@ def test_a_gpu_runs_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     for count, expected in ((0, 1), (1, 1), (4, 4)):
         monkeypatch.setattr(capacity, "gpu_count", lambda count=count: count)
         assert capacity.choose_slots(specs) == expected
-
-
-def test_the_limits_of_a_container_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(capacity, "_CGROUP", tmp_path)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
-    memory = capacity.available_memory()
-    assert capacity.cores() == 16 and memory and memory > 0
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert capacity.cores() == 16
-    (tmp_path / "cpu.max").write_text("250000 100000\n")
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("400000\n")
-    assert capacity.cores() == 2 and capacity.available_memory() == 600_000

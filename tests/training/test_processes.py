@@ -21,7 +21,7 @@ import torch
 
 from tests.support.runs import assert_same_run
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FORKS = multiprocessing.get_context("forkserver") if hasattr(os, "fork") else None
 SLOW_IMPORTS = [  # imported once for all child processes
     "plastibench.training.runner",
@@ -260,15 +260,46 @@ def test_ascii_terminal_is_not_an_error() -> None:
     assert b"rnr" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list", "interventions"], ["run", "cl-digtis"]])
-def test_help_lists_and_errors_do_not_import_torch(arguments: list[str]) -> None:
+MLP_RUN = ["run", "relabel-digits", "--agent", "mlp"]
+TINY_RUN = [*MLP_RUN, "--agent.width", "8", "--env.epochs", "1", "--env.switches", "2", "--env.train-size", "40"]
+LIGHT = ["torch", "tensordict", "torchrl", "numpy", "scipy", "pandas", "matplotlib", "pydantic", "timm", "sklearn"]
+NOT_IN_A_RUN = ["sklearn", "scipy.stats", "pandas", "matplotlib", "timm", "torchvision"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "absent"),
+    [
+        (["--help"], LIGHT),
+        (["run", "--help"], LIGHT),
+        (["run", "cl-digits", "--agent", "vit-nano", "--intervention", "l2-init+rnr", "--help"], LIGHT),
+        (["list"], LIGHT),
+        (["list", "interventions"], LIGHT),
+        (["run", "cl-digtis"], LIGHT),
+        ([*MLP_RUN, "--agent.width", "many"], LIGHT),
+        ([*MLP_RUN, "--intervention", "none,rnr", "--intervention.quantile", "2"], LIGHT),
+        ([*MLP_RUN, "--intervention", "l2-init+rnr", "--intervention.rnr.quantle", "0.1"], LIGHT),
+        ([*MLP_RUN, "--intervention", "reset", "--every", "often"], LIGHT),
+        (["run", "rl-cartpole", "--agent", "dqn-mlp", "--agent.gamma", "2"], LIGHT),
+        (["sweep", "wrong.toml"], LIGHT),
+        ([*TINY_RUN, "--quiet", "--device", "cpu", "--runs-dir", "runs"], NOT_IN_A_RUN),
+    ],
+    ids=lambda value: " ".join(value) if "run" in value or "list" in value else "",
+)
+def test_nothing_slow_is_imported_before_it_is_needed(tmp_path: Path, arguments: list[str], absent: list[str]) -> None:
+    grids = "[[grid]]\nintervention.name = 'reset'\n[[grid]]\nintervention = {name = 'redo', tau = 'low'}\n"
+    (tmp_path / "wrong.toml").write_text(f"env.name = 'cl-digits'\nagent.name = 'mlp'\n{grids}")
+    at_the_end = f"sorted(name for name in {absent!r} if name in sys.modules)"
     code = (
-        "import sys\nfrom plastibench.cli.main import main\n"
-        f"try: main({arguments!r})\nexcept SystemExit: pass\n"
-        "print(sorted({'torch', 'tensordict', 'timm'} & set(sys.modules)))"
+        "import sys\nfrom plastibench.cli import board_update, main\n"
+        "board_update.update_board = lambda *_, **__: None\n"  # reads all results, after the run
+        f"try: main.main({arguments!r})\nexcept SystemExit as status: print(status.code, {at_the_end})\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=variables, check=True
+    )
+    fails = absent is LIGHT and "--help" not in arguments and "list" not in arguments
+    assert done.stdout.splitlines()[-1] == f"{2 if fails else 0} []", done.stderr
 
 
 def test_python_m_plastibench_is_the_command_line() -> None:

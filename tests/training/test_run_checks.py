@@ -10,7 +10,7 @@ import torch
 
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
-from plastibench.training.plan import plan
+from plastibench.training.run_checks import plan
 from plastibench.training.runner import run
 from tests.support.rl import tiny_rl
 

@@ -1,0 +1,125 @@
+"""The command ``plastibench completion``: completion of commands, flags and names in a shell."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from plastibench.cli.arguments import DEFAULT_RUNS_DIR
+from plastibench.cli.component_options import REGISTRIES
+from plastibench.cli.parser import CommandParser
+from plastibench.config.errors import UserError
+from plastibench.config.options import flag_name, options_of
+from plastibench.config.spec import PARTS
+
+ASK = "__complete"  # the hidden command that the scripts call: plastibench __complete WORDS…
+
+# Each script passes the words after "plastibench" up to the cursor, and completes files if there are no candidates.
+SCRIPTS = {
+    "bash": f"""\
+_plastibench() {{
+    local IFS=$'\\n'
+    COMPREPLY=($(plastibench {ASK} "${{COMP_WORDS[@]:1:COMP_CWORD}}" 2>/dev/null))
+}}
+complete -o default -F _plastibench plastibench
+""",
+    "zsh": f"""\
+#compdef plastibench
+_plastibench() {{
+    local -a found
+    found=("${{(@f)$(plastibench {ASK} "${{(@)words[2,CURRENT]}}" 2>/dev/null)}}")
+    if [[ -n "$found" ]]; then compadd -a found; else _files; fi
+}}
+compdef _plastibench plastibench
+""",
+    "fish": f"""\
+function __plastibench_complete
+    set -l words (commandline -opc) (commandline -ct)
+    plastibench {ASK} $words[2..-1] 2>/dev/null
+end
+complete -c plastibench -a '(__plastibench_complete)'
+""",
+}
+_SET_UP = """\
+set up:
+  bash  echo 'eval "$(plastibench completion bash)"' >> ~/.bashrc
+  zsh   echo 'eval "$(plastibench completion zsh)"' >> ~/.zshrc      (after compinit)
+  fish  plastibench completion fish > ~/.config/fish/completions/plastibench.fish"""
+
+
+def configure(parser: CommandParser) -> None:
+    """Add the arguments."""
+    parser.epilog = _SET_UP
+    parser.add_argument("shell", choices=list(SCRIPTS), help="the shell")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Print the script."""
+    print(SCRIPTS[args.shell], end="")
+    return 0
+
+
+def candidates(words: Sequence[str]) -> list[str]:
+    """What the last of the words may become, without importing PyTorch; nothing if it may be any file or value.
+
+    Args:
+        words: The words after ``plastibench`` up to the cursor; the last one may be empty.
+    """
+    from plastibench.cli.main import COMMANDS, module_of
+
+    *before, current = words or [""]
+    if not before:
+        return _matching(current, [*COMMANDS, "--help", "--version"])
+    command, *given = before
+    if command not in COMMANDS:
+        return []
+    parser = CommandParser(prog=command)
+    importlib.import_module(module_of(command)).configure(parser)
+    if current.startswith("-"):
+        return _matching(current, [*parser.flags, *_option_flags(parser, given)])
+    flag = parser._option_string_actions.get(given[-1]) if given else None
+    if flag is not None and flag.nargs != 0:
+        return _matching_last(current, _values(flag))
+    if given and given[-1].startswith("--") and flag is None:
+        return []  # the value of an option of a component
+    positional = [action for action in parser._actions if not action.option_strings]
+    return _matching(current, _values(positional[0])) if positional else []
+
+
+def _values(action: argparse.Action) -> Iterable[str]:
+    """The values that an argument may have; nothing if they are not known."""
+    if action.choices is not None:
+        return [str(choice) for choice in action.choices]
+    if action.dest in REGISTRIES:
+        return REGISTRIES[action.dest].all()
+    if action.dest == "id":  # of a run
+        return [path.parent.name for path in DEFAULT_RUNS_DIR.glob("*/spec.toml")]
+    if action.dest == "file":  # of a sweep
+        folder = Path(__file__).parents[1] / "sweeps"
+        return sorted({path.stem.partition("-")[0] for path in folder.glob("*-*.toml")})
+    return []
+
+
+def _option_flags(parser: CommandParser, given: Sequence[str]) -> list[str]:
+    """Flags such as ``--env.epochs`` of the components that the words before name."""
+    found: list[str] = []
+    for part in set(parser.components) & set(PARTS):
+        names = [name for word in given for name in word.split(",")]
+        for name in names:
+            with contextlib.suppress(UserError):
+                known = REGISTRIES[part][name].options_class() if name else None
+                found += [f"--{part}.{flag_name(option)}" for option in options_of(known)] if known else []
+    return list(dict.fromkeys(found))
+
+
+def _matching(current: str, known: Iterable[str]) -> list[str]:
+    return [each for each in known if each.startswith(current)]
+
+
+def _matching_last(current: str, known: Iterable[str]) -> list[str]:
+    """Complete the last name of a list such as ``none,re``."""
+    before, comma, last = current.rpartition(",")
+    return [f"{before}{comma}{each}" for each in _matching(last, known)]
