@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from plastibench.cli.board_update import begin_board
+from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 
 _PLENTY = 4_000_000_000  # bytes of memory per run, above which the runs are not measured before they start
