@@ -16,6 +16,7 @@ class ClassifierOptions:
     """Training options. The defaults are those of the paper for ViT-Tiny (Table 1, A.2)."""
 
     kind = "classifier"
+    version = 1  # raise it when the same options make another agent: versions are never compared
 
     lr: float = option(3e-3, "peak learning rate of AdamW", low=0)
     weight_decay: float = option(0.05, "decoupled weight decay, applied to all parameters (Lee et al. 2024)", low=0)

@@ -28,6 +28,7 @@ class OffPolicyConfig(Encoder):
     """Options shared by DQN and SAC."""
 
     kind = "rl"
+    version = 1  # see ClassifierOptions.version
 
     lr: float = option(1e-3, "learning rate of Adam", low=0)
     eps: float = option(1e-8, "epsilon of Adam", low=0)

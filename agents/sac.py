@@ -36,6 +36,8 @@ _LOG_STD = -5.0, 2.0
 class SAC(OffPolicyConfig):
     """SAC for continuous actions, or its discrete form (Christodoulou 2019) for discrete actions."""
 
+    version = 2  # in version 1, interventions acted on the critic only after the actor's update
+
     batch_size: int = option(256, "transitions per update", low=1)
     replay_ratio: float = option(1.0, "updates per agent step", low=0)
     tau: float = option(0.005, "interpolation factor of target updates; 1: copy the network", low=0, high=1)

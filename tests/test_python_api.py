@@ -14,7 +14,7 @@ from torch import nn
 import plastibench as pb
 from plastibench.config.errors import UserError
 
-SMALL = {"switches": 2, "epochs": 2, "train_size": 120}
+SMALL = {"tasks": 2, "epochs": 2, "train_size": 120}
 
 
 def batch() -> dict[str, torch.Tensor]:

@@ -15,14 +15,23 @@ _THREADS = "CPU threads (default: 1 for small networks, all cores for large ones
 _THREADS_PER_PROCESS = "CPU threads per process (default: 1 for small networks, cores / jobs for large ones)"
 
 
-def add_execution(parser: CommandParser, *, jobs: int | None = None) -> None:
-    """Add ``--threads``, ``--quiet`` and ``--plugin``, and ``--jobs`` if a default number of processes is given."""
+def add_execution(parser: CommandParser, *, jobs: int | None = None, force: bool = False) -> None:
+    """Add ``--threads``, ``--quiet`` and ``--plugin``.
+
+    Args:
+        parser: The parser of a command.
+        jobs: Default number of processes; also adds ``--jobs``.
+        force: Also add ``--force``.
+    """
     group = parser.add_argument_group("execution")
     if jobs is not None:
         default = " (default: one per core)" if jobs == ONE_PER_CORE != 1 else ""
         group.add_argument("--jobs", type=positive, default=jobs, metavar="N", help=f"parallel processes{default}")
     add_threads(group, _THREADS if jobs is None else _THREADS_PER_PROCESS)
     group.add_argument("--quiet", action="store_true", help="show no progress")
+    if force:
+        help = "repeat runs that are complete, and start interrupted ones again; their files are replaced"
+        group.add_argument("--force", action="store_true", help=help)
     add_plugin(group)
 
 

@@ -13,6 +13,7 @@ from plastibench.cli.component_options import REGISTRIES, Tables, option_help, r
 from plastibench.cli.parallel import run_in_parallel
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plugins import import_plugins
+from plastibench.cli.reused import note_reused
 from plastibench.cli.run_options import add_run_options, given_run_options
 from plastibench.cli.specs import make_specs, resolve_devices
 from plastibench.config.errors import UserError
@@ -46,7 +47,7 @@ def configure(parser: CommandParser) -> None:
         "--spec", type=Path, metavar="FILE", help="read names and options from a TOML file; flags take precedence"
     )
     add_run_options(parser)
-    add_execution(parser, jobs=1)
+    add_execution(parser, jobs=1, force=True)
     add_paths(parser)
     # Replaces argparse's flag: the help depends on the names given and on plugins.
     parser.add_argument(
@@ -129,12 +130,14 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
                     threads=args.threads,
                     announce=f"run {number + 1} of {len(specs)}: " if len(specs) > 1 else "",
                     stop=stop,
+                    force=args.force,
                 )
             except Interrupted as stopped:
                 print(f"plastibench: {stopped}; run the same command to continue", file=sys.stderr)
                 return 130
             found.append(result)
     print(f"\n{leaderboard.comparison(found)}\n")
+    note_reused([result for result in found if result.reused], len(found))
     update_board(args.runs_dir)
     flag = "" if args.runs_dir == DEFAULT_RUNS_DIR else f" --runs-dir {args.runs_dir}"
     print(f"results:     {args.runs_dir}/<run>/result.json; compare all runs: plastibench leaderboard{flag}")

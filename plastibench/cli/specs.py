@@ -9,7 +9,7 @@ from typing import Any
 from plastibench.cli.arguments import split_names
 from plastibench.config import registry
 from plastibench.config.errors import UserError
-from plastibench.config.options import field_name, options_of
+from plastibench.config.options import has_option
 from plastibench.config.spec import RunSpec, seeds_of
 
 
@@ -47,7 +47,7 @@ def _options_for(name: str, names: Sequence[str], values: dict[str, Any]) -> dic
         return values
 
     def has(intervention: str, option: str) -> bool:
-        return field_name(option) in options_of(registry.interventions[intervention].load())
+        return has_option(registry.interventions.declaration(intervention), option)
 
     for option in values:
         if not any(has(other, option) for other in names):

@@ -51,25 +51,27 @@ def configure(parser: CommandParser) -> None:
         help="only write the specs and print the ids of unfinished runs, for a scheduler that calls "
         "plastibench resume ID",
     )
-    add_execution(parser, jobs=ONE_PER_CORE)
+    add_execution(parser, jobs=ONE_PER_CORE, force=True)
     add_paths(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
     """Run, list or prepare the runs of a sweep."""
     import_plugins(args.plugin)
+    from plastibench.results.run_folder import run_folder
     from plastibench.sweeps.grid import read_grid
     from plastibench.sweeps.jobs import prepare, stored_state
 
     specs = resolve_devices(read_grid(_path(args.file, args.size)))
     if args.prepare:
-        for job in prepare(specs, args.runs_dir):
+        for job in prepare(specs, args.runs_dir, args.force):
             if job.state != "complete":
-                print(job.spec.id)
+                print(run_folder(job.spec, args.runs_dir).name)
         return 0
     if args.list:
         for spec in specs:
-            print(f"{stored_state(args.runs_dir / spec.id):8}  {spec.id}")
+            folder = run_folder(spec, args.runs_dir)
+            print(f"{stored_state(folder):8}  {folder.name}")
         return 0
     return run_in_parallel(specs, args)
 

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from plastibench.config.declarations import Declared, declared_options
+
 
 @dataclass(frozen=True)
 class Registration:
@@ -29,6 +31,7 @@ class SourceClass:
         bases: Names of its base classes.
         attributes: Class attributes with a literal value, by name; inherited ones included.
         methods: Name of the class that defines each method; inherited ones included.
+        options: Its options; inherited ones included.
     """
 
     target: str
@@ -36,6 +39,7 @@ class SourceClass:
     bases: tuple[str, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
     methods: Mapping[str, str] = field(default_factory=dict)
+    options: Declared = field(default_factory=dict)
 
 
 def registered_classes(package: str, decorator: str) -> list[SourceClass]:
@@ -75,6 +79,7 @@ def _read(node: ast.ClassDef, module: str, decorator: str, path: Path) -> Source
         bases=tuple(base.id for base in node.bases if isinstance(base, ast.Name)),
         attributes=dict(_literal_attributes(node)),
         methods=dict.fromkeys(methods, node.name),
+        options=declared_options(node, path),
     )
 
 
@@ -98,10 +103,11 @@ def _literal_attributes(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
 
 
 def _with_inherited(found: SourceClass, classes: Mapping[str, SourceClass]) -> SourceClass:
-    attributes, methods = dict(found.attributes), dict(found.methods)
+    attributes, methods, options = dict(found.attributes), dict(found.methods), dict(found.options)
     for base in found.bases:
         if base in classes:
             inherited = _with_inherited(classes[base], classes)
             attributes = {**inherited.attributes, **attributes}
             methods = {**inherited.methods, **methods}
-    return replace(found, attributes=attributes, methods=methods)
+            options = {**inherited.options, **options}
+    return replace(found, attributes=attributes, methods=methods, options=options)

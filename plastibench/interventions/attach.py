@@ -102,7 +102,7 @@ def create(intervention: str | Intervention, **options: Any) -> Intervention:
     """
     if isinstance(intervention, str):
         entry = interventions[intervention]
-        intervention = build(entry.load(), {**entry.defaults, **options}, f"intervention {intervention}")
+        intervention = build(entry.load(), options, f"intervention {intervention}", entry.defaults)
     elif options:
         name = type(intervention).__name__
         raise UserError(f"options apply only to an intervention given by name; set them when you create {name}")

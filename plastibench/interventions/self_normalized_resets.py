@@ -41,8 +41,12 @@ class SelfNormalizedResets(Intervention):
     kind = "units"
     extra_memory = 0.03  # copies of the parameters of vit-nano
 
-    percentile: float = option(
-        0.99, "quantile of a unit's past silence durations above which it is reinitialized", low=0, high=1
+    quantile: float = option(
+        0.99,
+        "quantile of a unit's past silence durations above which it is reinitialized",
+        low=0,
+        high=1,
+        formerly="percentile",
     )
     longest: int = option(20_000, "largest threshold, in updates", low=1)
     retune: int = option(1_000, "updates between adjustments of the thresholds", low=1)
@@ -117,7 +121,7 @@ class SelfNormalizedResets(Intervention):
         return (rows > 0).float().mean(0)
 
     def _renew(self, state: dict[str, Tensor]) -> None:
-        typical = -math.log(max(1 - self.percentile, 1e-12)) * state["sum"] / state["number"].clamp_min(1)
+        typical = -math.log(max(1 - self.quantile, 1e-12)) * state["sum"] / state["number"].clamp_min(1)
         lower = (state["number"] > 0) & (typical < state["threshold"])
         threshold = torch.where(lower, typical, 2 * state["threshold"])
         state["threshold"] = threshold.clamp(1, self.longest)

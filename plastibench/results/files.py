@@ -28,6 +28,7 @@ def compose_result(
     origin: Mapping[str, Any],
     env_version: int,
     data_digest: str | None,
+    agent_version: int = 1,
 ) -> Result:
     """Make the result of a run.
 
@@ -40,6 +41,7 @@ def compose_result(
         origin: Command, commit, versions, hardware, precision.
         env_version: Version of the environment or task stream.
         data_digest: Digest of the dataset; None if there is none.
+        agent_version: Version of the agent.
 
     Raises:
         RunError: A value does not fit into a result, such as a NaN in the summary.
@@ -58,6 +60,8 @@ def compose_result(
         "schedule": schedule(as_dict(spec.run)),
         "run": as_dict(spec.run),
         "env_version": env_version,
+        "agent_version": agent_version,
+        "code": dict(spec.code),
         "data_digest": data_digest,
         **trainer,
         "interventions": list(interventions),

@@ -9,7 +9,7 @@ from typing import Any
 
 from plastibench.config import registry
 from plastibench.config.errors import UserError, did_you_mean
-from plastibench.config.options import field_name, is_list, options_of
+from plastibench.config.options import has_option, is_list
 from plastibench.config.spec import PARTS, RunOptions, RunSpec, check_run_options, read_toml, seeds_of
 
 _TABLES = (*PARTS, "run")
@@ -70,7 +70,7 @@ def _combinations(tables: dict[str, dict[str, Any]], path: Path) -> Iterator[Run
         for name in names:
             if not isinstance(name, str):
                 raise UserError(f"{path}: [{part}] name is {name!r}; expected text")
-            cls = getattr(registry, f"{part}s")[name].load()
+            cls = getattr(registry, f"{part}s").declaration(name)
             choices += [(name, options) for options in _expanded(cls, values)]
         axes.append(choices)
     runs = list(_expanded(RunOptions, run))
@@ -91,7 +91,7 @@ def _expanded(cls: type, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """All combinations of options given as lists; for an option that is a list itself, the list is one value."""
 
     def choices(name: str, value: Any) -> list[Any]:
-        is_axis = isinstance(value, list) and not (field_name(name) in options_of(cls) and is_list(cls, name))
+        is_axis = isinstance(value, list) and not (has_option(cls, name) and is_list(cls, name))
         return value if is_axis else [value]
 
     axes = [choices(name, value) for name, value in values.items()]

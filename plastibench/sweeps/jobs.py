@@ -10,7 +10,9 @@ from typing import Literal
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.results.files import read_result_if_complete
+from plastibench.results.run_folder import clear, find_result, run_folder
 from plastibench.utils import atomic_io
+from plastibench.utils.folder_lock import lock_folder
 
 State = Literal["waiting", "running", "complete", "failed", "stopped"]
 FAILURE_FILE = "failure.txt"  # in the folder of a run that failed: the last lines that it wrote to stderr
@@ -35,16 +37,24 @@ class Job:
     seconds: float | None = None
 
 
-def prepare(specs: Sequence[RunSpec], runs_dir: Path) -> list[Job]:
+def prepare(specs: Sequence[RunSpec], runs_dir: Path, force: bool = False) -> list[Job]:
     """Write the spec of every run that has no folder yet, so that ``plastibench resume ID`` can run it.
 
+    Args:
+        specs: The runs.
+        runs_dir: Folder of all runs.
+        force: Delete what the runs have written, so that they start from the beginning.
+
     Raises:
-        UserError: A folder cannot be created.
+        UserError: A folder cannot be created, contains another run, or is in use by another process.
     """
     jobs = [Job(spec) for spec in specs]
     for job in jobs:
-        folder = runs_dir / job.spec.id
-        if read_result_if_complete(folder) is not None:
+        folder = run_folder(job.spec, runs_dir)
+        if force and folder.is_dir():
+            with lock_folder(folder):
+                clear(folder)
+        if find_result(job.spec, runs_dir) is not None:
             job.state = "complete"
         elif not (folder / "spec.toml").exists():
             try:

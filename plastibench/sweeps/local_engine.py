@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from plastibench.results.run_folder import run_folder
 from plastibench.sweeps.jobs import FAILURE_FILE, Job
 from plastibench.utils import atomic_io, provenance
 from plastibench.utils.runtime import GPU_SHARE
@@ -59,7 +60,9 @@ class LocalEngine:
                 for job in waiting[: self.slots - len(running)]:
                     gpu, variables = _assign_gpu(job, [process.gpu for process in running], self.slots)
                     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.slots)))
-                    running.append(_Process(job, self._options, {"OMP_NUM_THREADS": threads, **variables}, gpu))
+                    running.append(
+                        _Process(job, self.runs_dir, self._options, {"OMP_NUM_THREADS": threads, **variables}, gpu)
+                    )
                 on_poll()
                 time.sleep(_POLL_SECONDS)
         finally:
@@ -70,11 +73,13 @@ class LocalEngine:
 class _Process:
     """The process of one running job."""
 
-    def __init__(self, job: Job, options: Sequence[str], variables: dict[str, str], gpu: int | None) -> None:
+    def __init__(
+        self, job: Job, runs_dir: Path, options: Sequence[str], variables: dict[str, str], gpu: int | None
+    ) -> None:
         self.job, self.gpu = job, gpu
         self._asked_to_stop = False
         self._lines: list[str] = []
-        command = [sys.executable, "-m", "plastibench", "resume", job.spec.id]
+        command = [sys.executable, "-m", "plastibench", "resume", run_folder(job.spec, runs_dir).name]
         self._process = subprocess.Popen(
             [*command, "--for-command", provenance.command(), *options],
             stdout=subprocess.DEVNULL,
@@ -106,7 +111,7 @@ class _Process:
         if status is None:
             return False
         self._reader.join(_PIPE_SECONDS)
-        job, file = self.job, runs_dir / self.job.spec.id / FAILURE_FILE
+        job, file = self.job, run_folder(self.job.spec, runs_dir) / FAILURE_FILE
         if status == 0:
             job.state, job.seconds = "complete", time.monotonic() - job.started
         else:

@@ -79,7 +79,7 @@ class Reference:
 def test_units_silent_for_unusually_long_are_reset(check):
     network = network_of(one_layer, lr=0.0)
     network._fresh = constant(one_layer, 3.0)
-    method = SelfNormalizedResets(percentile=0.9, longest=30, retune=15, check=check)
+    method = SelfNormalizedResets(quantile=0.9, longest=30, retune=15, check=check)
     method.prepare(network)
     reference = Reference(0.9, 30, 15, check)
     update(network, method, firing([True] * 8))  # the first batch finds the hidden units
@@ -148,7 +148,7 @@ def test_gelu_network_prints_a_warning(capsys):
 
 
 def test_resume_is_bit_identical():
-    options = {"longest": 6, "retune": 7, "check": 2, "percentile": 0.5}
+    options = {"longest": 6, "retune": 7, "check": 2, "quantile": 0.5}
     network = network_of(MLP, lr=3e-2)
     with torch.no_grad():
         network.module[1].bias[:3] = -2.0
@@ -181,7 +181,7 @@ def test_network_without_hidden_units_is_a_user_error():
 
 
 def test_thresholds_follow_the_moments():
-    method = SelfNormalizedResets(percentile=0.99, longest=1000)
+    method = SelfNormalizedResets(quantile=0.99, longest=1000)
     unit = {
         "silence": torch.zeros(3),
         "threshold": torch.tensor([1000.0, 5.0, 100.0]),
