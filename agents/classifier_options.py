@@ -20,7 +20,7 @@ class ClassifierOptions:
 
     lr: float = option(3e-3, "peak learning rate of AdamW", low=0)
     weight_decay: float = option(0.05, "decoupled weight decay, applied to all parameters (Lee et al. 2024)", low=0)
-    batch_size: int = option(256, "samples per update", low=1)
+    batch_size: int = option(256, "samples per update", low=1, high=1_000_000)
     clip: float = option(0.5, "maximum gradient norm; 0: no clipping", low=0)
     warmup: float = option(0.1, "fraction of a task's updates used for linear learning-rate warm-up", low=0, high=1)
     schedule: Literal["cosine", "constant"] = option(

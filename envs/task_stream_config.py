@@ -23,7 +23,9 @@ class TaskStreamConfig:
 
     dataset: str = option("digits", "digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet or imagefolder")
     path: str | None = option(None, "imagefolder only: a folder with train/<class>/* and test/<class>/*")
-    image_size: int | None = option(None, "imagefolder only: height and width after resizing (default: 32)", low=1)
+    image_size: int | None = option(
+        None, "imagefolder only: height and width after resizing (default: 32)", low=1, high=4_096
+    )
     train_size: int | None = option(None, "number of training images to use (default: all)", low=1)
     epochs: int = option(100, "epochs per task", low=1)
     evaluate_every: int = option(10, "epochs between evaluations; the first five are always evaluated", low=1)

@@ -11,6 +11,7 @@ from plastibench.config.errors import UserError
 
 ONE_PER_CORE = os.cpu_count() or 1
 DEFAULT_RUNS_DIR = Path("runs")
+OTHER_RUNS_DIR = ", or name another with --runs-dir"
 _THREADS = "CPU threads (default: 1 for small networks, all cores for large ones)"
 _THREADS_PER_PROCESS = "CPU threads per process (default: 1 for small networks, cores / jobs for large ones)"
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plastibench.cli.arguments import add_paths, check_output_file
+from plastibench.cli.arguments import OTHER_RUNS_DIR, add_paths, check_output_file
 from plastibench.cli.board_update import write_board
 from plastibench.cli.parser import CommandParser
 from plastibench.config.errors import UserError
@@ -65,9 +65,13 @@ def execute(args: argparse.Namespace) -> int:
     if args.tensorboard:
         if args.filter or args.out or args.sort != "final" or args.format != "table":
             raise UserError("--tensorboard writes the full leaderboard; drop --filter, --sort, --format and --out")
-        print(write_board(args.runs_dir, load_results(args.runs_dir), plots=True))
+        print(write_board(args.runs_dir, load_results(args.runs_dir, hint=OTHER_RUNS_DIR), plots=True))
         return 0
-    shown = standings(load_results(args.runs_dir, lean=args.format != "html"), sorted_by=args.sort, filters=args.filter)
+    shown = standings(
+        load_results(args.runs_dir, lean=args.format != "html", hint=OTHER_RUNS_DIR),
+        sorted_by=args.sort,
+        filters=args.filter,
+    )
     if not shown.tables:
         raise UserError(f"no row matches {' and '.join(args.filter)}; list all with plastibench leaderboard")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0

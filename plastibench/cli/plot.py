@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plastibench.cli.arguments import add_paths, split_names
+from plastibench.cli.arguments import OTHER_RUNS_DIR, add_paths, split_names
 from plastibench.cli.parser import CommandParser
 from plastibench.config.errors import UserError
 from plastibench.plotting import PLOTS
@@ -56,7 +56,7 @@ def execute(args: argparse.Namespace) -> int:
     if out.is_dir():
         out = out / args.kind
     plotting.check_path(out)
-    found: list[Result] = load_results(args.runs_dir)
+    found: list[Result] = load_results(args.runs_dir, hint=OTHER_RUNS_DIR)
     for part in ("env", "agent", "intervention"):
         found = _select(found, part, getattr(args, part), args.runs_dir)
     for path in plotting.save(plotting.draw(args.kind, found, metric=args.metric, data_dir=args.data_dir), out):

@@ -10,7 +10,7 @@ from plastibench.cli.arguments import split_names
 from plastibench.config import registry
 from plastibench.config.errors import UserError
 from plastibench.config.options import has_option
-from plastibench.config.spec import RunSpec, seeds_of
+from plastibench.config.spec import RunSpec, check_count, seeds_of
 
 
 def make_specs(tables: Mapping[str, Mapping[str, Any]]) -> list[RunSpec]:
@@ -25,6 +25,7 @@ def make_specs(tables: Mapping[str, Mapping[str, Any]]) -> list[RunSpec]:
     values = {part: {k: v for k, v in table.items() if k != "name"} for part, table in tables.items()}
     names = split_names(tables["intervention"]["name"])
     seeds = seeds_of(values["run"].pop("seed", 0))
+    check_count(len(seeds) * len(names), "the seeds of all interventions")
     return [
         RunSpec.make(
             tables["env"]["name"],

@@ -15,6 +15,9 @@ from typing import Any, Literal, TypeVar, Union
 from plastibench.config.errors import UserError, did_you_mean
 
 T = TypeVar("T")
+_LARGEST = 10**15  # larger integers are mistakes, and neither fit into every file format nor into memory
+_MOST = 1_000  # items of a list
+_LONGEST = 100  # characters of a value that messages show
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -169,8 +172,7 @@ def build(
     Raises:
         UserError: An unknown name, a wrong type, a value out of range, or a ``ValueError`` of the class itself.
     """
-    fields = options_of(cls)
-    hints = typing.get_type_hints(cls)
+    fields, hints = options_of(cls), _hints(cls)
     checked = {}
     for name, value in {**(defaults or {}), **current(cls, values, where, quiet=quiet)}.items():
         key = field_name(name)
@@ -226,6 +228,20 @@ def describe(hint: Any) -> str:
     return {str: "text"}.get(hint, str(getattr(hint, "__name__", hint)))
 
 
+@functools.lru_cache(1024)
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, shortened; ``repr`` fails on very large integers."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "too long to show"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
 def _replaced(value: Any, by: Mapping[str, str]) -> Any:
     return by.get(value, value) if isinstance(value, str) else value
 
@@ -257,22 +273,29 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if value in choices:
             return value
         text = [str(choice) for choice in choices]
-        raise UserError(f"{where} is '{value}'{did_you_mean(str(value), text)} (choose from {', '.join(text)})")
+        hint = did_you_mean(value, text) if isinstance(value, str) and len(value) <= _LONGEST else ""
+        raise UserError(f"{where} is {_shown(value)}{hint} (choose from {', '.join(text)})")
     if origin in (Union, types.UnionType):  # of classes: only instances are accepted
         if isinstance(value, typing.get_args(hint)):
             return value
-        raise UserError(f"{where} is {value!r}; expected {describe(hint)}")
+        raise UserError(f"{where} is {_shown(value)}; expected {describe(hint)}")
     if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value
         if not isinstance(items, list | tuple):
-            raise UserError(f"{where} is {value!r}; expected a list")
+            raise UserError(f"{where} is {_shown(value)}; expected a list")
+        if len(items) > _MOST:
+            raise UserError(f"{where} has {len(items):,} items; at most {_MOST:,} are allowed")
         inner = typing.get_args(hint)[0]
         return tuple(_convert(item, inner, where) for item in items)
     return _scalar(value, hint, where)
 
 
 def _scalar(value: Any, kind: Any, where: str) -> Any:
-    wrong = UserError(f"{where} is {value!r}; expected {_a(kind)}")
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise UserError(f"{where} is an integer that is too large (at most {_LARGEST:,})")
+    several = kind in (int, float) and isinstance(value, str) and "," in value
+    hint = "; for several values, run once for each, or give them as a list in a sweep file" if several else ""
+    wrong = UserError(f"{where} is {_shown(value)}; expected {_a(kind)}{hint}")
     if kind is bool:
         if isinstance(value, bool):
             return value
@@ -280,9 +303,11 @@ def _scalar(value: Any, kind: Any, where: str) -> Any:
             return _BOOLEANS[value.lower()]
         raise wrong
     if kind is str:
-        if isinstance(value, str):
-            return value
-        raise wrong
+        if not isinstance(value, str):
+            raise wrong
+        if "\0" in value or not _is_text(value):
+            raise UserError(f"{where} is {_shown(value)}; expected text in UTF-8 without null characters")
+        return value
     if isinstance(value, bool):
         raise wrong
     try:
@@ -292,8 +317,19 @@ def _scalar(value: Any, kind: Any, where: str) -> Any:
     if kind is int and isinstance(value, float) and value != number:
         raise wrong
     if kind is float and not math.isfinite(number):
-        raise UserError(f"{where} is {value!r}; expected a finite number")
+        raise UserError(f"{where} is {_shown(value)}; expected a finite number")
+    if kind is int and abs(number) > _LARGEST:
+        raise UserError(f"{where} is an integer that is too large (at most {_LARGEST:,})")
     return number
+
+
+def _is_text(value: str) -> bool:
+    """Whether a text has no undecodable bytes, such as those of a path that is not UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _a(kind: Any) -> str:

@@ -23,6 +23,8 @@ else:
 
 PARTS = identity.PARTS
 _TABLES = (*PARTS, "run")
+_LARGEST_FILE = 4 << 20  # bytes
+MOST_RUNS = 100_000  # of one command
 _CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:Class
 
 
@@ -205,7 +207,7 @@ def check_run_options(values: Mapping[str, Any], where: str) -> None:
 
 def read_file(path: Path) -> dict[str, dict[str, Any]]:
     """Parse the tables of a spec file, without the code that it records."""
-    tables = read_tables(_text(path), str(path))
+    tables = read_tables(read_text(path), str(path))
     tables.pop("code", None)
     if path.name == "spec.toml":  # written by a run: its old names need no note
         for part in set(PARTS) & set(tables):
@@ -219,7 +221,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: The file cannot be read, or is not valid TOML.
     """
-    return _parse(_text(path), str(path))
+    return _parse(read_text(path), str(path))
 
 
 def seeds_of(text: Any) -> list[int]:
@@ -230,25 +232,50 @@ def seeds_of(text: Any) -> list[int]:
         return list(text) if isinstance(text, list) else [text]
     seeds: list[int] = []
     for part in str(text).split(","):
-        found = re.fullmatch(r"\s*(\d+)(?:\.\.(\d+))?\s*", part)
-        if not found or (found.group(2) and int(found.group(2)) < int(found.group(1))):
-            raise UserError(f"--seed {text}: expected an integer, a list such as 0,1,2 or a range such as 0..4")
-        seeds += range(int(found.group(1)), int(found.group(2) or found.group(1)) + 1)
+        found = re.fullmatch(r"\s*(\d{1,15})(?:\.\.(\d{1,15}))?\s*", part, re.ASCII)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if last < first:
+            raise UserError(
+                f"--seed {str(text)[:100]}: expected an integer, a list such as 0,1,2 or a range such as 0..4"
+            )
+        check_count(len(seeds) + last - first + 1, f"--seed {str(text)[:100]}")
+        seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
 
 
-def _text(path: Path) -> str:
+def check_count(count: int, what: str) -> None:
+    """Check that a command has not too many runs, before they are listed.
+
+    Raises:
+        UserError: There are more than a hundred thousand.
+    """
+    if count > MOST_RUNS:
+        raise UserError(f"{what}: {count:,} runs are too many; at most {MOST_RUNS:,} are possible at a time")
+
+
+def read_text(path: Path) -> str:
+    """Read a text file of limited size.
+
+    Raises:
+        UserError: The file cannot be read, is too large, or is not UTF-8.
+    """
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with open(path, "rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
+        if len(content) > _LARGEST_FILE:
+            raise UserError(f"cannot read {path}: it is larger than {_LARGEST_FILE >> 20} MiB, too large for a spec")
+        return content.decode("utf-8")
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also from an integer with too many digits
         raise UserError(f"{where} is not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{where} is not valid TOML: it is nested too deeply") from error
 
 
 def _complete(part: str, name: str, values: Mapping[str, Any], quiet: bool = True) -> tuple[str, dict[str, Any]]:

@@ -116,7 +116,7 @@ def find_results(runs_dir: Path) -> list[Path]:
     return sorted(runs_dir.glob("**/result.json"))
 
 
-def load_results(runs_dir: str | Path = "runs", *, lean: bool = False) -> Results:
+def load_results(runs_dir: str | Path = "runs", *, lean: bool = False, hint: str = "") -> Results:
     """Load all results below a folder.
 
     Prints a line to stderr for each file that is skipped: damaged files, and results of a run that contradict the first
@@ -124,6 +124,7 @@ def load_results(runs_dir: str | Path = "runs", *, lean: bool = False) -> Result
 
     Args:
         runs_dir: Folder of runs.
+        hint: End of the message about a missing folder.
         lean: Leave out everything but summary, options, cost and origin, so that thousands of results fit into memory.
 
     Raises:
@@ -131,7 +132,7 @@ def load_results(runs_dir: str | Path = "runs", *, lean: bool = False) -> Result
     """
     runs_dir = Path(runs_dir)
     if not runs_dir.is_dir():
-        raise UserError(f"no folder {runs_dir}; run something first, or name another with --runs-dir")
+        raise UserError(f"no folder {runs_dir}; run something first{hint}")
     found: dict[str, Result] = {}
     for path in find_results(runs_dir):
         try:
@@ -145,5 +146,5 @@ def load_results(runs_dir: str | Path = "runs", *, lean: bool = False) -> Result
         if first is None or (result.run and not first.run):  # files of schema 1 do not have the options of the run
             found[result.id] = result.model_copy(update={key: [] for key in _LONG}) if lean else result
     if not found:
-        raise UserError(f"no finished run in {runs_dir}; run something first, or name another with --runs-dir")
+        raise UserError(f"no finished run in {runs_dir}; run something first{hint}")
     return Results(found.values())

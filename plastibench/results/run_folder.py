@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from plastibench.config.errors import UserError
-from plastibench.config.spec import PARTS, RunSpec
+from plastibench.config.spec import PARTS, RunSpec, read_text
 from plastibench.results.files import read_result, read_result_if_complete
 from plastibench.results.result import Result
 
@@ -92,10 +92,7 @@ def read_spec(path: Path) -> RunSpec:
     Raises:
         UserError: The file cannot be read or is not a valid spec.
     """
-    try:
-        return RunSpec.from_toml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return RunSpec.from_toml(read_text(path), str(path))
 
 
 def difference(one: str, other: str) -> str:

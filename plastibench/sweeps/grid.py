@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from plastibench.config import registry
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.config.options import has_option, is_list
-from plastibench.config.spec import PARTS, RunOptions, RunSpec, check_run_options, read_toml, seeds_of
+from plastibench.config.spec import PARTS, RunOptions, RunSpec, check_count, check_run_options, read_toml, seeds_of
 
 _TABLES = (*PARTS, "run")
 
@@ -74,6 +75,7 @@ def _combinations(tables: dict[str, dict[str, Any]], path: Path) -> Iterator[Run
             choices += [(name, options) for options in _expanded(cls, values)]
         axes.append(choices)
     runs = list(_expanded(RunOptions, run))
+    check_count(math.prod(map(len, axes)) * len(runs) * len(seeds), str(path))
     for (env, agent, intervention), options, seed in itertools.product(itertools.product(*axes), runs, seeds):
         yield RunSpec.make(
             env[0],
@@ -95,5 +97,6 @@ def _expanded(cls: type, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         return value if is_axis else [value]
 
     axes = [choices(name, value) for name, value in values.items()]
+    check_count(math.prod(map(len, axes)), "the options of a grid")
     for combination in itertools.product(*axes):
         yield dict(zip(values, combination, strict=True))

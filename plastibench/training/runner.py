@@ -91,7 +91,7 @@ def run(
     check_code(spec, folder)
     set_up_torch(spec)
     env = spec.create("env").make(data_dir)
-    agent = spec.create("agent").build(env, spec.run.seed, torch.device(device))
+    agent = _build_agent(spec, env)
     check_options(spec, env, agent)
     with lock_folder(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as stop_list:
         if path.exists() and not force:  # another process has finished it in the meantime
@@ -117,6 +117,22 @@ def run(
             raise
         finally:
             torch.set_num_threads(threads_before)  # the next run in this process may have a large network
+
+
+def _build_agent(spec: RunSpec, env: Any) -> Any:
+    """Build the agent of a run.
+
+    Raises:
+        UserError: It does not fit into memory, or does not fit the env.
+    """
+    try:
+        return spec.create("agent").build(env, spec.run.seed, torch.device(spec.run.device))
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
+        raise UserError(
+            f"agent {spec.agent[0]} with these options does not fit into memory; make it smaller"
+        ) from error
 
 
 def _stored_result(spec: RunSpec, path: Path) -> Result:

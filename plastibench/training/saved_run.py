@@ -16,6 +16,7 @@ from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.envs.task_stream import TaskStream
 from plastibench.nn.network import Network
+from plastibench.results.run_folder import read_spec
 from plastibench.training import checkpoint
 from plastibench.utils.seeding import derive
 
@@ -62,11 +63,9 @@ def open_run(folder: Path, device: str, data_dir: Path) -> SavedRun:
         UserError: The folder contains no saved run, or its files are damaged.
     """
     spec_file = folder / "spec.toml"
-    try:
-        spec = RunSpec.from_toml(spec_file.read_text(encoding="utf-8"), str(spec_file))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{folder} is not a run's folder ({spec_file.name}: {reason})") from error
+    if not spec_file.is_file():
+        raise UserError(f"{folder} is not a run's folder: it has no {spec_file.name}")
+    spec = read_spec(spec_file)
     final, unfinished = folder / "final.pt", folder / "checkpoint.pt"
     if not final.exists() and not unfinished.exists():
         raise UserError(f"{folder} contains neither final.pt nor checkpoint.pt; the run has not been saved yet")

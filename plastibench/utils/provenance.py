@@ -40,7 +40,8 @@ def versions() -> dict[str, str]:
 
 def command() -> str:
     """The command line of this process, quoted for a shell."""
-    return shlex.join(["plastibench", *sys.argv[1:]])
+    words = shlex.join(["plastibench", *sys.argv[1:]])
+    return words.encode(errors="replace").decode()  # paths may contain bytes that are not UTF-8
 
 
 def commit() -> str:
