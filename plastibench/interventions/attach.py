@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from plastibench.config.errors import UserError
 from plastibench.config.options import build
 from plastibench.config.registry import interventions
-from plastibench.interventions.base import Intervention, Report, overrides
+from plastibench.interventions.base import Intervention, Report, name_of, overrides
 from plastibench.nn.network import Loss, Network, as_batch
 
 Batch: TypeAlias = TensorDictBase | Mapping[str, Tensor]
@@ -82,7 +82,7 @@ def apply(
     before = copy.deepcopy(model.state_dict())
     handle = attach(intervention, model, None, loss_fn, **options)
     if not overrides(handle.intervention, "intervene") and model.state_dict().keys() == before.keys():
-        raise UserError(f"apply: {type(handle.intervention).__name__} works only during training; use attach")
+        raise UserError(f"apply: {name_of(handle.intervention)} works only during training; use attach")
     try:
         handle.intervene(_NoBatch() if batch is None else batch, expect_steps=False)
     except BaseException:
@@ -103,8 +103,9 @@ def create(intervention: str | Intervention, **options: Any) -> Intervention:
     if isinstance(intervention, str):
         entry = interventions[intervention]
         intervention = build(entry.load(), options, f"intervention {intervention}", entry.defaults)
+        intervention._registered_name = entry.name
     elif options:
-        name = type(intervention).__name__
+        name = name_of(intervention)
         raise UserError(f"options apply only to an intervention given by name; set them when you create {name}")
     assert isinstance(intervention, Intervention)
     return intervention
@@ -225,7 +226,7 @@ class Attached:
     def before_step(self) -> None:
         """Call ``before_update``; refuse a step whose loss lacks the penalty."""
         if self._awaits_penalty:
-            name = type(self.intervention).__name__
+            name = name_of(self.intervention)
             raise UserError(
                 f"{name} needs its penalty in the loss: add attached.penalty(batch) before every optimizer step"
             )

@@ -54,6 +54,8 @@ class Intervention:
     numbers from ``network.generator`` only, and leave gradients and train/eval modes unchanged.
     """
 
+    _registered_name = ""  # under which it was created
+
     def prepare(self, network: Network) -> None:
         """Called once before training, to copy initial weights or ``network.rebuild`` the architecture."""
 
@@ -90,6 +92,11 @@ class Intervention:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore from :meth:`state_dict`."""
+
+
+def name_of(intervention: Intervention) -> str:
+    """The registered name under which an intervention was created, or else the name of its class."""
+    return intervention._registered_name or type(intervention).__name__
 
 
 def overrides(intervention: Intervention, hook: str) -> bool:
