@@ -112,10 +112,13 @@ def _show_help(parser: CommandParser, tables: Tables) -> int:
 
 def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
     from plastibench import leaderboard
-    from plastibench.training.runner import Interrupted, run
+    from plastibench.training.runner import Interrupted, check, run
     from plastibench.utils.stop_signals import stop_requests
 
     found: list[Any] = []
+    if len(specs) > 1:  # the roles of a later run are checked before the first one: `none` has none
+        for spec in [spec for spec in specs if spec.run.roles][:1]:
+            check(spec, args.data_dir)
     with stop_requests() as stop:
         for number, spec in enumerate(specs):
             if stop:  # requested while the previous run was finishing

@@ -362,6 +362,17 @@ def choose_threads(agent: Any, threads: int) -> None:
         torch.set_num_threads(threads or 1)
 
 
+def check(spec: RunSpec, data_dir: Path) -> None:
+    """Check that a run could start, without running it.
+
+    Raises:
+        UserError: As :func:`run` would.
+    """
+    spec = dataclasses.replace(spec, run=dataclasses.replace(spec.run, device=resolve_device(spec.run.device)))
+    env = spec.create("env").make(data_dir)
+    check_options(spec, env, _build_agent(spec, env))
+
+
 def check_options(spec: RunSpec, env: Any, agent: Any) -> None:
     """Check that the options of the run fit its env and agent.
 

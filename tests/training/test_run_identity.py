@@ -18,6 +18,7 @@ from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.leaderboard.settings import by_setting, label
 from plastibench.results.files import load_results, read_result
+from plastibench.sweeps.jobs import prepare
 from plastibench.training.runner import run
 from tests.support.runs import Stopped, assert_same_run, crash_at, go, weights
 
@@ -115,16 +116,29 @@ def test_an_old_folder_is_found_again(tiny: Tiny, tmp_path: Path) -> None:
     assert again.reused and again.folder == folder
     assert (again.id, again.group, again.content) == (spec.id, spec.group(), spec.content)
     assert again.summary.model_dump() == {**again.summary.model_dump(), **first["summary"]}
+    assert [job.state for job in prepare([spec], tmp_path)] == ["complete"]
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
-def test_an_old_unfinished_run_continues(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by", ["spec", "resume", "sweep"])
+def test_an_old_unfinished_run_continues(
+    by: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, say: Any
+) -> None:
     spec = small(tiny, "rnr")
     go(spec, tmp_path / "uninterrupted")
     interrupt(spec, tmp_path / "old", monkeypatch)
     folder = make_old(spec, tmp_path / "old")
-    updates = run(spec, runs_dir=tmp_path / "old", quiet=True)
-    assert updates.folder == folder and updates.id == spec.id
+    if by == "spec":
+        run(spec, runs_dir=tmp_path / "old", quiet=True)
+    else:
+        name = folder.name
+        if by == "sweep":
+            (tmp_path / "all.toml").write_text(spec.to_toml())
+            name = say("sweep", tmp_path / "all.toml", "--prepare", "--runs-dir", tmp_path / "old").out.strip()
+        assert name == folder.name
+        assert say("resume", name, "--runs-dir", tmp_path / "old", "--quiet").status == 0
+    result = read_result(folder / "result.json")
+    assert result.id == spec.id and result.cost.updates == 6
     assert_same_run(tmp_path / "uninterrupted" / spec.id, folder)
 
 
@@ -152,8 +166,9 @@ def test_a_folder_with_another_run_is_refused(file: str, tiny: Tiny, tmp_path: P
     for spec in (one, other):
         go(spec, tmp_path)
     shutil.copy(tmp_path / other.id / file, tmp_path / one.id / file)
-    with pytest.raises(UserError, match=r"another run \(.*; delete"):
-        run(one, runs_dir=tmp_path, quiet=True)
+    for use in (lambda: run(one, runs_dir=tmp_path, quiet=True), lambda: prepare([one], tmp_path)):
+        with pytest.raises(UserError, match=r"another run \(.*; delete"):
+            use()
     assert go(other, tmp_path)["id"] == other.id
 
 
@@ -318,6 +333,13 @@ def test_none_is_the_base_under_every_schedule(tmp_path: Path, say: Any) -> None
     assert sorted(method.name for method in setting.methods) == ["none", "rnr every=2"]
     assert setting.base is not None
     assert "was complete already" in say(*command, "none").err
+
+
+def test_a_wrong_role_is_reported_before_the_first_run(tmp_path: Path, say: Any) -> None:
+    names = ["--agent", "mlp", "--intervention", "none,rnr", "--roles", "critic"]
+    done = say("run", "relabel-digits", *names, "--runs-dir", tmp_path, "--quiet")
+    assert done.status == 2 and "mlp has no network 'critic'" in done.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_old_result_of_none_with_a_schedule_is_the_base(tiny: Tiny, tmp_path: Path) -> None:
