@@ -52,7 +52,7 @@ EXPECTED_DIFFERENCES: dict[str, str] = {
 }
 # Normalised keys that differ between any two runs; so do those that end with " seconds".
 IGNORED_KEYS = {"seconds", "time", "times", "command", "commit", "versions", "hardware", "finished", "sessions", "code"}
-IGNORED_AT_TOP = {"id", "group"}  # they hold digests of all options, and their names
+IGNORED_AT_TOP = {"id", "group", "agent version"}  # the first two hold digests of all options, and their names
 
 _TIMEOUT = 300.0  # seconds
 _PACKAGES = ("torch", "torchvision", "timm", "gymnasium", "tensordict", "torchrl", "numpy", "scikit-learn", "minatar")

@@ -229,7 +229,7 @@ def describe(hint: Any) -> str:
 
 
 @functools.lru_cache(1024)
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 

@@ -102,8 +102,9 @@ def create(intervention: str | Intervention, **options: Any) -> Intervention:
     """
     if isinstance(intervention, str):
         entry = interventions[intervention]
-        intervention = build(entry.load(), options, f"intervention {intervention}", entry.defaults)
-        intervention._registered_name = entry.name
+        built: Any = build(entry.load(), options, f"intervention {intervention}", entry.defaults)
+        built._registered_name = entry.name
+        intervention = built
     elif options:
         name = name_of(intervention)
         raise UserError(f"options apply only to an intervention given by name; set them when you create {name}")

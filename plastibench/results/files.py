@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from plastibench.config import identity
 from plastibench.config.errors import RunError, UserError
 from plastibench.config.options import as_dict
 from plastibench.config.spec import PARTS, RunSpec
@@ -16,6 +17,10 @@ from plastibench.results.table import Results
 from plastibench.utils.atomic_io import write_text
 
 _SCHEDULE = ("roles", "until", "offline_updates")
+_AT_INTERVENTIONS = {
+    *("mean_drop", "mean_agreement", "mean_output_kl", "mean_lowest", "mean_recovery_epochs", "mean_recovery_steps"),
+    *("unrecovered_fraction", "final_train_accuracy"),
+}
 _LONG: tuple[str, ...] = ("tasks", "returns", "events", "interventions", "plasticity")
 
 
@@ -80,6 +85,14 @@ def schedule(run: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in run.items() if name in _SCHEDULE}
 
 
+def _values(result: Result) -> dict[str, Any]:
+    """The summary of a run, by which two files of it are compared.
+
+    0.1.0 measured ``none`` at the interventions of a schedule as well, which changes no other value.
+    """
+    return result.summary.model_dump(exclude=_AT_INTERVENTIONS if result.intervention == identity.BASE else None)
+
+
 def write_result(folder: Path, result: Result) -> None:
     """Write ``result.json`` atomically."""
     write_text(folder / "result.json", json.dumps(result.to_dict(), indent=1) + "\n")
@@ -138,7 +151,7 @@ def load_results(runs_dir: str | Path = "runs", *, lean: bool = False, hint: str
         try:
             result = read_result(path)
             first = found.get(result.id)
-            if first is not None and first.summary != result.summary:
+            if first is not None and _values(first) != _values(result):
                 raise UserError(f"{path} contradicts the result of the same run in {first.folder}")
         except UserError as error:
             print(f"plastibench: skipped: {error}", file=sys.stderr)

@@ -342,7 +342,9 @@ def test_a_wrong_role_is_reported_before_the_first_run(tmp_path: Path, say: Any)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_old_result_of_none_with_a_schedule_is_the_base(tiny: Tiny, tmp_path: Path) -> None:
+def test_an_old_result_of_none_with_a_schedule_is_the_base(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     spec = small(tiny)
     go(spec, tmp_path)
     folder = make_old(spec, tmp_path)
@@ -355,4 +357,4 @@ def test_an_old_result_of_none_with_a_schedule_is_the_base(tiny: Tiny, tmp_path:
     (tmp_path / content["id"] / "result.json").write_text(json.dumps(content))
     old = read_result(tmp_path / content["id"] / "result.json")
     assert (old.id, old.group, old.every, old.schedule, label(old)) == (spec.id, spec.group(), 0, {}, "none")
-    assert len(load_results(tmp_path)) == 1  # one run
+    assert len(load_results(tmp_path)) == 1 and capsys.readouterr().err == ""  # one run
