@@ -17,10 +17,11 @@ class ClassifierOptions(OptimizerOptions):
     """Training options. The defaults are those of the paper for ViT-Tiny (Table 1, A.2)."""
 
     kind = "classifier"
+    version = 1  # raise it when the same options make another agent: versions are never compared
 
     lr: float = option(3e-3, "peak learning rate", low=0)
     weight_decay: float = option(0.05, "weight decay, of all parameters by default (Lee et al. 2024)", low=0)
-    batch_size: int = option(256, "samples per update", low=1)
+    batch_size: int = option(256, "samples per update", low=1, high=1_000_000)
     clip: float = option(0.5, "maximum gradient norm; 0: no clipping", low=0)
     warmup: float = option(0.1, "fraction of a task's updates used for linear learning-rate warm-up", low=0, high=1)
     schedule: Literal["cosine", "constant"] = option(

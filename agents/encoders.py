@@ -30,14 +30,16 @@ class Encoder:
     """Options of the encoder and the hidden layers that follow it."""
 
     encoder: Literal["mlp", "cnn", "impala", "vit"] = option("mlp", "network that maps observations to features")
-    hidden: tuple[int, ...] = option((256, 256), "widths of the hidden layers after the encoder, e.g. 256,256", low=1)
+    hidden: tuple[int, ...] = option(
+        (256, 256), "widths of the hidden layers after the encoder, e.g. 256,256", low=1, high=65_536
+    )
     layer_norm: bool = option(False, "add LayerNorm before the activation of each hidden layer")
     patch_size: int = option(
-        0, "vit: side length of a patch; 0: 2 for small images (MinAtar), 12 for larger ones (Atari)", low=0
+        0, "vit: side length of a patch; 0: 2 for small images (MinAtar), 12 for larger ones (Atari)", low=0, high=4_096
     )
-    dim: int = option(64, "vit: width of the residual stream", low=1)
-    depth: int = option(2, "vit: number of blocks", low=1)
-    heads: int = option(2, "vit: attention heads", low=1)
+    dim: int = option(64, "vit: width of the residual stream", low=1, high=65_536)
+    depth: int = option(2, "vit: number of blocks", low=1, high=1_000)
+    heads: int = option(2, "vit: attention heads", low=1, high=1_024)
 
     def encode(self, shape: tuple[int, ...], uint8: bool) -> tuple[nn.Module, int]:
         """Build the encoder, and return it with the number of its output features.

@@ -29,6 +29,7 @@ class OffPolicyConfig(OptimizerOptions, Encoder):
     """Options shared by DQN and SAC."""
 
     kind = "rl"
+    version = 1  # see ClassifierOptions.version
 
     lr: float = option(1e-3, "learning rate", low=0)
     eps: float = option(1e-8, "epsilon of Adam and its variants", low=0)
@@ -36,12 +37,12 @@ class OffPolicyConfig(OptimizerOptions, Encoder):
     restart_optimizer: bool | None = option(
         None, "start every task with new optimizers, without the state of the previous tasks (default: no)"
     )
-    batch_size: int = option(128, "transitions per update", low=1)
+    batch_size: int = option(128, "transitions per update", low=1, high=1_000_000)
     gamma: float = option(0.99, "discount per step", low=0, high=1)
     n_step: int = option(1, "number of rewards summed before bootstrapping", low=1, high=50)
     replay_ratio: float = option(0.25, "updates per agent step", low=0)
     learning_starts: int = option(1_000, "steps with random actions before the first update", low=0)
-    buffer_size: int = option(100_000, "capacity of the replay buffer in transitions", low=1)
+    buffer_size: int = option(100_000, "capacity of the replay buffer in transitions", low=1, high=1_000_000_000)
     storage: Literal["device", "memmap"] = option(
         "device", "where the replay buffer lives: on the agent's device, or in memory-mapped files"
     )

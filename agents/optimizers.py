@@ -30,8 +30,9 @@ class OptimizerOptions:
 
     optimizer: str | None = option(
         None,
-        f"{', '.join(NAMES)}, or module:Class (default: adamw for classifiers, adam for RL agents); muon updates 2-D "
-        "weights, and adamw the rest",
+        "adadelta, adafactor, adagrad, adam, adamax, adamw, asgd, muon, nadam, radam, rmsprop, rprop, sgd, or "
+        "module:Class (default: adamw for classifiers, adam for RL agents); muon updates 2-D weights, and adamw the "
+        "rest",
     )
     momentum: float | None = option(None, "momentum of sgd, rmsprop or muon (default: PyTorch's)", low=0)
     decay: Literal["all", "matrices"] | None = option(

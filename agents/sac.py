@@ -39,12 +39,14 @@ _LOG_STD = -5.0, 2.0
 class SAC(OffPolicyConfig):
     """SAC for continuous actions, or its discrete form (Christodoulou 2019) for discrete actions."""
 
-    batch_size: int = option(256, "transitions per update", low=1)
+    version = 2  # in version 1, interventions acted on the critic only after the actor's update
+
+    batch_size: int = option(256, "transitions per update", low=1, high=1_000_000)
     replay_ratio: float = option(1.0, "updates per agent step", low=0)
     tau: float = option(0.005, "interpolation factor of target updates; 1: copy the network", low=0, high=1)
     target_every: int = option(1, "updates between target updates", low=1)
     clip: float = option(0.0, "maximum gradient norm; 0: no clipping", low=0)
-    critics: int = option(2, "number of critics; the smallest of their values is used", low=1)
+    critics: int = option(2, "number of critics; the smallest of their values is used", low=1, high=1_000)
     temperature: float = option(0.0, "weight of the entropy; 0: tune it to reach the target entropy", low=0)
     target_entropy: float | None = option(
         None,

@@ -53,10 +53,10 @@ class VisionTransformer(ClassifierConfig):
     position embedding and class token drawn from N(0, 1), and LayerNorm eps 1e-5.
     """
 
-    patch_size: int = option(4, "side length of a patch in pixels", low=1)
-    dim: int = option(192, "width of the residual stream", low=1)
-    depth: int = option(12, "number of blocks", low=1)
-    heads: int = option(3, "attention heads", low=1)
+    patch_size: int = option(4, "side length of a patch in pixels", low=1, high=4_096)
+    dim: int = option(192, "width of the residual stream", low=1, high=65_536)
+    depth: int = option(12, "number of blocks", low=1, high=1_000)
+    heads: int = option(3, "attention heads", low=1, high=1_024)
     mlp_ratio: float = option(4.0, "hidden width of an MLP block divided by dim", low=0.01)
     dropout: float = option(0.1, "dropout rate of embedding, attention, projections and MLPs", low=0, high=0.99)
     variant: Literal["timm", "hnt"] = option(

@@ -32,9 +32,9 @@ class DigitsBandit(RLEnvConfig):
 
     id: str = option("digits", "dataset that supplies the images")
     steps: int = option(8_000, "agent steps per task, summed over all parallel environments", low=1)
-    envs: int = option(32, "number of parallel environments", low=1)
+    envs: int = option(32, "number of parallel environments", low=1, high=10_000)
     evaluate_every: int = option(4_000, "agent steps between evaluations", low=1)
-    evaluation_episodes: int = option(400, "episodes per evaluation; 400 is one per image", low=1)
+    evaluation_episodes: int = option(400, "episodes per evaluation; 400 is one per image", low=1, high=100_000)
     clear_replay: bool = option(True, "empty the replay buffer at each task boundary")
     tasks: int = option(10, "number of tasks", low=1)
     images: int = option(400, "number of images", low=1)

@@ -66,7 +66,9 @@ class Growing(TaskStreamConfig):
         """One task per noise ratio."""
         return len(self.noise)
 
-    def tasks(self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator) -> Iterator[Task]:
+    def generate_tasks(
+        self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator
+    ) -> Iterator[Task]:
         """Generate the tasks."""
         labels, classes = dataset.train_labels, len(dataset.classes)
         if classes < 2 and any(self.noise):

@@ -86,7 +86,9 @@ class Incremental(TaskStreamConfig):
             )
         return stream
 
-    def tasks(self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator) -> Iterator[Task]:
+    def generate_tasks(
+        self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator
+    ) -> Iterator[Task]:
         """Generate the tasks."""
         labels = dataset.train_labels
         classes = order.permutation(np.unique(labels))  # a subset of the data may lack some classes

@@ -49,15 +49,17 @@ class Permuted(TaskStreamConfig):
     epochs: int = option(20, "epochs per task", low=1)
     evaluate_every: int = option(5, "epochs between evaluations; the first five are always evaluated", low=1)
     augment: Literal["none"] = option("none", "always none: permuted pixels cannot be cropped or flipped")
-    switches: int = option(50, "number of tasks", low=1)
+    tasks: int = option(50, "number of tasks", low=1, high=1_000_000, formerly="switches")
     samples: int = option(0, "training images per task, drawn at random for each (0: the full training set)", low=0)
 
     @property
     def full_task_count(self) -> int:
-        """The number of tasks set by ``switches``."""
-        return self.switches
+        """The number of tasks set by ``tasks``."""
+        return self.tasks
 
-    def tasks(self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator) -> Iterator[Task]:
+    def generate_tasks(
+        self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator
+    ) -> Iterator[Task]:
         """Generate the tasks."""
         total, pixels = len(dataset.train_labels), dataset.train_images[0, 0].size
         for _ in range(self.task_count):

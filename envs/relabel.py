@@ -51,16 +51,18 @@ class Relabel(TaskStreamConfig):
     epochs: int = option(20, "epochs per task", low=1)
     evaluate_every: int = option(5, "epochs between evaluations; the first five are always evaluated", low=1)
     augment: Literal["none", "crop-flip"] = option("none", "crop-flip: random crop (padding 4) and horizontal flip")
-    switches: int = option(20, "number of tasks", low=1)
+    tasks: int = option(20, "number of tasks", low=1, high=1_000_000, formerly="switches")
 
     score_on = "train"
 
     @property
     def full_task_count(self) -> int:
-        """The number of tasks set by ``switches``."""
-        return self.switches
+        """The number of tasks set by ``tasks``."""
+        return self.tasks
 
-    def tasks(self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator) -> Iterator[Task]:
+    def generate_tasks(
+        self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator
+    ) -> Iterator[Task]:
         """Generate the tasks."""
         labels, classes = dataset.train_labels, len(dataset.classes)
         indices = order.permutation(len(labels))

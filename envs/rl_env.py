@@ -41,9 +41,9 @@ class RLEnvConfig:
 
     id: str = option("CartPole-v1", "gymnasium id; module:Name-v0 imports a module that registers it")
     steps: int = option(100_000, "agent steps per task, summed over all parallel environments", low=1)
-    envs: int = option(8, "number of parallel environments", low=1)
+    envs: int = option(8, "number of parallel environments", low=1, high=10_000)
     evaluate_every: int = option(5_000, "agent steps between evaluations", low=1)
-    evaluation_episodes: int = option(10, "episodes per evaluation, in separate environments", low=1)
+    evaluation_episodes: int = option(10, "episodes per evaluation, in separate environments", low=1, high=100_000)
     max_episode_steps: int = option(0, "truncate episodes after this many steps (0: the environment's limit)", low=0)
     clear_replay: bool = option(False, "empty the replay buffer at each task boundary")
     channels: Literal["first", "last"] | None = option(

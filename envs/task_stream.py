@@ -57,7 +57,9 @@ class TaskSource(Protocol):
     def task_count(self) -> int:
         """Number of tasks."""
 
-    def tasks(self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator) -> Iterator[Task]:
+    def generate_tasks(
+        self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator
+    ) -> Iterator[Task]:
         """Generate the tasks."""
 
 
@@ -119,14 +121,14 @@ class TaskStream(gymnasium.Env[Observation, Integers]):
         """Start the first task. All tasks follow from the seed alone."""
         super().reset(seed=seed)
         order, noise = self.np_random.spawn(2)
-        self._tasks = self.config.tasks(self.dataset, order, noise)
+        self._tasks = self.config.generate_tasks(self.dataset, order, noise)
         self._number, self._seen = -1, np.empty(0, np.int64)
         return self._start(next(self._tasks))
 
     def task_sizes(self, seed: int) -> list[int]:
         """Number of training images of each task after ``reset(seed=seed)``. The state of the stream is unchanged."""
         order, noise = np_random(seed)[0].spawn(2)
-        return [len(task.labels) for task in self.config.tasks(self.dataset, order, noise)]
+        return [len(task.labels) for task in self.config.generate_tasks(self.dataset, order, noise)]
 
     def step(self, action: Integers) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Score the predictions for the current task and start the next task."""

@@ -29,7 +29,9 @@ class TaskStreamConfig:
         None,
         "imagefolder and own: a folder with train/<class>/* and test/<class>/*; own: also FILE.npz, module:function",
     )
-    image_size: int | None = option(None, "image folders only: height and width after resizing (default: 32)", low=1)
+    image_size: int | None = option(
+        None, "image folders only: height and width after resizing (default: 32)", low=1, high=4_096
+    )
     train_size: int | None = option(None, "number of training images to use (default: all)", low=1)
     test_size: int | None = option(
         None, "number of test images to evaluate, the same stratified part in every run (default: all)", low=1
@@ -59,7 +61,9 @@ class TaskStreamConfig:
         """Number of tasks in the stream when ``stop_after`` does not shorten it."""
         raise NotImplementedError
 
-    def tasks(self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator) -> Iterator[Task]:
+    def generate_tasks(
+        self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator
+    ) -> Iterator[Task]:
         """Generate the tasks.
 
         Args:
@@ -67,6 +71,9 @@ class TaskStreamConfig:
             order: Draws which images belong to which task, and in which order.
             noise: Draws the wrong labels.
         """
+        old: Any = getattr(self, "tasks", None)
+        if callable(old):  # name of this method in 0.1.0
+            return iter(old(dataset, order, noise))
         raise NotImplementedError
 
     def make(self, data_dir: str | Path = "data") -> TaskStream:
@@ -91,6 +98,6 @@ class TaskStreamConfig:
 def make_task_stream(name: str, data_dir: str | Path = "data", **options: Any) -> TaskStream:
     """Build the task stream registered as ``name``; entry point of ``gymnasium.make("plastibench/<name>-v0", ...)``."""
     entry = envs[name]
-    config: Any = build(entry.load(), {**entry.defaults, **options}, f"env {name}")
+    config: Any = build(entry.load(), options, f"env {name}", entry.defaults)
     assert isinstance(config, TaskStreamConfig)
     return config.make(data_dir)

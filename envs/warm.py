@@ -22,7 +22,7 @@ from plastibench.envs.task_stream_config import TaskStreamConfig
     epochs=400,
     evaluate_every=100,
     augment="none",
-    share=0.2,
+    fraction=0.2,
 )
 @register_env("warm-mnist", "Half of MNIST first, then all of it", dataset="mnist", augment="none")
 @register_env(
@@ -48,16 +48,18 @@ class WarmStart(TaskStreamConfig):
     order and number of updates. A fraction of one half is the experiment of Ash & Adams.
     """
 
-    share: float = option(0.5, "fraction of the training images in the first task", low=0, high=1)
+    fraction: float = option(0.5, "fraction of the training images in the first task", low=0, high=1, formerly="share")
 
     @property
     def full_task_count(self) -> int:
         """Two tasks: part of the data, then all of it."""
         return 2
 
-    def tasks(self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator) -> Iterator[Task]:
+    def generate_tasks(
+        self, dataset: ImageDataset, order: np.random.Generator, noise: np.random.Generator
+    ) -> Iterator[Task]:
         """Generate the tasks."""
         indices = order.permutation(len(dataset.train_labels))
-        first = max(1, round(self.share * len(indices)))  # every task needs an image
+        first = max(1, round(self.fraction * len(indices)))  # every task needs an image
         for start, end in ((0, first), (first, len(indices)))[: self.task_count]:
             yield Task(indices[start:end], dataset.train_labels[indices[:end]], 0.0)

@@ -42,15 +42,18 @@ from plastibench.results.result import Result
 # Old name to new name, normalised as in `normalised`: {"mean drop": "drop"}. For keys of result.json and final.pt.
 KEY_RENAMES: dict[str, str] = {}
 # Old flag to new flag of the command line: {"--env.epochs": "--env.passes"}.
-FLAG_RENAMES: dict[str, str] = {}
+FLAG_RENAMES: dict[str, str] = {
+    "--env.switches": "--env.tasks",
+    "--intervention.percentile": "--intervention.quantile",
+}
 # Spec to the reason why its figures differ now: {"sac-weight-clipping": "weights are clipped before …"}.
 EXPECTED_DIFFERENCES: dict[str, str] = {
     "sac-reset": "SAC's densities and critics belong to actions scaled to [-1, 1]; Pendulum's reach from -2 to 2",
     "sac-weight-clipping": "after_update of the critic runs right after the critic's step, no longer after the actor's",
 }
 # Normalised keys that differ between any two runs; so do those that end with " seconds".
-IGNORED_KEYS = {"seconds", "time", "times", "command", "commit", "versions", "hardware"}
-IGNORED_AT_TOP = {"id", "group"}  # they hold digests of all options, and their names
+IGNORED_KEYS = {"seconds", "time", "times", "command", "commit", "versions", "hardware", "finished", "sessions", "code"}
+IGNORED_AT_TOP = {"id", "group", "agent version"}  # the first two hold digests of all options, and their names
 
 _TIMEOUT = 300.0  # seconds
 _PACKAGES = ("torch", "torchvision", "timm", "gymnasium", "tensordict", "torchrl", "numpy", "scikit-learn", "minatar")

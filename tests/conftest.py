@@ -41,7 +41,7 @@ def tiny() -> Callable[..., RunSpec]:
         agent_options: Mapping[str, Any] | None = None,
         **run: Any,
     ) -> RunSpec:
-        budget = {"epochs": 2, "train_size": 40, **({"stop_after": 3} if env == "cl-digits" else {"switches": 3})}
+        budget = {"epochs": 2, "train_size": 40, **({"stop_after": 3} if env == "cl-digits" else {"tasks": 3})}
         size = {"depth": 1, "dim": 16} if agent == "vit-nano" else {"width": 8}
         return RunSpec.make(
             env,

@@ -14,7 +14,7 @@ from torch import nn
 import plastibench as pb
 from plastibench.config.errors import UserError
 
-SMALL = {"switches": 2, "epochs": 2, "train_size": 120}
+SMALL = {"tasks": 2, "epochs": 2, "train_size": 120}
 
 
 def batch() -> dict[str, torch.Tensor]:
@@ -149,8 +149,8 @@ def test_apply_with_a_batch_but_no_loss_says_so(model: nn.Module) -> None:
 
 
 def test_apply_refuses_methods_that_act_during_training(model: nn.Module) -> None:
-    with pytest.raises(UserError, match="only during training; use attach"):
-        pb.apply("upgd", model)
+    with pytest.raises(UserError, match="apply: upgd-adam works only during training; use attach"):
+        pb.apply("upgd-adam", model)
 
 
 def test_apply_changes_the_architecture(model: nn.Module) -> None:

@@ -12,12 +12,13 @@ from plastibench.results.tags import check_tag
 
 AUTO = 0  # value of --jobs auto
 DEFAULT_RUNS_DIR = Path("runs")
+OTHER_RUNS_DIR = ", or name another with --runs-dir"
 _THREADS = "CPU threads (default: 1 for small networks, all cores for large ones)"
 _THREADS_PER_PROCESS = "CPU threads per process (default: 1 for small networks, cores / jobs for large ones)"
 
 
 def add_execution(parser: CommandParser, *, jobs: bool = False) -> None:
-    """Add ``--threads``, ``--quiet`` and ``--plugin``, and ``--jobs`` and ``--dry-run`` for several runs."""
+    """Add ``--threads``, ``--quiet`` and ``--plugin``; for several runs also ``--jobs``, ``--force`` and the like."""
     group = parser.add_argument_group("execution")
     if jobs:
         group.add_argument(
@@ -37,6 +38,9 @@ def add_execution(parser: CommandParser, *, jobs: bool = False) -> None:
         )
     add_threads(group, _THREADS if not jobs else _THREADS_PER_PROCESS)
     group.add_argument("--quiet", action="store_true", help="show no progress")
+    if jobs:
+        help = "repeat runs that are complete, and start interrupted ones again; their files are replaced"
+        group.add_argument("--force", action="store_true", help=help)
     add_wide(group)
     add_plugin(group)
 

@@ -110,7 +110,7 @@ def _option_flags(parser: CommandParser, given: Sequence[str]) -> list[str]:
         names = [name for word in given for name in word.split(",")]
         for name in names:
             with contextlib.suppress(UserError):
-                known = REGISTRIES[part][name].options_class() if name else None
+                known = REGISTRIES[part].declaration(name) if name else None
                 found += [f"--{part}.{flag_name(option)}" for option in options_of(known)] if known else []
     return list(dict.fromkeys(found))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-import typing
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +11,7 @@ from plastibench.cli.arguments import split_names
 from plastibench.cli.run_options import describe_option
 from plastibench.config import registry
 from plastibench.config.errors import UserError, did_you_mean
-from plastibench.config.options import as_dict, build, describe_type, field_name, flag_name, options_of
+from plastibench.config.options import as_dict, build, describe_type, flag_name, has_option, options_of
 
 REGISTRIES = {"env": registry.envs, "agent": registry.agents, "intervention": registry.interventions}
 Tables = dict[str, dict[str, Any]]  # env, agent, intervention and run to option name to value
@@ -49,18 +48,14 @@ def _suggestion(flag: str, tables: Tables, flags: Iterable[str]) -> str:
     option = flag.removeprefix("--")
     for part in set(tables) & set(REGISTRIES):
         for name in split_names(tables[part].get("name", "")):
-            entry = REGISTRIES[part][name]
-            if field_name(option) in options_of(entry.options_class() or entry.load()):
+            if has_option(REGISTRIES[part].declaration(name), option):
                 return f"; did you mean '--{part}.{option}'?"
     return did_you_mean(flag, flags)
 
 
 def option_help(part: str, name: str) -> str:
     """Help of all options of an env, agent or intervention, with the defaults of this registered name."""
-    entry = REGISTRIES[part][name]
-    cls = entry.options_class()
-    if cls is None or Any in typing.get_type_hints(cls).values():  # not all of it is known without importing it
-        cls = entry.load()
+    entry, cls = REGISTRIES[part][name], REGISTRIES[part].declaration(name)
     defaults = as_dict(build(cls, entry.defaults, f"{part} {name}"))
     lines = [f"{part} {name}: {entry.summary}"]
     for option, field in options_of(cls).items():

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plastibench.cli.arguments import add_paths, add_reference, add_wide, check_output_file
+from plastibench.cli.arguments import OTHER_RUNS_DIR, add_paths, add_reference, add_wide, check_output_file
 from plastibench.cli.board_update import write_board
 from plastibench.cli.parser import CommandParser
 from plastibench.config.errors import UserError
@@ -89,10 +89,11 @@ def execute(args: argparse.Namespace) -> int:
     if args.tensorboard:
         if args.filter or args.out or args.sort != "rank" or args.format:
             raise UserError("--tensorboard writes the full leaderboard; drop --filter, --sort, --format and --out")
-        found = load_results(args.runs_dir, with_reference=args.with_reference)
+        found = load_results(args.runs_dir, hint=OTHER_RUNS_DIR, with_reference=args.with_reference)
         print(write_board(args.runs_dir, standings(found, **choice), plots=True))
         return 0
-    found = load_results(args.runs_dir, lean=form != "html", with_reference=args.with_reference)
+    lean = form != "html"
+    found = load_results(args.runs_dir, lean=lean, hint=OTHER_RUNS_DIR, with_reference=args.with_reference)
     shown = standings(found, sorted_by=args.sort, filters=args.filter, **choice)
     if not shown.tables:
         raise UserError(f"no row matches {' and '.join(args.filter)}; list all with plastibench leaderboard")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from plastibench.cli.board_update import begin_board
+from plastibench.cli.reused import note_reused
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 
@@ -40,13 +41,12 @@ def slots_for(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
         specs: What to run, with resolved devices.
         args: Arguments of execution and paths.
     """
-    from plastibench.results.files import read_result_if_complete
     from plastibench.sweeps.capacity import choose_slots
     from plastibench.utils.machine import available_memory
 
     if args.jobs:
         return int(args.jobs)
-    left = [spec for spec in specs if read_result_if_complete(args.runs_dir / spec.id) is None]
+    left = _incomplete(specs, args)
     slots = choose_slots(left, args.threads)
     memory = available_memory()
     if slots < 2 or memory is None or memory / slots > _PLENTY:
@@ -68,25 +68,31 @@ def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, slots: i
         args: Arguments of execution and paths.
         slots: Number of runs at a time.
     """
-    from plastibench.results.files import read_result_if_complete
+    from plastibench.results.run_folder import find_result, run_folder
     from plastibench.results.tags import add_tags
     from plastibench.sweeps.engine import run_all
     from plastibench.sweeps.jobs import FAILURE_FILE
     from plastibench.sweeps.local_engine import LocalEngine
+    from plastibench.training.stored_data import warn_if_data_changed
     from plastibench.utils.stop_signals import stop_requests
 
     engine = LocalEngine(slots, args.runs_dir, args.data_dir, args.plugin, args.threads)
     begin_board(args.runs_dir)
     try:
         with stop_requests() as stop:
-            jobs = run_all(specs, engine, args.runs_dir, stop=stop, quiet=args.quiet)
+            jobs = run_all(specs, engine, args.runs_dir, stop=stop, quiet=args.quiet, force=args.force)
     finally:
-        add_tags([args.runs_dir / spec.id for spec in specs], args.tag)
-    there = (read_result_if_complete(args.runs_dir / job.spec.id) for job in jobs)
-    found = [result for result in there if result is not None]
+        add_tags([run_folder(spec, args.runs_dir) for spec in specs], args.tag)
+    done = [(job, result) for job in jobs if (result := find_result(job.spec, args.runs_dir)) is not None]
+    reused = [(job, result) for job, result in done if job.state == "complete" and job.seconds is None]
+    for job, result in reused:
+        warn_if_data_changed(job.spec, result, args.data_dir)
+    note_reused([result for _, result in reused], len(jobs))
+    found = [result for _, result in done]
     for job in jobs:
         if job.state == "failed":
-            print(f"plastibench: {job.spec.id} failed: {job.message} ({job.spec.id}/{FAILURE_FILE})", file=sys.stderr)
+            file = run_folder(job.spec, args.runs_dir).name + f"/{FAILURE_FILE}"
+            print(f"plastibench: {job.spec.id} failed: {job.message} ({file})", file=sys.stderr)
     if stop:
         print("plastibench: stopped; run the same command to continue", file=sys.stderr)
         return 130, found
@@ -120,11 +126,10 @@ def dry_run(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
     Raises:
         UserError: The runs do not fit into memory or onto the disk.
     """
-    from plastibench.results.files import read_result_if_complete
     from plastibench.sweeps.capacity import choose_slots
     from plastibench.sweeps.plan import check_fit, plan_runs, report
 
-    left = [spec for spec in specs if read_result_if_complete(args.runs_dir / spec.id) is None]
+    left = _incomplete(specs, args)
     if len(left) < len(specs):
         print(f"{len(specs) - len(left)} of {len(specs)} runs are complete already")
     if left:
@@ -133,3 +138,10 @@ def dry_run(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
         print(report(plans, slots, args.runs_dir))
         check_fit(plans, args.runs_dir)
     return 0
+
+
+def _incomplete(specs: Sequence[RunSpec], args: argparse.Namespace) -> list[RunSpec]:
+    """The runs that have to be made."""
+    from plastibench.results.run_folder import find_result
+
+    return [spec for spec in specs if args.force or find_result(spec, args.runs_dir) is None]

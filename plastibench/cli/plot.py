@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plastibench.cli import plots_folder
-from plastibench.cli.arguments import add_paths, add_reference, split_names
+from plastibench.cli.arguments import OTHER_RUNS_DIR, add_paths, add_reference, split_names
 from plastibench.cli.parser import CommandParser
 from plastibench.config.errors import UserError
 from plastibench.plotting import PLOTS
@@ -65,7 +65,7 @@ def execute(args: argparse.Namespace) -> int:
     if out is not None:
         out = out / args.kind if out.is_dir() else out
         plotting.check_path(out)
-    found: list[Result] = load_results(args.runs_dir, with_reference=args.with_reference)
+    found: list[Result] = load_results(args.runs_dir, hint=OTHER_RUNS_DIR, with_reference=args.with_reference)
     for part in ("env", "agent", "intervention"):
         found = _select(found, part, getattr(args, part), args.runs_dir)
     figure = plotting.draw(args.kind, found, metric=args.metric, data_dir=args.data_dir)

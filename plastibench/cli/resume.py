@@ -9,10 +9,10 @@ from plastibench.cli.arguments import add_execution, add_paths
 from plastibench.cli.board_update import update_board
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plugins import import_plugins
+from plastibench.cli.reused import note_reused
 from plastibench.cli.specs import resolve_devices
 from plastibench.config.errors import UserError, did_you_mean
-from plastibench.config.spec import RunSpec
-from plastibench.utils.digests import read_signed
+from plastibench.results.run_folder import read_spec
 from plastibench.utils.tables import terminal_width
 
 
@@ -36,13 +36,14 @@ def execute(args: argparse.Namespace) -> int:
     from plastibench import leaderboard
     from plastibench.training.runner import Interrupted, run
 
-    (spec,) = resolve_devices([RunSpec.from_toml(read_signed(path), str(path))])
-    if spec.id != args.id:
+    (spec,) = resolve_devices([read_spec(path)])
+    if args.id not in (spec.id, *spec.legacy_ids()):
         parent = " and pass its parent as --runs-dir" if "/" in args.id else ""
         raise UserError(
             f"{path} belongs to run {spec.id}: the folder was renamed, or the run options have changed since it was "
             f"created; rename the folder to that id{parent}, or start a new run with plastibench run --spec {path}"
         )
+
     try:
         result = run(
             spec,
@@ -57,5 +58,6 @@ def execute(args: argparse.Namespace) -> int:
         return 130
     print(f"\n{leaderboard.comparison([result], terminal_width(args.wide))}\n")
     if not args.for_command:
+        note_reused([result] if result.reused else [], 1)
         update_board(args.runs_dir)
     return 0

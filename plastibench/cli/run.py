@@ -14,6 +14,7 @@ from plastibench.cli.parallel import dry_run, run_in_parallel, slots_for, start_
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plots_folder import draw_default_plot
 from plastibench.cli.plugins import import_plugins
+from plastibench.cli.reused import note_reused
 from plastibench.cli.run_options import add_run_options, given_run_options
 from plastibench.cli.specs import make_specs, resolve_devices
 from plastibench.config.errors import RunError, UserError
@@ -169,6 +170,7 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
                     announce=f"run {number + 1} of {len(specs)}: " if len(specs) > 1 else "",
                     runs_after=len(specs) - number - 1,
                     stop=stop,
+                    force=args.force,
                 )
             except Interrupted as stopped:
                 print(f"plastibench: {stopped}; run the same command to continue", file=sys.stderr)
@@ -187,6 +189,7 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
     status = 0 if not failed else 1 if any(isinstance(error, RunError) for error in failed) else 2
     if failed:
         print(f"plastibench: {len(failed)} of {len(specs)} runs failed", file=sys.stderr)
+    note_reused([result for result in found if result.reused], len(specs))
     if found:
         _compare(found, args)
     return status

@@ -9,8 +9,8 @@ from typing import Any
 from plastibench.cli.arguments import split_names
 from plastibench.config import registry
 from plastibench.config.errors import UserError
-from plastibench.config.options import build, field_name, options_of
-from plastibench.config.spec import RunOptions, RunSpec, seeds_of
+from plastibench.config.options import has_option
+from plastibench.config.spec import RunSpec, check_count, seeds_of
 
 
 def make_specs(tables: Mapping[str, Mapping[str, Any]]) -> list[RunSpec]:
@@ -25,7 +25,7 @@ def make_specs(tables: Mapping[str, Mapping[str, Any]]) -> list[RunSpec]:
     values = {part: {k: v for k, v in table.items() if k != "name"} for part, table in tables.items()}
     names = split_names(tables["intervention"]["name"])
     seeds = seeds_of(values["run"].pop("seed", 0))
-    _check_before_import(tables, names, values)
+    check_count(len(seeds) * len(names), "the seeds of all interventions")
     return [
         RunSpec.make(
             tables["env"]["name"],
@@ -42,25 +42,13 @@ def make_specs(tables: Mapping[str, Mapping[str, Any]]) -> list[RunSpec]:
     ]
 
 
-def _check_before_import(
-    tables: Mapping[str, Mapping[str, Any]], names: Sequence[str], values: Mapping[str, dict[str, Any]]
-) -> None:
-    """Report invalid options before PyTorch is imported, which takes seconds."""
-    build(RunOptions, values["run"], "run")
-    registry.envs[tables["env"]["name"]].check(values["env"], "env")
-    registry.agents[tables["agent"]["name"]].check(values["agent"], "agent")
-    for name in names:
-        registry.interventions[name].check(_options_for(name, names, values["intervention"]), "intervention")
-
-
 def _options_for(name: str, names: Sequence[str], values: dict[str, Any]) -> dict[str, Any]:
     """The options that one of several interventions has; an option that none of them has is an error."""
     if len(names) == 1:
         return values
 
     def has(intervention: str, option: str) -> bool:
-        entry = registry.interventions[intervention]
-        return field_name(option) in options_of(entry.options_class() or entry.load())
+        return has_option(registry.interventions.declaration(intervention), option)
 
     for option in values:
         if not any(has(other, option) for other in names):

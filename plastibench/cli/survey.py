@@ -41,7 +41,7 @@ def execute(args: argparse.Namespace) -> int:
     """Run every intervention, measure their costs, and print the table."""
     import_plugins(args.plugin)
     from plastibench.leaderboard import origin
-    from plastibench.results.files import read_result_if_complete
+    from plastibench.results.run_folder import find_result
     from plastibench.sweeps import survey_table
     from plastibench.utils import atomic_io
 
@@ -59,7 +59,7 @@ def execute(args: argparse.Namespace) -> int:
     if status == 130:
         return status
     first = {spec.intervention[0]: spec for spec in reversed(specs)}
-    there = (read_result_if_complete(args.runs_dir / spec.id) for spec in specs)
+    there = (find_result(spec, args.runs_dir) for spec in specs)
     found = [result for result in there if result is not None]
     if not found:
         return 1
@@ -82,14 +82,14 @@ def execute(args: argparse.Namespace) -> int:
 
 def _failures(specs: Sequence[RunSpec], runs_dir: Path) -> list[str]:
     """A sentence for each intervention whose runs failed, or for each seed if others are complete."""
-    from plastibench.results.files import read_result_if_complete
+    from plastibench.results.run_folder import find_result, run_folder
     from plastibench.sweeps.jobs import FAILURE_FILE
 
-    complete = {spec.id for spec in specs if read_result_if_complete(runs_dir / spec.id) is not None}
+    complete = {spec.id for spec in specs if find_result(spec, runs_dir) is not None}
     partly = {spec.intervention[0] for spec in specs if spec.id in complete}
     found = {}
     for spec in specs:
-        file, name = runs_dir / spec.id / FAILURE_FILE, spec.intervention[0]
+        file, name = run_folder(spec, runs_dir) / FAILURE_FILE, spec.intervention[0]
         if spec.id not in complete and file.exists():
             _, _, last_line = file.read_text(encoding="utf-8").strip().rpartition("\n")
             what = f"`{name}` failed with seed {spec.run.seed}" if name in partly else f"`{name}` does not run here"

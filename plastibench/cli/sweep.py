@@ -59,6 +59,7 @@ def execute(args: argparse.Namespace) -> int:
     """Run, list or prepare the runs of a sweep."""
     import_plugins(args.plugin)
     from plastibench.config.short_names import short_names, tables_of
+    from plastibench.results.run_folder import run_folder
     from plastibench.sweeps.grid import read_grid
 
     specs = read_grid(_path(args.file, args.size))
@@ -68,14 +69,15 @@ def execute(args: argparse.Namespace) -> int:
         start_importing(specs, args)
     specs = resolve_devices(specs)
     if args.prepare:
-        for job in prepare(specs, args.runs_dir):
+        for job in prepare(specs, args.runs_dir, args.force):
             if job.state != "complete":
-                print(job.spec.id)
+                print(run_folder(job.spec, args.runs_dir).name)
         return 0
     if args.list:
         width = max(len(spec.id) for spec in specs)
         for spec, name in zip(specs, short_names([tables_of(spec) for spec in specs]), strict=True):
-            print(f"{stored_state(args.runs_dir / spec.id):8}  {spec.id:{width}}  {name}")
+            folder = run_folder(spec, args.runs_dir)
+            print(f"{stored_state(folder):8}  {folder.name:{width}}  {name}")
         return 0
     return dry_run(specs, args) if args.dry_run else run_and_compare(specs, args)
 

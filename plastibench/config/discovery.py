@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from plastibench.config.source_options import SourceOption, read_options
+from plastibench.config.declarations import Declared, declared_options
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class SourceClass:
         bases: Names of its base classes.
         attributes: Class attributes with a literal value, by name; inherited ones included.
         methods: Name of the class that defines each method; inherited ones included.
-        options: Its options, inherited ones included; None for an option that cannot be read from the source.
+        options: Its options; inherited ones included.
     """
 
     target: str
@@ -39,7 +39,7 @@ class SourceClass:
     bases: tuple[str, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
     methods: Mapping[str, str] = field(default_factory=dict)
-    options: Mapping[str, SourceOption | None] = field(default_factory=dict)
+    options: Declared = field(default_factory=dict)
 
 
 def registered_classes(package: str, decorator: str) -> list[SourceClass]:
@@ -58,11 +58,9 @@ def registered_classes(package: str, decorator: str) -> list[SourceClass]:
     assert spec is not None and spec.submodule_search_locations, f"{package} is not a package"
     classes: dict[str, SourceClass] = {}
     for path in sorted(Path(spec.submodule_search_locations[0]).glob("*.py")):
-        module = ast.parse(path.read_bytes(), str(path))
-        for node in module.body:
+        for node in ast.parse(path.read_bytes(), str(path)).body:
             if isinstance(node, ast.ClassDef):
-                found = _read(node, f"{package}.{path.stem}", decorator, path)
-                classes[node.name] = replace(found, options=read_options(node, module))
+                classes[node.name] = _read(node, f"{package}.{path.stem}", decorator, path)
     return [_with_inherited(found, classes) for found in classes.values() if found.registrations]
 
 
@@ -81,6 +79,7 @@ def _read(node: ast.ClassDef, module: str, decorator: str, path: Path) -> Source
         bases=tuple(base.id for base in node.bases if isinstance(base, ast.Name)),
         attributes=dict(_literal_attributes(node)),
         methods=dict.fromkeys(methods, node.name),
+        options=declared_options(node, path),
     )
 
 
@@ -104,12 +103,11 @@ def _literal_attributes(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
 
 
 def _with_inherited(found: SourceClass, classes: Mapping[str, SourceClass]) -> SourceClass:
-    attributes, methods = dict(found.attributes), dict(found.methods)
-    options: dict[str, SourceOption | None] = {}
-    for base in reversed(found.bases):
+    attributes, methods, options = dict(found.attributes), dict(found.methods), dict(found.options)
+    for base in found.bases:
         if base in classes:
             inherited = _with_inherited(classes[base], classes)
             attributes = {**inherited.attributes, **attributes}
             methods = {**inherited.methods, **methods}
-            options.update(inherited.options)
-    return replace(found, attributes=attributes, methods=methods, options={**options, **found.options})
+            options = {**inherited.options, **options}
+    return replace(found, attributes=attributes, methods=methods, options=options)

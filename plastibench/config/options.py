@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -14,10 +16,22 @@ from plastibench.config.errors import UserError, did_you_mean
 from plastibench.config.own_code import location
 
 T = TypeVar("T")
+_LARGEST = 10**15  # larger integers are mistakes, and neither fit into every file format nor into memory
+_MOST = 1_000  # items of a list
+_LONGEST = 100  # characters of a value that messages show
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
-def option(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    formerly: str = "",
+    old_values: Mapping[str, str] | None = None,
+    names: str = "",
+) -> Any:
     """Declare a dataclass field as a documented option.
 
     Args:
@@ -25,8 +39,16 @@ def option(default: Any, help: str, *, low: float | None = None, high: float | N
         help: One line for ``--help``.
         low: Smallest allowed value (inclusive).
         high: Largest allowed value (inclusive).
+        formerly: Old name of the option, which is still accepted; must be a literal.
+        old_values: Old value to new value; old values are still accepted. Must be a literal.
+        names: What the value is a registered name of, for example ``intervention``. The code of a plugin with this name
+            is then part of the run's identity, as is that of every value ``module:Class`` that ``__post_init__`` has
+            imported.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})
+    metadata = {"help": help, "low": low, "high": high, "names": names}
+    return dataclasses.field(
+        default=default, metadata={**metadata, "formerly": formerly, "old_values": dict(old_values or {})}
+    )
 
 
 def options_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
@@ -41,6 +63,94 @@ def options_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(cls) if field.init}
 
 
+@dataclasses.dataclass(frozen=True)
+class Renames:
+    """What was renamed among the options of a class.
+
+    Attributes:
+        names: Old name to new name.
+        values: New name of an option to its old values and the new ones.
+    """
+
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    values: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+
+    def apply(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace old names and values with new ones."""
+        renamed = {self.names.get(name, name): value for name, value in values.items()}
+        return {name: _replaced(value, self.values.get(name, {})) for name, value in renamed.items()}
+
+    def undo(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace new names and values with old ones."""
+        old_names = {new: old for old, new in self.names.items()}
+        old_values = {name: {new: old for old, new in each.items()} for name, each in self.values.items()}
+        restored = {name: _replaced(value, old_values.get(name, {})) for name, value in values.items()}
+        return {old_names.get(name, name): value for name, value in restored.items()}
+
+
+def renames_of(cls: type) -> Renames:
+    """What was renamed among the options of a class."""
+    fields = options_of(cls)
+    return Renames(
+        {field.metadata["formerly"]: name for name, field in fields.items() if field.metadata.get("formerly")},
+        {name: field.metadata["old_values"] for name, field in fields.items() if field.metadata.get("old_values")},
+    )
+
+
+def has_option(cls: type, name: str) -> bool:
+    """Return whether a class has an option, by its present or its old name, in any spelling."""
+    return field_name(name) in {*options_of(cls), *renames_of(cls).names}
+
+
+def current(cls: type, values: Mapping[str, Any], where: str, *, quiet: bool = False) -> dict[str, Any]:
+    """Replace old names and values of options with the current ones, with a line on stderr for each.
+
+    Args:
+        cls: The class that has the options.
+        values: Option names in any spelling, and their values. Unknown names are kept.
+        where: What the options belong to, for messages.
+        quiet: Print nothing: the values come from a file that an earlier version wrote.
+
+    Raises:
+        UserError: An option is given by its old and by its new name.
+    """
+    renames = renames_of(cls)
+    if not (renames.names or renames.values):
+        return dict(values)
+    given = {field_name(name) for name in values}
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        new = renames.names.get(field_name(name))
+        if new in given:
+            raise UserError(f"{where}: '{flag_name(new)}' is given twice: '{name}' is its old name")
+        key = name if new is None else new
+        found[key] = _replaced(value, renames.values.get(field_name(key), {}))
+        if new is not None and not quiet:
+            note_deprecated(f"option '{name}' of {where}", flag_name(new))
+        if found[key] is not value and not quiet:
+            note_deprecated(f"{flag_name(key)} '{value}' of {where}", str(found[key]))
+    return found
+
+
+@functools.cache  # one line per name and process
+def note_deprecated(old: str, new: str) -> None:
+    """Print that an old name is deprecated."""
+    print(f"plastibench: {old} is deprecated; use '{new}'", file=sys.stderr)
+
+
+def accept_old_names(cls: type) -> None:
+    """Let the constructor of a class accept old names and values of its options, too."""
+    construct: Any = cls.__init__  # type: ignore[misc]
+    if renames_of(cls) == Renames() or hasattr(construct, "__wrapped__"):
+        return
+
+    @functools.wraps(construct)
+    def accepting(self: Any, *args: Any, **options: Any) -> None:
+        construct(self, *args, **current(cls, options, cls.__name__))
+
+    cls.__init__ = accepting  # type: ignore[misc]
+
+
 def field_name(flag: str) -> str:
     """Convert an option from its command-line form: ``l2-init.strength`` to ``l2_init__strength``."""
     return flag.replace(".", "__").replace("-", "_")
@@ -51,23 +161,26 @@ def flag_name(field: str) -> str:
     return field.replace("__", ".").replace("_", "-")
 
 
-def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+def build(
+    cls: type[T], values: Mapping[str, Any], where: str, defaults: Mapping[str, Any] | None = None, quiet: bool = False
+) -> T:
     """Construct ``cls(**values)`` after checking every name, type and range.
 
     Values may be strings (from the command line) or typed (from TOML or Python).
 
     Args:
         cls: A dataclass whose fields are declared with :func:`option`.
-        values: Option names and their values.
+        values: Option names and their values. Old names and values are accepted.
         where: What the options belong to, for error messages, e.g. ``intervention rnr``.
+        defaults: Values of options that are not given, if they differ from the defaults of the class.
+        quiet: Do not print which names are old.
 
     Raises:
         UserError: An unknown name, a wrong type, a value out of range, or a ``ValueError`` of the class itself.
     """
-    fields = options_of(cls)
-    hints = typing.get_type_hints(cls)
+    fields, hints = options_of(cls), _hints(cls)
     checked = {}
-    for name, value in values.items():
+    for name, value in {**(defaults or {}), **current(cls, values, where, quiet=quiet)}.items():
         key = field_name(name)
         if key not in fields:
             known = [flag_name(field) for field in fields]
@@ -103,7 +216,8 @@ def as_dict(options: Any) -> dict[str, Any]:
 
 def is_list(cls: type, name: str) -> bool:
     """Return whether an option is a list of values."""
-    return typing.get_origin(_without_none(typing.get_type_hints(cls)[field_name(name)])) is tuple
+    key = renames_of(cls).names.get(field_name(name), field_name(name))
+    return typing.get_origin(_without_none(typing.get_type_hints(cls)[key])) is tuple
 
 
 def describe_type(cls: type, name: str) -> str:
@@ -120,6 +234,24 @@ def describe(hint: Any) -> str:
     if typing.get_origin(hint) is tuple:
         return f"{typing.get_args(hint)[0].__name__},…"
     return {str: "text"}.get(hint, str(getattr(hint, "__name__", hint)))
+
+
+@functools.lru_cache(1024)
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, shortened; ``repr`` fails on very large integers."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "too long to show"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _replaced(value: Any, by: Mapping[str, str]) -> Any:
+    return by.get(value, value) if isinstance(value, str) else value
 
 
 def _plain(value: Any) -> Any:
@@ -151,22 +283,29 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if value in choices:
             return value
         text = [str(choice) for choice in choices]
-        raise UserError(f"{where} is '{value}'{did_you_mean(str(value), text)} (choose from {', '.join(text)})")
+        hint = did_you_mean(value, text) if isinstance(value, str) and len(value) <= _LONGEST else ""
+        raise UserError(f"{where} is {_shown(value)}{hint} (choose from {', '.join(text)})")
     if origin in (Union, types.UnionType):  # of classes: only instances are accepted
         if isinstance(value, typing.get_args(hint)):
             return value
-        raise UserError(f"{where} is {value!r}; expected {describe(hint)}")
+        raise UserError(f"{where} is {_shown(value)}; expected {describe(hint)}")
     if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value
         if not isinstance(items, list | tuple):
-            raise UserError(f"{where} is {value!r}; expected a list")
+            raise UserError(f"{where} is {_shown(value)}; expected a list")
+        if len(items) > _MOST:
+            raise UserError(f"{where} has {len(items):,} items; at most {_MOST:,} are allowed")
         inner = typing.get_args(hint)[0]
         return tuple(_convert(item, inner, where) for item in items)
     return _scalar(value, hint, where)
 
 
 def _scalar(value: Any, kind: Any, where: str) -> Any:
-    wrong = UserError(f"{where} is {value!r}; expected {_a(kind)}")
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise UserError(f"{where} is an integer that is too large (at most {_LARGEST:,})")
+    several = kind in (int, float) and isinstance(value, str) and "," in value
+    hint = "; for several values, run once for each, or give them as a list in a sweep file" if several else ""
+    wrong = UserError(f"{where} is {_shown(value)}; expected {_a(kind)}{hint}")
     if kind is bool:
         if isinstance(value, bool):
             return value
@@ -174,9 +313,11 @@ def _scalar(value: Any, kind: Any, where: str) -> Any:
             return _BOOLEANS[value.lower()]
         raise wrong
     if kind is str:
-        if isinstance(value, str):
-            return value
-        raise wrong
+        if not isinstance(value, str):
+            raise wrong
+        if "\0" in value or not _is_text(value):
+            raise UserError(f"{where} is {_shown(value)}; expected text in UTF-8 without null characters")
+        return value
     if isinstance(value, bool):
         raise wrong
     try:
@@ -186,8 +327,19 @@ def _scalar(value: Any, kind: Any, where: str) -> Any:
     if kind is int and isinstance(value, float) and value != number:
         raise wrong
     if kind is float and not math.isfinite(number):
-        raise UserError(f"{where} is {value!r}; expected a finite number")
+        raise UserError(f"{where} is {_shown(value)}; expected a finite number")
+    if kind is int and abs(number) > _LARGEST:
+        raise UserError(f"{where} is an integer that is too large (at most {_LARGEST:,})")
     return number
+
+
+def _is_text(value: str) -> bool:
+    """Whether a text has no undecodable bytes, such as those of a path that is not UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _a(kind: Any) -> str:

@@ -6,17 +6,20 @@ import fnmatch
 import importlib
 import importlib.metadata
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from plastibench.config.code_digest import code_of
+from plastibench.config.declarations import make_class, prefixed
 from plastibench.config.discovery import SourceClass, registered_classes, summary_of
 from plastibench.config.errors import UserError, did_you_mean
-from plastibench.config.options import build, field_name
-from plastibench.config.source_options import SourceOption, options_class
+from plastibench.config.options import Renames, accept_old_names, renames_of
 
 T = TypeVar("T", bound=type[Any])
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)  # names become parts of folder names
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,6 @@ class Entry:
         summary: One line for ``plastibench list``.
         defaults: Options that this name sets differently from the class.
         source: For a built-in name, what the source code of its class says.
-        parts: For a combination, its entries by name.
     """
 
     name: str
@@ -37,7 +39,6 @@ class Entry:
     summary: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
     source: SourceClass | None = None
-    parts: Mapping[str, Entry] = field(default_factory=dict)
 
     def load(self) -> type:
         """Return the class. Import its module if necessary."""
@@ -46,35 +47,6 @@ class Entry:
             assert isinstance(loaded, type)
             return loaded
         return self.target if isinstance(self.target, type) else self.target()
-
-    def options_class(self) -> type | None:
-        """A dataclass with the options and defaults of this name, made without importing its class.
-
-        None if the class is not built in, or if an option cannot be read from its source.
-        """
-        if not self.parts:
-            return options_class(self.name, self.source.options, self.defaults) if self.source else None
-        options: dict[str, SourceOption | None] = {}
-        for name, part in self.parts.items():
-            if part.source is None:
-                return None
-            for key, found in part.source.options.items():
-                changed = found and replace(found, default=part.defaults.get(key, found.default))
-                options[f"{field_name(name)}__{key}"] = changed
-        return options_class("Combined", options, {})
-
-    def check(self, values: Mapping[str, Any], noun: str) -> None:
-        """Check options as far as that is possible without importing the class, which may take seconds.
-
-        Args:
-            values: Option names and their values.
-            noun: What the name is, for example ``intervention``.
-
-        Raises:
-            UserError: An unknown option, or a value of a wrong type or out of range.
-        """
-        if (known := self.options_class()) is not None:
-            build(known, values, f"{noun} {self.name}")
 
     @property
     def kind(self) -> str:
@@ -102,6 +74,7 @@ class Registry:
         """
         self.noun, self._package, self._kinds, self._combine = noun, package, kinds, combine
         self._entries: dict[str, Entry] = {}
+        self._declarations: dict[str, type] = {}  # of built-in classes, by target
         self._discovered = self._scanned = False
 
     def register(self, name: str, summary: str = "", /, **defaults: Any) -> Callable[[T], T]:
@@ -115,6 +88,8 @@ class Registry:
         """
 
         def decorate(cls: T) -> T:
+            accept_old_names(cls)
+            code_of(cls)  # now, because its file may change before the class is used
             if not (self._package and cls.__module__.startswith(f"{self._package}.")):  # built-in names are discovered
                 self.add(Entry(name, cls, summary or summary_of(inspect.getdoc(cls)), defaults))
             return cls
@@ -125,9 +100,12 @@ class Registry:
         """Add an entry.
 
         Raises:
-            ValueError: The name is taken. Replacing a method silently would falsify comparisons.
+            ValueError: The name is taken, or has other characters than letters, digits, ``.``, ``_``, ``+`` and ``-``.
+                Replacing a method silently would falsify comparisons.
         """
         self._discover()
+        if not _NAME.fullmatch(entry.name.removesuffix("*")):
+            raise ValueError(f"{self.noun} {entry.name!r} is not a name; use letters, digits, '.', '_' and '-'")
         if entry.name in self._entries:
             raise ValueError(f"{self.noun} '{entry.name}' is already registered; choose another name")
         self._entries[entry.name] = entry
@@ -136,7 +114,7 @@ class Registry:
         """Look up a name, without importing its class.
 
         Raises:
-            UserError: Unknown name.
+            UserError: Unknown name, or a name that cannot be part of a folder's name.
         """
         self._discover()
         if self._combine and "+" in name and name not in self._entries:
@@ -148,12 +126,45 @@ class Registry:
         for entry in self._entries.values():
             rest = name.removeprefix(entry.name.removesuffix("*"))
             if entry.name.endswith("*") and rest not in ("", name):
+                if not _NAME.fullmatch(name):
+                    raise UserError(
+                        f"unknown {self.noun} {name[:100]!r}: a name has up to 100 letters, digits, '.', '_' and '-'"
+                    )
                 defaults = {option: rest if value == "*" else value for option, value in entry.defaults.items()}
                 return replace(entry, name=name, defaults=defaults)
-        hint = did_you_mean(name, self._entries)
+        hint = did_you_mean(name, self._entries) if len(name) < 100 else ""
+        name = name if len(name) <= 100 else f"{name[:100]}…"
         raise UserError(
             f"unknown {self.noun} '{name}'{hint} (all names: plastibench list {self.noun}s; your own: --plugin)"
         )
+
+    def parts(self, name: str) -> list[Entry]:
+        """The entries that a name combines, as in ``a+b``; otherwise its own."""
+        if self._combine and "+" in name and name not in self._entries:
+            return [self[part] for part in name.split("+")]
+        return [self[name]]
+
+    def declaration(self, name: str) -> type:
+        """A class with the options of a name. For a built-in name, nothing is imported: the class does nothing else."""
+        parts = self.parts(name)
+        if len(parts) == 1:
+            return self._declared(parts[0])
+        fields = [each for part in parts for each in prefixed(part.name, self._declared(part), part.defaults)]
+        return make_class(name, {option: (hint, field) for option, hint, field in fields})
+
+    def _declared(self, entry: Entry) -> type:
+        if entry.source is None:
+            return entry.load()
+        if entry.source.target not in self._declarations:
+            self._declarations[entry.source.target] = make_class(entry.name, entry.source.options)
+        return self._declarations[entry.source.target]
+
+    def renames(self, name: str) -> Renames:
+        """What was renamed among the options of a name; an unknown name has no renames."""
+        try:
+            return renames_of(self.declaration(name))
+        except UserError:
+            return Renames()
 
     def all(self) -> dict[str, Entry]:
         """Every entry by name; built-in ones first."""
@@ -190,7 +201,7 @@ class Registry:
         if len(set(parts)) < len(parts):
             raise UserError(f"{self.noun} '{name}' contains the same part twice")
         entries = {part: self[part] for part in parts}
-        return Entry(name, lambda: load(self._combine)(entries), " + ".join(parts), parts=entries)
+        return Entry(name, lambda: load(self._combine)(entries), " + ".join(parts))
 
     def _scan_entry_points(self) -> None:
         if self._scanned:

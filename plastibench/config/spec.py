@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from plastibench.config import options, registry
+from plastibench.config import identity, options, registry
+from plastibench.config.code_digest import code_of, digest
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.config.options import option
 
@@ -22,7 +21,11 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-PARTS = ("env", "agent", "intervention")
+PARTS = identity.PARTS
+_TABLES = (*PARTS, "run")
+_LARGEST_FILE = 4 << 20  # bytes
+MOST_RUNS = 100_000  # of one command
+_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:Class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +64,14 @@ class RunSpec:
         agent: Name and all options of the agent.
         intervention: Name and all options of the intervention.
         run: Seed, schedule, device and other options of the run itself.
+        code: The code of plugins, and versions of built-in classes other than 1, by part.
     """
 
     env: tuple[str, Mapping[str, Any]]
     agent: tuple[str, Mapping[str, Any]]
     intervention: tuple[str, Mapping[str, Any]]
     run: RunOptions
+    code: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def make(
@@ -78,49 +83,85 @@ class RunSpec:
         env_options: Mapping[str, Any] | None = None,
         agent_options: Mapping[str, Any] | None = None,
         intervention_options: Mapping[str, Any] | None = None,
+        quiet: bool = False,
         **run: Any,
     ) -> RunSpec:
         """Create a spec from names and options, and fill in the defaults.
 
+        Old names of options are replaced, with a line on stderr unless ``quiet``. The schedule of interventions is left
+        out if it cannot change the run, because the intervention is ``none``.
+
         Raises:
             UserError: An unknown name or option, or an invalid value.
         """
-        return cls(
-            _complete(registry.envs, env, env_options or {}),
-            _complete(registry.agents, agent, agent_options or {}),
-            _complete(registry.interventions, intervention, intervention_options or {}),
-            options.build(RunOptions, run, "run"),
-        )
+        names, given = (env, agent, intervention), (env_options or {}, agent_options or {}, intervention_options or {})
+        settings = options.build(RunOptions, run, "run", quiet=quiet)
+        for part, name, values in zip(PARTS, names, given, strict=True):  # before anything slow is imported
+            options.build(_registry(part).declaration(name), values, f"{part} {name}", quiet=True)
+        parts = [_complete(part, name, each, quiet) for part, name, each in zip(PARTS, names, given, strict=True)]
+        if identity.has_idle_schedule(intervention, parts[1][1], options.as_dict(settings)):
+            settings = dataclasses.replace(settings, **identity.IDLE)
+        spec = cls(parts[0], parts[1], parts[2], settings).current()
+        identity.run_id(*spec._identity)  # raises UserError if it is too long
+        return spec
 
     @classmethod
     def from_toml(cls, text: str, where: str = "spec.toml") -> RunSpec:
-        """Read the output of :meth:`to_toml`; ``where`` is its origin, for error messages."""
+        """Read the output of :meth:`to_toml`; ``where`` is its origin, for error messages.
+
+        The code of the spec is the one that was recorded, even if that of the plugins is another now.
+        """
         tables = read_tables(text, where)
         for part in PARTS:
             if part not in tables:
                 raise UserError(f"{where} has no table [{part}]")
         env, agent, intervention = (tables[part].pop("name") for part in PARTS)
         given: dict[str, Any] = {f"{part}_options": tables[part] for part in PARTS}
-        return cls.make(env, agent, intervention, **given, **tables.get("run", {}))
+        spec = cls.make(env, agent, intervention, quiet=True, **given, **tables.get("run", {}))
+        return dataclasses.replace(spec, code=tables.get("code", {}))
 
     def to_toml(self) -> str:
         """Return the spec as TOML, with every option."""
         tables = {part: {"name": getattr(self, part)[0], **getattr(self, part)[1]} for part in PARTS}
-        return tomli_w.dumps({**tables, "run": options.as_dict(self.run)})
+        code = {"code": dict(self.code)} if self.code else {}
+        return tomli_w.dumps({**tables, "run": options.as_dict(self.run), **code})
 
     @property
     def id(self) -> str:
-        """The name of the run: its names, its seed, and a digest of all options (of the device, its type only)."""
-        return identity([self.env, self.agent, self.intervention], options.as_dict(self.run))
+        """The name of the run: its names, its seed, and a digest of its :attr:`content`."""
+        return identity.run_id(*self._identity)
+
+    @property
+    def content(self) -> str:
+        """Everything that identifies the run; of the device, its type only."""
+        return identity.content(*self._identity)
 
     def group(self) -> str:
         """Return an id that is the same for all runs that differ only in their seed or their metrics."""
-        return dataclasses.replace(self, run=dataclasses.replace(self.run, seed=0, metrics=None)).id
+        return identity.group_id(*self._identity)
+
+    def legacy_ids(self) -> tuple[str, ...]:
+        """The ids that earlier versions gave to this run."""
+        parts, run, _ = self._identity
+        return identity.legacy_ids(parts, run)
+
+    def legacy_groups(self) -> tuple[str, ...]:
+        """The groups that earlier versions put this run in."""
+        return dataclasses.replace(self, run=dataclasses.replace(self.run, seed=0, metrics=None)).legacy_ids()
+
+    def current(self) -> RunSpec:
+        """Return this spec with the code as it is now, see :attr:`code`."""
+        code = {part: _code(part, *getattr(self, part)) for part in PARTS}
+        return dataclasses.replace(self, code={part: found for part, found in code.items() if found})
+
+    @property
+    def _identity(self) -> tuple[identity.Parts, dict[str, Any], Mapping[str, str]]:
+        return [self.env, self.agent, self.intervention], options.as_dict(self.run), self.code
 
     def changed(self, part: str) -> dict[str, Any]:
         """Return the options of ``env``, ``agent`` or ``intervention`` that differ from the defaults of its name."""
         name, values = getattr(self, part)
-        _, usual = _complete(getattr(registry, f"{part}s"), name, {})
+        _, usual = _complete(part, name, {})
         return {key: value for key, value in values.items() if usual.get(key) != value}
 
     def create(self, part: str) -> Any:
@@ -130,29 +171,16 @@ class RunSpec:
         return options.build(entry.load(), values, f"{part} {name}")
 
 
-def identity(parts: Sequence[tuple[str, Mapping[str, Any]]], run: Mapping[str, Any]) -> str:
-    """Return the id of a run, see :attr:`RunSpec.id`.
-
-    Args:
-        parts: Name and all options of env, agent and intervention.
-        run: All options of the run.
-    """
-    kind = str(run["device"]).partition(":")[0]
-    content = json.dumps([*parts, {**run, "device": kind}], sort_keys=True, default=dict)
-    digest = hashlib.sha256(content.encode()).hexdigest()[:6]
-    return f"{'_'.join(name for name, _ in parts)}_s{run['seed']}_{digest}"
-
-
 def read_tables(text: str, where: str) -> dict[str, dict[str, Any]]:
-    """Parse the tables ``env``, ``agent``, ``intervention`` and ``run`` of a TOML spec.
+    """Parse the tables ``env``, ``agent``, ``intervention``, ``run`` and ``code`` of a TOML spec.
 
     Raises:
         UserError: Invalid TOML, an unknown table, or a missing name.
     """
     tables = _parse(text, where)
     for table, content in tables.items():
-        if table not in (*PARTS, "run"):
-            raise UserError(f"{where}: unknown table [{table}]{did_you_mean(table, (*PARTS, 'run'))}")
+        if table not in (*_TABLES, "code"):
+            raise UserError(f"{where}: unknown table [{table}]{did_you_mean(table, _TABLES)}")
         if not isinstance(content, dict):
             raise UserError(f"{where}: {table} must be a table, as in [{table}] or {table}.name = …")
         if table in PARTS and "name" not in content:
@@ -178,8 +206,13 @@ def check_run_options(values: Mapping[str, Any], where: str) -> None:
 
 
 def read_file(path: Path) -> dict[str, dict[str, Any]]:
-    """Parse the tables of a spec file."""
-    return read_tables(_text(path), str(path))
+    """Parse the tables of a spec file, without the code that it records."""
+    tables = read_tables(read_text(path), str(path))
+    tables.pop("code", None)
+    if path.name == "spec.toml":  # written by a run: its old names need no note
+        for part in set(PARTS) & set(tables):
+            tables[part] = identity.renames(part, str(tables[part]["name"])).apply(tables[part])
+    return tables
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -188,7 +221,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: The file cannot be read, or is not valid TOML.
     """
-    return _parse(_text(path), str(path))
+    return _parse(read_text(path), str(path))
 
 
 def seeds_of(text: Any) -> list[int]:
@@ -199,32 +232,84 @@ def seeds_of(text: Any) -> list[int]:
         return list(text) if isinstance(text, list) else [text]
     seeds: list[int] = []
     for part in str(text).split(","):
-        found = re.fullmatch(r"\s*(\d+)(?:\.\.(\d+))?\s*", part)
-        if not found or (found.group(2) and int(found.group(2)) < int(found.group(1))):
-            raise UserError(f"--seed {text}: expected an integer, a list such as 0,1,2 or a range such as 0..4")
-        seeds += range(int(found.group(1)), int(found.group(2) or found.group(1)) + 1)
+        found = re.fullmatch(r"\s*(\d{1,15})(?:\.\.(\d{1,15}))?\s*", part, re.ASCII)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if last < first:
+            raise UserError(
+                f"--seed {str(text)[:100]}: expected an integer, a list such as 0,1,2 or a range such as 0..4"
+            )
+        check_count(len(seeds) + last - first + 1, f"--seed {str(text)[:100]}")
+        seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
 
 
-def _text(path: Path) -> str:
+def check_count(count: int, what: str) -> None:
+    """Check that a command has not too many runs, before they are listed.
+
+    Raises:
+        UserError: There are more than a hundred thousand.
+    """
+    if count > MOST_RUNS:
+        raise UserError(f"{what}: {count:,} runs are too many; at most {MOST_RUNS:,} are possible at a time")
+
+
+def read_text(path: Path) -> str:
+    """Read a text file of limited size.
+
+    Raises:
+        UserError: The file cannot be read, is too large, or is not UTF-8.
+    """
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with open(path, "rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
+        if len(content) > _LARGEST_FILE:
+            raise UserError(f"cannot read {path}: it is larger than {_LARGEST_FILE >> 20} MiB, too large for a spec")
+        return content.decode("utf-8")
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also from an integer with too many digits
         raise UserError(f"{where} is not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{where} is not valid TOML: it is nested too deeply") from error
 
 
-def _complete(known: registry.Registry, name: str, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    entry = known[name]
-    built: Any = options.build(entry.load(), {**entry.defaults, **values}, f"{known.noun} {name}")
+def _complete(part: str, name: str, values: Mapping[str, Any], quiet: bool = True) -> tuple[str, dict[str, Any]]:
+    entry = _registry(part)[name]
+    built: Any = options.build(entry.load(), values, f"{part} {name}", entry.defaults, quiet)
     values = options.as_dict(built)
     for option_name, usual in entry.defaults.items():  # None is omitted, unless reading the spec would yield a default
         if usual is not None and getattr(built, option_name) is None:
             values[option_name] = "none"
     return name, values
+
+
+def _registry(part: str) -> registry.Registry:
+    found: registry.Registry = getattr(registry, f"{part}s")
+    return found
+
+
+def _code(part: str, name: str, values: Mapping[str, Any]) -> str:
+    """The code of all classes that a part of a run consists of, see :func:`code_of`."""
+    found = dict.fromkeys(code for cls in _classes(part, name, values) if (code := code_of(cls)))
+    return next(iter(found)) if len(found) == 1 else digest(*found) if found else ""
+
+
+def _classes(part: str, name: str, values: Mapping[str, Any]) -> Iterator[type]:
+    """The classes of a name and of those options that name others: an inner intervention, or ``module:Class``."""
+    for entry in _registry(part).parts(name):
+        yield entry.load()
+    fields = options.options_of(_registry(part)[name].load())
+    for option_name, value in values.items():
+        of = fields[option_name].metadata.get("names") if option_name in fields else ""
+        if of and isinstance(value, str):
+            yield from _classes(of, value, {})
+        elif isinstance(value, str) and _CLASS.fullmatch(value):  # checking the options has imported its module
+            module, _, class_name = value.partition(":")
+            found = getattr(sys.modules.get(module), class_name, None)
+            if isinstance(found, type):
+                yield found

@@ -153,7 +153,7 @@ def agent_model(
         UserError: The agent does not exist or is not a classifier, or weights or data do not fit it.
     """
     entry = registry.agents[name]
-    config: Any = build(entry.load(), {**entry.defaults, **values}, f"agent {name}")
+    config: Any = build(entry.load(), values, f"agent {name}", entry.defaults)
     if not hasattr(config, "module"):
         raise UserError(f"--agent {name} is not a classifier; diagnose its run's folder instead")
     state = read_state(weights) if weights is not None else {}

@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedTensorMixin
 from plastibench.config.errors import UserError
 from plastibench.config.options import build
 from plastibench.config.registry import interventions
-from plastibench.interventions.base import Intervention, Report, overrides
+from plastibench.interventions.base import Intervention, Report, name_of, overrides
 from plastibench.interventions.class_checks import check_method
 from plastibench.interventions.effects import Effects
 from plastibench.interventions.intervention_log import InterventionLog, LogTarget
@@ -105,7 +105,7 @@ def apply(
     before = [*model.state_dict()]
     handle = attach(intervention, model, None, loss_fn, **options)
     if not overrides(handle.intervention, "intervene") and [*model.state_dict()] == before:
-        raise UserError(f"apply: {type(handle.intervention).__name__} works only during training; use attach")
+        raise UserError(f"apply: {name_of(handle.intervention)} works only during training; use attach")
     try:
         handle.intervene(_NoBatch() if batch is None else batch, expect_steps=False)
     finally:
@@ -121,9 +121,11 @@ def create(intervention: str | Intervention, **options: Any) -> Intervention:
     """
     if isinstance(intervention, str):
         entry = interventions[intervention]
-        intervention = build(entry.load(), {**entry.defaults, **options}, f"intervention {intervention}")
+        built: Any = build(entry.load(), options, f"intervention {intervention}", entry.defaults)
+        built._registered_name = entry.name
+        intervention = built
     elif options:
-        name = type(intervention).__name__
+        name = name_of(intervention)
         raise UserError(f"options apply only to an intervention given by name; set them when you create {name}")
     check_method(intervention)
     return intervention
@@ -272,7 +274,7 @@ class Attached:
     def before_step(self) -> None:
         """Call ``before_update``; refuse a step whose loss lacks the penalty."""
         if self._awaits_penalty:
-            name = type(self.intervention).__name__
+            name = name_of(self.intervention)
             raise UserError(
                 f"{name} needs its penalty in the loss: add attached.penalty(batch) before every optimizer step"
             )

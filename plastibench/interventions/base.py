@@ -88,6 +88,8 @@ class Intervention:
     numbers from ``network.generator`` only, and leave gradients and train/eval modes unchanged.
     """
 
+    _registered_name = ""  # under which it was created
+
     def __init_subclass__(cls, **options: Any) -> None:
         """Let ``intervene`` of a class outside plastibench check what it returns, whoever calls it."""
         super().__init_subclass__(**options)
@@ -148,6 +150,11 @@ def _with_checked_report(body: Callable[..., Any]) -> Callable[..., Report]:
         )
 
     return intervene
+
+
+def name_of(intervention: Intervention) -> str:
+    """The registered name under which an intervention was created, or else the name of its class."""
+    return intervention._registered_name or type(intervention).__name__
 
 
 def overrides(intervention: Intervention, hook: str) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from plastibench.config.declarations import prefixed
 from plastibench.config.options import build, field_name, options_of
 from plastibench.config.registry import Entry
 from plastibench.interventions.base import Intervention, Report, overrides
@@ -89,12 +89,5 @@ def combine(entries: Mapping[str, Entry]) -> type:
     Args:
         entries: The parts by name, in the order in which they act.
     """
-    fields = []
-    for name, entry in entries.items():
-        cls = entry.load()
-        hints = typing.get_type_hints(cls)
-        for field in options_of(cls).values():
-            default = entry.defaults.get(field.name, field.default)
-            copied = dataclasses.field(default=default, metadata=field.metadata)
-            fields.append((f"{field_name(name)}__{field.name}", hints[field.name], copied))
+    fields = [each for name, entry in entries.items() for each in prefixed(name, entry.load(), entry.defaults)]
     return dataclasses.make_dataclass("Combined", fields, bases=(Combined,), namespace={"entries": entries})

@@ -40,7 +40,9 @@ class Distil(Wrapper):
     kind = "wrapper"
     extra_compute = "20 gradient steps per intervention"
 
-    inner: str | Intervention = option("low-gradient-quantile", "name of the inner intervention, which acts first")
+    inner: str | Intervention = option(
+        "low-gradient-quantile", "name of the inner intervention, which acts first", names="intervention"
+    )
     steps: int = option(20, "number of gradient steps", low=0)
     seconds: float | None = option(None, "take steps for this long instead of a fixed number (not reproducible)", low=0)
     lr: float = option(1e-3, "learning rate of Adam", low=0)

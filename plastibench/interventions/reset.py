@@ -55,8 +55,8 @@ class Reset(Intervention):
     - ``layernorm``: every LayerNorm.
     - ``head``: the last Linear, or every output layer if the network has several.
     - ``last-k``: the last ``k`` blocks and everything after them (final norm, head).
-    - ``later``: the last ``share`` of the blocks and everything after them (later-layer forgetting). Zhou et al. 2022
-      specify the first layer to reinitialize; in a ResNet with four stages it is the last stage, ``share=0.25``.
+    - ``later``: the last ``fraction`` of the blocks and all that follows (later-layer forgetting). Zhou et al. 2022
+      specify the first layer to reinitialize; in a ResNet with four stages it is the last stage, ``fraction=0.25``.
 
     ``match`` replaces ``select`` with a regular expression of parameter names.
 
@@ -74,8 +74,12 @@ class Reset(Intervention):
     select: Part = option("all", "parameters to reinitialize")
     k: int = option(1, "for last-k: number of blocks", low=1)
     match: str = option("", "regular expression of parameter names, instead of select")
-    share: float | None = option(
-        None, "for later: fraction of the blocks, counted from the end (default: 0.5)", low=0, high=1
+    fraction: float | None = option(
+        None,
+        "for later: fraction of the blocks, counted from the end (default: 0.5)",
+        low=0,
+        high=1,
+        formerly="share",
     )
 
     @torch.no_grad()
@@ -130,7 +134,7 @@ class Reset(Intervention):
                 raise UserError(f"reset: k is {self.k}, but the network has only {blocks} blocks")
             return [name for name in chosen if name in names]
         if self.select == "later":
-            chosen = last_blocks(module, outputs, fraction_of(0.5 if self.share is None else self.share))[0]
+            chosen = last_blocks(module, outputs, fraction_of(0.5 if self.fraction is None else self.fraction))[0]
             return [name for name in chosen if name in names]
         attention = attention_of(network, batch) if self.select.startswith("mlp") else None
         selected, shared = selector(self.select, module, outputs, attention), tied_parameters(module)

@@ -48,8 +48,12 @@ class SelfNormalizedResets(Intervention):
     kind = "units"
     extra_memory = 0.03  # copies of the parameters of vit-nano
 
-    percentile: float = option(
-        0.99, "quantile of a unit's past silence durations above which it is reinitialized", low=0, high=1
+    quantile: float = option(
+        0.99,
+        "quantile of a unit's past silence durations above which it is reinitialized",
+        low=0,
+        high=1,
+        formerly="percentile",
     )
     longest: int = option(20_000, "largest threshold, in updates", low=1)
     first: int = option(16, "first threshold, in updates", low=1)
@@ -123,7 +127,7 @@ class SelfNormalizedResets(Intervention):
         return (rows > 0).float().mean(0)
 
     def _renew(self, state: dict[str, Tensor]) -> None:
-        typical = -math.log(max(1 - self.percentile, 1e-12)) * state["sum"] / state["number"]
+        typical = -math.log(max(1 - self.quantile, 1e-12)) * state["sum"] / state["number"]
         threshold = torch.where(typical < state["threshold"], typical, 2 * state["threshold"])
         state["threshold"] = threshold.ceil().clamp(1, self.longest)
         state["sum"].fill_(1.0)

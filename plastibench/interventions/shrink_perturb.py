@@ -44,7 +44,7 @@ from plastibench.nn.parameters import initial_values
     "--every and --until",
     keep=0.8,
     noise=0.2,
-    heads="redraw",
+    heads="reinitialize",
 )
 @register_intervention(
     "bbf",
@@ -52,7 +52,7 @@ from plastibench.nn.parameters import initial_values
     "with --every and --until",
     keep=0.5,
     noise=0.5,
-    heads="redraw",
+    heads="reinitialize",
 )
 @dataclass
 class ShrinkPerturb(Intervention):
@@ -63,7 +63,7 @@ class ShrinkPerturb(Intervention):
     embeddings, as in both sources. Buffers and frozen parameters are kept. The optimizer state is reset.
 
     SR-SPR (0.8/0.2) and BBF (0.5/0.5) reinitialize everything after the encoder instead of shrinking it. Here
-    ``heads="redraw"`` reinitializes the output layers only. BBF's code keeps the optimizer state of the encoder.
+    ``heads="reinitialize"`` reinitializes the output layers only. BBF's code keeps the optimizer state of the encoder.
     """
 
     kind = "reset"
@@ -74,8 +74,10 @@ class ShrinkPerturb(Intervention):
     source: Literal["fresh", "initial"] = option(
         "fresh", "added weights: freshly initialized, or the initial weights of the run"
     )
-    heads: Literal["same", "redraw"] | None = option(
-        None, "output layers: shrink and perturb them too (same, default), or reinitialize them (redraw)"
+    heads: Literal["same", "reinitialize"] | None = option(
+        None,
+        "output layers: shrink and perturb them too (same, default), or reinitialize them",
+        old_values={"redraw": "reinitialize"},
     )
 
     def __post_init__(self) -> None:
@@ -92,7 +94,7 @@ class ShrinkPerturb(Intervention):
         if self.source == "initial" and not self._initial:
             self.prepare(network)
         parameters = reinitializable(network.module)
-        heads = output_layers(network, batch) if self.heads == "redraw" else {}
+        heads = output_layers(network, batch) if self.heads == "reinitialize" else {}
         stuck = [name for name in network.not_reinitializable() if name in parameters]
         if stuck and not self._initial:
             raise UserError(

@@ -18,7 +18,7 @@ from plastibench.nn.network import Network
 class Wrapper(Intervention):
     """Forward every hook to an inner intervention. Subclasses override ``intervene``."""
 
-    inner: str | Intervention = option("redo", "name of the inner intervention, which acts first")
+    inner: str | Intervention = option("redo", "name of the inner intervention, which acts first", names="intervention")
     inner_options: tuple[str, ...] = option((), "options of the inner intervention, e.g. tau=0.2,modules=all")
 
     def __post_init__(self) -> None:
@@ -28,8 +28,9 @@ class Wrapper(Intervention):
             return
         entry = interventions[self.inner]
         pairs = [text.partition("=") for text in self.inner_options]
-        values = {**entry.defaults, **{name: value for name, _, value in pairs}}
-        self._inner = build(entry.load(), values, f"intervention {self.inner} (inside {type(self).__name__.lower()})")
+        values = {name: value for name, _, value in pairs}
+        where = f"intervention {self.inner} (inside {type(self).__name__.lower()})"
+        self._inner = build(entry.load(), values, where, entry.defaults)
 
     def wrapped(self) -> tuple[Intervention, ...]:
         """Return the inner intervention."""

@@ -59,7 +59,7 @@ def _summary(result: Result, env: Any) -> Iterator[str]:
         curve, events = _curve(result), _events(result)
         summary = returns.summary(curve, events, env.reference_returns if env is not None else None)
         if env is None:
-            del summary["normalised_return"]  # needs the reference returns of the env
+            del summary["normalized_return"]  # needs the reference returns of the env
     else:
         summary = accuracy.summary([_record(task) for task in result.tasks])
         if result.every:  # drops are measured within tasks then

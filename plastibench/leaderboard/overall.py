@@ -124,7 +124,7 @@ def _without_duplicates(settings: Sequence[Setting]) -> tuple[list[Setting], lis
     for setting in settings:
         run = setting.runs[0]
         options = {key: value for key, value in run.options.env.items() if key != _EVALUATION_OPTION}
-        key = [run.env, options, run.agent, run.options.agent, run.env_version]
+        key = [run.env, options, run.agent, run.options.agent, run.env_version, run.agent_version]
         alike[json.dumps(key, sort_keys=True)].append(setting)
     counted, notes = [], []
     for group in (same for candidates in alike.values() for same in _by_data(candidates)):
@@ -190,7 +190,7 @@ def _titles(where: Sequence[str]) -> str:
 
 
 def _scores(method: Method, setting: Setting) -> Scores:
-    return method.scores("normalised_return" if setting.is_rl else "final_accuracy")
+    return method.scores("normalized_return" if setting.is_rl else "final_accuracy")
 
 
 def _against(scores: Sequence[Scores], base: Sequence[Scores] | None, is_base: bool) -> dict[str, Interval | None]:

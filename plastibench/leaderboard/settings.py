@@ -89,8 +89,8 @@ def by_setting(found: Iterable[Result]) -> list[Setting]:
         differing = _differences([runs[0] for runs in variants])
         for runs in variants:
             env, agent = (label(runs[0], part, differing) for part in ("env", "agent"))
-            facts = {"version": runs[0].env_version, "data": runs[0].data_digest or "unknown"}
-            extra = [f"{key}={value}" for key, value in facts.items() if key in differing]
+            facts = _facts(runs[0])
+            extra = [f"{key}={value or 'unknown'}" for key, value in facts.items() if key in differing]
             differs = ""
             if differing:
                 differs = f"not comparable with other runs of {runs[0].env} and {runs[0].agent}, which differ in "
@@ -165,7 +165,20 @@ def _several(values: Sequence[str]) -> str:
 
 def _key(result: Result) -> str:
     """What runs of one setting have in common, besides the data."""
-    return json.dumps([result.options.env, result.options.agent, result.env_version, result.is_rl], sort_keys=True)
+    facts = {**_facts(result), "data": None}
+    return json.dumps([result.options.env, result.options.agent, facts, result.is_rl], sort_keys=True)
+
+
+def _facts(result: Result) -> dict[str, Any]:
+    """Data, versions and the code of plugins that env and agent consist of; an old file does not state its data."""
+    code = {f"{part} code": result.code.get(part) for part in ("env", "agent")}
+    code = {key: None if value and value.startswith("version ") else value for key, value in code.items()}
+    return {
+        "version": result.env_version,
+        "agent version": result.agent_version,
+        "data": result.data_digest,
+        **code,
+    }
 
 
 def _split_by_data(variants: list[list[Result]]) -> list[list[Result]]:
@@ -184,14 +197,14 @@ def _split_by_data(variants: list[list[Result]]) -> list[list[Result]]:
 
 
 def _differences(samples: Sequence[Result]) -> list[str]:
-    """Options, version and data in which settings with the same names differ."""
+    """Options, versions, code and data in which settings with the same names differ."""
     if len(samples) < 2:
         return []
     facts: list[dict[str, Any]] = []
     for sample in samples:
         parts = {"env": sample.options.env, "agent": sample.options.agent}
         options = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
-        facts.append({**options, "version": sample.env_version, "data": sample.data_digest})
+        facts.append({**options, **_facts(sample)})
     keys = dict.fromkeys(key for fact in facts for key in fact)
     missing = object()
     return [key for key in keys if any(fact.get(key, missing) != facts[0].get(key, missing) for fact in facts)]
@@ -222,13 +235,19 @@ def _expected_updates(runs: Sequence[Result]) -> int:
 
 
 def _distinguishing_options(result: Result, alike: Sequence[Result]) -> str:
-    """Options of the run that distinguish methods with the same label, and the group's digest."""
-    options = [other.run for other in alike]
-    keys = [key for key in dict.fromkeys(k for o in options for k in o) if key not in ("seed", "every", "metrics")]
-    differing = [key for key in keys if any(o.get(key) != options[0].get(key) for o in options)]
-    kept = {key: result.run.get(key, "default") for key in differing}
+    """Options of the run and code that distinguish methods with the same label, and the group's digest."""
+    known = [_run_and_code(other) for other in alike]
+    keys = [key for key in dict.fromkeys(k for o in known for k in o) if key not in ("seed", "every", "metrics")]
+    differing = [key for key in keys if any(o.get(key) != known[0].get(key) for o in known)]
+    kept = {key: _run_and_code(result).get(key, "default") for key in differing}
     shown = " ".join(f"{key}={_shown(value)}" for key, value in kept.items())
     return f"{shown or 'run'} ({result.group.rpartition('_')[2]})"
+
+
+def _run_and_code(result: Result) -> dict[str, Any]:
+    """The options of the run, and the code of the intervention."""
+    code = result.code.get("intervention")
+    return {**result.run, **({"code": code[:6]} if code else {})}
 
 
 def _shown(value: Any) -> str:

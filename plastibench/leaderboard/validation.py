@@ -9,13 +9,14 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from plastibench.config import registry
+from plastibench.config import identity, registry
 from plastibench.config.errors import UserError
 from plastibench.config.options import build
-from plastibench.config.spec import PARTS, RunSpec, identity
+from plastibench.config.spec import PARTS, RunSpec
 from plastibench.leaderboard.consistency import contradictions
 from plastibench.results.files import read_json, read_result, schedule
 from plastibench.results.result import Result, Text
+from plastibench.results.run_folder import run_folder
 from plastibench.utils.atomic_io import write_text
 
 _SHOWN = 5  # number of problems that a message lists
@@ -53,7 +54,7 @@ def add(path: Path, runs_dir: Path) -> tuple[Path, list[str]]:
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise UserError(f"cannot add {path}: {'; '.join(problems[:_SHOWN])}{more}")
-    folder = runs_dir / result.id
+    folder = run_folder(result, runs_dir)
     target = folder / "result.json"
     if target.exists():
         other = read_result(target)
@@ -102,11 +103,15 @@ def _identity(result: Result) -> Iterator[str]:
     if (result.seed, result.every) != (result.run["seed"], result.run["every"]):
         yield "seed or every differs from the value in run"
         return
-    parts = [(getattr(result, part), getattr(result.options, part)) for part in PARTS]
-    for key, stated, seed in (("id", result.id, result.seed), ("group", result.group, 0)):
-        expected = identity(parts, {**result.run, "seed": seed})
-        if stated != expected:
-            yield f"{key} is {stated}, but its names and options give {expected}"
+    known = [(getattr(result, part), getattr(result.options, part)) for part in PARTS], result.run, result.code
+    expected = {"id": identity.run_id(*known), "group": identity.group_id(*known)}
+    for key, value in expected.items():
+        if getattr(result, key) != value:
+            yield f"{key} is {getattr(result, key)}, but its names and options give {value}"
+    for part, version in (("env", result.env_version), ("agent", result.agent_version)):
+        code = result.code.get(part, "version 1")
+        if code.startswith("version ") and code != f"version {version}":
+            yield f"{part}_version is {version}, but code.{part} is {code}"
 
 
 def _names(result: Result) -> Iterator[str]:
@@ -143,7 +148,7 @@ def _config(result: Result, part: str) -> Any:
     """The config of the env or agent; None if it or one of its options is unknown."""
     try:
         entry = getattr(registry, f"{part}s")[getattr(result, part)]
-        return build(entry.load(), {**entry.defaults, **getattr(result.options, part)}, getattr(result, part))
+        return build(entry.load(), getattr(result.options, part), getattr(result, part), entry.defaults)
     except UserError:
         return None
 
@@ -154,7 +159,7 @@ def _unchecked(result: Result) -> Iterator[str]:
         name, options = getattr(result, part), getattr(result.options, part)
         try:
             entry = getattr(registry, f"{part}s")[name]
-            build(entry.load(), {**entry.defaults, **options}, f"{part} {name}")
+            build(entry.load(), options, f"{part} {name}", entry.defaults)
         except UserError as error:
             yield f"{part} {name} is unknown with these options, so they were not checked ({error})"
     if not result.origin.commit:

@@ -44,7 +44,7 @@ RETURNS = {
     "return": "mean return of complete episodes of the greedy policy in separate environments",
     "training-return": "mean return of the training episodes that ended since the last evaluation",
     "return-after": "return right after an intervention, on the same seeds as right before it",
-    "normalised-return": "(R - R_random) / (R_optimal - R_random) for the final return R, if both references are known",
+    "normalized-return": "(R - R_random) / (R_optimal - R_random) for the final return R, if both references are known",
     "q-bias": "mean over visited states of Q(s, a) minus the discounted return that followed (van Hasselt et al. "
     "2016); for SAC in episodes of sampled actions, including the entropy bonus",
     "q-churn": "mean of |Q_after - Q_before| over 512 transitions for one update (Tang & Berseth 2024)",

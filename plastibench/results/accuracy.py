@@ -25,7 +25,7 @@ class TaskRecord:
         agreement: Fraction of predictions that the intervention did not change.
         output_kl: KL divergence from the outputs before the intervention to those after it, in nats.
         curve: (epoch, accuracy) pairs on the labels of this task; epoch 0 is the start of the task.
-        train_accuracy: Accuracy on the training labels of this task at its end.
+        train_accuracy: Accuracy on the training labels at the end of this task.
     """
 
     task: int

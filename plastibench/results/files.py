@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from plastibench.config import identity
 from plastibench.config.errors import RunError, UserError
 from plastibench.config.options import as_dict
 from plastibench.config.spec import PARTS, RunSpec
@@ -24,6 +25,10 @@ _SCHEDULE = ("roles", "until", "offline_updates")
 _LARGEST = 64 << 20  # bytes of a file; most results have about ten thousand
 _LONGEST_INTEGER = 100  # digits; longer ones cannot become a float
 _NAMED = 3  # number of runs that a message lists
+_AT_INTERVENTIONS = {
+    *("mean_drop", "mean_agreement", "mean_output_kl", "mean_lowest", "mean_recovery_epochs", "mean_recovery_steps"),
+    *("unrecovered_fraction", "final_train_accuracy"),
+}
 _LONG: tuple[str, ...] = ("tasks", "returns", "events", "interventions", "plasticity")
 
 
@@ -36,6 +41,7 @@ def compose_result(
     origin: Mapping[str, Any],
     env_version: int,
     data_digest: str | None,
+    agent_version: int = 1,
 ) -> Result:
     """Make the result of a run.
 
@@ -48,6 +54,7 @@ def compose_result(
         origin: Command, commit, versions, hardware, precision.
         env_version: Version of the environment or task stream.
         data_digest: Digest of the dataset; None if there is none.
+        agent_version: Version of the agent.
 
     Raises:
         RunError: A value does not fit into a result, such as a NaN in the summary.
@@ -73,6 +80,8 @@ def compose_result(
         "schedule": schedule(as_dict(spec.run)),
         "run": as_dict(spec.run),
         "env_version": env_version,
+        "agent_version": agent_version,
+        "code": dict(spec.code),
         "data_digest": data_digest,
         **trainer,
         "interventions": list(interventions),
@@ -92,6 +101,14 @@ def compose_result(
 def schedule(run: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a run that say when and on which networks interventions act, besides ``every``."""
     return {name: value for name, value in run.items() if name in _SCHEDULE}
+
+
+def _values(result: Result) -> dict[str, Any]:
+    """The summary of a run, by which two files of it are compared.
+
+    0.1.0 measured ``none`` at the interventions of a schedule as well, which changes no other value.
+    """
+    return result.summary.model_dump(exclude=_AT_INTERVENTIONS if result.intervention == identity.BASE else None)
 
 
 def write_result(folder: Path, result: Result) -> None:
@@ -220,7 +237,9 @@ def find_reference_results(runs_dir: Path) -> list[Path]:
     return list(found)
 
 
-def load_results(runs_dir: str | Path = "runs", *, lean: bool = False, with_reference: bool = False) -> Results:
+def load_results(
+    runs_dir: str | Path = "runs", *, lean: bool = False, with_reference: bool = False, hint: str = ""
+) -> Results:
     """Load all results below a folder.
 
     Prints a line to stderr for each file that is skipped: damaged files, and results of a run that contradict the first
@@ -228,6 +247,7 @@ def load_results(runs_dir: str | Path = "runs", *, lean: bool = False, with_refe
 
     Args:
         runs_dir: Folder of runs.
+        hint: End of the message about a missing folder.
         lean: Leave out everything but summary, options, cost and origin, so that thousands of results fit into memory.
         with_reference: Include reference results: those below ``runs_dir`` in a folder with a file ``REFERENCE``, or
             else those of the source tree. They take precedence: other results of the same method, seed and data are
@@ -238,7 +258,7 @@ def load_results(runs_dir: str | Path = "runs", *, lean: bool = False, with_refe
     """
     runs_dir = Path(runs_dir)
     if not runs_dir.is_dir():
-        raise UserError(f"no folder {runs_dir}; run something first, or name another with --runs-dir")
+        raise UserError(f"no folder {runs_dir}; run something first{hint}")
     reference = _read_all(find_reference_results(runs_dir), lean) if with_reference else []
     data: dict[tuple[str, int, int], set[str | None]] = {}  # of each method, seed and version of the env
     for result in reference:
@@ -258,7 +278,7 @@ def load_results(runs_dir: str | Path = "runs", *, lean: bool = False, with_refe
             f"plastibench: left out: {shown}; the reference results contain the same method and seed", file=sys.stderr
         )
     if not found:
-        raise UserError(f"no finished run in {runs_dir}; run something first, or name another with --runs-dir")
+        raise UserError(f"no finished run in {runs_dir}; run something first{hint}")
     return Results(found)
 
 
@@ -272,7 +292,7 @@ def _read_all(paths: Sequence[Path], lean: bool, known: Sequence[Result] = ()) -
             if summaries.get(result.id) == result.summary:
                 continue
             first = found.get(result.id)
-            if first is not None and first.summary != result.summary:
+            if first is not None and _values(first) != _values(result):
                 raise UserError(f"{path} contradicts the result of the same run in {first.folder}")
         except UserError as error:
             print(f"plastibench: skipped: {error}", file=sys.stderr)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, JsonValue, PrivateAttr, Strict, ValidationError, field_validator, model_validator
 
-from plastibench.config import renamed
+from plastibench.config import identity, renamed
 from plastibench.config.errors import UserError
 from plastibench.config.registry import load
 from plastibench.results.tags import read_tags
@@ -22,7 +22,7 @@ from plastibench.utils.tables import printable
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SCHEMA = 3  # 1 has no data digest, env version and run options; 1 and 2 mix `-` and `_` in keys
+SCHEMA = 4  # 1 has no data digest, env version and run options; 1 and 2 mix `-` and `_`; 1 to 3 have short ids
 _LARGEST = 1e15  # plots cannot show larger numbers
 _SHOWN_KEYS = 6  # of the path to a wrong value
 
@@ -54,7 +54,7 @@ class Summary(BaseModel):
         final_return: Mean of the last three evaluations.
         average_return: Mean return over all evaluations.
         average_task_return: Mean over tasks of the return at the end of each.
-        normalised_return: Final return, scaled so that a random policy has 0 and a good policy 1.
+        normalized_return: Final return, scaled so that a random policy has 0 and a good policy 1.
         mean_lowest: Mean of the lowest return between an intervention and the next one.
         mean_recovery_steps: Mean number of steps until the return before an intervention is reached again.
         final_q_bias: Mean bias of the critic over the last three evaluations.
@@ -74,7 +74,7 @@ class Summary(BaseModel):
     final_return: Number | None = None
     average_return: Number | None = None
     average_task_return: Number | None = None
-    normalised_return: Number | None = None
+    normalized_return: Number | None = None
     mean_lowest: Number | None = None
     mean_recovery_steps: Number | None = None
     final_q_bias: Number | None = None
@@ -245,8 +245,24 @@ class Hardware(BaseModel):
     device: Text
 
 
+class Session(BaseModel):
+    """A process that worked on a run: its code, the version of torch, CPU threads, and hardware."""
+
+    commit: Text | None
+    version: Text
+    torch: Text
+    threads: Annotated[Count, Field(ge=1)]
+    hardware: Hardware
+
+
 class Origin(BaseModel):
-    """Where a result comes from: command, code, versions of packages, hardware, threads, precision."""
+    """Where a result comes from: command, code, versions of packages, hardware, threads, precision.
+
+    Attributes:
+        finished: When the run ended, in UTC; None in results of 0.1.0.
+        sessions: If the run was interrupted, all processes that worked on it, in order. The other values are those of
+            the last one.
+    """
 
     command: Text
     commit: Text | None
@@ -254,6 +270,8 @@ class Origin(BaseModel):
     hardware: Hardware
     threads: Annotated[Count, Field(ge=1)]
     precision: Text
+    finished: Text | None = None
+    sessions: list[Session] = []
 
     @field_validator("versions")
     @classmethod
@@ -288,6 +306,9 @@ class Result(BaseModel):
         schedule: The other options of the run that decide when and on which networks interventions act.
         run: All options of the run; empty if an old file does not have them.
         env_version: Version of the environment or task stream. Only results of the same version are comparable.
+        agent_version: Version of the agent; likewise.
+        code: Digest of the code of plugins, and versions other than 1, by part; see
+            :func:`plastibench.config.code_digest.code_of`.
         data_digest: Digest of the dataset; None if there is none or it is unknown.
         summary: The values that the leaderboard compares.
         tasks: Evaluations by task.
@@ -313,6 +334,8 @@ class Result(BaseModel):
     schedule: Options = {}
     run: Options = {}
     env_version: Annotated[int, Strict(), Field(ge=1, lt=_LARGEST)] = 1
+    agent_version: Annotated[int, Strict(), Field(ge=1, lt=_LARGEST)] = 1
+    code: dict[Text, Text] = {}
     data_digest: Text | None = None
     summary: Summary
     tasks: Annotated[list[Task], Field(min_length=1)] = []
@@ -325,6 +348,7 @@ class Result(BaseModel):
     not_finite: dict[Text, Text] = {}
     warnings: list[Text] = []
     _folder: Path | None = PrivateAttr(None)
+    _reused: bool = PrivateAttr(False)
 
     @model_validator(mode="after")
     def _is_supervised_or_rl(self) -> Result:
@@ -352,9 +376,10 @@ class Result(BaseModel):
             hint = "; update plastibench to read it" if newer else f" (expected 1 to {SCHEMA})"
             raise UserError(f"unknown schema {reprlib.repr(schema)}{hint}")
         try:
-            return cls.model_validate(content if schema == SCHEMA else _upgraded(content))
+            found = cls.model_validate(_upgraded(content, schema))
         except ValidationError as error:
             raise UserError(_mistake(error)) from error
+        return found if schema == SCHEMA else _identified(found)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``result.json``; keys that were never given are left out."""
@@ -369,6 +394,24 @@ class Result(BaseModel):
     def tags(self) -> frozenset[str]:
         """Tags of the run, from its folder (``plastibench runs tag``)."""
         return read_tags(self._folder)
+
+    @property
+    def reused(self) -> bool:
+        """Whether the run was already complete, so that the call that returned this result did not repeat it."""
+        return self._reused
+
+    @property
+    def content(self) -> str:
+        """What identifies the run; equal to :attr:`plastibench.RunSpec.content` of its spec."""
+        return identity.content(self._parts, self.run, self.code)
+
+    def legacy_ids(self) -> tuple[str, ...]:
+        """The ids that earlier versions gave to this run."""
+        return identity.legacy_ids(self._parts, self.run)
+
+    @property
+    def _parts(self) -> identity.Parts:
+        return [(getattr(self, part), getattr(self.options, part)) for part in identity.PARTS]
 
     @property
     def is_rl(self) -> bool:
@@ -425,8 +468,12 @@ class Result(BaseModel):
         return ax
 
 
-def _upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a file of schema 1 or 2 in the present schema. Wrong types are left for the model to find."""
+def _upgraded(content: dict[str, Any], schema: int) -> dict[str, Any]:
+    """The content of a file in the present schema. Wrong types are left for the model to find."""
+    if schema == SCHEMA:
+        return content
+    if schema == 3:
+        return {**content, "summary": _renamed(content.get("summary"))}
     new = _renamed(content)
     for key in ("summary", "cost"):
         new[key] = _renamed(new.get(key))
@@ -437,6 +484,42 @@ def _upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(scenario, dict):
         raise UserError(f"scenario is {reprlib.repr(scenario)}")
     return {**new, "env_version": scenario.get("version", 1), "data_digest": scenario.get("data")}
+
+
+def _identified(result: Result) -> Result:
+    """A result of schema 1 to 3 with the present names of its options, and the present id and group.
+
+    The id is replaced only if it is the one that its options had. Schema 1 does not store the options of the run; those
+    with which the id fits are added.
+    """
+    guesses = [result.run] if result.run else [_default_run(result, device) for device in ("cpu", "cuda")]
+    fitting = [run for run in guesses if _has_id_of(result, run)]
+    options, changed = {}, {}
+    for part, (name, values) in zip(identity.PARTS, result._parts, strict=True):
+        renames = identity.renames(part, name)
+        options[part], changed[part] = renames.apply(values), renames.apply(getattr(result.changed, part))
+    code = {} if result.env_version == 1 else {"env": f"version {result.env_version}"}
+    update: dict[str, Any] = {"options": PartOptions(**options), "changed": PartOptions(**changed), "code": code}
+    for run in fitting[:1]:
+        if identity.has_idle_schedule(result.intervention, options["agent"], run):
+            run = {name: value for name, value in {**run, **identity.IDLE}.items() if value is not None}
+            update |= {"every": 0, "schedule": {}}
+        known = (
+            [(name, options[part]) for part, (name, _) in zip(identity.PARTS, result._parts, strict=True)],
+            run,
+            code,
+        )
+        update |= {"run": run, "id": identity.run_id(*known), "group": identity.group_id(*known)}
+    return result.model_copy(update=update)
+
+
+def _has_id_of(result: Result, run: Mapping[str, Any]) -> bool:
+    return "device" in run and "seed" in run and result.id == identity.id_before(result._parts, run)
+
+
+def _default_run(result: Result, device: str) -> dict[str, Any]:
+    shared = {"representative": 2048, "device": device, "deterministic": False}
+    return {"seed": result.seed, "every": result.every, **shared, **result.schedule}
 
 
 def _renamed(values: Any) -> Any:

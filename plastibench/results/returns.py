@@ -106,12 +106,12 @@ def summary(
     after = [event_values(event, curve, following) for event, following in _windows(events)]
     final = ends[-1]
     low, high = bounds or (0.0, 1.0)
-    normalised = None if bounds is None or final is None else (final - low) / (high - low)
+    normalized = None if bounds is None or final is None else (final - low) / (high - low)
     return {
         "final_return": final,
         "average_return": mean([point.value for point in curve]),
         "average_task_return": mean(ends),
-        "normalised_return": normalised,
+        "normalized_return": normalized,
         "mean_drop": mean([found["drop"] for found in after]),
         "mean_lowest": mean([found["lowest"] for found in after]),
         "mean_recovery_steps": mean([found["recovery"] for found in after]),

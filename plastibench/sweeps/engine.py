@@ -33,7 +33,13 @@ class Engine(Protocol):
 
 
 def run_all(
-    specs: Sequence[RunSpec], engine: Engine, runs_dir: Path, *, stop: Sequence[int] = (), quiet: bool = False
+    specs: Sequence[RunSpec],
+    engine: Engine,
+    runs_dir: Path,
+    *,
+    stop: Sequence[int] = (),
+    quiet: bool = False,
+    force: bool = False,
 ) -> list[Job]:
     """Run all specs that have no result yet and show progress.
 
@@ -43,8 +49,9 @@ def run_all(
         runs_dir: Folder of all runs.
         stop: Becomes non-empty when the runs should checkpoint and exit.
         quiet: Show no progress.
+        force: Repeat complete runs.
     """
-    jobs = prepare(specs, runs_dir)
+    jobs = prepare(specs, runs_dir, force)
     table = LiveTable(jobs, engine.slots, quiet)
     try:
         engine.run(jobs, stop=stop, on_poll=table.update)

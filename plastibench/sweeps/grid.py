@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from plastibench.config import registry
 from plastibench.config.errors import UserError, did_you_mean
-from plastibench.config.options import field_name, is_list, options_of
-from plastibench.config.spec import PARTS, RunOptions, RunSpec, check_run_options, read_toml, seeds_of
+from plastibench.config.options import build, has_option, is_list
+from plastibench.config.spec import PARTS, RunOptions, RunSpec, check_count, check_run_options, read_toml, seeds_of
 
 _TABLES = (*PARTS, "run")
 
@@ -73,12 +74,13 @@ def _combinations(tables: dict[str, dict[str, Any]], path: Path) -> Iterator[dic
         for name in names:
             if not isinstance(name, str):
                 raise UserError(f"{path}: [{part}] name is {name!r}; expected text")
-            entry = getattr(registry, f"{part}s")[name]
-            for options in _expanded(entry.options_class() or entry.load(), values):
-                entry.check(options, part)
+            cls = getattr(registry, f"{part}s").declaration(name)
+            for options in _expanded(cls, values):
+                build(cls, options, f"{part} {name}")
                 choices.append((name, options))
         axes.append(choices)
     runs = list(_expanded(RunOptions, run))
+    check_count(math.prod(map(len, axes)) * len(runs) * len(seeds), str(path))
     for chosen, options, seed in itertools.product(itertools.product(*axes), runs, seeds):
         arguments: dict[str, Any] = {"seed": seed, **options}
         for part, (name, values) in zip(PARTS, chosen, strict=True):
@@ -90,9 +92,10 @@ def _expanded(cls: type, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """All combinations of options given as lists; for an option that is a list itself, the list is one value."""
 
     def choices(name: str, value: Any) -> list[Any]:
-        is_axis = isinstance(value, list) and not (field_name(name) in options_of(cls) and is_list(cls, name))
+        is_axis = isinstance(value, list) and not (has_option(cls, name) and is_list(cls, name))
         return value if is_axis else [value]
 
     axes = [choices(name, value) for name, value in values.items()]
+    check_count(math.prod(map(len, axes)), "the options of a grid")
     for combination in itertools.product(*axes):
         yield dict(zip(values, combination, strict=True))

@@ -14,9 +14,10 @@ from plastibench.config.errors import RunError, UserError
 from plastibench.config.short_names import short_names, tables_of
 from plastibench.config.spec import RunSpec
 from plastibench.results.files import read_result_if_complete
+from plastibench.results.run_folder import clear, find_result, run_folder
 from plastibench.training.failure import FAILURE_FILE as FAILURE_FILE
 from plastibench.utils import atomic_io, digests
-from plastibench.utils.folder_lock import IN_USE, is_locked
+from plastibench.utils.folder_lock import IN_USE, is_locked, lock_folder
 
 State = Literal["waiting", "running", "complete", "failed", "stopped"]
 
@@ -44,17 +45,25 @@ class Job:
     seconds: float | None = None
 
 
-def prepare(specs: Sequence[RunSpec], runs_dir: Path) -> list[Job]:
+def prepare(specs: Sequence[RunSpec], runs_dir: Path, force: bool = False) -> list[Job]:
     """Write the spec of every run that has no folder yet, so that ``plastibench resume ID`` can run it.
 
+    Args:
+        specs: The runs.
+        runs_dir: Folder of all runs.
+        force: Delete what the runs have written, so that they start from the beginning.
+
     Raises:
-        UserError: A folder cannot be created.
+        UserError: A folder cannot be created, contains another run, or is in use by another process.
     """
     names = short_names([tables_of(spec) for spec in specs])
     jobs = [Job(spec, name=name) for spec, name in zip(specs, names, strict=True)]
     for job in jobs:
-        folder = runs_dir / job.spec.id
-        if read_result_if_complete(folder) is not None:
+        folder = run_folder(job.spec, runs_dir)
+        if force and folder.is_dir():
+            with lock_folder(folder):
+                clear(folder)
+        if find_result(job.spec, runs_dir) is not None:
             job.state = "complete"
         elif not (folder / "spec.toml").exists():
             try:
@@ -72,9 +81,9 @@ def startable(jobs: Sequence[Job], runs_dir: Path) -> list[Job]:
     for job in jobs:
         if job.state != "waiting":
             continue
-        if is_locked(runs_dir / job.spec.id):
+        if is_locked(run_folder(job.spec, runs_dir)):
             job.message = IN_USE
-        elif job.message == IN_USE and read_result_if_complete(runs_dir / job.spec.id) is not None:
+        elif job.message == IN_USE and find_result(job.spec, runs_dir) is not None:
             job.state = "complete"
         else:
             found.append(job)

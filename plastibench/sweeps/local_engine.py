@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from plastibench.results.run_folder import run_folder
 from plastibench.sweeps.capacity import gpu_count
 from plastibench.sweeps.jobs import Job, startable
 from plastibench.sweeps.run_process import RunProcess
@@ -55,7 +56,8 @@ class LocalEngine:
                 for job in startable(jobs, self.runs_dir)[: self.slots - len(running)]:
                     gpu, variables = _assign_gpu(job, [process.gpu for process in running], self.slots)
                     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // self.slots)))
-                    words = ["resume", job.spec.id, "--for-command", provenance.command(), *self._options]
+                    folder = run_folder(job.spec, self.runs_dir).name
+                    words = ["resume", folder, "--for-command", provenance.command(), *self._options]
                     running.append(RunProcess(job, words, {"OMP_NUM_THREADS": threads, **variables}, gpu))
                 on_poll()
                 wait([process.sentinel for process in running], _POLL_SECONDS)

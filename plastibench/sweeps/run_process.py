@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from plastibench.config.errors import RunError
+from plastibench.results.run_folder import run_folder
 from plastibench.sweeps.jobs import Job, end
 from plastibench.utils.progress import PIPE, parse_pipe_line
 
@@ -104,7 +105,7 @@ class RunProcess:
         if status == _SERVER_LOST:
             self._end_orphan()
         self._reader.join(_PIPE_SECONDS)
-        end(self.job, runs_dir / self.job.spec.id, status, self._lines, self._asked_to_stop)
+        end(self.job, run_folder(self.job.spec, runs_dir), status, self._lines, self._asked_to_stop)
         return True
 
     def _end_orphan(self) -> None:

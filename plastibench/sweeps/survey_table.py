@@ -65,6 +65,9 @@ def measure_costs(specs: Sequence[RunSpec], data_dir: Path, path: Path, quiet: b
     known = _stored(path)
     for spec in specs:
         name = spec.intervention[0]
+        before = next((old for old in spec.legacy_groups() if old in known), None)
+        if before is not None:
+            known.setdefault(spec.group(), known[before])
         if spec.group() in known:
             continue
         if not quiet:

@@ -19,6 +19,7 @@ from plastibench.config.spec import RunSpec
 from plastibench.envs.task_stream import TaskStream
 from plastibench.results.files import compose_result, read_result, write_result
 from plastibench.results.result import Result
+from plastibench.results.run_folder import check_code, check_same, clear, run_folder
 from plastibench.training import checkpoint
 from plastibench.training.failure import FAILURE_FILE, record_failure
 from plastibench.training.learner import Learner
@@ -27,6 +28,7 @@ from plastibench.training.memory_guard import MemoryGuard
 from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.recorder import Recorder
 from plastibench.training.run_checks import check_plan
+from plastibench.training.stored_data import warn_if_data_changed
 from plastibench.training.supervised import SupervisedTrainer
 from plastibench.training.trainer import Log, Trainer
 from plastibench.utils import atomic_io, digests, provenance
@@ -56,6 +58,7 @@ def run(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     stop: list[int] | None = None,
     command: str = "",
+    force: bool = False,
 ) -> Result:
     """Run a spec to its end, continuing from its checkpoint if there is one.
 
@@ -70,9 +73,10 @@ def run(
         checkpoint_seconds: Seconds between checkpoints; more if saving itself takes long.
         stop: The run checkpoints and stops once this list is not empty; by default SIGINT and SIGTERM fill it.
         command: The command recorded in the result; by default this process's command line.
+        force: Start from the beginning, even if the run is complete or has a checkpoint.
 
     Returns:
-        The result, which is also in ``result.json``.
+        The result, which is also in ``result.json``; ``reused`` says whether the run was complete already.
 
     Raises:
         UserError: The spec or the data is invalid.
@@ -81,39 +85,39 @@ def run(
     """
     device = resolve_device(spec.run.device)
     spec = dataclasses.replace(spec, run=dataclasses.replace(spec.run, device=device))
-    folder = Path(runs_dir) / spec.id
+    folder = run_folder(spec, Path(runs_dir))
     path = folder / "result.json"
 
     def announce_state(state: str) -> None:
         if not quiet:
             print(f"{announce}{spec.id} {state}", file=sys.stderr)
 
-    if path.exists():
-        try:
-            result = read_result(path)
-        except UserError as error:
-            raise UserError(f"{error}; delete it to rerun") from error
+    if path.exists() and not force:
+        result = _stored_result(spec, path)
         _remove_leftovers(folder)
         announce_state("is already complete")
+        warn_if_data_changed(spec, result, Path(data_dir))
         return result
+    check_code(spec, folder)
     set_up_torch(spec)
     env = spec.create("env").make(data_dir)
-    with MemoryGuard(f"agent {spec.agent[0]}"):
-        agent = spec.create("agent").build(env, spec.run.seed, torch.device(device))
+    agent = _build_agent(spec, env)
     for warning in check_options(spec, env, agent):
         print(f"plastibench: {spec.id}: {warning}", file=sys.stderr)
     with lock_folder(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as stop_list:
-        if path.exists():  # another process has finished it in the meantime
-            return read_result(path)
+        if path.exists() and not force:  # another process has finished it in the meantime
+            return _stored_result(spec, path)
         atomic_io.remove_temporary_files(folder)
         (folder / FAILURE_FILE).unlink(missing_ok=True)
+        if force or not any(folder.glob("checkpoint*")):
+            clear(folder)
         new = not (folder / "spec.toml").exists()
         if new:
             atomic_io.write_text(folder / "spec.toml", digests.signed(spec.to_toml()))
         threads_before = torch.get_num_threads()
         choose_threads(agent, threads)
         try:
-            current = _Run(spec, env, agent, folder, stop_list, quiet, checkpoint_seconds, command, runs_after)
+            current = _Run(spec, env, agent, folder, stop_list, quiet, checkpoint_seconds, command, runs_after, threads)
             announce_state("continues" if current.resumed else "starts")
             new = False
             return current.to_the_end()
@@ -134,6 +138,38 @@ def run(
             raise RunError(f"{line} (traceback in {folder / FAILURE_FILE})") from error
         finally:
             torch.set_num_threads(threads_before)  # the next run in this process may have a large network
+
+
+def _build_agent(spec: RunSpec, env: Any) -> Any:
+    """Build the agent of a run.
+
+    Raises:
+        UserError: It does not fit into memory, or does not fit the env.
+    """
+    try:
+        with MemoryGuard(f"agent {spec.agent[0]}"):
+            return spec.create("agent").build(env, spec.run.seed, torch.device(spec.run.device))
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
+        raise UserError(
+            f"agent {spec.agent[0]} with these options does not fit into memory; make it smaller"
+        ) from error
+
+
+def _stored_result(spec: RunSpec, path: Path) -> Result:
+    """The result of a complete run.
+
+    Raises:
+        UserError: The file is damaged, or is the result of another run.
+    """
+    try:
+        result = read_result(path)
+    except UserError as error:
+        raise UserError(f"{error}; delete it to rerun") from error
+    check_same(spec, result, path)
+    result._reused = True
+    return result
 
 
 def make_learner(spec: RunSpec, agent: Any) -> Learner:
@@ -175,10 +211,12 @@ class _Run:
         checkpoint_seconds: float,
         command: str,
         runs_after: int,
+        threads: int,
     ) -> None:
         self.spec, self.agent, self.folder, self.stop = spec, agent, folder, stop
         self.command = command or provenance.command()
-        self.commit = provenance.commit()  # now, because the code on disk may change during the run
+        self.threads = threads
+        self.sessions: list[dict[str, Any]] = []  # the processes that have worked on the run, this one last
         self.checkpoint_seconds = checkpoint_seconds
         self.seconds = 0.0
         self.cpu_seconds: float | None = 0.0  # of begin() and advance()
@@ -186,6 +224,7 @@ class _Run:
             self.trainer = make_trainer(spec, env, agent, folder=folder)
         covered = self._restore()
         self.resumed = bool(covered)
+        self.sessions.append(provenance.session(spec.run.device))  # now: the code on disk may change during the run
         self.env_version = getattr(self.trainer.env_config, "version", 1)
         self.recorder = Recorder(folder, spec, covered, self.trainer.axis, self.env_version, self.trainer.data)
         name = f"{spec.intervention[0]} seed {spec.run.seed}"
@@ -220,13 +259,16 @@ class _Run:
         trainer, learner = self.trainer, self.trainer.learner
         learner.check_weights()
         self._count_seconds()
+        latest = self.sessions[-1]
         origin = {
             "command": self.command,
-            "commit": self.commit,
+            "commit": latest["commit"],
             "versions": provenance.versions(),
-            "hardware": provenance.hardware(self.spec.run.device),
-            "threads": torch.get_num_threads(),
+            "hardware": latest["hardware"],
+            "threads": latest["threads"],
             "precision": self.agent.config.precision,
+            "finished": provenance.now(),
+            **({"sessions": self.sessions} if len(self.sessions) > 1 else {}),
         }
         states = learner.intervention_states()
         modules = [network.module.state_dict() for network in learner.networks.values()]
@@ -253,6 +295,7 @@ class _Run:
             origin,
             self.env_version,
             trainer.data,
+            getattr(self.agent.config, "version", 1),
         )
         self.recorder.finish(learner.updates, result)
         checkpoint.save(self.folder / checkpoint.FINAL, final)
@@ -281,6 +324,7 @@ class _Run:
             "files": self.recorder.flush(),
             "trainer": self.trainer.state_dict(),
             "data": self.trainer.data,
+            "sessions": self.sessions,
             "dropout": torch.get_rng_state(),
             "dropout-cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -302,6 +346,8 @@ class _Run:
         try:
             self.trainer.load_state_dict(state["trainer"])
             self.seconds, self.cpu_seconds = state["seconds"], state.get("cpu-seconds")  # older checkpoints lack it
+            self.sessions = [dict(session) for session in state.get("sessions", [])]
+            self._keep_threads()
             torch.set_rng_state(state["dropout"])
             if torch.cuda.is_available() and state["dropout-cuda"]:
                 torch.cuda.set_rng_state_all(state["dropout-cuda"])
@@ -341,9 +387,24 @@ class _Run:
             raise damage
         return None
 
+    def _keep_threads(self) -> None:
+        """Compute with the number of threads of the first process, unless another one was asked for.
+
+        Sums are split between threads, so that another number changes the last bits.
+        """
+        first = self.sessions[0]["threads"] if self.sessions else torch.get_num_threads()
+        if not self.threads:
+            torch.set_num_threads(first)
+        elif self.threads != first:
+            print(
+                f"plastibench: {self.spec.id} began with --threads {first}; with {self.threads} it will not be "
+                "bit-identical to an uninterrupted run (the result says so)",
+                file=sys.stderr,
+            )
+
     def _is_mine(self, state: dict[str, Any]) -> bool:
-        try:  # compare ids, which do not depend on the device index
-            return RunSpec.from_toml(state["spec"]).id == self.spec.id
+        try:  # compare what identifies a run, which does not include the device index
+            return RunSpec.from_toml(state["spec"]).content == self.spec.content
         except (LookupError, TypeError, UserError):
             return False
 

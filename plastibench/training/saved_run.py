@@ -16,8 +16,8 @@ from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.envs.task_stream import TaskStream
 from plastibench.nn.network import Network
+from plastibench.results.run_folder import read_spec
 from plastibench.training import checkpoint
-from plastibench.utils.digests import read_signed
 from plastibench.utils.seeding import derive
 
 
@@ -65,7 +65,7 @@ def open_run(folder: Path, device: str, data_dir: Path) -> SavedRun:
     spec_file = folder / "spec.toml"
     if not spec_file.is_file():
         raise UserError(f"{folder} is not a run's folder: it has no {spec_file.name}")
-    spec = RunSpec.from_toml(read_signed(spec_file), str(spec_file))
+    spec = read_spec(spec_file)
     final = folder / checkpoint.FINAL
     files = [final] if final.exists() else checkpoint.saved_checkpoints(folder)
     if not files:

@@ -10,7 +10,7 @@ from typing import Any
 
 from plastibench.config import registry
 from plastibench.config.errors import UserError
-from plastibench.config.options import field_name, options_of
+from plastibench.config.options import has_option
 from plastibench.config.spec import RunOptions, RunSpec
 from plastibench.results.result import Result
 from plastibench.training.runner import run
@@ -28,6 +28,7 @@ def train(
     data_dir: str | Path = "data",
     progress: bool = True,
     threads: int = 0,
+    force: bool = False,
     **options: Any,
 ) -> Result:
     """Train an agent with an intervention, and return the result.
@@ -46,6 +47,7 @@ def train(
         data_dir: Where datasets are.
         progress: Show the progress.
         threads: CPU threads; 0: one for a small network, PyTorch's default for a large one.
+        force: Start from the beginning, even if the run is complete or was interrupted.
         options: Options of the run (``seed``, ``every``, ``roles``, ``device``, …) and of the intervention
             (``quantile=0.3``).
 
@@ -54,7 +56,7 @@ def train(
         RunError: The run failed, for example with NaN.
     """
     _check_options(options, intervention, {"env": env, "agent": agent})
-    run_options = {name: value for name, value in options.items() if field_name(name) in options_of(RunOptions)}
+    run_options = {name: value for name, value in options.items() if has_option(RunOptions, name)}
     method_options = {name: value for name, value in options.items() if name not in run_options}
     spec = RunSpec.make(
         env,
@@ -76,6 +78,7 @@ def train(
             threads=threads,
             stop=[],
             command=command,
+            force=force,
         )
     if progress:
         for warning in result.warnings:
@@ -89,9 +92,9 @@ def _check_options(options: Mapping[str, Any], intervention: str, others: Mappin
     Raises:
         UserError: Neither the run nor the intervention has the option, but the env or the agent has.
     """
-    known = {*options_of(RunOptions), *options_of(registry.interventions[intervention].load())}
+    own = (RunOptions, registry.interventions.declaration(intervention))
     for name in options:
         for part, component in others.items():
-            entry = getattr(registry, f"{part}s")[component]
-            if field_name(name) not in known and field_name(name) in options_of(entry.load()):
+            declared = getattr(registry, f"{part}s").declaration(component)
+            if has_option(declared, name) and not any(has_option(cls, name) for cls in own):
                 raise UserError(f"'{name}' is an option of the {part}; pass {part}_options={{{name!r}: …}}")

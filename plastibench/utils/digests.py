@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from plastibench.config.errors import UserError
+from plastibench.config.spec import read_text
 
 KEY = "sha256"
 _MARK = f"# {KEY}: "
@@ -40,10 +41,7 @@ def read_signed(path: Path) -> str:
     Raises:
         UserError: The file cannot be read, or does not match its digest.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    text = read_text(path)
     body, mark, _ = text.rpartition(_MARK)
     if mark and signed(body) != text:
         raise UserError(

@@ -8,7 +8,9 @@ import platform
 import shlex
 import subprocess
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 PACKAGES = (
     "torch",
@@ -38,7 +40,8 @@ def versions() -> dict[str, str]:
 
 def command() -> str:
     """The command line of this process, quoted for a shell."""
-    return shlex.join(["plastibench", *sys.argv[1:]])
+    words = shlex.join(["plastibench", *sys.argv[1:]])
+    return words.encode(errors="replace").decode()  # paths may contain bytes that are not UTF-8
 
 
 def commit() -> str:
@@ -56,6 +59,26 @@ def commit() -> str:
         return f"{revision}+changes" if revision and git("status", "--porcelain", "-uno") else revision
     except (OSError, subprocess.TimeoutExpired):
         return ""
+
+
+def session(device: str) -> dict[str, Any]:
+    """What may change when another process continues a run: code, torch, CPU threads, hardware."""
+    import torch
+
+    from plastibench import __version__
+
+    return {
+        "commit": commit(),
+        "version": __version__,
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "hardware": hardware(device),
+    }
+
+
+def now() -> str:
+    """Date and time in UTC, such as ``2026-01-31T12:00:00+00:00``."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def hardware(device: str) -> dict[str, str | int]:

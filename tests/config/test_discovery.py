@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import sys
+import typing
 from pathlib import Path
-from typing import Optional
+from typing import Any
 
 import pytest
 
+from plastibench.config import registry
 from plastibench.config.discovery import Registration, SourceClass, registered_classes, summary_of
-from plastibench.config.source_options import SourceOption
+from plastibench.config.options import describe, options_of
+from plastibench.config.registry import Registry
 
 BASE = """\
 raise AssertionError("never imported")
@@ -22,8 +25,6 @@ class Base:
     def act(self): ...
 """
 METHODS = '''\
-Rate = float
-
 @register_thing("plain")
 @register_thing("strong", "Stronger, in "
                 "two literals", factor=-2e-1, parts=("a", "b"), limit=None)
@@ -37,7 +38,6 @@ class Method(Base):
     cost = 2.0
     computed = 1 + len("x")
     factor: float = 0.5
-    rate: Rate | None = option(None, "a rate", low=0)
 
     def act(self): ...
 
@@ -71,7 +71,6 @@ def test_registered_classes_are_read_without_import(package: Path) -> None:
             bases=("Base",),
             attributes={"kind": "units", "cost": 2.0},
             methods={"prepare": "Base", "act": "Method"},
-            options={"factor": None, "rate": SourceOption(Optional[float], None, "a rate", low=0)},  # noqa: UP045
         )
     ]
     assert "things_to_discover" not in sys.modules
@@ -90,3 +89,19 @@ def test_arguments_that_are_not_literals_are_an_error(package: Path, arguments: 
 )
 def test_summary_is_the_first_line(docstring: str | None, summary: str) -> None:
     assert summary_of(docstring) == summary
+
+
+@pytest.mark.parametrize("known", [registry.envs, registry.agents, registry.interventions], ids=lambda each: each.noun)
+def test_declared_options_are_those_of_the_class(known: Registry) -> None:
+    def facts(cls: type) -> dict[str, Any]:
+        hints = typing.get_type_hints(cls)
+        return {
+            name: (describe(hints[name]), field.default, dict(field.metadata))
+            for name, field in options_of(cls).items()
+        }
+
+    for name, entry in known.builtin().items():
+        assert facts(known.declaration(name)) == facts(entry.load()), name
+    if known is registry.interventions:
+        name = "l2-init+reset"
+        assert facts(known.declaration(name)) == facts(known[name].load())

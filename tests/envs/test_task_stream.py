@@ -270,7 +270,7 @@ def test_with_more_tasks_than_samples_late_chunks_are_empty() -> None:
 
 
 def test_relabel_adds_all_images_at_once_and_redraws_labels_uniformly() -> None:
-    stream = make_task_stream("relabel-digits", train_size=1200, switches=8)
+    stream = make_task_stream("relabel-digits", train_size=1200, tasks=8)
     labels = []
     for number, (observation, info) in enumerate(episode(stream)):
         assert len(observation["images"]) == (1200 if number == 0 else 0)
@@ -301,7 +301,7 @@ def test_relabel_evaluates_training_images_in_dataset_order() -> None:
 
 
 def test_relabel_reward_uses_the_labels_of_the_task_that_ends() -> None:
-    stream = make_task_stream("relabel-digits", train_size=200, switches=2)
+    stream = make_task_stream("relabel-digits", train_size=200, tasks=2)
     stream.reset(seed=0)
     first = stream.evaluation_labels
     stream.step(first)

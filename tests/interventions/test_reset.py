@@ -114,7 +114,7 @@ def test_reset_reinitializes_exactly_the_selection(name, select, k):
 )
 def test_later_layers_are_a_fraction_of_the_blocks_rounded_up(name, share, prefixes):
     network, batch = trained(name)
-    assert_reset(network, batch, Reset("later", share=share), parameters_of(network.module, prefixes))
+    assert_reset(network, batch, Reset("later", fraction=share), parameters_of(network.module, prefixes))
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_two_networks_with_equal_generators_draw_equal_weights():
         ("vit", Reset(match="nothing-like-this")),
         ("vit", Reset("last-k", k=5)),
         ("mlp", Reset("last-k", k=9)),
-        ("vit", Reset("later", share=0.0)),
+        ("vit", Reset("later", fraction=0.0)),
         ("resnet", Reset("last-k", k=9)),
         ("vit", Reset(match="(")),
     ],

@@ -77,7 +77,7 @@ class Reference:
 def test_units_silent_for_unusually_long_are_reset(check):
     network = network_of(one_layer, lr=0.0)
     network._fresh = constant(one_layer, 3.0)
-    method = SelfNormalizedResets(percentile=0.9, longest=30, first=16, retune=15, check=check)
+    method = SelfNormalizedResets(quantile=0.9, longest=30, first=16, retune=15, check=check)
     method.prepare(network)
     reference = Reference(0.9, 30, 16, 15, check)
     update(network, method, firing([True] * 8))  # the first batch finds the hidden units
@@ -146,7 +146,7 @@ def test_gelu_network_prints_a_warning(capsys):
 
 
 def test_resume_is_bit_identical():
-    options = {"longest": 6, "first": 5, "retune": 7, "check": 2, "percentile": 0.5}
+    options = {"longest": 6, "first": 5, "retune": 7, "check": 2, "quantile": 0.5}
     network = network_of(MLP, lr=3e-2)
     with torch.no_grad():
         network.module[1].bias[:3] = -2.0
@@ -179,7 +179,7 @@ def test_network_without_hidden_units_is_a_user_error():
 
 
 def test_thresholds_follow_the_moments():
-    method = SelfNormalizedResets(percentile=0.99, longest=1000)
+    method = SelfNormalizedResets(quantile=0.99, longest=1000)
     unit = {
         "silence": torch.zeros(4),
         "threshold": torch.tensor([1000.0, 5.0, 100.0, 900.0]),
@@ -198,7 +198,7 @@ def test_a_unit_that_dies_is_reset_within_a_few_updates_and_one_that_never_fires
     """With the source's percentile of 0.95, an always firing unit has the threshold ceil(-ln 0.05) = 3."""
     network = network_of(one_layer, lr=0.0)
     network._fresh = constant(one_layer, 3.0)
-    method = SelfNormalizedResets(percentile=0.95, retune=20)
+    method = SelfNormalizedResets(quantile=0.95, retune=20)
     method.prepare(network)
     dead = [True] * 6 + [False] + [True]
     update(network, method, firing([True] * 8))  # finds the hidden units

@@ -55,7 +55,7 @@ HEADS = {"vit": {"head"}, "hnt": {"head"}, "mlp": {"5"}, "resnet": {"fc"}}
 @pytest.mark.parametrize("name", NETWORKS)
 def test_heads_are_reinitialized_and_the_rest_follows_the_formula(name, source):
     network, batch = network_of(NETWORKS[name], lr=1e-2), images()
-    method = ShrinkPerturb(0.5, 0.25, source, heads="redraw")
+    method = ShrinkPerturb(0.5, 0.25, source, heads="reinitialize")
     initial = state(network.module)
     method.prepare(network)
     train(network, batch)

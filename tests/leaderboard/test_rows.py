@@ -100,7 +100,7 @@ def test_overall_combines_settings_and_seeds() -> None:
     found += [acting("none", seed, 100.0 + seed) for seed in range(5)]
     found += [acting("reset", seed, 200.0 + seed) for seed in range(5)]
     (best, base, lacking), told = overall(by_setting(found), all_settings=True)
-    scores = RESET + [run.summary.normalised_return for run in found if run.agent == "dqn-mlp"][5:]
+    scores = RESET + [run.summary.normalized_return for run in found if run.agent == "dqn-mlp"][5:]
     assert best["intervention"] == "reset" and best["runs"] == 10 and (best["settings"], best["of"]) == (2, 2)
     assert best["iqm"].value == pytest.approx(stats.trim_mean(scores, 0.25))
     assert (best["rank"], base["rank"], lacking["rank"]) == (1, 2, None)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from plastibench.config import identity
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.leaderboard.validation import add
@@ -68,7 +69,7 @@ BAD = {
     "cost/updates": (0, "cost.updates is 0"),
     "origin/versions": ({}, "origin.versions: plastibench is missing"),
     "data_digest": ("<script>", "data_digest is '<script>'; String should match"),
-    "schema": (4, "unknown schema 4; update plastibench"),
+    "schema": (5, "unknown schema 5; update plastibench"),
     "interventions": (
         [{"task": 0, "update": 99, "role": "a", "seconds": 1, "revived_fraction": 1, "parameters": 1}],
         "interventions has update 99, but cost.updates is 6",
@@ -185,10 +186,10 @@ def test_an_invalid_result_is_rejected(path: str, tmp_path: Path) -> None:
     [
         ("", "cannot be read"),
         ("[1]", "not a result of plastibench"),
-        ('{"schema": 3}', "id is missing"),
+        ('{"schema": 4}', "id is missing"),
         ('{"schema": 2}', "id is missing"),
         ('{"schema": 1}', "schema 1 lacks values"),
-        ('{"schema": 3, "cost": NaN}', "NaN is not a number"),
+        ('{"schema": 4, "cost": NaN}', "NaN is not a number"),
         ("[" * 200_000, "cannot be read"),
         ('{"schema": ' + "9" * 5000 + "}", "cannot be read"),
     ],
@@ -216,18 +217,16 @@ def test_a_result_of_an_unfinished_run_is_rejected(tmp_path: Path) -> None:
     made = submitted("none")
     folder = tmp_path / "runs" / made.id
     folder.mkdir(parents=True)
-    (folder / "spec.toml").write_text("")
+    (folder / "checkpoint.pt").write_text("")
     with pytest.raises(UserError, match="contains the same run, which is unfinished"):
         add(file(tmp_path, made), tmp_path / "runs")
 
 
 def test_an_unknown_intervention_is_added_with_a_note(tmp_path: Path) -> None:
-    from plastibench.config.spec import PARTS, identity
-
     made = submitted("reset")
     made.intervention, made.options.intervention = "theirs", {"force": 3}
-    parts = [(getattr(made, part), getattr(made.options, part)) for part in PARTS]
-    made.id = made.group = identity(parts, made.run)
+    parts = [(getattr(made, part), getattr(made.options, part)) for part in identity.PARTS]
+    made.id = made.group = identity.run_id(parts, made.run, {})
     _, (unchecked,) = add(file(tmp_path, made), tmp_path / "runs")
     assert "intervention theirs is unknown" in unchecked
 
@@ -240,10 +239,10 @@ def test_an_undeclared_option_is_rejected(tmp_path: Path) -> None:
         add(file(tmp_path, made), tmp_path / "runs")
 
 
-def test_a_wrong_normalised_return_is_rejected(tmp_path: Path) -> None:
+def test_a_wrong_normalized_return_is_rejected(tmp_path: Path) -> None:
     made = submitted_acting("reset")
-    made.summary.normalised_return += 0.1
-    with pytest.raises(UserError, match=r"summary.normalised_return is .*, but the evaluations give"):
+    made.summary.normalized_return += 0.1
+    with pytest.raises(UserError, match=r"summary.normalized_return is .*, but the evaluations give"):
         add(file(tmp_path, made), tmp_path / "runs")
 
 
@@ -258,4 +257,4 @@ def test_a_result_of_schema_2_is_added_unchanged(pytestconfig: pytest.Config, tm
     published = sorted((pytestconfig.rootpath / "runs" / "reference").glob("**/result.json"))
     path = next(path for path in published if json.loads(path.read_text())["schema"] == 2)
     added, _ = add(path, tmp_path / "runs")
-    assert added.read_bytes() == path.read_bytes() and added.parent.name == path.parent.name
+    assert added.read_bytes() == path.read_bytes() and added.parent.name == read_result(path).id

@@ -31,7 +31,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         again = read_result(tmp_path / "result.json")
         assert again == made and again.folder == tmp_path
         text = (tmp_path / "result.json").read_text()
-        assert text.startswith('{\n "schema": 3,\n "id": ') and text.endswith("\n}\n")
+        assert text.startswith('{\n "schema": 4,\n "id": ') and text.endswith("\n}\n")
 
 
 def test_every_reference_file_loads(pytestconfig: pytest.Config) -> None:

@@ -48,10 +48,10 @@ def test_recovery_is_0_without_a_drop() -> None:
 def test_summary_ignores_the_evaluation_before_training() -> None:
     found = summary(curve(0, 6, 9, 12, 15), [], bounds=(2.0, 22.0))
     assert found["final_return"] == 12.0 and found["average_return"] == pytest.approx(8.4)
-    assert found["normalised_return"] == pytest.approx(0.5) and found["final_q_bias"] == pytest.approx(1.5)
+    assert found["normalized_return"] == pytest.approx(0.5) and found["final_q_bias"] == pytest.approx(1.5)
     assert found["mean_drop"] is None and found["mean_recovery_steps"] is None
     assert summary(curve(0, 6), [])["final_return"] == 6.0
-    assert summary(curve(0, 6), [])["normalised_return"] is None
+    assert summary(curve(0, 6), [])["normalized_return"] is None
 
 
 def test_each_task_and_event_has_its_own_values() -> None:

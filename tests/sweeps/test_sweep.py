@@ -78,7 +78,8 @@ intervention = {name = "none"}
 
 
 def test_a_list_option_is_not_an_axis(tmp_path):
-    text = '[env]\nname = "rl-cartpole"\n[agent]\nname = "dqn-mlp"\nhidden = [8, 16]\n[run]\nroles = ["critic"]\n'
+    text = '[env]\nname = "rl-cartpole"\n[agent]\nname = "dqn-mlp"\nhidden = [8, 16]\n'
+    text += '[intervention]\nname = "rnr"\n[run]\nroles = ["critic"]\n'
     (spec,) = read_grid(file(tmp_path, text))
     assert spec.agent[1]["hidden"] == [8, 16]
     assert spec.run.roles == ("critic",)

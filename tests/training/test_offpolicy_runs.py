@@ -80,11 +80,11 @@ def test_rewards_are_clipped_before_they_are_summed(started: Any) -> None:
     assert trainer.curve[-1].value < -60
 
 
-def test_returns_of_shortened_episodes_are_not_normalised(tmp_path: Path) -> None:
+def test_returns_of_shortened_episodes_are_not_normalized(tmp_path: Path) -> None:
     usual = go(tiny_rl(env_options={"max_episode_steps": 0}), tmp_path)
-    assert usual["summary"]["normalised_return"] is not None
+    assert usual["summary"]["normalized_return"] is not None
     shorter = go(tiny_rl(env_options={"max_episode_steps": 30}), tmp_path)
-    assert shorter["summary"]["normalised_return"] is None
+    assert shorter["summary"]["normalized_return"] is None
 
 
 @pytest.mark.parametrize("clear", [True, False])

@@ -1,0 +1,40 @@
+"""Say which results in a table are not from the command that prints it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+_NAMED = 5
+
+
+def note_reused(reused: Sequence[Any], count: int) -> None:
+    """Print a line to stderr about the runs that were complete before the command started.
+
+    Args:
+        reused: Their results.
+        count: Number of all runs of the command.
+    """
+    if not reused:
+        return
+    times = sorted(_finished(result) for result in reused)
+    when = times[0] if times[0] == times[-1] else f"between {times[0]} and {times[-1]}"
+    names = list(dict.fromkeys(result.intervention for result in reused))
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    which = "the run was" if count == 1 else f"{len(reused)} of {count} runs were"
+    print(
+        f"plastibench: {which} complete already and not repeated ({', '.join(names[:_NAMED])}{more}; finished {when}); "
+        "--force runs again",
+        file=sys.stderr,
+    )
+
+
+def _finished(result: Any) -> str:
+    """When a run ended, in local time; from the date of its file if the result does not say so."""
+    if result.origin.finished:
+        moment = datetime.fromisoformat(result.origin.finished)
+    else:
+        moment = datetime.fromtimestamp((result.folder / "result.json").stat().st_mtime, timezone.utc)
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M")
