@@ -12,7 +12,6 @@ from plastibench.cli.plugins import import_plugins
 from plastibench.cli.reused import note_reused
 from plastibench.cli.specs import resolve_devices
 from plastibench.config.errors import UserError, did_you_mean
-from plastibench.results.run_folder import read_spec
 
 
 def configure(parser: CommandParser) -> None:
@@ -32,6 +31,8 @@ def execute(args: argparse.Namespace) -> int:
     if not path.is_file():
         known = [found.parent.name for found in args.runs_dir.glob("*/spec.toml")]
         raise UserError(f"no run '{args.id}' in {args.runs_dir}{did_you_mean(args.id, known)}")
+    from plastibench.results.run_folder import read_spec
+
     (spec,) = resolve_devices([read_spec(path)])
     if args.id not in (spec.id, *spec.legacy_ids()):
         parent = " and pass its parent as --runs-dir" if "/" in args.id else ""
