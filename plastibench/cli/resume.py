@@ -12,7 +12,6 @@ from plastibench.cli.plugins import import_plugins
 from plastibench.cli.reused import note_reused
 from plastibench.cli.specs import resolve_devices
 from plastibench.config.errors import UserError, did_you_mean
-from plastibench.results.run_folder import read_spec
 from plastibench.utils.tables import terminal_width
 
 
@@ -34,6 +33,7 @@ def execute(args: argparse.Namespace) -> int:
         known = [found.parent.name for found in args.runs_dir.glob("*/spec.toml")]
         raise UserError(f"no run '{args.id}' in {args.runs_dir}{did_you_mean(args.id, known)}")
     from plastibench import leaderboard
+    from plastibench.results.run_folder import read_spec
     from plastibench.training.runner import Interrupted, run
 
     (spec,) = resolve_devices([read_spec(path)])

@@ -109,7 +109,7 @@ def test_help_of_run_shows_the_options_of_named_components(say: Say) -> None:
         "--env.train-size",
         "(default: 200, at least 1)",
         "--agent.dim int",
-        "(default: 64, at least 1)",
+        "(default: 64, 1 to 1,000,000)",
         "intervention redo:",
         "intervention rnr:",
         "--intervention.outgoing {keep,zero}",
