@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save as safetensors_bytes
 
+from plastibench.config import registry
 from plastibench.config.errors import RunError, UserError
 from plastibench.config.spec import RunSpec
 from plastibench.diagnosis.loading import agent_model
@@ -102,10 +103,7 @@ def test_results(attack: Attack, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_weights(attack: Attack, tmp_path: Path) -> None:
-    network = torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 9)
-    )
-    usual = {name: value.clone() for name, value in network.state_dict().items()}
+    usual = registry.agents["mlp"].load()().module((1, 8, 8), 9).state_dict()
     options = {"samples": 4, "image_size": 0, "data_dir": Path("data")}
     for dice in attack.trials(40):
         state: dict[Any, Any] = {**usual, dice.choice(list(usual)): _odd_tensor(dice)} if dice.random() < 0.6 else usual
@@ -116,7 +114,7 @@ def test_weights(attack: Attack, tmp_path: Path) -> None:
         data = stream.getvalue()
         if dice.random() < 0.2:
             path, data = tmp_path / "w.safetensors", safetensors_bytes(usual)
-        if state is usual:
+        if state is usual and dice.random() < 0.8:
             data = harmed(data, dice)[0]
         path.write_bytes(data)
         call = lambda path=path: agent_model("mlp", {}, "digits", "cpu", weights=path, **options)  # noqa: E731
