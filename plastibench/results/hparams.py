@@ -14,7 +14,7 @@ from plastibench.config.spec import PARTS, RunSpec
 from plastibench.results.files import schedule
 from plastibench.results.result import Cost, Result, Summary
 
-GROUP = "Leaderboard"  # of the scalars; sorts before all others
+GROUP = "leaderboard"  # of the scalars
 _TOGETHER = {"env": "env options", "agent": "agent options", "intervention": "options"}
 MOST_COLUMNS = 4  # hyperparameters beside which the final accuracy is visible in a window of 1400 pixels
 _NAME_LENGTH = 13  # characters of a trial's name before the seed that its column shows
@@ -98,17 +98,22 @@ def hyperparameters(run: RunSpec | Result) -> dict[str, str]:
 def differing_columns(runs: Sequence[Result]) -> list[str]:
     """The hyperparameters to show: those in which runs differ, at most four; intervention and seed if none does.
 
-    Options differ only if they do so between runs of the same name. If there are too many columns, the seed is left
-    out, which is part of a trial's name; then the options of each part, at last of all parts, become one column.
+    With supervised and RL runs at most three, as two columns contain final values. The agent is left out if the env
+    says which it is. Options differ only if they do so between runs of the same name. If there are too many columns,
+    the seed is left out, which is part of a trial's name; then the options of each part, at last of all parts, become
+    one column.
     """
     found = [hyperparameters(run) for run in runs]
     names = [part for part in PARTS if len({values[part] for values in found}) > 1]
+    if "env" in names and len({values["env"] for values in found}) == len({(v["env"], v["agent"]) for v in found}):
+        names = [part for part in names if part != "agent"]
+    most = MOST_COLUMNS - (len({run.is_rl for run in runs}) > 1)
     seed = ["seed"] if len({values["seed"] for values in found}) > 1 else []
     options = {part: _differing_options(runs, part) for part in PARTS}
     single = [_column(part, key) for part in PARTS for key in options[part]]
     grouped = [_TOGETHER[part] if len(keys) > 1 else _column(part, keys[0]) for part, keys in options.items() if keys]
     for columns in ([*names, *single, *seed], [*names, *single], [*names, *grouped], [*names, "all options"]):
-        if len(columns) <= MOST_COLUMNS:
+        if len(columns) <= most:
             break
     return columns or ["intervention", "seed"]
 

@@ -162,7 +162,8 @@ def _labels(tables: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -
     try:
         options = {part: {k: v for k, v in tables[part].items() if k != "name"} for part in PARTS}
         given: dict[str, Any] = {f"{part}_options": values for part, values in options.items()}
-        spec = RunSpec.make(*(names[part] for part in PARTS), **given, **tables.get("run", {}))
+        env, agent, intervention = (names[part] for part in PARTS)
+        spec = RunSpec.make(env, agent, intervention, **given, **tables.get("run", {}))
     except (UserError, KeyError):
         return found
     for part in PARTS:

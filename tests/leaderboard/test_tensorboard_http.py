@@ -13,7 +13,11 @@ from plastibench.leaderboard.standings import standings
 from plastibench.results.hparams import GROUP, METRICS, metric_values
 from tests.leaderboard import boards
 
-_SHOWN = ["agent", "env", "intervention", "seed"]  # the columns that differ; all runs of rnr have the same quantile
+_SHOWN = [
+    "env",
+    "intervention",
+    "seed",
+]  # what differs: each env has one agent, and all runs of rnr have the same quantile
 
 
 @pytest.fixture(scope="module")

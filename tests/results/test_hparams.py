@@ -49,7 +49,9 @@ def test_a_spec_and_its_result_have_the_same_hyperparameters() -> None:
         ([result("rnr"), result("rnr", every=5)], ["every"]),
         ([result("rnr"), result("rnr", env_options={"epochs": 9})], ["env.epochs"]),
         ([result("rnr"), result("rnr", **QUANTILE), result("none", 1)], ["intervention", "quantile", "seed"]),
-        ([result("none"), acting("none")], ["env", "agent"]),  # their options are not alike anyway
+        ([result("none"), acting("none")], ["env"]),  # which says what the agent is
+        ([result("none"), acting("none"), result("none", agent="vit-nano")], ["env", "agent"]),
+        ([result("none"), acting("reset", 1)], ["env", "intervention", "seed"]),
         (
             [result("rnr"), result("none", 1), result("rnr", **QUANTILE), result("rnr", every=5, **LR)],
             ["intervention", "agent.lr", "quantile", "every"],  # no room for the seed
@@ -59,7 +61,7 @@ def test_a_spec_and_its_result_have_the_same_hyperparameters() -> None:
                 *(result("rnr"), result("none", 1, **LR), result("rnr", **QUANTILE), result("rnr", every=5)),
                 *(acting("none"), result("rnr", env_options={"epochs": 9})),
             ],
-            ["env", "agent", "intervention", "all options"],
+            ["env", "intervention", "all options"],
         ),
         (
             [

@@ -20,7 +20,7 @@ def content(folder: Path) -> dict[str, list[Any]]:
     scalars = {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
-        if not tag.endswith("seconds") and "seconds/" not in tag and tag != "Leaderboard/cost %"
+        if not tag.endswith("seconds") and "seconds/" not in tag and tag != "leaderboard/cost %"
     }
     histograms = {
         tag: [(event.step, event.histogram_value) for event in events.Histograms(tag)]

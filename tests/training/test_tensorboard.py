@@ -39,10 +39,10 @@ def test_curves_histograms_plasticity_and_leaderboard_are_recorded(finished: tup
     assert [step for step, _ in found["layernorm-gradient-after/blocks.0.norm2"]] == [0, 2, 4]
     assert found["layernorm-gradient-end/norm"][0][1].num == 16  # one value per feature
     ends = [pytest.approx(100 * task.end) for task in result.tasks]
-    assert found["Leaderboard/final %"] == [(2, ends[0]), (4, ends[1]), (6, ends[2])]
+    assert found["leaderboard/final %"] == [(2, ends[0]), (4, ends[1]), (6, ends[2])]
     assert ends[2] == 100 * result.summary.final_accuracy
-    assert found["Leaderboard/AUC %"] == [(6, pytest.approx(100 * result.summary.auc))]
-    assert found["Leaderboard/updates"] == [(6, 6)]
+    assert found["leaderboard/AUC %"] == [(6, pytest.approx(100 * result.summary.auc))]
+    assert found["leaderboard/updates"] == [(6, 6)]
     assert not any("return" in tag for tag in found)
 
 
