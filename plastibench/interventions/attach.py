@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedParameter
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import build
@@ -323,7 +323,7 @@ def _unchanged_on_error(module: nn.Module) -> Iterator[None]:
 
 def _check_module(network: Network, method: Intervention) -> None:
     """Refuse a module without weights, and say which weights the method cannot write."""
-    lazy = [name for name, p in network.module.named_parameters() if isinstance(p, UninitializedTensorMixin)]
+    lazy = [name for name, p in network.module.named_parameters() if isinstance(p, UninitializedParameter)]
     if lazy:
         raise UserError(f"attach: {lazy[0]} is not initialized yet; run the module on one batch first (lazy modules)")
     if skipped := describe(network.module, always=not only_intervenes(method)):

@@ -44,6 +44,12 @@ class ContinualBackprop(Intervention):
     - Units are replaced after the optimizer step, not during the backward pass.
     - The mean contribution of a removed unit is added to the bias of its readers. The source intends this, but resets
       the mean before it computes the contribution.
+    - If a Linear reads a flattened convolution, the source averages E|h|·|outgoing| over positions; this class
+      multiplies the averages of both. With several readers, their weights are added.
+    - For ``adaptable``, the mean that is subtracted is that before the current batch; the source includes the batch.
+    - Fractions of a replacement always accumulate; GnT draws them at random unless ``accumulate`` is set.
+    - ``maturity`` is 100, as in the source's ConvGnT and its experiments on MNIST; GnT itself has 20, and experiments
+      use up to 10,000. ``rate`` is 1e-4 in both; experiments use 1e-6 to 3e-4.
     - Incoming weights, and the BatchNorm entries of a replaced filter, follow the network's own initialization.
 
     Only hidden units with a nonlinearity take part; in a ViT these are the units of ``mlp.fc1``, averaged over tokens.

@@ -62,6 +62,12 @@ class Revive(Intervention):
     The output layer is never revived. ``criterion="redo"`` with ``outgoing="zero"`` is ReDo (Sokar et al. 2023).
     ``criterion="regrama"`` is ReGraMa (Liu et al. 2025) with pre-activation gradients. With ``modules="hidden"`` and
     ``outgoing="zero"``, the entries of revived units in a BatchNorm before the nonlinearity are reinitialized too.
+
+    Defaults that differ from their sources: ``tau`` of ``redo`` is 0.1, as in the RnR paper (Sokar et al. 2023: 0.025
+    or 0.1, depending on the replay ratio; Dopamine's code: 0). ``tau`` of ``regrama`` is 1.0, which the RnR paper found
+    best for pre-activation gradients (Liu et al. 2025: 0.01 for post-activation gradients, the default of
+    ``regrama-post``; their code: 0). ``moments`` is ``mean``, because zeroed second moments make the first steps of
+    revived units too large; Dopamine zeroes both moments and keeps the step count (``moments=zero``).
     """
 
     kind = "units"

@@ -59,8 +59,10 @@ class ShrinkPerturb(Intervention):
     """Shrink the weights and add fresh or initial weights θ': θ ← keep·θ + noise·θ' (Ash & Adams 2020).
 
     ``keep`` and ``noise`` replace the usual α, because repositories disagree on whether α=0.8 keeps 80 % (Ash & Adams,
-    BBF) or 20 % (Lee et al.) of the weights. All trained parameters take part, including LayerNorms and position
-    embeddings, as in both sources. Buffers and frozen parameters are kept. The optimizer state is reset.
+    BBF) or 20 % (Lee et al.) of the weights. The code of Ash & Adams (JordanAsh/warm_start) has the defaults 0.4 and
+    0.1; the defaults here are those of SR-SPR and of the RnR paper (α=0.8), which act repeatedly and not once. All
+    trained parameters take part, including LayerNorms and position embeddings, as in both sources. Buffers and frozen
+    parameters are kept. The optimizer state is reset.
 
     SR-SPR (0.8/0.2) and BBF (0.5/0.5) reinitialize everything after the encoder instead of shrinking it. Here
     ``heads="reinitialize"`` reinitializes the output layers only. BBF's code keeps the optimizer state of the encoder.

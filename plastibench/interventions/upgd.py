@@ -35,6 +35,15 @@ class UPGD(Intervention):
       optimizer's learning rate times ``lr_factor``, because SGD needs about ten times the learning rate of Adam.
     - ``adam``: multiplies the step of the agent's optimizer, including weight decay, by 1 - s (AdamUPGD).
 
+    The utility is corrected for its start at 0. In the paper so is the largest utility, and the two corrections cancel
+    (``correction="paper"``). The released code divides by the largest utility before the correction, so gates are
+    sharper in the first updates (``correction="released"``): up to σ(1/(1-β)) at the first one.
+
+    The released optimizers have the defaults noise 1, decay 0 and β 0, which their experiments replace. The default
+    noise of 0.001 and β of 0.9 are the authors' best values on label-permuted EMNIST, with decay 0. Their AdaUPGD (β
+    0.999, decay 0.001) has its own Adam with twice the learning rate, and ε = 1e-5; ``adam`` gates the optimizer that
+    the agent has.
+
     Norms, class tokens and position embeddings get no noise, because they have no fan-in that would set its scale. The
     learning-rate schedule is that of the optimizer. Memory: two copies of the parameters.
     """
@@ -49,9 +58,14 @@ class UPGD(Intervention):
     )
     decay: float = option(0.0, "for sgd: weight decay", low=0)
     beta: float = option(0.9, "decay of the running mean of utilities, per update", low=0, high=0.99999)
+    # Options added later default to None, which keeps the id of older specs unchanged.
+    correction: Literal["paper", "released"] | None = option(
+        None, "correct also the largest utility for its start at 0 (paper, default), or not (released code)"
+    )
 
     def __post_init__(self) -> None:
         self._utility: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}  # updates of each utility
         self._trained: dict[str, Tensor] = {}  # parameters of the current update
         self._before: list[Tensor] = []
         self._draws: torch.Generator | None = None
@@ -67,6 +81,8 @@ class UPGD(Intervention):
         self._trained = {name: p for name, p in network.module.named_parameters() if p.grad is not None}
         for name in self._trained.keys() - self._utility.keys():
             self._utility[name] = torch.zeros_like(self._trained[name])
+        for name in self._trained:
+            self._counts[name] = self._counts.get(name, 0) + 1
         utilities, weights = self._utilities(), list(self._trained.values())
         torch._foreach_mul_(utilities, self.beta)
         torch._foreach_addcmul_(utilities, self._gradients(), weights, value=self.beta - 1)
@@ -80,7 +96,9 @@ class UPGD(Intervention):
             return
         utilities = self._utilities()
         largest = torch.stack([value.max() for value in utilities]).max().clamp_min(1e-30)
-        gates = torch._foreach_div(utilities, largest)  # the bias corrections cancel
+        gates = torch._foreach_div(utilities, largest)
+        if self.correction == "released":  # in the paper the corrections cancel
+            torch._foreach_div_(gates, [1 - self.beta ** self._counts[name] for name in self._trained])
         torch._foreach_neg_(gates)
         torch._foreach_sigmoid_(gates)  # 1 - s = σ(-U)
         factor = self.lr_factor if self.rule == "sgd" else 1.0
@@ -103,11 +121,12 @@ class UPGD(Intervention):
     def state_dict(self) -> dict[str, Any]:
         """Return the utilities and the state of the noise generator."""
         draws = self._draws.get_state() if self._draws is not None else None
-        return {"utility": self._utility, "draws": draws}
+        return {"utility": self._utility, "draws": draws, "counts": dict(self._counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the utilities and the noise generator."""
         self._utility = {name: value.clone() for name, value in state["utility"].items()}
+        self._counts = dict(state.get("counts", {}))
         if self._draws is not None and state["draws"] is not None:
             self._draws.set_state(state["draws"].cpu())
 

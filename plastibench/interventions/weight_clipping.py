@@ -27,6 +27,9 @@ class WeightClipping(Intervention):
     - ``initial``: the largest initial magnitude among the weights and biases of the module. Use it for networks with
       another initialization, such as timm's (standard deviation 0.02), whose weights rarely reach 1/√fan_in.
 
+    The authors' optimizers have the default κ = 1 (named ``zeta`` there), and their experiments search 1 to 5. Here it
+    is 2, because κ = 1 clips a part of the initial weights of networks whose initialization is wider than PyTorch's.
+
     A bias has the same bound as the weight of its module. In the authors' code a bias has the bound of the preceding
     weight in the parameter list, which may belong to another module; the scale of a LayerNorm counts as a bias there
     and would be clamped far below 1. Normalization layers, class tokens, position embeddings and other parameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedParameter
 
 from plastibench.config.errors import UserError
 
@@ -24,7 +24,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 def shapes(module: nn.Module) -> Shapes:
     """Shapes of the parameters by name; those of lazy modules that have not run yet are empty."""
     lazy = torch.Size()
-    return {n: lazy if isinstance(p, UninitializedTensorMixin) else p.shape for n, p in module.named_parameters()}
+    return {n: lazy if isinstance(p, UninitializedParameter) else p.shape for n, p in module.named_parameters()}
 
 
 def resembling(fresh: nn.Module, module: nn.Module, expected: Shapes) -> nn.Module:
@@ -80,4 +80,4 @@ def _compile_like(fresh: nn.Module, module: nn.Module) -> None:
                 inner = fresh.get_submodule(name)
             except AttributeError:  # another architecture, which the comparison reports
                 return
-            fresh.set_submodule(name, torch.compile(inner))
+            fresh.set_submodule(name, OptimizedModule(inner, child.dynamo_ctx))

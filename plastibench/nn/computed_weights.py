@@ -11,6 +11,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ def copied(module: nn.Module) -> nn.Module:
 
 def computed_parameters(module: nn.Module) -> dict[str, str]:
     """Parameters from which a weight is computed, by name, and the name of the module with this weight."""
-    found = {}
+    found: dict[str, str] = {}
     for prefix, child in module.named_modules():
         below = f"{prefix}." if prefix else ""
         if parametrize.is_parametrized(child):
@@ -100,7 +101,7 @@ class _Plain:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.names = [*module.parametrizations] if parametrize.is_parametrized(module) else [*_hooked(module)]
+        self.names = _computed(module)
         self.before = {name: getattr(module, name).detach().clone() for name in self.names}
         self.originals = _originals(module)
         self._class, self._modules = type(module), module._modules.copy()
@@ -148,15 +149,25 @@ class _Plain:
             reset_state(optimizer, parameter, parameter != old[key])
 
 
+def _computed(module: nn.Module) -> list[str]:
+    """Names of the tensors that are computed."""
+    if parametrize.is_parametrized(module):
+        assert isinstance(module.parametrizations, nn.ModuleDict)
+        return list(module.parametrizations)
+    return _hooked(module)
+
+
 def _originals(module: nn.Module) -> dict[str, nn.Parameter]:
     if parametrize.is_parametrized(module):
+        assert isinstance(module.parametrizations, nn.ModuleDict)
         return dict(module.parametrizations.named_parameters())
-    return {n: p for name in _hooked(module) for n, p in module._parameters.items() if n in (f"{name}_g", f"{name}_v")}
+    names = [f"{name}_{part}" for name in _hooked(module) for part in "gv"]
+    return {name: module.get_parameter(name) for name in names}
 
 
 def _hooked(module: nn.Module) -> list[str]:
     """Names of the tensors that forward pre-hooks compute: ``nn.utils.weight_norm``, ``nn.utils.spectral_norm``."""
-    hooks = [hook for hook in module._forward_pre_hooks.values() if hasattr(hook, "compute_weight")]
+    hooks: list[Any] = [hook for hook in module._forward_pre_hooks.values() if hasattr(hook, "compute_weight")]
     return [str(hook.name) for hook in hooks]
 
 
@@ -166,6 +177,7 @@ def _invertible(module: nn.Module) -> bool:
         norms = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm)]
         return bool(norms) and len(norms) == len(_hooked(module)) and all(norm.dim == 0 for norm in norms)
     trial = copied(module).eval()
+    assert isinstance(trial.parametrizations, nn.ModuleDict)
     with torch.no_grad():
         for name in trial.parametrizations:
             value = getattr(trial, name).detach().float()

@@ -32,9 +32,10 @@ def gradients(module, batch):
 
 
 @each_network
-def test_steps_follow_the_formula(builder):
+@pytest.mark.parametrize("correction", [None, "paper", "released"])
+def test_steps_follow_the_formula(builder, correction):
     network, batch = network_of(builder, lr=1e-3), images()
-    method = UPGD(rule="sgd", lr_factor=20, noise=0.0, decay=0.1, beta=0.7)
+    method = UPGD(rule="sgd", lr_factor=20, noise=0.0, decay=0.1, beta=0.7, correction=correction)
     method.prepare(network)
     network.module.eval()
     utility = {name: np.zeros(tuple(p.shape)) for name, p in network.module.named_parameters()}
@@ -45,7 +46,7 @@ def test_steps_follow_the_formula(builder):
         for name, g in found.items():
             utility[name] = 0.7 * utility[name] - 0.3 * g * array(before[name])
         corrected = {name: utility[name] / (1 - 0.7**number) for name in found}
-        largest = max(value.max() for value in corrected.values())
+        largest = max(value.max() for value in (utility if correction == "released" else corrected).values())
         for name, parameter in network.module.named_parameters():
             if name in found:
                 gate = 1 / (1 + np.exp(-corrected[name] / largest))
