@@ -128,6 +128,7 @@ def create(intervention: str | Intervention, **options: Any) -> Intervention:
         name = name_of(intervention)
         raise UserError(f"options apply only to an intervention given by name; set them when you create {name}")
     check_method(intervention)
+    assert isinstance(intervention, Intervention)
     return intervention
 
 

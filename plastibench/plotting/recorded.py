@@ -75,7 +75,8 @@ def _from_result(run: Result) -> dict[str, list[Point]]:
     found: dict[str, list[Point]] = {}
     if run.is_rl:
         found["return"] = [Point(point.task, point.steps, point.value) for point in run.returns]
-        found["q-bias"] = [Point(point.task, point.steps, point.bias) for point in run.returns]
+        biases = [(point, point.bias) for point in run.returns]
+        found["q-bias"] = [Point(point.task, point.steps, bias) for point, bias in biases if bias is not None]
         for name, key in (("drop", "drop"), ("return-after", "after"), ("recovery", "recovery")):
             values = [(event, getattr(event, key)) for event in run.events]
             found[name] = [Point(event.task, event.steps, value) for event, value in values if value is not None]
