@@ -25,7 +25,7 @@ def main() -> None:
                 agent="mlp",
                 intervention=method,
                 seed=seed,
-                env_options={"switches": given.tasks, "epochs": 20},
+                env_options={"tasks": given.tasks, "epochs": 20},
                 runs_dir="sweep",
                 progress=False,
             )

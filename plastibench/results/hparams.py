@@ -80,7 +80,7 @@ def hyperparameters(run: RunSpec | Result) -> dict[str, str]:
     """Hyperparameters of a run, as text.
 
     They are the names of env, agent and intervention, the seed, each option that differs from its default (such as
-    ``quantile``, ``every`` and ``env.switches``), and all of these together for each part and for all parts
+    ``quantile``, ``every`` and ``env.tasks``), and all of these together for each part and for all parts
     (``options``, ``env options``, ``agent options``, ``all options``).
     """
     names, changed, seed = _facts(run)

@@ -9,7 +9,7 @@ import pytest
 
 from plastibench.config.registry import interventions
 
-RUN = ["run", "relabel-digits", "--agent", "mlp", "--agent.width", "8", "--env.switches", "3", "--env.epochs", "1"]
+RUN = ["run", "relabel-digits", "--agent", "mlp", "--agent.width", "8", "--env.tasks", "3", "--env.epochs", "1"]
 RUN += ["--env.train-size", "40", "--threads", "1", "--quiet", "--no-plot"]
 HEAD = """\
 from dataclasses import dataclass

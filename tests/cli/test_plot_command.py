@@ -150,7 +150,7 @@ def test_a_run_measured_twice_counts_as_one_seed(tmp_path: Path) -> None:
     assert text == plotting.svg(plotting.draw("curves", found)).decode() and "Mean over" in text
 
 
-TINY = ["relabel-digits", "--agent", "mlp", "--agent.width", "8", "--env.switches", "2", "--env.epochs", "1"]
+TINY = ["relabel-digits", "--agent", "mlp", "--agent.width", "8", "--env.tasks", "2", "--env.epochs", "1"]
 TINY += ["--env.train-size", "40", "--threads", "1", "--quiet", "--intervention", "none,reset"]
 
 

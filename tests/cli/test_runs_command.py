@@ -249,7 +249,7 @@ def test_runs_are_sorted_by_age(runs: Path) -> None:
 
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_run_tags_its_runs(say: Say, tmp_path: Path, jobs: int) -> None:
-    tiny = ["--env.switches", "2", "--env.epochs", "1", "--env.train-size", "40", "--agent.width", "8", "--quiet"]
+    tiny = ["--env.tasks", "2", "--env.epochs", "1", "--env.train-size", "40", "--agent.width", "8", "--quiet"]
     words = ["run", "relabel-digits", "--agent", "mlp", *tiny, "--seed", "0,1", "--jobs", jobs, "--runs-dir", tmp_path]
     assert say(*words, "--tag", "trial", "--tag", "first").status == 0
     assert [sorted(run.tags) for run in load_results(tmp_path)] == [["first", "trial"]] * 2

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import ast
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {"own_agent": 2, "own_data": 4, "own_environment": 2, "own_optimizer": 3}  # and the results each prints
+OTHERS = {  # script: arguments, packages that it needs, part of its output, files that it leaves
+    "own_training_loop.py": ([], [], "task 8: accuracy", ["checkpoint.pt"]),
+    "huggingface_trainer.py": ([], ["transformers", "accelerate"], "last intervention: 1", []),
+    "lightning_trainer.py": ([], ["lightning"], "last intervention: ", []),
+    "stable_baselines3_agent.py": ([], ["stable_baselines3"], "timestep 2,000: critic", ["agent.zip", "callback.pt"]),
+    "sweep_and_plot.py": (["--tasks", "2", "--seeds", "1"], ["pandas", "matplotlib"], "rnr", ["sweep.png"]),
+}
+SLOW = {"repair_before_finetuning.py": ([], [], "fire", [])}
 RUN = "import runpy, sys; [runpy.run_path(path, run_name='__main__') for path in sys.argv[1:]]"
 
 
@@ -22,11 +32,9 @@ def run(folder: Path, *command: object) -> str:
     return done.stdout
 
 
-def test_scripts_run_as_they_are(tmp_path: Path) -> None:
+def test_scripts_for_own_parts_run_as_they_are(tmp_path: Path) -> None:
     """In one process, because importing takes longer than the runs."""
-    scripts = sorted((ROOT / "examples").glob("own_*.py"))
-    assert [script.stem for script in scripts] == list(SCRIPTS)
-    said = run(tmp_path, "-c", RUN, *scripts)
+    said = run(tmp_path, "-c", RUN, *(ROOT / "examples" / f"{name}.py" for name in SCRIPTS))
     assert len(said.splitlines()) == sum(SCRIPTS.values()) == len(list((tmp_path / "runs").iterdir()))
 
 
@@ -47,3 +55,39 @@ def test_commands_of_the_scripts_run(tmp_path: Path) -> None:
     agent = ["--plugin", "own_agent.py", "--agent", "small-cnn", "--agent.channels", 4, *small[:4]]
     run(tmp_path, *plastibench, "relabel-digits", *agent)
     assert len(list((tmp_path / "runs").glob("*/result.json"))) == 5
+
+
+def run_here(script: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    arguments, packages, output, files = {**OTHERS, **SLOW}[script]
+    for package in packages:
+        pytest.importorskip(package)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
+    assert output in capsys.readouterr().out
+    for file in files:
+        assert (folder / file).stat().st_size > 0
+
+
+@pytest.mark.parametrize("script", OTHERS)
+def test_scripts_run_as_they_are(
+    script: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run_here(script, capsys, monkeypatch, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SLOW)
+def test_slow_scripts_run_as_they_are(
+    script: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run_here(script, capsys, monkeypatch, tmp_path)
+
+
+def test_every_script_is_tested_and_says_how_to_run_it() -> None:
+    scripts = {path.name for path in (ROOT / "examples").glob("*.py")}
+    assert scripts == {*OTHERS, *SLOW, *(f"{name}.py" for name in SCRIPTS)}
+    for script in scripts:
+        docstring = ast.get_docstring(ast.parse((ROOT / "examples" / script).read_text(encoding="utf-8")))
+        assert docstring and script in docstring

@@ -261,7 +261,7 @@ def test_ascii_terminal_is_not_an_error() -> None:
 
 
 MLP_RUN = ["run", "relabel-digits", "--agent", "mlp"]
-TINY_RUN = [*MLP_RUN, "--agent.width", "8", "--env.epochs", "1", "--env.switches", "2", "--env.train-size", "40"]
+TINY_RUN = [*MLP_RUN, "--agent.width", "8", "--env.epochs", "1", "--env.tasks", "2", "--env.train-size", "40"]
 LIGHT = ["torch", "tensordict", "torchrl", "numpy", "scipy", "pandas", "matplotlib", "pydantic", "timm", "sklearn"]
 NOT_IN_A_RUN = ["sklearn", "scipy.stats", "pandas", "matplotlib", "timm", "torchvision"]
 
