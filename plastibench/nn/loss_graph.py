@@ -68,7 +68,8 @@ def _graph(network: Network, batch: TensorDictBase, names: Mapping[nn.Module, st
 
     def tag(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         tagged = output + anchor  # in the graph, even if all parameters are frozen
-        tags[tagged.grad_fn] = names[module]
+        if tagged.grad_fn is not None:  # a reentrant checkpoint runs its layers without a graph
+            tags[tagged.grad_fn] = names[module]
         return tagged
 
     hooks = [module.register_forward_hook(tag) for module in names]

@@ -44,7 +44,8 @@ class Network:
         loss: ``loss(module, batch)``: the training loss, averaged over the samples of the batch. It must treat
             samples independently (BatchNorm does so in eval mode).
         role: Its part in the agent: ``classifier``, ``critic``, ``actor``, ``encoder``.
-        outputs: Names of the output modules, if the network has more outputs than the module that runs last.
+        outputs: Names of the output layers; if empty, every layer whose output reaches the loss without another layer
+            in between.
         clip: Largest gradient norm in :meth:`update`; 0 disables clipping.
         generator: Source of all randomness of interventions, so that they never disturb that of training.
         attached: What takes part in every update; see :meth:`attach`.
@@ -77,8 +78,8 @@ class Network:
                 default, a copy of the module is reinitialized through the
                 ``reset_parameters`` of its children, which only applies PyTorch's default initialization.
             role: Its part in the agent.
-            outputs: Output modules of a network that has several, such as two critics or a value and an advantage;
-                they are never revived. By default the module with units that runs last.
+            outputs: Names of the output layers, which are never revived. By default, every layer whose output reaches
+                the loss without another layer in between.
             clip: Largest gradient norm in :meth:`update`; 0 disables clipping.
             generator: A CPU generator; by default always the same, with draws unlike those after
                 ``torch.manual_seed``, from which the weights of the module may come.

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from plastibench.config.errors import UserError
 from plastibench.nn.dataflow import trace
@@ -226,3 +227,27 @@ def test_expression_must_be_valid_and_match_a_layer(expression, problem):
     require_match("head", small_vit()(), "modules")
     with pytest.raises(UserError, match=problem):
         require_match(expression, small_vit()(), "modules")
+
+
+class Checkpointed(Named):
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__(manual=False)
+        self.reentrant = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x.reshape(len(x), 4, 16))
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=self.reentrant)
+        return self.last(x.mean(1))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_blocks_have_outputs_and_parts(reentrant):
+    network, batch = network_of(lambda: Checkpointed(reentrant)), images(4)
+    assert [layer.name for layer in trace(network, batch) if layer.output] == ["last"]
+    before = state(network.module)
+    method("reset-mlp").intervene(network, batch)
+    # a reentrant checkpoint hides its graph, and the names of this network say nothing about its blocks
+    layers = {f"blocks.{block}.{letter}" for block in range(2) for letter in ("abcdef" if reentrant else "ef")}
+    expected = layers | ({"first"} if reentrant else set())
+    assert changed(before, network.module) == parameters_of(network.module, expected)
