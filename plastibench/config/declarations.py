@@ -26,11 +26,13 @@ def declared_options(node: ast.ClassDef, path: Path) -> Declared:
     """
     found: Declared = {}
     for item in node.body:
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and isinstance(item.value, ast.Call):
-            if isinstance(item.value.func, ast.Name) and item.value.func.id == option.__name__:
-                given = [ast.literal_eval(argument) for argument in item.value.args]
-                more = {str(each.arg): ast.literal_eval(each.value) for each in item.value.keywords}
-                found[item.target.id] = _type(item.annotation, path), option(*given, **more)
+        if not (isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)):
+            continue
+        call = item.value
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == option.__name__:
+            given = [ast.literal_eval(argument) for argument in call.args]
+            more = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
+            found[item.target.id] = _type(item.annotation, path), option(*given, **more)
     return found
 
 

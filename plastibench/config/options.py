@@ -172,7 +172,8 @@ def build(
     Raises:
         UserError: An unknown name, a wrong type, a value out of range, or a ``ValueError`` of the class itself.
     """
-    fields, hints = options_of(cls), _hints(cls)
+    kind: Any = cls  # mypy does not take a class for hashable
+    fields, hints = options_of(cls), _hints(kind)
     checked = {}
     for name, value in {**(defaults or {}), **current(cls, values, where, quiet=quiet)}.items():
         key = field_name(name)
