@@ -10,7 +10,7 @@ import sys
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, Union, cast
+from typing import Any, Literal, TypeVar, Union
 
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.config.own_code import location
@@ -178,7 +178,8 @@ def build(
     Raises:
         UserError: An unknown name, a wrong type, a value out of range, or a ``ValueError`` of the class itself.
     """
-    fields, hints = options_of(cls), _hints(cast(Any, cls))  # mypy: a class is hashable
+    kind: Any = cls  # mypy does not take a class for hashable
+    fields, hints = options_of(cls), _hints(kind)
     checked = {}
     for name, value in {**(defaults or {}), **current(cls, values, where, quiet=quiet)}.items():
         key = field_name(name)

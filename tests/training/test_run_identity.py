@@ -20,7 +20,7 @@ from plastibench.leaderboard.settings import by_setting, label
 from plastibench.results.files import load_results, read_result
 from plastibench.sweeps.jobs import prepare
 from plastibench.training.runner import run
-from tests.support.runs import Stopped, assert_same_run, crash_at, go, weights
+from tests.support.runs import Stopped, assert_same_run, crash_at, go, watch_updates, weights
 
 Tiny = Callable[..., RunSpec]
 PLUGIN = """
@@ -228,12 +228,11 @@ def test_force_runs_again(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "twice" / spec.id / "result.json").stat().st_mtime_ns != before
     assert_same_run(tmp_path / "once" / spec.id, tmp_path / "twice" / spec.id)
     interrupt(spec, tmp_path / "again", monkeypatch)
-    calls = []
-    monkeypatch.setattr("plastibench.training.supervised.SupervisedTrainer.begin", lambda self: calls.append(self))
-    monkeypatch.setattr("plastibench.training.supervised.SupervisedTrainer.finished", True)
-    with pytest.raises(Exception):  # noqa: B017, PT011 - the stub of begin() leaves no result
-        run(spec, runs_dir=tmp_path / "again", quiet=True, force=True)
-    assert calls, "the checkpoint was used"
+    updates: list[int] = []
+    watch_updates(monkeypatch, lambda agent, batch: updates.append(1))
+    run(spec, runs_dir=tmp_path / "again", quiet=True, force=True)
+    assert len(updates) == 6  # from the beginning
+    assert_same_run(tmp_path / "once" / spec.id, tmp_path / "again" / spec.id)
 
 
 @pytest.mark.parametrize("update", [1, 3])
