@@ -313,7 +313,7 @@ def test_plugin_file_is_listed(plugin: Path, say: Callable[..., Any]) -> None:
     done = say("list", "interventions", "--plugin", plugin)
     assert done.status == 0 and "halve" in done.out and "Halve every weight" in done.out
     (line,) = (line for line in done.out.splitlines() if "halve" in line)
-    assert line.split()[:4] == ["halve", "custom", "intervene", "?"]
+    assert line.split()[:4] == ["halve", "custom", "?", "intervene"]
 
 
 def test_help_shows_the_options_of_a_plugin(plugin: Path, say: Callable[..., Any]) -> None:

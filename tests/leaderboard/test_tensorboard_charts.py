@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
+from plastibench.cli import board_update
 from plastibench.config.errors import RunError
 from plastibench.config.spec import RunSpec
 from plastibench.leaderboard import tensorboard
@@ -139,3 +141,15 @@ def test_run_fills_the_images_tab(tiny: Callable[..., RunSpec], say: Callable[..
     done = say("run", "--spec", tmp_path / "spec.toml", "--runs-dir", tmp_path / "r", "--quiet")
     assert done.status == 0 and "regexInput=leaderboard" in done.out
     assert EventAccumulator(str(tmp_path / "r" / "leaderboard" / "~plots")).Reload().Tags()["images"]
+
+
+def test_an_update_plots_only_the_latest_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    found = boards.make(tmp_path)
+    for number, run in enumerate(found):  # the RL runs are the older ones
+        moment = number + (1000 if not run.is_rl else 0)
+        os.utime(run.folder / "result.json", (moment, moment))
+    monkeypatch.setattr(board_update, "_MOST_PLOTTED", 1)
+    board_update.update_board(tmp_path, plots=True)
+    images = EventAccumulator(str(tmp_path / "leaderboard" / "~plots")).Reload().Tags()["images"]
+    assert images and all("cl-digits" in title for title in images)

@@ -273,3 +273,10 @@ def test_reference_results_come_from_the_source_tree_or_are_reported_missing(
     monkeypatch.setattr("plastibench.results.files._SHIPPED", tmp_path / "none")
     with pytest.raises(UserError, match="no reference results"):
         load_results(runs, with_reference=True)
+
+
+def test_the_shipped_reference_is_marked_and_invisible_in_tensorboard() -> None:
+    folder = Path(__file__).parents[2] / "runs" / "reference"
+    assert (folder / REFERENCE_FILE).is_file() and len(find_results(folder)) > 100
+    assert not [path for path in find_results(folder.parent) if folder in path.parents]
+    assert not list(folder.rglob("events.out.tfevents.*"))
