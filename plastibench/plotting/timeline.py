@@ -44,8 +44,8 @@ _DETAIL = (
     "same task right after the intervention (drop)."
 )
 _BOUNDARY = (
-    "Right: mean over all task boundaries, from the accuracy right before the intervention (left of 0) to the end of "
-    "the new task."
+    "Right: mean over all task boundaries: accuracy at the end of the old task (left of 0), right after the "
+    "intervention if there is one at the boundary, and over the new task."
 )
 _RETURNS = "Where interventions were evaluated, a line falls or rises to the return right after the intervention."
 _TICKS = "Ticks on the x axis: interventions."
@@ -227,7 +227,7 @@ def _mark_interventions(axis: Axes, run: Result, style: Style, number: int) -> b
         for record in run.interventions
         if record.position is not None and (run.is_rl or record.position)
     } | {event.steps for event in run.events}
-    if not positions or len(positions) > _MAX_TICKS:
+    if run.intervention == "none" or not positions or len(positions) > _MAX_TICKS:
         return False
     height = 0.012 + 0.024 * (number % 4)
     axis.plot(
@@ -271,9 +271,10 @@ def _plot_boundary(axis: Axes, groups: Groups, styles: Styles) -> None:
             level = {"color": style["color"], "linestyle": ":", "linewidth": 0.8, "alpha": 0.7}
             axis.axhline(float(values[:, 0].mean()), **level)
     axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
+    title = "after a task boundary" if groups[0][0].every else "drop and recovery"
     task_axis(axis)
     end = max(max(task.curve)[0] for runs in groups for run in runs for task in run.tasks)
-    axis.set(xlabel="epochs since the task boundary", ylabel="accuracy (%)", title="drop and recovery")
+    axis.set(xlabel="epochs since the task boundary", ylabel="accuracy (%)", title=title)
     if end > _LONG:
         axis.set_xscale("symlog", linthresh=_LINEAR)
         axis.set_xlim(-0.8, 1.15 * end)

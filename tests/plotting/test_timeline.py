@@ -87,12 +87,15 @@ def test_the_best_of_many_methods_are_drawn_beside_none_and_reset() -> None:
 def test_interventions_within_a_task_are_marked_where_they_happened() -> None:
     record = {"update": 9, "role": "classifier", "seconds": 0.1, "revived_fraction": 1.0, "parameters": 9}
     records = [{**record, "task": 1, "position": 0.5, "before": 0.3, "after": 0.1}]
-    left, _ = plotting.draw("timeline", [stream("rnr", interventions=records, every=5)]).axes
+    left, right = plotting.draw("timeline", [stream("rnr", interventions=records, every=5)]).axes
+    assert right.get_title() == "after a task boundary"
     vertices = line(left, "#d55e00").tolist()
     at = vertices.index([4.5, pytest.approx(30)])
     assert vertices[at + 1] == [4.5, pytest.approx(10)] and vertices[at + 2] == [5, 40]
     (ticks,) = [drawn for drawn in left.lines if drawn.get_marker() == "|"]
     assert list(ticks.get_xdata()) == [4.5]
+    left, _ = plotting.draw("timeline", [stream("none", interventions=records, every=5)]).axes
+    assert not [drawn for drawn in left.lines if drawn.get_marker() == "|"]  # it only seems to intervene
 
 
 def test_returns_fall_where_an_agent_was_intervened_on() -> None:

@@ -97,7 +97,8 @@ def test_resume_with_a_saved_replay_buffer_starts_new_episodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: str, options: dict[str, Any]
 ) -> None:
     agent, more = ("dqn-cnn", {"tasks": 2, "steps": 120}) if "permuted" in env else ("dqn-mlp", {})
-    spec = tiny_rl("redo", env, agent, env_options=more, agent_options=options, checkpoint_memory=True)
+    acts = {} if "permuted" in env else {"every": 30}  # at task boundaries if there are any
+    spec = tiny_rl("redo", env, agent, env_options=more, agent_options=options, checkpoint_memory=True, **acts)
     uninterrupted = go(spec, tmp_path / "uninterrupted")
     original = OffPolicyTrainer.advance
 

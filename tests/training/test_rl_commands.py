@@ -13,10 +13,10 @@ from tests.support.rl import QUICK
 def test_rl_runs_can_be_compared_ranked_and_plotted(say: Any, tmp_path: Path) -> None:
     flags = [f"--env.{name.replace('_', '-')}={value}" for name, value in QUICK.items()]
     flags += ["--agent.hidden=8,8", "--agent.batch-size=8", "--agent.learning-starts=40", "--runs-dir", str(tmp_path)]
-    done = say("run", "rl-cartpole", "--agent", "dqn-mlp", "--intervention", "none,rnr", "--every", "20",
+    done = say("run", "rl-cartpole", "--agent", "dqn-mlp", "--intervention", "none,rnr", "--every", "10",
                "--intervention.roles", "critic", "--quiet", "--device", "cpu", *flags)  # fmt: skip
     assert done.status == 0, done.err
-    assert "return after steps" in done.out and "rnr every=20 roles=critic" in done.out
+    assert "return after steps" in done.out and "rnr every=10 roles=critic" in done.out
     board = say("leaderboard", "--runs-dir", str(tmp_path))
     assert board.status == 0 and "Q bias" in board.out and "rl-cartpole" in board.out
     figure = say("plot", "overview", tmp_path / "f.png", "--runs-dir", tmp_path)
