@@ -318,3 +318,39 @@ def test_copies_of_the_model_do_not_copy_the_intervention(trainer: Callable[...,
     copied = copy.deepcopy(training.model).train()
     batch = {name: torch.stack([sample[name] for sample in samples(4)]) for name in ("input_ids", "labels")}
     assert not torch.isnan(copied(**batch).loss) and copied(**batch).loss < 3.0 < pull(copied)
+
+
+# Builders ---------------------------------------------------------------------------------------------------------
+
+
+class Wrapped(torch.nn.Module):
+    """A model in a wrapper with the config of the model, as adapters make it; only the classifier is trained."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner, self.config = inner, inner.config
+        inner.bert.requires_grad_(False)
+
+    def forward(self, **batch: Any) -> Any:
+        return self.inner(**batch)
+
+
+def test_wrapped_models_are_reinitialized_by_their_layers_or_a_builder(
+    trainer: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for fresh in (None, lambda: Wrapped(model(3))):
+        network = Wrapped(model())
+        before = networks.state(network)
+        callback = PlasticityCallback("reset", steps=(2,), fresh=fresh)
+        trainer(callback, network=network, max_steps=2, remove_unused_columns=False).train()
+        assert networks.changed(before, network) - {"inner.classifier.bias"} == {"inner.classifier.weight"}
+        said = capsys.readouterr().err
+        assert ("pass fresh= instead" in said) == (fresh is None)
+        assert "parameters are frozen and stay as they are" in said
+
+
+def test_a_builder_that_fails_is_refused_at_the_start(trainer: Callable[..., Any]) -> None:
+    network = model()
+    for fresh, message in ((lambda: network, "nothing would be"), (lambda: 1 / 0, "fresh= fails: ZeroDivisionError")):
+        with pytest.raises(UserError, match=message):
+            trainer(PlasticityCallback("reset", steps=(2,), fresh=fresh), network=network)
