@@ -366,11 +366,15 @@ def _eager(module: nn.Module) -> Iterator[None]:
 def _no_checkpoints() -> Iterator[None]:
     """Compute activations once, also where they are checkpointed with ``use_reentrant=True``."""
     function = torch.utils.checkpoint.CheckpointFunction
+    before = vars(function).get("apply")  # None, except inside another such block
     function.apply = lambda run, preserve, *inputs: run(*inputs)
     try:
         yield
     finally:
-        del function.apply  # that of its base class again
+        if before is None:
+            del function.apply  # that of its base class again
+        else:
+            function.apply = before
 
 
 def as_batch(batch: TensorDictBase | Mapping[str, Tensor]) -> TensorDictBase:
