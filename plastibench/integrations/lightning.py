@@ -8,16 +8,17 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
-from plastibench.integrations.callback_schedule import Draw, Schedule, collate
+from plastibench.integrations.callback_schedule import Draw, Packing, Schedule, collate, try_builder
 from plastibench.interventions.attach import Attached, attach
 from plastibench.interventions.base import Intervention, overrides
 from plastibench.interventions.intervention_log import LogTarget
-from plastibench.nn.network import Network, as_batch
+from plastibench.nn.network import Network, as_evaluated
 from plastibench.utils.seeding import generator as named_generator
 
 
@@ -74,6 +75,7 @@ class PlasticityCallback(Callback):
         self.log_target = log
         self.attached: Attached | None = None
         self._loaded = False
+        self._packing = Packing()
         self._step = 0  # global_step after the previous batch
 
     @property
@@ -88,8 +90,8 @@ class PlasticityCallback(Callback):
             return
         if trainer.world_size > 1 or not pl_module.automatic_optimization:
             raise UserError("PlasticityCallback supports only one device and automatic optimization")
-        pl_module.to(trainer.strategy.root_device)
-        loss = self.loss
+        trainer.precision_plugin.convert_module(pl_module).to(trainer.strategy.root_device)
+        loss, unpack = self.loss, self._packing.unpack
         network = Network(
             pl_module,
             None,
@@ -112,12 +114,31 @@ class PlasticityCallback(Callback):
             )
         self.attached.optimizer = trainer.optimizers[0]
         if overrides(self.attached.intervention, "penalty"):
-            step = _penalised(pl_module.training_step, self.attached)
+            step = _penalised(pl_module.training_step, self.attached, self._packing)
             pl_module.training_step = step  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the step at which this fit starts."""
+        """Read the step at which this fit starts, and try the loss on two samples, and the builder.
+
+        Raises:
+            UserError: The data has no access by index, or the loss or the builder fails.
+        """
         self._step = trainer.global_step
+        assert self.attached is not None
+        network, planned = self.attached.network, self.schedule.every or self.schedule.steps or self.schedule.epochs
+        if planned and self.draw is None:
+            batch = self._drawn(trainer, 2, named_generator(self.seed, "trial"))
+            try:
+                with as_evaluated(network.module), torch.no_grad():
+                    network.loss(network.module, batch)
+            except UserError:
+                raise
+            except Exception as error:
+                raise UserError(
+                    f"PlasticityCallback: loss(module, batch) fails on samples of the training data: {error}"
+                ) from error
+        if self.fresh is not None:
+            try_builder(network)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -129,9 +150,13 @@ class PlasticityCallback(Callback):
             self._step, epoch
         ):  # it does not advance while gradients accumulate
             assert self.attached is not None
-            network = self.attached.network
-            drawn = self.draw() if self.draw else collate(trainer.train_dataloader, self.size, network.generator)
-            self.attached.intervene(pack(drawn).to(network.device))
+            self.attached.intervene(self._drawn(trainer, self.size, self.attached.network.generator))
+
+    def _drawn(self, trainer: Trainer, size: int, generator: torch.Generator) -> TensorDictBase:
+        """Draw a batch, cast as Lightning casts those of the training."""
+        drawn = self.draw() if self.draw else collate(trainer.train_dataloader, size, generator)
+        assert self.attached is not None
+        return self._packing.pack(trainer.precision_plugin.convert_input(drawn)).to(self.attached.network.device)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the module's own methods."""
@@ -169,25 +194,12 @@ def _after(first: Callable[[Any], None], then: Callable[[Any], None]) -> Callabl
     return both
 
 
-def _penalised(step: Callable[..., Any], attached: Attached) -> Callable[..., Any]:
+def _penalised(step: Callable[..., Any], attached: Attached, packing: Packing) -> Callable[..., Any]:
     @functools.wraps(step)
     def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
         output = step(batch, *args, **kwargs)
         if isinstance(output, Mapping):
-            return {**output, "loss": output["loss"] + attached.penalty(pack(batch))}
-        return None if output is None else output + attached.penalty(pack(batch))
+            return {**output, "loss": output["loss"] + attached.penalty(packing.pack(batch))}
+        return None if output is None else output + attached.penalty(packing.pack(batch))
 
     return training_step
-
-
-def pack(batch: Any) -> TensorDictBase:
-    """Convert a batch to a TensorDict; the tensors of a list or tuple get the keys ``"0"``, ``"1"``, …"""
-    if isinstance(batch, Sequence):
-        return TensorDict({str(index): value for index, value in enumerate(batch)}, batch_size=[len(batch[0])])
-    return as_batch(batch)
-
-
-def unpack(batch: TensorDictBase) -> Any:
-    """Convert a TensorDict back; the inverse of :func:`pack`."""
-    values = dict(batch.items())
-    return tuple(values[str(i)] for i in range(len(values))) if "0" in values else values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from plastibench.config.errors import UserError
-from plastibench.integrations.callback_schedule import Draw, Schedule, collate
+from plastibench.integrations.callback_schedule import Draw, Schedule, collate, try_builder
 from plastibench.interventions.attach import Attached, attach
 from plastibench.interventions.base import Intervention, overrides
 from plastibench.interventions.intervention_log import LogTarget
@@ -54,6 +54,7 @@ class PlasticityCallback(TrainerCallback):
         epochs: Sequence[int] = (),
         size: int = 512,
         draw: Draw | None = None,
+        fresh: Callable[[], nn.Module] | None = None,
         options: Mapping[str, Any] | None = None,
         seed: int = 0,
         log: LogTarget = None,
@@ -68,13 +69,15 @@ class PlasticityCallback(TrainerCallback):
             size: Number of training samples in the batch for an intervention, see
                 :func:`~plastibench.integrations.callback_schedule.collate`.
             draw: A function that returns this batch instead.
+            fresh: Builds a newly initialized model; it is tried once at the start. By default a model of the same class
+                and config, or each layer's ``reset_parameters()`` if that fails (PEFT models, wrappers).
             options: Options of a named intervention.
             seed: Seed of all randomness of the intervention.
             log: Where to write what each intervention did, as in :func:`plastibench.attach`; None: nowhere.
         """
         self.intervention, self.options = intervention, dict(options or {})
         self.schedule = Schedule(every, steps, epochs)
-        self.size, self.draw, self.seed = size, draw, seed
+        self.size, self.draw, self.fresh, self.seed = size, draw, fresh, seed
         self.log_target = log
         self.attached: Attached | None = None
         self._penalty: torch.utils.hooks.RemovableHandle | None = None
@@ -126,9 +129,20 @@ class PlasticityCallback(TrainerCallback):
         if self._penalty is not None:
             self._penalty.remove()
         config = getattr(model, "config", None)
-        fresh = (lambda: type(model)(copy.deepcopy(config))) if config is not None else None
         generator = named_generator(self.seed, "intervention")
+        fresh = self.fresh or ((lambda: type(model)(copy.deepcopy(config))) if config is not None else None)
         network = Network(model, optimizer, _loss, fresh=fresh, generator=generator)
+        try:
+            try_builder(network)
+        except UserError as error:
+            if self.fresh is not None:
+                raise
+            print(f"plastibench: reinitializing by reset_parameters(); pass fresh= instead. {error}", file=sys.stderr)
+            network = Network(model, optimizer, _loss, generator=generator)
+        frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+        if frozen:
+            total = sum(p.numel() for p in model.parameters())
+            print(f"plastibench: {frozen:,} of {total:,} parameters are frozen and stay as they are", file=sys.stderr)
         self.attached = attach(copy.deepcopy(self.intervention), network, log=self.log_target, **self.options)
         model.register_load_state_dict_pre_hook(_refuses_other_branches)
         if overrides(self.attached.intervention, "penalty"):

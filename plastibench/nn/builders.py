@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
-from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.parameter import UninitializedParameter
 
 from plastibench.config.errors import UserError
@@ -14,11 +15,16 @@ Shapes = dict[str, torch.Size]
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside ``torch.compile(module)`` and data-parallel wrappers, or the module itself."""
-    while isinstance(module, OptimizedModule | nn.DataParallel | nn.parallel.DistributedDataParallel):
-        inner = module._orig_mod if isinstance(module, OptimizedModule) else module.module
+    while is_compiled(module) or isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner = module._orig_mod if is_compiled(module) else module.module
         assert isinstance(inner, nn.Module)
         module = inner
     return module
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether this is what ``torch.compile(module)`` returns."""
+    return "_orig_mod" in module._modules
 
 
 def shapes(module: nn.Module) -> Shapes:
@@ -72,12 +78,12 @@ def _compare(found: Shapes, expected: Shapes) -> None:
 def _compile_like(fresh: nn.Module, module: nn.Module) -> None:
     """Wrap submodules as in the original: ``torch.compile`` inserts ``_orig_mod`` into the names of parameters."""
     for name, child in [*fresh.named_modules()]:
-        if name and isinstance(child, OptimizedModule) and "_orig_mod" not in name:
+        if name and is_compiled(child) and "_orig_mod" not in name:
             fresh.set_submodule(name, unwrapped(child))
     for name, child in module.named_modules():
-        if isinstance(child, OptimizedModule):
+        if is_compiled(child):
             try:
                 inner = fresh.get_submodule(name)
             except AttributeError:  # another architecture, which the comparison reports
                 return
-            fresh.set_submodule(name, OptimizedModule(inner, child.dynamo_ctx))
+            fresh.set_submodule(name, cast(nn.Module, torch.compile(inner)))

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
+import torch.utils.checkpoint
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
-from plastibench.nn.builders import Shapes, resembling, shapes, unwrapped
+from plastibench.nn.builders import Shapes, is_compiled, resembling, shapes, unwrapped
 from plastibench.nn.computed_weights import computed_parameters, copied, make_plain, plain_weights
 from plastibench.nn.optimizer_state import nested
 from plastibench.utils.seeding import generator as named_generator
@@ -358,18 +359,47 @@ def _enter_eval(module: nn.Module) -> None:
 
 @contextmanager
 def as_evaluated(module: nn.Module) -> Iterator[None]:
-    """Eval mode in full float32 precision: no autocast, no TF32, and no fused encoder, which skips the submodules."""
+    """Eval mode in full float32 precision, as written: no autocast, no TF32, and nothing that hides the submodules.
+
+    A fused encoder skips them, compiled code does not show its functions, and activation checkpointing with
+    ``use_reentrant=True`` runs them without gradients first.
+    """
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     fused = torch.backends.mha.get_fastpath_enabled()
     device = next(module.parameters()).device.type
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with eval_mode(module), torch.autocast(device, enabled=False):
+        with eval_mode(module), torch.autocast(device, enabled=False), _eager(module), _no_checkpoints():
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
+def _eager(module: nn.Module) -> Iterator[None]:
+    """Run compiled modules as they were before: ``module.compile()`` and ``torch.compile(part)``."""
+    if any(child._compiled_call_impl is not None or is_compiled(child) for child in module.modules()):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def _no_checkpoints() -> Iterator[None]:
+    """Compute activations once, also where they are checkpointed with ``use_reentrant=True``."""
+    function = torch.utils.checkpoint.CheckpointFunction
+    before = vars(function).get("apply")  # None, except inside another such block
+    function.apply = lambda run, preserve, *inputs: run(*inputs)
+    try:
+        yield
+    finally:
+        if before is None:
+            del function.apply  # that of its base class again
+        else:
+            function.apply = before
 
 
 def as_batch(batch: TensorDictBase | Mapping[str, Tensor]) -> TensorDictBase:

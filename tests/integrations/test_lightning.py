@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from tests.integrations.methods import Pull, Recording, Slow, pull
 from tests.support import networks
 
 lightning = pytest.importorskip("lightning.pytorch")
-from plastibench.integrations.lightning import PlasticityCallback, pack, unpack  # noqa: E402
+from plastibench.integrations.lightning import PlasticityCallback  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning")
 
@@ -93,7 +92,7 @@ def test_intervenes_after_scheduled_steps(fit: Callable[..., Any]) -> None:
     assert [when for when, _ in witness.seen] == [1, 3, 6, 8]
     assert witness.updates == callback.attached.steps == len(witness.gradients) == 8
     for _, batch in witness.seen:
-        assert unpack(batch)[0].shape == (20, 1, 8, 8) and unpack(batch)[1].shape == (20,)
+        assert batch["0"].shape == (20, 1, 8, 8) and batch["1"].shape == (20,)
 
 
 def test_accumulated_batches_are_one_step(fit: Callable[..., Any]) -> None:
@@ -250,20 +249,104 @@ def test_warns_that_an_averaged_copy_is_not_validated(
 # Batches ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch", [(torch.ones(3, 2), torch.zeros(3)), [torch.ones(3, 2)], {"x": torch.ones(3, 2)}])
-def test_unpack_inverts_pack(batch: Any) -> None:
-    packed = pack(copy.copy(batch))
-    assert packed.batch_size == (3,)
-    back = unpack(packed)
-    assert isinstance(back, dict) == isinstance(batch, dict) and len(back) == len(batch)
-    values = (back.values(), batch.values()) if isinstance(batch, dict) else (back, batch)
-    for ours, given in zip(*values, strict=True):
-        assert torch.equal(ours, given)
-
-
 def test_interventions_are_logged_where_asked(fit: Callable[..., Any], capsys: Any) -> None:
     fit(module(), PlasticityCallback("redo", loss, every=4))
     assert "plastibench" not in capsys.readouterr().out
     fit(module(), PlasticityCallback("redo", loss, every=4, log="stdout"))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("plastibench: ")]
     assert [line.split(":")[1] for line in lines] == [" step 4", " step 8"] and "dormant-ratio" in lines[0]
+
+
+# Batches of any structure -----------------------------------------------------------------------------------------
+
+IMAGES, LABELS = torch.randn(32, 4), torch.arange(32) % 3
+STRUCTURES = {
+    "tensor": lambda x, y: torch.cat([x, y[:, None]], 1),
+    "nested": lambda x, y: {"inputs": {"x": x, "more": [x, 2 * x]}, "targets": (y,), "scale": 2.0, "names": None},
+    "inputs": lambda x, y: ((x, x), y),
+}
+
+
+class Rows(torch.utils.data.Dataset):
+    """Samples of a structure; with ``size``, batches of it, and the last one is smaller."""
+
+    def __init__(self, structure: str, size: int = 0) -> None:
+        self.structure, self.size = STRUCTURES[structure], size
+
+    def __len__(self) -> int:
+        return -(-32 // self.size) if self.size else 32
+
+    def __getitem__(self, index: int) -> Any:
+        part = slice(index * self.size, (index + 1) * self.size) if self.size else slice(index, index + 1)
+        batch = self.structure(IMAGES[part], LABELS[part])
+        if self.size:
+            return batch
+        return torch.utils._pytree.tree_map(lambda leaf: leaf[0] if isinstance(leaf, torch.Tensor) else leaf, batch)
+
+
+class AnyBatch(lightning.LightningModule):
+    def __init__(self, structure: str) -> None:
+        super().__init__()
+        self.structure = structure
+        self.net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return of_any(self, batch)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=1e-2)
+
+
+def of_any(module: AnyBatch, batch: Any) -> torch.Tensor:
+    """The loss; it checks the structure."""
+    if module.structure == "tensor":
+        x, y = batch[:, :4], batch[:, 4].long()
+    elif module.structure == "nested":
+        x, y = batch["inputs"]["more"][1] / 2, batch["targets"][0]
+        assert batch["names"] is None and float(torch.as_tensor(batch["scale"]).flatten()[0]) == 2
+    else:
+        (x, again), y = batch
+        assert torch.equal(x, again)
+    return F.cross_entropy(module.net(x.to(module.net[0].weight.dtype)).float(), y)
+
+
+def collated(samples: list[Any]) -> Any:
+    """Stack tensors; other leaves come from the first sample."""
+    stack = lambda *leaves: torch.stack(leaves) if isinstance(leaves[0], torch.Tensor) else leaves[0]  # noqa: E731
+    return torch.utils._pytree.tree_map(stack, *samples)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "16-true"])
+@pytest.mark.parametrize("batches", ["samples", "batch_size=None"])
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_batches_of_any_structure_and_precision(
+    structure: str, batches: str, precision: str, fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if batches == "samples":
+        data = DataLoader(Rows(structure), batch_size=12, collate_fn=collated)  # the last batch has 8 samples
+    else:
+        data = DataLoader(Rows(structure, 12), batch_size=None)
+    monkeypatch.setitem(globals(), "loader", lambda shuffle: data)
+    if structure == "tensor" and precision != "32-true":
+        precision = "bf16-mixed"  # the labels are numbers of the same tensor
+    for method in ("rnr", Pull()):
+        callback = PlasticityCallback(method, of_any, steps=(2, 5), size=20)
+        network = networks.drawn(lambda: AnyBatch(structure))
+        fit(network, callback, precision=precision)
+        assert callback.attached.steps == 6
+        assert all(bool(p.isfinite().all()) for p in network.parameters())
+        if method == "rnr":
+            assert sum(int(mask.sum()) for mask in callback.attached.report.units.values()) > 0
+
+
+def test_a_loss_that_does_not_fit_is_refused_before_the_first_step(fit: Callable[..., Any]) -> None:
+    network = module()
+    for wrong in (lambda module, batch: F.cross_entropy(module(batch["image"]), batch["label"]), lambda *_: 1 / 0):
+        with pytest.raises(UserError, match=r"loss\(module, batch\) fails on samples of the training data"):
+            fit(network, PlasticityCallback("redo", wrong, every=100))
+        assert not network.batches
+    with pytest.raises(UserError, match="nothing would be reinitialized"):
+        fit(network, PlasticityCallback("redo", loss, fresh=lambda: network))
+    with pytest.raises(UserError, match="fresh= fails: TypeError"):
+        fit(network, PlasticityCallback("redo", loss, fresh=lambda: Classifier(3)))
+    assert not network.batches

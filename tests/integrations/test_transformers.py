@@ -324,3 +324,39 @@ def test_interventions_are_logged_where_asked(trainer: Callable[..., Any], capsy
     trainer(PlasticityCallback("redo", every=4, log="stdout"), max_steps=8).train()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("plastibench: ")]
     assert [line.split(":")[1] for line in lines] == [" step 4", " step 8"] and "dormant-ratio" in lines[0]
+
+
+# Builders ---------------------------------------------------------------------------------------------------------
+
+
+class Wrapped(torch.nn.Module):
+    """A model in a wrapper with the config of the model, as adapters make it; only the classifier is trained."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner, self.config = inner, inner.config
+        inner.bert.requires_grad_(False)
+
+    def forward(self, **batch: Any) -> Any:
+        return self.inner(**batch)
+
+
+def test_wrapped_models_are_reinitialized_by_their_layers_or_a_builder(
+    trainer: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for fresh in (None, lambda: Wrapped(model(3))):
+        network = Wrapped(model())
+        before = networks.state(network)
+        callback = PlasticityCallback("reset", steps=(2,), fresh=fresh)
+        trainer(callback, network=network, max_steps=2, remove_unused_columns=False).train()
+        assert networks.changed(before, network) - {"inner.classifier.bias"} == {"inner.classifier.weight"}
+        said = capsys.readouterr().err
+        assert ("pass fresh= instead" in said) == (fresh is None)
+        assert "parameters are frozen and stay as they are" in said
+
+
+def test_a_builder_that_fails_is_refused_at_the_start(trainer: Callable[..., Any]) -> None:
+    network = model()
+    for fresh, message in ((lambda: network, "nothing would be"), (lambda: 1 / 0, "fresh= fails: ZeroDivisionError")):
+        with pytest.raises(UserError, match=message):
+            trainer(PlasticityCallback("reset", steps=(2,), fresh=fresh), network=network)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from plastibench.config.errors import UserError
 from plastibench.interventions.attach import attach
@@ -95,3 +96,43 @@ def test_a_grown_head_needs_a_builder_of_the_grown_network() -> None:
         attach("reset", network).intervene(BATCH, expect_steps=False)
     network = Network(network.module, None, loss)
     assert attach("reset", network).intervene(BATCH, expect_steps=False).parameters == 4 * 8 + 8 + 8 * 5 + 5
+
+
+class Checkpointed(nn.Module):
+    """Recomputes the activations of its blocks, or not (None)."""
+
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.first, self.second = (
+            nn.Sequential(nn.Linear(4, 16), nn.ReLU()),
+            nn.Sequential(nn.Linear(16, 16), nn.ReLU()),
+        )
+        self.head, self.reentrant = nn.Linear(16, 3), reentrant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in (self.first, self.second):
+            x = block(x) if self.reentrant is None else checkpoint(block, x, use_reentrant=self.reentrant)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("name", ["redo", "regrama", "rnr", "dash"])
+@pytest.mark.parametrize("how", ["reentrant", "not reentrant", "compile()", "a compiled part"])
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_methods_see_through_checkpoints_and_compiled_code(how: str, name: str) -> None:
+    """They give the weights that they give to the plain module."""
+    generator = torch.Generator().manual_seed(0)
+    batch = TensorDict({"x": torch.randn(32, 4, generator=generator)}, [32])
+    plain = drawn(lambda: Checkpointed(None))
+    module = drawn(lambda: Checkpointed({"reentrant": True, "not reentrant": False}.get(how)))
+    if how == "compile()":
+        module.compile(backend="eager")
+    elif how == "a compiled part":
+        module.first = torch.compile(module.first, backend="eager")
+    results = []
+    for each in (plain, module):
+        network = Network(each, None, loss, fresh=lambda: Checkpointed(None))
+        report = attach(name, network).intervene(batch, expect_steps=False)
+        results.append((report.parameters, [p.detach().clone() for p in each.parameters()]))
+    assert results[0][0] == results[1][0] > 0
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+    assert "apply" not in vars(torch.utils.checkpoint.CheckpointFunction)  # training checkpoints as before
