@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 READER = 2  # raise it when the same file of a user's folder gives other pixels, so that caches are built again
+_MAX_RATIO = 100  # of the sides; resizing the shorter side would make a huge image
 # Files that lie beside images. Anything else that cannot be read is an error, so that no image is lost without a word.
 _NOT_IMAGES = frozenset(
     [
@@ -62,6 +63,8 @@ def read_image(content: bytes, where: object, *, grey: bool = False, upright: bo
     mode = "L" if grey else "RGB"
     try:
         with Image.open(io.BytesIO(content)) as image:
+            if max(image.size) > _MAX_RATIO * min(image.size):
+                raise ValueError(f"{image.width}x{image.height} pixels: one side is {_MAX_RATIO} times the other")
             turned = ImageOps.exif_transpose(image) if upright else image
             if turned.mode.startswith(("I", "F")):
                 turned = Image.fromarray(_eight_bits(np.asarray(turned)))
