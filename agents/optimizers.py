@@ -40,11 +40,15 @@ class OptimizerOptions:
     )
 
     def __post_init__(self) -> None:
-        if self.optimizer is not None and ":" not in self.optimizer and self.optimizer not in NAMES:
-            hint = did_you_mean(self.optimizer, NAMES)
-            raise ValueError(
-                f"unknown optimizer '{self.optimizer}'{hint} (available: {', '.join(NAMES)}, or your own module:Class)"
-            )
+        if self.optimizer is not None:
+            _check_name(self.optimizer)
+
+
+def _check_name(name: str) -> None:
+    """Raise ValueError for an optimizer that is neither PyTorch's nor the user's."""
+    if ":" not in name and name not in NAMES:
+        hint = did_you_mean(name, NAMES)
+        raise ValueError(f"unknown optimizer '{name}'{hint} (available: {', '.join(NAMES)}, or your own module:Class)")
 
 
 def grouping(options: OptimizerOptions) -> Grouping | None:
@@ -95,6 +99,10 @@ def make_optimizer(
         UserError: The optimizer does not exist, has no such option, or cannot be used.
     """
     name = options.optimizer or default
+    try:
+        _check_name(name)  # again, because a subclass may have a __post_init__ of its own
+    except ValueError as error:
+        raise UserError(f"agent: {error}") from error
     own = ":" in name
     kind = load_own(name, "--agent.optimizer") if own else _torch_optimizer(name)
     if options.decay == "matrices" and not weight_decay:

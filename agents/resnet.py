@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class ResNet18(ClassifierConfig):
     """timm's ResNet-18 with the usual stem for 32x32 images: one 3x3 convolution and no pooling."""
 
-    lr: float = option(1e-3, "peak learning rate of AdamW", low=0)
+    lr: float = option(1e-3, "peak learning rate", low=0)
 
     def module(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
         """Build the untrained network for images of ``shape`` (C, H, W)."""

@@ -128,6 +128,7 @@ def test_both_commands_skip_what_is_no_image(tmp_path: Path, layout: str) -> Non
         ("large float", "floating-point values from 0 to 300; expected 0 to 1"),
         ("nan", "floating-point values from nan to nan; expected 0 to 1"),
         ("large int", "integers from 0 to 70000; expected 16 bits"),
+        ("strip", "6000x1 pixels: one side is 100 times the other"),
         ("bomb", "not a readable image (DecompressionBombWarning"),
     ],
 )
@@ -137,13 +138,19 @@ def test_both_commands_refuse_the_same_files(
     root = tmp_path / "images"
     for label, number in itertools.product(("cat", "dog"), range(2)):
         write(root / label / f"{number}.png", np.roll(RAMP, number))
-    bad = root / "dog" / ("0.png" if isinstance(content, bytes) or content in ("truncated", "bomb") else "0.tiff")
+    bad = (
+        root
+        / "dog"
+        / ("0.png" if isinstance(content, bytes) or content in ("truncated", "bomb", "strip") else "0.tiff")
+    )
     (root / "dog" / "0.png").unlink()
     if isinstance(content, bytes):
         bad.write_bytes(content)
     elif content == "truncated":
         write(bad, np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8))
         bad.write_bytes(bad.read_bytes()[:5000])
+    elif content == "strip":
+        write(bad, np.zeros((1, 6000), np.uint8))
     elif content == "bomb":
         write(bad, np.zeros((90, 90), np.uint8))
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)

@@ -47,10 +47,9 @@ def test_actions_are_restored_exactly(monkeypatch: pytest.MonkeyPatch, space: An
     assert log.nbytes == 12 * taken[0].size * np.dtype(stored).itemsize
 
 
-@pytest.mark.parametrize(("env", "agent", "limit"), [("rl-cartpole", "dqn-mlp", 10), ("rl-pendulum", "sac-mlp", 14)])
-def test_acting_keeps_a_few_bytes_per_step_and_no_tensor(env: str, agent: str, limit: int) -> None:
+def test_acting_keeps_a_few_bytes_per_step_and_no_tensor() -> None:
     options = {"steps": 100_000, "evaluate_every": 100_000, "envs": 16}
-    spec = tiny_rl(env=env, agent=agent, env_options=options, agent_options={"replay_ratio": 0.0})
+    spec = tiny_rl(env="rl-pendulum", agent="sac-mlp", env_options=options, agent_options={"replay_ratio": 0.0})
     made = spec.create("env").make()
     trainer = OffPolicyTrainer(made, Learner(spec.create("agent").build(made, 0, torch.device("cpu"))), spec.run)
     trainer.begin()
@@ -69,6 +68,6 @@ def test_acting_keeps_a_few_bytes_per_step_and_no_tensor(env: str, agent: str, l
     gc.collect()
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    assert grown / 2400 < limit, f"{grown / 2400:.1f} bytes per environment step"
+    assert grown / 2400 < 14, f"{grown / 2400:.1f} bytes per environment step"
     assert sum(type(found) is torch.Tensor for found in gc.get_objects()) <= tensors + 5
     assert len(trainer.actions[0]) == 170
