@@ -35,17 +35,13 @@ _SERVER_VARIABLES = {
 }
 
 
-def start_server(modules: Sequence[str] = ()) -> None:
-    """Start the server, unless it runs already; return at once, while it still imports.
-
-    Args:
-        modules: Modules that it imports besides those that all runs need.
-    """
+def start_server() -> None:
+    """Start the server, unless it runs already; return at once, while it still imports."""
     if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
         return
     from multiprocessing import forkserver
 
-    multiprocessing.set_forkserver_preload(["plastibench.sweeps.preload", *modules])
+    multiprocessing.set_forkserver_preload(["plastibench.sweeps.preload"])
     with _environment({**os.environ, **_SERVER_VARIABLES}):
         forkserver.ensure_running()
 
