@@ -75,7 +75,7 @@ class Speed:
 
         def line(name: str, seconds: Quartiles, note: str) -> str:
             low, middle, high = (1e3 * each for each in seconds)
-            return f"  {name:20} {middle:9.3f} ms  ({low:.3f} to {high:.3f})   {note}"
+            return f"  {name:21} {middle:9.3f} ms  ({low:.3f} to {high:.3f})   {note}"
 
         def relative(found: Quartiles) -> str:
             return f"{found[1]:.3f} ({found[0]:.3f} to {found[2]:.3f})"

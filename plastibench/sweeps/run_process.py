@@ -42,7 +42,7 @@ def start_server() -> None:
     from multiprocessing import forkserver
 
     multiprocessing.set_forkserver_preload(["plastibench.sweeps.preload"])
-    with _environment({**os.environ, **_SERVER_VARIABLES}):
+    with _environment({**os.environ, **_SERVER_VARIABLES}), _ignoring_interrupts():
         forkserver.ensure_running()
 
 
@@ -173,3 +173,16 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """Let a process that starts inside the block ignore Ctrl-C, which reaches it until it has a session of its own."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
