@@ -17,8 +17,8 @@ def configure(parser: CommandParser) -> None:
     parser.components = PARTS
     parser.usage = "plastibench bench [ENV] [--agent NAME] [--intervention NAME] [options]"
     parser.epilog = (
-        "Alternates between updates of plastibench and of an equivalent plain PyTorch loop,\n"
-        "then times one intervention. Supervised task streams only."
+        "Alternates between updates of plastibench, of an equivalent plain PyTorch loop, and their matrix\n"
+        "products alone, then times one intervention. Supervised task streams only."
     )
     names = parser.add_argument_group(
         "what to time", "Set options with --env.OPTION, --agent.OPTION and --intervention.OPTION."
@@ -36,6 +36,7 @@ def configure(parser: CommandParser) -> None:
         metavar="N",
         help="number of rounds, at least 2; a round measures each loop twice",
     )
+    timing.add_argument("--json", action="store_true", help="print the values as JSON")
     add_threads(timing)
     add_paths(parser, runs=False)
 
@@ -61,5 +62,6 @@ def execute(args: argparse.Namespace) -> int:
         intervention_options=tables["intervention"],
         **{**tables["run"], "device": resolve_device(args.device or "auto")},
     )
-    print(benchmark(spec, args.data_dir, args.updates, args.rounds, args.threads))
+    found = benchmark(spec, args.data_dir, args.updates, args.rounds, args.threads)
+    print(found.to_json() if args.json else found.to_text())
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from plastibench.cli.arguments import DEFAULT_RUNS_DIR
@@ -62,22 +62,21 @@ def execute(args: argparse.Namespace) -> int:
     return 0
 
 
-def candidates(words: Sequence[str]) -> list[str]:
+def candidates(words: Sequence[str], modules: Mapping[str, str]) -> list[str]:
     """What the last of the words may become, without importing PyTorch; nothing if it may be any file or value.
 
     Args:
         words: The words after ``plastibench`` up to the cursor; the last one may be empty.
+        modules: The module of each command.
     """
-    from plastibench.cli.main import COMMANDS, module_of
-
     *before, current = words or [""]
     if not before:
-        return _matching(current, [*COMMANDS, "--help", "--version"])
+        return _matching(current, [*modules, "--help", "--version"])
     command, *given = before
-    if command not in COMMANDS:
+    if command not in modules:
         return []
     parser = CommandParser(prog=command)
-    importlib.import_module(module_of(command)).configure(parser)
+    importlib.import_module(modules[command]).configure(parser)
     if current.startswith("-"):
         return _matching(current, [*parser.flags, *_option_flags(parser, given)])
     flag = parser._option_string_actions.get(given[-1]) if given else None

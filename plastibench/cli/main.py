@@ -35,7 +35,7 @@ GROUPS = {
 }
 COMMANDS = {name: summary for group in GROUPS.values() for name, summary in group.items()}
 _DEPRECATED = {"figures": "plot"}  # accepted for one version
-_MODULES = {"list": "list_"}  # names that would shadow a builtin
+MODULES = {name: f"plastibench.cli.{'list_' if name == 'list' else name}" for name in COMMANDS}
 
 _EXAMPLES = """\
 examples:
@@ -70,11 +70,6 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def module_of(command: str) -> str:
-    """The name of the module of a command."""
-    return f"plastibench.cli.{_MODULES.get(command, command)}"
-
-
 def _report(error: Exception) -> None:
     print(f"plastibench: {' '.join(str(error).split())}", file=sys.stderr)
 
@@ -84,7 +79,7 @@ def _dispatch(words: list[str]) -> int:
     if command == "__complete":  # the scripts of `plastibench completion` ask
         from plastibench.cli.completion import candidates
 
-        print("\n".join(candidates(words[1:])))
+        print("\n".join(candidates(words[1:], MODULES)))
         return 0
     if command in _DEPRECATED:
         new = _DEPRECATED[command]
@@ -95,7 +90,7 @@ def _dispatch(words: list[str]) -> int:
         command = new
     if command not in COMMANDS:
         return _top_level(words)
-    module = importlib.import_module(module_of(command))
+    module = importlib.import_module(MODULES[command])
     summary = COMMANDS[command]
     parser = CommandParser(prog=f"plastibench {command}", description=f"{summary[0].upper()}{summary[1:]}.")
     module.configure(parser)

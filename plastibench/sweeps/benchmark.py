@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,65 +18,135 @@ from plastibench.agents.images import crop_and_flip
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.envs.task_stream import TaskStream
+from plastibench.sweeps.matrix_products import products_of
 from plastibench.training.checkpoint import tensor_bytes
 from plastibench.training.runner import check_options, choose_threads, make_trainer
 from plastibench.training.supervised import SupervisedTrainer
 from plastibench.training.task_buffer import all_samples
 from plastibench.utils.runtime import set_up_torch
 
+Quartiles = tuple[float, float, float]
 
-def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads: int) -> str:
-    """Time updates of the harness and of a plain PyTorch loop alternately, then the intervention once.
 
-    Both do the same work: data on the device, augmentation, normalization, forward, backward, clipping, and fused AdamW
-    whose learning rate is set at every update. The plain loop has no replay buffer, hooks, schedule or metrics.
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """The speed of a run's updates, measured in rounds side by side; each value has its quartiles over the rounds.
+
+    Attributes:
+        env: Name of the env.
+        agent: Name of the agent.
+        device: The device.
+        threads: CPU threads.
+        precision: Precision of the matrix products.
+        updates_per_epoch: Updates in an epoch of the first task.
+        batch_size: Samples per update.
+        plastibench: Seconds per update.
+        plain: Seconds per update of an equivalent plain PyTorch loop.
+        ratio: The former relative to the latter.
+        products: Seconds that the matrix products of an update take alone.
+        reached: ``products`` relative to ``plastibench``: 1 if nothing else took time.
+        intervention: Name of the intervention.
+        intervention_seconds: Time of one intervention.
+        intervention_fraction: Fraction of the run's time that interventions take at task boundaries.
+    """
+
+    env: str
+    agent: str
+    device: str
+    threads: int
+    precision: str
+    updates_per_epoch: int
+    batch_size: int
+    plastibench: Quartiles
+    plain: Quartiles
+    ratio: Quartiles
+    products: Quartiles
+    reached: Quartiles
+    intervention: str
+    intervention_seconds: float
+    intervention_fraction: float
+
+    def to_json(self) -> str:
+        """The values as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    def to_text(self) -> str:
+        """A report of a few lines."""
+
+        def line(name: str, seconds: Quartiles, note: str) -> str:
+            low, middle, high = (1e3 * each for each in seconds)
+            return f"  {name:21} {middle:9.3f} ms  ({low:.3f} to {high:.3f})   {note}"
+
+        def relative(found: Quartiles) -> str:
+            return f"{found[1]:.3f} ({found[0]:.3f} to {found[2]:.3f})"
+
+        update = self.plastibench[1]
+        lines = [
+            f"{self.env}, {self.agent}, {self.device}, {self.threads} threads, {self.precision}",
+            f"time per update of {self.batch_size} samples ({self.updates_per_epoch} per epoch); median (quartiles):",
+            line("plastibench", self.plastibench, f"{self.batch_size / update:,.0f} samples/s"),
+            line("plain PyTorch loop", self.plain, f"plastibench takes {relative(self.ratio)} times as long"),
+            line("matrix products alone", self.products, f"fraction of plastibench's time: {relative(self.reached)}"),
+            f"{self.intervention}: {self.intervention_seconds:.2f} s per intervention, the time of "
+            f"{self.intervention_seconds / update:.0f} updates; {100 * self.intervention_fraction:.2f} % of the run",
+        ]
+        return "\n".join(lines)
+
+
+def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads: int) -> Speed:
+    """Time updates of the harness and of a plain PyTorch loop, their matrix products alone, and one intervention.
+
+    The first three are measured alternately. Harness and plain loop do the same work: data on the device, augmentation,
+    normalization, forward, backward, clipping, and fused AdamW whose learning rate is set at every update. The plain
+    loop has no replay buffer, hooks, schedule or metrics.
 
     Args:
         spec: The run to time.
         data_dir: Folder of datasets.
         updates: Updates per measurement.
-        rounds: Number of rounds, at least 2. Both loops are measured twice per round; medians are reported.
+        rounds: Number of rounds, at least 2. All three are measured twice per round.
         threads: CPU threads, as for a run.
-
-    Returns:
-        A report of a few lines.
 
     Raises:
         UserError: The spec is not a run on a task stream.
     """
     trainer = _started(spec, data_dir, threads)
-    epoch = trainer.updates_per_epoch()
     plain = plain_loop(trainer)
-    ours, theirs = [], []
-    for round_number in range(rounds + 1):
-        pair = [_seconds(trainer, step, updates) for step in (plain, trainer.learn, trainer.learn, plain)]
-        if round_number:  # the first round warms up
-            theirs.append((pair[0] + pair[3]) / 2)
-            ours.append((pair[1] + pair[2]) / 2)
-    low, ratio, high = statistics.quantiles((a / b for a, b in zip(ours, theirs, strict=True)), n=4)
+    trainer.learn()
+    products = products_of(trainer.learn).replay
+    steps = (plain, trainer.learn, products, products, trainer.learn, plain)
+    measured: list[list[float]] = []
+    for _ in range(rounds + 1):
+        seconds = [_seconds(trainer, step, updates) / updates for step in steps]
+        measured.append([(seconds[index] + seconds[-1 - index]) / 2 for index in range(3)])
+    theirs, ours, floor = zip(*measured[1:], strict=True)  # the first round warms up
     start = time.perf_counter()
     trainer.intervene()
     _wait(trainer)
-    intervention = time.perf_counter() - start
-    update = statistics.median(ours) / updates
-    total, boundaries = trainer.length, trainer.env_config.task_count - 1
-    scale = epoch / updates
-    fraction = boundaries * intervention / (total * update + boundaries * intervention)
-    rate = trainer.agent.batch_size / update
-    return "\n".join(
-        [
-            f"{spec.env[0]}, {spec.agent[0]}, {spec.run.device}, {torch.get_num_threads()} threads, "
-            f"{trainer.agent.config.precision}",
-            f"seconds per epoch of the first task ({epoch} updates), {rounds} rounds of {updates} updates "
-            "(plain, plastibench, plastibench, plain); medians and quartiles:",
-            f"  plain PyTorch loop  {statistics.median(theirs) * scale:.3f}",
-            f"  plastibench         {statistics.median(ours) * scale:.3f}   ratio {ratio:.3f} "
-            f"({low:.3f} to {high:.3f})   {rate:,.0f} samples/s",
-            f"{spec.intervention[0]} on {spec.run.representative} samples: {intervention:.2f} s, the time of "
-            f"{intervention / update:.0f} updates; {100 * fraction:.2f} % of a run of {total:,} updates with "
-            f"{boundaries} task boundaries",
-        ]
+    acting = time.perf_counter() - start
+    boundaries = trainer.env_config.task_count - 1
+    return Speed(
+        env=spec.env[0],
+        agent=spec.agent[0],
+        device=spec.run.device,
+        threads=torch.get_num_threads(),
+        precision=trainer.agent.config.precision,
+        updates_per_epoch=trainer.updates_per_epoch(),
+        batch_size=trainer.agent.batch_size,
+        plastibench=_quartiles(ours),
+        plain=_quartiles(theirs),
+        ratio=_quartiles([a / b for a, b in zip(ours, theirs, strict=True)]),
+        products=_quartiles(floor),
+        reached=_quartiles([a / b for a, b in zip(floor, ours, strict=True)]),
+        intervention=spec.intervention[0],
+        intervention_seconds=acting,
+        intervention_fraction=boundaries * acting / (trainer.length * statistics.median(ours) + boundaries * acting),
     )
+
+
+def _quartiles(values: Sequence[float]) -> Quartiles:
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")  # never outside the values
+    return low, middle, high
 
 
 @dataclasses.dataclass

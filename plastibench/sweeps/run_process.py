@@ -35,18 +35,14 @@ _SERVER_VARIABLES = {
 }
 
 
-def start_server(modules: Sequence[str] = ()) -> None:
-    """Start the server, unless it runs already; return at once, while it still imports.
-
-    Args:
-        modules: Modules that it imports besides those that all runs need.
-    """
+def start_server() -> None:
+    """Start the server, unless it runs already; return at once, while it still imports."""
     if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
         return
     from multiprocessing import forkserver
 
-    multiprocessing.set_forkserver_preload(["plastibench.sweeps.preload", *modules])
-    with _environment({**os.environ, **_SERVER_VARIABLES}):
+    multiprocessing.set_forkserver_preload(["plastibench.sweeps.preload"])
+    with _environment({**os.environ, **_SERVER_VARIABLES}), _ignoring_interrupts():
         forkserver.ensure_running()
 
 
@@ -164,3 +160,16 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """Let a process that starts inside the block ignore Ctrl-C, which reaches it until it has a session of its own."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

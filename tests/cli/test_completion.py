@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from plastibench.cli.completion import SCRIPTS, candidates
-from plastibench.cli.main import COMMANDS
+from plastibench.cli.main import MODULES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("sw", ["sweep"]),
         ("run cl-di", ["cl-digits"]),
         ("run cl-digits --agent vit-n", ["vit-nano"]),
-        ("run cl-digits --intervention none,l2-in", ["none,l2-init"]),
+        ("run cl-digits --intervention none,l2-init-n", ["none,l2-init-norm"]),
         ("run --see", ["--seed"]),
         ("run cl-digits --agent mlp --agent.wid", ["--agent.width"]),
         ("run cl-digits --intervention rnr --intervention.quant", ["--intervention.quantile"]),
@@ -34,20 +34,20 @@ ROOT = Path(__file__).resolve().parents[2]
     ],
 )
 def test_candidates(line: str, expected: list[str]) -> None:
-    assert candidates(line.split(" ")) == expected
+    assert candidates(line.split(" "), MODULES) == expected
 
 
 def test_every_command_is_completed() -> None:
-    assert set(COMMANDS) < set(candidates([""]))
-    for command in COMMANDS:
-        assert "--help" in candidates([command, "--"])
+    assert set(MODULES) < set(candidates([""], MODULES))
+    for command in MODULES:
+        assert "--help" in candidates([command, "--"], MODULES)
 
 
 def test_ids_of_runs_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "cl-digits_mlp_none_s0_123456").mkdir(parents=True)
     (tmp_path / "runs" / "cl-digits_mlp_none_s0_123456" / "spec.toml").touch()
-    assert candidates(["resume", "cl"]) == ["cl-digits_mlp_none_s0_123456"]
+    assert candidates(["resume", "cl"], MODULES) == ["cl-digits_mlp_none_s0_123456"]
 
 
 def test_bash_completes_with_the_script(say: Callable[..., Any], tmp_path: Path) -> None:

@@ -160,15 +160,18 @@ def test_an_interrupted_sweep_resumes_to_the_same_results(tmp_path):
     command = [sys.executable, "-m", "plastibench", "sweep", str(path), "--runs-dir", str(tmp_path / "parts")]
     dice = random.Random(0)
     for stops in range(12):
-        process = subprocess.Popen([*command, "--jobs", "2", "--threads", "1"], stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [*command, "--jobs", "2", "--threads", "1"], stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
         if stops < 2:
             time.sleep(dice.uniform(4, 7))
-            process.send_signal(signal.SIGINT)
+            os.killpg(process.pid, signal.SIGINT)  # Ctrl-C in a terminal reaches every process in the foreground
         error = process.communicate(timeout=120)[1]
         if process.returncode == 0:
             break
         assert process.returncode in (130, -signal.SIGINT), error  # -SIGINT: while Python is starting
         assert "failed" not in error
+        assert process.returncode != 130 or "Traceback" not in error
         assert not list((tmp_path / "parts").glob(f"*/{FAILURE_FILE}"))
     assert process.returncode == 0
     assert results(tmp_path / "parts") == results(tmp_path / "whole")
