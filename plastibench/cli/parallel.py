@@ -33,7 +33,7 @@ def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
     if found := [result for result in there if result is not None]:
         print(f"\n{text_format.table(standings(found))}\n")
         update_board(args.runs_dir, plots=True)
-        if getattr(args, "plot", False) and (path := draw_default_plot(found, args.runs_dir)):
+        if not getattr(args, "no_plot", True) and (path := draw_default_plot(found, args.runs_dir)):
             print(f"\nplot: {path}")
     for job in jobs:
         if job.state == "failed":
