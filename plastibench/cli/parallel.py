@@ -111,7 +111,7 @@ def run_and_compare(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
     if found:
         print(f"\n{text_format.table(standings(found), terminal_width(args.wide))}\n")
         update_board(args.runs_dir, plots=True)
-        if getattr(args, "plot", False) and (path := draw_default_plot(found, args.runs_dir)):
+        if not getattr(args, "no_plot", True) and (path := draw_default_plot(found, args.runs_dir)):
             print(f"plot: {path}")
     return status
 

@@ -51,9 +51,7 @@ def configure(parser: CommandParser) -> None:
     )
     add_run_options(parser)
     add_execution(parser, jobs=True)
-    parser.add_argument(
-        "--no-plot", dest="plot", action="store_false", help="do not draw the runs into DIR/plots at the end"
-    )
+    parser.add_argument("--no-plot", action="store_true", help="do not draw the runs into the folder plots at the end")
     add_paths(parser)
     # Replaces argparse's flag: the help depends on the names given and on plugins.
     parser.add_argument(
@@ -201,7 +199,7 @@ def _compare(found: list[Any], args: argparse.Namespace) -> None:
 
     print(f"\n{leaderboard.comparison(found, terminal_width(args.wide))}\n")
     update_board(args.runs_dir, plots=True)
-    if args.plot and (path := draw_default_plot(found, args.runs_dir)):
+    if not args.no_plot and (path := draw_default_plot(found, args.runs_dir)):
         print(f"plot:        {path}")
     flag = "" if args.runs_dir == DEFAULT_RUNS_DIR else f" --runs-dir {args.runs_dir}"
     print(f"results:     {args.runs_dir}/<run>/result.json; compare all runs: plastibench leaderboard{flag}")
