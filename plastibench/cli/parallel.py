@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from plastibench.cli.board_update import begin_board, update_board
+from plastibench.cli.board_update import update_board
 from plastibench.config.spec import RunSpec
 
 
@@ -28,7 +28,6 @@ def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
     from plastibench.utils.tables import terminal_width
 
     engine = LocalEngine(args.jobs, args.runs_dir, args.data_dir, args.plugin, args.threads)
-    begin_board(args.runs_dir)
     try:
         with stop_requests() as stop:
             jobs = run_all(specs, engine, args.runs_dir, stop=stop, quiet=args.quiet)
