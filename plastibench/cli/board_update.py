@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plastibench.config.errors import RunError
-
 if TYPE_CHECKING:
     from plastibench.leaderboard.standings import Standings
     from plastibench.results.result import Result
@@ -47,14 +45,6 @@ def update_board(runs_dir: Path, plots: bool = False) -> None:
     except Exception as error:
         reason = " ".join(str(error).split())
         print(f"plastibench: TensorBoard's leaderboard is not up to date: {reason}", file=sys.stderr)
-
-
-def begin_board(runs_dir: Path) -> None:
-    """Prepare TensorBoard's leaderboard for runs that are about to start, so that they can be watched in it."""
-    from plastibench.leaderboard import tensorboard
-
-    with contextlib.suppress(RunError, OSError):  # the runs report a folder that cannot be written
-        tensorboard.begin(runs_dir)
 
 
 def write_board(runs_dir: Path, shown: Standings, plots: bool, most: int | None = None) -> Path:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from plastibench.cli.board_update import begin_board
 from plastibench.cli.reused import note_reused
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
@@ -77,7 +76,6 @@ def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, slots: i
     from plastibench.utils.stop_signals import stop_requests
 
     engine = LocalEngine(slots, args.runs_dir, args.data_dir, args.plugin, args.threads)
-    begin_board(args.runs_dir)
     try:
         with stop_requests() as stop:
             jobs = run_all(specs, engine, args.runs_dir, stop=stop, quiet=args.quiet, force=args.force)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from plastibench.cli.arguments import DEFAULT_RUNS_DIR, add_execution, add_paths, split_names
-from plastibench.cli.board_update import BOARD_ADDRESS, begin_board, update_board
+from plastibench.cli.board_update import BOARD_ADDRESS, update_board
 from plastibench.cli.component_options import REGISTRIES, Tables, option_help, read_option_flags
 from plastibench.cli.parallel import dry_run, run_in_parallel, slots_for, start_importing
 from plastibench.cli.parser import CommandParser
@@ -150,7 +150,6 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
     from plastibench.training.runner import Interrupted, run
     from plastibench.utils.stop_signals import stop_requests
 
-    begin_board(args.runs_dir)
     found: list[Any] = []
     failed: list[Exception] = []
     with stop_requests() as stop:

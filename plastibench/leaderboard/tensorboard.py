@@ -95,19 +95,9 @@ def _write(folder: Path, shown: Standings, plots: Mapping[str, bytes] | None) ->
     return folder
 
 
-def begin(runs_dir: Path) -> None:
-    """Write the columns of the HParams tab for a first run, unless there is a leaderboard already.
-
-    Raises:
-        RunError: The folder cannot be written.
-    """
-    if not list((runs_dir / FOLDER).glob("events.out.tfevents.*")):
-        tensorboard_events.replace(runs_dir / FOLDER, [(0, _columns(differing_columns([]), []))], start=1.0)
-
-
 def _columns(hyperparameters: Sequence[str], runs: Sequence[Result]) -> Summary:
     """The columns of the HParams tab: these hyperparameters, and the metrics that runs of these kinds have."""
-    kinds = {run.is_rl for run in runs} or {False, True}
+    kinds = {run.is_rl for run in runs}
     return tensorboard_summaries.experiment(
         hyperparameters,
         [

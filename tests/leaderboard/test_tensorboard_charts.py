@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from plastibench.cli import board_update
 from plastibench.config.errors import RunError
@@ -122,16 +121,6 @@ def test_the_board_is_the_first_run_in_the_order_of_its_colors(tmp_path: Path) -
     }
     assert sorted(starts, key=lambda name: starts[name])[0] == "leaderboard" and max(starts.values()) < 1000
     assert max(starts, key=lambda name: starts[name]) == "~plots" and len(set(starts.values())) == len(starts)
-
-
-def test_a_first_run_has_columns_before_there_are_results(tmp_path: Path) -> None:
-    tensorboard.begin(tmp_path)
-    (before,) = (tmp_path / "leaderboard").iterdir()
-    plugin = EventAccumulator(str(tmp_path / "leaderboard")).Reload().PluginTagToContent("hparams")
-    columns = plugin_data_pb2.HParamsPluginData.FromString(plugin[metadata.EXPERIMENT_TAG]).experiment
-    assert [info.name for info in columns.hparam_infos] == ["intervention", "seed"]
-    tensorboard.begin(tmp_path)
-    assert list((tmp_path / "leaderboard").iterdir()) == [before]
 
 
 def test_run_fills_the_images_tab(tiny: Callable[..., RunSpec], say: Callable[..., Any], tmp_path: Path) -> None:
