@@ -65,7 +65,7 @@ COLUMNS = (
     Column("time", "time ×", "ratio", "less", "CPU time of the run relative to none with the same seed"),
     Column("iqm", "IQM", "score", "more", "interquartile mean of final [95 % CI, stratified bootstrap]"),
     Column("memory", "memory ×", "ratio", "less", "parameters and the method's state, relative to none"),
-    Column("cost", "cost %", "fraction", "less", "percentage of the run time spent in interventions"),
+    Column("cost", "cost %", "fraction", "less", "percentage of the CPU time spent in interventions"),
     Column("auc", "AUC", "score", "more", "mean accuracy over all epochs"),
     Column("average", "average", "score", "more", "mean accuracy at the end of each task", "mean of all returns"),
     Column("lowest", "lowest", "score", "more", "lowest return between an intervention and the next one"),

@@ -46,7 +46,7 @@ METRICS = (
     Metric("never %", "percentage of interventions after which the value before is never reached again"),
     Metric("AUC %", "mean over tasks of the area under the accuracy curve", rl=False),
     Metric("average return", "mean return over all evaluations", supervised=False),
-    Metric("cost %", "percentage of the run time spent in interventions"),
+    Metric("cost %", "percentage of the CPU time spent in interventions"),
     Metric("seconds", "run time in seconds"),
     Metric("updates", "number of updates"),
 )
