@@ -66,6 +66,11 @@ def execute(args: argparse.Namespace) -> int:
         return _show_help(args.parser, tables)
     _check_names(tables)
     specs = make_specs(tables)
+    roles = tables["run"].get("roles")
+    if roles is not None and not all(spec.run.roles for spec in specs):
+        from plastibench.training.runner import check_roles
+
+        check_roles(specs[0], roles, args.data_dir)
     if args.jobs > 1 and len(specs) > 1:
         return run_in_parallel(resolve_devices(specs), args)
     return _run_one_by_one(specs, args)
@@ -112,13 +117,10 @@ def _show_help(parser: CommandParser, tables: Tables) -> int:
 
 def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
     from plastibench import leaderboard
-    from plastibench.training.runner import Interrupted, check, run
+    from plastibench.training.runner import Interrupted, run
     from plastibench.utils.stop_signals import stop_requests
 
     found: list[Any] = []
-    if len(specs) > 1:  # the roles of a later run are checked before the first one: `none` has none
-        for spec in [spec for spec in specs if spec.run.roles][:1]:
-            check(spec, args.data_dir)
     with stop_requests() as stop:
         for number, spec in enumerate(specs):
             if stop:  # requested while the previous run was finishing

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from plastibench.config.errors import RunError, UserError, did_you_mean
-from plastibench.config.spec import RunSpec
+from plastibench.config.options import build
+from plastibench.config.spec import RunOptions, RunSpec
 from plastibench.envs.task_stream import TaskStream
 from plastibench.results.files import compose_result, read_result, write_result
 from plastibench.results.result import Result
@@ -362,13 +363,14 @@ def choose_threads(agent: Any, threads: int) -> None:
         torch.set_num_threads(threads or 1)
 
 
-def check(spec: RunSpec, data_dir: Path) -> None:
-    """Check that a run could start, without running it.
+def check_roles(spec: RunSpec, roles: Any, data_dir: str | Path) -> None:
+    """Check that the agent of a run has networks with given roles. A spec whose intervention is ``none`` has no roles.
 
     Raises:
-        UserError: As :func:`run` would.
+        UserError: There is no such network, or the run cannot start.
     """
-    spec = dataclasses.replace(spec, run=dataclasses.replace(spec.run, device=resolve_device(spec.run.device)))
+    device, given = resolve_device(spec.run.device), build(RunOptions, {"roles": roles}, "run").roles
+    spec = dataclasses.replace(spec, run=dataclasses.replace(spec.run, device=device, roles=given))
     env = spec.create("env").make(data_dir)
     check_options(spec, env, _build_agent(spec, env))
 
