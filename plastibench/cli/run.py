@@ -72,6 +72,11 @@ def execute(args: argparse.Namespace) -> int:
     specs = resolve_devices(make_specs(tables))
     if args.dry_run:
         return dry_run(specs, args)
+    roles = tables["run"].get("roles")
+    if roles is not None and not all(spec.run.roles for spec in specs):  # `none` does not keep them
+        from plastibench.training.runner import check_roles
+
+        check_roles(specs[0], roles, args.data_dir)
     if len(specs) > 1:
         start_importing(specs, args)
         _check_together(specs, args)

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from plastibench.config.errors import RunError, UserError, did_you_mean
+from plastibench.config.options import build
 from plastibench.config.own_code import describe
-from plastibench.config.spec import RunSpec
+from plastibench.config.spec import RunOptions, RunSpec
 from plastibench.envs.task_stream import TaskStream
 from plastibench.results.files import compose_result, read_result, write_result
 from plastibench.results.result import Result
@@ -431,6 +432,18 @@ def choose_threads(agent: Any, threads: int) -> None:
     size = sum(p.numel() for network in agent.networks.values() for p in network.module.parameters())
     if threads or size * agent.batch_size < _SMALL:
         torch.set_num_threads(threads or 1)
+
+
+def check_roles(spec: RunSpec, roles: Any, data_dir: str | Path) -> None:
+    """Check that the agent of a run has networks with given roles. A spec whose intervention is ``none`` has no roles.
+
+    Raises:
+        UserError: There is no such network, or the run cannot start.
+    """
+    device, given = resolve_device(spec.run.device), build(RunOptions, {"roles": roles}, "run").roles
+    spec = dataclasses.replace(spec, run=dataclasses.replace(spec.run, device=device, roles=given))
+    env = spec.create("env").make(data_dir)
+    check_options(spec, env, _build_agent(spec, env))
 
 
 def check_options(spec: RunSpec, env: Any, agent: Any) -> list[str]:

@@ -13,7 +13,7 @@ from plastibench.config.errors import UserError
 from plastibench.config.options import has_option
 from plastibench.config.spec import RunOptions, RunSpec
 from plastibench.results.result import Result
-from plastibench.training.runner import run
+from plastibench.training.runner import check_roles, run
 
 
 def train(
@@ -67,6 +67,8 @@ def train(
         intervention_options={**(intervention_options or {}), **method_options},
         **run_options,
     )
+    if run_options.get("roles") and not spec.run.roles:
+        check_roles(spec, run_options["roles"], data_dir)
     command = f"plastibench.train({env!r}, {agent!r}, {intervention!r}, …)"
     with tempfile.TemporaryDirectory() as temporary:
         # With a list of its own, the run leaves the signal handlers of the notebook or main thread alone.
