@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.config.options import option
-from plastibench.utils.own_code import load_own
+from plastibench.utils.user_imports import load_own
 
 if TYPE_CHECKING:
     import torch

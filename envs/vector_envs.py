@@ -9,7 +9,7 @@ import gymnasium
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from plastibench.config.errors import UserError, did_you_mean
-from plastibench.utils.own_code import import_own
+from plastibench.utils.user_imports import import_own
 
 _SAME_STEP = {"autoreset_mode": AutoresetMode.SAME_STEP}  # the default mode adds a step without a transition
 

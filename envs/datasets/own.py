@@ -14,7 +14,7 @@ import numpy.typing as npt
 from plastibench.config.errors import UserError
 from plastibench.envs.datasets.image_dataset import ImageDataset, Images, build_dataset, fixed_permutation
 from plastibench.envs.datasets.imagefolder import load_imagefolder
-from plastibench.utils.own_code import load_own
+from plastibench.utils.user_imports import load_own
 
 Array = npt.NDArray[Any]
 _IMAGES = ("images", "image", "img", "x", "data", "pixel_values")

@@ -15,6 +15,7 @@ from plastibench.cli.run_options import add_run_options
 from plastibench.config import registry
 from plastibench.config.errors import UserError
 
+_SAMPLES = 512
 _EXAMPLES = """\
 examples:
   plastibench apply timm:vit_tiny_patch16_224 --weights old.safetensors --intervention fire --out new.safetensors
@@ -38,6 +39,7 @@ def configure(parser: CommandParser) -> None:
     what.add_argument(
         "--out", type=Path, metavar="FILE", help="where to write the weights: .safetensors, .pt, .pth; or a new folder"
     )
+    what.add_argument("--pretrained", action="store_true", help="download the pretrained weights of a timm model")
     what.add_argument("--weights", type=Path, metavar="FILE", help="weights of timm:MODEL or module:function")
     what.add_argument("--agent", metavar="NAME", help="agent whose network a checkpoint file belongs to")
     what.add_argument("--role", metavar="NAME", help="which network of a run, such as critic")
@@ -48,13 +50,13 @@ def configure(parser: CommandParser) -> None:
         help="the data to come: dataset name, a folder of images, FILE.npz, a text file with a sample per line, or "
         "noise (default: for a run its own data, otherwise noise)",
     )
-    data.add_argument("--samples", type=int, default=0, metavar="N", help="number of samples (default: 512)")
+    data.add_argument("--samples", type=int, default=0, metavar="N", help=f"number of samples (default: {_SAMPLES})")
     data.add_argument("--image-size", type=int, default=0, metavar="N", help="image height and width")
     add_run_options(parser, only=("device",))
     execution = parser.add_argument_group("execution")
     add_threads(execution, "CPU threads (default: all cores)")
     add_plugin(execution)
-    add_paths(parser, runs=False)
+    add_paths(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -83,7 +85,7 @@ def execute(args: argparse.Namespace) -> int:
     check_output(args.out)
     if args.threads > 0:
         torch.set_num_threads(args.threads)
-    args.samples = args.samples or 512
+    args.samples, args.thorough = args.samples or _SAMPLES, False
     targets = load_targets(args, agent_options)
     roles = {target.network.role: target for target in targets}
     if args.role is None and len(targets) > 1:

@@ -90,11 +90,15 @@ def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, slots: i
     for job in jobs:
         if job.state == "failed":
             file = run_folder(job.spec, args.runs_dir).name + f"/{FAILURE_FILE}"
-            print(f"plastibench: {job.spec.id} failed: {job.message} ({file})", file=sys.stderr)
+            reason = job.message.removeprefix("plastibench: ").removeprefix(f"{job.spec.id}: ")
+            print(f"plastibench: {job.spec.id}: {reason} ({file})", file=sys.stderr)
+    failed = [job for job in jobs if job.state == "failed"]
+    if failed:
+        print(f"plastibench: {len(failed)} of {len(jobs)} runs failed", file=sys.stderr)
     if stop:
         print("plastibench: stopped; run the same command to continue", file=sys.stderr)
         return 130, found
-    return (1 if any(job.state == "failed" for job in jobs) else 0), found
+    return (0 if not failed else 2 if all(job.is_invalid for job in failed) else 1), found
 
 
 def run_and_compare(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:

@@ -209,9 +209,8 @@ def _confirmed(found: Sequence[RunFolder]) -> bool:
 
 
 def _restore(wanted: list[str], runs_dir: Path) -> int:
-    import fnmatch
-
     from plastibench.sweeps.run_archive import archived, restore
+    from plastibench.sweeps.run_folders import matches
 
     paths = {path.name.removesuffix(".tar.gz"): path for path in archived(runs_dir)}
     if not wanted:
@@ -219,7 +218,7 @@ def _restore(wanted: list[str], runs_dir: Path) -> int:
         return 0
     chosen: dict[str, Path] = {}
     for pattern in wanted:
-        names = [n for n in paths if n.rpartition("_")[2] == pattern or fnmatch.fnmatchcase(n, pattern)]
+        names = [name for name in paths if matches(pattern, name)]
         if not names:
             raise UserError(f"no archived run '{pattern}'{did_you_mean(pattern, list(paths))}")
         chosen |= {name: paths[name] for name in names}

@@ -16,7 +16,7 @@ from plastibench.diagnosis.loading import DiagnosisTarget, from_samples
 from plastibench.diagnosis.samples import read_samples
 from plastibench.diagnosis.state_dicts import load_weights, read_state
 from plastibench.nn.network import Network, as_batch, seeded
-from plastibench.utils.own_code import load_own
+from plastibench.utils.user_imports import load_own
 
 _LENGTH = 128  # tokens of a text
 

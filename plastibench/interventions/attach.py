@@ -184,7 +184,8 @@ class Attached:
         Args:
             batch: A batch that the network's loss accepts; its first samples are used.
         """
-        return coverage(self.network, as_batch(batch))
+        with self.network.plain_weights() if self._only_intervenes else nullcontext():
+            return coverage(self.network, as_batch(batch))
 
     def schedule(self, every: int, draw: Callable[[], Batch]) -> None:
         """Intervene automatically after every ``every`` optimizer steps, on the batch that ``draw()`` returns."""

@@ -17,6 +17,7 @@ from plastibench.results.result import Cost, Result, Summary
 GROUP = "leaderboard"  # of the scalars
 _TOGETHER = {"env": "env options", "agent": "agent options", "intervention": "options"}
 MOST_COLUMNS = 4  # hyperparameters beside which the final accuracy is visible in a window of 1400 pixels
+_DIGEST = 8  # characters of the digest at the end of a trial's name
 _NAME_LENGTH = 13  # characters of a trial's name before the seed that its column shows
 
 
@@ -153,8 +154,8 @@ def _column(part: str, option: str) -> str:
 def trial_name(spec: RunSpec) -> str:
     """A short unique name that says in which options the intervention differs from its defaults.
 
-    For example ``rnr·q=0.2·s0·3e1522``: the intervention, its options by the shortest prefix that no other option has,
-    the seed, and the digest at the end of the run's id. TensorBoard's column shows about the first 16 characters, so a
+    For example ``rnr·q=0.2·s0·3e1522a7``: the intervention, its options by the shortest prefix that no other option
+    has, the seed, and the beginning of the digest at the end of the run's id. TensorBoard's column shows about the first 16 characters, so a
     long name of an intervention is shortened.
     """
     name = spec.intervention[0]
@@ -169,7 +170,7 @@ def trial_name(spec: RunSpec) -> str:
     room = max(4, _NAME_LENGTH - sum(len(word) + 1 for word in words))
     if len(name) > room:
         name = f"{name[: room - 1]}…"
-    return "·".join([name, *words, f"s{spec.run.seed}", spec.id.rpartition("_")[2]])
+    return "·".join([name, *words, f"s{spec.run.seed}", spec.id.rpartition("_")[2][:_DIGEST]])
 
 
 def _abbreviated(option: str, known: Sequence[str]) -> str:

@@ -34,6 +34,7 @@ class Job:
         progress: How much of what was left at its start is done, 0 to 1.
         started: Start time by the monotonic clock, if this engine has started it.
         seconds: Duration, if this engine has completed it.
+        is_invalid: Whether it failed because its input was wrong.
     """
 
     spec: RunSpec
@@ -43,6 +44,7 @@ class Job:
     progress: float = 0.0
     started: float = 0.0
     seconds: float | None = None
+    is_invalid: bool = False
 
 
 def prepare(specs: Sequence[RunSpec], runs_dir: Path, force: bool = False) -> list[Job]:
@@ -111,7 +113,7 @@ def end(job: Job, folder: Path, status: int, lines: Sequence[str], stopped: bool
         job.state, job.message = "waiting", IN_USE
         return
     else:
-        job.state, reasons = "failed", [*lines]
+        job.state, job.is_invalid, reasons = "failed", status == 2, [*lines]
         if status < 0:
             hint = "; the machine may have run out of memory" if status == -signal.SIGKILL else ""
             job.message = f"killed by {signal.Signals(-status).name}{hint}"

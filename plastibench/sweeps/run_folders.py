@@ -23,6 +23,8 @@ from plastibench.utils.folder_lock import is_locked
 
 State = Literal["running", "interrupted", "failed", "waiting", "complete", "damaged"]
 STATES: tuple[State, ...] = ("running", "interrupted", "failed", "waiting", "complete", "damaged")
+_SHORT = 8  # characters of a digest that tables show
+_LEAST = 6  # characters of a digest that identify a run on the command line
 _TAIL = 4096  # bytes at the end of metrics.csv that contain its last line
 
 
@@ -61,8 +63,8 @@ class RunFolder:
 
     @property
     def short_id(self) -> str:
-        """The digest at the end of the id."""
-        return self.id.rpartition("_")[2]
+        """The beginning of the digest at the end of the id, which identifies the run on this machine."""
+        return self.id.rpartition("_")[2][:_SHORT]
 
 
 def find_runs(runs_dir: Path) -> list[RunFolder]:
@@ -105,7 +107,7 @@ def select(runs: Sequence[RunFolder], patterns: Sequence[str], filters: Mapping[
 
     Args:
         runs: Runs to choose from.
-        patterns: Ids, digests at the end of ids, or patterns such as ``*rnr*``; a run must match one. Empty: all match.
+        patterns: Patterns as in :func:`matches`; a run must match one. Empty: all match.
         filters: ``env``, ``agent``, ``intervention`` (name, name with options, or a pattern), ``seed``, ``state`` and
             ``tag``; a run must match all that are not None.
 
@@ -113,7 +115,7 @@ def select(runs: Sequence[RunFolder], patterns: Sequence[str], filters: Mapping[
         UserError: A pattern without wildcards matches no run.
     """
     for pattern in patterns:
-        if not set("*?[") & set(pattern) and not any(pattern in (run.id, run.short_id) for run in runs):
+        if not set("*?[") & set(pattern) and not any(matches(pattern, run.id) for run in runs):
             raise UserError(f"no run '{pattern}'{did_you_mean(pattern, [run.id for run in runs])}")
 
     def holds(run: RunFolder, key: str, wanted: str) -> bool:
@@ -126,9 +128,15 @@ def select(runs: Sequence[RunFolder], patterns: Sequence[str], filters: Mapping[
     return [
         run
         for run in runs
-        if (not patterns or any(p == run.short_id or fnmatch.fnmatchcase(run.id, p) for p in patterns))
+        if (not patterns or any(matches(pattern, run.id) for pattern in patterns))
         and all(holds(run, key, wanted) for key, wanted in filters.items() if wanted is not None)
     ]
+
+
+def matches(pattern: str, run_id: str) -> bool:
+    """Whether a pattern such as ``*rnr*``, an id, or the beginning of the digest at its end means a run."""
+    digest = run_id.rpartition("_")[2]
+    return fnmatch.fnmatchcase(run_id, pattern) or (len(pattern) >= _LEAST and digest.startswith(pattern))
 
 
 def age(changed: float) -> str:

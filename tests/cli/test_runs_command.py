@@ -73,7 +73,7 @@ def test_list_shows_what_runs_are(runs_say: Say, runs: Path) -> None:
     }
     first = rows["rnr quantile=0.25 every=7", "1"]
     (folder,) = runs.glob("*rnr_s1_*")
-    assert first[0] == folder.name[-6:] and first[3:] == [
+    assert first[0] == folder.name.rpartition("_")[2][:8] and first[3:] == [
         *("complete", "0 min", "cl-digits epochs=2 noise=0.5,0.1,0.0", "–", "mlp")
     ]
     assert rows["reset every=5", "3"][3] == "interrupted 38 %"  # one task and half of the second of four
@@ -128,11 +128,11 @@ def test_an_unknown_env_or_a_damaged_spec_does_not_hide_a_run(runs_say: Say, run
     assert "my-env" in runs_say("list").out
     (folder / "spec.toml").write_text("[")
     done = runs_say("list", folder.name)
-    assert done.status == 0 and listed(done.out)[0][:4] == [folder.name[-6:], "?", "?", "interrupted"]
+    assert done.status == 0 and listed(done.out)[0][:4] == [folder.name.rpartition("_")[2][:8], "?", "?", "interrupted"]
 
 
 def test_tags_are_added_removed_and_filtered(runs_say: Say, say: Say, runs: Path) -> None:
-    digest = next(runs.glob("*rnr_s0_*")).name[-6:]
+    digest = next(runs.glob("*rnr_s0_*")).name.rpartition("_")[2][:8]
     assert runs_say("tag", "trial", digest, "*none*").out == "added tag trial: 3 runs\n"
     assert runs_say("tag", "v2", digest).status == 0
     assert {(row[0] == digest, row[6]) for row in listed(runs_say("list", "--tag", "trial").out)} == {
@@ -181,11 +181,11 @@ def test_an_archived_run_is_out_of_sight_and_comes_back(runs_say: Say, runs: Pat
     (folder / "final.pt").write_bytes(b"weights")
     (folder / "tags.txt").write_text("v2\n")
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
-    assert runs_say("archive", folder.name[-6:]).out == f"{runs}/archive/{folder.name}.tar.gz\n"
+    assert runs_say("archive", folder.name.rpartition("_")[2][:8]).out == f"{runs}/archive/{folder.name}.tar.gz\n"
     assert not folder.exists() and len(load_results(runs)) == 3 and not list(runs.glob("archive/**/events*"))
     assert runs_say("restore").out == f"{folder.name}\n"
     assert "no archived run 'rnx'" in runs_say("restore", "rnx").err
-    assert runs_say("restore", folder.name[-6:]).out == f"{folder}\n"
+    assert runs_say("restore", folder.name.rpartition("_")[2][:8]).out == f"{folder}\n"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert not list(runs.glob("archive/*")) and len(load_results(runs)) == 4
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 
 from plastibench.config import registry
 from plastibench.config.errors import UserError
-from plastibench.config.options import options_of
 from plastibench.config.registry import Registry
 
 GOOD = '''\
@@ -260,26 +258,6 @@ def modules_after(code: str) -> set[str]:
 )
 def test_names_are_listed_and_checked_without_importing_torch(code: str) -> None:
     assert modules_after(code) == set()
-
-
-def test_options_read_from_source_are_those_of_the_class() -> None:
-    known = {
-        (kind, name): entry
-        for kind in ("envs", "agents", "interventions")
-        for name, entry in getattr(registry, kind).builtin().items()
-    }
-    known["interventions", "l2-init+rnr"] = registry.interventions["l2-init+rnr"]
-    for (_, name), entry in known.items():
-        read, real = entry.options_class(), entry.load()
-        assert read is not None and list(options_of(read)) == list(options_of(real)), name
-        hints, expected = typing.get_type_hints(read), typing.get_type_hints(real)
-        unknown = {option for option, hint in hints.items() if hint is Any}
-        assert unknown <= {"inner"}, name  # its type, str | Intervention, is a class that would have to be imported
-        for option, field in options_of(read).items():
-            wanted = options_of(real)[option]
-            assert option in unknown or hints[option] == expected[option], (name, option)
-            assert dict(field.metadata) == dict(wanted.metadata), (name, option)
-            assert field.default == entry.defaults.get(option, wanted.default), (name, option)
 
 
 def test_looking_up_a_class_imports_its_module_only() -> None:

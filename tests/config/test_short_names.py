@@ -32,10 +32,10 @@ def test_envs_and_agents_are_named_only_if_they_differ() -> None:
 
 
 def test_an_option_that_only_some_runs_have_is_shown_there() -> None:
-    assert names(spec(), spec(roles=("classifier",)), spec(every=5)) == [
-        "none·every=0·s0",
-        "none·every=0·roles=classifier·s0",
-        "none·every=5·s0",
+    assert names(spec("redo"), spec("redo", roles=("classifier",)), spec("redo", every=5)) == [
+        "redo·every=0·s0",
+        "redo·every=0·roles=classifier·s0",
+        "redo·every=5·s0",
     ]
 
 

@@ -323,12 +323,15 @@ def test_rnr_reinitializes_no_logit_of_distilled_networks(name, heads):
     import timm
 
     small = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2} if "deit" in name else {}
-    module = timm.create_model(name, num_classes=10, in_chans=1, **small)
-    if "levit" in name:
-        module = timm.models.levit.LevitDistilled(
-            img_size=64, num_classes=10, in_chans=1, embed_dim=(16, 24), key_dim=8, depth=(1, 1), num_heads=(1, 2)
-        )
-    network = network_of(lambda: module)
+
+    def build():
+        if "levit" in name:
+            return timm.models.levit.LevitDistilled(
+                img_size=64, num_classes=10, in_chans=1, embed_dim=(16, 24), key_dim=8, depth=(1, 1), num_heads=(1, 2)
+            )
+        return timm.create_model(name, num_classes=10, in_chans=1, **small)
+
+    network = network_of(build)
     batch = images(8, (1, 64, 64) if "levit" in name else (1, 32, 32))
     assert {layer.name for layer in trace(network, batch) if layer.output} == heads
     report = method("rnr").intervene(network, batch)

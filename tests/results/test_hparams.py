@@ -98,7 +98,7 @@ def test_trials_have_short_unique_names(name: str, more: dict[str, Any], begins:
         for epochs in (3, 4)
     ]
     names = [trial_name(spec) for spec in specs]
-    assert all(each.startswith(begins) and len(each) <= len(begins) + 6 for each in names)
+    assert all(each.startswith(begins) and len(each) <= len(begins) + 8 for each in names)
     assert len(set(names)) == len(specs)
 
 

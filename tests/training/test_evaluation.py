@@ -91,7 +91,7 @@ def test_an_unchanged_network_is_not_evaluated_again(
     assert again["tasks"] == found["tasks"]
 
 
-@pytest.mark.parametrize(("intervention", "calls"), [("none", 1), ("reset", 2)])
+@pytest.mark.parametrize(("intervention", "calls"), [("l2-init", 1), ("reset", 2)])
 def test_an_unchanged_policy_is_not_evaluated_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, intervention: str, calls: int
 ) -> None:
