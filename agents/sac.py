@@ -219,7 +219,7 @@ class ContinuousSAC(_SoftActorCritic):
         free = high > low
         if not free.any():
             raise UserError(
-                f"{env.config.id}: no action can be chosen, because low equals high in every dimension of the action "
+                f"{env.config.id}: the agent has no choice, because low equals high in every dimension of the action "
                 "space; widen its bounds"
             )
 

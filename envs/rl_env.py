@@ -155,7 +155,7 @@ class RLEnvironment:
             found, other = ("last", "first") if config._channels_last(observations) else ("first", "last")
             shape = observations.shape[1:]
             note(
-                f"{config.id}: observations of shape {shape} are taken as images with channels {found}; if this is "
+                f"{config.id}: observations of shape {shape} are treated as images with channels {found}; if this is "
                 f"wrong, set --env.channels {other}"
             )
         if generic:

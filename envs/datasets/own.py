@@ -81,7 +81,7 @@ def _dataset(where: str, train: _Part, test: _Part) -> ImageDataset:
     names = [str(name) for name in np.unique(train.labels)]
     known = np.unique(train.labels)
     if unknown := sorted({str(label) for label in np.unique(test.labels)} - set(names)):
-        raise UserError(f"{where}: the test part has the class '{unknown[0]}', which has no training images")
+        raise UserError(f"{where}: the test set has the class '{unknown[0]}', which has no training images")
     if untested := sorted(set(names) - {str(label) for label in np.unique(test.labels)}):
         raise UserError(f"{where}: the class '{untested[0]}' has training but no test images")
     if len(known) < 2:
@@ -249,7 +249,7 @@ def _part(found: Any, where: str) -> _Part:
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         some = " and ".join(str(list(shape)) for shape in sorted(shapes)[:2])
-        raise UserError(f"{where}: images have different shapes, {some}; resize them to one")
+        raise UserError(f"{where}: images have different shapes, {some}; resize them to one shape")
     return _checked(np.stack(images), np.stack(labels), where, names if isinstance(names, list | tuple) else None)
 
 

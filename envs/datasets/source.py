@@ -70,7 +70,7 @@ def _walk(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, int, int
             if entry.name.startswith("."):
                 continue
             if entry.is_symlink() and not os.path.exists(entry.path):
-                raise UserError(f"{entry.path} is a link that leads nowhere; remove it or correct its target")
+                raise UserError(f"{entry.path} is a broken link; remove it or correct its target")
             if entry.is_file():
                 status = entry.stat()
                 yield prefix + entry.name, status.st_size, status.st_mtime_ns

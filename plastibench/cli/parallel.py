@@ -129,7 +129,7 @@ def dry_run(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
 
     left = _incomplete(specs, args)
     if len(left) < len(specs):
-        print(f"{len(specs) - len(left)} of {len(specs)} runs are complete already")
+        print(f"{len(specs) - len(left)} of {len(specs)} runs are already complete")
     if left:
         plans = plan_runs(left, args.runs_dir, args.data_dir, args.threads)
         slots = args.jobs or choose_slots(left, args.threads, max(plan.memory for plan in plans))

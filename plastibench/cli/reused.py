@@ -25,8 +25,8 @@ def note_reused(reused: Sequence[Any], count: int) -> None:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     which = "the run was" if count == 1 else f"{len(reused)} of {count} runs were"
     print(
-        f"plastibench: {which} complete already and not repeated ({', '.join(names[:_NAMED])}{more}; finished {when}); "
-        "--force runs again",
+        f"plastibench: {which} already complete, so not rerun ({', '.join(names[:_NAMED])}{more}; finished {when}); "
+        "--force reruns",
         file=sys.stderr,
     )
 

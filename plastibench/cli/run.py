@@ -51,7 +51,7 @@ def configure(parser: CommandParser) -> None:
     )
     add_run_options(parser)
     add_execution(parser, jobs=True)
-    parser.add_argument("--no-plot", action="store_true", help="do not draw the runs into the folder plots at the end")
+    parser.add_argument("--no-plot", action="store_true", help="do not plot the runs at the end")
     add_paths(parser)
     # Replaces argparse's flag: the help depends on the names given and on plugins.
     parser.add_argument(

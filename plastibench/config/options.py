@@ -55,7 +55,7 @@ def options_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
     """Return the options of a class by name: the fields that the constructor of a dataclass accepts."""
     if any(isinstance(value, dataclasses.Field) for base in cls.__mro__ for value in vars(base).values()):
         raise UserError(
-            f"{location(cls)}: {cls.__name__} declares options but is no dataclass; write @dataclass above 'class "
+            f"{location(cls)}: {cls.__name__} declares options but is not a dataclass; write @dataclass above 'class "
             f"{cls.__name__}', below the line that registers it"
         )
     if not dataclasses.is_dataclass(cls):  # a plugin without options need not be one
@@ -122,7 +122,7 @@ def current(cls: type, values: Mapping[str, Any], where: str, *, quiet: bool = F
     for name, value in values.items():
         new = renames.names.get(field_name(name))
         if new in given:
-            raise UserError(f"{where}: '{flag_name(new)}' is given twice: '{name}' is its old name")
+            raise UserError(f"{where}: '{flag_name(new)}' is given twice; '{name}' is its old name")
         key = name if new is None else new
         found[key] = _replaced(value, renames.values.get(field_name(key), {}))
         if new is not None and not quiet:

@@ -122,10 +122,10 @@ def _check_varied(found: Samples) -> None:
     first = found.images[:1]
     if bool((found.images == first.flatten()[0]).all()):
         raise UserError(
-            f"--data {found.name}: all images have the same constant value, which says nothing of a network"
+            f"--data {found.name}: all images have the same constant value, so they reveal nothing about a network"
         )
     if len(found.images) > 1 and bool((found.images == first).all()):
-        raise UserError(f"--data {found.name}: all {len(found.images)} images are equal; give different ones")
+        raise UserError(f"--data {found.name}: all {len(found.images)} images are identical; pass different images")
 
 
 def _arrays(path: Path, count: int) -> Samples:

@@ -149,7 +149,9 @@ class PlasticityCallback(BaseCallback):
         self.attach(model)
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["attached"].keys() != self.attached.keys():
-            raise UserError(f"{path} is the state of the networks {', '.join(state['attached'])}; pass the same roles")
+            raise UserError(
+                f"{path} holds the state of the networks {', '.join(state['attached'])}; pass the same roles"
+            )
         for role, saved in state["attached"].items():
             self.attached[role].load_state_dict(saved)
         assert self._targets is not None

@@ -46,7 +46,7 @@ def check_method(intervention: Any) -> None:
                 _check_spelling(cls, base, name, member)
     if not any(overrides(intervention, hook) for hook in HOOKS):
         raise UserError(
-            f"{location(cls)}: {cls.__name__} overrides no hook, so it would run as none; define one of "
+            f"{location(cls)}: {cls.__name__} overrides no hook, so it would behave like none; define one of "
             f"{', '.join(HOOKS)}"
         )
 
@@ -55,14 +55,14 @@ def _check_arguments(base: type, name: str, member: Any) -> None:
     expected = {**HOOKS, **_STATE}[name]
     shown = f"def {name}({', '.join(('self', *expected))})"
     if not callable(getattr(base, name)):
-        raise UserError(f"{location(base)}: {base.__name__}.{name} is no method; write {shown}")
+        raise UserError(f"{location(base)}: {base.__name__}.{name} is not a method; write {shown}")
     bound = getattr(base, name)
     arguments = expected if isinstance(member, classmethod | staticmethod) else ("self", *expected)
     try:
         inspect.signature(bound).bind(*arguments)
     except TypeError:
         raise UserError(
-            f"{location(bound)}: {base.__name__}.{name}{inspect.signature(bound)} has other arguments than the hook; "
+            f"{location(bound)}: {base.__name__}.{name}{inspect.signature(bound)} does not take the hook's arguments; "
             f"write {shown}"
         ) from None
 
@@ -76,6 +76,6 @@ def _check_spelling(cls: type, base: type, name: str, member: Any) -> None:
     hook = plain[close[0]]
     if getattr(cls, hook) is getattr(Intervention, hook):
         raise UserError(
-            f"{location(member)}: plastibench never calls {base.__name__}.{name}; did you mean '{hook}'? (a helper "
-            "method: begin its name with _)"
+            f"{location(member)}: plastibench never calls {base.__name__}.{name}; did you mean '{hook}'? (if it is a "
+            "helper method, start its name with _)"
         )

@@ -45,7 +45,9 @@ class NeuroplasticExpansion(Intervention):
 
     sparsity: float = option(0.8, "fraction of connections that are missing at the start", low=0, high=0.99)
     every: int = option(100, "updates between changes of connections", low=1)
-    grow: float = option(0.008, "connections to add each time, as a fraction of the initial free space", low=0, high=1)
+    grow: float = option(
+        0.008, "connections to add each time, as a fraction of the initially missing connections", low=0, high=1
+    )
     prune: float = option(0.4, "connections to remove during growth, as a multiple of those added", low=0, high=1)
     final: float = option(0.25, "fraction of missing connections at which growth ends", low=0, high=1)
     turnover: float = option(0.2, "after growth: fraction of connections to exchange each time", low=0, high=1)

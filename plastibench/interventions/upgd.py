@@ -60,7 +60,7 @@ class UPGD(Intervention):
     beta: float = option(0.9, "decay of the running mean of utilities, per update", low=0, high=0.99999)
     # Options added later default to None, which keeps the id of older specs unchanged.
     correction: Literal["paper", "released"] | None = option(
-        None, "correct also the largest utility for its start at 0 (paper, default), or not (released code)"
+        None, "whether to correct the largest utility for its start at 0, too: yes (paper, default) or no (released)"
     )
 
     def __post_init__(self) -> None:

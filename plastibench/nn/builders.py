@@ -61,17 +61,19 @@ def _compare(found: Shapes, expected: Shapes) -> None:
     missing, more = [n for n in expected if n not in found], [n for n in found if n not in expected]
     if missing or more:
         what = [f"it lacks {missing[0]}"] if missing else []
-        what += [f"it has {more[0]} in addition"] if more else []
+        what += [f"it has an additional {more[0]}"] if more else []
         count = len(missing) + len(more)
-        raise UserError(f"fresh= builds another module than the network: {' and '.join(what)} ({count} names differ)")
+        raise UserError(
+            f"fresh= builds a different module than the network: {' and '.join(what)} ({count} names differ)"
+        )
     other = [n for n, shape in expected.items() if found[n] != shape]
     if other:
         name = other[0]
         if not found[name]:
             raise UserError(f"fresh= builds a lazy module: {name} has no shape yet; run it on a batch in the builder")
         raise UserError(
-            f"fresh= builds another module than the network: {name} has shape {tuple(found[name])} instead of "
-            f"{tuple(expected[name])}; if the network has grown, let the builder build the grown one"
+            f"fresh= builds a different module than the network: {name} has shape {tuple(found[name])} instead of "
+            f"{tuple(expected[name])}; if the network has grown, let the builder build the grown network"
         )
 
 

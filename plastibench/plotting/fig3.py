@@ -63,7 +63,7 @@ def fig3(results: Sequence[Result], *, data_dir: Path | None = None, device: str
     if chosen and not with_norms:
         agents = ", ".join(sorted({run.agent for run in chosen}))
         raise UserError(
-            f"fig3 is about LayerNorms, and the networks of {agents} have none; create runs that have some with: "
+            f"fig3 shows LayerNorms, but the networks of {agents} have none; create suitable runs with: "
             "plastibench sweep fig3"
         )
     chosen, device = with_norms, resolve_device(device)

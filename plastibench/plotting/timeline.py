@@ -40,7 +40,7 @@ _LINEAR = 5.0  # epochs after a boundary that are drawn to scale in a long task
 _LONG = 40.0  # epochs of a long task; in a linear plot, drop and recovery would be one vertical line
 _MAX_LEVELS = 4  # methods whose accuracy before the boundary is drawn as a dotted line
 _DETAIL = (
-    "Lines are interrupted where the task changes. At the end of a task, a line falls or rises to the accuracy on the "
+    "Lines break at task boundaries. At the end of a task, a line falls or rises to the accuracy on the "
     "same task right after the intervention (drop)."
 )
 _BOUNDARY = (

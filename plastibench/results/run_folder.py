@@ -42,7 +42,7 @@ def run_folder(run: RunSpec | Result, runs_dir: Path) -> Path:
         found = read_spec(stored)
         if found.content != run.content:
             reason = difference(run.content, found.content)
-            raise UserError(f"{stored} describes another run ({reason}); delete its folder to start over")
+            raise UserError(f"{stored} describes a different run ({reason}); delete its folder to start over")
     return folder
 
 
@@ -67,7 +67,7 @@ def check_same(spec: RunSpec, result: Result, path: Path) -> None:
     """
     if result.run and result.content != spec.content:
         found = f"{result.id} with other options" if result.id == spec.id else result.id
-        raise UserError(f"{path} is the result of another run ({found}); delete it to rerun")
+        raise UserError(f"{path} is the result of a different run ({found}); delete it to rerun")
 
 
 def check_code(spec: RunSpec, folder: Path) -> None:

@@ -148,7 +148,7 @@ def report(plans: Sequence[Plan], slots: int, runs_dir: Path) -> str:
     sources = sorted({plan.source for plan in plans})
     memory, disk = max(plan.memory for plan in plans), sum(plan.disk for plan in plans)
     left = available_memory()
-    together = f"{len(plans)} runs, {min(slots, len(plans))} at a time: about {clock(total)} in all"
+    together = f"{len(plans)} runs, {min(slots, len(plans))} in parallel: about {clock(total)} in total"
     lines = [
         text_table(["run", "updates", "interventions", "parameters", "time"], rows),
         "",

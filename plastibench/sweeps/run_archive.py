@@ -46,7 +46,7 @@ def archive(runs: Sequence[RunFolder], runs_dir: Path) -> list[Path]:
     paths = [folder / f"{run.id}.tar.gz" for run in runs]
     for path in paths:
         if path.exists() or paths.count(path) > 1:
-            raise UserError(f"cannot archive: {path} exists already; rename it, or remove the run instead")
+            raise UserError(f"cannot archive: {path} already exists; rename it, or remove the run instead")
     folder.mkdir(exist_ok=True)
     for run, path in zip(runs, paths, strict=True):
         with lock_folder(run.folder):
@@ -85,7 +85,7 @@ def restore(path: Path, runs_dir: Path) -> Path:
             raise UserError(f"cannot restore {path}: it does not contain the run {name}")
         target = runs_dir / found[0].relative_to(temporary)
         if target.exists():
-            raise UserError(f"cannot restore {path}: {target} exists already")
+            raise UserError(f"cannot restore {path}: {target} already exists")
         target.parent.mkdir(parents=True, exist_ok=True)
         found[0].rename(target)
     finally:

@@ -127,7 +127,7 @@ def _start(words: Sequence[str], variables: dict[str, str], output: Connection) 
             failures += 1
             if failures == _ATTEMPTS:
                 reason = f"{type(error).__name__}: {error}"
-                raise RunError(f"no process can be started here ({reason}); is the memory full?") from error
+                raise RunError(f"cannot start a process ({reason}); is the memory full?") from error
             time.sleep(0.1)
 
 

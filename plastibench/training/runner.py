@@ -154,7 +154,7 @@ def _build_agent(spec: RunSpec, env: Any) -> Any:
         if isinstance(error, RuntimeError) and "allocate" not in str(error):
             raise
         raise UserError(
-            f"agent {spec.agent[0]} with these options does not fit into memory; make it smaller"
+            f"agent {spec.agent[0]} with these options does not fit into memory; choose smaller sizes"
         ) from error
 
 
@@ -398,7 +398,7 @@ class _Run:
             torch.set_num_threads(first)
         elif self.threads != first:
             print(
-                f"plastibench: {self.spec.id} began with --threads {first}; with {self.threads} it will not be "
+                f"plastibench: {self.spec.id} was started with --threads {first}; with {self.threads} it will not be "
                 "bit-identical to an uninterrupted run (the result says so)",
                 file=sys.stderr,
             )

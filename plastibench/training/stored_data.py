@@ -25,8 +25,8 @@ def warn_if_data_changed(spec: RunSpec, result: Result, data_dir: Path) -> None:
         return
     if found != result.data_digest:
         print(
-            f"plastibench: {spec.id} was made with other data than {env.path or env.dataset} is now (digest "
-            f"{result.data_digest}, now {found}); --force runs again",
+            f"plastibench: {spec.id} used other data than {env.path or env.dataset} contains now (digest "
+            f"{result.data_digest}, now {found}); --force reruns",
             file=sys.stderr,
         )
 

@@ -200,7 +200,7 @@ class Trainer(ABC):
         """``warnings`` for the result: why the run may not be what it looks like; empty if there is no reason."""
         found = self.learner.complaints()
         if not self.learner.updates:
-            found.insert(0, "no update was made: the networks are untrained")
+            found.insert(0, "no update was done, so the networks are untrained")
         return {"warnings": found} if found else {}
 
     def state_dict(self) -> dict[str, Any]:

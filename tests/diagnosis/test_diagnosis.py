@@ -505,7 +505,7 @@ def test_the_html_report_escapes_text_and_colours_severity(tmp_path: Path, monke
         (["timm:test_vit", "--weights", "nowhere.pt"], "nowhere.pt: no such file"),
         (["timm:test_vit", "--agent", "mlp"], "--agent needs a checkpoint file"),
         (["timm:test_vit", "--agent.width", "4"], "--agent.OPTION needs --agent"),
-        (["timm:test_vit", "--pretrained", "--weights", "x.pt"], "--pretrained and --weights exclude each other"),
+        (["timm:test_vit", "--pretrained", "--weights", "x.pt"], "--pretrained and --weights cannot be combined"),
         (["x.pt", "--pretrained"], "--pretrained needs timm:MODEL"),
         (["timm:test_vit2.no_such_tag", "--pretrained"], "timm has no pretrained weights of"),
         (["timm:test_vit", "--samples", "1"], "--samples must be at least 2"),
