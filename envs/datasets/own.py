@@ -1,4 +1,4 @@
-"""Your own data: a folder of images, a ``.npz`` file of arrays, or what a function returns."""
+"""Your own data: a folder of images, a ``.npz`` file of arrays, or the return value of a function."""
 
 from __future__ import annotations
 
@@ -41,15 +41,16 @@ def load_own_data(data_dir: Path, path: str, image_size: int | None = None) -> I
     Args:
         data_dir: The data folder, for the cache of an image folder.
         path: A folder, as for :func:`load_imagefolder`; ``FILE.npz``; or ``module:function`` or ``file.py:function``
-            that takes no arguments and returns a train and a test part. A part is ``(images, labels)``, a torch Dataset
-            or a Hugging Face dataset. Without a test part, one fifth of each class is held out.
+            that takes no arguments and returns a training and a test set. Each is ``(images, labels)``, a torch Dataset
+            or a Hugging Face dataset. Without a test set, one fifth of each class is held out.
         image_size: For folders: height and width after resizing.
 
     Returns:
-        The dataset. Channels may be first or last. Bytes are kept; floats in [0, 1] and 16-bit integers are scaled.
+        The dataset. Channels may be first or last. 8-bit values are kept; floats in [0, 1] and 16-bit integers are
+        scaled to 8 bits.
 
     Raises:
-        UserError: The data does not exist or does not have this form; one line.
+        UserError: The data does not exist or has another form.
     """
     if Path(path).expanduser().is_dir():
         return load_imagefolder(data_dir, Path(path).expanduser(), image_size)
@@ -171,7 +172,7 @@ def _arrays(path: Path) -> tuple[_Part, _Part | None]:
 
 
 def _named(found: Mapping[str, Any], where: str) -> tuple[_Part, _Part | None]:
-    """Parts from arrays by name: x_train, y_train, x_test, y_test or images, labels and the like."""
+    """Find the training and the test set among named arrays, such as x_train and y_train, or images and labels."""
 
     def pick(names: Sequence[str], split: str) -> Any:
         spelled = [name for each in names for name in (f"{each}_{split}", f"{split}_{each}")] if split else names

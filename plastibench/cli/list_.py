@@ -41,7 +41,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _fitting(rows: list[list[str]], width: int) -> list[list[str]]:
-    """Rows without the columns, from the third on, that leave no room for the summary."""
+    """Drop columns, from the third on, until the summary has enough room."""
     while len(rows[0]) > 3 and width and width - sum(_widths(rows)) < width * _SUMMARY:
         rows = [[*row[:-2], row[-1]] for row in rows]
     return rows

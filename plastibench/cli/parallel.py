@@ -34,7 +34,7 @@ def start_importing(specs: Sequence[RunSpec], args: argparse.Namespace) -> None:
 
 
 def slots_for(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
-    """The number of runs at a time: ``args.jobs``, or by default as many as fit.
+    """Return the number of parallel runs: ``args.jobs``, or by default as many as fit.
 
     Args:
         specs: What to run, with resolved devices.
@@ -60,7 +60,7 @@ def slots_for(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
 
 
 def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, slots: int) -> tuple[int, list[Any]]:
-    """Run specs in processes of their own; return the exit status and the results of the runs that are complete.
+    """Run each spec in a separate process; return the exit status and the results of complete runs.
 
     Args:
         specs: What to run, with resolved devices.
@@ -115,7 +115,7 @@ def run_and_compare(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
 
 
 def dry_run(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
-    """Print what the runs that are not complete will take, without starting one; return the exit status.
+    """Print the estimated time, memory and disk space of incomplete runs without starting them; return the exit status.
 
     Args:
         specs: What to run, with resolved devices.
@@ -139,7 +139,7 @@ def dry_run(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
 
 
 def _incomplete(specs: Sequence[RunSpec], args: argparse.Namespace) -> list[RunSpec]:
-    """The runs that have to be made."""
+    """Return the specs that must be run."""
     from plastibench.results.run_folder import find_result
 
     return [spec for spec in specs if args.force or find_result(spec, args.runs_dir) is None]

@@ -1,4 +1,4 @@
-"""Say which results in a table are not from the command that prints it."""
+"""Report which results in a table were made by earlier commands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def note_reused(reused: Sequence[Any], count: int) -> None:
 
 
 def _finished(result: Any) -> str:
-    """When a run ended, in local time; from the date of its file if the result does not say so."""
+    """Return when a run ended, in local time; if the result does not record it, use the date of its file."""
     if result.origin.finished:
         moment = datetime.fromisoformat(result.origin.finished)
     else:

@@ -103,7 +103,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _table(found: Sequence[RunFolder], width: int) -> str:
-    """A row per run, without the columns that do not fit."""
+    """Format a row per run, without the columns that do not fit."""
     from plastibench.sweeps.run_folders import age
 
     header = ["run", "method", "seed", "state", "age", "env", "tags", "agent"]
@@ -124,7 +124,7 @@ def _table(found: Sequence[RunFolder], width: int) -> str:
 
 
 def _aligned_left(header: list[str], rows: list[list[str]], width: int) -> str:
-    """A table of texts. Long cells are cut, so that a run is one line, then columns are left out."""
+    """Format a table with one line per run: truncate long cells first, then leave out columns."""
     limits = dict.fromkeys(range(len(header)), 0)
     if width:
         limits |= {header.index(name): max(12, int(width * part)) for name, part in _WIDEST.items() if name in header}

@@ -41,8 +41,8 @@ def option(
         high: Largest allowed value (inclusive).
         formerly: Old name of the option, which is still accepted; must be a literal.
         old_values: Old value to new value; old values are still accepted. Must be a literal.
-        names: What the value is a registered name of, for example ``intervention``. The code of a plugin with this name
-            is then part of the run's identity, as is that of every value ``module:Class`` that ``__post_init__`` has
+        names: The kind of registered name that the value is, for example ``intervention``. If a plugin has this name,
+            its code is part of the run's id. The same holds for every value ``module:Class`` that ``__post_init__`` has
             imported.
     """
     metadata = {"help": help, "low": low, "high": high, "names": names}
@@ -98,7 +98,7 @@ def renames_of(cls: type) -> Renames:
 
 
 def has_option(cls: type, name: str) -> bool:
-    """Return whether a class has an option, by its present or its old name, in any spelling."""
+    """Return whether a class has an option, by its current or old name, in any spelling."""
     return field_name(name) in {*options_of(cls), *renames_of(cls).names}
 
 
@@ -176,7 +176,8 @@ def build(
         quiet: Do not print which names are old.
 
     Raises:
-        UserError: An unknown name, a wrong type, a value out of range, or a ``ValueError`` of the class itself.
+        UserError: An unknown name, a wrong type, a value out of range, or a ``ValueError`` that the class itself
+            raises.
     """
     kind: Any = cls  # mypy does not take a class for hashable
     fields, hints = options_of(cls), _hints(kind)
