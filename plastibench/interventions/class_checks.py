@@ -1,4 +1,4 @@
-"""Checks of a method's class, for mistakes that would make it run as ``none`` or fail in the middle of a run."""
+"""Check a method's class for mistakes that would make it behave like ``none`` or fail in the middle of a run."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _CLOSE = 0.75  # similarity from which a method is taken for a misspelt hook
 
 
 def check_method(intervention: Any) -> None:
-    """Check the class of an intervention; plastibench's own classes are correct.
+    """Check the class of an intervention; plastibench's own classes are not checked.
 
     Raises:
-        UserError: It does not inherit from ``Intervention``, a hook has other arguments, the name of a method is a
-            misspelt hook, or it overrides no hook. The line names file, line and what to change.
+        UserError: The class does not inherit from ``Intervention``, a hook has the wrong arguments, a method name is a
+            misspelled hook, or no hook is overridden. The message names file, line and what to change.
     """
     cls = type(intervention)
     if not isinstance(intervention, Intervention):
@@ -68,7 +68,7 @@ def _check_arguments(base: type, name: str, member: Any) -> None:
 
 
 def _check_spelling(cls: type, base: type, name: str, member: Any) -> None:
-    """Refuse a method that looks like a hook which the class does not define."""
+    """Refuse a method whose name looks like a misspelled hook."""
     plain = {hook.replace("_", ""): hook for hook in (*HOOKS, "state_dict", "load_state_dict")}
     close = difflib.get_close_matches(name.replace("_", "").lower(), plain, n=1, cutoff=_CLOSE)
     if not close:

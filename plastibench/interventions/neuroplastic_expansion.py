@@ -34,10 +34,10 @@ class NeuroplasticExpansion(Intervention):
     The smallest weights are removed. Then the missing connections (including those just removed) with the largest
     gradient in the last update are added, with zero weights.
 
-    Follows torressliu/neuroplastic-expansion, where ``final=0.25`` too. Differences: the source skips the optimizer
-    step of an update that changes connections; it also masks the scales of norms; turnover falls to 0 by a cosine over
-    the run (here over ``horizon`` updates, if set); and its experience review, which samples older transitions, belongs
-    to the replay buffer. Missing connections are masked, so a sparse network is not faster.
+    Follows torressliu/neuroplastic-expansion, which also uses ``final=0.25``. Differences: the source skips the
+    optimizer step of an update that changes connections; it also masks the scales of norms; turnover falls to 0 along a
+    cosine over the run (here over ``horizon`` updates, if set); and its experience review, which samples older
+    transitions, belongs to the replay buffer. Missing connections are masked, so a sparse network is not faster.
     """
 
     kind = "optimizer"

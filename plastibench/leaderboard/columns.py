@@ -1,4 +1,4 @@
-"""The columns of the leaderboard, most important first, and how rows are sorted and filtered by them."""
+"""Columns of the leaderboard, most important first, and functions that sort and filter rows by them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Column:
         heading: Heading of the column.
         unit: Unit; ``score``: accuracy in percent, or a return; ``fraction``: shown in percent; ``ratio``: relative to
             ``none``.
-        better: Whether more or less is better.
+        better: ``more`` or ``less``: which direction is better.
         meaning: Explanation in one line.
         rl_meaning: Explanation for RL agents; empty: the same.
     """

@@ -134,7 +134,7 @@ def _cells(row: Row, columns: Sequence[Column], setting: Setting | None = None) 
 
 
 def _is_optional(column: Column, setting: Setting | None) -> bool:
-    """Whether a phone hides a column until all are asked for."""
+    """Whether a phone hides a column until the user requests all columns."""
     return column.key not in _PHONE or (column.key == "iqm" and setting is not None)
 
 

@@ -1,7 +1,7 @@
 """The leaderboard in TensorBoard: tables, charts that compare methods over seeds, and plots.
 
 TensorBoard gives each run a colour, so each method in the charts is a small run below the one with tables and plots.
-None of them is a row of the HParams tab; its columns are stored with the tables.
+The HParams tab does not list these small runs; its columns are stored with the tables.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _columns(hyperparameters: Sequence[str], runs: Sequence[Result]) -> Summary:
 
 
 def _table(shown: Standings) -> str:
-    """Markdown with few columns whose values and headings do not break."""
+    """Format Markdown with few columns, whose values and headings do not wrap."""
     return text_format.markdown(shown, most=TEXT_COLUMNS, unbreakable=True)
 
 

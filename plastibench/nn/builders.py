@@ -1,4 +1,4 @@
-"""Compare what a builder of fresh modules returns with the module that it must resemble."""
+"""Check that a builder of fresh modules returns a module that matches the original."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def resembling(fresh: nn.Module, module: nn.Module, expected: Shapes) -> nn.Modu
         expected: Shapes of the parameters of the original when it had the architecture of ``fresh``.
 
     Raises:
-        UserError: It shares parameters with the original, or has other parameters.
+        UserError: The module shares parameters with the original, or its parameters have other names or shapes.
     """
     own = {id(parameter) for parameter in module.parameters()}
     if any(id(parameter) in own for parameter in fresh.parameters()):

@@ -451,7 +451,7 @@ def test_structure_is_reported_and_outputs_may_be_named(tmp_path: Path, say: Any
     said = say(*command, "--selector", "head", "--outputs", "3,5")
     assert said.status == 0, said.err
     assert "selected: 2 modules, 442 parameters\n  3  272\n  5  170\n" in said.out
-    assert "coverage: methods on single units act on 100.0 % of the parameters" in said.out
+    assert "coverage: unit-level methods act on 100.0 % of the parameters" in said.out
     content = json.loads((tmp_path / "a.json").read_text())
     assert [layer["kind"] for layer in content["layers"]] == ["Linear", "Linear, outputs", "Linear, outputs"]
     assert [module["covered_by"] for module in content["coverage"]["modules"]] == [

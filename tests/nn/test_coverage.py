@@ -14,7 +14,7 @@ from tests.support.networks import agent_builder, changed, images, loss, network
 
 
 class Mixed(nn.Module):
-    """One module of every kind that methods on single units treat in another way."""
+    """One module of every kind that unit-level methods treat in another way."""
 
     def __init__(self) -> None:
         super().__init__()
