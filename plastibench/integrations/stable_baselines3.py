@@ -44,7 +44,7 @@ class PlasticityCallback(BaseCallback):
 
     Attributes:
         attached: The attached interventions, by role; empty before training starts.
-"""
+    """
 
     def __init__(
         self,

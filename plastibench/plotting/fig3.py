@@ -84,7 +84,7 @@ def fig3(results: Sequence[Result], *, data_dir: Path | None = None, device: str
 
 
 def _may_have_layernorms(run: Result) -> bool:
-    """Whether the network has LayerNorms, by the metrics of the run; True for an old file that does not tell."""
+    """Whether the network has LayerNorms, according to the run's metrics; True if an old file does not record them."""
     return not run.plasticity or any("layernorm-gradient-spread" in record.metrics for record in run.plasticity)
 
 
