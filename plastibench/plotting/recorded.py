@@ -105,7 +105,7 @@ def _table(run: Result) -> Mapping[str, Sequence[Point]]:
 
 @functools.lru_cache(maxsize=256)
 def _read(path: Path, _changed: int, task_starts: tuple[float, ...] | None) -> Mapping[str, Sequence[Point]]:
-    """Map each metric to its points; if it has several phases, use the one with most values during training."""
+    """Map each metric to its points; if it has several phases, prefer ``evaluation``, then ``training``."""
     by_phase: dict[str, dict[str, list[Point]]] = {}
     for row in metrics_csv.read(path):
         start = 0.0 if task_starts is None or row.task >= len(task_starts) else task_starts[row.task]

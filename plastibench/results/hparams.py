@@ -79,9 +79,9 @@ def metric_values(summary: Summary, cost: Cost) -> dict[str, float]:
 def hyperparameters(run: RunSpec | Result) -> dict[str, str]:
     """Hyperparameters of a run, as text.
 
-    They are the names of env, agent and intervention, the seed, each option that differs from its default (such as
-    ``quantile``, ``every`` and ``env.tasks``), and all of these together for each part and for all parts
-    (``options``, ``env options``, ``agent options``, ``all options``).
+    They are the names of env, agent and intervention, the seed, and each option that differs from its default (such as
+    ``quantile``, ``every`` and ``env.tasks``). Four more columns combine these options: ``options``, ``env options``,
+    ``agent options`` and ``all options``.
     """
     names, changed, seed = _facts(run)
     single = {
@@ -98,10 +98,10 @@ def hyperparameters(run: RunSpec | Result) -> dict[str, str]:
 def differing_columns(runs: Sequence[Result]) -> list[str]:
     """The hyperparameters to show: those in which runs differ, at most four; intervention and seed if none does.
 
-    With supervised and RL runs at most three, as two columns contain final values. The agent is left out if the env
-    says which it is. Options differ only if they do so between runs of the same name. If there are too many columns,
-    the seed is left out, which is part of a trial's name; then the options of each part, at last of all parts, become
-    one column.
+    With both supervised and RL runs, at most three are shown, because two columns contain final values. The agent is
+    left out if the env determines it. Options count as different only if they differ between runs with the same name.
+    If there are too many columns, the seed is left out, because it is part of a trial's name. If there are still too
+    many, the options of each part are combined into one column, and finally the options of all parts.
     """
     found = [hyperparameters(run) for run in runs]
     names = [part for part in PARTS if len({values[part] for values in found}) > 1]
@@ -119,7 +119,7 @@ def differing_columns(runs: Sequence[Result]) -> list[str]:
 
 
 def _differing_options(runs: Sequence[Result], part: str) -> list[str]:
-    """Options of a part in which runs with the same name of this part differ."""
+    """Return the options of a part that differ between runs with the same name of this part."""
     by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
         names, changed, _ = _facts(run)
@@ -151,11 +151,11 @@ def _column(part: str, option: str) -> str:
 
 
 def trial_name(spec: RunSpec) -> str:
-    """A short unique name that says in which options the intervention differs from its defaults.
+    """Return a short unique name that contains the intervention's non-default options.
 
-    For example ``rnr·q=0.2·s0·3e1522``: the intervention, its options by the shortest prefix that no other option has,
-    the seed, and the digest at the end of the run's id. TensorBoard's column shows about the first 16 characters, so a
-    long name of an intervention is shortened.
+    For example ``rnr·q=0.2·s0·3e1522``: the intervention, its options (abbreviated to their shortest unique prefix),
+    the seed, and the digest at the end of the run's id. TensorBoard's column shows about the first 16 characters, so
+    long intervention names are shortened.
     """
     name = spec.intervention[0]
     try:

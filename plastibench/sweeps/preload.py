@@ -1,4 +1,4 @@
-"""What the process server of the local engine imports before it forks the processes of runs.
+"""Modules that the process server of the local engine imports before it forks the processes of runs.
 
 Importing this module makes the importing process the leader of a new session, so that Ctrl-C in a terminal does not
 reach it or the processes that it forks. Nothing here may start threads or initialize a GPU: a forked process cannot use

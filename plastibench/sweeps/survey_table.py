@@ -121,7 +121,7 @@ def table(found: Sequence[Result], costs: Mapping[str, Cost], failures: Sequence
 def terminal_table(
     found: Sequence[Result], costs: Mapping[str, Cost], failures: Sequence[str], width: int
 ) -> tuple[str, int]:
-    """The same for a terminal, without the columns that do not fit; also the number of columns after the name."""
+    """Like :func:`table`, but without columns that do not fit; also return the number of columns after the name."""
     header, made = _cells(found, costs)
     rows = [[f"{name} ({count})", *cells] for (name, count), *cells in made]
     count = fitting_columns(header, rows, width)

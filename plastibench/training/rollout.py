@@ -41,7 +41,7 @@ def evaluate_policy(
         seed: Seed of the environments.
         draws: Samples actions from the policy, on the agent's device, for agents whose critic includes the entropy
             (``entropic``); None for greedy actions.
-        progress: Called now and then with the number of episodes that have ended and the number of steps.
+        progress: Called periodically with the number of finished episodes and the number of steps.
 
     Returns:
         The mean return, and the bias of the critic.

@@ -53,10 +53,10 @@ def is_locked(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def wait_for_lock(folder: Path, seconds: float = 60.0) -> Iterator[None]:
-    """Create the folder if needed and lock it inside the block, after the process that has locked it before.
+    """Create the folder if needed and lock it inside the block; wait for the process that holds the lock.
 
     Raises:
-        RunError: The folder cannot be written, or stays locked for longer than some seconds.
+        RunError: The folder cannot be written, or stays locked for more than a few seconds.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
