@@ -17,7 +17,7 @@ class ClassifierOptions(OptimizerOptions):
     """Training options. The defaults are those of the paper for ViT-Tiny (Table 1, A.2)."""
 
     kind = "classifier"
-    version = 1  # raise it when the same options make another agent: versions are never compared
+    version = 1  # increase it when the same options create a different agent; versions are never compared
 
     lr: float = option(3e-3, "peak learning rate", low=0)
     weight_decay: float = option(0.05, "weight decay, of all parameters by default (Lee et al. 2024)", low=0)

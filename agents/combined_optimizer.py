@@ -38,7 +38,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore from :meth:`state_dict`."""
-        super().load_state_dict(state_dict)  # makes new groups and a new state
+        super().load_state_dict(state_dict)  # creates new groups and a new state
         self._share(self.param_groups)
 
     def _share(self, groups: list[dict[str, Any]]) -> None:

@@ -100,7 +100,7 @@ def make_optimizer(
     """
     name = options.optimizer or default
     try:
-        _check_name(name)  # again, because a subclass may have a __post_init__ of its own
+        _check_name(name)  # again, because a subclass may override __post_init__
     except ValueError as error:
         raise UserError(f"agent: {error}") from error
     own = ":" in name
@@ -117,7 +117,7 @@ def make_optimizer(
         from plastibench.agents.combined_optimizer import CombinedOptimizer
 
         adamw = _torch_optimizer("adamw")
-        for_muon = {**given, "eps": None}  # Muon's epsilon means something else
+        for_muon = {**given, "eps": None}  # Muon's epsilon has another meaning
         for_adamw = {**given, "momentum": None}
         all_groups = _with_decay(groups, decays)
         made: torch.optim.Optimizer = CombinedOptimizer(
@@ -191,7 +191,7 @@ def _try(kind: Any, name: str, keywords: dict[str, Any]) -> None:
         content = io.BytesIO()
         torch.save(optimizer.state_dict(), content)
         torch.load(io.BytesIO(content.getvalue()), weights_only=True)
-    except Exception as error:  # of the user's code, so anything
+    except Exception as error:  # user code may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
             f"{where} cannot be used ({reason}); it must step without a closure and save plain state"

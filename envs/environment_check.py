@@ -64,7 +64,7 @@ def check_api(name: str, envs: VectorEnv[Any, Any, Any]) -> None:
             env.action_space.seed(0)
             first, second = env.reset(seed=0), env.step(env.action_space.sample())
             wrong = _wrong_form(first, second)
-        except Exception as error:  # of the user's environment, so anything
+        except Exception as error:  # user code may raise anything
             wrong = _reason(env.unwrapped, error)
         if wrong:
             raise UserError(f"{name}: {wrong}")

@@ -52,7 +52,7 @@ def load_class_folders(
         train_files, test_files = ([split[label] for label in classes] for split in (train, test))
         return dataset_from_files(name, source, classes, train_files, test_files, channels=channels, size=size, fit=fit)
 
-    reader = (READER,) if fit else ()  # the official images are read as ever
+    reader = (READER,) if fit else ()  # the official images are read as before
     return load_or_build(cache_entry(data_dir, name, fingerprint(state, size, *reader)), build)
 
 

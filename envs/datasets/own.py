@@ -215,7 +215,7 @@ def _returned(target: str) -> tuple[_Part, _Part | None]:
         return _part(train, where), None if test is None else _part(test, where)
     except UserError:
         raise
-    except Exception as error:  # of the user's code, so anything
+    except Exception as error:  # user code may raise anything
         frame = traceback.extract_tb(error.__traceback__)[-1]
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:150]
         raise UserError(f"{where}: {reason} ({Path(frame.filename).name}, line {frame.lineno})") from error

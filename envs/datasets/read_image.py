@@ -16,9 +16,9 @@ from plastibench.config.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-READER = 2  # raise it when the same file of a user's folder gives other pixels, so that caches are built again
-_MAX_RATIO = 100  # of the sides; resizing the shorter side would make a huge image
-# Files that lie beside images. Anything else that cannot be read is an error, so that no image is lost without a word.
+READER = 2  # increase it when the same file would be decoded to other pixels, so that caches are rebuilt
+_MAX_RATIO = 100  # ratio of the sides; above it, resizing the shorter side would create a huge image
+# Files that are often stored beside images. Any other unreadable file is an error, so that no image is lost silently.
 _NOT_IMAGES = frozenset(
     [
         *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".md", ".rst", ".xml", ".yaml", ".yml", ".toml", ".ini", ".db"),

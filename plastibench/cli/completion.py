@@ -17,7 +17,7 @@ from plastibench.config.spec import PARTS
 
 ASK = "__complete"  # the hidden command that the scripts call: plastibench __complete WORDS…
 
-# Each script passes the words after "plastibench" up to the cursor, and completes files if there are no candidates.
+# Each script passes the words from "plastibench" to the cursor, and completes file names if there are no candidates.
 SCRIPTS = {
     "bash": f"""\
 _plastibench() {{

@@ -22,7 +22,7 @@ PARTS = ("mlp", "mlp-qkv", "attention", "linear", "layernorm", "head")  # of pla
 if TYPE_CHECKING:
     from plastibench.diagnosis.loading import DiagnosisTarget
 
-_LARGE = 1_000_000  # parameters from which progress is shown
+_LARGE = 1_000_000  # number of parameters above which progress is shown
 _IMAGE_SUFFIXES = (".png", ".svg", ".pdf")
 TARGETS = (
     "a run's id or folder, timm:MODEL, a checkpoint file with --agent, a folder of Hugging Face's save_pretrained, or "

@@ -10,7 +10,7 @@ from plastibench.cli.plugins import import_plugins
 from plastibench.config import registry
 from plastibench.utils.tables import columns_with_summary, terminal_width
 
-_SUMMARY = 0.5  # of the width: room that the summary needs at least
+_SUMMARY = 0.5  # minimum fraction of the width for the summary
 REGISTRIES = {"envs": registry.envs, "agents": registry.agents, "interventions": registry.interventions}
 
 

@@ -12,7 +12,7 @@ from plastibench.cli.reused import note_reused
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 
-_PLENTY = 4_000_000_000  # bytes of memory per run, above which the runs are not measured before they start
+_PLENTY = 4_000_000_000  # bytes of free memory per run, above which memory is not measured before the start
 
 
 def start_importing(specs: Sequence[RunSpec], args: argparse.Namespace) -> None:
@@ -54,7 +54,7 @@ def slots_for(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
 
     try:
         largest = max(plan.memory for plan in plan_runs(left, args.runs_dir, args.data_dir, args.threads))
-    except UserError:  # the run that cannot start says why
+    except UserError:  # the run itself will report the error
         return 1
     return choose_slots(left, args.threads, largest)
 

@@ -96,7 +96,7 @@ def execute(args: argparse.Namespace) -> int:
         print(_status(found, terminal_width(args.wide)))
     elif args.action == "tag":
         _tag(found, tag, args.remove)
-        update_board(args.runs_dir)  # tags decide what counts over all settings
+        update_board(args.runs_dir)  # tags affect the table over all settings
     else:
         return _take_away(args.action, found, args)
     return 0

@@ -17,7 +17,7 @@ from plastibench.config.errors import UserError
 PARTS = ("env", "agent", "intervention")
 BASE = "none"  # the intervention that does nothing
 IDLE: dict[str, Any] = {"every": 0, "until": None, "roles": None, "offline_updates": None}  # a schedule without effect
-_DIGITS = 16  # of the digest: among a million runs, two share an id with a probability of 3e-8
+_DIGITS = 16  # digits of the digest: the probability of a collision among a million runs is 3e-8
 _DIGITS_BEFORE = 6  # in 0.1.0
 _LONGEST = 200  # characters of an id, which is the name of a folder
 

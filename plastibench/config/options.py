@@ -16,9 +16,9 @@ from plastibench.config.errors import UserError, did_you_mean
 from plastibench.config.own_code import location
 
 T = TypeVar("T")
-_LARGEST = 10**15  # larger integers are mistakes, and neither fit into every file format nor into memory
+_LARGEST = 10**15  # larger integers are mistakes, and do not fit into every file format or into memory
 _MOST = 1_000  # items of a list
-_LONGEST = 100  # characters of a value that messages show
+_LONGEST = 100  # characters of a value that are shown in messages
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -179,7 +179,7 @@ def build(
         UserError: An unknown name, a wrong type, a value out of range, or a ``ValueError`` that the class itself
             raises.
     """
-    kind: Any = cls  # mypy does not take a class for hashable
+    kind: Any = cls  # mypy does not treat a class as hashable
     fields, hints = options_of(cls), _hints(kind)
     checked = {}
     for name, value in {**(defaults or {}), **current(cls, values, where, quiet=quiet)}.items():

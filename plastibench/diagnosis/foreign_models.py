@@ -45,7 +45,7 @@ def own_model(
     with seeded(0):
         try:
             found = function()
-        except Exception as error:  # of the user's code, so anything
+        except Exception as error:  # user code may raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(f"{name}() failed ({reason})") from error
     model, *rest = found if isinstance(found, tuple) else (found,)

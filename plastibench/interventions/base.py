@@ -88,7 +88,7 @@ class Intervention:
     numbers from ``network.generator`` only, and leave gradients and train/eval modes unchanged.
     """
 
-    _registered_name = ""  # under which it was created
+    _registered_name = ""  # registered name under which it was created
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Wrap ``intervene`` of classes outside plastibench, so that its return value is always checked."""

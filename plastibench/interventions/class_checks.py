@@ -20,7 +20,7 @@ HOOKS = {
     "evaluated": ("network",),
 }
 _STATE = {"wrapped": (), "state_dict": (), "load_state_dict": ("state",)}
-_CLOSE = 0.75  # similarity from which a method is taken for a misspelt hook
+_CLOSE = 0.75  # similarity above which a method counts as a misspelled hook
 
 
 def check_method(intervention: Any) -> None:

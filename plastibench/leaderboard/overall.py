@@ -23,7 +23,7 @@ from plastibench.results.confidence import (
 
 _EVALUATION_OPTION = "evaluate_every"  # of envs; does not change the training
 _MANY = 3  # number of settings that a note lists
-_FEWEST = 3  # methods in a setting that counts, if any setting has as many
+_FEWEST = 3  # minimum number of methods in a setting that counts, if any setting has that many
 
 Scores = Mapping[int, float]  # by seed
 Reasons = dict[str, list[str]]  # reason to titles of settings

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
 FOLDER = "leaderboard"
-COLORS = 7  # of TensorBoard's runs; the next run has the first colour again
+COLORS = 7  # number of TensorBoard's colours; the next run has the first colour again
 TEXT_COLUMNS = 6
 BEST = 4  # number of best methods in a chart, besides those that are always shown
 _ALWAYS = ("none", "reset", "rnr")
@@ -83,7 +83,7 @@ def _write(folder: Path, shown: Standings, plots: Mapping[str, bytes] | None) ->
     runs = [run for setting, _ in shown.tables for run in setting.runs]
     columns = (0, _columns(differing_columns(runs), runs))
     layout = (0, tensorboard_summaries.layout(categories))
-    # Start times as if the board was the first run of all: its runs are listed first, in this order.
+    # Early start times, so that TensorBoard lists the leaderboard's runs first, in this order.
     tensorboard_events.replace(folder, [columns, layout, *tables], start=1.0)
     for number, name in enumerate(_order(charted), start=2):
         tensorboard_events.replace(folder / name, lines[name], start=float(number))

@@ -140,7 +140,7 @@ class _Plain:
             if bool(rows.any()):
                 _write(self.module, name, new)
                 for key, parameter in self.originals.items():
-                    if len(parameter) == len(rows):  # exact: rows that stay keep the same bits
+                    if len(parameter) == len(rows):  # exact: unchanged rows stay bit-identical
                         shape = (-1, *[1] * (parameter.ndim - 1))
                         zero = ~new.flatten(1).any(1) & rows if parameter.shape == new.shape else ~rows
                         parameter.copy_(torch.where((~rows | zero).reshape(shape), old[key], parameter))
@@ -185,7 +185,7 @@ def _invertible(module: nn.Module) -> bool:
             wanted = (value * scale + 0.01 * scale).to(getattr(trial, name).dtype)
             try:
                 setattr(trial, name, wanted)
-            except Exception:  # whatever a parametrization raises: NotImplementedError, ValueError, RuntimeError
+            except Exception:  # parametrizations raise different errors: NotImplementedError, ValueError, RuntimeError
                 return False
             if value.ndim == 0 or not torch.allclose(getattr(trial, name).float(), wanted.float(), rtol=1e-2):
                 return False

@@ -16,7 +16,7 @@ from plastibench.nn.selectors import attention_of, selector
 from plastibench.nn.units import has_units
 
 _SHOWN_PARTS = ("mlp", "attention", "head")
-_LARGE = 0.05  # fraction of the parameters that is worth a line before training
+_LARGE = 0.05  # uncovered fraction of the parameters above which a note is printed
 _GATES = (nn.RNNBase, nn.RNNCellBase)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

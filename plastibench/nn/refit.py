@@ -190,7 +190,7 @@ def refit_pair(
             old_inputs = _input_of(target_module, teacher, network, chunk)
             new_inputs = _input_of(reader.module, network.module, network, chunk)
             if old_inputs is None or new_inputs is None or old_inputs.shape != new_inputs.shape:
-                continue  # a branch that did not run, or that ran with other rows
+                continue  # a branch that did not run, or ran with other rows
             fit.add(new_inputs, apply_module(target_module, old_inputs, *unit_parameters(target_module)))
             rows += new_inputs.numel()
     if not rows:

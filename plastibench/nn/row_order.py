@@ -25,7 +25,7 @@ _SAMPLES = 8  # for the search for moving layers
 _GROUPS = 8  # groups of rows that are followed through the network
 _TOLERANCE = 1e-2  # relative difference of a row in two batches; rows of other tokens differ by about 1
 _EMPTY = 0.25  # fraction of rows
-_DISTURBANCE = 1e-3  # relative size of a disturbance that rarely changes a route
+_DISTURBANCE = 1e-3  # relative size of a perturbation that rarely changes routing
 
 Run = Callable[[TracedLayer, Tensor], Tensor]
 

@@ -39,7 +39,7 @@ ACTIVATIONS = frozenset(
 # one activation, and its output is the product.
 _GATES = frozenset(["sigmoid", "hardsigmoid", "softplus"])
 # Functions that are parts of written-out activations, such as x·(x > 0), x·(1 + erf(x))/2 or (x + |x|)/2. Alone they
-# are no activation: x² is also what a norm computes.
+# are not an activation: a norm also computes x².
 _COMPARISONS = frozenset(["gt", "ge", "lt", "le", "__gt__", "__ge__", "__lt__", "__le__", "greater", "less"])
 _PARTS = _COMPARISONS | frozenset(
     ["pow", "__pow__", "square", "abs", "__abs__", "exp", "erf", "sign", "sqrt", "log1p", "expm1", "heaviside"]

@@ -24,7 +24,7 @@ _SHIPPED = Path(__file__).resolve().parents[2] / "runs" / "reference"  # exists 
 _SCHEDULE = ("roles", "until", "offline_updates")
 _LARGEST = 64 << 20  # bytes of a file; most results have about ten thousand
 _LONGEST_INTEGER = 100  # digits; longer ones cannot become a float
-_NAMED = 3  # number of runs that a message lists
+_NAMED = 3  # maximum number of runs listed in a message
 _AT_INTERVENTIONS = {
     *("mean_drop", "mean_agreement", "mean_output_kl", "mean_lowest", "mean_recovery_epochs", "mean_recovery_steps"),
     *("unrecovered_fraction", "final_train_accuracy"),

@@ -16,7 +16,7 @@ from plastibench.results.result import Cost, Result, Summary
 
 GROUP = "leaderboard"  # of the scalars
 _TOGETHER = {"env": "env options", "agent": "agent options", "intervention": "options"}
-MOST_COLUMNS = 4  # hyperparameters beside which the final accuracy is visible in a window of 1400 pixels
+MOST_COLUMNS = 4  # with more hyperparameters, the final accuracy is not visible in a 1400-pixel window
 _NAME_LENGTH = 13  # characters of a trial's name before the seed that its column shows
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from plastibench.config.spec import RunSpec
 from plastibench.utils.machine import available_memory, cores
 
-_MEMORY_FRACTION = 0.8  # of the available memory that runs may take
+_MEMORY_FRACTION = 0.8  # fraction of the available memory that runs may use
 
 
 def gpu_count() -> int:

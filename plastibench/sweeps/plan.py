@@ -184,7 +184,7 @@ def check_fit(plans: Sequence[Plan], runs_dir: Path) -> None:
 def _measure(spec: RunSpec, data_dir: Path, threads: int) -> _Setting:
     """Build the env and the agent of a run, and train for a moment without interventions."""
     fast = dict(spec.agent[1])
-    if "learning_starts" in fast:  # otherwise the first moments of an RL agent are without updates
+    if "learning_starts" in fast:  # otherwise an RL agent would do no updates at the start
         fast["learning_starts"] = min(fast["learning_starts"], fast["batch_size"])
     spec = replace(spec, run=replace(spec.run, every=0, until=None, roles=None))
     env = spec.create("env").make(data_dir)

@@ -28,4 +28,4 @@ _MODULES = (
 for _name in _MODULES:
     with contextlib.suppress(Exception):  # the run that needs it reports the error
         importlib.import_module(_name)
-gc.freeze()  # the garbage collector of a forked process need not look at, and copy, what is shared
+gc.freeze()  # so that the garbage collector of a forked process does not visit and copy shared objects

@@ -13,7 +13,7 @@ from plastibench.sweeps.run_folders import RunFolder
 from plastibench.utils.atomic_io import atomic
 from plastibench.utils.folder_lock import is_locked, lock_folder
 
-ARCHIVE = "archive"  # folder of archived runs; TensorBoard and the leaderboard see no runs in it
+ARCHIVE = "archive"  # folder of archived runs; TensorBoard and the leaderboard ignore it
 
 
 def remove(runs: Sequence[RunFolder]) -> None:

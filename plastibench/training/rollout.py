@@ -15,7 +15,7 @@ from plastibench.envs.environment_check import check_action, check_finite, note
 from plastibench.envs.rl_env import MAX_STEPS, RLEnvConfig
 from plastibench.results.returns import discounted
 
-_SHOWN = 250  # steps between two reports of progress
+_SHOWN = 250  # steps between two progress reports
 
 
 def evaluate_policy(

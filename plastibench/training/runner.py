@@ -217,7 +217,7 @@ class _Run:
         self.spec, self.agent, self.folder, self.stop = spec, agent, folder, stop
         self.command = command or provenance.command()
         self.threads = threads
-        self.sessions: list[dict[str, Any]] = []  # the processes that have worked on the run, this one last
+        self.sessions: list[dict[str, Any]] = []  # the processes that ran part of the run, this one last
         self.checkpoint_seconds = checkpoint_seconds
         self.seconds = 0.0
         self.cpu_seconds: float | None = 0.0  # of begin() and advance()

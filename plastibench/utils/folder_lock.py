@@ -11,8 +11,8 @@ from typing import IO
 from plastibench.config.errors import RunError, UserError
 
 IN_USE = "is being run by another process"
-_ATTEMPTS = 5  # to lock a folder: is_locked() holds the lock for an instant
-_PAUSE = 0.02  # seconds between them
+_ATTEMPTS = 5  # attempts to lock a folder: is_locked() holds the lock for an instant
+_PAUSE = 0.02  # seconds between attempts
 
 
 @contextlib.contextmanager

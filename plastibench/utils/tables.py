@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 _GAP = "  "
 _NARROWEST = 40  # characters; a smaller terminal is treated as this wide
-_FIRST = 0.3  # of the width: largest part that the first column takes from the others
+_FIRST = 0.3  # maximum fraction of the width that the first column takes from the others
 
 
 def terminal_width(wide: bool = False) -> int:
