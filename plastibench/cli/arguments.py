@@ -75,7 +75,7 @@ def add_wide(group: argparse._ArgumentGroup) -> None:
 
 def add_reference(group: CommandParser | argparse._ArgumentGroup) -> None:
     """Add ``--with-reference``."""
-    help = "include the reference results that plastibench ships (folders with a file REFERENCE)"
+    help = "include the reference results that plastibench ships (folders that contain a file REFERENCE)"
     group.add_argument("--with-reference", action="store_true", help=help)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _LARGE = 1_000_000  # number of parameters above which progress is shown
 _IMAGE_SUFFIXES = (".png", ".svg", ".pdf")
 TARGETS = (
-    "a run's id or folder, timm:MODEL, a checkpoint file with --agent, a folder of Hugging Face's save_pretrained, or "
+    "a run's id or folder, timm:MODEL, a checkpoint file with --agent, a folder written by save_pretrained, or "
     "module:function of your own code, which returns a model or (model, batch, loss_fn)"
 )
 _EXAMPLES = """\
