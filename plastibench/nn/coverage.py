@@ -180,7 +180,7 @@ def _no_units(name: str, module: nn.Module) -> str:
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return "rows are tokens, not units"
     if isinstance(module, NORMS) or type(module).__name__.lower().endswith(("norm", "norm2d")):
-        return "norm without units of its own"
+        return "norm without units"
     if isinstance(module, _TRANSPOSED):
         return "transposed convolution"
     if "parametrizations" in name.split(".") or (has_units(module) and not isinstance(module.weight, nn.Parameter)):

@@ -46,7 +46,7 @@ EXPECTED = {
     "fc1": ("Linear", 54, ("revive", "redo", "refit"), ""),
     "fc2": ("Linear", 56, ("revive", "refit"), ""),
     "grouped": ("Conv1d", 40, ("revive",), "grouped convolution or unusual padding: no closed form for refitting"),
-    "rms": ("RMSNorm", 8, (), "norm without units of its own"),
+    "rms": ("RMSNorm", 8, (), "norm without units"),
     "unused": ("Linear", 16, (), "does not run, or its parent uses its weight"),
     "frozen": ("Linear", 72, (), "frozen"),
     "normed": ("ParametrizedLinear", 8, (), "weight is computed from other parameters"),
