@@ -17,7 +17,7 @@ class ClassifierOptions(OptimizerOptions):
     """Training options. The defaults are those of the paper for ViT-Tiny (Table 1, A.2)."""
 
     kind = "classifier"
-    version = 1  # raise it when the same options make another agent: versions are never compared
+    version = 1  # increase it when the same options create a different agent; versions are never compared
 
     lr: float = option(3e-3, "peak learning rate", low=0)
     weight_decay: float = option(0.05, "weight decay, of all parameters by default (Lee et al. 2024)", low=0)
@@ -28,7 +28,7 @@ class ClassifierOptions(OptimizerOptions):
         "cosine", "learning-rate schedule after the warm-up, within each task"
     )
     restart_optimizer: bool | None = option(
-        None, "start every task with a new optimizer, without the state of the previous tasks (default: yes)"
+        None, "create a new optimizer for every task, instead of keeping its state (default: yes)"
     )
     precision: Literal["float32", "tf32", "bfloat16"] = option("float32", "precision of matrix products")
     compile: Literal["no", "default", "reduce-overhead"] = option("no", "torch.compile mode")

@@ -1,4 +1,4 @@
-"""Several optimizers that act as one: Muon for matrices, AdamW for everything else."""
+"""One optimizer that combines several: Muon for matrices, AdamW for everything else."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """Steps all its parts. Parameter groups and state are shared with the parts, so editing either edits both."""
+    """Optimizer that steps all its parts and shares its parameter groups and state with them."""
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
-        """Combine optimizers of different parameters; a group that is added later joins the last of them."""
+        """Combine optimizers of different parameters; groups that are added later go to the last optimizer."""
         self._parts: tuple[torch.optim.Optimizer, ...] = ()
         super().__init__([{**group} for part in parts for group in part.param_groups], dict(parts[-1].defaults))
         self._parts = parts
@@ -38,7 +38,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore from :meth:`state_dict`."""
-        super().load_state_dict(state_dict)  # makes new groups and a new state
+        super().load_state_dict(state_dict)  # creates new groups and a new state
         self._share(self.param_groups)
 
     def _share(self, groups: list[dict[str, Any]]) -> None:

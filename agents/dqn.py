@@ -63,7 +63,7 @@ class DQN(OffPolicyConfig):
     )
     dueling: bool = option(False, "dueling architecture: separate value and advantage heads (Wang et al. 2016)")
     atoms: int = option(
-        1, "atoms of the return distribution (C51: 51, Bellemare et al. 2017); 1: learn its mean", low=1, high=10_000
+        1, "atoms of the return distribution (C51: 51, Bellemare et al. 2017); 1: only the mean", low=1, high=10_000
     )
     v_min: float = option(-10.0, "smallest atom of the return distribution; unused with one atom")
     v_max: float = option(10.0, "largest atom of the return distribution; unused with one atom")

@@ -1,4 +1,4 @@
-"""The optimizer of an agent as options: one of PyTorch's by name, or any class by ``module:Class``."""
+"""Options for an agent's optimizer: a PyTorch optimizer by name, or any class as ``module:Class``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Grouping = Callable[["nn.Module"], "list[list[nn.Parameter]]"]
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """Options of the optimizer. None keeps the default, and does not change the identity of a run."""
+    """Options of the optimizer. None keeps the default and does not change the id of a run."""
 
     optimizer: str | None = option(
         None,
@@ -45,14 +45,14 @@ class OptimizerOptions:
 
 
 def _check_name(name: str) -> None:
-    """Raise ValueError for an optimizer that is neither PyTorch's nor the user's."""
+    """Raise ValueError if a name is neither a PyTorch optimizer nor of the form ``module:Class``."""
     if ":" not in name and name not in NAMES:
         hint = did_you_mean(name, NAMES)
         raise ValueError(f"unknown optimizer '{name}'{hint} (available: {', '.join(NAMES)}, or your own module:Class)")
 
 
 def grouping(options: OptimizerOptions) -> Grouping | None:
-    """How the optimizer sorts the parameters of a module into groups; None: all in one group.
+    """Return the function that sorts the parameters of a module into groups; None: all are in one group.
 
     The function depends on names and shapes only, so a module that an intervention has rebuilt is grouped in the same
     way, and a resumed run finds the optimizer's state in the same places.
@@ -91,16 +91,16 @@ def make_optimizer(
         module: The module; frozen parameters are left out.
         default: The optimizer if the options name none: ``adam`` or ``adamw``.
         lr: Learning rate.
-        weight_decay: Weight decay, decoupled or not as the optimizer has it.
+        weight_decay: Weight decay; the optimizer determines whether it is decoupled.
         eps: Epsilon, if it is an option of the agent; optimizers without one ignore the usual 1e-8.
         extra: Tensors outside the module; they form the last group, without weight decay.
 
     Raises:
-        UserError: The optimizer does not exist, has no such option, or cannot be used.
+        UserError: The optimizer does not exist, lacks a given option, or cannot be used.
     """
     name = options.optimizer or default
     try:
-        _check_name(name)  # again, because a subclass may have a __post_init__ of its own
+        _check_name(name)  # again, because a subclass may override __post_init__
     except ValueError as error:
         raise UserError(f"agent: {error}") from error
     own = ":" in name
@@ -117,7 +117,7 @@ def make_optimizer(
         from plastibench.agents.combined_optimizer import CombinedOptimizer
 
         adamw = _torch_optimizer("adamw")
-        for_muon = {**given, "eps": None}  # Muon's epsilon means something else
+        for_muon = {**given, "eps": None}  # Muon's epsilon has another meaning
         for_adamw = {**given, "momentum": None}
         all_groups = _with_decay(groups, decays)
         made: torch.optim.Optimizer = CombinedOptimizer(
@@ -149,10 +149,10 @@ def _with_decay(groups: list[list[nn.Parameter]], decays: list[float]) -> list[d
 
 
 def _accepted(kind: Any, name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The given options that an optimizer has.
+    """Select the given options that an optimizer has.
 
     Raises:
-        UserError: It lacks an option that was set to more than its neutral value.
+        UserError: The optimizer lacks an option that was set to a value other than its neutral one.
     """
     known = inspect.signature(kind).parameters
     neutral = {"weight_decay": 0.0, "momentum": None, "eps": 1e-8}
@@ -172,10 +172,10 @@ def _accepted(kind: Any, name: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _try(kind: Any, name: str, keywords: dict[str, Any]) -> None:
-    """Take a step with the user's optimizer on a small tensor, and save its state.
+    """Test the user's optimizer: take a step on a small tensor, and save its state.
 
     Raises:
-        UserError: It does not work as an optimizer here.
+        UserError: The step fails, or the state cannot be saved.
     """
     import torch
     from torch import nn
@@ -191,7 +191,7 @@ def _try(kind: Any, name: str, keywords: dict[str, Any]) -> None:
         content = io.BytesIO()
         torch.save(optimizer.state_dict(), content)
         torch.load(io.BytesIO(content.getvalue()), weights_only=True)
-    except Exception as error:  # of the user's code, so anything
+    except Exception as error:  # user code may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
             f"{where} cannot be used ({reason}); it must step without a closure and save plain state"

@@ -209,9 +209,9 @@ class _SoftActorCritic(OffPolicyAgent):
 class ContinuousSAC(_SoftActorCritic):
     """The policy is a tanh-squashed Gaussian over actions that are scaled to [-1, 1] in every dimension.
 
-    Densities, entropies and the critics' inputs belong to these scaled actions, as in Stable-Baselines3. Otherwise the
-    target entropy would mean something else for every range, and a policy over a small range could never reach it. A
-    dimension whose bounds are equal has nothing to choose: it is constant, and adds nothing to the entropy.
+    Densities, entropies and the critics' inputs use these scaled actions, as in Stable-Baselines3. Otherwise the
+    meaning of the target entropy would depend on the range, and a policy over a small range could never reach it. If
+    the bounds of a dimension are equal, its action is constant and adds nothing to the entropy.
     """
 
     def _read_action_space(self, env: RLEnvironment) -> None:
@@ -219,7 +219,7 @@ class ContinuousSAC(_SoftActorCritic):
         free = high > low
         if not free.any():
             raise UserError(
-                f"{env.config.id}: no action can be chosen, because low equals high in every dimension of the action "
+                f"{env.config.id}: the agent has no choice, because low equals high in every dimension of the action "
                 "space; widen its bounds"
             )
 
@@ -237,16 +237,16 @@ class ContinuousSAC(_SoftActorCritic):
         return count, 1, 2 * count
 
     def _unscaled(self, action: Tensor) -> Tensor:
-        """Actions of the environment, from scaled ones. [B, A]."""
+        """Convert scaled actions to actions of the environment. [B, A]."""
         return (action * self._half + self._middle).clamp(self._low, self._high)
 
     def _scaled(self, action: Tensor) -> Tensor:
-        """Actions in [-1, 1], from those of the environment; 0 in constant dimensions. [B, A]."""
+        """Convert actions of the environment to [-1, 1]; 0 in constant dimensions. [B, A]."""
         return (action - self._middle) / self._divisor * self._free
 
     @property
     def target_entropy(self) -> float:
-        """Minus the option for each action dimension that is not constant (Haarnoja et al. 2018: 1)."""
+        """Return minus the option, times the number of dimensions that are not constant (Haarnoja et al. 2018: 1)."""
         scale = self.config.target_entropy
         return -(1.0 if scale is None else scale) * self._dimensions
 

@@ -1,4 +1,4 @@
-"""Check what a gymnasium environment returns, so that mistakes in it are reported by name instead of as divergence."""
+"""Check what a gymnasium environment returns, so that its bugs are not mistaken for divergence of the agent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_spaces(name: str, envs: VectorEnv[Any, Any, Any]) -> None:
     """Check that agents support the observation and action space.
 
     Raises:
-        UserError: They do not; one line that names the space and the wrapper that helps.
+        UserError: A space is not supported; the message names the space and a wrapper that helps.
     """
     seen, acted = envs.single_observation_space, envs.single_action_space
     if not isinstance(seen, spaces.Box):
@@ -53,7 +53,7 @@ def check_api(name: str, envs: VectorEnv[Any, Any, Any]) -> None:
 
     Args:
         name: The environment's id, for messages.
-        envs: Vectorized environments; those without single ones (``envs.envs``) are not checked.
+        envs: Vectorized environments; not checked if they do not expose single environments (``envs.envs``).
 
     Raises:
         UserError: The environment follows the API before gymnasium 0.26, returns arrays where numbers are expected,
@@ -64,7 +64,7 @@ def check_api(name: str, envs: VectorEnv[Any, Any, Any]) -> None:
             env.action_space.seed(0)
             first, second = env.reset(seed=0), env.step(env.action_space.sample())
             wrong = _wrong_form(first, second)
-        except Exception as error:  # of the user's environment, so anything
+        except Exception as error:  # user code may raise anything
             wrong = _reason(env.unwrapped, error)
         if wrong:
             raise UserError(f"{name}: {wrong}")
@@ -90,7 +90,7 @@ def check_finite(
         first: Number of the first environment.
 
     Raises:
-        RunError: One is not; the message names the environment, its number and the step.
+        RunError: A value is not finite; the message names the environment, its number and the step.
     """
     for what, values in (("observation", observation), ("reward", reward)):
         if values is None or values.dtype.kind != "f" or np.isfinite(values).all():
@@ -105,7 +105,7 @@ def check_finite(
 
 
 def check_action(action: npt.NDArray[Any], when: str) -> None:
-    """Check that an agent's actions are finite, so that its divergence is not reported as a fault of the environment.
+    """Check that an agent's actions are finite, so that its divergence is not mistaken for a bug in the environment.
 
     Raises:
         RunError: They are not.
@@ -115,7 +115,7 @@ def check_action(action: npt.NDArray[Any], when: str) -> None:
 
 
 def note_missing_time_limit(name: str, envs: VectorEnv[Any, Any, Any], limit: int) -> None:
-    """Say once that an environment has no time limit, because evaluations can then become very long.
+    """Print once that an environment has no time limit, because evaluations can then take very long.
 
     Args:
         name: The environment's id.
@@ -163,7 +163,7 @@ def _check_observation(name: str, moment: str, found: npt.NDArray[Any], space: A
 
 
 def _wrong_form(first: Any, second: Any) -> str:
-    """What is wrong with the form of the values of reset and step; empty if nothing is."""
+    """Describe what is wrong with the return values of reset and step; empty if they are correct."""
     if not (isinstance(first, tuple) and len(first) == 2):
         return f"reset() returns only an observation, {_OLD} observation, info"
     if not (isinstance(second, tuple) and len(second) == 5):
@@ -174,7 +174,7 @@ def _wrong_form(first: Any, second: Any) -> str:
 
 
 def _reason(env: Any, error: Exception) -> str:
-    """Why reset or step failed: wrappers may hide the form of the values, else it is an error in the user's code."""
+    """Explain why reset or step failed: the form of its return values, or an error in the user's code."""
     try:
         if wrong := _wrong_form(env.reset(seed=0), env.step(env.action_space.sample())):
             return wrong

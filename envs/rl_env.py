@@ -18,7 +18,7 @@ from plastibench.envs.environment_check import check_api, check_spaces, note, no
 from plastibench.envs.vector_envs import make_gymnasium_vec
 
 Frames = npt.NDArray[Any]
-MAX_STEPS = 27_000  # of an episode in an evaluation; 108,000 Atari frames
+MAX_STEPS = 27_000  # steps of an evaluation episode; 108,000 Atari frames
 # Mean return of a random policy, measured over 1,000 episodes, and of an optimal policy.
 _REFERENCE_RETURNS = {"CartPole-v1": (22.5, 500.0)}
 
@@ -155,7 +155,7 @@ class RLEnvironment:
             found, other = ("last", "first") if config._channels_last(observations) else ("first", "last")
             shape = observations.shape[1:]
             note(
-                f"{config.id}: observations of shape {shape} are taken as images with channels {found}; if this is "
+                f"{config.id}: observations of shape {shape} are treated as images with channels {found}; if this is "
                 f"wrong, set --env.channels {other}"
             )
         if generic:

@@ -34,7 +34,7 @@ class TaskStreamConfig:
     )
     train_size: int | None = option(None, "number of training images to use (default: all)", low=1)
     test_size: int | None = option(
-        None, "number of test images to evaluate, the same stratified part in every run (default: all)", low=1
+        None, "number of test images to evaluate; every run uses the same stratified subset (default: all)", low=1
     )
     epochs: int = option(100, "epochs per task", low=1)
     evaluate_every: int = option(10, "epochs between evaluations; the first five are always evaluated", low=1)

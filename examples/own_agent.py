@@ -18,7 +18,7 @@ from plastibench.agents.classifier_config import ClassifierConfig
 @pb.register_agent("small-cnn", "Two convolutions and a linear layer")
 @dataclass(frozen=True)
 class SmallCNN(ClassifierConfig):
-    """Learning rate, schedule, optimizer and precision are options of every classifier; a subclass adds its own."""
+    """Options of the network. Learning rate, schedule, optimizer and precision are inherited options."""
 
     lr: float = pb.option(1e-3, "peak learning rate", low=0)
     channels: int = pb.option(8, "filters per convolution", low=1)

@@ -22,7 +22,7 @@ SMALL = {"epochs": 2, "stop_after": 2}  # a trial; leave it out for a real exper
 
 
 def arrays():
-    """Images [N, H, W], [N, H, W, C] or [N, C, H, W] and labels [N]: a train part and a test part."""
+    """Return a training and a test set: images [N, H, W], [N, H, W, C] or [N, C, H, W] and labels [N]."""
     digits = load_digits(n_class=4)
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     return (images[:300], digits.target[:300]), (images[300:], digits.target[300:])
@@ -43,7 +43,7 @@ class Stripes(Dataset):
 
 
 def dataset():
-    """One part only: one fifth of each class becomes the test set. A Hugging Face dataset works in the same way."""
+    """Return a single set: one fifth of each class becomes the test set. Hugging Face datasets work, too."""
     return Stripes()
 
 

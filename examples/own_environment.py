@@ -21,7 +21,7 @@ ID = "examples/Corridor-v0"
 
 
 class Corridor(gymnasium.Env):
-    """Walk from the middle of a corridor to its end on the right, or on the left if it is turned round."""
+    """Walk from the middle of a corridor to its right end, or to its left end if it is reversed."""
 
     observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
     action_space = gymnasium.spaces.Discrete(2)
@@ -50,7 +50,7 @@ if ID not in gymnasium.registry:
     gymnasium.register(ID, entry_point=Corridor, max_episode_steps=50)
 
 
-@pb.register_env("corridor-turns", "A corridor that is turned round at every task boundary")
+@pb.register_env("corridor-turns", "A corridor that is reversed at every task boundary")
 @dataclass(frozen=True)
 class Turns(RLEnvConfig):
     """Every option is a flag: ``--env.tasks 4``."""

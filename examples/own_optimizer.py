@@ -13,7 +13,7 @@ import plastibench as pb
 
 
 class Lion(torch.optim.Optimizer):
-    """Steps by the sign of an average gradient (Chen et al. 2023).
+    """Lion optimizer: steps by the sign of an averaged gradient (Chen et al. 2023).
 
     A step needs no closure, and the state consists of tensors, so that interrupted runs resume exactly.
     """

@@ -1,7 +1,7 @@
-"""Repair a network once before fine-tuning, and measure what that brings.
+"""Repair a network once before fine-tuning, and measure whether that helps.
 
-Two kinds of damage: an MLP that has learned random labels for a while, and one that has learned only the digits 0 to 4.
-Both are then fine-tuned on all ten digits, without a repair and after each method.
+The script tests two networks: an MLP that was trained on random labels, and an MLP that was trained only on the digits
+0 to 4. Both are then fine-tuned on all ten digits, without a repair and after each method.
 
     python examples/repair_before_finetuning.py            # 1 seed
     python examples/repair_before_finetuning.py --seeds 5

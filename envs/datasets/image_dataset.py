@@ -112,9 +112,9 @@ def subset_training_images(dataset: ImageDataset, train_size: int) -> ImageDatas
 
 
 def subset_test_images(dataset: ImageDataset, test_size: int) -> ImageDataset:
-    """Reduce the test set to a stratified part that depends on nothing but the test set and its size.
+    """Reduce the test set to a stratified subset, which depends only on the test set and the subset's size.
 
-    Every class keeps its fraction of the images, and at least one. A smaller part is contained in a larger one.
+    Every class keeps its fraction of the images, and at least one. Smaller subsets are contained in larger ones.
 
     Raises:
         UserError: ``test_size`` is smaller than the number of classes, or larger than the test set.

@@ -52,12 +52,12 @@ def load_class_folders(
         train_files, test_files = ([split[label] for label in classes] for split in (train, test))
         return dataset_from_files(name, source, classes, train_files, test_files, channels=channels, size=size, fit=fit)
 
-    reader = (READER,) if fit else ()  # the official images are read as ever
+    reader = (READER,) if fit else ()  # the official images are read as before
     return load_or_build(cache_entry(data_dir, name, fingerprint(state, size, *reader)), build)
 
 
 def training_files(path: Path) -> tuple[FileSource, dict[str, list[str]]]:
-    """The files of a user's image folder that a run could train on, by class.
+    """List the images of a user's folder that a run could train on, by class.
 
     Args:
         path: A folder with ``train/<class>/*``, ``<class>/*``, or images without classes.
@@ -104,7 +104,7 @@ def _layout(source: FileSource) -> tuple[dict[str, list[str]], dict[str, list[st
 
 
 def _class_name(root: Path, folder: str, known: dict[str, list[str]]) -> str:
-    """The name of a class folder in Unicode's composed form: file systems differ in the form that they keep.
+    """Return the name of a class folder in composed Unicode form, because file systems store different forms.
 
     Raises:
         UserError: Another folder has the same name in another form.

@@ -1,4 +1,4 @@
-"""Your own data: a folder of images, a ``.npz`` file of arrays, or what a function returns."""
+"""Your own data: a folder of images, a ``.npz`` file of arrays, or the return value of a function."""
 
 from __future__ import annotations
 
@@ -41,15 +41,16 @@ def load_own_data(data_dir: Path, path: str, image_size: int | None = None) -> I
     Args:
         data_dir: The data folder, for the cache of an image folder.
         path: A folder, as for :func:`load_imagefolder`; ``FILE.npz``; or ``module:function`` or ``file.py:function``
-            that takes no arguments and returns a train and a test part. A part is ``(images, labels)``, a torch Dataset
-            or a Hugging Face dataset. Without a test part, one fifth of each class is held out.
+            that takes no arguments and returns a training and a test set. Each is ``(images, labels)``, a torch Dataset
+            or a Hugging Face dataset. Without a test set, one fifth of each class is held out.
         image_size: For folders: height and width after resizing.
 
     Returns:
-        The dataset. Channels may be first or last. Bytes are kept; floats in [0, 1] and 16-bit integers are scaled.
+        The dataset. Channels may be first or last. 8-bit values are kept; floats in [0, 1] and 16-bit integers are
+        scaled to 8 bits.
 
     Raises:
-        UserError: The data does not exist or does not have this form; one line.
+        UserError: The data does not exist or has another form.
     """
     if Path(path).expanduser().is_dir():
         return load_imagefolder(data_dir, Path(path).expanduser(), image_size)
@@ -81,7 +82,7 @@ def _dataset(where: str, train: _Part, test: _Part) -> ImageDataset:
     names = [str(name) for name in np.unique(train.labels)]
     known = np.unique(train.labels)
     if unknown := sorted({str(label) for label in np.unique(test.labels)} - set(names)):
-        raise UserError(f"{where}: the test part has the class '{unknown[0]}', which has no training images")
+        raise UserError(f"{where}: the test set has the class '{unknown[0]}', which has no training images")
     if untested := sorted(set(names) - {str(label) for label in np.unique(test.labels)}):
         raise UserError(f"{where}: the class '{untested[0]}' has training but no test images")
     if len(known) < 2:
@@ -171,7 +172,7 @@ def _arrays(path: Path) -> tuple[_Part, _Part | None]:
 
 
 def _named(found: Mapping[str, Any], where: str) -> tuple[_Part, _Part | None]:
-    """Parts from arrays by name: x_train, y_train, x_test, y_test or images, labels and the like."""
+    """Find the training and the test set among named arrays, such as x_train and y_train, or images and labels."""
 
     def pick(names: Sequence[str], split: str) -> Any:
         spelled = [name for each in names for name in (f"{each}_{split}", f"{split}_{each}")] if split else names
@@ -214,7 +215,7 @@ def _returned(target: str) -> tuple[_Part, _Part | None]:
         return _part(train, where), None if test is None else _part(test, where)
     except UserError:
         raise
-    except Exception as error:  # of the user's code, so anything
+    except Exception as error:  # user code may raise anything
         frame = traceback.extract_tb(error.__traceback__)[-1]
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:150]
         raise UserError(f"{where}: {reason} ({Path(frame.filename).name}, line {frame.lineno})") from error
@@ -249,7 +250,7 @@ def _part(found: Any, where: str) -> _Part:
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         some = " and ".join(str(list(shape)) for shape in sorted(shapes)[:2])
-        raise UserError(f"{where}: images have different shapes, {some}; resize them to one")
+        raise UserError(f"{where}: images have different shapes, {some}; resize them to one shape")
     return _checked(np.stack(images), np.stack(labels), where, names if isinstance(names, list | tuple) else None)
 
 

@@ -1,4 +1,4 @@
-"""Read one image of any format that Pillow knows: the reader of both ``run`` and ``diagnose``."""
+"""Read one image of any format that Pillow supports; ``run`` and ``diagnose`` use this reader."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from plastibench.config.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-READER = 2  # raise it when the same file of a user's folder gives other pixels, so that caches are built again
-_MAX_RATIO = 100  # of the sides; resizing the shorter side would make a huge image
-# Files that lie beside images. Anything else that cannot be read is an error, so that no image is lost without a word.
+READER = 2  # increase it when the same file would be decoded to other pixels, so that caches are rebuilt
+_MAX_RATIO = 100  # ratio of the sides; above it, resizing the shorter side would create a huge image
+# Files that are often stored beside images. Any other unreadable file is an error, so that no image is lost silently.
 _NOT_IMAGES = frozenset(
     [
         *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".md", ".rst", ".xml", ".yaml", ".yml", ".toml", ".ini", ".db"),
@@ -28,7 +28,7 @@ _NOT_IMAGES = frozenset(
 
 
 def may_be_image(name: str) -> bool:
-    """Whether a file is to be read as an image, judged by its name: no hidden file, no text, no leftovers of a Mac."""
+    """Whether a file should be read as an image; false for the names of hidden, text and macOS metadata files."""
     parts = Path(name).parts
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
     return not hidden and Path(name).suffix.lower() not in _NOT_IMAGES
@@ -45,7 +45,7 @@ def without_bombs() -> Iterator[None]:
 
 
 def read_image(content: bytes, where: object, *, grey: bool = False, upright: bool = True) -> Image.Image:
-    """Decode an image to 8 bits per channel, and drop transparency; of an animation, the first picture.
+    """Decode an image to 8 bits per channel without transparency; of an animation, decode the first frame.
 
     Integers of 16 bits and floats in [0, 1] are scaled to 8 bits; Pillow would clip them to white or black.
 
@@ -56,7 +56,7 @@ def read_image(content: bytes, where: object, *, grey: bool = False, upright: bo
         upright: Rotate the image as its EXIF orientation says.
 
     Raises:
-        UserError: It is damaged, too large, no image, or holds values of unknown range.
+        UserError: It is damaged, too large or not an image, or its value range is unknown.
     """
     from PIL import Image, ImageOps
 
@@ -77,7 +77,7 @@ def read_image(content: bytes, where: object, *, grey: bool = False, upright: bo
 
 
 def fit(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Resize an image so that it just covers ``height`` x ``width`` (bilinear), and crop what is left of its centre."""
+    """Resize an image so that it just covers ``height`` x ``width`` (bilinear), and crop its centre."""
     from PIL import Image
 
     now_wide, now_high = image.size

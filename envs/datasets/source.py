@@ -27,10 +27,10 @@ class FileSource:
     read: Callable[[str], bytes]
 
     def content(self, name: str) -> bytes:
-        """The bytes of a name.
+        """Read the bytes of a file.
 
         Raises:
-            UserError: They cannot be read.
+            UserError: The file cannot be read.
         """
         try:
             return self.read(name)
@@ -48,7 +48,7 @@ def scan_folder(root: Path, depth: int) -> tuple[FileSource, str]:
         The source, and a fingerprint that changes if a file is added, removed, renamed, resized or modified.
 
     Raises:
-        UserError: A folder cannot be listed, or a link leads nowhere.
+        UserError: A folder cannot be listed, or a link is broken.
     """
     try:
         found = sorted(_walk(root, "", depth))
@@ -70,7 +70,7 @@ def _walk(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, int, int
             if entry.name.startswith("."):
                 continue
             if entry.is_symlink() and not os.path.exists(entry.path):
-                raise UserError(f"{entry.path} is a link that leads nowhere; remove it or correct its target")
+                raise UserError(f"{entry.path} is a broken link; remove it or correct its target")
             if entry.is_file():
                 status = entry.stat()
                 yield prefix + entry.name, status.st_size, status.st_mtime_ns

@@ -42,12 +42,12 @@ def configure(parser: CommandParser) -> None:
     what.add_argument("--pretrained", action="store_true", help="download the pretrained weights of a timm model")
     what.add_argument("--weights", type=Path, metavar="FILE", help="weights of timm:MODEL or module:function")
     what.add_argument("--agent", metavar="NAME", help="agent whose network a checkpoint file belongs to")
-    what.add_argument("--role", metavar="NAME", help="which network of a run, such as critic")
+    what.add_argument("--role", metavar="NAME", help="network of the run, such as critic")
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data",
         metavar="DATA",
-        help="the data to come: dataset name, a folder of images, FILE.npz, a text file with a sample per line, or "
+        help="the fine-tuning data: dataset name, folder of images, FILE.npz, text file with one sample per line, or "
         "noise (default: for a run its own data, otherwise noise)",
     )
     data.add_argument("--samples", type=int, default=0, metavar="N", help=f"number of samples (default: {_SAMPLES})")
@@ -91,7 +91,7 @@ def execute(args: argparse.Namespace) -> int:
     if args.role is None and len(targets) > 1:
         raise UserError(f"the run has several networks; add --role, one of {', '.join(roles)}")
     if args.role is not None and args.role not in roles:
-        raise UserError(f"there is no network '{args.role}'; there is {', '.join(roles)}")
+        raise UserError(f"the run has no network '{args.role}'; available: {', '.join(roles)}")
     target = targets[0] if args.role is None else roles[args.role]
     if not args.out.suffix and not hasattr(target.network.module, "save_pretrained"):
         raise UserError(f"--out {args.out}: use a name that ends in {', '.join(SUFFIXES)}")

@@ -26,20 +26,20 @@ def add_execution(parser: CommandParser, *, jobs: bool = False) -> None:
             type=job_count,
             default=AUTO,
             metavar="N",
-            help="runs at a time, each in its own process; auto: one per core or GPU, if the memory suffices "
-            "(default: auto)",
+            help="number of parallel runs, each in its own process; auto: one per core or GPU, fewer if memory is "
+            "scarce (default: auto)",
         )
         tag = "add this tag to the runs (see: plastibench runs); may be repeated"
         group.add_argument("--tag", type=tag_of, action="append", default=[], metavar="TAG", help=tag)
         group.add_argument(
             "--dry-run",
             action="store_true",
-            help="only show what the runs will take: updates, interventions, time, memory and disk",
+            help="estimate updates, interventions, time, memory and disk space, without starting any run",
         )
     add_threads(group, _THREADS if not jobs else _THREADS_PER_PROCESS)
     group.add_argument("--quiet", action="store_true", help="show no progress")
     if jobs:
-        help = "repeat runs that are complete, and start interrupted ones again; their files are replaced"
+        help = "rerun complete runs and restart interrupted runs from the beginning; replaces their files"
         group.add_argument("--force", action="store_true", help=help)
     add_wide(group)
     add_plugin(group)
@@ -75,7 +75,7 @@ def add_wide(group: argparse._ArgumentGroup) -> None:
 
 def add_reference(group: CommandParser | argparse._ArgumentGroup) -> None:
     """Add ``--with-reference``."""
-    help = "include the reference results that plastibench ships (folders with a file REFERENCE)"
+    help = "include the reference results that plastibench ships (folders that contain a file REFERENCE)"
     group.add_argument("--with-reference", action="store_true", help=help)
 
 

@@ -17,8 +17,8 @@ def configure(parser: CommandParser) -> None:
     parser.components = PARTS
     parser.usage = "plastibench bench [ENV] [--agent NAME] [--intervention NAME] [options]"
     parser.epilog = (
-        "Alternates between updates of plastibench, of an equivalent plain PyTorch loop, and their matrix\n"
-        "products alone, then times one intervention. Supervised task streams only."
+        "Alternates between updates of plastibench, of an equivalent plain PyTorch loop, and of their matrix\n"
+        "products alone. Then times one intervention. Supervised task streams only."
     )
     names = parser.add_argument_group(
         "what to time", "Set options with --env.OPTION, --agent.OPTION and --intervention.OPTION."

@@ -48,13 +48,13 @@ def update_board(runs_dir: Path, plots: bool = False) -> None:
 
 
 def write_board(runs_dir: Path, shown: Standings, plots: bool, most: int | None = None) -> Path:
-    """Write TensorBoard's leaderboard, with plots if they are wanted and matplotlib is installed.
+    """Write TensorBoard's leaderboard, with plots if requested and if matplotlib is installed.
 
     Args:
         runs_dir: Folder of all runs.
         shown: The leaderboard.
         plots: Whether to draw plots; otherwise the existing ones are kept.
-        most: Plot only so many settings, those with the latest results; None: all.
+        most: Plot at most this many settings, those with the latest results; None: all.
     """
     from plastibench.leaderboard import tensorboard
 

@@ -1,4 +1,4 @@
-"""The command ``plastibench completion``: completion of commands, flags and names in a shell."""
+"""The command ``plastibench completion``: shell completion of commands, flags and names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from plastibench.config.spec import PARTS
 
 ASK = "__complete"  # the hidden command that the scripts call: plastibench __complete WORDS…
 
-# Each script passes the words after "plastibench" up to the cursor, and completes files if there are no candidates.
+# Each script passes the words from "plastibench" to the cursor, and completes file names if there are no candidates.
 SCRIPTS = {
     "bash": f"""\
 _plastibench() {{
@@ -63,7 +63,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def candidates(words: Sequence[str], modules: Mapping[str, str]) -> list[str]:
-    """What the last of the words may become, without importing PyTorch; nothing if it may be any file or value.
+    """Return the completions of the last word, without importing PyTorch; none if it may be any file or value.
 
     Args:
         words: The words after ``plastibench`` up to the cursor; the last one may be empty.
@@ -89,7 +89,7 @@ def candidates(words: Sequence[str], modules: Mapping[str, str]) -> list[str]:
 
 
 def _values(action: argparse.Action) -> Iterable[str]:
-    """The values that an argument may have; nothing if they are not known."""
+    """Return the possible values of an argument; none if they are unknown."""
     if action.choices is not None:
         return [str(choice) for choice in action.choices]
     if action.dest in REGISTRIES:
@@ -103,7 +103,7 @@ def _values(action: argparse.Action) -> Iterable[str]:
 
 
 def _option_flags(parser: CommandParser, given: Sequence[str]) -> list[str]:
-    """Flags such as ``--env.epochs`` of the components that the words before name."""
+    """Return flags such as ``--env.epochs`` of the components that are named by the preceding words."""
     found: list[str] = []
     for part in set(parser.components) & set(PARTS):
         names = [name for word in given for name in word.split(",")]

@@ -22,10 +22,10 @@ PARTS = ("mlp", "mlp-qkv", "attention", "linear", "layernorm", "head")  # of pla
 if TYPE_CHECKING:
     from plastibench.diagnosis.loading import DiagnosisTarget
 
-_LARGE = 1_000_000  # parameters from which progress is shown
+_LARGE = 1_000_000  # number of parameters above which progress is shown
 _IMAGE_SUFFIXES = (".png", ".svg", ".pdf")
 TARGETS = (
-    "a run's id or folder, timm:MODEL, a checkpoint file with --agent, a folder of Hugging Face's save_pretrained, or "
+    "a run's id or folder, timm:MODEL, a checkpoint file with --agent, a folder written by save_pretrained, or "
     "module:function of your own code, which returns a model or (model, batch, loss_fn)"
 )
 _EXAMPLES = """\
@@ -71,12 +71,12 @@ def configure(parser: CommandParser) -> None:
         "--metrics",
         metavar="NAMES",
         help="metrics or groups of metrics, such as ranks,weights, or all (default: all but the slow groups; for "
-        "networks that are not of a run, also without gradients of single samples)",
+        "networks that are not from a run, also without per-sample gradients)",
     )
     data.add_argument(
         "--thorough",
         action="store_true",
-        help="timm models and checkpoint files: more samples, and the gradients of single samples (minutes)",
+        help="timm models and checkpoint files: use more samples and per-sample gradients (takes minutes)",
     )
     structure = parser.add_argument_group("structure")
     structure.add_argument(
@@ -85,7 +85,7 @@ def configure(parser: CommandParser) -> None:
         help="output layers, separated by commas (default: every layer that the loss reads directly)",
     )
     structure.add_argument(
-        "--selector", metavar="PART", help=f"list the modules of a part of the network: {', '.join(PARTS)}"
+        "--selector", metavar="PART", help=f"list the modules in this part of the network: {', '.join(PARTS)}"
     )
     output = parser.add_argument_group("output")
     output.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained HTML report")
@@ -160,7 +160,7 @@ def _check(args: argparse.Namespace, agent_options: dict[str, Any], metrics: lis
     if args.png is not None and args.png.suffix not in _IMAGE_SUFFIXES:
         raise UserError(f"cannot plot to '{args.png.name}'; use a name that ends in .png, .svg or .pdf")
     if args.pretrained and args.weights is not None:
-        raise UserError("--pretrained and --weights exclude each other")
+        raise UserError("--pretrained and --weights cannot be combined")
     if agent_options and args.agent is None:
         raise UserError("--agent.OPTION needs --agent")
 

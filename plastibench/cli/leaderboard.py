@@ -49,7 +49,7 @@ def configure(parser: CommandParser) -> None:
     together.add_argument(
         "--all-settings",
         action="store_true",
-        help="count settings with few methods, too (default: at least three, and half as many as the median)",
+        help="include settings with few methods (default: at least three, and half as many as the median setting)",
     )
     together.add_argument(
         "--exclude-tag",

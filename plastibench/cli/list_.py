@@ -10,7 +10,7 @@ from plastibench.cli.plugins import import_plugins
 from plastibench.config import registry
 from plastibench.utils.tables import columns_with_summary, terminal_width
 
-_SUMMARY = 0.5  # of the width: room that the summary needs at least
+_SUMMARY = 0.5  # minimum fraction of the width for the summary
 REGISTRIES = {"envs": registry.envs, "agents": registry.agents, "interventions": registry.interventions}
 
 
@@ -41,7 +41,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _fitting(rows: list[list[str]], width: int) -> list[list[str]]:
-    """Rows without the columns, from the third on, that leave no room for the summary."""
+    """Drop columns, from the third on, until the summary has enough room."""
     while len(rows[0]) > 3 and width and width - sum(_widths(rows)) < width * _SUMMARY:
         rows = [[*row[:-2], row[-1]] for row in rows]
     return rows

@@ -21,7 +21,7 @@ GROUPS = {
     },
     "compare results": {
         "leaderboard": "rank methods over all finished runs",
-        "runs": "list, tag, remove and archive runs; show how far they are",
+        "runs": "list, tag, remove and archive runs; show their progress",
         "plot": "plot finished runs: curves, trade-offs, heat maps, the paper's figures",
     },
     "inspect": {

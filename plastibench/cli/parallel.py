@@ -12,7 +12,7 @@ from plastibench.cli.reused import note_reused
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 
-_PLENTY = 4_000_000_000  # bytes of memory per run, above which the runs are not measured before they start
+_PLENTY = 4_000_000_000  # bytes of free memory per run, above which memory is not measured before the start
 
 
 def start_importing(specs: Sequence[RunSpec], args: argparse.Namespace) -> None:
@@ -34,7 +34,7 @@ def start_importing(specs: Sequence[RunSpec], args: argparse.Namespace) -> None:
 
 
 def slots_for(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
-    """The number of runs at a time: ``args.jobs``, or by default as many as fit.
+    """Return the number of parallel runs: ``args.jobs``, or by default as many as fit.
 
     Args:
         specs: What to run, with resolved devices.
@@ -54,13 +54,13 @@ def slots_for(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
 
     try:
         largest = max(plan.memory for plan in plan_runs(left, args.runs_dir, args.data_dir, args.threads))
-    except UserError:  # the run that cannot start says why
+    except UserError:  # the run itself will report the error
         return 1
     return choose_slots(left, args.threads, largest)
 
 
 def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, slots: int) -> tuple[int, list[Any]]:
-    """Run specs in processes of their own; return the exit status and the results of the runs that are complete.
+    """Run each spec in a separate process; return the exit status and the results of complete runs.
 
     Args:
         specs: What to run, with resolved devices.
@@ -119,7 +119,7 @@ def run_and_compare(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
 
 
 def dry_run(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
-    """Print what the runs that are not complete will take, without starting one; return the exit status.
+    """Print the estimated time, memory and disk space of incomplete runs without starting them; return the exit status.
 
     Args:
         specs: What to run, with resolved devices.
@@ -133,7 +133,7 @@ def dry_run(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
 
     left = _incomplete(specs, args)
     if len(left) < len(specs):
-        print(f"{len(specs) - len(left)} of {len(specs)} runs are complete already")
+        print(f"{len(specs) - len(left)} of {len(specs)} runs are already complete")
     if left:
         plans = plan_runs(left, args.runs_dir, args.data_dir, args.threads)
         slots = args.jobs or choose_slots(left, args.threads, max(plan.memory for plan in plans))
@@ -143,7 +143,7 @@ def dry_run(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
 
 
 def _incomplete(specs: Sequence[RunSpec], args: argparse.Namespace) -> list[RunSpec]:
-    """The runs that have to be made."""
+    """Return the specs that must be run."""
     from plastibench.results.run_folder import find_result
 
     return [spec for spec in specs if args.force or find_result(spec, args.runs_dir) is None]

@@ -35,10 +35,10 @@ def configure(parser: CommandParser) -> None:
         metavar="OUT",
         type=Path,
         nargs="?",
-        help="output file or folder; the suffix (.png, .svg, .pdf) sets the format, no suffix writes PNG and SVG "
+        help="output file or folder; the suffix (.png, .svg, .pdf) sets the format; without suffix: PNG and SVG "
         "(default: plots/KIND below the folder of runs)",
     )
-    parser.add_argument("--out", dest="out_option", metavar="OUT", type=Path, help="the same as a flag")
+    parser.add_argument("--out", dest="out_option", metavar="OUT", type=Path, help="same as OUT, as a flag")
     parser.add_argument(
         "--metric",
         metavar="NAME",

@@ -24,8 +24,8 @@ _DPI = 150
 def draw_default_plot(found: Sequence[Result], runs_dir: Path) -> Path | None:
     """Draw the timeline of the runs of one command, save it below the runs' folder and show it in TensorBoard.
 
-    The name follows from env, agent and methods, so the same command with more seeds replaces the plot. What goes
-    wrong is reported in one line: a finished run does not fail because of its plot.
+    The file name depends on env, agent and methods, so the same command with more seeds replaces the plot. Errors are
+    reported in one line, so that a failed plot does not fail a finished run.
 
     Returns:
         The PNG file; None if there is none.
@@ -51,7 +51,7 @@ def draw_default_plot(found: Sequence[Result], runs_dir: Path) -> Path | None:
 
 
 def default_output(runs_dir: Path, kind: str, metric: str | None) -> Path:
-    """Where ``plastibench plot`` writes if no file is named; the folder is created.
+    """Create and return the folder that ``plastibench plot`` writes to if no file is named.
 
     Raises:
         UserError: The folder cannot be created.

@@ -1,4 +1,4 @@
-"""Say which results in a table are not from the command that prints it."""
+"""Report which results in a table were made by earlier commands."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def note_reused(reused: Sequence[Any], count: int) -> None:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     which = "the run was" if count == 1 else f"{len(reused)} of {count} runs were"
     print(
-        f"plastibench: {which} complete already and not repeated ({', '.join(names[:_NAMED])}{more}; finished {when}); "
-        "--force runs again",
+        f"plastibench: {which} already complete, so not rerun ({', '.join(names[:_NAMED])}{more}; finished {when}); "
+        "--force reruns",
         file=sys.stderr,
     )
 
 
 def _finished(result: Any) -> str:
-    """When a run ended, in local time; from the date of its file if the result does not say so."""
+    """Return when a run ended, in local time; if the result does not record it, use the date of its file."""
     if result.origin.finished:
         moment = datetime.fromisoformat(result.origin.finished)
     else:

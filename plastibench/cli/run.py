@@ -51,7 +51,7 @@ def configure(parser: CommandParser) -> None:
     )
     add_run_options(parser)
     add_execution(parser, jobs=True)
-    parser.add_argument("--no-plot", action="store_true", help="do not draw the runs into the folder plots at the end")
+    parser.add_argument("--no-plot", action="store_true", help="do not plot the runs at the end")
     add_paths(parser)
     # Replaces argparse's flag: the help depends on the names given and on plugins.
     parser.add_argument(
@@ -128,7 +128,7 @@ def _show_help(parser: CommandParser, tables: Tables) -> int:
 
 
 def _check_together(specs: list[RunSpec], args: argparse.Namespace) -> None:
-    """Check all methods of the command before its first run, so that a mistake in the last one costs no time.
+    """Check all methods of the command before the first run starts, so that mistakes are found early.
 
     Raises:
         UserError: A method's class is wrong, or it cannot act in this run.
@@ -198,7 +198,7 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
 
 
 def _compare(found: list[Any], args: argparse.Namespace) -> None:
-    """Compare the results on the screen and in TensorBoard, and say where they are."""
+    """Print a table of the results, update TensorBoard, and print where the files are."""
     from plastibench import leaderboard
 
     print(f"\n{leaderboard.comparison(found, terminal_width(args.wide))}\n")

@@ -24,13 +24,13 @@ _ACTIONS = ("list", "status", "tag", "rm", "archive", "restore")
 _HELP = """\
 actions:
   list     [RUN ...]        list runs
-  status   [RUN ...]        count runs by state, and show how far the unfinished ones are
-  tag TAG  RUN ...          add a tag (--remove: remove it); runs tagged 'trial' do not count over all settings
-  rm       RUN ...          delete runs, after asking
-  archive  RUN ...          pack runs into RUNS_DIR/archive, where the leaderboard and TensorBoard do not see them
+  status   [RUN ...]        count runs by state, and show the progress of unfinished runs
+  tag TAG  RUN ...          add a tag (--remove: remove it); the table over all settings ignores runs tagged 'trial'
+  rm       RUN ...          delete runs, after asking for confirmation
+  archive  RUN ...          pack runs into RUNS_DIR/archive, which the leaderboard and TensorBoard ignore
   restore  [RUN ...]        unpack archived runs; without RUN, list them
 
-RUN is an id, the six characters at its end, or a pattern such as '*rnr*'. Filters can replace it.
+RUN is an id, the last six characters of an id, or a pattern such as '*rnr*'. You can use filters instead of RUN.
 
 examples:
   plastibench runs list --intervention 'rnr*' --state interrupted
@@ -59,7 +59,7 @@ def configure(parser: CommandParser) -> None:
         which.add_argument(f"--{name}", metavar=name.upper(), help=help)
     how = parser.add_argument_group("execution")
     how.add_argument("--remove", action="store_true", help="tag: remove the tag")
-    how.add_argument("--yes", action="store_true", help="rm: do not ask")
+    how.add_argument("--yes", action="store_true", help="rm: do not ask for confirmation")
     add_wide(how)
     add_plugin(how)
     add_paths(parser, data=False)
@@ -71,7 +71,7 @@ def execute(args: argparse.Namespace) -> int:
     from plastibench.sweeps.run_folders import STATES, find_runs, select
 
     if args.state is not None and args.state not in STATES:
-        raise UserError(f"--state {args.state}: no such state{did_you_mean(args.state, STATES)} ({', '.join(STATES)})")
+        raise UserError(f"--state {args.state}: unknown state{did_you_mean(args.state, STATES)} ({', '.join(STATES)})")
     if args.action == "restore":
         return _restore(args.run, args.runs_dir)
     tag = ""
@@ -96,14 +96,14 @@ def execute(args: argparse.Namespace) -> int:
         print(_status(found, terminal_width(args.wide)))
     elif args.action == "tag":
         _tag(found, tag, args.remove)
-        update_board(args.runs_dir)  # tags decide what counts over all settings
+        update_board(args.runs_dir)  # tags affect the table over all settings
     else:
         return _take_away(args.action, found, args)
     return 0
 
 
 def _table(found: Sequence[RunFolder], width: int) -> str:
-    """A row per run, without the columns that do not fit."""
+    """Format a row per run, without the columns that do not fit."""
     from plastibench.sweeps.run_folders import age
 
     header = ["run", "method", "seed", "state", "age", "env", "tags", "agent"]
@@ -124,7 +124,7 @@ def _table(found: Sequence[RunFolder], width: int) -> str:
 
 
 def _aligned_left(header: list[str], rows: list[list[str]], width: int) -> str:
-    """A table of texts. Long cells are cut, so that a run is one line, then columns are left out."""
+    """Format a table with one line per run: truncate long cells first, then leave out columns."""
     limits = dict.fromkeys(range(len(header)), 0)
     if width:
         limits |= {header.index(name): max(12, int(width * part)) for name, part in _WIDEST.items() if name in header}

@@ -1,4 +1,4 @@
-"""Digests of the code of plugins: a run of a changed plugin is another run.
+"""Digests of plugin code, which are part of a run's id: if a plugin changes, its runs get new ids.
 
 The code of a class that is not part of plastibench is
 
@@ -6,8 +6,8 @@ The code of a class that is not part of plastibench is
 - all Python files of its top-level package, for a module in a package;
 - the source of the class itself, in a script or a notebook.
 
-Modules that these files import belong to it unless they are installed, as do the classes that it inherits from.
-Packages that plastibench itself uses, such as torch, do not count: their versions are part of the result.
+The code also includes the modules that these files import, unless they are installed packages, and all base classes.
+Packages that plastibench itself uses, such as torch, are excluded: their versions are recorded in the result.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def code_of(cls: type) -> str:
 
     Returns:
         For a class of plastibench: an empty string, or ``version 2`` if its attribute ``version`` says so. For any
-        other class: a digest of its code, as it was when this function was first called with the class.
+        other class: a digest of its code at the first call with this class.
     """
     if cls.__module__.partition(".")[0] == "plastibench":
         version = getattr(cls, "version", 1)

@@ -1,4 +1,4 @@
-"""The options that the source code of a class declares, so that they can be checked and listed without importing it."""
+"""Read the options of a class from its source code, so that they can be checked and listed without importing it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def declared_options(node: ast.ClassDef, path: Path) -> Declared:
 
 
 def make_class(name: str, options: Declared) -> type:
-    """A dataclass that has these options and does nothing."""
+    """Create a dataclass that has these options and no behavior."""
     fields = [
         (option_name, kind, dataclasses.field(default=field.default, metadata=field.metadata))
         for option_name, (kind, field) in options.items()
@@ -63,7 +63,7 @@ def prefixed(name: str, cls: type, defaults: Mapping[str, Any]) -> list[tuple[st
 
 
 def _type(node: ast.expr, path: Path) -> Any:
-    """The type that an annotation names. ``Any`` stands for classes."""
+    """Return the type that an annotation names; ``Any`` for classes."""
     if isinstance(node, ast.Name):
         return _SCALARS[node.id] if node.id in _SCALARS else _alias(node.id, path)
     if isinstance(node, ast.BinOp):  # X | None, or X | SomeClass
@@ -80,7 +80,7 @@ def _type(node: ast.expr, path: Path) -> Any:
 
 
 def _alias(name: str, path: Path) -> Any:
-    """The type that a module gives a name to, or imports from another module of plastibench under this name."""
+    """Return the type that a name refers to in a module, which may import it from another module of plastibench."""
     tree = _parsed(path)
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):

@@ -23,7 +23,7 @@ class Registration:
 
 @dataclass(frozen=True)
 class SourceClass:
-    """What the source code of a class says.
+    """A registered class, as read from its source code.
 
     Attributes:
         target: ``"module:Class"``.

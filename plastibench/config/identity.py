@@ -1,7 +1,7 @@
 """What identifies a run: its id, its group, and the ids that earlier versions gave to the same run.
 
-A run is its env, agent and intervention with all options, the options of the run, and the code of plugins. Two runs are
-the same if their :func:`content` is; ids are digests of it.
+A run is defined by its env, agent and intervention with all options, the options of the run, and the code of plugins.
+Two runs are the same if their :func:`content` is equal. Ids are digests of this content.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from plastibench.config.errors import UserError
 PARTS = ("env", "agent", "intervention")
 BASE = "none"  # the intervention that does nothing
 IDLE: dict[str, Any] = {"every": 0, "until": None, "roles": None, "offline_updates": None}  # a schedule without effect
-_DIGITS = 16  # of the digest: among a million runs, two share an id with a probability of 3e-8
+_DIGITS = 16  # digits of the digest: the probability of a collision among a million runs is 3e-8
 _DIGITS_BEFORE = 6  # in 0.1.0
 _LONGEST = 200  # characters of an id, which is the name of a folder
 
@@ -60,7 +60,7 @@ def id_before(parts: Parts, run: Mapping[str, Any]) -> str:
 
 
 def legacy_ids(parts: Parts, run: Mapping[str, Any]) -> tuple[str, ...]:
-    """The ids that 0.1.0 gave to a run, which knew options by their old names. They can collide."""
+    """Return the ids that version 0.1.0, with its old option names, gave to a run. They can collide."""
     before = [(name, renames(part, name).undo(options)) for part, (name, options) in zip(PARTS, parts, strict=True)]
     return (id_before(before, run),)
 
@@ -72,10 +72,10 @@ def renames(part: str, name: str) -> Any:
 
 
 def has_idle_schedule(intervention: str, agent: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
-    """Whether the schedule of interventions cannot change a run, because its intervention does nothing.
+    """Whether the schedule cannot change a run, because its intervention does nothing.
 
-    A run changes if updates without acting follow each intervention, or if target networks become copies of the trained
-    ones then.
+    The schedule still matters if offline updates follow each intervention, or if the targets become copies of the
+    trained networks at each intervention.
 
     Args:
         intervention: Name of the intervention.

@@ -16,9 +16,9 @@ from plastibench.config.errors import UserError, did_you_mean
 from plastibench.config.own_code import location
 
 T = TypeVar("T")
-_LARGEST = 10**15  # larger integers are mistakes, and neither fit into every file format nor into memory
+_LARGEST = 10**15  # larger integers are mistakes, and do not fit into every file format or into memory
 _MOST = 1_000  # items of a list
-_LONGEST = 100  # characters of a value that messages show
+_LONGEST = 100  # characters of a value that are shown in messages
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -41,8 +41,8 @@ def option(
         high: Largest allowed value (inclusive).
         formerly: Old name of the option, which is still accepted; must be a literal.
         old_values: Old value to new value; old values are still accepted. Must be a literal.
-        names: What the value is a registered name of, for example ``intervention``. The code of a plugin with this name
-            is then part of the run's identity, as is that of every value ``module:Class`` that ``__post_init__`` has
+        names: The kind of registered name that the value is, for example ``intervention``. If a plugin has this name,
+            its code is part of the run's id. The same holds for every value ``module:Class`` that ``__post_init__`` has
             imported.
     """
     metadata = {"help": help, "low": low, "high": high, "names": names}
@@ -55,7 +55,7 @@ def options_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
     """Return the options of a class by name: the fields that the constructor of a dataclass accepts."""
     if any(isinstance(value, dataclasses.Field) for base in cls.__mro__ for value in vars(base).values()):
         raise UserError(
-            f"{location(cls)}: {cls.__name__} declares options but is no dataclass; write @dataclass above 'class "
+            f"{location(cls)}: {cls.__name__} declares options but is not a dataclass; write @dataclass above 'class "
             f"{cls.__name__}', below the line that registers it"
         )
     if not dataclasses.is_dataclass(cls):  # a plugin without options need not be one
@@ -98,7 +98,7 @@ def renames_of(cls: type) -> Renames:
 
 
 def has_option(cls: type, name: str) -> bool:
-    """Return whether a class has an option, by its present or its old name, in any spelling."""
+    """Return whether a class has an option, by its current or old name, in any spelling."""
     return field_name(name) in {*options_of(cls), *renames_of(cls).names}
 
 
@@ -122,7 +122,7 @@ def current(cls: type, values: Mapping[str, Any], where: str, *, quiet: bool = F
     for name, value in values.items():
         new = renames.names.get(field_name(name))
         if new in given:
-            raise UserError(f"{where}: '{flag_name(new)}' is given twice: '{name}' is its old name")
+            raise UserError(f"{where}: '{flag_name(new)}' is given twice; '{name}' is its old name")
         key = name if new is None else new
         found[key] = _replaced(value, renames.values.get(field_name(key), {}))
         if new is not None and not quiet:
@@ -176,9 +176,10 @@ def build(
         quiet: Do not print which names are old.
 
     Raises:
-        UserError: An unknown name, a wrong type, a value out of range, or a ``ValueError`` of the class itself.
+        UserError: An unknown name, a wrong type, a value out of range, or a ``ValueError`` that the class itself
+            raises.
     """
-    kind: Any = cls  # mypy does not take a class for hashable
+    kind: Any = cls  # mypy does not treat a class as hashable
     fields, hints = options_of(cls), _hints(kind)
     checked = {}
     for name, value in {**(defaults or {}), **current(cls, values, where, quiet=quiet)}.items():

@@ -1,4 +1,4 @@
-"""Where an error or a definition is: file and line, preferably of the user's own code."""
+"""Locate an error or a definition by file and line, preferably in the user's own code."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def location(what: Any) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """An unexpected error in one line, with the place in the user's code that led to it.
+    """Describe an unexpected error in one line, with the location in the user's code that caused it.
 
-    ``shrink.py:17: IndexError in intervene: index out of range``. If none of the user's code was involved, the place is
-    in plastibench; if that is unknown too, the line names only type and message.
+    ``shrink.py:17: IndexError in intervene: index out of range``. If no user code was involved, the location is in
+    plastibench. If the location is unknown, the line contains only the type and message.
     """
     kind, message = type(error).__name__, " ".join(str(error).split())
     if isinstance(error, SyntaxError) and error.filename:

@@ -139,13 +139,13 @@ class Registry:
         )
 
     def parts(self, name: str) -> list[Entry]:
-        """The entries that a name combines, as in ``a+b``; otherwise its own."""
+        """Return the entries that a name such as ``a+b`` combines; for any other name, its own entry."""
         if self._combine and "+" in name and name not in self._entries:
             return [self[part] for part in name.split("+")]
         return [self[name]]
 
     def declaration(self, name: str) -> type:
-        """A class with the options of a name. For a built-in name, nothing is imported: the class does nothing else."""
+        """Return a class with the options of a name; for a built-in name, without behavior or imports."""
         parts = self.parts(name)
         if len(parts) == 1:
             return self._declared(parts[0])

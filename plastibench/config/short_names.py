@@ -20,17 +20,17 @@ def tables_of(spec: RunSpec) -> dict[str, dict[str, Any]]:
 
 
 def short_names(runs: Sequence[Tables], *, seeds: bool = True) -> list[str]:
-    """Name each run by its intervention, by what differs between the runs, and by its seed.
+    """Name each run by its intervention, the options that differ between runs, and its seed.
 
-    The env and the agent are part of the names only if they differ. An option is part of the names of those runs that
-    have it if its value differs between runs with the same env, agent or intervention.
+    The env and the agent are part of the names only if they differ. An option is included if its value differs between
+    runs with the same env, agent or intervention.
 
     Args:
         runs: For each run the tables ``env``, ``agent`` and ``intervention`` with ``name`` and options, and ``run``.
-        seeds: Whether the names contain the seeds. Without them, runs that differ in the seed only share a name.
+        seeds: Whether the names contain the seeds. Without them, runs that differ only in the seed share a name.
 
     Returns:
-        A name for each run. Runs that differ in no name and no option have a number at the end.
+        A name for each run. If two runs have the same names and options, a number is appended.
     """
     varying = _varying(runs)
     names = [_name(tables, varying, seeds) for tables in runs]

@@ -109,7 +109,7 @@ class RunSpec:
     def from_toml(cls, text: str, where: str = "spec.toml") -> RunSpec:
         """Read the output of :meth:`to_toml`; ``where`` is its origin, for error messages.
 
-        The code of the spec is the one that was recorded, even if that of the plugins is another now.
+        The spec keeps the recorded code digests, even if the plugins have changed since.
         """
         tables = read_tables(text, where)
         for part in PARTS:
@@ -133,7 +133,7 @@ class RunSpec:
 
     @property
     def content(self) -> str:
-        """Everything that identifies the run; of the device, its type only."""
+        """Everything that identifies the run. Only the type of the device is included."""
         return identity.content(*self._identity)
 
     def group(self) -> str:
@@ -150,7 +150,7 @@ class RunSpec:
         return dataclasses.replace(self, run=dataclasses.replace(self.run, seed=0, metrics=None)).legacy_ids()
 
     def current(self) -> RunSpec:
-        """Return this spec with the code as it is now, see :attr:`code`."""
+        """Return this spec with the digests of the current code, see :attr:`code`."""
         code = {part: _code(part, *getattr(self, part)) for part in PARTS}
         return dataclasses.replace(self, code={part: found for part, found in code.items() if found})
 
@@ -244,7 +244,7 @@ def seeds_of(text: Any) -> list[int]:
 
 
 def check_count(count: int, what: str) -> None:
-    """Check that a command has not too many runs, before they are listed.
+    """Check that a command does not have too many runs, before they are listed.
 
     Raises:
         UserError: There are more than a hundred thousand.

@@ -70,10 +70,10 @@ class Diagnosis:
         reasons: Why.
         notes: Caveats.
         overall: Metrics of the network.
-        fresh: The same of a fresh network, if compared.
+        fresh: The same metrics of a fresh network, if one was compared.
         layers: The modules in the order in which they run.
-        coverage: Which modules the methods on single units act on.
-        selected: Names and numbers of parameters of the modules in the part that ``selector`` names.
+        coverage: Which modules unit-level methods act on.
+        selected: Names and parameter counts of the modules that ``selector`` selects.
     """
 
     title: str
@@ -113,7 +113,7 @@ def diagnose(
     Args:
         target: The network and its probe batch; neither is modified.
         metrics: Names of metrics or groups; default: :data:`DEFAULT_GROUPS`.
-        selector: A part of the network whose modules are listed, of :data:`plastibench.nn.selectors.PARTS`.
+        selector: Part of the network whose modules are listed; one of :data:`plastibench.nn.selectors.PARTS`.
         progress: Receives a line about each step.
     """
     network, batch = target.network, target.batch

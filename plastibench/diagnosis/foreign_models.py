@@ -1,4 +1,4 @@
-"""Networks from the user's own code and from folders of Hugging Face transformers."""
+"""Load networks from the user's own code and from folders of Hugging Face transformers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def own_model(
         name: ``module:function`` or ``file.py:function``.
         data: Images, as :func:`read_samples` takes them; unused if the function returns a batch.
         device: Where to put the network.
-        weights: A file of weights; None: as the function returns the model.
+        weights: A file of weights; None: keep the weights that the function returns.
         samples: Number of images.
         image_size: Height and width of the images; 0: 224.
         data_dir: Folder of datasets.
@@ -45,7 +45,7 @@ def own_model(
     with seeded(0):
         try:
             found = function()
-        except Exception as error:  # of the user's code, so anything
+        except Exception as error:  # user code may raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(f"{name}() failed ({reason})") from error
     model, *rest = found if isinstance(found, tuple) else (found,)
@@ -160,7 +160,7 @@ def _texts(folder: Path, model: Any, data: str, samples: int) -> tuple[TensorDic
 
 
 def _with_labels(model: Any, content: Mapping[str, Tensor]) -> TensorDictBase:
-    """Language models predict their own input; other heads get their predictions as labels later."""
+    """Add labels: language models predict their own input; other models get their own predictions as labels later."""
     batch = dict(content)
     name = type(model).__name__
     if any(kind in name for kind in ("LMHead", "CausalLM", "MaskedLM", "ConditionalGeneration")):

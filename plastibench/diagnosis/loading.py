@@ -78,8 +78,8 @@ def timm_model(
         pretrained: Download the pretrained weights of this name.
 
     Raises:
-        UserError: The model does not exist, has no pretrained weights or they cannot be downloaded, or weights or data
-            do not fit it.
+        UserError: The model does not exist, its pretrained weights do not exist or cannot be downloaded, or weights or
+            data do not fit the model.
     """
     import timm
 
@@ -211,7 +211,7 @@ def name_outputs(target: DiagnosisTarget, names: Sequence[str]) -> None:
     """Set the output layers of the network.
 
     Raises:
-        UserError: One of them is no layer with units of the network.
+        UserError: A name is not a layer with units of the network.
     """
     target.network.outputs = checked_outputs(target.network.module, names)
 

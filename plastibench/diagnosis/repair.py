@@ -1,4 +1,4 @@
-"""Apply an intervention to a loaded network once, and say what it changed."""
+"""Apply an intervention to a loaded network once, and report what it changed."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Repair:
     Attributes:
         title: Description of the network.
         intervention: Name of the intervention.
-        report: Its own report.
-        changed: Number of scalars of the state dict that have another value now.
+        report: Report of the intervention.
+        changed: Number of scalars in the state dict whose value has changed.
         total: Number of scalars of the state dict.
         drift: Relative change of the outputs on the batch, |after - before| / |before|; None if the module does not
             return one tensor.
-        agreement: Fraction of predictions (largest outputs) that did not change; None if the outputs are no [..., K].
+        agreement: Fraction of predictions (largest outputs) that did not change; None if the outputs are not [..., K].
         samples: Number of samples of the batch.
         data: Where the batch comes from.
         notes: Caveats from loading the network.
@@ -137,10 +137,10 @@ def save_weights(module: torch.nn.Module, path: Path) -> None:
 
 
 def check_output(path: Path) -> None:
-    """Check the name of the output, before anything is loaded.
+    """Check the output path before anything is loaded.
 
     Raises:
-        UserError: Another kind of file, or a folder that does not exist.
+        UserError: The suffix is not supported, or the parent folder does not exist.
     """
     if path.suffix not in ("", *SUFFIXES):
         raise UserError(f"--out {path}: use a name that ends in {', '.join(SUFFIXES)}")
@@ -174,7 +174,7 @@ def _without_shared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _outputs(network: Network, batch: Any) -> Tensor | None:
-    """What the module returns when the loss calls it: a tensor, or the logits of a model of Hugging Face."""
+    """Return the module's output when the loss calls it: a tensor, or the logits of a Hugging Face model."""
     seen: list[Any] = []
     hook = network.module.register_forward_hook(lambda module, args, output: seen.append(output))
     try:

@@ -39,7 +39,7 @@ class Samples:
 
 
 def read_samples(text: str, count: int, shape: tuple[int, int, int], data_dir: Path) -> Samples:
-    """Read up to ``count`` images. Those of another shape are resized; their channels are repeated or averaged.
+    """Read up to ``count`` images. If shapes differ, resize the images and repeat or average their channels.
 
     Args:
         text: Name of a dataset, ``noise``, a folder of images (with or without a subfolder per class), a .npz file, or
@@ -99,7 +99,7 @@ def _fitted(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def _folder(path: Path, count: int, shape: tuple[int, int, int]) -> Samples:
-    """Images of a folder, in turn from each class, read as ``run`` reads them."""
+    """Read images of a folder in the same way as ``run``, alternating between classes."""
     try:
         source, by_class = training_files(path)
     except UserError as error:
@@ -118,14 +118,14 @@ def _folder(path: Path, count: int, shape: tuple[int, int, int]) -> Samples:
 
 
 def _check_varied(found: Samples) -> None:
-    """Raise UserError for images without content, which make every unit look constant and any network healthy."""
+    """Raise UserError if images are constant or identical, because every unit would then look constant."""
     first = found.images[:1]
     if bool((found.images == first.flatten()[0]).all()):
         raise UserError(
-            f"--data {found.name}: all images have the same constant value, which says nothing of a network"
+            f"--data {found.name}: all images have the same constant value, so they reveal nothing about a network"
         )
     if len(found.images) > 1 and bool((found.images == first).all()):
-        raise UserError(f"--data {found.name}: all {len(found.images)} images are equal; give different ones")
+        raise UserError(f"--data {found.name}: all {len(found.images)} images are identical; pass different images")
 
 
 def _arrays(path: Path, count: int) -> Samples:

@@ -37,8 +37,8 @@ def report(found: Diagnosis) -> str:
 
 
 def _coverage(found: Coverage) -> str:
-    """One line, and a table of what is not covered if it is more than a few parameters."""
-    line = f"coverage: methods on single units act on {100 * found.fraction:.1f} % of the parameters"
+    """One line, plus a table of the modules that are not covered if they have more than a few parameters."""
+    line = f"coverage: unit-level methods act on {100 * found.fraction:.1f} % of the parameters"
     missing = [group for group in found.missing() if group[3] >= 0.001 * found.parameters]
     if not missing:
         return line

@@ -48,13 +48,13 @@ def collate(loader: Any, size: int, generator: torch.Generator) -> Any:
 
     Samples are read by index in this process and collated by the loader's ``collate_fn``. The loader's sampler, workers
     and running iterators are not affected. The global random states of torch (CPU), ``random`` and NumPy, which
-    transforms use, are seeded from ``generator`` for this call and restored afterwards. State of the dataset itself
-    (its own generator, a cache, a file position) is affected by the reads.
+    transforms use, are seeded from ``generator`` for this call and restored afterwards. The reads do affect the state
+    of the dataset itself (its own generator, a cache, a file position).
 
     Args:
         loader: A ``DataLoader``.
         size: Number of samples; all samples if the dataset is smaller. If the dataset returns batches (a loader with
-            ``batch_size=None``), as many batches as are needed.
+            ``batch_size=None``), as many batches as needed.
         generator: A CPU generator.
 
     Raises:
@@ -84,7 +84,7 @@ def try_builder(network: Network) -> None:
     """Build a module once, without the network's generator.
 
     Raises:
-        UserError: The builder fails, or builds another module than the network.
+        UserError: The builder fails, or its module does not match the network.
     """
     try:
         with seeded(0):

@@ -118,10 +118,10 @@ class PlasticityCallback(Callback):
             pl_module.training_step = step  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the step at which this fit starts, and try the loss on two samples, and the builder.
+        """Read the step at which this fit starts, and test the loss on two samples and the builder.
 
         Raises:
-            UserError: The data has no access by index, or the loss or the builder fails.
+            UserError: The data does not support access by index, or the loss or the builder fails.
         """
         self._step = trainer.global_step
         assert self.attached is not None
@@ -153,7 +153,7 @@ class PlasticityCallback(Callback):
             self.attached.intervene(self._drawn(trainer, self.size, self.attached.network.generator))
 
     def _drawn(self, trainer: Trainer, size: int, generator: torch.Generator) -> TensorDictBase:
-        """Draw a batch, cast as Lightning casts those of the training."""
+        """Draw a batch, cast as Lightning casts training batches."""
         drawn = self.draw() if self.draw else collate(trainer.train_dataloader, size, generator)
         assert self.attached is not None
         return self._packing.pack(trainer.precision_plugin.convert_input(drawn)).to(self.attached.network.device)

@@ -34,7 +34,7 @@ def networks_of(model: BaseAlgorithm, generator: torch.Generator) -> tuple[dict[
         generator: Source of the randomness of interventions.
 
     Raises:
-        UserError: An algorithm that is not supported, or a feature extractor shared by actor and critic.
+        UserError: The algorithm is not supported, or actor and critic share a feature extractor.
     """
     policy: Any = model.policy
 
@@ -82,8 +82,8 @@ def networks_of(model: BaseAlgorithm, generator: torch.Generator) -> tuple[dict[
 def draw_batch(model: Any, size: int, generator: torch.Generator) -> TensorDictBase:
     """Draw a batch with everything that the losses of :func:`networks_of` need.
 
-    Off-policy algorithms draw from their replay buffer, on-policy ones from the rollouts that they learn from next. The
-    random states of NumPy and torch that training uses are not affected.
+    Off-policy algorithms draw from the replay buffer, on-policy algorithms from the rollout that the next updates use.
+    The random states of NumPy and torch that training uses are not affected.
 
     Args:
         model: The algorithm.

@@ -25,13 +25,15 @@ from plastibench.utils.seeding import generator
 
 
 class PlasticityCallback(BaseCallback):
-    """``model.learn(100_000, callback=PlasticityCallback("rnr", every=10_000, roles=["critic"]))``.
+    """Callback for Stable-Baselines3 that applies an intervention during ``learn()``.
+
+    Example: ``model.learn(100_000, callback=PlasticityCallback("rnr", every=10_000, roles=["critic"]))``.
 
     The callback supports DQN, SAC, TD3, DDPG, PPO and A2C. It intervenes at the end of a rollout, before the updates
-    that follow. An intervention sees transitions from the replay buffer, or from the rollout. The random numbers that
-    training draws stay the same.
+    that follow. The batch for an intervention consists of transitions from the replay buffer or the rollout. The
+    callback does not change the random numbers that training draws.
 
-    - A penalty is computed on a batch of its own. Its gradient is added right before the optimizer step, so the
+    - A penalty is computed on a separate batch. Its gradient is added right before the optimizer step, so the
       algorithm's gradient clipping does not apply to it.
     - To continue training later, save both parts: ``model.save(path)`` and ``callback.save(path)``. To continue, create
       the callback with the same arguments and call ``callback.load(path, model)`` on the loaded model. If the method
@@ -65,7 +67,7 @@ class PlasticityCallback(BaseCallback):
             every: Intervene once for every ``every`` timesteps; 0: never.
             timesteps: Intervene when these numbers of timesteps are reached.
             roles: Networks to modify: ``critic``, ``actor`` or ``policy`` (default: all that the algorithm has).
-            size: Number of transitions that an intervention sees.
+            size: Number of transitions in the batch for an intervention.
             target_policy: What happens to target networks: ``keep`` leaves them, ``copy`` copies the new weights,
                 ``same`` applies a separate instance of the intervention.
             metrics: Record plasticity metrics before each intervention, as ``plasticity/ROLE/METRIC``.
@@ -88,7 +90,7 @@ class PlasticityCallback(BaseCallback):
         self._attached_to: BaseAlgorithm | None = None
 
     def attach(self, model: BaseAlgorithm) -> None:
-        """Prepare the networks of a model. ``learn`` does this; call it yourself to load a changed architecture.
+        """Prepare the networks of a model. ``learn`` calls this; call it yourself to load a changed architecture.
 
         Raises:
             UserError: The algorithm is not supported, it has no network with a given role, or the method does not fit.
@@ -149,7 +151,9 @@ class PlasticityCallback(BaseCallback):
         self.attach(model)
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["attached"].keys() != self.attached.keys():
-            raise UserError(f"{path} is the state of the networks {', '.join(state['attached'])}; pass the same roles")
+            raise UserError(
+                f"{path} holds the state of the networks {', '.join(state['attached'])}; pass the same roles"
+            )
         for role, saved in state["attached"].items():
             self.attached[role].load_state_dict(saved)
         assert self._targets is not None

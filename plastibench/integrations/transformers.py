@@ -69,8 +69,8 @@ class PlasticityCallback(TrainerCallback):
             size: Number of training samples in the batch for an intervention, see
                 :func:`~plastibench.integrations.callback_schedule.collate`.
             draw: A function that returns this batch instead.
-            fresh: Builds a newly initialized model; it is tried once at the start. By default a model of the same class
-                and config, or each layer's ``reset_parameters()`` if that fails (PEFT models, wrappers).
+            fresh: Builds a newly initialized model; tested once at the start. By default, a model of the same class and
+                config is built. If that fails (PEFT models, wrappers), each layer's ``reset_parameters()`` is used.
             options: Options of a named intervention.
             seed: Seed of all randomness of the intervention.
             log: Where to write what each intervention did, as in :func:`plastibench.attach`; None: nowhere.
@@ -142,7 +142,9 @@ class PlasticityCallback(TrainerCallback):
         frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
         if frozen:
             total = sum(p.numel() for p in model.parameters())
-            print(f"plastibench: {frozen:,} of {total:,} parameters are frozen and stay as they are", file=sys.stderr)
+            print(
+                f"plastibench: {frozen:,} of {total:,} parameters are frozen and will not be changed", file=sys.stderr
+            )
         self.attached = attach(copy.deepcopy(self.intervention), network, log=self.log_target, **self.options)
         model.register_load_state_dict_pre_hook(_refuses_other_branches)
         if overrides(self.attached.intervention, "penalty"):

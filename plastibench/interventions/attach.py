@@ -44,8 +44,8 @@ def attach(
     The architecture may change here, so attach before you load a state dict.
 
     Args:
-        intervention: A registered name or a combination such as ``l2-init+rnr``; or an instance that serves no other
-            network.
+        intervention: A registered name, a combination such as ``l2-init+rnr``, or an instance that is not attached to
+            any other network.
         model: The module to keep trainable, or a :class:`~plastibench.nn.network.Network` that describes it.
         optimizer: Its optimizer; only with a module.
         loss_fn: ``loss_fn(model, batch)``, the mean training loss of a batch; only with a module. Methods that score
@@ -146,7 +146,7 @@ class Attached:
         steps: Optimizer steps so far.
         report: What the latest call of :meth:`intervene` did.
         log: Where interventions are logged, or None.
-        effects: Whether the hooks have changed the network; None if nobody asked (see :class:`Effects
+        effects: Whether the hooks have changed the network; None if this is not tracked (see :class:`Effects
             <plastibench.interventions.effects.Effects>`).
     """
 
@@ -179,7 +179,7 @@ class Attached:
         self.network.optimizer = optimizer
 
     def coverage(self, batch: Batch) -> Coverage:
-        """Which modules of the network the methods on single units act on, and why not on the others.
+        """Report which modules unit-level methods act on, and why they do not act on the others.
 
         Args:
             batch: A batch that the network's loss accepts; its first samples are used.
@@ -298,7 +298,7 @@ class Attached:
 
 
 def only_intervenes(method: Intervention) -> bool:
-    """Whether a method changes values only in ``intervene``, so that it may see other parameters there than in updates.
+    """Whether a method changes values only in ``intervene``, where it may see other parameters than in updates.
 
     See :meth:`Network.plain_weights <plastibench.nn.network.Network.plain_weights>`.
     """
@@ -324,7 +324,7 @@ def _unchanged_on_error(module: nn.Module) -> Iterator[None]:
 
 
 def _check_module(network: Network, method: Intervention) -> None:
-    """Refuse a module without weights, and say which weights the method cannot write."""
+    """Refuse uninitialized lazy modules, and print which weights the method cannot write."""
     lazy = [name for name, p in network.module.named_parameters() if isinstance(p, UninitializedParameter)]
     if lazy:
         raise UserError(f"attach: {lazy[0]} is not initialized yet; run the module on one batch first (lazy modules)")

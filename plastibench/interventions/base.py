@@ -88,10 +88,10 @@ class Intervention:
     numbers from ``network.generator`` only, and leave gradients and train/eval modes unchanged.
     """
 
-    _registered_name = ""  # under which it was created
+    _registered_name = ""  # registered name under which it was created
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Let ``intervene`` of a class outside plastibench check what it returns, whoever calls it."""
+        """Wrap ``intervene`` of classes outside plastibench, so that its return value is always checked."""
         super().__init_subclass__(**options)
         body = vars(cls).get("intervene")
         if inspect.isfunction(body) and is_own(cls.__module__):
@@ -136,7 +136,7 @@ class Intervention:
 
 
 def _with_checked_report(body: Callable[..., Any]) -> Callable[..., Report]:
-    """Make ``intervene`` raise a UserError with file and line if it returns something else than a ``Report``."""
+    """Make ``intervene`` raise a UserError with file and line if it does not return a ``Report``."""
 
     @functools.wraps(body)
     def intervene(self: Intervention, *arguments: Any, **options: Any) -> Report:
@@ -153,7 +153,7 @@ def _with_checked_report(body: Callable[..., Any]) -> Callable[..., Report]:
 
 
 def name_of(intervention: Intervention) -> str:
-    """The registered name under which an intervention was created, or else the name of its class."""
+    """Return the registered name under which an intervention was created, or otherwise the name of its class."""
     return intervention._registered_name or type(intervention).__name__
 
 

@@ -1,4 +1,4 @@
-"""Checks of a method's class, for mistakes that would make it run as ``none`` or fail in the middle of a run."""
+"""Check a method's class for mistakes that would make it behave like ``none`` or fail in the middle of a run."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ HOOKS = {
     "evaluated": ("network",),
 }
 _STATE = {"wrapped": (), "state_dict": (), "load_state_dict": ("state",)}
-_CLOSE = 0.75  # similarity from which a method is taken for a misspelt hook
+_CLOSE = 0.75  # similarity above which a method counts as a misspelled hook
 
 
 def check_method(intervention: Any) -> None:
-    """Check the class of an intervention; plastibench's own classes are correct.
+    """Check the class of an intervention; plastibench's own classes are not checked.
 
     Raises:
-        UserError: It does not inherit from ``Intervention``, a hook has other arguments, the name of a method is a
-            misspelt hook, or it overrides no hook. The line names file, line and what to change.
+        UserError: The class does not inherit from ``Intervention``, a hook has the wrong arguments, a method name is a
+            misspelled hook, or no hook is overridden. The message names file, line and what to change.
     """
     cls = type(intervention)
     if not isinstance(intervention, Intervention):
@@ -46,7 +46,7 @@ def check_method(intervention: Any) -> None:
                 _check_spelling(cls, base, name, member)
     if not any(overrides(intervention, hook) for hook in HOOKS):
         raise UserError(
-            f"{location(cls)}: {cls.__name__} overrides no hook, so it would run as none; define one of "
+            f"{location(cls)}: {cls.__name__} overrides no hook, so it would behave like none; define one of "
             f"{', '.join(HOOKS)}"
         )
 
@@ -55,20 +55,20 @@ def _check_arguments(base: type, name: str, member: Any) -> None:
     expected = {**HOOKS, **_STATE}[name]
     shown = f"def {name}({', '.join(('self', *expected))})"
     if not callable(getattr(base, name)):
-        raise UserError(f"{location(base)}: {base.__name__}.{name} is no method; write {shown}")
+        raise UserError(f"{location(base)}: {base.__name__}.{name} is not a method; write {shown}")
     bound = getattr(base, name)
     arguments = expected if isinstance(member, classmethod | staticmethod) else ("self", *expected)
     try:
         inspect.signature(bound).bind(*arguments)
     except TypeError:
         raise UserError(
-            f"{location(bound)}: {base.__name__}.{name}{inspect.signature(bound)} has other arguments than the hook; "
+            f"{location(bound)}: {base.__name__}.{name}{inspect.signature(bound)} does not take the hook's arguments; "
             f"write {shown}"
         ) from None
 
 
 def _check_spelling(cls: type, base: type, name: str, member: Any) -> None:
-    """Refuse a method that looks like a hook which the class does not define."""
+    """Refuse a method whose name looks like a misspelled hook."""
     plain = {hook.replace("_", ""): hook for hook in (*HOOKS, "state_dict", "load_state_dict")}
     close = difflib.get_close_matches(name.replace("_", "").lower(), plain, n=1, cutoff=_CLOSE)
     if not close:
@@ -76,6 +76,6 @@ def _check_spelling(cls: type, base: type, name: str, member: Any) -> None:
     hook = plain[close[0]]
     if getattr(cls, hook) is getattr(Intervention, hook):
         raise UserError(
-            f"{location(member)}: plastibench never calls {base.__name__}.{name}; did you mean '{hook}'? (a helper "
-            "method: begin its name with _)"
+            f"{location(member)}: plastibench never calls {base.__name__}.{name}; did you mean '{hook}'? (if it is a "
+            "helper method, start its name with _)"
         )

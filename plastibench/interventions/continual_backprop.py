@@ -46,7 +46,7 @@ class ContinualBackprop(Intervention):
       the mean before it computes the contribution.
     - If a Linear reads a flattened convolution, the source averages E|h|·|outgoing| over positions; this class
       multiplies the averages of both. With several readers, their weights are added.
-    - For ``adaptable``, the mean that is subtracted is that before the current batch; the source includes the batch.
+    - For ``adaptable``, the subtracted mean excludes the current batch; the source includes it.
     - Fractions of a replacement always accumulate; GnT draws them at random unless ``accumulate`` is set.
     - ``maturity`` is 100, as in the source's ConvGnT and its experiments on MNIST; GnT itself has 20, and experiments
       use up to 10,000. ``rate`` is 1e-4 in both; experiments use 1e-6 to 3e-4.

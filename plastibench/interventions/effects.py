@@ -1,4 +1,4 @@
-"""Whether the hooks of a method have any effect on its network."""
+"""Track whether the hooks of a method have any effect on its network."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Effects:
             self.changed["penalty"] = self.changed["penalty"] or term is not None
 
     def complaint(self, role: str) -> str:
-        """What a user must know if the method has done nothing so far; otherwise an empty string."""
+        """Return a warning if the method has had no effect so far; otherwise an empty string."""
         if self.acts_otherwise or any(self.changed.values()) or not self.calls:
             return ""
         equal = "" if self.prepared else ": the run equals none"
@@ -91,7 +91,7 @@ class Effects:
 
 @torch.no_grad()
 def _snapshot(network: Network, *, with_gradients: bool) -> dict[str, Tensor]:
-    """Copies of all parameters and buffers, and sums over the optimizer's state, which is large."""
+    """Copy all parameters and buffers, and compute sums over the optimizer's state, which is too large to copy."""
     parameters = dict(network.module.named_parameters())
     state = network.module.state_dict().items()
     found = {name: value.detach().clone() for name, value in state if isinstance(value, Tensor)}

@@ -34,10 +34,10 @@ class NeuroplasticExpansion(Intervention):
     The smallest weights are removed. Then the missing connections (including those just removed) with the largest
     gradient in the last update are added, with zero weights.
 
-    Follows torressliu/neuroplastic-expansion, where ``final=0.25`` too. Differences: the source skips the optimizer
-    step of an update that changes connections; it also masks the scales of norms; turnover falls to 0 by a cosine over
-    the run (here over ``horizon`` updates, if set); and its experience review, which samples older transitions, belongs
-    to the replay buffer. Missing connections are masked, so a sparse network is not faster.
+    Follows torressliu/neuroplastic-expansion, which also uses ``final=0.25``. Differences: the source skips the
+    optimizer step of an update that changes connections; it also masks the scales of norms; turnover falls to 0 along a
+    cosine over the run (here over ``horizon`` updates, if set); and its experience review, which samples older
+    transitions, belongs to the replay buffer. Missing connections are masked, so a sparse network is not faster.
     """
 
     kind = "optimizer"
@@ -45,7 +45,9 @@ class NeuroplasticExpansion(Intervention):
 
     sparsity: float = option(0.8, "fraction of connections that are missing at the start", low=0, high=0.99)
     every: int = option(100, "updates between changes of connections", low=1)
-    grow: float = option(0.008, "connections to add each time, as a fraction of the initial free space", low=0, high=1)
+    grow: float = option(
+        0.008, "connections to add each time, as a fraction of the initially missing connections", low=0, high=1
+    )
     prune: float = option(0.4, "connections to remove during growth, as a multiple of those added", low=0, high=1)
     final: float = option(0.25, "fraction of missing connections at which growth ends", low=0, high=1)
     turnover: float = option(0.2, "after growth: fraction of connections to exchange each time", low=0, high=1)

@@ -37,12 +37,11 @@ class SelfNormalizedResets(Intervention):
 
     Follows the moment version in ajozefiak/CL-transformers, which needs no histogram of silences. Its experiments use
     ``percentile=0.95`` and have no upper limit; they adjust the thresholds at random updates (with the probability
-    ``reset_freq``), this class at a fixed interval, not by luck. The histogram version,
-    ajozefiak/SelfNormalizedResets, counts samples instead of updates; its port in isaac7778/FIRE has the limit of
-    20,000.
+    ``reset_freq``); this class uses a fixed interval. The histogram version, ajozefiak/SelfNormalizedResets, counts
+    samples instead of updates; its port in isaac7778/FIRE has the limit of 20,000.
 
-    The rule requires an activation that can be silent, such as ReLU. With GELU every unit is positive for some token
-    and nothing is ever reset; a warning is printed.
+    The rule requires an activation that can be silent, such as ReLU. With GELU, every unit is positive for some token,
+    so nothing is ever reset; a warning is printed.
     """
 
     kind = "units"

@@ -100,7 +100,7 @@ class ShrinkPerturb(Intervention):
         stuck = [name for name in network.not_reinitializable() if name in parameters]
         if stuck and not self._initial:
             raise UserError(
-                f"shrink-perturb: cannot draw new values of {stuck[0]}: unknown initialization; pass a builder as "
+                f"shrink-perturb: cannot draw new values for {stuck[0]}: unknown initialization; pass a builder as "
                 "Network(…, fresh=…), or set source=initial"
             )
         fresh = dict(network.fresh().named_parameters()) if heads or not self._initial else {}

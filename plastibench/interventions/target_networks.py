@@ -1,4 +1,4 @@
-"""What happens to target networks when an intervention changes the networks they follow."""
+"""Update target networks when an intervention changes the networks that they follow."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TargetNetworks:
 
     @contextlib.contextmanager
     def _trainable(self, role: str) -> Iterator[None]:
-        """Temporarily give the target's parameters the ``requires_grad`` of its network's."""
+        """Temporarily give the target's parameters the same ``requires_grad`` as those of its network."""
         target, network = self.targets[role].module, self.networks[role].module
         for parameter, own in zip(target.parameters(), network.parameters(), strict=True):
             parameter.requires_grad_(own.requires_grad)

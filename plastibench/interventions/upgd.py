@@ -35,9 +35,9 @@ class UPGD(Intervention):
       optimizer's learning rate times ``lr_factor``, because SGD needs about ten times the learning rate of Adam.
     - ``adam``: multiplies the step of the agent's optimizer, including weight decay, by 1 - s (AdamUPGD).
 
-    The utility is corrected for its start at 0. In the paper so is the largest utility, and the two corrections cancel
-    (``correction="paper"``). The released code divides by the largest utility before the correction, so gates are
-    sharper in the first updates (``correction="released"``): up to σ(1/(1-β)) at the first one.
+    The utility is corrected for its start at 0. The paper corrects the largest utility as well, and the two corrections
+    cancel (``correction="paper"``). The released code divides by the largest utility before the correction, so gates
+    are sharper in the first updates (``correction="released"``): up to σ(1/(1-β)) at the first one.
 
     The released optimizers have the defaults noise 1, decay 0 and β 0, which their experiments replace. The default
     noise of 0.001 and β of 0.9 are the authors' best values on label-permuted EMNIST, with decay 0. Their AdaUPGD (β
@@ -60,7 +60,7 @@ class UPGD(Intervention):
     beta: float = option(0.9, "decay of the running mean of utilities, per update", low=0, high=0.99999)
     # Options added later default to None, which keeps the id of older specs unchanged.
     correction: Literal["paper", "released"] | None = option(
-        None, "correct also the largest utility for its start at 0 (paper, default), or not (released code)"
+        None, "whether to correct the largest utility for its start at 0, too: yes (paper, default) or no (released)"
     )
 
     def __post_init__(self) -> None:

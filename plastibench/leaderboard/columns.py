@@ -1,4 +1,4 @@
-"""The columns of the leaderboard, most important first, and how rows are sorted and filtered by them."""
+"""Columns of the leaderboard, most important first, and functions that sort and filter rows by them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Column:
         heading: Heading of the column.
         unit: Unit; ``score``: accuracy in percent, or a return; ``fraction``: shown in percent; ``ratio``: relative to
             ``none``.
-        better: Whether more or less is better.
+        better: ``more`` or ``less``: which direction is better.
         meaning: Explanation in one line.
         rl_meaning: Explanation for RL agents; empty: the same.
     """
@@ -56,10 +56,10 @@ COLUMNS = (
         "recovered in",
         "number",
         "less",
-        "epochs until the accuracy is back at its value before the task boundary, and percentage of boundaries after "
-        "which it never is",
-        "steps until the return is back at its value before the intervention, and percentage of interventions after "
-        "which it never is",
+        "epochs until accuracy recovers to its value before the task boundary, and percentage of boundaries after "
+        "which it never does",
+        "steps until the return recovers to its value before the intervention, and percentage of interventions after "
+        "which it never does",
     ),
     Column("better", "P(> none)", "probability", "more", "fraction of seeds that beat none [95 % CI, Wilson]"),
     Column("time", "time ×", "ratio", "less", "CPU time of the run relative to none with the same seed"),
@@ -101,7 +101,7 @@ OVERALL = (
     Column("better", "P(> none)", "probability", "more", "fraction of seeds that beat none [95 % CI, Wilson]"),
     Column("runs", "runs", "number", "more", "number of runs in all settings"),
 )
-NO_TIME = "no column 'time ×' without 10 s of measured CPU time per run on equal hardware with as many threads"
+NO_TIME = "the column 'time ×' requires 10 s of CPU time per run, on the same hardware with the same number of threads"
 KEYS = tuple(column.key for column in COLUMNS)
 
 

@@ -1,4 +1,4 @@
-"""Recompute the values of a result that follow from its others: tasks, events, schedules, counts and ranges."""
+"""Recompute the derived values of a result: tasks, events, schedules, counts and ranges."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def contradictions(result: Result, env: Any, agent: Any) -> Iterator[str]:
     """Compare stated values with recomputed ones.
 
     Args:
-        result: A result of the right format.
+        result: A result in a valid format.
         env: The config of its env; None if it is unknown.
         agent: The config of its agent; None if it is unknown.
 
     Yields:
-        A line for each field that contradicts others.
+        A line for each field that contradicts other fields.
     """
     yield from _summary(result, env)
     yield from _metrics(result)
@@ -74,7 +74,7 @@ def _summary(result: Result, env: Any) -> Iterator[str]:
 
 
 def _metrics(result: Result) -> Iterator[str]:
-    """Metrics outside of the range of their definition."""
+    """Find metrics outside the range of their definition."""
     for number, record in enumerate(result.plasticity):
         for name, value in record.metrics.items():
             low, high = -math.inf, math.inf
@@ -204,7 +204,7 @@ def _at_boundary(moments: Sequence[tuple[int, int]], task: int) -> int:
 
 
 def _interventions(result: Result, due: Sequence[tuple[int, int]]) -> Iterator[str]:
-    """Compare the interventions with the task and update of those that are due, for each network."""
+    """Compare the recorded interventions with the scheduled ones, by task and update, for each network."""
     until, roles = result.run.get("until"), result.run.get("roles")
     expected = [moment for moment in due if until is None or moment[1] <= until]
     for role in sorted({record.role for record in result.plasticity}):

@@ -17,7 +17,7 @@ from plastibench.results.confidence import Interval
 
 _TEMPLATE = "leaderboard.html.j2"
 _WIDTH, _MARGIN = 120, 5  # of the plot of an interval, in pixels
-_PHONE = ("intervention", "final", "drop", "seeds", "settings", "iqm")  # columns on a phone, unless all are asked for
+_PHONE = ("intervention", "final", "drop", "seeds", "settings", "iqm")  # columns on a phone, unless all are requested
 _REACH = 3  # interquartile ranges beyond the quartiles; a mean outside is an outlier, drawn as a hollow dot at the edge
 
 
@@ -134,7 +134,7 @@ def _cells(row: Row, columns: Sequence[Column], setting: Setting | None = None) 
 
 
 def _is_optional(column: Column, setting: Setting | None) -> bool:
-    """Whether a phone hides a column until all are asked for."""
+    """Whether a phone hides a column until the user requests all columns."""
     return column.key not in _PHONE or (column.key == "iqm" and setting is not None)
 
 

@@ -23,7 +23,7 @@ from plastibench.results.confidence import (
 
 _EVALUATION_OPTION = "evaluate_every"  # of envs; does not change the training
 _MANY = 3  # number of settings that a note lists
-_FEWEST = 3  # methods in a setting that counts, if any setting has as many
+_FEWEST = 3  # minimum number of methods in a setting that counts, if any setting has that many
 
 Scores = Mapping[int, float]  # by seed
 Reasons = dict[str, list[str]]  # reason to titles of settings
@@ -36,10 +36,10 @@ def overall(
 
     Scores are accuracies as fractions, and normalized returns. Settings without these or with a single method are left
     out. By default, a setting counts only if it has at least three methods (if any setting has three) and at least half
-    as many as the median setting. Methods with a single seed do not count here, unless all have one. Otherwise a trial
-    run of two methods would leave all others without a rank. A method is ranked if it has two seeds or more in every
-    setting. All settings have equal weight. Settings are fixed, only seeds are random: intervals say nothing about
-    other settings.
+    as many as the median setting. Methods with a single seed do not contribute to these numbers, unless every method
+    has a single seed. Otherwise, a trial run of two methods would remove all others from the ranking. A method is
+    ranked if it has at least two seeds in every setting. All settings have equal weight. Intervals treat only the seeds
+    as random, so they say nothing about other settings.
 
     Keys: ``rank``, ``tied``, ``intervention``, ``settings`` (number in which it counts), ``of`` (number of all),
     ``runs``, ``iqm``, ``gain``, ``better``, ``mean_rank`` (over the settings in which it has several seeds).
@@ -101,7 +101,7 @@ def _without_tags(settings: Sequence[Setting], tags: Collection[str]) -> tuple[l
 
 
 def _method_count(setting: Setting, seeds: int) -> int:
-    """Number of methods with at least so many seeds."""
+    """Number of methods with at least this many seeds."""
     return sum(len(_scores(method, setting)) >= seeds for method in setting.methods)
 
 

@@ -14,15 +14,15 @@ _SHOWN = 10  # number of tasks or evaluations that are shown
 _ACCURACY_LEGENDS = {
     "final": "accuracy after the last task",
     "drop": "percentage points lost right at the intervention, mean over task boundaries",
-    "recovered in": "epochs until the accuracy is back at its value before the boundary, and percentage of boundaries "
-    "after which it never is",
+    "recovered in": "epochs until accuracy recovers to its value before the boundary, and percentage of boundaries "
+    "after which it never does",
 }
 _RETURN_LEGENDS = {
     "return": "mean of full greedy episodes",
     "final": "mean of the last three evaluations",
     "drop": "return lost right at the intervention, mean over interventions",
-    "recovered in": "steps until the return is back at its value before the intervention, and percentage of "
-    "interventions after which it never is",
+    "recovered in": "steps until the return recovers to its value before the intervention, and percentage of "
+    "interventions after which it never does",
     "lowest": "lowest return between an intervention and the next one",
 }
 _LEGENDS = {

@@ -170,7 +170,7 @@ def _key(result: Result) -> str:
 
 
 def _facts(result: Result) -> dict[str, Any]:
-    """Data, versions and the code of plugins that env and agent consist of; an old file does not state its data."""
+    """Return data digest, versions and plugin code of env and agent; old files do not record the data digest."""
     code = {f"{part} code": result.code.get(part) for part in ("env", "agent")}
     code = {key: None if value and value.startswith("version ") else value for key, value in code.items()}
     return {
@@ -197,7 +197,7 @@ def _split_by_data(variants: list[list[Result]]) -> list[list[Result]]:
 
 
 def _differences(samples: Sequence[Result]) -> list[str]:
-    """Options, versions, code and data in which settings with the same names differ."""
+    """Return the options, versions, code and data that differ between settings with the same names."""
     if len(samples) < 2:
         return []
     facts: list[dict[str, Any]] = []
@@ -235,7 +235,7 @@ def _expected_updates(runs: Sequence[Result]) -> int:
 
 
 def _distinguishing_options(result: Result, alike: Sequence[Result]) -> str:
-    """Options of the run and code that distinguish methods with the same label, and the group's digest."""
+    """Return the run options and code that distinguish methods with the same label, and the group's digest."""
     known = [_run_and_code(other) for other in alike]
     keys = [key for key in dict.fromkeys(k for o in known for k in o) if key not in ("seed", "every", "metrics")]
     differing = [key for key in keys if any(o.get(key) != known[0].get(key) for o in known)]

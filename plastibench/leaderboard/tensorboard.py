@@ -1,7 +1,7 @@
 """The leaderboard in TensorBoard: tables, charts that compare methods over seeds, and plots.
 
 TensorBoard gives each run a colour, so each method in the charts is a small run below the one with tables and plots.
-None of them is a row of the HParams tab; its columns are stored with the tables.
+The HParams tab does not list these small runs; its columns are stored with the tables.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from plastibench.results.confidence import mean_interval
 from plastibench.results.hparams import GROUP, METRICS, differing_columns
 from plastibench.results.result import Result
 from plastibench.utils import tensorboard_events, tensorboard_summaries
-from plastibench.utils.folder_lock import wait_for_lock
+from plastibench.utils.folder_lock import LOCK, wait_for_lock
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
 FOLDER = "leaderboard"
-COLORS = 7  # of TensorBoard's runs; the next run has the first colour again
+COLORS = 7  # number of TensorBoard's colours; the next run has the first colour again
 TEXT_COLUMNS = 6
 BEST = 4  # number of best methods in a chart, besides those that are always shown
 _ALWAYS = ("none", "reset", "rnr")
@@ -83,7 +83,7 @@ def _write(folder: Path, shown: Standings, plots: Mapping[str, bytes] | None) ->
     runs = [run for setting, _ in shown.tables for run in setting.runs]
     columns = (0, _columns(differing_columns(runs), runs))
     layout = (0, tensorboard_summaries.layout(categories))
-    # Start times as if the board was the first run of all: its runs are listed first, in this order.
+    # Early start times, so that TensorBoard lists the leaderboard's runs first, in this order.
     tensorboard_events.replace(folder, [columns, layout, *tables], start=1.0)
     for number, name in enumerate(_order(charted), start=2):
         tensorboard_events.replace(folder / name, lines[name], start=float(number))
@@ -109,7 +109,7 @@ def _columns(hyperparameters: Sequence[str], runs: Sequence[Result]) -> Summary:
 
 
 def _table(shown: Standings) -> str:
-    """Markdown with few columns whose values and headings do not break."""
+    """Format Markdown with few columns, whose values and headings do not wrap."""
     return text_format.markdown(shown, most=TEXT_COLUMNS, unbreakable=True)
 
 
@@ -136,6 +136,7 @@ def remove(runs_dir: Path) -> None:
     """Delete the leaderboard; other files in its folder are kept."""
     folder = runs_dir / FOLDER
     if folder.is_dir():
+        (folder / LOCK).unlink(missing_ok=True)
         for path in [*(path for path in folder.iterdir() if path.is_dir()), folder]:
             tensorboard_events.remove(path)
 

@@ -56,7 +56,7 @@ def markdown(shown: Standings, most: int | None = None, unbreakable: bool = Fals
     Args:
         shown: The leaderboard.
         most: Largest number of columns of a table, the most important ones; None: all columns.
-        unbreakable: Use spaces and hyphens in headings and values at which a line is not broken.
+        unbreakable: Use non-breaking spaces and hyphens in headings and values.
     """
 
     def drawn(columns: Sequence[Column], made: Sequence[Row], setting: Setting | None) -> str:
@@ -130,7 +130,7 @@ def legends(
 
 
 def closing_legends(shown: Standings) -> list[str]:
-    """What the legend says besides the meaning of columns."""
+    """Return the parts of the legend that do not explain columns."""
     rows = [row for _, made in shown.tables for row in made] + shown.overall
     intervals = [value for row in rows for value in row.values() if isinstance(value, Interval)]
     found = [PLUS_MINUS] if any(interval.low is not None for interval in intervals) else []
@@ -151,7 +151,7 @@ def cells(row: Row, columns: Sequence[Column], setting: Setting | None = None) -
 
 
 def columns_of(setting: Setting, made: Sequence[Row]) -> list[Column]:
-    """The columns that apply to a setting and have a value in at least one row."""
+    """Return the columns that apply to a setting and have a value in at least one row."""
     without = ("auc",) if setting.is_rl else ("lowest", "q_bias")
     return [
         column
@@ -166,7 +166,7 @@ def meaning(column: Column, setting: Setting | None = None) -> str:
 
 
 def _drawn(columns: list[Column], made: Sequence[Row], setting: Setting | None, width: int) -> tuple[list[Column], str]:
-    """The columns that fit into a width, and the table with them."""
+    """Return the columns that fit into a width, and the table made of them."""
     header, lines = headings(columns, setting), [cells(row, columns, setting) for row in made]
     count = fitting_columns(header, lines, width)
     return columns[:count], text_table(header[:count], [line[:count] for line in lines], width)

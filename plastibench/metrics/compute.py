@@ -25,7 +25,7 @@ def compute_metrics(
     units: Sequence[TracedLayer] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> PlasticityReport:
-    """Compute the named metrics, and nothing else.
+    """Compute only the named metrics.
 
     Args:
         network: The network; unchanged, including its generator.

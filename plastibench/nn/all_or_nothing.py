@@ -1,4 +1,4 @@
-"""Undo what was done to a network if an error interrupts it."""
+"""Roll back changes to a network if an error interrupts them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from plastibench.nn.network import Network
 def all_or_nothing(network: Network) -> Iterator[None]:
     """If the block raises, restore all parameters, buffers and optimizer state of the network.
 
-    Keeps a copy of them inside the block. The block must not change the architecture.
+    Keeps a copy of all these tensors inside the block. The block must not change the architecture.
 
     Args:
         network: The network.

@@ -1,4 +1,4 @@
-"""Compare what a builder of fresh modules returns with the module that it must resemble."""
+"""Check that a builder of fresh modules returns a module that matches the original."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def resembling(fresh: nn.Module, module: nn.Module, expected: Shapes) -> nn.Modu
         expected: Shapes of the parameters of the original when it had the architecture of ``fresh``.
 
     Raises:
-        UserError: It shares parameters with the original, or has other parameters.
+        UserError: The module shares parameters with the original, or its parameters have other names or shapes.
     """
     own = {id(parameter) for parameter in module.parameters()}
     if any(id(parameter) in own for parameter in fresh.parameters()):
@@ -61,17 +61,19 @@ def _compare(found: Shapes, expected: Shapes) -> None:
     missing, more = [n for n in expected if n not in found], [n for n in found if n not in expected]
     if missing or more:
         what = [f"it lacks {missing[0]}"] if missing else []
-        what += [f"it has {more[0]} in addition"] if more else []
+        what += [f"it has an additional {more[0]}"] if more else []
         count = len(missing) + len(more)
-        raise UserError(f"fresh= builds another module than the network: {' and '.join(what)} ({count} names differ)")
+        raise UserError(
+            f"fresh= builds a different module than the network: {' and '.join(what)} ({count} names differ)"
+        )
     other = [n for n, shape in expected.items() if found[n] != shape]
     if other:
         name = other[0]
         if not found[name]:
             raise UserError(f"fresh= builds a lazy module: {name} has no shape yet; run it on a batch in the builder")
         raise UserError(
-            f"fresh= builds another module than the network: {name} has shape {tuple(found[name])} instead of "
-            f"{tuple(expected[name])}; if the network has grown, let the builder build the grown one"
+            f"fresh= builds a different module than the network: {name} has shape {tuple(found[name])} instead of "
+            f"{tuple(expected[name])}; if the network has grown, let the builder build the grown network"
         )
 
 

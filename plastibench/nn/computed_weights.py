@@ -1,8 +1,8 @@
 """Weights that are computed from other parameters: weight normalization, ``torch.nn.utils.parametrize``.
 
-Such a weight cannot be written. If the parametrization can represent any weight (weight normalization can, spectral
-normalization cannot), :func:`plain_weights` makes it an ordinary parameter for a while and then writes it back through
-the right inverse. Other modules of this kind are left alone, see :func:`describe`.
+Such a weight cannot be written directly. If the parametrization can represent any weight (weight normalization can,
+spectral normalization cannot), :func:`plain_weights` temporarily makes it an ordinary parameter and then writes it back
+through the right inverse. Other modules of this kind are not changed; see :func:`describe`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def copied(module: nn.Module) -> nn.Module:
 
 
 def computed_parameters(module: nn.Module) -> dict[str, str]:
-    """Parameters from which a weight is computed, by name, and the name of the module with this weight."""
+    """Map each parameter from which a weight is computed to the name of the module with this weight."""
     found: dict[str, str] = {}
     for prefix, child in module.named_modules():
         below = f"{prefix}." if prefix else ""
@@ -72,10 +72,10 @@ def make_plain(module: nn.Module) -> list[_Plain]:
 
 @contextmanager
 def plain_weights(module: nn.Module, optimizer: torch.optim.Optimizer | None) -> Iterator[bool]:
-    """Inside the block, weights that can be written back are ordinary parameters.
+    """Make weights that can be written back ordinary parameters inside the block.
 
-    Afterwards the parameters from which they are computed give the new weights. Where these parameters change, their
-    optimizer state is reset. If the block fails, they are as before.
+    Afterwards, the parameters from which they are computed are set so that they produce the new weights. If these
+    parameters change, their optimizer state is reset. If the block fails, they are restored.
 
     Args:
         module: Any module.
@@ -122,7 +122,7 @@ class _Plain:
         _replace(module._parameters, {**self.plain, **kept})
 
     def restore(self) -> None:
-        """Compute the weights from the other parameters again; these have their old values."""
+        """Restore the computed weights, with the old values of the parameters from which they are computed."""
         _replace(self.module._modules, self._modules)
         _replace(self.module._parameters, self._parameters)
         _replace(self.module._forward_pre_hooks, self._hooks)
@@ -133,14 +133,14 @@ class _Plain:
 
     @torch.no_grad()
     def write(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """Write the new weights through the right inverse, where they have changed."""
+        """Write the weights that have changed through the right inverse."""
         old = {name: parameter.detach().clone() for name, parameter in self.originals.items()}
         for name in self.names:
             new, rows = self.plain[name].detach(), (self.plain[name] != self.before[name]).flatten(1).any(1)
             if bool(rows.any()):
                 _write(self.module, name, new)
                 for key, parameter in self.originals.items():
-                    if len(parameter) == len(rows):  # exact: rows that stay keep the same bits
+                    if len(parameter) == len(rows):  # exact: unchanged rows stay bit-identical
                         shape = (-1, *[1] * (parameter.ndim - 1))
                         zero = ~new.flatten(1).any(1) & rows if parameter.shape == new.shape else ~rows
                         parameter.copy_(torch.where((~rows | zero).reshape(shape), old[key], parameter))
@@ -172,7 +172,7 @@ def _hooked(module: nn.Module) -> list[str]:
 
 
 def _invertible(module: nn.Module) -> bool:
-    """Whether any weight can be written: tried on a copy, with rows scaled differently."""
+    """Whether any weight can be written; tested on a copy whose rows are scaled differently."""
     if not parametrize.is_parametrized(module):
         norms = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm)]
         return bool(norms) and len(norms) == len(_hooked(module)) and all(norm.dim == 0 for norm in norms)
@@ -185,7 +185,7 @@ def _invertible(module: nn.Module) -> bool:
             wanted = (value * scale + 0.01 * scale).to(getattr(trial, name).dtype)
             try:
                 setattr(trial, name, wanted)
-            except Exception:  # whatever a parametrization raises: NotImplementedError, ValueError, RuntimeError
+            except Exception:  # parametrizations raise different errors: NotImplementedError, ValueError, RuntimeError
                 return False
             if value.ndim == 0 or not torch.allclose(getattr(trial, name).float(), wanted.float(), rtol=1e-2):
                 return False

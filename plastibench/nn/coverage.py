@@ -1,4 +1,4 @@
-"""Which modules of a network the methods on single units act on, and why not on the others."""
+"""Report which modules of a network unit-level methods act on, and why they do not act on the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from plastibench.nn.selectors import attention_of, selector
 from plastibench.nn.units import has_units
 
 _SHOWN_PARTS = ("mlp", "attention", "head")
-_LARGE = 0.05  # fraction of the parameters that is worth a line before training
+_LARGE = 0.05  # uncovered fraction of the parameters above which a note is printed
 _GATES = (nn.RNNBase, nn.RNNCellBase)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -30,8 +30,8 @@ class ModuleCoverage:
         kind: Its class.
         parameters: Number of its own parameters; shared ones count for the first owner.
         covered_by: What acts on its units: ``revive`` (reinitialize any units), ``redo`` (reinitialize hidden units and
-            zero their outgoing weights), ``refit`` (recouple). Methods on whole tensors act on every module.
-        why_not: Why one of these is missing; empty if there is nothing to say.
+            zero their outgoing weights), ``refit`` (recouple). Methods that act on entire tensors act on every module.
+        why_not: Why ``covered_by`` lacks a method; empty if there is nothing to report.
         parts: The parts that contain it: ``mlp``, ``attention``, ``head``.
     """
 
@@ -56,12 +56,12 @@ class Coverage:
 
     @property
     def fraction(self) -> float:
-        """Fraction of the parameters that methods on single units act on."""
+        """Fraction of the parameters that unit-level methods act on."""
         covered = sum(module.parameters for module in self.modules if module.covered_by)
         return covered / max(self.parameters, 1)
 
     def missing(self) -> list[tuple[str, str, int, int]]:
-        """Kind, reason, number of modules and number of parameters of what is not covered, largest first."""
+        """Groups of modules that are not covered, largest first: kind, reason, number of modules and of parameters."""
         groups: dict[tuple[str, str], list[int]] = {}
         for module in self.modules:
             if not module.covered_by:
@@ -71,7 +71,7 @@ class Coverage:
 
     def summary(self) -> str:
         """One line: the covered fraction, and the largest groups that are not covered."""
-        text = f"methods on single units cover {100 * self.fraction:.1f} % of {self.parameters:,} parameters"
+        text = f"unit-level methods cover {100 * self.fraction:.1f} % of {self.parameters:,} parameters"
         groups = [group for group in self.missing() if group[3]]
         named = [
             f"{kind} {100 * size / self.parameters:.1f} % ({why})"
@@ -82,7 +82,7 @@ class Coverage:
 
 
 def coverage(network: Network, batch: TensorDictBase) -> Coverage:
-    """What the methods on single units act on, observed in a forward pass.
+    """Report what unit-level methods act on, observed in a forward pass.
 
     Args:
         network: The network; unchanged.
@@ -121,7 +121,7 @@ def coverage(network: Network, batch: TensorDictBase) -> Coverage:
 
 
 def expected_coverage(module: nn.Module) -> Coverage:
-    """The same without a batch, from the classes of the modules alone: an upper bound.
+    """Estimate the coverage without a batch, from the classes of the modules only; this is an upper bound.
 
     Args:
         module: The network.
@@ -138,13 +138,13 @@ def expected_coverage(module: nn.Module) -> Coverage:
 
 
 def warning(module: nn.Module) -> str:
-    """A line for the user if a large fraction of the parameters cannot be covered; otherwise empty."""
+    """Return a note if a large fraction of the parameters cannot be covered; otherwise an empty string."""
     expected = expected_coverage(module)
     return expected.summary() if expected.fraction < 1 - _LARGE else ""
 
 
 def modules_in_part(network: Network, batch: TensorDictBase, part: str) -> list[tuple[str, int]]:
-    """Names of the modules with parameters in a part of the network, with the numbers of their parameters.
+    """Return the names and parameter counts of the modules in a part of the network.
 
     Args:
         network: The network.
@@ -158,7 +158,7 @@ def modules_in_part(network: Network, batch: TensorDictBase, part: str) -> list[
 
 
 def _owners(module: nn.Module) -> Iterable[tuple[str, nn.Module, int]]:
-    """Every module that owns parameters, with their number; a shared parameter counts for its first owner."""
+    """Return every module that owns parameters with their number; a shared parameter counts for its first owner."""
     seen: set[nn.Parameter] = set()
     for name, child in module.named_modules():
         own = [parameter for parameter in child.parameters(recurse=False) if not _is_lazy(parameter)]
@@ -172,7 +172,7 @@ def _is_lazy(parameter: nn.Parameter) -> bool:
 
 
 def _no_units(name: str, module: nn.Module) -> str:
-    """Why a module of this class has no units of its own."""
+    """Explain why a module of this class has no units."""
     if isinstance(module, nn.MultiheadAttention):
         return "packed weights of queries, keys and values"
     if isinstance(module, _GATES):
@@ -180,7 +180,7 @@ def _no_units(name: str, module: nn.Module) -> str:
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return "rows are tokens, not units"
     if isinstance(module, NORMS) or type(module).__name__.lower().endswith(("norm", "norm2d")):
-        return "norm without units of its own"
+        return "norm without units"
     if isinstance(module, _TRANSPOSED):
         return "transposed convolution"
     if "parametrizations" in name.split(".") or (has_units(module) and not isinstance(module.weight, nn.Parameter)):

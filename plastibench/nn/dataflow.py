@@ -30,7 +30,7 @@ def trace(network: Network, batch: TensorDictBase) -> list[TracedLayer]:
     These layers are left out:
 
     - layers that do not run;
-    - layers that compute something else than their class does (weights standardized on the fly, custom padding);
+    - layers that do not compute what their class computes (weights standardized on the fly, custom padding);
     - layers whose weight is computed from other parameters (``nn.utils.parametrizations``);
     - layers whose rows are not samples, so that statistics over samples do not exist.
 
@@ -43,7 +43,7 @@ def trace(network: Network, batch: TensorDictBase) -> list[TracedLayer]:
 
 
 def trace_with_reasons(network: Network, batch: TensorDictBase) -> tuple[list[TracedLayer], dict[str, str]]:
-    """The same, and why the other modules with units are left out, by name."""
+    """Like :func:`trace`; also return why the other modules with units are left out, by name."""
     few = batch[: min(_FEW, len(batch))]
     with as_evaluated(network.module), torch.no_grad():
         observed = _observe(network, few)
@@ -76,7 +76,7 @@ def trace_with_reasons(network: Network, batch: TensorDictBase) -> tuple[list[Tr
 
 @dataclass
 class _Observed:
-    """What a forward pass shows.
+    """What was observed in a forward pass.
 
     Attributes:
         tracker: The layers that ran, and their readers.
@@ -123,7 +123,7 @@ def _observe(network: Network, batch: TensorDictBase) -> _Observed:
 
 
 def _batch_axis(once: list[torch.Size], doubled: list[torch.Size]) -> int | None:
-    """The axis along which the outputs of a layer grow with the batch; None if its rows are not samples."""
+    """Return the axis along which a layer's outputs grow with the batch; None if its rows are not samples."""
     if sum(shape.numel() for shape in doubled) != 2 * sum(shape.numel() for shape in once):
         return None
     if not doubled or len(once[0]) != len(doubled[0]):

@@ -196,7 +196,7 @@ def _linear_rows(module: nn.Module, inputs: Tensor, targets: Tensor) -> Iterator
 
 
 def _receptive_fields(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, images: Tensor) -> Tensor:
-    """What each output position reads, channel by channel. [B·positions, C·k…]."""
+    """Return the inputs that each output position reads, channel by channel. [B·positions, C·k…]."""
     assert isinstance(module.padding, tuple)
     if isinstance(module, nn.Conv2d):
         fields = F.unfold(images, module.kernel_size, module.dilation, module.padding, module.stride)

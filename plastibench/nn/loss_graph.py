@@ -1,7 +1,7 @@
-"""Find layers by where their outputs go: into the loss, or into attention.
+"""Find the layers whose outputs feed the loss or an attention operation.
 
-Both questions are answered by walking through the autograd graph of the loss, in which the outputs of layers are
-tagged. Names and registration order do not matter.
+Both searches walk through the autograd graph of the loss, in which the outputs of layers are tagged. They do not depend
+on module names or registration order.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _OPERANDS = 3  # layers that may compute one operand of attention; more of them 
 
 @dataclass
 class _Graph:
-    """The autograd graph of a loss, and the name of the layer whose output each tagged node is."""
+    """The autograd graph of a loss, whose tagged nodes are the outputs of named layers."""
 
     root: Any
     tags: dict[Any, str]
 
     def before(self, starts: Iterable[Any], stop: Collection[Any] = ()) -> tuple[set[Any], bool]:
-        """The tagged nodes, or nodes in ``stop``, that are reached first on the way back from some nodes.
+        """Find the first tagged nodes, or nodes in ``stop``, on the way back from some nodes.
 
-        A product with a parameter ends a path as well: it is a layer without a tag.
+        A product with a parameter also ends a path, because it is a layer without a tag.
 
         Returns:
             The nodes, and whether such a product was reached.
@@ -85,8 +85,8 @@ def _graph(network: Network, batch: TensorDictBase, names: Mapping[nn.Module, st
 def layers_before_loss(network: Network, batch: TensorDictBase, names: Mapping[nn.Module, str]) -> set[str] | None:
     """Names of the layers whose output reaches the loss without another layer in between.
 
-    A network with two heads has two of them. A product with a parameter, such as an output layer that uses the weight
-    of an embedding, is a layer, too.
+    A network with two heads has two such layers. A product with a parameter also counts as a layer, for example an
+    output layer that uses the weight of an embedding.
 
     Args:
         network: The network.
@@ -108,7 +108,7 @@ class Attention:
     Attributes:
         inputs: Names of the layers that compute queries, keys and values.
         outputs: Names of the layers that read the result of attention.
-        operations: The same, for each operation.
+        operations: Inputs and outputs of each operation.
     """
 
     inputs: set[str] = field(default_factory=set)
@@ -117,7 +117,7 @@ class Attention:
 
 
 def find_attention(network: Network, batch: TensorDictBase, names: Mapping[nn.Module, str]) -> Attention:
-    """Find what feeds attention and what reads it.
+    """Find the layers that feed attention operations, and the layers that read their results.
 
     Attention is PyTorch's fused operation, or a product of a softmax with another tensor. Packed weights of
     ``nn.MultiheadAttention`` have no layers that could be named.
@@ -152,7 +152,7 @@ def find_attention(network: Network, batch: TensorDictBase, names: Mapping[nn.Mo
 
 
 def _own_operation(node: Any) -> Any:
-    """What a tagged layer's own operation reads: the operands of its product, past reshapes of its result."""
+    """Return the operands of a tagged layer's own product, skipping reshapes of its result."""
     following = node.next_functions[0][0]
     for _ in range(_LAYOUT):
         if following is None or len(following.next_functions) != 1 or _multiplies_parameter(following):
@@ -162,7 +162,7 @@ def _own_operation(node: Any) -> Any:
 
 
 def _operands(node: Any) -> list[Any]:
-    """The nodes of queries, keys and values if this is attention; empty otherwise."""
+    """Return the nodes of queries, keys and values if this is attention; empty otherwise."""
     name = node.name().lower()
     if name.startswith("scaleddotproduct"):
         return [following for following, _ in node.next_functions[:3]]
@@ -189,7 +189,7 @@ def _past_layout(node: Any, name: str) -> Any:
 
 
 def _past_sums(node: Any) -> Any:
-    """The product of queries and keys behind masks, position biases and scaling; None if there is none."""
+    """Find the product of queries and keys behind masks, position biases and scaling; None if there is none."""
     waiting, seen = [node], 0
     while waiting and seen < 4 * _LAYOUT:
         node, seen = waiting.pop(0), seen + 1

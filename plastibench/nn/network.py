@@ -49,10 +49,10 @@ class Network:
             in between.
         clip: Largest gradient norm in :meth:`update`; 0 disables clipping.
         generator: Source of all randomness of interventions, so that they never disturb that of training.
-        attached: What takes part in every update; see :meth:`attach`.
+        attached: Objects that take part in every update; see :meth:`attach`.
         restarts: Functions to call when the whole network is reinitialized, for training state outside the module.
         replicas: Networks of the same architecture, such as a target network, that are rebuilt together with this one.
-        is_replica: Whether this network is such a replica, which is never rebuilt by itself.
+        is_replica: Whether this network is a replica, which is never rebuilt on its own.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Network:
         """Describe a network.
 
         Args:
-            module: The module to keep trainable; of a compiled or data-parallel module, the one inside.
+            module: The module to keep trainable; if it is compiled or data-parallel, the inner module is used.
             optimizer: Its optimizer, whose state is reset together with the weights; None if the caller creates a
                 new one after every intervention.
             loss: Mean training loss of a batch.
@@ -82,10 +82,11 @@ class Network:
             outputs: Names of the output layers, which are never revived. By default, every layer whose output reaches
                 the loss without another layer in between.
             clip: Largest gradient norm in :meth:`update`; 0 disables clipping.
-            generator: A CPU generator; by default always the same, with draws unlike those after
-                ``torch.manual_seed``, from which the weights of the module may come.
+            generator: A CPU generator. The default has a fixed seed. Its draws differ from those after
+                ``torch.manual_seed``, which may have initialized the module.
             grouping: Sorts the module's parameters into the optimizer's first groups, so that a rebuilt module is
-                sorted like a new one; by default they form the first group, and later groups are outside the module.
+                sorted like a new one. By default, all parameters of the module form the first group. Later groups are
+                outside the module.
         """
         self.module = unwrapped(module)
         self.loss = loss
@@ -114,8 +115,8 @@ class Network:
     def optimizer(self) -> torch.optim.Optimizer | None:
         """The optimizer of the module, without the wrappers of Accelerate or Lightning, which have no state.
 
-        Assign the new one when training goes on with another optimizer: attached hooks follow it, and parameters that
-        a rebuild has frozen leave it.
+        If training continues with a new optimizer, assign it here: attached hooks move to it, and parameters that a
+        rebuild has frozen are removed from it.
         """
         return self._optimizer
 
@@ -244,15 +245,15 @@ class Network:
         return build
 
     def _expected(self) -> Shapes:
-        """Shapes of the parameters that the builder must build, before the changes."""
+        """Shapes of the parameters that the builder must return, before the architecture changes."""
         first = bool(self._changes) or self._rebuilding or self._plain
         return self._shapes if first else shapes(self.module)  # the module may have grown by other means
 
     @contextmanager
     def plain_weights(self) -> Iterator[None]:
-        """Inside the block, weights that are computed from other parameters are ordinary ones, also in fresh modules.
+        """Make weights that are computed from other parameters ordinary inside the block, also in fresh modules.
 
-        Only for those that can be written back afterwards; see :mod:`plastibench.nn.computed_weights`.
+        This applies only to weights that can be written back; see :mod:`plastibench.nn.computed_weights`.
         """
         with plain_weights(self.module, self._optimizer) as self._plain:
             try:
@@ -336,8 +337,9 @@ def seeded(seed: int) -> Iterator[None]:
 def eval_mode(module: nn.Module) -> Iterator[None]:
     """Eval mode inside the block; restore the mode of every submodule afterwards.
 
-    Some modules cache tensors or merge weights when they enter eval mode (timm's LeViT, LoRA layers). They go back to
-    train mode before every forward pass and at the end, because the cache belongs to other weights or another graph.
+    Some modules cache tensors or merge weights when they enter eval mode (timm's LeViT, LoRA layers). They are returned
+    to train mode before every forward pass and at the end, because their cache belongs to other weights or to another
+    graph.
     """
     training = {child: child.training for child in module.modules()}
     reacts = any(type(child).train is not nn.Module.train for child in training)
@@ -359,10 +361,10 @@ def _enter_eval(module: nn.Module) -> None:
 
 @contextmanager
 def as_evaluated(module: nn.Module) -> Iterator[None]:
-    """Eval mode in full float32 precision, as written: no autocast, no TF32, and nothing that hides the submodules.
+    """Eval mode in full float32 precision: no autocast, no TF32, and nothing that hides submodules.
 
-    A fused encoder skips them, compiled code does not show its functions, and activation checkpointing with
-    ``use_reentrant=True`` runs them without gradients first.
+    A fused encoder skips submodules, compiled code hides its functions, and activation checkpointing with
+    ``use_reentrant=True`` first runs submodules without gradients.
     """
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -379,7 +381,7 @@ def as_evaluated(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _eager(module: nn.Module) -> Iterator[None]:
-    """Run compiled modules as they were before: ``module.compile()`` and ``torch.compile(part)``."""
+    """Run modules uncompiled that were compiled by ``module.compile()`` or ``torch.compile(part)``."""
     if any(child._compiled_call_impl is not None or is_compiled(child) for child in module.modules()):
         with torch.compiler.set_stance("force_eager"):
             yield
@@ -389,7 +391,7 @@ def _eager(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _no_checkpoints() -> Iterator[None]:
-    """Compute activations once, also where they are checkpointed with ``use_reentrant=True``."""
+    """Compute activations only once, even if they are checkpointed with ``use_reentrant=True``."""
     function = torch.utils.checkpoint.CheckpointFunction
     before = vars(function).get("apply")  # None, except inside another such block
     function.apply = lambda run, preserve, *inputs: run(*inputs)
@@ -423,9 +425,9 @@ def _own(
 ) -> None:
     """Replace the parameters ``before`` with ``after`` in the optimizer; parameters outside the module stay.
 
-    New parameters join the group that ``sorted_into`` says, by default group 0; parameters of ``before`` that it did
-    not own stay out of it. Each group is sorted in the module's order, like that of a newly created optimizer, because
-    optimizer states are saved by position.
+    ``sorted_into`` determines the group of new parameters (default: group 0). Parameters of ``before`` that the
+    optimizer did not own are not added. Each group is sorted in the module's order, as in a newly created optimizer,
+    because optimizer states are saved by position.
     """
     groups = optimizer.param_groups
     owner = {p: number for number, group in enumerate(groups) for p in group["params"]}

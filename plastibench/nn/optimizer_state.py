@@ -9,9 +9,9 @@ betas 0.9/0.999 and a constant gradient:
   learning rates and at most by 6.6, because its second moment lags behind.
 - ``restart``: as ``zero``, and the step count of the tensor restarts, which slows its healthy rows at first.
 
-What an entry of the state means follows from its name; see :func:`_role`. Copies of weights (schedule-free's ``z``,
-Lookahead's slow weights) get the new weights. If a parameter has state of an unknown name or form (quantized, nested,
-flattened), all state of this parameter is deleted, so that the optimizer creates it again, and one line says so.
+The meaning of a state entry follows from its name; see :func:`_role`. Copies of weights (schedule-free's ``z``,
+Lookahead's slow weights) get the new weights. If an entry has an unknown name or form (quantized, nested, flattened),
+all state of its parameter is deleted. The optimizer then creates it again, and one line says so.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def clear_state(optimizer: torch.optim.Optimizer | None, parameters: list[nn.Par
 
 
 def nested(optimizer: torch.optim.Optimizer | None) -> Iterator[torch.optim.Optimizer]:
-    """The optimizer and those that it wraps (Lookahead, SAM, …), without wrappers that only forward the state."""
+    """Return the optimizer and the ones that it wraps (Lookahead, SAM, …), without wrappers that only forward state."""
     while optimizer is not None:
         inner = next(_inner(optimizer), None)
         if hasattr(optimizer, "state") and (inner is None or inner.state is not optimizer.state):
@@ -116,7 +116,7 @@ def _wraps(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _role(optimizer: torch.optim.Optimizer, name: Any, value: Any, parameter: Tensor) -> _Role | None:
-    """What an entry of the state is; None for counts and other scalars, which are kept."""
+    """Return the role of a state entry; None for counts and other scalars, which are kept."""
     if not isinstance(value, Tensor):
         return None if value is None or isinstance(value, bool | int | float | str) else "unknown"
     if value.ndim == 0 or value.numel() == 0:
@@ -138,7 +138,7 @@ def _role(optimizer: torch.optim.Optimizer, name: Any, value: Any, parameter: Te
 
 
 def _aligned(value: Tensor, parameter: Tensor) -> bool:
-    """Whether the axes of the state are those of the parameter; Adafactor keeps [out, 1] and [1, in]."""
+    """Whether the state has the axes of the parameter; Adafactor keeps [out, 1] and [1, in]."""
     return value.ndim == parameter.ndim and all(a in (1, b) for a, b in zip(value.shape, parameter.shape, strict=True))
 
 
@@ -178,7 +178,7 @@ def _restart(state: dict[Any, Any], name: Any, value: Any) -> None:
 
 
 def _reduced(changed: Tensor, value: Tensor) -> Tensor:
-    """The mask in the shape of a factored state: an entry is reset if all weights that it describes have changed."""
+    """Reduce the mask to the shape of a factored state: an entry is reset if all its weights have changed."""
     for axis, size in enumerate(value.shape):
         if size != changed.shape[axis]:
             changed = changed.all(axis, keepdim=True)

@@ -39,7 +39,7 @@ def frozen_copy(network: Network) -> nn.Module:
 
 
 def announce(method: str, order: RowOrder) -> None:
-    """Print, once per process, how a network with moving rows is refitted."""
+    """Print once per process how a network whose rows move is refitted."""
     if note := order.note():
         print_once(f"plastibench: {method}: {note}")
 
@@ -58,7 +58,7 @@ def refit(
     """Refit all layers but the first, in execution order: in one pass if the rows allow it, otherwise pair by pair.
 
     Both ways give the same result up to rounding. Layers whose rows depend on routing are not refitted, because the
-    row of a token in the changed network is the row of another token in the original one.
+    same row can hold different tokens in the changed and in the original network.
 
     Args:
         network: The network with reinitialized units; changed in place.
@@ -94,7 +94,7 @@ def refit(
 
 
 class RowsMoved(Exception):
-    """A layer, named by the message, did not receive the rows of both halves of a doubled batch in order."""
+    """A layer did not receive the rows of both halves of a doubled batch in order; the message names the layer."""
 
 
 @torch.no_grad()
@@ -112,7 +112,7 @@ def refit_in_one_pass(
 
     The batch is duplicated. The first half passes through the old parameters, the second half through the new ones.
     When the pass reaches a layer, the layer is refitted to map the inputs of the second half to the outputs of the
-    first half. So each layer runs once, and memory is that of an evaluation of twice the batch. Nothing is written
+    first half. Each layer therefore runs once, and the memory is that of evaluating twice the batch. Nothing is written
     before the pass is complete.
 
     All targets come from the original network (global targets), so each refit also corrects the drift of the layers
@@ -120,7 +120,7 @@ def refit_in_one_pass(
     used for both halves, so they must not have changed. The arguments are those of :func:`refit`.
 
     Raises:
-        RowsMoved: A layer received other numbers of rows than in the test of the row order.
+        RowsMoved: A layer received a different number of rows than in the test of the row order.
     """
     fits: dict[str, Fit] = {}
     new: dict[str, tuple[Tensor, Tensor | None]] = {}
@@ -190,7 +190,7 @@ def refit_pair(
             old_inputs = _input_of(target_module, teacher, network, chunk)
             new_inputs = _input_of(reader.module, network.module, network, chunk)
             if old_inputs is None or new_inputs is None or old_inputs.shape != new_inputs.shape:
-                continue  # a branch that did not run, or that ran with other rows
+                continue  # a branch that did not run, or ran with other rows
             fit.add(new_inputs, apply_module(target_module, old_inputs, *unit_parameters(target_module)))
             rows += new_inputs.numel()
     if not rows:
@@ -212,7 +212,7 @@ def only_units_differ(network: Network, teacher: nn.Module, layers: list[TracedL
 def _written(layer: TracedLayer, fit: Fit, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The parameters after a fit, except for the units in ``keep``.
 
-    A parameter that the fit changes by rounding errors only, as when no layer before it has changed, stays the same.
+    If the fit changes a parameter only by rounding errors, because no earlier layer has changed, it keeps its value.
     """
 
     def updated(parameter: Tensor, new: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def broadcast_rows(mask: Tensor, like: Tensor) -> Tensor:
 
 
 def broadcast_columns(mask: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
-    """Mask over the weight of a reader, True where it reads a masked unit; broadcasts to the weight.
+    """Return a mask over the weight of a reader, True where it reads a masked unit; broadcasts to the weight.
 
     Args:
         mask: Mask over the units of the layer that is read. [H]

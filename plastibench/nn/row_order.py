@@ -1,8 +1,8 @@
-"""Find out whether the rows of a batch keep their place on the way through a network.
+"""Test whether the rows of a batch keep their place on the way through a network.
 
-A refit compares the inputs of a module in two networks row by row. That is wrong if the rows are other tokens in the
-second network: mixtures of experts route them, packed sequences interleave them, token pruning drops them, and
-statistics over the batch mix them. None of this can be read off the structure, so it is tested with a few samples.
+A refit compares the inputs of a module in two networks row by row. This fails if a row holds different tokens in the
+two networks: mixtures of experts route rows, packed sequences interleave them, token pruning drops them, and batch
+statistics mix them. The module structure does not reveal this, so it is tested with a few samples.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SAMPLES = 8  # for the search for moving layers
 _GROUPS = 8  # groups of rows that are followed through the network
 _TOLERANCE = 1e-2  # relative difference of a row in two batches; rows of other tokens differ by about 1
 _EMPTY = 0.25  # fraction of rows
-_DISTURBANCE = 1e-3  # relative size of a disturbance that rarely changes a route
+_DISTURBANCE = 1e-3  # relative size of a perturbation that rarely changes routing
 
 Run = Callable[[TracedLayer, Tensor], Tensor]
 
@@ -36,7 +36,7 @@ class RowOrder:
 
     Attributes:
         one_pass: The two halves of a doubled batch do not influence each other, whatever the weights.
-        moving: Layers whose rows are other tokens as soon as weights change, so that no refit is defined.
+        moving: Layers whose rows hold other tokens when weights change, so that a refit is undefined.
         sizes: Size of each call's input along the batch axis in a doubled batch, by layer.
         samples: Number of samples in that doubled batch.
     """
@@ -47,7 +47,7 @@ class RowOrder:
     samples: int = 0
 
     def note(self) -> str:
-        """A sentence for the user; empty if there is nothing to say."""
+        """Return a note for the user; empty if there is nothing to report."""
         if self.one_pass:
             return ""
         text = "rows of the batch change places or influence each other, so modules are refitted in separate passes"
@@ -62,8 +62,8 @@ class RowOrder:
 def row_order(network: Network, batch: TensorDictBase, layers: list[TracedLayer]) -> RowOrder:
     """Test how a network treats the rows of a batch; the network and the global random state do not change.
 
-    A doubled batch passes through the network once. Its first half goes through the layers' own weights, its second
-    half through very different ones. Both halves must reach every layer as they do in a pass of their own.
+    A doubled batch passes through the network once. Its first half uses the layers' own weights, its second half very
+    different weights. Both halves must reach every layer in the same way as in separate passes.
 
     Args:
         network: The network.
@@ -90,10 +90,10 @@ def row_order(network: Network, batch: TensorDictBase, layers: list[TracedLayer]
 
 @torch.no_grad()
 def moving_layers(network: Network, batch: TensorDictBase, layers: list[TracedLayer]) -> frozenset[str]:
-    """Names of the layers whose rows are other tokens if the weights of the network change.
+    """Return the names of layers whose rows hold other tokens if the weights of the network change.
 
-    Groups of rows of the first layer are disturbed one after the other. A row of a layer has moved if the groups that
-    it responds to in a network with very different weights are other ones than in the network itself.
+    Groups of rows of the first layer are perturbed one after the other. A row of a layer has moved if it responds to
+    different groups in a network with very different weights.
     """
     some = batch[:_SAMPLES]
     found: set[str] = set()
@@ -113,13 +113,13 @@ def _own(layer: TracedLayer, inputs: Tensor) -> Tensor:
 
 
 def _other(layer: TracedLayer, inputs: Tensor) -> Tensor:
-    """With the weights of the units in reverse order and with the opposite sign."""
+    """Change a layer: reverse the order of its units and flip the sign of their weights."""
     weight, bias = unit_parameters(layer.module)
     return apply_module(layer.module, inputs, -weight.flip(0), None if bias is None else -bias.flip(0))
 
 
 def _another(layer: TracedLayer, inputs: Tensor) -> Tensor:
-    """With the weights of every unit those of the next one, and with the opposite sign if there is only one."""
+    """Change a layer: give every unit the weights of the next unit; if there is only one unit, flip the sign."""
     weight, bias = unit_parameters(layer.module)
     sign = 1 if len(weight) > 1 else -1
     return apply_module(
@@ -150,7 +150,7 @@ def _pass(network: Network, batch: TensorDictBase, layers: list[TracedLayer], ru
 
 
 def _apart(own: list[Tensor], other: list[Tensor], both: list[Tensor], axis: int) -> bool:
-    """Whether the two halves of the doubled batch are the rows of the two separate passes."""
+    """Whether the two halves of the doubled batch equal the rows of the two separate passes."""
     if not len(own) == len(other) == len(both):
         return False
     for first, second, doubled in zip(own, other, both, strict=True):
@@ -175,7 +175,7 @@ def _same(values: Tensor, expected: Tensor) -> bool:
 def _responses(
     network: Network, batch: TensorDictBase, layers: list[TracedLayer], weights: Run
 ) -> dict[str, Tensor | None]:
-    """Which rows of each layer respond to each group of rows of the first layer. [groups, rows], None: not fixed."""
+    """Find the rows of each layer that respond to each group of first-layer rows. [groups, rows]; None: not fixed."""
     plain = _pass(network, batch, layers, weights)
     found: dict[str, Tensor | None] = {}
     for group in range(_GROUPS):
@@ -206,7 +206,7 @@ def _responses(
 def _moved(mine: Tensor, others: Tensor) -> bool:
     """Whether rows respond to other groups in another network; both are [groups, rows].
 
-    Single rows without a response may be dead units. Many of them are the empty places of a buffer.
+    Single rows without a response may be dead units; many such rows are unused places of a buffer.
     """
     alive, living = mine.any(0), others.any(0)
     elsewhere = alive & living & ~(mine & others).any(0)

@@ -30,21 +30,22 @@ PARTS = ("mlp", "mlp-qkv", "attention", "linear", "layernorm", "head")
 def selector(
     part: str, module: nn.Module, outputs: Collection[str], attention: Attention | None = None
 ) -> Callable[[str, nn.Module], bool]:
-    """A function of (name, submodule) that tells whether the submodule belongs to a part of the network.
+    """Return a function of (name, submodule) that tells whether the submodule belongs to a part of the network.
 
-    - ``mlp``: all weight matrices of the MLP blocks, those of experts and their router included. In a network without
-      MLP blocks: every Linear but output layers.
+    - ``mlp``: all weight matrices of the MLP blocks, including experts and their router. In a network without MLP
+      blocks: every Linear except output layers.
     - ``mlp-qkv``: these and the projections to queries, keys and values.
     - ``attention``: all projections of the attention blocks.
     - ``linear``: every Linear.
     - ``layernorm``: every LayerNorm.
     - ``head``: the output layers.
 
-    What feeds an attention operation computes queries, keys and values; what reads it is the output projection. A
-    transformer block is the smallest member of a sequence that holds these layers and others; its MLP is every other
-    weight matrix. If no attention operation is known, names decide: a transformer block is a member of a sequence that
-    has a child with attention in its name, and its MLP is every weight matrix outside of that child. MLP blocks of
-    other networks (MLP-Mixer, ConvNeXt) are recognized by timm's names.
+    The layers that feed an attention operation are its query, key and value projections; the layer that reads its
+    result is the output projection. A transformer block is the smallest member of a sequence that contains these layers
+    and others. Its MLP consists of all other weight matrices. If no attention operation is known, names are used: a
+    transformer block is a member of a sequence that has a child with attention in its name, and its MLP consists of all
+    weight matrices outside this child. MLP blocks of other networks (MLP-Mixer, ConvNeXt) are recognized by timm's
+    names.
 
     Args:
         part: One of the above.
@@ -78,7 +79,7 @@ def selector(
 
 
 def attention_of(network: Network, batch: TensorDictBase) -> Attention:
-    """The attention operations of a network and their projections, observed with the first samples of a batch."""
+    """Find the attention operations of a network and their projections with the first samples of a batch."""
     matrices = {
         child: name for child, name in modules_with_units(network.module).items() if not isinstance(child, nn.LayerNorm)
     }
@@ -86,7 +87,7 @@ def attention_of(network: Network, batch: TensorDictBase) -> Attention:
 
 
 def _observed(module: nn.Module, matrices: list[str], attention: Attention) -> tuple[set[str], set[str]]:
-    """Matrices of attention, and names of the blocks that hold them."""
+    """Return the attention matrices and the names of the blocks that contain them."""
     members = {
         f"{prefix}.{name}".lstrip(".")
         for prefix, child in module.named_modules()
@@ -111,13 +112,13 @@ def _observed(module: nn.Module, matrices: list[str], attention: Attention) -> t
 
 
 def _named(module: nn.Module, matrices: list[str]) -> tuple[set[str], set[str]]:
-    """The same, by the names of modules."""
+    """Like the function above, but by module names."""
     attention = _attention(module)
     return {name for name in matrices if _below(name, attention)}, {name.rpartition(".")[0] for name in attention}
 
 
 def _common(names: Collection[str]) -> str:
-    """The innermost module that contains all of these modules."""
+    """Return the innermost module that contains all of these modules."""
     levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
     return ".".join(level[0] for level in itertools.takewhile(lambda level: len(set(level)) == 1, levels))
 

@@ -39,7 +39,7 @@ ACTIVATIONS = frozenset(
 # one activation, and its output is the product.
 _GATES = frozenset(["sigmoid", "hardsigmoid", "softplus"])
 # Functions that are parts of written-out activations, such as x·(x > 0), x·(1 + erf(x))/2 or (x + |x|)/2. Alone they
-# are no activation: x² is also what a norm computes.
+# are not an activation: a norm also computes x².
 _COMPARISONS = frozenset(["gt", "ge", "lt", "le", "__gt__", "__ge__", "__lt__", "__le__", "greater", "less"])
 _PARTS = _COMPARISONS | frozenset(
     ["pow", "__pow__", "square", "abs", "__abs__", "exp", "erf", "sign", "sqrt", "log1p", "expm1", "heaviside"]
@@ -184,7 +184,7 @@ class UnitTracker(TorchFunctionMode):
             self._on_activation(mark.source, output, mark.unit)
 
     def _settle(self, values: Any) -> None:
-        """Count each pending activation among ``values`` as an activation of its own: it is used without its input."""
+        """Count each pending activation among ``values`` as a separate activation: it is used without its input."""
         for value in values:
             if isinstance(value, list | tuple):
                 self._settle(value)
@@ -223,13 +223,13 @@ def _set_mark(value: Any, mark: Mark | None) -> None:
 
 
 def _settled_mark(value: Any) -> Mark | None:
-    """The mark of a tensor that holds units, not only a part of an activation."""
+    """Return the mark of a tensor that holds units and not only a part of an activation."""
     mark = get_mark(value)
     return mark if mark is not None and not mark.pending else None
 
 
 def _gated_unit(marks: list[Mark]) -> Mark | None:
-    """The mark of the product of an activated and a linear layer, unit by unit (SwiGLU): the activated one.
+    """Return the mark of the elementwise product of an activated and a linear layer (SwiGLU): the activated one.
 
     A unit of a gated MLP is one neuron with two rows of incoming weights; without its activated row it is silent. Any
     other product of two outputs holds the units of neither.
@@ -241,7 +241,7 @@ def _gated_unit(marks: list[Mark]) -> Mark | None:
 
 
 def _written_out(name: str, args: Any, kwargs: Any) -> Mark | None:
-    """The mark of the result if the function is a step of an activation that is written out; None if it is not.
+    """Return the mark of the result if the function is a step of a written-out activation; otherwise None.
 
     All marked operands must hold the same units in the same places. The result is the activation itself (active and
     not pending) if it combines units with a pending part, and otherwise a part (pending).

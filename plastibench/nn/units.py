@@ -54,10 +54,10 @@ def output_layers(module: nn.Module, outputs: Sequence[str]) -> tuple[str, ...]:
 
 
 def checked_outputs(module: nn.Module, outputs: Sequence[str]) -> tuple[str, ...]:
-    """Names of output layers from a user.
+    """Check the names of output layers that a user has given.
 
     Raises:
-        UserError: One of them is no layer with units of this network.
+        UserError: A name is not a layer with units of this network.
     """
     names = list(modules_with_units(module).values())
     for name in outputs:
@@ -134,7 +134,7 @@ def apply_module(module: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor
 
 @contextmanager
 def replaced_forwards(forwards: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Compute the outputs of these modules with other functions of their input inside the block."""
+    """Inside the block, replace the forward functions of these modules."""
     before = {module: module.__dict__["forward"] for module in forwards if "forward" in module.__dict__}
     try:
         for module, forward in forwards.items():

@@ -24,8 +24,8 @@ def curves(results: Sequence[Result], *, metric: str | None = None) -> Figure:
 
     Args:
         results: Results.
-        metric: A metric that a run recorded; for an agent with several networks that of the first, unless the name
-            begins with the network's prefix, such as ``plasticity-actor/srank``.
+        metric: A recorded metric. If an agent has several networks, the metric of the first network is used, unless the
+            name begins with a network's prefix, such as ``plasticity-actor/srank``.
 
     Raises:
         UserError: No run has the metric.

@@ -63,7 +63,7 @@ def fig3(results: Sequence[Result], *, data_dir: Path | None = None, device: str
     if chosen and not with_norms:
         agents = ", ".join(sorted({run.agent for run in chosen}))
         raise UserError(
-            f"fig3 is about LayerNorms, and the networks of {agents} have none; create runs that have some with: "
+            f"fig3 shows LayerNorms, but the networks of {agents} have none; create suitable runs with: "
             "plastibench sweep fig3"
         )
     chosen, device = with_norms, resolve_device(device)
@@ -84,7 +84,7 @@ def fig3(results: Sequence[Result], *, data_dir: Path | None = None, device: str
 
 
 def _may_have_layernorms(run: Result) -> bool:
-    """Whether the network has LayerNorms, by the metrics of the run; True for an old file that does not tell."""
+    """Whether the network has LayerNorms, according to the run's metrics; True if an old file does not record them."""
     return not run.plasticity or any("layernorm-gradient-spread" in record.metrics for record in run.plasticity)
 
 

@@ -41,7 +41,7 @@ _OF_TASK: dict[str, Callable[[Task], float | None]] = {
 
 
 def names(results: Iterable[Result]) -> list[str]:
-    """Names of the metrics that at least one run recorded; those of single networks and layers have their prefix."""
+    """Return the metrics that at least one run recorded; names of a network's or layer's metrics have a prefix."""
     found: dict[str, None] = {}
     for run in results:
         found.update(dict.fromkeys(_from_result(run)))
@@ -52,14 +52,15 @@ def names(results: Iterable[Result]) -> list[str]:
 def points(run: Result, metric: str) -> list[Point]:
     """All values of a metric, in order; empty if the run did not record it.
 
-    A plasticity metric without a prefix is that of the first network; in task streams, at the end of each task.
+    A plasticity metric without a prefix belongs to the first network; in task streams, it is measured at the end of
+    each task.
     """
     found = _from_result(run).get(metric)
     return found if found is not None else list(_table(run).get(metric, ()))
 
 
 def unit(runs: Sequence[Result], metric: str) -> Unit:
-    """What the x axis of a metric counts: tasks if no run has two values in a task, otherwise epochs; RL: steps."""
+    """Return what the x axis counts: tasks if no run has two values in a task, otherwise epochs; for RL, steps."""
     if runs[0].is_rl:
         return "steps"
     tasks = [[point.task for point in points(run, metric)] for run in runs]
@@ -104,7 +105,7 @@ def _table(run: Result) -> Mapping[str, Sequence[Point]]:
 
 @functools.lru_cache(maxsize=256)
 def _read(path: Path, _changed: int, task_starts: tuple[float, ...] | None) -> Mapping[str, Sequence[Point]]:
-    """Metric to its points; of several phases, the one that has most values of the state during training."""
+    """Map each metric to its points; if it has several phases, prefer ``evaluation``, then ``training``."""
     by_phase: dict[str, dict[str, list[Point]]] = {}
     for row in metrics_csv.read(path):
         start = 0.0 if task_starts is None or row.task >= len(task_starts) else task_starts[row.task]

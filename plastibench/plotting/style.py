@@ -93,7 +93,7 @@ def slot_style(number: int) -> Style:
 
 
 class Plot(Figure):
-    """A figure that a notebook shows, also without ``%matplotlib inline``."""
+    """A figure that notebooks display even without ``%matplotlib inline``."""
 
     def _repr_png_(self) -> bytes:
         content = io.BytesIO()

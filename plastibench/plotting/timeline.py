@@ -40,7 +40,7 @@ _LINEAR = 5.0  # epochs after a boundary that are drawn to scale in a long task
 _LONG = 40.0  # epochs of a long task; in a linear plot, drop and recovery would be one vertical line
 _MAX_LEVELS = 4  # methods whose accuracy before the boundary is drawn as a dotted line
 _DETAIL = (
-    "Lines are interrupted where the task changes. At the end of a task, a line falls or rises to the accuracy on the "
+    "Lines break at task boundaries. At the end of a task, a line falls or rises to the accuracy on the "
     "same task right after the intervention (drop)."
 )
 _BOUNDARY = (
@@ -61,7 +61,7 @@ class _Vertex(NamedTuple):
 
 
 def timeline(results: Sequence[Result]) -> Figure:
-    """One row per env and agent: the whole run, and for task streams the mean course after a task boundary.
+    """One row per env and agent: the entire run and, for task streams, the mean accuracy around a task boundary.
 
     - Task streams: accuracy over the epochs of all tasks; with more than 20 tasks, or 120 tasks times methods, accuracy
       at the end of each task.
@@ -113,7 +113,7 @@ def plot_run(axis: Axes, run: Result) -> None:
 
 
 def _best_methods(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
-    """The runs to draw, and a sentence about those left out."""
+    """Return the runs to draw, and a sentence about the runs left out."""
     kept: list[Result] = []
     most = 0
     for runs in runs_by_setting(results).values():

@@ -24,7 +24,7 @@ class TaskRecord:
         after: Accuracy right after the intervention at the task boundary, on the same images and labels as ``before``.
         agreement: Fraction of predictions that the intervention did not change.
         output_kl: KL divergence from the outputs before the intervention to those after it, in nats.
-        curve: (epoch, accuracy) pairs on the labels of this task; epoch 0 is the start of the task.
+        curve: (epoch, accuracy) pairs with the labels of this task; epoch 0 is the start of the task.
         train_accuracy: Accuracy on the training labels at the end of this task.
     """
 

@@ -24,7 +24,7 @@ _SHIPPED = Path(__file__).resolve().parents[2] / "runs" / "reference"  # exists 
 _SCHEDULE = ("roles", "until", "offline_updates")
 _LARGEST = 64 << 20  # bytes of a file; most results have about ten thousand
 _LONGEST_INTEGER = 100  # digits; longer ones cannot become a float
-_NAMED = 3  # number of runs that a message lists
+_NAMED = 3  # maximum number of runs listed in a message
 _AT_INTERVENTIONS = {
     *("mean_drop", "mean_agreement", "mean_output_kl", "mean_lowest", "mean_recovery_epochs", "mean_recovery_steps"),
     *("unrecovered_fraction", "final_train_accuracy"),
@@ -43,14 +43,14 @@ def compose_result(
     data_digest: str | None,
     agent_version: int = 1,
 ) -> Result:
-    """Make the result of a run.
+    """Create the result of a run.
 
     Args:
         spec: What was run.
-        trainer: The trainer's part: ``summary``, and either ``tasks`` or ``returns`` and ``events``.
+        trainer: The values from the trainer: ``summary``, and either ``tasks`` or ``returns`` and ``events``.
         interventions: A record for each intervention on a network.
         plasticity: A record for each measurement of plasticity metrics.
-        cost: Time, updates, data and memory. The seconds are the only values that differ between two runs of a spec.
+        cost: Time, updates, data and memory. Only the times differ between two runs of the same spec.
         origin: Command, commit, versions, hardware, precision.
         env_version: Version of the environment or task stream.
         data_digest: Digest of the dataset; None if there is none.
@@ -104,7 +104,7 @@ def schedule(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _values(result: Result) -> dict[str, Any]:
-    """The summary of a run, by which two files of it are compared.
+    """The summary of a run, which is used to compare two of its files.
 
     0.1.0 measured ``none`` at the interventions of a schedule as well, which changes no other value.
     """
@@ -135,7 +135,7 @@ def read_result(path: Path) -> Result:
 
 
 def read_json(path: Path, *, strict: bool = False) -> tuple[str, Any]:
-    """Read the text and the content of a ``result.json``, up to a size.
+    """Read the text and the content of a ``result.json`` of limited size.
 
     Args:
         path: The file.
@@ -174,7 +174,7 @@ def _no_constant(word: str) -> float:
 
 
 def _without_infinities(value: Any, where: str, found: dict[str, str]) -> Any:
-    """Replace NaN and infinite values outside of the summary with None, and note them by their place."""
+    """Replace NaN and infinite values outside the summary with None, and record where they were."""
     if isinstance(value, float) and not math.isfinite(value):
         found[where] = str(value)
         return None
@@ -200,7 +200,7 @@ def read_result_if_complete(folder: Path) -> Result | None:
 def run_folders(runs_dir: Path, file: str) -> list[Path]:
     """Find the folders below a folder of runs that contain a file, sorted by name.
 
-    Folders of reference results are skipped, unless ``runs_dir`` is one or lies in one. So are hidden folders.
+    Hidden folders are skipped. So are folders of reference results, unless ``runs_dir`` is or lies in such a folder.
     """
 
     def walk() -> Iterator[Path]:
@@ -242,16 +242,16 @@ def load_results(
 ) -> Results:
     """Load all results below a folder.
 
-    Prints a line to stderr for each file that is skipped: damaged files, and results of a run that contradict the first
-    one found. If a run has several identical results, one of them is loaded.
+    Damaged files are skipped, and results that contradict the first result found for the same run. A line on stderr
+    names each skipped file. If a run has several identical results, only one is loaded.
 
     Args:
         runs_dir: Folder of runs.
         hint: End of the message about a missing folder.
         lean: Leave out everything but summary, options, cost and origin, so that thousands of results fit into memory.
         with_reference: Include reference results: those below ``runs_dir`` in a folder with a file ``REFERENCE``, or
-            else those of the source tree. They take precedence: other results of the same method, seed and data are
-            left out, and a line on stderr says so.
+            else those of the source tree. Reference results take precedence: other results with the same method, seed
+            and data are left out, and a line on stderr says so.
 
     Raises:
         UserError: The folder does not exist or contains no valid result.
@@ -283,7 +283,7 @@ def load_results(
 
 
 def _read_all(paths: Sequence[Path], lean: bool, known: Sequence[Result] = ()) -> list[Result]:
-    """Read results, each once. Skipped files are reported on stderr, but copies of results in ``known`` are not."""
+    """Read each result once. Report skipped files on stderr, except copies of results in ``known``."""
     summaries = {result.id: result.summary for result in known}
     found: dict[str, Result] = {}
     for path in paths:

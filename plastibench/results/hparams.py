@@ -16,7 +16,7 @@ from plastibench.results.result import Cost, Result, Summary
 
 GROUP = "leaderboard"  # of the scalars
 _TOGETHER = {"env": "env options", "agent": "agent options", "intervention": "options"}
-MOST_COLUMNS = 4  # hyperparameters beside which the final accuracy is visible in a window of 1400 pixels
+MOST_COLUMNS = 4  # with more hyperparameters, the final accuracy is not visible in a 1400-pixel window
 _DIGEST = 8  # characters of the digest at the end of a trial's name
 _NAME_LENGTH = 13  # characters of a trial's name before the seed that its column shows
 
@@ -43,8 +43,8 @@ METRICS = (
     Metric("final return", "mean return of the last three evaluations", supervised=False),
     Metric("drop %", "mean percentage points of accuracy lost right at an intervention", rl=False),
     Metric("return drop", "mean return lost right at an intervention", supervised=False),
-    Metric("recovered in", "mean number of epochs or steps until the value before the intervention is reached again"),
-    Metric("never %", "percentage of interventions after which the value before is never reached again"),
+    Metric("recovered in", "mean number of epochs or steps until the previous value is reached again"),
+    Metric("never %", "percentage of interventions after which the previous value is never reached again"),
     Metric("AUC %", "mean over tasks of the area under the accuracy curve", rl=False),
     Metric("average return", "mean return over all evaluations", supervised=False),
     Metric("cost %", "percentage of the CPU time spent in interventions"),
@@ -80,9 +80,9 @@ def metric_values(summary: Summary, cost: Cost) -> dict[str, float]:
 def hyperparameters(run: RunSpec | Result) -> dict[str, str]:
     """Hyperparameters of a run, as text.
 
-    They are the names of env, agent and intervention, the seed, each option that differs from its default (such as
-    ``quantile``, ``every`` and ``env.tasks``), and all of these together for each part and for all parts
-    (``options``, ``env options``, ``agent options``, ``all options``).
+    They are the names of env, agent and intervention, the seed, and each option that differs from its default (such as
+    ``quantile``, ``every`` and ``env.tasks``). Four more columns combine these options: ``options``, ``env options``,
+    ``agent options`` and ``all options``.
     """
     names, changed, seed = _facts(run)
     single = {
@@ -99,10 +99,10 @@ def hyperparameters(run: RunSpec | Result) -> dict[str, str]:
 def differing_columns(runs: Sequence[Result]) -> list[str]:
     """The hyperparameters to show: those in which runs differ, at most four; intervention and seed if none does.
 
-    With supervised and RL runs at most three, as two columns contain final values. The agent is left out if the env
-    says which it is. Options differ only if they do so between runs of the same name. If there are too many columns,
-    the seed is left out, which is part of a trial's name; then the options of each part, at last of all parts, become
-    one column.
+    With both supervised and RL runs, at most three are shown, because two columns contain final values. The agent is
+    left out if the env determines it. Options count as different only if they differ between runs with the same name.
+    If there are too many columns, the seed is left out, because it is part of a trial's name. If there are still too
+    many, the options of each part are combined into one column, and finally the options of all parts.
     """
     found = [hyperparameters(run) for run in runs]
     names = [part for part in PARTS if len({values[part] for values in found}) > 1]
@@ -120,7 +120,7 @@ def differing_columns(runs: Sequence[Result]) -> list[str]:
 
 
 def _differing_options(runs: Sequence[Result], part: str) -> list[str]:
-    """Options of a part in which runs with the same name of this part differ."""
+    """Return the options of a part that differ between runs with the same name of this part."""
     by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
         names, changed, _ = _facts(run)
@@ -152,11 +152,11 @@ def _column(part: str, option: str) -> str:
 
 
 def trial_name(spec: RunSpec) -> str:
-    """A short unique name that says in which options the intervention differs from its defaults.
+    """Return a short unique name that contains the intervention's non-default options.
 
-    For example ``rnr·q=0.2·s0·3e1522a7``: the intervention, its options by the shortest prefix that no other option
-    has, the seed, and the beginning of the digest at the end of the run's id. TensorBoard's column shows about the first 16 characters, so a
-    long name of an intervention is shortened.
+    For example ``rnr·q=0.2·s0·3e1522a7``: the intervention, its options (abbreviated to their shortest unique prefix),
+    the seed, and the beginning of the digest in the run's id. TensorBoard's column shows about the first 16 characters,
+    so long intervention names are shortened.
     """
     name = spec.intervention[0]
     try:

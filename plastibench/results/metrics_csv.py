@@ -1,4 +1,4 @@
-"""``metrics.csv`` of a run: what its columns, phases and names mean, and how to read it."""
+"""The file ``metrics.csv`` of a run: the meaning of its columns, phases and names, and a reader."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def columns(axis: str) -> list[str]:
 
 
 def read(path: Path) -> Iterator[Row]:
-    """Read a file row by row; phases of older files get their present names.
+    """Read a file row by row; phases of older files get their current names.
 
     Raises:
         UserError: The file is corrupt.

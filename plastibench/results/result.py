@@ -39,7 +39,7 @@ else:
 
 
 class Summary(BaseModel):
-    """The values that the leaderboard compares; None if a run does not have one.
+    """The values that the leaderboard compares; None if a run does not have a value.
 
     Attributes:
         final_accuracy: Accuracy at the end of the last task.
@@ -50,16 +50,16 @@ class Summary(BaseModel):
         final_train_accuracy: Accuracy on the training labels at the end of the last task.
         mean_agreement: Mean fraction of predictions that an intervention did not change.
         mean_output_kl: Mean KL divergence from the outputs before an intervention to those after it, in nats.
-        mean_recovery_epochs: Mean number of epochs until the accuracy before the task boundary is reached again.
+        mean_recovery_epochs: Mean number of epochs until accuracy recovers to its value before the task boundary.
         final_return: Mean of the last three evaluations.
         average_return: Mean return over all evaluations.
         average_task_return: Mean over tasks of the return at the end of each.
         normalized_return: Final return, scaled so that a random policy has 0 and a good policy 1.
         mean_lowest: Mean of the lowest return between an intervention and the next one.
-        mean_recovery_steps: Mean number of steps until the return before an intervention is reached again.
+        mean_recovery_steps: Mean number of steps until the return recovers to its value before an intervention.
         final_q_bias: Mean bias of the critic over the last three evaluations.
         mean_drop: Mean accuracy or return lost right at an intervention.
-        unrecovered_fraction: Fraction of interventions after which the value before is never reached again.
+        unrecovered_fraction: Fraction of interventions after which the previous value is never reached again.
     """
 
     final_accuracy: Number | None = None
@@ -194,21 +194,21 @@ class Cost(BaseModel):
 
     Attributes:
         seconds: Wall-clock time of the run.
-        intervention_seconds: Part of it that interventions took.
-        metric_seconds: Part of it that plasticity metrics took.
-        cpu_seconds: CPU time of the process for training and interventions, summed over threads and over all parts of
-            an interrupted run, without evaluations, plasticity metrics and checkpoints, which are the same for every
-            method. If several runs share a process at the same time, it includes the others. None in old files.
-        intervention_cpu_seconds: Part of it that interventions took.
-        intervention_gpu_seconds: GPU time that interventions took; None without a GPU.
-        evaluation_seconds: Part of the wall-clock time that evaluations took; None in results of older versions.
+        intervention_seconds: Wall-clock time of interventions.
+        metric_seconds: Wall-clock time of plasticity metrics.
+        cpu_seconds: CPU time of training and interventions, summed over threads and over all sessions of an interrupted
+            run. It excludes evaluations, plasticity metrics and checkpoints, which are the same for every method. If
+            several runs share a process at the same time, it includes the other runs. None in old files.
+        intervention_cpu_seconds: CPU time of interventions.
+        intervention_gpu_seconds: GPU time of interventions; None without a GPU.
+        evaluation_seconds: Wall-clock time of evaluations; None in results of older versions.
         updates: Updates of the agent.
         samples: Training samples, counted once per use (supervised runs).
         agent_steps: Steps of the agent (RL runs).
         environment_steps: Frames of the environment (RL runs).
         memory_bytes: Size of the replay buffer (RL runs).
         network_bytes: Size of all parameters and buffers.
-        intervention_bytes: Size of what the interventions keep between updates.
+        intervention_bytes: Size of the state that interventions keep between updates.
     """
 
     seconds: Positive
@@ -228,9 +228,9 @@ class Cost(BaseModel):
 
     @property
     def intervention_fraction(self) -> float:
-        """Fraction of the run's time that interventions took: of its CPU time, or of wall-clock time in old files.
+        """Fraction of the run's CPU time that interventions took.
 
-        On a GPU it is the fraction of wall-clock time.
+        On a GPU and in old files, it is the fraction of wall-clock time.
         """
         if self.cpu_seconds and self.intervention_cpu_seconds is not None and self.intervention_gpu_seconds is None:
             return min(1.0, self.intervention_cpu_seconds / self.cpu_seconds)
@@ -246,7 +246,7 @@ class Hardware(BaseModel):
 
 
 class Session(BaseModel):
-    """A process that worked on a run: its code, the version of torch, CPU threads, and hardware."""
+    """A process that ran part of a run: its code, torch version, CPU threads and hardware."""
 
     commit: Text | None
     version: Text
@@ -260,8 +260,8 @@ class Origin(BaseModel):
 
     Attributes:
         finished: When the run ended, in UTC; None in results of 0.1.0.
-        sessions: If the run was interrupted, all processes that worked on it, in order. The other values are those of
-            the last one.
+        sessions: If the run was interrupted, all processes that ran part of it, in order. The other attributes describe
+            the last process.
     """
 
     command: Text
@@ -319,7 +319,7 @@ class Result(BaseModel):
         cost: Time, updates, data and memory.
         origin: Command, code, versions, hardware.
         not_finite: Measured values that were NaN or infinite and are None in the result: place to value.
-        warnings: Why the run may not be what it looks like, such as interventions that changed nothing.
+        warnings: Why the result may be misleading, for example because interventions changed nothing.
     """
 
     id: Text
@@ -402,7 +402,7 @@ class Result(BaseModel):
 
     @property
     def content(self) -> str:
-        """What identifies the run; equal to :attr:`plastibench.RunSpec.content` of its spec."""
+        """Content that identifies the run; equal to :attr:`plastibench.RunSpec.content` of its spec."""
         return identity.content(self._parts, self.run, self.code)
 
     def legacy_ids(self) -> tuple[str, ...]:
@@ -469,7 +469,7 @@ class Result(BaseModel):
 
 
 def _upgraded(content: dict[str, Any], schema: int) -> dict[str, Any]:
-    """The content of a file in the present schema. Wrong types are left for the model to find."""
+    """Convert the content of a file to the current schema. Types are validated later, by the model."""
     if schema == SCHEMA:
         return content
     if schema == 3:
@@ -487,10 +487,10 @@ def _upgraded(content: dict[str, Any], schema: int) -> dict[str, Any]:
 
 
 def _identified(result: Result) -> Result:
-    """A result of schema 1 to 3 with the present names of its options, and the present id and group.
+    """Convert a result of schema 1 to 3 to the current option names, id and group.
 
-    The id is replaced only if it is the one that its options had. Schema 1 does not store the options of the run; those
-    with which the id fits are added.
+    The id is replaced only if it matches the stored options. Schema 1 does not store the options of the run; options
+    that match the id are added.
     """
     guesses = [result.run] if result.run else [_default_run(result, device) for device in ("cpu", "cuda")]
     fitting = [run for run in guesses if _has_id_of(result, run)]

@@ -1,4 +1,4 @@
-"""The folder of a run: where it is, and whether what it contains is this run."""
+"""Find the folder of a run, and check that its content belongs to this run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WRITTEN = (
 def run_folder(run: RunSpec | Result, runs_dir: Path) -> Path:
     """The folder of a run, which may not exist yet.
 
-    It is named by the run's id, or by a shorter one if an earlier version made it.
+    Its name is the run's id, or a shorter id if an earlier version created it.
 
     Raises:
         UserError: The folder contains another run.
@@ -42,7 +42,7 @@ def run_folder(run: RunSpec | Result, runs_dir: Path) -> Path:
         found = read_spec(stored)
         if found.content != run.content:
             reason = difference(run.content, found.content)
-            raise UserError(f"{stored} describes another run ({reason}); delete its folder to start over")
+            raise UserError(f"{stored} describes a different run ({reason}); delete its folder to start over")
     return folder
 
 
@@ -60,21 +60,21 @@ def find_result(spec: RunSpec, runs_dir: Path) -> Result | None:
 
 
 def check_same(spec: RunSpec, result: Result, path: Path) -> None:
-    """Check that a result is that of a run.
+    """Check that a result belongs to a run.
 
     Raises:
         UserError: It is the result of another run.
     """
     if result.run and result.content != spec.content:
         found = f"{result.id} with other options" if result.id == spec.id else result.id
-        raise UserError(f"{path} is the result of another run ({found}); delete it to rerun")
+        raise UserError(f"{path} is the result of a different run ({found}); delete it to rerun")
 
 
 def check_code(spec: RunSpec, folder: Path) -> None:
-    """Check that a run would use the code that its spec names.
+    """Check that a run would use the code that its spec records.
 
     Raises:
-        UserError: The code of a plugin, or the version of an env or agent, is another one.
+        UserError: The code of a plugin, or the version of an env or agent, has changed.
     """
     now = spec.current()
     for part in PARTS:
@@ -97,7 +97,7 @@ def read_spec(path: Path) -> RunSpec:
 
 
 def difference(one: str, other: str) -> str:
-    """The first thing in which the contents of two runs differ, such as ``agent.lr is 0.1 instead of 0.01``."""
+    """Describe the first difference between the contents of two runs, such as ``agent.lr is 0.1 instead of 0.01``."""
     ours, theirs = _flat(one), _flat(other)
     for key in {**ours, **theirs}:
         if ours.get(key) != theirs.get(key):
@@ -108,7 +108,8 @@ def difference(one: str, other: str) -> str:
 def clear(folder: Path) -> None:
     """Delete everything that a run has written to its folder, so that it starts from the beginning.
 
-    The result goes first: a run without one is not complete, and without a checkpoint it starts from the beginning.
+    The result is deleted first, because a run without a result is incomplete. Without a checkpoint, it starts from the
+    beginning.
     """
     for pattern in _WRITTEN:
         for path in sorted(folder.glob(pattern)):
@@ -120,7 +121,7 @@ def _is_used(folder: Path) -> bool:
 
 
 def _content(folder: Path) -> str | None:
-    """What identifies the run in a folder; None if its files are damaged."""
+    """Return the content that identifies the run in a folder; None if its files are damaged."""
     try:
         stored = folder / "spec.toml"
         found: RunSpec | Result = read_spec(stored) if stored.is_file() else read_result(folder / "result.json")

@@ -55,7 +55,7 @@ class Results(list[Result]):
         return pandas.DataFrame(lines)
 
     def plot(self, kind: str = "timeline", **options: Any) -> Figure:
-        """Plot the results: by default accuracy within and across tasks, or return over steps, with all methods.
+        """Plot the results: by default, accuracy within and across tasks, or return over steps, for all methods.
 
         Args:
             kind: Kind of plot, as in ``plastibench plot``.
@@ -65,7 +65,7 @@ class Results(list[Result]):
             The figure; a notebook shows it.
 
         Raises:
-            UserError: matplotlib is not installed, there are no results, or an unknown kind or option.
+            UserError: matplotlib is not installed, there are no results, or a kind or option is unknown.
         """
         if not self:
             raise UserError("there are no results to plot")

@@ -1,4 +1,4 @@
-"""Tags of a run: words in ``tags.txt`` in its folder, one per line. They are no part of its spec and its result."""
+"""Tags of a run: words in ``tags.txt`` in its folder, one per line. They are not part of its spec or result."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ TRIAL = "trial"  # runs with this tag are left out of the table over all setting
 
 
 def check_tag(tag: str) -> str:
-    """Return a tag.
+    """Check and return a tag.
 
     Raises:
-        UserError: It is empty or contains other characters than letters, digits and ``._+-``.
+        UserError: It is empty or contains characters other than letters, digits and ``._+-``.
     """
     if not re.fullmatch(r"[\w.+-]{1,64}", tag):
         raise UserError(f"tag '{tag}': expected up to 64 letters, digits, and the characters . _ + -")

@@ -30,7 +30,7 @@ Quartiles = tuple[float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """The speed of a run's updates, measured in rounds side by side; each value has its quartiles over the rounds.
+    """The speed of a run's updates, measured in alternating rounds; each value has quartiles over the rounds.
 
     Attributes:
         env: Name of the env.
@@ -42,8 +42,8 @@ class Speed:
         batch_size: Samples per update.
         plastibench: Seconds per update.
         plain: Seconds per update of an equivalent plain PyTorch loop.
-        ratio: The former relative to the latter.
-        products: Seconds that the matrix products of an update take alone.
+        ratio: ``plastibench`` relative to ``plain``.
+        products: Seconds that only the matrix products of an update take.
         reached: ``products`` relative to ``plastibench``: 1 if nothing else took time.
         intervention: Name of the intervention.
         intervention_seconds: Time of one intervention.

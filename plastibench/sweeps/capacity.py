@@ -1,4 +1,4 @@
-"""How many runs this machine can run at a time."""
+"""Determine how many runs this machine can execute in parallel."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from plastibench.config.spec import RunSpec
 from plastibench.utils.machine import available_memory, cores
 
-_MEMORY_FRACTION = 0.8  # of the available memory that runs may take
+_MEMORY_FRACTION = 0.8  # fraction of the available memory that runs may use
 
 
 def gpu_count() -> int:
-    """The number of GPUs that runs may be spread over; 0 if the user has chosen some for all runs."""
+    """The number of GPUs that runs may be distributed over; 0 if the user has selected GPUs for all runs."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") is not None:
         return 0
     import torch
@@ -21,11 +21,11 @@ def gpu_count() -> int:
 
 
 def choose_slots(specs: Sequence[RunSpec], threads: int = 0, memory_each: int = 0) -> int:
-    """Choose how many runs share the machine: one per core that has the memory; on GPUs, one per GPU.
+    """Choose the number of parallel runs: one per GPU, or without GPUs one per core, as far as memory suffices.
 
     Args:
         specs: The runs that are not complete.
-        threads: CPU threads per run, if the user asked for a number.
+        threads: CPU threads per run, if the user set a number.
         memory_each: Bytes of memory that the largest run takes; 0: unknown.
     """
     if any(spec.run.device != "cpu" for spec in specs):

@@ -31,7 +31,7 @@ class Job:
         state: What the engine knows about it.
         name: Short name of the run that says how it differs from the others.
         message: Its latest progress or line of output, or why it failed.
-        progress: How much of what was left at its start is done, 0 to 1.
+        progress: Fraction that is done of what was left when it started, 0 to 1.
         started: Start time by the monotonic clock, if this engine has started it.
         seconds: Duration, if this engine has completed it.
         is_invalid: Whether it failed because its input was wrong.
@@ -78,7 +78,7 @@ def prepare(specs: Sequence[RunSpec], runs_dir: Path, force: bool = False) -> li
 
 
 def startable(jobs: Sequence[Job], runs_dir: Path) -> list[Job]:
-    """The waiting jobs that no other process is running; those that another one has completed are marked."""
+    """Return the waiting jobs that no other process is running; mark those that another process has completed."""
     found = []
     for job in jobs:
         if job.state != "waiting":
@@ -93,16 +93,16 @@ def startable(jobs: Sequence[Job], runs_dir: Path) -> list[Job]:
 
 
 def end(job: Job, folder: Path, status: int, lines: Sequence[str], stopped: bool) -> None:
-    """Give a job whose process has ended its state, and write ``failure.txt`` if it has failed.
+    """Set the state of a job whose process has ended, and write ``failure.txt`` if it has failed.
 
-    A job that another process is running waits for that process.
+    If another process is running the job, it waits for that process.
 
     Args:
         job: The job.
         folder: The folder of its run.
         status: Exit status, or minus the signal.
         lines: The last lines of its output.
-        stopped: The process was asked to stop.
+        stopped: Whether the process was asked to stop.
     """
     file = folder / FAILURE_FILE
     if status == 0:

@@ -78,8 +78,8 @@ class LiveTable:
 def time_left(jobs: Sequence[Job], slots: int, now: float) -> int | None:
     """Estimate the seconds until the last job ends.
 
-    A running job is expected to take as long as its progress so far says, and a waiting job the mean duration of those
-    that are complete or have made progress.
+    The duration of a running job is extrapolated from its progress. A waiting job is expected to take the mean duration
+    of the jobs that are complete or have made progress.
 
     Args:
         jobs: All jobs.

@@ -20,7 +20,7 @@ _POLL_SECONDS = 0.5  # at most; the end of a process is noticed at once
 
 
 class LocalEngine:
-    """Runs each job in a process of its own on this machine.
+    """Runs each job in a separate process on this machine.
 
     Ctrl-C reaches this process only; it then asks the others to checkpoint.
     """

@@ -1,4 +1,4 @@
-"""The matrix products of an update alone: the time below which no training loop can go."""
+"""Time only the matrix products of an update, which is a lower bound for any training loop."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ProductRecorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Record a call, and do it."""
+        """Record a call and execute it."""
         if func.overloadpacket in _PRODUCTS:
             self._calls.append((func, args, kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -44,7 +44,7 @@ class ProductRecorder(TorchDispatchMode):
         return len(self._calls)
 
     def replay(self) -> None:
-        """Do all recorded products again, and nothing else."""
+        """Repeat only the recorded products."""
         with torch.no_grad():
             for func, args, kwargs in self._calls:
                 func(*args, **kwargs)

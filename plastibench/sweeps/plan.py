@@ -1,4 +1,4 @@
-"""What runs will take: updates, interventions, time, memory and disk, estimated before anything starts."""
+"""Estimate updates, interventions, time, memory and disk space of runs before they start."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ _LOGS = 300_000  # bytes of metrics, result and TensorBoard's events of a short 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take.
+    """Estimated cost of a run.
 
     Attributes:
         spec: The run.
-        updates: Its updates; for RL agents rounded down.
+        updates: Number of updates; rounded down for RL agents.
         interventions: How often its intervention acts.
         parameters: Trainable parameters of all networks.
-        memory: Bytes at the peak, about.
-        disk: Bytes of its folder while it runs, about.
-        seconds: Time, about; None if unknown.
-        source: Where the time comes from.
+        memory: Approximate peak memory in bytes.
+        disk: Approximate size of its folder in bytes while it runs.
+        seconds: Approximate time; None if unknown.
+        source: What the time estimate is based on.
     """
 
     spec: RunSpec
@@ -71,16 +71,16 @@ class _Setting:
 
 
 def plan_runs(specs: Sequence[RunSpec], runs_dir: Path, data_dir: Path, threads: int = 0) -> list[Plan]:
-    """Estimate what each run will take.
+    """Estimate the cost of each run.
 
-    The time comes from earlier results of the same setting, of other interventions in it, or else from training for a
-    moment in this process.
+    The time estimate is based on earlier results of the same method, or of other interventions in the same setting.
+    Otherwise, a short training in this process is timed.
 
     Args:
         specs: The runs, with resolved devices.
         runs_dir: Folder of earlier runs.
         data_dir: Folder of datasets.
-        threads: CPU threads of a run; 0: as a run chooses.
+        threads: CPU threads of a run; 0: the run's default.
 
     Raises:
         UserError: A network or replay buffer does not fit into memory, or an option is invalid.
@@ -114,7 +114,7 @@ def plan_runs(specs: Sequence[RunSpec], runs_dir: Path, data_dir: Path, threads:
 
 
 def interventions_of(spec: RunSpec, updates: int, tasks: int) -> int:
-    """How often the intervention of a run acts, from its updates and its number of tasks."""
+    """Compute how often the intervention of a run acts, from its updates and its number of tasks."""
     last = updates - 1  # nothing happens after the last update of a run
     until = last if spec.run.until is None else min(last, spec.run.until)
     if spec.intervention[0] == "none":
@@ -125,11 +125,11 @@ def interventions_of(spec: RunSpec, updates: int, tasks: int) -> int:
 
 
 def report(plans: Sequence[Plan], slots: int, runs_dir: Path) -> str:
-    """A table of the runs that are planned, and what they take together.
+    """Format a table of the planned runs and their total cost.
 
     Args:
         plans: The runs.
-        slots: Number of runs at a time.
+        slots: Number of parallel runs.
         runs_dir: Folder of the runs.
     """
     names = short_names([tables_of(plan.spec) for plan in plans])
@@ -148,7 +148,7 @@ def report(plans: Sequence[Plan], slots: int, runs_dir: Path) -> str:
     sources = sorted({plan.source for plan in plans})
     memory, disk = max(plan.memory for plan in plans), sum(plan.disk for plan in plans)
     left = available_memory()
-    together = f"{len(plans)} runs, {min(slots, len(plans))} at a time: about {clock(total)} in all"
+    together = f"{len(plans)} runs, {min(slots, len(plans))} in parallel: about {clock(total)} in total"
     lines = [
         text_table(["run", "updates", "interventions", "parameters", "time"], rows),
         "",
@@ -161,10 +161,10 @@ def report(plans: Sequence[Plan], slots: int, runs_dir: Path) -> str:
 
 
 def check_fit(plans: Sequence[Plan], runs_dir: Path) -> None:
-    """Check that each run fits into memory and all of them onto the disk.
+    """Check that each run fits into memory and that all runs fit onto the disk.
 
     Raises:
-        UserError: They do not.
+        UserError: They do not fit.
     """
     left = available_memory()
     largest = max(plans, key=lambda plan: plan.memory)
@@ -184,7 +184,7 @@ def check_fit(plans: Sequence[Plan], runs_dir: Path) -> None:
 def _measure(spec: RunSpec, data_dir: Path, threads: int) -> _Setting:
     """Build the env and the agent of a run, and train for a moment without interventions."""
     fast = dict(spec.agent[1])
-    if "learning_starts" in fast:  # otherwise the first moments of an RL agent are without updates
+    if "learning_starts" in fast:  # otherwise an RL agent would do no updates at the start
         fast["learning_starts"] = min(fast["learning_starts"], fast["batch_size"])
     spec = replace(spec, run=replace(spec.run, every=0, until=None, roles=None))
     env = spec.create("env").make(data_dir)
@@ -248,7 +248,7 @@ def _calibrate(spec: RunSpec, trainer: Trainer, agent: Any) -> _Setting:
 
 
 def _earlier(spec: RunSpec, results: Sequence[Result]) -> tuple[float | None, str]:
-    """The mean time of earlier runs with the same env and agent, and what it comes from."""
+    """Return the mean time of earlier runs with the same env and agent, and the runs that it is based on."""
     alike = [
         result
         for result in results

@@ -1,4 +1,4 @@
-"""What the process server of the local engine imports before it forks the processes of runs.
+"""Modules that the process server of the local engine imports before it forks the processes of runs.
 
 Importing this module makes the importing process the leader of a new session, so that Ctrl-C in a terminal does not
 reach it or the processes that it forks. Nothing here may start threads or initialize a GPU: a forked process cannot use
@@ -28,4 +28,4 @@ _MODULES = (
 for _name in _MODULES:
     with contextlib.suppress(Exception):  # the run that needs it reports the error
         importlib.import_module(_name)
-gc.freeze()  # the garbage collector of a forked process need not look at, and copy, what is shared
+gc.freeze()  # so that the garbage collector of a forked process does not visit and copy shared objects

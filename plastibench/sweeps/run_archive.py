@@ -13,14 +13,14 @@ from plastibench.sweeps.run_folders import RunFolder
 from plastibench.utils.atomic_io import atomic
 from plastibench.utils.folder_lock import is_locked, lock_folder
 
-ARCHIVE = "archive"  # folder of archived runs; TensorBoard and the leaderboard see no runs in it
+ARCHIVE = "archive"  # folder of archived runs; TensorBoard and the leaderboard ignore it
 
 
 def remove(runs: Sequence[RunFolder]) -> None:
     """Delete runs.
 
     Raises:
-        UserError: One of them is running; nothing has been deleted then.
+        UserError: One of the runs is running; in that case, nothing is deleted.
         RunError: A folder cannot be deleted.
     """
     check_idle(runs, "removed")
@@ -38,7 +38,7 @@ def archive(runs: Sequence[RunFolder], runs_dir: Path) -> list[Path]:
     """Pack each run into ``archive/ID.tar.gz`` and delete its folder.
 
     Raises:
-        UserError: One of them is running, or an archive of this name exists; nothing has been changed then.
+        UserError: One of the runs is running, or an archive with this name exists; in that case, nothing is changed.
         RunError: An archive cannot be written; its run is kept.
     """
     check_idle(runs, "archived")
@@ -46,7 +46,7 @@ def archive(runs: Sequence[RunFolder], runs_dir: Path) -> list[Path]:
     paths = [folder / f"{run.id}.tar.gz" for run in runs]
     for path in paths:
         if path.exists() or paths.count(path) > 1:
-            raise UserError(f"cannot archive: {path} exists already; rename it, or remove the run instead")
+            raise UserError(f"cannot archive: {path} already exists; rename it, or remove the run instead")
     folder.mkdir(exist_ok=True)
     for run, path in zip(runs, paths, strict=True):
         with lock_folder(run.folder):
@@ -70,7 +70,8 @@ def restore(path: Path, runs_dir: Path) -> Path:
     """Unpack an archived run into its folder and delete the archive.
 
     Raises:
-        UserError: The archive is damaged or not of a run, or the folder exists; nothing has been changed then.
+        UserError: The archive is damaged or does not contain a run, or the folder exists; in that case, nothing is
+            changed.
     """
     name = path.name.removesuffix(".tar.gz")
     temporary = Path(tempfile.mkdtemp(prefix=".restore-", dir=runs_dir))
@@ -85,7 +86,7 @@ def restore(path: Path, runs_dir: Path) -> Path:
             raise UserError(f"cannot restore {path}: it does not contain the run {name}")
         target = runs_dir / found[0].relative_to(temporary)
         if target.exists():
-            raise UserError(f"cannot restore {path}: {target} exists already")
+            raise UserError(f"cannot restore {path}: {target} already exists")
         target.parent.mkdir(parents=True, exist_ok=True)
         found[0].rename(target)
     finally:
@@ -98,7 +99,7 @@ def check_idle(runs: Sequence[RunFolder], done: str) -> None:
     """Check that no process runs one of these runs.
 
     Raises:
-        UserError: One of them is running; ``done`` is what cannot be done, such as ``removed``.
+        UserError: A run is running; ``done`` names the refused action in the message, such as ``removed``.
     """
     for run in runs:
         if is_locked(run.folder):

@@ -1,4 +1,4 @@
-"""The runs in a folder: what each one is, its state, progress and tags."""
+"""List the runs in a folder with their spec, state, progress and tags."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RunFolder:
     Attributes:
         folder: The folder.
         names: Names of env, agent and intervention, by part.
-        labels: The same with the options that differ from the defaults.
+        labels: Names with the options that differ from the defaults.
         seed: Seed.
         state: ``waiting``: prepared, but never started; ``interrupted``: continues from its last checkpoint.
         progress: Fraction of the run that is done; None if it is unknown.
@@ -80,7 +80,7 @@ def find_runs(runs_dir: Path) -> list[RunFolder]:
 
 
 def read_run(folder: Path) -> RunFolder:
-    """What a folder says about its run."""
+    """Read the state of a run from its folder."""
     result = read_result_if_complete(folder)
     files = [path for path in folder.iterdir() if path.is_file() and path.name != "lock"]
     changed = max((path.stat().st_mtime for path in files), default=folder.stat().st_mtime)
@@ -103,7 +103,7 @@ def read_run(folder: Path) -> RunFolder:
 
 
 def select(runs: Sequence[RunFolder], patterns: Sequence[str], filters: Mapping[str, str | None]) -> list[RunFolder]:
-    """The runs that match.
+    """Select the runs that match.
 
     Args:
         runs: Runs to choose from.

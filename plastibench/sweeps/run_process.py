@@ -1,8 +1,8 @@
 """The process of one run, forked from a server that has imported PyTorch and plastibench already.
 
 Most of the time of a short run is spent on imports. The server (``forkserver`` of the standard library) imports
-everything once and then forks a process per run in milliseconds. A run still has a process of its own: a crash, a full
-memory or changed global state affects no other run, and its memory is returned when it ends.
+everything once and then forks a process per run in milliseconds. Each run still has its own process: a crash, exhausted
+memory or changed global state does not affect other runs, and the memory is freed when the run ends.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SERVER_VARIABLES = {
 
 
 def start_server() -> None:
-    """Start the server, unless it runs already; return at once, while it still imports."""
+    """Start the server unless it is already running; return immediately, while it is still importing."""
     if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
         return
     from multiprocessing import forkserver
@@ -56,7 +56,7 @@ class RunProcess:
             job: The job; its state becomes ``running``.
             words: Arguments of ``plastibench`` that run it.
             variables: Environment variables besides those of this process.
-            gpu: The GPU that the variables assign, for the caller.
+            gpu: The GPU that the variables assign; only stored for the caller.
         """
         self.job, self.gpu = job, gpu
         self._asked_to_stop = False
@@ -88,13 +88,13 @@ class RunProcess:
                 self._lines = [*self._lines[-_LINES_KEPT:], line.rstrip()]
 
     def ask_to_stop(self) -> None:
-        """Ask the process to checkpoint and exit, once: a second signal would kill it before it has."""
+        """Ask the process once to checkpoint and exit; a second signal would kill it before it has saved."""
         if not self._asked_to_stop and self._process.exitcode is None:
             self._process.terminate()
             self._asked_to_stop = True
 
     def poll(self, runs_dir: Path) -> bool:
-        """Whether the process has ended; its job then has its final state."""
+        """Whether the process has ended; if so, its job has its final state."""
         status = self._process.exitcode
         if status is None:
             return False
@@ -105,7 +105,7 @@ class RunProcess:
         return True
 
     def _end_orphan(self) -> None:
-        """Ask a process to checkpoint and exit whose server has died: nobody learns how it ends."""
+        """Ask a process whose server has died to checkpoint and exit; its exit status cannot be known."""
         self._lines.append("the process that starts the runs was killed; run the same command to continue")
         self.job.message = self._lines[-1]
         with contextlib.suppress(ProcessLookupError):
@@ -113,7 +113,7 @@ class RunProcess:
 
 
 def _start(words: Sequence[str], variables: dict[str, str], output: Connection) -> Any:
-    """Start the process that runs a command; a server that has been killed is replaced."""
+    """Start the process that runs a command; if the server was killed, start a new one."""
     known = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in known else "spawn")
     failures = 0
@@ -127,7 +127,7 @@ def _start(words: Sequence[str], variables: dict[str, str], output: Connection) 
             failures += 1
             if failures == _ATTEMPTS:
                 reason = f"{type(error).__name__}: {error}"
-                raise RunError(f"no process can be started here ({reason}); is the memory full?") from error
+                raise RunError(f"cannot start a process ({reason}); is the memory full?") from error
             time.sleep(0.1)
 
 
@@ -164,7 +164,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ignoring_interrupts() -> Iterator[None]:
-    """Let a process that starts inside the block ignore Ctrl-C, which reaches it until it has a session of its own."""
+    """Let a process that starts inside the block ignore Ctrl-C, which reaches it until it has its own session."""
     if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
         yield
         return

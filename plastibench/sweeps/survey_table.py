@@ -23,21 +23,21 @@ COSTS_FILE = "costs.json"
 _ACCURACY_LEGENDS = {
     "final": "accuracy after the last task",
     "drop": "percentage points lost at an intervention, mean over task boundaries",
-    "recovered in": "epochs until the accuracy is back at its value before the boundary, and percentage of boundaries "
-    "after which it never is",
+    "recovered in": "epochs until accuracy recovers to its value before the boundary, and percentage of boundaries "
+    "after which it never does",
     "average": "mean accuracy at the end of each task",
 }
 _RETURN_LEGENDS = {
     "final": "mean of the last three returns",
     "drop": "return lost at an intervention, mean over interventions",
-    "recovered in": "steps until the return is back at its value before the intervention, and percentage of "
-    "interventions after which it never is",
+    "recovered in": "steps until the return recovers to its value before the intervention, and percentage of "
+    "interventions after which it never does",
     "average": "mean of all returns",
 }
 _COST_LEGENDS = {
     "update time": "relative to no intervention (median and quartiles over rounds that time both alternately)",
-    "intervention time": "of one intervention, in updates",
-    "memory": "kept between updates, in copies of the parameters",
+    "intervention time": "time of one intervention, in updates",
+    "memory": "memory kept between updates, as a multiple of the parameters",
 }
 _COST_COLUMNS = tuple(_COST_LEGENDS)
 
@@ -121,7 +121,7 @@ def table(found: Sequence[Result], costs: Mapping[str, Cost], failures: Sequence
 def terminal_table(
     found: Sequence[Result], costs: Mapping[str, Cost], failures: Sequence[str], width: int
 ) -> tuple[str, int]:
-    """The same for a terminal, without the columns that do not fit; also the number of columns after the name."""
+    """Like :func:`table`, but without columns that do not fit; also return the number of columns after the name."""
     header, made = _cells(found, costs)
     rows = [[f"{name} ({count})", *cells] for (name, count), *cells in made]
     count = fitting_columns(header, rows, width)

@@ -13,9 +13,10 @@ _ROWS = 4096  # steps per block
 
 
 class ActionLog:
-    """Grows in blocks. Discrete actions take the smallest integer type that holds them, others their own type.
+    """Log of actions that grows in blocks.
 
-    Arrays that come from a tensor keep that tensor alive, so actions are copied.
+    Discrete actions are stored in the smallest sufficient integer type, other actions in their own type. Actions are
+    copied, because an array made from a tensor would keep that tensor alive.
     """
 
     def __init__(self, space: Space[Any]) -> None:

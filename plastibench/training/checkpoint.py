@@ -1,4 +1,4 @@
-"""Save checkpoints atomically, notice damage by a digest, and load them without executing code."""
+"""Save checkpoints atomically, detect damage by a digest, and load them without executing code."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def tensor_bytes(state: Any) -> int:
 
 
 def _check_digest(file: IO[bytes]) -> None:
-    """Compare the content with its digest, if it has one, and go back to the start.
+    """Compare the content with its digest, if there is one, and rewind the file.
 
-    Files of older versions end with an empty comment, and files of torch's old format are no zip files.
+    Files from older versions end with an empty comment, and files in torch's old format are not zip files.
 
     Raises:
         ValueError: The content does not match the digest.

@@ -22,5 +22,5 @@ def record_failure(folder: Path, error: BaseException, line: str) -> None:
     """
     cause = error.__cause__ if isinstance(error, RunError | UserError) else error
     details = "".join(traceback.format_exception(cause)) if cause is not None else ""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RunError):
         atomic_io.write_text(folder / FAILURE_FILE, f"{details}{line}\n")

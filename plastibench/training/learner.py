@@ -174,7 +174,7 @@ class Learner:
         return averages
 
     def check_weights(self) -> None:
-        """Check that all parameters are finite: behind a ReLU, infinite ones may not show in any output.
+        """Check that all parameters are finite; with a ReLU, non-finite parameters may not affect any output.
 
         Raises:
             RunError: A parameter is not finite.
@@ -190,7 +190,7 @@ class Learner:
                 )
 
     def complaints(self) -> list[str]:
-        """What a user must know about methods that have done nothing so far."""
+        """Return warnings about methods that have had no effect so far."""
         found = [attached.effects.complaint(role) for role, attached in self.attached.items() if attached.effects]
         return [complaint for complaint in found if complaint]
 

@@ -1,4 +1,4 @@
-"""The log files that a checkpoint covers: length and digest of each, so that a resumed run notices damage."""
+"""Length and digest of the log files that a checkpoint covers, so that a resumed run detects damage."""
 
 from __future__ import annotations
 

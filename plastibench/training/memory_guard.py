@@ -18,7 +18,7 @@ _COPIES = 4  # of the weights: the gradients and the two moments of Adam have th
 class MemoryGuard(TorchFunctionMode):
     """Counts the tensors that are created inside the block, and refuses one that does not fit into memory.
 
-    An operating system promises more memory than it has, and then kills the process that uses it.
+    Operating systems overcommit memory, and then kill the process that uses it.
 
     Attributes:
         requested: Bytes of all tensors that were created inside the block.
@@ -28,8 +28,8 @@ class MemoryGuard(TorchFunctionMode):
         """Create a guard.
 
         Args:
-            what: What is created, for the message: ``the network``.
-            copies: How many times the memory is needed, the tensors themselves included.
+            what: What is being created, for the message, such as ``the network``.
+            copies: How many times the memory is needed, including the tensors themselves.
             limit: Bytes that are available (default: what the machine has left).
         """
         super().__init__()

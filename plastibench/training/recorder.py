@@ -44,7 +44,7 @@ class Recorder:
             folder: The run's folder.
             spec: The spec of the run.
             covered: The files at the checkpoint from which the run resumes, as returned by :meth:`flush` and checked by
-                :func:`~plastibench.training.log_files.check`. What was written after the checkpoint is truncated.
+                :func:`~plastibench.training.log_files.check`. Anything written after the checkpoint is truncated.
             axis: Name of the third column, the unit of ``position``.
             env_version: Version of the env.
             data: Digest of the dataset.
@@ -157,7 +157,7 @@ class Recorder:
             raise self._cannot_write(error) from error
 
     def close(self) -> None:
-        """Close the files. What can no longer be written was reported before, or is lost with the failed run."""
+        """Close the files; ignore errors, which have been reported before or belong to a failed run."""
         for file in (self._file, self._events):
             with contextlib.suppress(OSError):
                 file.close()

@@ -15,7 +15,7 @@ from plastibench.envs.environment_check import check_action, check_finite, note
 from plastibench.envs.rl_env import MAX_STEPS, RLEnvConfig
 from plastibench.results.returns import discounted
 
-_SHOWN = 250  # steps between two reports of progress
+_SHOWN = 250  # steps between two progress reports
 
 
 def evaluate_policy(
@@ -41,7 +41,7 @@ def evaluate_policy(
         seed: Seed of the environments.
         draws: Samples actions from the policy, on the agent's device, for agents whose critic includes the entropy
             (``entropic``); None for greedy actions.
-        progress: Called now and then with the number of episodes that have ended and the number of steps.
+        progress: Called periodically with the number of finished episodes and the number of steps.
 
     Returns:
         The mean return, and the bias of the critic.

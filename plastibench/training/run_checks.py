@@ -1,4 +1,4 @@
-"""What is known before a run: its number of updates, and whether its intervention can act at all."""
+"""Check a run before it starts: its number of updates, and whether its intervention can act at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Plan(NamedTuple):
     """Counts of a run.
 
     Attributes:
-        updates: Updates of the whole run. In RL runs with n-step returns, a few less are made.
+        updates: Updates of the entire run. RL runs with n-step returns do slightly fewer.
         first_boundary: Updates before the first task boundary; None if there is one task.
     """
 
@@ -43,7 +43,7 @@ def check_plan(spec: RunSpec, env: Any, agent: Any) -> list[str]:
     """Check that a run updates its agent and that its intervention can act.
 
     Returns:
-        What the user should know before the run starts.
+        Warnings for the user.
 
     Raises:
         UserError: No update would be made, or the run would equal one without intervention.
@@ -67,7 +67,7 @@ def check_plan(spec: RunSpec, env: Any, agent: Any) -> list[str]:
 
 
 def _why_never(spec: RunSpec, found: Plan) -> str:
-    """Why no intervention falls into the run, and what to change; empty if one does."""
+    """Explain why the run contains no intervention, and what to change; empty if it contains one."""
     every, until = spec.run.every, spec.run.until
     if every:
         if every >= found.updates:

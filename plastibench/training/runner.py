@@ -71,13 +71,13 @@ def run(
         threads: CPU threads; 0: one for a small network, PyTorch's default for a large one.
         announce: Prefix of the first line of progress.
         runs_after: Number of similar runs that follow; the remaining time shown includes them.
-        checkpoint_seconds: Seconds between checkpoints; more if saving itself takes long.
+        checkpoint_seconds: Seconds between checkpoints; increased if saving takes long.
         stop: The run checkpoints and stops once this list is not empty; by default SIGINT and SIGTERM fill it.
         command: The command recorded in the result; by default this process's command line.
         force: Start from the beginning, even if the run is complete or has a checkpoint.
 
     Returns:
-        The result, which is also in ``result.json``; ``reused`` says whether the run was complete already.
+        The result, which is also in ``result.json``; ``reused`` says whether the run was already complete.
 
     Raises:
         UserError: The spec or the data is invalid.
@@ -145,7 +145,7 @@ def _build_agent(spec: RunSpec, env: Any) -> Any:
     """Build the agent of a run.
 
     Raises:
-        UserError: It does not fit into memory, or does not fit the env.
+        UserError: The agent does not fit into memory or does not match the env.
     """
     try:
         with MemoryGuard(f"agent {spec.agent[0]}"):
@@ -154,7 +154,7 @@ def _build_agent(spec: RunSpec, env: Any) -> Any:
         if isinstance(error, RuntimeError) and "allocate" not in str(error):
             raise
         raise UserError(
-            f"agent {spec.agent[0]} with these options does not fit into memory; make it smaller"
+            f"agent {spec.agent[0]} with these options does not fit into memory; choose smaller sizes"
         ) from error
 
 
@@ -217,7 +217,7 @@ class _Run:
         self.spec, self.agent, self.folder, self.stop = spec, agent, folder, stop
         self.command = command or provenance.command()
         self.threads = threads
-        self.sessions: list[dict[str, Any]] = []  # the processes that have worked on the run, this one last
+        self.sessions: list[dict[str, Any]] = []  # the processes that ran part of the run, this one last
         self.checkpoint_seconds = checkpoint_seconds
         self.seconds = 0.0
         self.cpu_seconds: float | None = 0.0  # of begin() and advance()
@@ -364,7 +364,7 @@ class _Run:
         return covered
 
     def _newest_intact(self) -> tuple[Path, dict[str, Any], dict[str, Covered]] | None:
-        """The newest checkpoint that is intact and whose log files are, its state, and these files.
+        """Return the newest checkpoint with intact content and log files, its state, and these files.
 
         Raises:
             UserError: There are checkpoints, but none is intact, or they belong to another run.
@@ -389,16 +389,16 @@ class _Run:
         return None
 
     def _keep_threads(self) -> None:
-        """Compute with the number of threads of the first process, unless another one was asked for.
+        """Use the first process's number of threads, unless the user set another number.
 
-        Sums are split between threads, so that another number changes the last bits.
+        Sums are split between threads, so a different number changes the last bits.
         """
         first = self.sessions[0]["threads"] if self.sessions else torch.get_num_threads()
         if not self.threads:
             torch.set_num_threads(first)
         elif self.threads != first:
             print(
-                f"plastibench: {self.spec.id} began with --threads {first}; with {self.threads} it will not be "
+                f"plastibench: {self.spec.id} was started with --threads {first}; with {self.threads} it will not be "
                 "bit-identical to an uninterrupted run (the result says so)",
                 file=sys.stderr,
             )
@@ -420,7 +420,7 @@ class _RunLog:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Delete what a process left behind that was killed right after it wrote the result."""
+    """Delete files left by a process that was killed right after it wrote the result."""
     if checkpoint.saved_checkpoints(folder) or any(folder.glob(".*.tmp")):
         with contextlib.suppress(UserError, OSError), lock_folder(folder):  # another process may be about to do it
             checkpoint.remove_checkpoints(folder)

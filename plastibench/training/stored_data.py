@@ -1,4 +1,4 @@
-"""Compare the data of a complete run with what is there now."""
+"""Compare the data that a complete run used with the current data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plastibench.results.result import Result
 
 
 def warn_if_data_changed(spec: RunSpec, result: Result, data_dir: Path) -> None:
-    """Print a line to stderr if the data of a complete run has changed, or is not there. Downloads nothing."""
+    """Print a line to stderr if the data of a complete run has changed or is missing. Downloads nothing."""
     env = spec.create("env")
     if result.data_digest is None or not isinstance(env, TaskStreamConfig):
         return
@@ -25,8 +25,8 @@ def warn_if_data_changed(spec: RunSpec, result: Result, data_dir: Path) -> None:
         return
     if found != result.data_digest:
         print(
-            f"plastibench: {spec.id} was made with other data than {env.path or env.dataset} is now (digest "
-            f"{result.data_digest}, now {found}); --force runs again",
+            f"plastibench: {spec.id} used other data than {env.path or env.dataset} contains now (digest "
+            f"{result.data_digest}, now {found}); --force reruns",
             file=sys.stderr,
         )
 

@@ -41,10 +41,10 @@ def train(
         intervention: Name of an intervention, or a combination such as ``l2-init+rnr``.
         env_options: Options of the environment, such as ``{"epochs": 20}``.
         agent_options: Options of the agent, such as ``{"lr": 1e-3}``.
-        intervention_options: Options of the intervention; those without a namesake among the run's options can also be
-            passed as keywords.
-        runs_dir: Parent of the run's folder; None leaves no folder behind.
-        data_dir: Where datasets are.
+        intervention_options: Options of the intervention. Options whose name is not also an option of the run can be
+            passed as keywords instead.
+        runs_dir: Parent of the run's folder; None: do not keep a folder.
+        data_dir: Folder of datasets.
         progress: Show the progress.
         threads: CPU threads; 0: one for a small network, PyTorch's default for a large one.
         force: Start from the beginning, even if the run is complete or was interrupted.

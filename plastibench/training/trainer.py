@@ -143,7 +143,7 @@ class Trainer(ABC):
 
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
-        """Count the CPU time of a block as evaluation, which is no part of the cost of a method."""
+        """Count the CPU time of a block as evaluation, which is not part of a method's cost."""
         if self._measuring:  # within another one
             yield
             return
@@ -197,10 +197,10 @@ class Trainer(ABC):
             self.evaluation_seconds += time.monotonic() - start
 
     def warnings(self) -> dict[str, list[str]]:
-        """``warnings`` for the result: why the run may not be what it looks like; empty if there is no reason."""
+        """``warnings`` for the result: why it may be misleading; empty if there is no reason."""
         found = self.learner.complaints()
         if not self.learner.updates:
-            found.insert(0, "no update was made: the networks are untrained")
+            found.insert(0, "no update was done, so the networks are untrained")
         return {"warnings": found} if found else {}
 
     def state_dict(self) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to disk, where the system can."""
+    """Flush the directory entries of a folder to disk, if the system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -64,7 +64,7 @@ def remove_temporary_files(folder: Path) -> None:
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """Give a file a second name, so that it never lacks one; rename it if the file system has no hard links."""
+    """Give a file a second name, so that it always has one; rename it if the file system has no hard links."""
     previous.unlink(missing_ok=True)
     try:
         os.link(path, previous)

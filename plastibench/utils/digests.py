@@ -1,7 +1,7 @@
-"""SHA-256 digests inside the files of a run, so that a damaged or edited file is noticed.
+"""SHA-256 digests inside the files of a run, which reveal damaged or edited files.
 
-JSON files have the key ``sha256``, text files a last line ``# sha256: …``. Files without a digest are accepted: older
-versions wrote none.
+JSON files have the key ``sha256``, text files a last line ``# sha256: …``. Files without a digest are accepted, because
+older versions wrote none.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def json_digest(content: Mapping[str, Any]) -> str:
 
 
 def is_intact(content: Mapping[str, Any]) -> bool:
-    """Whether JSON content has the digest that it states, or states none."""
+    """Whether JSON content matches the digest that it states; true if it states none."""
     return KEY not in content or content[KEY] == json_digest(content)
 
 

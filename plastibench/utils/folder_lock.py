@@ -10,9 +10,10 @@ from typing import IO
 
 from plastibench.config.errors import RunError, UserError
 
+LOCK = ".lock"  # of a folder that processes write one after the other
 IN_USE = "is being run by another process"
-_ATTEMPTS = 5  # to lock a folder: is_locked() holds the lock for an instant
-_PAUSE = 0.02  # seconds between them
+_ATTEMPTS = 5  # attempts to lock a folder: is_locked() holds the lock for an instant
+_PAUSE = 0.02  # seconds between attempts
 
 
 @contextlib.contextmanager
@@ -53,14 +54,14 @@ def is_locked(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def wait_for_lock(folder: Path, seconds: float = 60.0) -> Iterator[None]:
-    """Create the folder if needed and lock it inside the block, after the process that has locked it before.
+    """Create the folder if needed and lock it inside the block; wait for the process that holds the lock.
 
     Raises:
-        RunError: The folder cannot be written, or stays locked for longer than some seconds.
+        RunError: The folder cannot be written, or stays locked for more than a few seconds.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "w")  # noqa: SIM115 - closed below, and open inside the whole block
+        file = open(folder / LOCK, "w")  # noqa: SIM115 - closed below, and open inside the whole block
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror or error}") from error
     with file:

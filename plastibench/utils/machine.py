@@ -1,4 +1,4 @@
-"""What this process may use of the machine: cores, memory and disk. A container's limits count."""
+"""Cores, memory and disk space that this process may use, including a container's limits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def cores() -> int:
-    """The number of cores that this process may use; a container's limit counts."""
+    """The number of cores that this process may use, subject to a container's limit."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = (_CGROUP / "cpu.max").read_text().split()
@@ -20,7 +20,7 @@ def cores() -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes of memory that are free or can be freed; a container's limit counts. None if the system does not say."""
+    """Bytes of memory that are free or can be freed, subject to a container's limit; None if unknown."""
     found = []
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -36,7 +36,7 @@ def available_memory() -> int | None:
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes that are free where a folder is or will be created."""
+    """Free bytes on the disk on which a folder is or will be created."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free
 

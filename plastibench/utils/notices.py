@@ -1,4 +1,4 @@
-"""Lines for the user on stderr that are printed once per process."""
+"""Notes for the user on stderr, each printed once per process."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ class Progress:
             length: Total number of updates or steps of the run.
             quiet: Print nothing.
             unit: Unit of the rate.
-            runs_after: Number of runs that follow and are expected to take as long as this one; the remaining time
-                includes them.
+            runs_after: Number of runs that follow. They are expected to take as long as this one, and the remaining
+                time includes them.
         """
         self._name, self._length, self._quiet, self._unit = name, length, quiet, unit
         self._runs_after = runs_after
@@ -88,7 +88,7 @@ class _TerminalLine:
 
 
 class _PipeLine:
-    """Lines for the process at the other end of a pipe; see :func:`parse_pipe_line`."""
+    """Progress lines for the process at the other end of a pipe; see :func:`parse_pipe_line`."""
 
     def __init__(self) -> None:
         self._last = 0.0

@@ -62,7 +62,7 @@ def commit() -> str:
 
 
 def session(device: str) -> dict[str, Any]:
-    """What may change when another process continues a run: code, torch, CPU threads, hardware."""
+    """Return what may differ when another process continues a run: code, torch, CPU threads, hardware."""
     import torch
 
     from plastibench import __version__

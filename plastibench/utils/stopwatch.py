@@ -1,4 +1,4 @@
-"""How long a block of code takes: wall-clock, CPU and GPU time."""
+"""Measure how long a block of code takes: wall-clock, CPU and GPU time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Elapsed:
     """Times in seconds.
 
     Attributes:
-        wall: Wall-clock time, which other programs on the machine lengthen.
+        wall: Wall-clock time, which increases if other programs use the machine.
         cpu: CPU time of this process, summed over its threads.
         gpu: Time between the first and the last kernel on the GPU; None without a GPU.
     """

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 _GAP = "  "
 _NARROWEST = 40  # characters; a smaller terminal is treated as this wide
-_FIRST = 0.3  # of the width: largest part that the first column takes from the others
+_FIRST = 0.3  # maximum fraction of the width that the first column takes from the others
 
 
 def terminal_width(wide: bool = False) -> int:
-    """Width for tables: ``$COLUMNS`` if it is set, else that of the terminal; 0, for any width, if output is piped."""
+    """Width for tables: ``$COLUMNS`` if set, otherwise that of the terminal; 0 (unlimited) if output is piped."""
     if wide or not (os.environ.get("COLUMNS", "").isdigit() or sys.stdout.isatty()):
         return 0
     return max(_NARROWEST, shutil.get_terminal_size().columns)
@@ -45,7 +45,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int 
 
 
 def fitting_columns(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> int:
-    """Number of columns, from the left, that fit into a width if :func:`text_table` wraps the first one.
+    """Number of columns from the left that fit into a width if :func:`text_table` wraps the first column.
 
     Args:
         header: Headings of the columns, the most important first.
@@ -64,7 +64,7 @@ def fitting_columns(header: Sequence[str], rows: Sequence[Sequence[str]], width:
 
 
 def columns_with_summary(rows: Sequence[Sequence[str]], width: int = 0) -> str:
-    """Format rows whose cells are aligned left; the last one is a text that is wrapped to the width."""
+    """Format rows of left-aligned cells; the last cell is text that is wrapped to the width."""
     *widths, _ = _widths(rows)
     lines = []
     for *cells, summary in rows:

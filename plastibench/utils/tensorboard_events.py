@@ -98,7 +98,7 @@ def event_files(folder: Path) -> list[Path]:
 
 
 def _next_name(folder: Path) -> str:
-    """A name after those of all other event files: TensorBoard reads them in this order, whatever the clock says."""
+    """Return a name that sorts after all other event files: TensorBoard reads files by name, not by time."""
     found = (re.match(r"events\.out\.tfevents\.(\d{10})\.(\d{9}\b)?", path.name) for path in event_files(folder))
     stamps = (int(match[1]) * 10**9 + int(match[2] or 10**9 - 1) for match in found if match)
     stamp = max(time.time_ns(), max(stamps, default=0) + 1)

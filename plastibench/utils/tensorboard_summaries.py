@@ -84,7 +84,7 @@ def layout(categories: Mapping[str, Mapping[str, Band]]) -> Summary:
 
 
 def experiment(hyperparameters: Sequence[str], metrics: Sequence[Column]) -> Summary:
-    """The columns of the HParams tab. TensorBoard takes them from one run, so only one may have them.
+    """The columns of the HParams tab. TensorBoard reads them from one run, so only one run may have them.
 
     Args:
         hyperparameters: Names of texts. The first five are shown unless the user chooses others.
@@ -104,7 +104,7 @@ def experiment(hyperparameters: Sequence[str], metrics: Sequence[Column]) -> Sum
 
 
 def session(values: Mapping[str, str], name: str) -> Summary:
-    """Makes a run a row of the HParams tab; its status is empty until :func:`session_end`.
+    """Make a run a row of the HParams tab; its status is empty until :func:`session_end`.
 
     Args:
         values: Hyperparameters.

@@ -54,7 +54,7 @@ def load_own(target: str, where: str) -> Any:
 def _import_file(path: Path) -> ModuleType:
     known = sys.modules.get(path.stem)
     if known is not None and getattr(known, "__file__", None) == str(path.resolve()):
-        return known  # running it twice would make second classes, and register names twice
+        return known  # importing it twice would create duplicate classes and register names twice
     spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -272,7 +272,7 @@ def test_actions_stay_within_the_bounds_of_float64_spaces(monkeypatch: pytest.Mo
 
 def test_an_action_space_without_a_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     env_id = target_env(monkeypatch, [0.5, 1.0], [0.5, 1.0])
-    with pytest.raises(UserError, match="no action can be chosen"):
+    with pytest.raises(UserError, match="the agent has no choice"):
         sac_for(env_id)
 
 

@@ -233,7 +233,7 @@ def test_the_archive_of_the_same_run_is_not_replaced(runs_say: Say, runs: Path) 
     (runs / "archive").mkdir()
     (runs / "archive" / f"{folder.name}.tar.gz").write_bytes(b"older")
     done = runs_say("archive", folder.name)
-    assert done.status == 2 and "exists already" in done.err
+    assert done.status == 2 and "already exists" in done.err
     assert folder.exists() and (runs / "archive" / f"{folder.name}.tar.gz").read_bytes() == b"older"
 
 

@@ -406,6 +406,7 @@ def test_every_network_of_an_rl_agent_is_examined(tmp_path: Path) -> None:
         env_options={"steps": 120, "evaluate_every": 60, "envs": 2, "evaluation_episodes": 1},
         agent_options={"hidden": (8, 8), "learning_starts": 40, "batch_size": 16},
         device="cpu",
+        every=30,
     )
     result = run(spec, runs_dir=tmp_path, quiet=True)
     found = networks_of_run(tmp_path / result.id, None, "cpu", samples=32, data_dir=Path("data"))
@@ -451,7 +452,7 @@ def test_structure_is_reported_and_outputs_may_be_named(tmp_path: Path, say: Any
     said = say(*command, "--selector", "head", "--outputs", "3,5")
     assert said.status == 0, said.err
     assert "selected: 2 modules, 442 parameters\n  3  272\n  5  170\n" in said.out
-    assert "coverage: methods on single units act on 100.0 % of the parameters" in said.out
+    assert "coverage: unit-level methods act on 100.0 % of the parameters" in said.out
     content = json.loads((tmp_path / "a.json").read_text())
     assert [layer["kind"] for layer in content["layers"]] == ["Linear", "Linear, outputs", "Linear, outputs"]
     assert [module["covered_by"] for module in content["coverage"]["modules"]] == [
@@ -464,8 +465,7 @@ def test_structure_is_reported_and_outputs_may_be_named(tmp_path: Path, say: Any
 
 
 def test_what_is_not_covered_is_reported(tmp_path: Path) -> None:
-    attention = torch.nn.MultiheadAttention(8, 2)
-    network = network_of(lambda: _Attending(attention))
+    network = network_of(lambda: _Attending(torch.nn.MultiheadAttention(8, 2)))
     text = report(diagnose(target_of(network)))
     assert re.search(r"MultiheadAttention +1 +216 +packed weights of queries, keys and values", text)
 
@@ -496,7 +496,7 @@ def test_the_html_report_escapes_text_and_colours_severity(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "not a run's folder, a checkpoint file or timm:MODEL"),
+        (["nowhere"], "not a run's folder, a checkpoint file, timm:MODEL or module:function"),
         (["timm:resnet"], "no timm model 'resnet'; did you mean"),
         (["timm:test_vit", "--data", "digit"], "did you mean 'digits'?"),
         (["timm:test_vit", "--metrics", "rank"], "did you mean 'ranks'?"),
@@ -505,7 +505,7 @@ def test_the_html_report_escapes_text_and_colours_severity(tmp_path: Path, monke
         (["timm:test_vit", "--weights", "nowhere.pt"], "nowhere.pt: no such file"),
         (["timm:test_vit", "--agent", "mlp"], "--agent needs a checkpoint file"),
         (["timm:test_vit", "--agent.width", "4"], "--agent.OPTION needs --agent"),
-        (["timm:test_vit", "--pretrained", "--weights", "x.pt"], "--pretrained and --weights exclude each other"),
+        (["timm:test_vit", "--pretrained", "--weights", "x.pt"], "--pretrained and --weights cannot be combined"),
         (["x.pt", "--pretrained"], "--pretrained needs timm:MODEL"),
         (["timm:test_vit2.no_such_tag", "--pretrained"], "timm has no pretrained weights of"),
         (["timm:test_vit", "--samples", "1"], "--samples must be at least 2"),

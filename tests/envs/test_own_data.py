@@ -74,7 +74,7 @@ def test_without_a_test_part_one_fifth_of_each_class_is_held_out(tmp_path: Path)
         ("fails", "KeyError: 'path' (own_data.py, line "),
         ("endless", "returned iterator; expected {'train'"),
         ("sizes", "images have different shapes, [4, 5, 3] and [5, 5, 3]"),
-        ("other_classes", "the test part has the class '4', which has no training images"),
+        ("other_classes", "the test set has the class '4', which has no training images"),
         ("no_labels", "items are ndarray; expected (image, label)"),
         ("wrong_labels", "labels are int64[5]; expected one integer or name per image, [20]"),
         ("constant", "all training images have the same constant value"),

@@ -75,8 +75,8 @@ class Child(Intervine):
         (BesideAHook, "evaluate", "did you mean 'evaluated'?"),
         (State, "load_state", "did you mean 'load_state_dict'?"),
         (Few, "intervene", "write def intervene(self, network, batch)"),
-        (NotAMethod, "", "NotAMethod.penalty is no method; write def penalty(self, network, batch)"),
-        (Empty, "", "overrides no hook, so it would run as none"),
+        (NotAMethod, "", "NotAMethod.penalty is not a method; write def penalty(self, network, batch)"),
+        (Empty, "", "overrides no hook, so it would behave like none"),
     ],
 )
 def test_a_method_that_would_do_nothing_is_refused_with_file_and_line(cls: type, name: str, words: str) -> None:

@@ -214,7 +214,7 @@ def test_critic_is_scored_on_its_own_batch_not_on_the_pass_of_the_actor():
     attach(method, critic)
     learner.update(batch.clone())
     name = method._watch.hidden[0].name
-    inputs = torch.cat([batch["observation"], batch["action"]], 1)
+    inputs = torch.cat([batch["observation"], learner._scaled(batch["action"])], 1)
     expected = critic.module.get_submodule(name)(inputs).relu().mean(0)
     learner.update(batch.clone())
     torch.testing.assert_close(method._units[name]["mean"], expected.detach())

@@ -64,7 +64,7 @@ def test_each_run_has_a_row_with_a_short_name_and_the_values_of_its_result(serve
         assert (row["hparams"]["intervention"], row["hparams"]["seed"]) == (result.intervention, str(result.seed))
         assert row["hparams"]["data"] == "0123456789ab"
         quantile = "·q=0.2" if result.intervention == "rnr" else ""
-        assert row["name"] == f"{result.intervention}{quantile}·s{result.seed}·{result.id[-6:]}"
+        assert row["name"] == f"{result.intervention}{quantile}·s{result.seed}·{result.id.rpartition('_')[2][:8]}"
     assert {row["hparams"].get("quantile") for row in found} == {None, "0.2"}
     assert {row["hparams"]["env"] for row in found} == {"cl-digits", "rl-cartpole"}
 

@@ -133,7 +133,7 @@ def test_an_invalid_rl_result_is_rejected(name: str, tmp_path: Path) -> None:
         ("cl-digits", "mlp", {}),
         ("cl-digits", "mlp", {"every": 3}),  # every second one is at the end of a task
         ("relabel-digits", "mlp", {"every": 1, "until": 3}),
-        ("permuted-digits", "mlp", {"every": 50}),
+        ("permuted-digits", "mlp", {"every": 20}),
         ("incremental-digits", "mlp", {}),
         ("warm-digits", "mlp", {}),
         ("rl-cartpole", "dqn-mlp", {"every": 20}),

@@ -44,7 +44,9 @@ def test_a_builder_that_does_not_build_a_new_module_is_refused(name: str) -> Non
             lambda: nn.Sequential(module[0], build()[1]),
         ],
         r"lacks 1.bias \(1 names differ\)": [without_bias],
-        r"lacks 0.0.weight and it has 0.weight": [lambda: nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))],
+        r"lacks 0.0.weight and it has an additional 0.weight": [
+            lambda: nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+        ],
         r"0.0.weight has shape \(6, 4\) instead of \(8, 4\)": [lambda: build(6)],
         "0.0.weight has no shape yet": [
             lambda: nn.Sequential(nn.Sequential(nn.LazyLinear(8), nn.ReLU()), nn.LazyLinear(3))

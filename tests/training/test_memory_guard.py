@@ -34,15 +34,16 @@ def test_the_guard_counts_the_bytes_of_all_parameters() -> None:
 @pytest.mark.parametrize(
     ("env", "agent", "options", "what"),
     [
-        ("relabel-digits", "mlp", {"width": 10_000_000}, "agent mlp"),
-        ("cl-digits", "vit-nano", {"dim": 3_000_000}, "agent vit-nano"),
-        ("rl-cartpole", "dqn-mlp", {"hidden": (3_000_000, 3_000_000)}, "agent dqn-mlp"),
-        ("rl-cartpole", "dqn-mlp", {"buffer_size": 10**12}, "the replay buffer"),
+        ("relabel-digits", "mlp", {"width": 4_000}, "agent mlp"),
+        ("cl-digits", "vit-nano", {"dim": 2_048}, "agent vit-nano"),
+        ("rl-cartpole", "dqn-mlp", {"hidden": (4_000, 4_000)}, "agent dqn-mlp"),
+        ("rl-cartpole", "dqn-mlp", {"buffer_size": 10**9}, "the replay buffer"),
     ],
 )
 def test_what_cannot_fit_is_refused_before_it_is_allocated(
-    tmp_path: Path, env: str, agent: str, options: dict[str, Any], what: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: str, agent: str, options: dict[str, Any], what: str
 ) -> None:
+    monkeypatch.setattr("plastibench.training.memory_guard.available_memory", lambda: 20_000_000)
     spec = RunSpec.make(env, agent, agent_options=options, device="cpu")
     with pytest.raises(UserError, match=rf"{what} needs at least .* of memory, but only .* are available"):
         run(spec, runs_dir=tmp_path, quiet=True)

@@ -234,7 +234,7 @@ def test_progress_counts_samples_since_the_resume(tiny: Tiny, tmp_path: Path, mo
         go(tiny(), tmp_path, checkpoint_seconds=0)
     monkeypatch.setattr(runner.Progress, "show", show)
     go(tiny(), tmp_path)
-    assert shown == [12]  # only the samples of the last update, not all 48
+    assert set(shown) == {12}  # only the samples of the last update, not all 48
 
 
 def stopped_run(spec: RunSpec, runs_dir: Path, monkeypatch: pytest.MonkeyPatch, data_dir: Path | str = "data") -> Path:
@@ -282,7 +282,7 @@ def test_resume_refuses_damaged_logs(
     before = {each.name: each.read_bytes() for each in folder.iterdir()}
     with pytest.raises(UserError, match=rf"{re.escape(path.name)} {harm}.*; restore it, or delete .* to restart"):
         go(spec, tmp_path)
-    assert {each.name: each.read_bytes() for each in folder.iterdir()} == before
+    assert {each.name: each.read_bytes() for each in folder.iterdir() if each.name != "failure.txt"} == before
 
 
 def test_logs_of_checkpoints_without_digests_are_checked_by_length(

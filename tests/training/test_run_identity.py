@@ -53,7 +53,7 @@ def make_old(spec: RunSpec, runs_dir: Path) -> Path:
         content |= {"schema": 3, "id": folder.name, "group": spec.legacy_groups()[0]}
         for part in ("options", "changed"):
             content[part]["env"]["switches"] = content[part]["env"].pop("tasks")
-        for key in ("agent_version", "code"):
+        for key in ("agent_version", "code", "sha256"):
             content.pop(key)
         (folder / "result.json").write_text(json.dumps(content))
     else:
@@ -167,7 +167,7 @@ def test_a_folder_with_another_run_is_refused(file: str, tiny: Tiny, tmp_path: P
         go(spec, tmp_path)
     shutil.copy(tmp_path / other.id / file, tmp_path / one.id / file)
     for use in (lambda: run(one, runs_dir=tmp_path, quiet=True), lambda: prepare([one], tmp_path)):
-        with pytest.raises(UserError, match=r"another run \(.*; delete"):
+        with pytest.raises(UserError, match=r"different run \(.*; delete"):
             use()
     assert go(other, tmp_path)["id"] == other.id
 
@@ -270,7 +270,7 @@ def test_a_complete_run_is_compared_with_its_data(tmp_path: Path, capsys: pytest
 
     stored_data._digest.cache_clear()
     assert run(spec, runs_dir=tmp_path / "runs", data_dir=tmp_path / "data", quiet=True).reused
-    assert "was made with other data" in capsys.readouterr().err
+    assert "used other data" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "images")
     stored_data._digest.cache_clear()
     assert run(spec, runs_dir=tmp_path / "runs", data_dir=tmp_path / "data", quiet=True).reused
@@ -307,21 +307,21 @@ def test_a_resumed_run_keeps_its_first_thread_count(
     result = run(spec, runs_dir=tmp_path, quiet=True, threads=asked)
     assert set(seen) == {used}
     assert [session.threads for session in result.origin.sessions] == [2, used]
-    assert ("began with --threads 2" in capsys.readouterr().err) == (asked == 1)
+    assert ("was started with --threads 2" in capsys.readouterr().err) == (asked == 1)
     assert read_result(folder / "result.json").origin.sessions == result.origin.sessions
 
 
 @pytest.mark.parametrize("arguments", [[], ["--quiet"], ["--quiet", "--jobs", "2"]])
 def test_a_command_says_which_results_are_not_its_own(arguments: list[str], tmp_path: Path, say: Any) -> None:
-    command = ["run", "relabel-digits", "--agent", "mlp", "--env.tasks", 1, "--env.epochs", 1, "--env.train-size", 20]
+    command = ["run", "relabel-digits", "--agent", "mlp", "--env.tasks", 2, "--env.epochs", 1, "--env.train-size", 20]
     command += ["--runs-dir", tmp_path, "--device", "cpu"]
     first = say(*command, "--intervention", "none,reset", "--quiet")
-    assert first.status == 0 and "complete already" not in first.err
+    assert first.status == 0 and "already complete" not in first.err
     again = say(*command, "--intervention", "none,reset", *arguments)
-    (line,) = [line for line in again.err.splitlines() if "complete already and" in line]
-    assert "2 of 2 runs" in line and "none, reset" in line and "--force runs again" in line
+    (line,) = [line for line in again.err.splitlines() if "already complete" in line]
+    assert "2 of 2 runs" in line and "none, reset" in line and "--force reruns" in line
     forced = say(*command, "--force", "--quiet")
-    assert forced.status == 0 and "complete already" not in forced.err
+    assert forced.status == 0 and "already complete" not in forced.err
 
 
 def test_none_is_the_base_under_every_schedule(tmp_path: Path, say: Any) -> None:
@@ -331,7 +331,7 @@ def test_none_is_the_base_under_every_schedule(tmp_path: Path, say: Any) -> None
     (setting,) = by_setting(load_results(tmp_path))
     assert sorted(method.name for method in setting.methods) == ["none", "rnr every=2"]
     assert setting.base is not None
-    assert "was complete already" in say(*command, "none").err
+    assert "was already complete" in say(*command, "none").err
 
 
 def test_a_wrong_role_is_reported_before_the_first_run(tmp_path: Path, say: Any) -> None:

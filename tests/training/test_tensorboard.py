@@ -67,7 +67,7 @@ def test_hyperparameters_of_a_session(finished: tuple[Path, Result]) -> None:
     assert set(plugin) == {metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG}  # the board has the columns
     parsed = {tag: plugin_data_pb2.HParamsPluginData.FromString(value) for tag, value in plugin.items()}
     start = parsed[metadata.SESSION_START_INFO_TAG].session_start_info
-    assert start.group_name == f"rnr·q=0.25·s2·{result.id[-6:]}"
+    assert start.group_name == f"rnr·q=0.25·s2·{result.id.rpartition('_')[2][:8]}"
     values = {name: value.string_value for name, value in start.hparams.items()}
     assert values == {**hyperparameters(result), "version": "1", "data": result.data_digest}
     assert (values["env"], values["intervention"], values["quantile"], values["seed"]) == (
