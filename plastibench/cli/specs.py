@@ -9,7 +9,7 @@ from typing import Any
 from plastibench.cli.arguments import split_names
 from plastibench.config import registry
 from plastibench.config.errors import UserError
-from plastibench.config.options import has_option
+from plastibench.config.options import build, has_option
 from plastibench.config.spec import RunSpec, check_count, seeds_of
 
 
@@ -26,6 +26,10 @@ def make_specs(tables: Mapping[str, Mapping[str, Any]]) -> list[RunSpec]:
     names = split_names(tables["intervention"]["name"])
     seeds = seeds_of(values["run"].pop("seed", 0))
     check_count(len(seeds) * len(names), "the seeds of all interventions")
+    for name in names:  # all of them before the first class is imported, which takes seconds
+        entry, known = registry.interventions[name], registry.interventions.declaration(name)
+        given = _options_for(name, names, values["intervention"])
+        build(known, given, f"intervention {name}", entry.defaults, quiet=True)
     return [
         RunSpec.make(
             tables["env"]["name"],

@@ -59,10 +59,10 @@ def execute(args: argparse.Namespace) -> int:
     """Run, list or prepare the runs of a sweep."""
     import_plugins(args.plugin)
     from plastibench.config.short_names import short_names, tables_of
-    from plastibench.results.run_folder import run_folder
     from plastibench.sweeps.grid import read_grid
 
     specs = read_grid(_path(args.file, args.size))
+    from plastibench.results.run_folder import run_folder
     from plastibench.sweeps.jobs import prepare, stored_state  # imports pydantic, not needed to report a wrong file
 
     if not (args.prepare or args.list or args.dry_run):

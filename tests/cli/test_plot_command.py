@@ -173,4 +173,4 @@ def test_run_without_plot_or_matplotlib(say: Any, tmp_path: Path, monkeypatch: A
     done = say("run", *TINY, "--runs-dir", tmp_path)
     assert done.status == 0 and not (tmp_path / "plots").exists()
     reused, hint = done.err.splitlines()
-    assert "complete already" in reused and "pip install 'plastibench[figures]'" in hint
+    assert "already complete" in reused and "pip install 'plastibench[figures]'" in hint

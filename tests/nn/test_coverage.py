@@ -102,7 +102,7 @@ def test_a_large_uncovered_share_is_said_once_before_training(capsys):
     for _ in range(2):
         attach("redo", Mixed(), None, loss)
     attach("l2-init", Mixed(), None, loss)
-    lines = [line for line in capsys.readouterr().err.splitlines() if "methods on single units cover" in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "unit-level methods cover" in line]
     assert len(lines) == 1
     assert "GRU 33.8 % (recurrent" in lines[0] and "MultiheadAttention 16.9 %" in lines[0]
 

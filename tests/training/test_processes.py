@@ -281,7 +281,7 @@ NOT_IN_A_RUN = ["sklearn", "scipy.stats", "pandas", "matplotlib", "timm", "torch
         ([*MLP_RUN, "--intervention", "reset", "--every", "often"], LIGHT),
         (["run", "rl-cartpole", "--agent", "dqn-mlp", "--agent.gamma", "2"], LIGHT),
         (["sweep", "wrong.toml"], LIGHT),
-        ([*TINY_RUN, "--quiet", "--device", "cpu", "--runs-dir", "runs"], NOT_IN_A_RUN),
+        ([*TINY_RUN, "--no-plot", "--quiet", "--device", "cpu", "--runs-dir", "runs"], NOT_IN_A_RUN),
     ],
     ids=lambda value: " ".join(value) if "run" in value or "list" in value else "",
 )

@@ -318,7 +318,7 @@ def test_a_command_says_which_results_are_not_its_own(arguments: list[str], tmp_
     first = say(*command, "--intervention", "none,reset", "--quiet")
     assert first.status == 0 and "already complete" not in first.err
     again = say(*command, "--intervention", "none,reset", *arguments)
-    (line,) = [line for line in again.err.splitlines() if "already complete" in line]
+    (line,) = [line for line in again.err.splitlines() if "were already complete" in line]
     assert "2 of 2 runs" in line and "none, reset" in line and "--force reruns" in line
     forced = say(*command, "--force", "--quiet")
     assert forced.status == 0 and "already complete" not in forced.err
