@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -186,14 +187,15 @@ def _measure(spec: RunSpec, data_dir: Path, threads: int) -> _Setting:
     fast = dict(spec.agent[1])
     if "learning_starts" in fast:  # otherwise an RL agent would do no updates at the start
         fast["learning_starts"] = min(fast["learning_starts"], fast["batch_size"])
-    spec = replace(spec, run=replace(spec.run, every=0, until=None, roles=None))
+    planned, spec = spec, replace(spec, run=replace(spec.run, every=0, until=None, roles=None))
     env = spec.create("env").make(data_dir)
     before = torch.get_num_threads()
     with MemoryGuard(f"agent {spec.agent[0]}"):
         agent = (
             replace(spec, agent=(spec.agent[0], fast)).create("agent").build(env, spec.run.seed, torch.device("cpu"))
         )
-    check_options(spec, env, agent)
+    as_planned = SimpleNamespace(networks=agent.networks, batch_size=agent.batch_size, config=planned.create("agent"))
+    check_options(planned, env, as_planned)
     try:
         choose_threads(agent, threads)
         plain = replace(spec, intervention=RunSpec.make(spec.env[0], spec.agent[0]).intervention)

@@ -12,7 +12,7 @@ from plastibench.sweeps import plan
 from plastibench.sweeps.plan import Plan, check_fit, interventions_of, plan_runs
 from plastibench.training.runner import run
 
-MLP = {"epochs": 2, "train_size": 40, "switches": 3}
+MLP = {"epochs": 2, "train_size": 40, "tasks": 3}
 
 
 @pytest.fixture(autouse=True)
