@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from plastibench.cli.arguments import add_paths, add_plugin, add_threads, check_
 from plastibench.cli.component_options import Tables, read_option_flags
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plugins import import_plugins
+from plastibench.cli.run_names import find_run
 from plastibench.cli.run_options import add_run_options
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.diagnosis.rules import thresholds_text
@@ -211,8 +213,10 @@ def load_targets(args: argparse.Namespace, agent_options: dict[str, Any]) -> lis
 def _path(args: argparse.Namespace) -> Path:
     """The target as a path: as it is, or the folder of the run with this id."""
     path = Path(args.target)
-    run = args.runs_dir / args.target
-    return run if not path.exists() and (run / "spec.toml").is_file() else path
+    if not path.exists():
+        with contextlib.suppress(UserError):
+            return args.runs_dir / find_run(args.target, args.runs_dir)
+    return path
 
 
 def _is_run(args: argparse.Namespace) -> bool:

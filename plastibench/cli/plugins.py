@@ -28,7 +28,8 @@ def import_plugins(plugins: Sequence[str]) -> None:
             else:
                 importlib.import_module(plugin)
         except (Exception, SystemExit) as error:  # any failure is a bug in the plugin: report it by name
-            raise UserError(f"--plugin {plugin} cannot be loaded: {describe(error)}") from error
+            reason = str(error) if isinstance(error, UserError) else describe(error)
+            raise UserError(f"--plugin {plugin} cannot be loaded: {reason}") from error
 
 
 def _import_file(path: Path) -> None:

@@ -10,8 +10,9 @@ from plastibench.cli.board_update import update_board
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plugins import import_plugins
 from plastibench.cli.reused import note_reused
+from plastibench.cli.run_names import find_run
 from plastibench.cli.specs import resolve_devices
-from plastibench.config.errors import UserError, did_you_mean
+from plastibench.config.errors import UserError
 from plastibench.utils.tables import terminal_width
 
 
@@ -28,10 +29,8 @@ def configure(parser: CommandParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Continue a run from its last checkpoint, or start it if there is none."""
     import_plugins(args.plugin)
+    args.id = find_run(args.id, args.runs_dir)
     path = args.runs_dir / args.id / "spec.toml"
-    if not path.is_file():
-        known = [found.parent.name for found in args.runs_dir.glob("*/spec.toml")]
-        raise UserError(f"no run '{args.id}' in {args.runs_dir}{did_you_mean(args.id, known)}")
     from plastibench import leaderboard
     from plastibench.results.run_folder import read_spec
     from plastibench.training.runner import Interrupted, run
@@ -58,6 +57,6 @@ def execute(args: argparse.Namespace) -> int:
         return 130
     print(f"\n{leaderboard.comparison([result], terminal_width(args.wide))}\n")
     if not args.for_command:
-        note_reused([result] if result.reused else [], 1)
+        note_reused([result] if result.reused else [], 1, "to rerun it, delete its folder")
         update_board(args.runs_dir)
     return 0

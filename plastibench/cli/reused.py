@@ -10,12 +10,13 @@ from typing import Any
 _NAMED = 5
 
 
-def note_reused(reused: Sequence[Any], count: int) -> None:
+def note_reused(reused: Sequence[Any], count: int, advice: str = "--force reruns") -> None:
     """Print a line to stderr about the runs that were complete before the command started.
 
     Args:
         reused: Their results.
         count: Number of all runs of the command.
+        advice: How to rerun them.
     """
     if not reused:
         return
@@ -26,7 +27,7 @@ def note_reused(reused: Sequence[Any], count: int) -> None:
     which = "the run was" if count == 1 else f"{len(reused)} of {count} runs were"
     print(
         f"plastibench: {which} already complete, so not rerun ({', '.join(names[:_NAMED])}{more}; finished {when}); "
-        "--force reruns",
+        f"{advice}",
         file=sys.stderr,
     )
 

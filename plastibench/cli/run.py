@@ -197,10 +197,20 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
     return status
 
 
+def _with_same_data(found: list[Any]) -> list[Any]:
+    """Leave out results of data that has changed since; the latest result says what the data is now."""
+    latest = max(found, key=lambda result: (not result.reused, result.origin.finished or ""))
+    kept = [result for result in found if result.data_digest == latest.data_digest]
+    if left := len(found) - len(kept):
+        print(f"plastibench: the table leaves out {left} results of other data; --force reruns them", file=sys.stderr)
+    return kept
+
+
 def _compare(found: list[Any], args: argparse.Namespace) -> None:
     """Print a table of the results, update TensorBoard, and print where the files are."""
     from plastibench import leaderboard
 
+    found = _with_same_data(found)
     print(f"\n{leaderboard.comparison(found, terminal_width(args.wide))}\n")
     update_board(args.runs_dir, plots=True)
     if not args.no_plot and (path := draw_default_plot(found, args.runs_dir)):

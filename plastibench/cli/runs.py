@@ -30,11 +30,11 @@ actions:
   archive  RUN ...          pack runs into RUNS_DIR/archive, which the leaderboard and TensorBoard ignore
   restore  [RUN ...]        unpack archived runs; without RUN, list them
 
-RUN is an id, the last six characters of an id, or a pattern such as '*rnr*'. You can use filters instead of RUN.
+RUN is an id, the beginning of the digest at its end, or a pattern such as '*rnr*'. Filters can replace RUN.
 
 examples:
   plastibench runs list --intervention 'rnr*' --state interrupted
-  plastibench runs tag trial 3e1522 8b9349
+  plastibench runs tag trial 3e1522a7 8b934901
   plastibench runs rm --state failed
   plastibench runs archive 'relabel-digits_*'"""
 _FILTERS = {
@@ -77,7 +77,7 @@ def execute(args: argparse.Namespace) -> int:
     tag = ""
     if args.action == "tag":
         if not args.run:
-            raise UserError("runs tag needs a tag, as in plastibench runs tag trial 3e1522")
+            raise UserError("runs tag needs a tag, as in plastibench runs tag trial 3e1522a7")
         tag = check_tag(args.run.pop(0))
     filters = {name: getattr(args, name) for name in _FILTERS}
     if args.action in ("tag", "rm", "archive") and not args.run and not any(filters.values()):

@@ -29,7 +29,7 @@ def configure(parser: CommandParser) -> None:
     names.add_argument("env", nargs="?", metavar="ENV", default="cl-digits", help="a task stream or an RL environment")
     names.add_argument("--agent", metavar="NAME", default="vit-nano", help="agent")
     names.add_argument(
-        "--intervention", metavar="NAMES", help="only these interventions, such as none,reset,rnr (default: all)"
+        "--intervention", metavar="NAMES", help="only these interventions, such as none,reset,rnr (default: every one)"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the table to this Markdown file")
     add_run_options(parser, defaults={"seed": "0..2"})

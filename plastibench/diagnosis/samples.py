@@ -129,6 +129,8 @@ def _check_varied(found: Samples) -> None:
 
 
 def _arrays(path: Path, count: int) -> Samples:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

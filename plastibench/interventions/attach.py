@@ -105,7 +105,9 @@ def apply(
     before = [*model.state_dict()]
     handle = attach(intervention, model, None, loss_fn, **options)
     if not overrides(handle.intervention, "intervene") and [*model.state_dict()] == before:
-        raise UserError(f"apply: {name_of(handle.intervention)} works only during training; use attach")
+        name = name_of(handle.intervention)
+        what = "changes nothing" if name == "none" else "works only during training; use attach"
+        raise UserError(f"apply: {name} {what}")
     try:
         handle.intervene(_NoBatch() if batch is None else batch, expect_steps=False)
     finally:
@@ -228,6 +230,9 @@ class Attached:
         if self.log is not None:
             self.log.write(self.steps, self.report, before, self.log.health(self.network, batch))
         return self.report
+
+    def __repr__(self) -> str:
+        return f"Attached({name_of(self.intervention)} on {type(self.network.module).__name__}, {self.steps} steps)"
 
     @property
     def evaluated(self) -> nn.Module:

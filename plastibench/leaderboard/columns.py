@@ -13,6 +13,8 @@ from plastibench.config.errors import UserError, did_you_mean
 from plastibench.leaderboard.rows import Row
 from plastibench.results.confidence import Interval
 
+_BETTER = "fraction of seeds that beat none, ties count half [95 % CI, Wilson]"
+
 
 @dataclass(frozen=True)
 class Column:
@@ -61,7 +63,7 @@ COLUMNS = (
         "steps until the return recovers to its value before the intervention, and percentage of interventions after "
         "which it never does",
     ),
-    Column("better", "P(> none)", "probability", "more", "fraction of seeds that beat none [95 % CI, Wilson]"),
+    Column("better", "P(> none)", "probability", "more", _BETTER),
     Column("time", "time ×", "ratio", "less", "CPU time of the run relative to none with the same seed"),
     Column("iqm", "IQM", "score", "more", "interquartile mean of final [95 % CI, stratified bootstrap]"),
     Column("memory", "memory ×", "ratio", "less", "parameters and the method's state, relative to none"),
@@ -98,7 +100,7 @@ OVERALL = (
         "number of settings in which the method was run, out of all that are compared",
     ),
     Column("mean_rank", "mean rank", "number", "less", "mean of the ranks in the settings"),
-    Column("better", "P(> none)", "probability", "more", "fraction of seeds that beat none [95 % CI, Wilson]"),
+    Column("better", "P(> none)", "probability", "more", _BETTER),
     Column("runs", "runs", "number", "more", "number of runs in all settings"),
 )
 NO_TIME = "the column 'time ×' requires 10 s of CPU time per run, on the same hardware with the same number of threads"

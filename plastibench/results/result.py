@@ -385,6 +385,12 @@ class Result(BaseModel):
         """The content of ``result.json``; keys that were never given are left out."""
         return {"schema": SCHEMA, **self.model_dump(exclude_unset=True)}
 
+    def __repr__(self) -> str:
+        name = "final_return" if self.is_rl else "final_accuracy"
+        return f"Result({self.id}, {name}={self.final:.4g}, {self.cost.updates:,} updates, {self.cost.seconds:.1f} s)"
+
+    __str__ = __repr__
+
     @property
     def folder(self) -> Path | None:
         """The folder that the result was read from or written to."""
