@@ -77,7 +77,7 @@ def execute(args: argparse.Namespace) -> int:
         width = max(len(spec.id) for spec in specs)
         for spec, name in zip(specs, short_names([tables_of(spec) for spec in specs]), strict=True):
             folder = run_folder(spec, args.runs_dir)
-            print(f"{stored_state(folder):8}  {folder.name:{width}}  {name}")
+            print(f"{stored_state(folder):11}  {folder.name:{width}}  {name}")
         return 0
     return dry_run(specs, args) if args.dry_run else run_and_compare(specs, args)
 

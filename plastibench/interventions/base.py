@@ -142,6 +142,11 @@ def _with_checked_report(body: Callable[..., Any]) -> Callable[..., Report]:
     def intervene(self: Intervention, *arguments: Any, **options: Any) -> Report:
         report = body(self, *arguments, **options)
         if isinstance(report, Report):
+            if not isinstance(report.units, dict) or not isinstance(report.modules, dict) or report.parameters < 0:
+                raise UserError(
+                    f"{location(body)}: {type(self).__name__}.intervene returned an invalid Report: units and modules "
+                    "are dicts by module name, and parameters is at least 0"
+                )
             return report
         what = "None" if report is None else f"a value of type {type(report).__name__}"
         raise UserError(

@@ -130,8 +130,8 @@ def end(job: Job, folder: Path, status: int, lines: Sequence[str], stopped: bool
 
 
 def stored_state(folder: Path) -> str:
-    """The state of a run by the files in its folder: complete, damaged, failed, started or missing."""
+    """The state of a run by the files in its folder: complete, damaged, failed, interrupted or waiting."""
     if read_result_if_complete(folder) is not None:
         return "complete"
-    files = {"result.json": "damaged", FAILURE_FILE: "failed", "checkpoint.pt": "started"}
-    return next((state for file, state in files.items() if (folder / file).exists()), "missing")
+    files = {"result.json": "damaged", FAILURE_FILE: "failed", "checkpoint.pt": "interrupted"}
+    return next((state for file, state in files.items() if (folder / file).exists()), "waiting")

@@ -44,6 +44,10 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     [
         (RAISES, "mine.py:10: AttributeError in intervene: 'Network' object has no attribute 'no_such_name'"),
         (NO_REPORT, "mine.py:9: Mine.intervene returned None; end it with a Report"),
+        (
+            "def intervene(self, network, batch):\n        return pb.Report(units=3)",
+            "mine.py:9: Mine.intervene returned an invalid Report",
+        ),
     ],
 )
 def test_other_runs_go_on_after_a_failure(say: Any, mine: Any, body: str, words: str) -> None:

@@ -38,9 +38,7 @@ def test_results_of_other_data_are_not_averaged(tmp_path: Path, say: Any) -> Non
     def write(seed: int) -> None:
         draw = np.random.default_rng(seed)
         images, labels = draw.integers(0, 255, (40, 8, 8), np.uint8), np.arange(40) % 4
-        np.savez(
-            tmp_path / "data.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels
-        )
+        np.savez(tmp_path / "data.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
 
     command = ["run", "relabel-own", "--env.path", tmp_path / "data.npz", "--agent", "mlp", *TINY]
     command += ["--runs-dir", tmp_path / "runs"]
