@@ -189,4 +189,4 @@ def test_failures_name_seeds_if_others_are_complete(tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit) as exit_:
         main(["run", *arguments[:-3], *arguments[-2:], "--seed", "0,1", "--quiet", "--jobs", "2"])
     output = capsys.readouterr()
-    assert exit_.value.code == 1 and "none" in output.out and output.err.count("delete it") == 1
+    assert exit_.value.code == 2 and "none" in output.out and output.err.count("delete it") == 1
