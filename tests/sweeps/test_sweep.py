@@ -152,6 +152,7 @@ def test_an_unusable_runs_dir_is_reported_in_one_line(tmp_path, say):
     assert said.status == 2 and said.err.count("\n") == 1 and "choose another folder with --runs-dir" in said.err
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_resumes_to_the_same_results(tmp_path):
     path = file(tmp_path, SMALL.replace("epochs = 1", "epochs = 40") + '[intervention]\nname = "reset"\n')
     engine = LocalEngine(2, tmp_path / "whole", tmp_path, threads=1)
