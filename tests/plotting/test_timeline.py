@@ -71,7 +71,7 @@ def test_long_streams_and_many_methods_are_drawn_by_task(tasks: int, methods: in
     figure = plotting.draw("timeline", found)
     left, right = figure.axes
     assert left.get_xlabel() == ("epoch" if detail else "task") and right.get_title() == "drop and recovery"
-    assert ("interrupted" in figure.texts[0].get_text()) == detail
+    assert ("Lines break" in figure.texts[0].get_text()) == detail
 
 
 def test_the_best_of_many_methods_are_drawn_beside_none_and_reset() -> None:
