@@ -78,14 +78,20 @@ def execute(args: argparse.Namespace) -> int:
 
 def _select(found: list[Result], part: str, wanted: str | None, runs_dir: Path) -> list[Result]:
     """Keep the results with the wanted envs, agents or interventions, in the given order."""
-    from plastibench.leaderboard import label
+    from plastibench.leaderboard import label, means, method_names
 
     if wanted is None:
         return found
-    available = sorted({label(result, part) for result in found})
-    names = [wanted] if wanted in available else split_names(wanted)  # a name with a list option contains commas
+    shown = method_names(found).values() if part == "intervention" else [label(result, part) for result in found]
+    available = ", ".join(sorted(set(shown)))
+    whole = any(means(wanted, result, part) for result in found)  # a name with a list option contains commas
+    names = [wanted] if whole else split_names(wanted)
     if not names:
-        raise UserError(f"--{part} is empty; choose from {', '.join(available)}")
-    for name in sorted(set(names) - set(available)):
-        raise UserError(f"no finished run of {part} '{name}' in {runs_dir}; choose from {', '.join(available)}")
-    return [result for name in names for result in found if label(result, part) == name]
+        raise UserError(f"--{part} is empty; choose from {available}")
+    chosen: dict[int, Result] = {}
+    for name in names:
+        meant = [result for result in found if means(name, result, part)]
+        if not meant:
+            raise UserError(f"no finished run of {part} '{name}' in {runs_dir}; choose from {available}")
+        chosen.update((id(result), result) for result in meant)
+    return list(chosen.values())

@@ -38,7 +38,7 @@ examples:
   plastibench runs rm --state failed
   plastibench runs archive 'relabel-digits_*'"""
 _FILTERS = {
-    "env": "only this env: a name, a name with options, or a pattern",
+    "env": "only this env: a name, a name with options as in the leaderboard, or a pattern",
     "agent": "only this agent",
     "intervention": "only this intervention",
     "seed": "only this seed",
@@ -110,13 +110,13 @@ def _table(found: Sequence[RunFolder], width: int) -> str:
     rows = [
         [
             run.short_id,
-            run.labels["intervention"],
+            run.shown["intervention"],
             "?" if run.seed is None else str(run.seed),
             run.state if run.progress in (None, 1.0) else f"{run.state} {100 * run.progress:.0f} %",
             age(run.changed),
-            run.labels["env"],
+            run.shown["env"],
             " ".join(sorted(run.tags)) or "–",
-            run.labels["agent"],
+            run.shown["agent"],
         ]
         for run in found
     ]
@@ -158,9 +158,9 @@ def _status(found: Sequence[RunFolder], width: int) -> str:
                 "–" if run.progress is None else f"{100 * run.progress:.0f} %",
                 run.position or "–",
                 f"{age(run.changed)} ago",
-                run.labels["intervention"],
+                run.shown["intervention"],
                 "?" if run.seed is None else str(run.seed),
-                run.labels["env"],
+                run.shown["env"],
             ]
             for run in unfinished
         ]

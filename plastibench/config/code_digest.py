@@ -28,6 +28,7 @@ _USED = "plastibench torch torchvision torchrl tensordict timm numpy gymnasium s
 _SKIPPED = {*_USED.split(), *sys.stdlib_module_names}
 _INSTALLED = {sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")}
 _IMPORT = re.compile(r"^\s*(?:from|import)\s+([\w., ]+)", re.MULTILINE)
+_SHORT = 6  # characters of a digest that tell versions of a plugin apart
 _known: WeakKeyDictionary[type, str] = WeakKeyDictionary()
 
 
@@ -50,6 +51,11 @@ def code_of(cls: type) -> str:
 def digest(*texts: str) -> str:
     """A digest of texts, 16 hexadecimal digits."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def short_code(code: str) -> str:
+    """The beginning of a digest, for tables; a version of a built-in class as ``version-2``; empty without code."""
+    return code.replace(" ", "-") if code.startswith("version ") else code[:_SHORT]
 
 
 def _sources(cls: type) -> Iterator[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """The leaderboard: which runs are comparable, statistics over seeds, and their output as text, HTML and TensorBoard."""
 
+from plastibench.leaderboard.naming import means, method_names
 from plastibench.leaderboard.run_tables import comparison, final, recovery
 from plastibench.leaderboard.settings import by_group, by_setting, label, origin
 
@@ -9,6 +10,8 @@ __all__ = [
     "comparison",
     "final",
     "label",
+    "means",
+    "method_names",
     "origin",
     "recovery",
 ]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from plastibench.config.code_digest import short_code
 from plastibench.results.result import Result
 from plastibench.utils.tables import printable
 
@@ -89,7 +90,7 @@ def by_setting(found: Iterable[Result]) -> list[Setting]:
         differing = _differences([runs[0] for runs in variants])
         for runs in variants:
             env, agent = (label(runs[0], part, differing) for part in ("env", "agent"))
-            facts = _facts(runs[0])
+            facts = setting_facts(runs[0])
             extra = [f"{key}={value or 'unknown'}" for key, value in facts.items() if key in differing]
             differs = ""
             if differing:
@@ -124,7 +125,7 @@ def label(result: Result, part: str = "intervention", also: Iterable[str] = ()) 
         if result.every:
             changed["every"] = result.every
         changed.update(result.schedule)
-    words = [getattr(result, part), *(f"{key.replace('__', '.')}={_shown(value)}" for key, value in changed.items())]
+    words = [getattr(result, part), *(f"{key.replace('__', '.')}={shown(value)}" for key, value in changed.items())]
     return printable(" ".join(words))  # always one line
 
 
@@ -165,11 +166,11 @@ def _several(values: Sequence[str]) -> str:
 
 def _key(result: Result) -> str:
     """What runs of one setting have in common, besides the data."""
-    facts = {**_facts(result), "data": None}
+    facts = {**setting_facts(result), "data": None}
     return json.dumps([result.options.env, result.options.agent, facts, result.is_rl], sort_keys=True)
 
 
-def _facts(result: Result) -> dict[str, Any]:
+def setting_facts(result: Result) -> dict[str, Any]:
     """Return data digest, versions and plugin code of env and agent; old files do not record the data digest."""
     code = {f"{part} code": result.code.get(part) for part in ("env", "agent")}
     code = {key: None if value and value.startswith("version ") else value for key, value in code.items()}
@@ -204,7 +205,7 @@ def _differences(samples: Sequence[Result]) -> list[str]:
     for sample in samples:
         parts = {"env": sample.options.env, "agent": sample.options.agent}
         options = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
-        facts.append({**options, **_facts(sample)})
+        facts.append({**options, **setting_facts(sample)})
     keys = dict.fromkeys(key for fact in facts for key in fact)
     missing = object()
     return [key for key in keys if any(fact.get(key, missing) != facts[0].get(key, missing) for fact in facts)]
@@ -236,19 +237,33 @@ def _expected_updates(runs: Sequence[Result]) -> int:
 
 def _distinguishing_options(result: Result, alike: Sequence[Result]) -> str:
     """Return the run options and code that distinguish methods with the same label, and the group's digest."""
+    return f"{show_run_and_code(result, differing_in_run_or_code(alike)) or 'run'} {group_digest(result)}"
+
+
+def differing_in_run_or_code(alike: Sequence[Result]) -> list[str]:
+    """The options of the run, and ``code``, in which methods with the same label differ."""
     known = [_run_and_code(other) for other in alike]
     keys = [key for key in dict.fromkeys(k for o in known for k in o) if key not in ("seed", "every", "metrics")]
-    differing = [key for key in keys if any(o.get(key) != known[0].get(key) for o in known)]
-    kept = {key: _run_and_code(result).get(key, "default") for key in differing}
-    shown = " ".join(f"{key}={_shown(value)}" for key, value in kept.items())
-    return f"{shown or 'run'} ({result.group.rpartition('_')[2]})"
+    return [key for key in keys if any(o.get(key) != known[0].get(key) for o in known)]
+
+
+def show_run_and_code(result: Result, keys: Iterable[str]) -> str:
+    """Write options of the run, and ``code``, as in ``representative=64 code=92d6b3``."""
+    known = _run_and_code(result)
+    return printable(" ".join(f"{key}={shown(known.get(key, 'default'))}" for key in keys))
+
+
+def group_digest(result: Result) -> str:
+    """The digest of a result's group, in parentheses."""
+    return f"({result.group.rpartition('_')[2]})"
 
 
 def _run_and_code(result: Result) -> dict[str, Any]:
     """The options of the run, and the code of the intervention."""
-    code = result.code.get("intervention")
-    return {**result.run, **({"code": code[:6]} if code else {})}
+    code = short_code(result.code.get("intervention", ""))
+    return {**result.run, **({"code": code} if code else {})}
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Write the value of an option, lists with commas."""
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)

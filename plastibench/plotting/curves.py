@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from plastibench.leaderboard import by_group
+from plastibench.leaderboard import method_names
 from plastibench.metrics import INTERVENTIONS, METRICS
 from plastibench.plotting import recorded
 from plastibench.plotting.caption import caption
 from plastibench.plotting.metric_names import find_metric
 from plastibench.plotting.panels import plot_metric, plot_scores
-from plastibench.plotting.series import runs_by_setting
+from plastibench.plotting.series import methods_by_setting
 from plastibench.plotting.style import finish, grid, legend_handles, method_styles, set_title
 from plastibench.results.result import Result
 
@@ -33,13 +33,13 @@ def curves(results: Sequence[Result], *, metric: str | None = None) -> Figure:
     if metric is not None:
         metric = find_metric(metric, recorded.names(results), "run")
         results = [run for run in results if recorded.points(run, metric)]
-    styles, settings = method_styles(results), runs_by_setting(results)
+    styles, settings = method_styles(method_names(results).values()), methods_by_setting(results)
     figure, axes = grid(len(settings), height=3.1 if len(settings) > 1 else 3.8)
-    for axis, (title, runs) in zip(axes, settings.items(), strict=True):
+    for axis, (title, groups) in zip(axes, settings.items(), strict=True):
         if metric is None:
-            plot_scores(axis, by_group(runs), styles)
+            plot_scores(axis, groups, styles)
         else:
-            plot_metric(axis, by_group(runs), styles, metric)
+            plot_metric(axis, groups, styles, metric)
         set_title(axis, title)
     last = (metric or "").rpartition("/")[2]
     definition = [f"{last}: {meaning}."] if (meaning := METRICS.get(last) or INTERVENTIONS.get(last)) else []

@@ -103,7 +103,7 @@ def _by_layer(runs: Sequence[tuple[Result, Mapping[str, Mapping[str, Array]]]]) 
 
 
 def _draw(rows: Rows, shown: Sequence[Result]) -> Figure:
-    styles = {**method_styles(shown), "fresh": _FRESH}
+    styles = {**method_styles(map(label, shown)), "fresh": _FRESH}
     columns = max(map(len, rows.values()))
     figure, axes = subplots(2 * len(rows), columns, height=2.1, gridspec_kw={"height_ratios": [3, 1] * len(rows)})
     any_logarithmic = False

@@ -10,11 +10,11 @@ import numpy as np
 
 from plastibench.config import renamed
 from plastibench.config.errors import UserError
-from plastibench.leaderboard import by_group, label
+from plastibench.leaderboard import label
 from plastibench.metrics import METRICS
 from plastibench.plotting.caption import caption
 from plastibench.plotting.metric_names import axis_label, find_metric, scale
-from plastibench.plotting.series import Array, runs_by_setting
+from plastibench.plotting.series import Array, methods_by_setting
 from plastibench.plotting.style import escape, finish, subplots, task_axis
 from plastibench.results import metrics_csv
 from plastibench.results.result import Result
@@ -49,8 +49,8 @@ def heatmap(results: Sequence[Result], *, metric: str | None = None) -> Figure:
     metric = find_metric(metric, recorded, "layer")
     results = [run for run in results if metric in tables.get(run.id, ())]
     panels = {
-        title: [(label(runs[0]), *mean_map([tables[run.id][metric] for run in runs])) for runs in by_group(setting)]
-        for title, setting in runs_by_setting(sorted(results, key=lambda run: label(run) != "none")).items()
+        title: [(name, *mean_map([tables[run.id][metric] for run in runs])) for name, runs in groups.items()]
+        for title, groups in methods_by_setting(sorted(results, key=lambda run: label(run) != "none")).items()
     }
     return _draw(results, panels, metric)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from plastibench.leaderboard import by_group
+from plastibench.leaderboard import method_names
 from plastibench.plotting.caption import caption
-from plastibench.plotting.panels import DROP, plot_gains, plot_metric, plot_scores, plot_trade_off
-from plastibench.plotting.series import runs_by_setting
+from plastibench.plotting.panels import DROP, first_run, plot_gains, plot_metric, plot_scores, plot_trade_off
+from plastibench.plotting.series import methods_by_setting
 from plastibench.plotting.style import finish, legend_handles, method_styles, set_title, subplots
 from plastibench.results.result import Result
 
@@ -25,14 +25,17 @@ def overview(results: Sequence[Result]) -> Figure:
     Args:
         results: Results.
     """
-    styles, settings = method_styles(results), runs_by_setting(results)
-    with_drops = [title for title, runs in settings.items() if any(not run.is_rl or run.events for run in runs)]
+    styles, settings = method_styles(method_names(results).values()), methods_by_setting(results)
+    with_drops = [
+        title
+        for title, groups in settings.items()
+        if any(not run.is_rl or run.events for runs in groups.values() for run in runs)
+    ]
     figure, axes = subplots(len(settings), 3 if with_drops else 2, height=2.8)
-    for (title, runs), row in zip(settings.items(), axes, strict=True):
-        groups = by_group(runs)
+    for (title, groups), row in zip(settings.items(), axes, strict=True):
         plot_scores(row[0], groups, styles)
         set_title(row[0], title)
-        if runs[0].is_rl:
+        if first_run(groups).is_rl:
             plot_metric(row[1], groups, styles, "low-gradient-ratio", "critic")
             row[1].set_title("low-gradient units in the critic")
         else:

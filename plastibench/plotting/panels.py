@@ -1,12 +1,12 @@
 """Panels that several kinds of plots share: each function draws all methods of a setting into one panel.
 
-Groups hold the runs of a method, one per seed. Every line and point is a mean over seeds with its 95 % confidence
+Groups hold the runs of each method, one per seed. Every line and point is a mean over seeds with its 95 % confidence
 interval; with one or two seeds, each seed is drawn instead of the interval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,8 +29,8 @@ from plastibench.results.result import Result
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Groups = Sequence[list[Result]]
-Styles = Mapping[str, Style]  # by label of the intervention
+Groups = Mapping[str, list[Result]]  # name of a method to its runs
+Styles = Mapping[str, Style]  # by name of the method
 
 #: Sentence for the caption of a plot that shows drops.
 DROP = "Drop: accuracy or return right before an intervention minus right after it."
@@ -40,9 +40,9 @@ _MARGIN = 3.0  # around an axis from 0 to 100 %
 
 def plot_scores(axis: Axes, groups: Groups, styles: Styles) -> None:
     """Accuracy at the end of each task, or return over steps."""
-    for runs in groups:
-        plot_mean(axis, *align([score_series(run) for run in runs]), styles[label(runs[0])])
-    first = groups[0][0]
+    for name, runs in groups.items():
+        plot_mean(axis, *align([score_series(run) for run in runs]), styles[name])
+    first = first_run(groups)
     _label_positions(axis, first)
     if first.is_rl:
         axis.set_ylabel("return at end of task" if has_several_tasks(first) else "return")
@@ -53,25 +53,25 @@ def plot_scores(axis: Axes, groups: Groups, styles: Styles) -> None:
 
 def plot_gains(axis: Axes, groups: Groups, styles: Styles) -> None:
     """Score minus that of ``none`` with the same seed, which has the same data; empty without ``none``."""
-    base = next((runs for runs in groups if label(runs[0]) == "none"), [])
+    base = max((runs for runs in groups.values() if label(runs[0]) == "none"), key=len, default=[])
     scores = {run.seed: dict(score_series(run)) for run in base}
-    for runs in groups:
+    for name, runs in groups.items():
         gains = [
             [(task, score - scores[run.seed][task]) for task, score in score_series(run) if task in scores[run.seed]]
             for run in runs
             if run.seed in scores
         ]
-        plot_mean(axis, *align(gains), styles[label(runs[0])])
-    _label_positions(axis, groups[0][0])
+        plot_mean(axis, *align(gains), styles[name])
+    _label_positions(axis, first_run(groups))
     axis.set(ylabel="accuracy gain (percentage points)", title="gain over none, paired by seed")
 
 
 def plot_drops(axis: Axes, groups: Groups, styles: Styles) -> None:
     """Drop at each intervention, by the number of the new task or by steps."""
-    for runs in groups:
-        plot_mean(axis, *align([drop_series(run) for run in runs]), styles[label(runs[0])])
-    is_rl = groups[0][0].is_rl
-    _label_positions(axis, groups[0][0])
+    for name, runs in groups.items():
+        plot_mean(axis, *align([drop_series(run) for run in runs]), styles[name])
+    is_rl = first_run(groups).is_rl
+    _label_positions(axis, first_run(groups))
     if not is_rl:
         axis.set_xlabel("new task")
     unit = "return" if is_rl else "accuracy (percentage points)"
@@ -80,14 +80,14 @@ def plot_drops(axis: Axes, groups: Groups, styles: Styles) -> None:
 
 def plot_metric(axis: Axes, groups: Groups, styles: Styles, metric: str, role: str = "") -> None:
     """A recorded metric by task, over epochs or over steps; a plasticity metric of the first network or of a role."""
-    unit = recorded.unit([run for runs in groups for run in runs], metric)
-    is_rl = groups[0][0].is_rl
-    for runs in groups:
+    unit = recorded.unit([run for runs in groups.values() for run in runs], metric)
+    is_rl = first_run(groups).is_rl
+    for name, runs in groups.items():
         if role:
             positions, values = align([metric_series(run, metric, role) for run in runs])
         else:
             positions, values = align_points([recorded.points(run, metric) for run in runs], unit)
-        plot_mean(axis, positions, values * metric_names.scale(metric, is_rl), styles[label(runs[0])])
+        plot_mean(axis, positions, values * metric_names.scale(metric, is_rl), styles[name])
     axis.set_xlabel(unit)
     (step_axis if is_rl else task_axis)(axis)
     axis.set_ylabel(metric_names.axis_label(metric, is_rl))
@@ -99,9 +99,9 @@ def plot_trade_off(axis: Axes, groups: Groups, styles: Styles) -> Array:
     Returns:
         Mean and half-width of the interval, NaN if there is none, of (drop, final). [methods, 2, 2]
     """
-    points = [_plot_point(axis, runs, styles[label(runs[0])]) for runs in groups]
+    points = [_plot_point(axis, runs, styles[name]) for name, runs in groups.items()]
     axis.margins(0.1)
-    if groups[0][0].is_rl:
+    if first_run(groups).is_rl:
         axis.set(xlabel="mean drop in return", ylabel="final return", title="final return vs. drop")
     else:
         axis.set(xlabel="mean drop (percentage points)", ylabel="final accuracy (%)", title="final accuracy vs. drop")
@@ -138,6 +138,11 @@ def _plot_point(axis: Axes, runs: list[Result], style: Style) -> tuple[Array, Ar
     if not bars and len(values) > 1:
         axis.plot(values[:, 0], values[:, 1], markersize=3, alpha=0.6, **unconnected)
     return mean, half
+
+
+def first_run(groups: Groups) -> Result:
+    """A run of the setting; env and agent are those of all its runs."""
+    return next(iter(groups.values()))[0]
 
 
 def _label_positions(axis: Axes, run: Result) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from plastibench.config.errors import UserError
 from plastibench.leaderboard import by_group, label
 from plastibench.plotting.caption import caption
-from plastibench.plotting.panels import DROP, plot_drops, plot_gains, plot_scores, plot_trade_off
+from plastibench.plotting.panels import DROP, first_run, plot_drops, plot_gains, plot_scores, plot_trade_off
 from plastibench.plotting.series import runs_by_setting
 from plastibench.plotting.style import (
     COLOURS,
@@ -56,14 +56,13 @@ def fig2(results: Sequence[Result]) -> Figure:
         UserError: There is no run of these interventions.
     """
     rows = _rows(results, "fig2", [(name,) for name in _FIG2], needed=set(_FIG2) - _REFERENCES)
-    styles = method_styles(results)
+    styles = method_styles(map(label, results))
     figure, axes = subplots(len(rows), 2, height=3.4)
     for (title, methods), (left, right) in zip(rows.items(), axes, strict=True):
-        groups = list(methods.values())
-        plot_scores(left, groups, styles)
+        plot_scores(left, methods, styles)
         set_title(left, title)
-        plot_gains(right, groups, styles)
-        right.set_visible("none" in methods and not groups[0][0].is_rl)
+        plot_gains(right, methods, styles)
+        right.set_visible("none" in methods and not first_run(methods).is_rl)
     sentence = "Each method resets the named part of the network at every task boundary."
     return finish(figure, legend_handles(_shown(styles, rows, _FIG2)), caption(_runs(rows), sentence))
 
@@ -79,13 +78,12 @@ def fig4(results: Sequence[Result]) -> Figure:
     """
     names = list(itertools.chain(*_FIG4))
     rows = _rows(results, "fig4", _FIG4, needed=set(names) - _REFERENCES)
-    styles = method_styles(results)
+    styles = method_styles(map(label, results))
     figure, axes = subplots(len(rows), 2, height=3.2)
     for (title, methods), (left, right) in zip(rows.items(), axes, strict=True):
-        groups = list(methods.values())
-        plot_scores(left, groups, styles)
+        plot_scores(left, methods, styles)
         set_title(left, title)
-        plot_drops(right, groups, styles)
+        plot_drops(right, methods, styles)
     return finish(figure, legend_handles(_shown(styles, rows, names)), caption(_runs(rows), DROP))
 
 
@@ -105,10 +103,9 @@ def fig5(results: Sequence[Result]) -> Figure:
     styles = {**_GREY, **_variant_styles({label(run): run for run in results if label(run) in variants})}
     figure, axes = subplots(len(rows), 2, height=3.4)
     for (title, methods), (left, right) in zip(rows.items(), axes, strict=True):
-        groups = list(methods.values())
-        plot_scores(left, groups, styles)
+        plot_scores(left, methods, styles)
         set_title(left, title)
-        plot_trade_off(right, groups, styles)
+        plot_trade_off(right, methods, styles)
     handles = legend_handles({variants.get(name, name): style for name, style in _shown(styles, rows, names).items()})
     sentence = "RnR by criterion, with its threshold or quantile in parentheses; grey: no intervention and full resets."
     return finish(figure, handles, caption(_runs(rows), sentence, DROP, intervals="bands and bars"))

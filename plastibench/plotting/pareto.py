@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from plastibench.config.errors import UserError
-from plastibench.leaderboard import by_group, label
 from plastibench.plotting.caption import caption
 from plastibench.plotting.panels import DROP, plot_trade_off
 from plastibench.plotting.point_labels import label_points
-from plastibench.plotting.series import Array, runs_by_setting
+from plastibench.plotting.series import Array, methods_by_setting
 from plastibench.plotting.style import finish, grid, legend_handles, method_styles, set_title
 from plastibench.results.result import Result
 
@@ -33,23 +32,22 @@ def pareto(results: Sequence[Result]) -> Figure:
         UserError: No run has a drop.
     """
     settings = {
-        title: runs
-        for title, runs in runs_by_setting(results).items()
-        if any(run.summary.mean_drop is not None for run in runs)
+        title: groups
+        for title, groups in methods_by_setting(results).items()
+        if any(run.summary.mean_drop is not None for runs in groups.values() for run in runs)
     }
     if not settings:
         raise UserError("no run has a drop: pareto needs runs with interventions")
-    results = [run for runs in settings.values() for run in runs]
-    styles = method_styles(results)
+    styles = method_styles(name for groups in settings.values() for name in groups)
+    results = [run for groups in settings.values() for runs in groups.values() for run in runs]
     figure, axes = grid(len(settings), height=4.0)
     labelled: list[tuple[Axes, list[str], list[int], Array]] = []
-    for axis, (title, runs) in zip(axes, settings.items(), strict=True):
-        groups = by_group(runs)
+    for axis, (title, groups) in zip(axes, settings.items(), strict=True):
         points = plot_trade_off(axis, groups, styles)  # [methods, 2, 2]
         best = front(points[:, 0, 0], points[:, 0, 1])
         axis.plot(*points[best, 0].T, color=_GREY, drawstyle="steps-post", linewidth=1, zorder=1)
         set_title(axis, title)
-        labelled.append((axis, [label(groups[number][0]) for number in best], best, points))
+        labelled.append((axis, [list(groups)[number] for number in best], best, points))
     handles = legend_handles({name: {**style, "linestyle": "none"} for name, style in styles.items()})
     sentence = "Grey line: Pareto front of the means; its members are labelled."
     finish(figure, handles, caption(results, sentence, DROP, intervals="bars"))

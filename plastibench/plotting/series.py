@@ -55,6 +55,15 @@ def runs_by_setting(results: Iterable[Result]) -> dict[str, list[Result]]:
     return {setting.title: setting.runs for setting in leaderboard.by_setting(results)}
 
 
+def methods_by_setting(results: Sequence[Result]) -> dict[str, dict[str, list[Result]]]:
+    """Group results by setting and method: title to name to runs; names as in :func:`leaderboard.method_names`."""
+    names = leaderboard.method_names(results)
+    return {
+        title: {names[group[0].group]: group for group in leaderboard.by_group(runs)}
+        for title, runs in runs_by_setting(results).items()
+    }
+
+
 def score_series(run: Result) -> Series:
     """The score of a run over time.
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
-
-from plastibench.leaderboard import label
-from plastibench.results.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,19 +65,20 @@ _NOTEBOOK_DPI = 100
 _TITLE_LENGTH = 104  # characters across the plot
 
 
-def method_styles(results: Sequence[Result]) -> dict[str, Style]:
-    """Colour, marker and line of each method, by the label of its intervention; ``none`` is black, ``reset`` blue.
+def method_styles(methods: Iterable[str]) -> dict[str, Style]:
+    """Colour, marker and line of each method, by its name; ``none`` is black, ``reset`` blue.
 
     Styles depend only on the set of methods, so all plots of the same results agree. Methods are in order of
     appearance, ``none`` first, as in the legend.
     """
-    names = [name for name in dict.fromkeys(label(result) for result in results) if name != "none"]
+    methods = dict.fromkeys(methods)
+    names = [name for name in methods if name != "none"]
     unused = set(_SLOTS) - set(names) - {"reset"}
     taken = {slot for name, slot in _SLOTS.items() if name not in unused}
     free = (slot for slot in range(len(names) + len(_SLOTS) + 1) if slot not in taken)
     slots = {**_SLOTS, **{name: next(free) for name in sorted(set(names) - set(_SLOTS))}}
     styles = {"none": _BASE, **{name: slot_style(slots[name]) for name in names}}
-    return styles if any(label(result) == "none" for result in results) else {name: styles[name] for name in names}
+    return styles if "none" in methods else {name: styles[name] for name in names}
 
 
 def slot_style(number: int) -> Style:
@@ -129,7 +127,7 @@ def grid(count: int, *, height: float) -> tuple[Figure, list[Axes]]:
 
 def task_axis(axis: Axes) -> None:
     """Put ticks at whole numbers on the x axis."""
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, steps=[1, 2, 5, 10]))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, steps=[1, 2, 5, 10], min_n_ticks=1))
 
 
 def step_axis(axis: Axes) -> None:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from plastibench.leaderboard import by_group, label
+from plastibench.leaderboard import label
 from plastibench.plotting.caption import caption
-from plastibench.plotting.panels import Groups, Styles, limit_to_percentages, plot_scores
+from plastibench.plotting.panels import Groups, Styles, first_run, limit_to_percentages, plot_scores
 from plastibench.plotting.recorded import starts
-from plastibench.plotting.series import Array, has_several_tasks, mean_and_interval, runs_by_setting
+from plastibench.plotting.series import Array, has_several_tasks, mean_and_interval, methods_by_setting
 from plastibench.plotting.style import (
     Style,
     escape,
@@ -72,22 +72,23 @@ def timeline(results: Sequence[Result]) -> Figure:
     Args:
         results: Results.
     """
-    chosen, sentences = _best_methods(results)
-    styles, settings = method_styles(chosen), runs_by_setting(chosen)
+    settings, sentences = _best_methods(methods_by_setting(results))
+    styles = method_styles(name for groups in settings.values() for name in groups)
+    chosen = [run for groups in settings.values() for runs in groups.values() for run in runs]
     with_boundaries = any(len(run.tasks) > 1 for run in chosen)
     ratios = {"width_ratios": [2, 1]} if with_boundaries else {}
     figure, axes = subplots(len(settings), 2 if with_boundaries else 1, height=3.3, gridspec_kw=ratios)
     several, ticks = False, False
-    for (title, runs), row in zip(settings.items(), axes, strict=True):
-        groups = by_group(runs)
-        several = several or (_has_detail(runs) and len(runs[0].tasks) > 1)
-        if runs[0].is_rl or _has_detail(runs):
+    for (title, groups), row in zip(settings.items(), axes, strict=True):
+        first = first_run(groups)
+        several = several or (_has_detail(groups) and len(first.tasks) > 1)
+        if first.is_rl or _has_detail(groups):
             ticks = _plot_runs(row[0], groups, styles) or ticks
         else:
             plot_scores(row[0], groups, styles)
         set_title(row[0], title)
         if with_boundaries:
-            if len(runs[0].tasks) > 1:
+            if len(first.tasks) > 1:
                 _plot_boundary(row[1], groups, styles)
             else:
                 row[1].set_visible(False)
@@ -112,29 +113,27 @@ def plot_run(axis: Axes, run: Result) -> None:
     axis.legend()
 
 
-def _best_methods(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
-    """Return the runs to draw, and a sentence about the runs left out."""
-    kept: list[Result] = []
+def _best_methods(settings: Mapping[str, Groups]) -> tuple[dict[str, Groups], list[str]]:
+    """Return the methods to draw in each setting, and a sentence about those left out."""
+    kept: dict[str, Groups] = {}
     most = 0
-    for runs in runs_by_setting(results).values():
-        groups = by_group(runs)
-        always = [group for group in groups if label(group[0]) in _ALWAYS]
-        others = [group for group in groups if label(group[0]) not in _ALWAYS]
+    for title, groups in settings.items():
+        always = [name for name, runs in groups.items() if label(runs[0]) in _ALWAYS]
+        others = [name for name in groups if name not in always]
         if len(groups) > MAX_METHODS:
             most = max(most, len(groups))
-            others.sort(key=lambda group: -np.mean([run.final for run in group]))
-            others = others[: MAX_METHODS - len(always)]
-        drawn = {id(run) for group in (*always, *others) for run in group}
-        kept += [run for run in runs if id(run) in drawn]
+            others.sort(key=lambda name: -np.mean([run.final for run in groups[name]]))
+            others = others[: max(0, MAX_METHODS - len(always))]
+        kept[title] = {name: runs for name, runs in groups.items() if name in (*always, *others)}
     if not most:
-        return list(results), []
+        return kept, []
     return kept, [f"Of {most} methods, none and reset, if run, and those with the best final value are shown."]
 
 
-def _has_detail(runs: Sequence[Result]) -> bool:
+def _has_detail(groups: Groups) -> bool:
     """Whether the line of a task stream shows every evaluation, or only the end of each task."""
-    tasks = max(len(run.tasks) for run in runs)
-    return not runs[0].is_rl and tasks <= _MAX_TASKS and tasks * len(by_group(runs)) <= _MAX_TEETH
+    tasks = max(len(run.tasks) for runs in groups.values() for run in runs)
+    return not first_run(groups).is_rl and tasks <= _MAX_TASKS and tasks * len(groups) <= _MAX_TEETH
 
 
 # The whole run ----------------------------------------------------------------------------------------------------
@@ -143,14 +142,14 @@ def _has_detail(runs: Sequence[Result]) -> bool:
 def _plot_runs(axis: Axes, groups: Groups, styles: Styles) -> bool:
     """Draw the line of each method; return whether interventions are marked on the axis."""
     marked = False
-    for number, runs in enumerate(groups):
-        style = styles[label(runs[0])]
+    for number, (name, runs) in enumerate(groups.items()):
+        style = styles[name]
         values, positions = _aligned([_vertices(run) for run in runs])
         _plot(axis, positions, values, style, number)
         marked = _mark_interventions(axis, runs[0], style, number) or marked
-    _draw_boundaries(axis, max((runs[0] for runs in groups), key=lambda run: len(run.tasks)))
-    _label_axes(axis, groups[0][0])
-    if not groups[0][0].is_rl:
+    _draw_boundaries(axis, max((runs[0] for runs in groups.values()), key=lambda run: len(run.tasks)))
+    _label_axes(axis, first_run(groups))
+    if not first_run(groups).is_rl:
         limit_to_percentages(axis)
     return marked
 
@@ -263,17 +262,17 @@ def _label_axes(axis: Axes, run: Result) -> None:
 
 def _plot_boundary(axis: Axes, groups: Groups, styles: Styles) -> None:
     """Draw the mean over task boundaries of the drop and the recovery."""
-    for number, runs in enumerate(groups):
-        style = styles[label(runs[0])]
+    for number, (name, runs) in enumerate(groups.items()):
+        style = styles[name]
         values, positions = _aligned([_mean_boundary(run) for run in runs])
         _plot(axis, positions, values, style, number)
         if values.size and len(groups) <= _MAX_LEVELS:
             level = {"color": style["color"], "linestyle": ":", "linewidth": 0.8, "alpha": 0.7}
             axis.axhline(float(values[:, 0].mean()), **level)
     axis.axvline(0, color="0.8", linewidth=0.8, zorder=0)
-    title = "after a task boundary" if groups[0][0].every else "drop and recovery"
+    title = "after a task boundary" if first_run(groups).every else "drop and recovery"
     task_axis(axis)
-    end = max(max(task.curve)[0] for runs in groups for run in runs for task in run.tasks)
+    end = max(max(task.curve)[0] for runs in groups.values() for run in runs for task in run.tasks)
     axis.set(xlabel="epochs since the task boundary", ylabel="accuracy (%)", title=title)
     if end > _LONG:
         axis.set_xscale("symlog", linthresh=_LINEAR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from plastibench.config.code_digest import short_code
 from plastibench.config.errors import UserError
 from plastibench.config.registry import load
 from plastibench.results.result import Result
@@ -29,9 +30,11 @@ class Results(list[Result]):
                   steps since the start of the run) and ``value`` (accuracy or return).
 
         Returns:
-            A ``pandas.DataFrame``. Each row names its run in ``id``, ``env``, ``agent``, ``intervention`` and ``seed``.
-            Options that differ from the default in at least one of the runs have a column of their own, such as
-            ``agent.lr`` or ``run.every``. Missing values are NaN.
+            A ``pandas.DataFrame``. Each row names its run in ``id``, ``env``, ``agent``, ``intervention``, ``code`` and
+            ``seed``. ``code`` is the beginning of the digest of the intervention's code, as in the leaderboard, and
+            empty if it is not a plugin. ``tags`` contains the tags of the run, separated by spaces. Options that differ
+            from the default in at least one of the runs have a column of their own, such as ``agent.lr`` or
+            ``run.every``. Missing values are NaN.
 
         Raises:
             UserError: pandas is not installed, or ``rows`` is wrong.
@@ -45,7 +48,9 @@ class Results(list[Result]):
         options = self._changed_options()
         lines: list[dict[str, Any]] = []
         for result in self:
-            line = {"id": result.id, **{part: getattr(result, part) for part in _PARTS}, "seed": result.seed}
+            line = {"id": result.id, **{part: getattr(result, part) for part in _PARTS}}
+            line["code"] = short_code(result.code.get("intervention", ""))
+            line |= {"seed": result.seed, "tags": " ".join(sorted(result.tags))}
             line |= {f"{part}.{name}": _options(result, part).get(name) for part, name in options}
             if rows == "run":
                 content = result.to_dict()

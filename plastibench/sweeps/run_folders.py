@@ -7,15 +7,17 @@ import fnmatch
 import io
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from plastibench.config import registry
+from plastibench.config.code_digest import short_code
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.config.options import as_dict, build
 from plastibench.config.spec import PARTS, RunSpec, read_tables
 from plastibench.leaderboard import label
+from plastibench.leaderboard.naming import details, details_of, states
 from plastibench.results.files import read_result_if_complete, run_folders, schedule
 from plastibench.results.tags import read_tags
 from plastibench.sweeps.jobs import FAILURE_FILE
@@ -36,6 +38,8 @@ class RunFolder:
         folder: The folder.
         names: Names of env, agent and intervention, by part.
         labels: Names with the options that differ from the defaults.
+        details: What names in the leaderboard may state besides, see :func:`plastibench.leaderboard.naming.details`.
+        codes: Short digests of the code of plugins, by part.
         seed: Seed.
         state: ``waiting``: prepared, but never started; ``interrupted``: continues from its last checkpoint.
         progress: Fraction of the run that is done; None if it is unknown.
@@ -43,18 +47,22 @@ class RunFolder:
         reason: Why the run failed; empty otherwise.
         changed: Time of the last change, in seconds since 1970.
         tags: Its tags.
+        shown: Labels, with the code where runs with the same label differ in it.
     """
 
     folder: Path
     names: Mapping[str, str]
     labels: Mapping[str, str]
+    details: Mapping[str, set[str]]
+    codes: Mapping[str, str]
     seed: int | None
     state: State
     progress: float | None
     position: str
     reason: str
     changed: float
-    tags: frozenset[str] = field(default_factory=frozenset)
+    tags: frozenset[str]
+    shown: Mapping[str, str]
 
     @property
     def id(self) -> str:
@@ -76,7 +84,7 @@ def find_runs(runs_dir: Path) -> list[RunFolder]:
     if not runs_dir.is_dir():
         raise UserError(f"no folder {runs_dir}; run something first, or name another with --runs-dir")
     folders = {*run_folders(runs_dir, "spec.toml"), *run_folders(runs_dir, "result.json")}
-    return sorted((read_run(folder) for folder in folders), key=lambda run: (run.changed, run.id))
+    return sorted(_with_codes([read_run(folder) for folder in folders]), key=lambda run: (run.changed, run.id))
 
 
 def read_run(folder: Path) -> RunFolder:
@@ -88,8 +96,12 @@ def read_run(folder: Path) -> RunFolder:
     if result is not None:
         names = {part: getattr(result, part) for part in PARTS}
         labels = {part: label(result, part) for part in PARTS}
+        stated = {part: details_of(result, part) for part in PARTS}
+        codes = {part: short_code(code) for part, code in result.code.items()}
         changed = (folder / "result.json").stat().st_mtime
-        return RunFolder(folder, names, labels, result.seed, "complete", 1.0, "", "", changed, tags)
+        return RunFolder(
+            *(folder, names, labels, stated, codes, result.seed, "complete", 1.0, "", "", changed, tags, labels)
+        )
     tables = _tables(folder)
     names = {part: str(tables.get(part, {}).get("name", "?")) for part in PARTS}
     state = _state(folder)
@@ -98,8 +110,40 @@ def read_run(folder: Path) -> RunFolder:
         text = (folder / FAILURE_FILE).read_text(encoding="utf-8", errors="replace").strip()
         reason = text.rpartition("\n")[2].removeprefix("plastibench: ")
     progress, position = (None, "") if state in ("waiting", "damaged") else _progress(folder, tables)
-    seed = tables.get("run", {}).get("seed")
-    return RunFolder(folder, names, _labels(tables, names), seed, state, progress, position, reason, changed, tags)
+    settings, labels = tables.get("run", {}), _labels(tables, names)
+    code = {part: str(text) for part, text in tables.get("code", {}).items()}
+    stated = {part: details(tables.get(part, {}), code.get(part, "")) for part in PARTS}
+    stated["intervention"] |= details(settings)
+    return RunFolder(
+        folder,
+        names,
+        labels,
+        stated,
+        {part: short_code(text) for part, text in code.items()},
+        settings.get("seed"),
+        state,
+        progress,
+        position,
+        reason,
+        changed,
+        tags,
+        labels,
+    )
+
+
+def _with_codes(runs: Sequence[RunFolder]) -> list[RunFolder]:
+    """Show the code of runs that have the same label and differ in the code."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for run in runs:
+        for part in PARTS:
+            found.setdefault((part, run.labels[part]), set()).add(run.codes.get(part, ""))
+    several = {key for key, codes in found.items() if len(codes) > 1}
+
+    def shown(run: RunFolder, part: str) -> str:
+        code = run.codes.get(part, "")
+        return f"{run.labels[part]} code={code}" if code and (part, run.labels[part]) in several else run.labels[part]
+
+    return [replace(run, shown={part: shown(run, part) for part in PARTS}) for run in runs]
 
 
 def select(runs: Sequence[RunFolder], patterns: Sequence[str], filters: Mapping[str, str | None]) -> list[RunFolder]:
@@ -108,8 +152,8 @@ def select(runs: Sequence[RunFolder], patterns: Sequence[str], filters: Mapping[
     Args:
         runs: Runs to choose from.
         patterns: Patterns as in :func:`matches`; a run must match one. Empty: all match.
-        filters: ``env``, ``agent``, ``intervention`` (name, name with options, or a pattern), ``seed``, ``state`` and
-            ``tag``; a run must match all that are not None.
+        filters: ``env``, ``agent``, ``intervention`` (name, name as in the leaderboard, or a pattern), ``seed``,
+            ``state`` and ``tag``; a run must match all that are not None.
 
     Raises:
         UserError: A pattern without wildcards matches no run.
@@ -122,7 +166,9 @@ def select(runs: Sequence[RunFolder], patterns: Sequence[str], filters: Mapping[
         if key == "tag":
             return any(fnmatch.fnmatchcase(tag, wanted) for tag in run.tags)
         if key in PARTS:
-            return any(fnmatch.fnmatchcase(text, wanted) for text in (run.names[key], run.labels[key]))
+            texts = (run.names[key], run.labels[key], run.shown[key])
+            named = any(fnmatch.fnmatchcase(text, wanted) for text in texts)
+            return named or states(wanted, run.labels[key], run.details[key])
         return str(getattr(run, key)) == wanted
 
     return [

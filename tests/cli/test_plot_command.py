@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from plastibench import plotting
 from plastibench.results.files import write_result
-from tests.plotting.made import results_of
+from tests.leaderboard.made import result, written
+from tests.plotting.made import results_of, supervised_result
 
 
 def images(folder: Path) -> dict[str, bytes]:
@@ -22,10 +24,7 @@ def images(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     folder = tmp_path / "runs"
-    for result in [*results_of("none", "reset", "rnr"), *results_of("rnr", changed={"tau": 0.5})]:
-        (folder / result.id).mkdir(parents=True)
-        write_result(folder / result.id, result)
-    return folder
+    return written(folder, [*results_of("none", "reset", "rnr"), *results_of("rnr", changed={"tau": 0.5})])
 
 
 @pytest.mark.parametrize(
@@ -87,6 +86,45 @@ def test_runs_are_selected_by_env_agent_and_intervention(say: Any, tmp_path: Pat
     chosen = texts("--intervention", "none,rnr tau=0.5", "--env", "cl-digits", "--agent", "vit-nano")
     assert ">rnr tau=0.5</text>" in chosen and ">none</text>" in chosen and ">reset</text>" not in chosen
     assert ">reset</text>" in texts()
+
+
+@pytest.mark.parametrize("kind", ["curves", "overview", "pareto", "timeline", "heatmap"])
+def test_versions_of_an_edited_plugin_are_told_apart(say: Any, tmp_path: Path, kind: str) -> None:
+    runs = tmp_path / "runs"
+    for code in ("92d6b382674ebb0d", "5f1c7c04aa657d3b"):
+        ids = {"id": f"x_s0_{code}", "group": f"x_{code}"}
+        folder = runs / ids["id"]
+        folder.mkdir(parents=True)
+        write_result(folder, supervised_result("shrink", code={"intervention": code}, **ids))
+        row = "7,0,1.5,end,layers-classifier/fc/dormant-ratio,0.5\n"
+        (folder / "metrics.csv").write_text(f"update,task,epoch,phase,metric,value\n{row}")
+    done = say("plot", kind, tmp_path / "f", "--runs-dir", runs)
+    assert done.status == 0, done.err
+    text = (tmp_path / "f.svg").read_text(encoding="utf-8")
+    assert ">shrink code=92d6b3</text>" in text and ">shrink code=5f1c7c</text>" in text
+    one = say("plot", kind, tmp_path / "f", "--runs-dir", runs, "--intervention", "shrink code=92d6b3")
+    assert one.status == 0, one.err
+    text = (tmp_path / "f.svg").read_text(encoding="utf-8")
+    assert "code=5f1c7c" not in text
+    none = say("plot", kind, "--runs-dir", runs, "--intervention", "shrink code=000000")
+    assert none.status == 2 and "choose from shrink code=5f1c7c, shrink code=92d6b3" in none.err
+
+
+def test_titles_of_settings_select_their_runs(say: Any, tmp_path: Path) -> None:
+    found = [result("none", env_options=options) for options in ({}, {"epochs": 5}, {"epochs": 20, "noise": (0.5,)})]
+    runs = written(tmp_path / "runs", found)
+    titles = re.findall(r"^cl-digits.*(?=, mlp$)", say("leaderboard", "--runs-dir", runs).out, re.MULTILINE)
+    assert len(titles) == 3
+    for title in titles:
+        done = say("plot", "curves", tmp_path / "f", "--runs-dir", runs, "--env", title, "--agent", "mlp")
+        assert done.status == 0, done.err
+        (shown,) = re.findall(r">(cl-digits[^<]*)</text>", (tmp_path / "f.svg").read_text(encoding="utf-8"))
+        epochs = re.search(r"epochs=\d+", title)
+        assert epochs is None or epochs.group() in shown
+    listed = [
+        say("runs", "list", "--wide", "--runs-dir", runs, "--env", title).out.splitlines()[2:] for title in titles
+    ]
+    assert sorted(map(len, listed)) == [1, 1, 1] and len({rows[0] for rows in listed}) == 3
 
 
 @pytest.mark.parametrize(

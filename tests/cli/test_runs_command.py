@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import tarfile
@@ -97,6 +98,28 @@ def test_patterns_and_filters(runs_say: Say, words: list[str], methods: set[str]
     assert done.status == 0
     assert {row[1].split()[0] for row in listed(done.out)} == methods
     assert methods or done.out == "no run matches\n"
+
+
+def test_versions_of_an_edited_plugin_are_told_apart(say: Say, tmp_path: Path) -> None:
+    codes = {seed: f"{name}82674ebb0d" for seed, name in enumerate(("92d6b3", "5f1c7c", "92d6b3"))}
+    for seed, code in codes.items():
+        made = dataclasses.replace(spec("reset"), code={"intervention": code})  # an unfinished run, too
+        if seed < 2:
+            done = result("reset", seed, every=5).model_copy(update={"code": {"intervention": code}})
+            written(tmp_path, [done])
+            continue
+        (tmp_path / made.id).mkdir()
+        (tmp_path / made.id / "spec.toml").write_text(made.to_toml())
+    written(tmp_path, [result("none")])
+
+    def names(*words: str) -> list[str]:
+        return [row[1] for row in listed(say("runs", "list", "--wide", *words, "--runs-dir", tmp_path).out)]
+
+    first, second = "reset every=5 code=92d6b3", "reset every=5 code=5f1c7c"
+    assert sorted(names()) == ["none", second, first, first]
+    assert names("--intervention", first) == [first, first] and names("--intervention", second) == [second]
+    assert len(names("--intervention", "reset every=5")) == len(names("--intervention", "*every=5")) == 3
+    assert f"{first}  3 " in say("runs", "status", "--wide", "--runs-dir", tmp_path).out
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -6,7 +6,6 @@ import matplotlib
 import pytest
 
 from plastibench.plotting import style
-from tests.plotting.made import results_of, supervised_result
 
 
 def test_twenty_eight_styles_differ_even_without_colour() -> None:
@@ -16,17 +15,16 @@ def test_twenty_eight_styles_differ_even_without_colour() -> None:
 
 
 def test_none_is_black_and_reset_always_looks_the_same() -> None:
-    alone = style.method_styles([supervised_result("reset")])
-    among = style.method_styles(results_of("zeta", "reset", "alpha", "none", "rnr"))
+    alone = style.method_styles(["reset"])
+    among = style.method_styles(["zeta", "reset", "alpha", "none", "rnr"])
     assert among["none"]["color"] == "#000000" and list(among) == ["none", "zeta", "reset", "alpha", "rnr"]
     assert alone["reset"] == among["reset"] and list(alone) == ["reset"]
 
 
 def test_styles_depend_only_on_names_and_are_distinct() -> None:
     names = ["reset", "rnr", "reset-mlp", "reset-linear", *(f"method-{n}" for n in range(14)), "none"]
-    found = results_of(*names, seeds=1)
-    styles = style.method_styles(found)
-    assert styles == style.method_styles(found[::-1])
+    styles = style.method_styles(names)
+    assert styles == style.method_styles(names[::-1])
     for one, other in itertools.combinations(styles.values(), 2):
         assert (one["marker"], one["linestyle"]) != (other["marker"], other["linestyle"])
 
@@ -36,9 +34,7 @@ def test_legend_and_caption_fit_below_the_panels(count: int) -> None:
     with matplotlib.rc_context(style.RC):
         figure, axes = style.subplots(1, 2, height=2)
         axes[0, 0].set_xlabel("task")
-        entries = style.legend_handles(
-            style.method_styles(results_of(*(f"a-rather-long-name-{n}" for n in range(count)), seeds=1))
-        )
+        entries = style.legend_handles(style.method_styles(f"a-rather-long-name-{n}" for n in range(count)))
         style.finish(figure, entries, "Words of a caption that is too long for one line. " * 8)
         figure.draw_without_rendering()
     renderer = style.get_renderer(figure)

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from plastibench.config.errors import UserError
+from plastibench.results.files import load_results
 from plastibench.results.table import Results
-from tests.leaderboard.made import acting, result
+from plastibench.results.tags import write_tags
+from tests.leaderboard.made import acting, result, written
 
 
 def test_a_row_per_run() -> None:
@@ -48,3 +51,14 @@ def test_wrong_requests_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(UserError, match=r"pip install 'plastibench\[pandas\]'"):
         Results([result()]).to_pandas()
+
+
+def test_code_and_tags_tell_runs_apart(tmp_path: Path) -> None:
+    plugin = result("reset").model_copy(update={"code": {"intervention": "92d6b382674ebb0d", "env": "5f1c7c"}})
+    written(tmp_path, [plugin, result("none")])
+    write_tags(tmp_path / plugin.id, {"trial", "first"})
+    table = load_results(tmp_path).to_pandas().set_index("intervention")
+    assert table["code"].to_dict() == {"reset": "92d6b3", "none": ""}
+    assert table["tags"].to_dict() == {"reset": "first trial", "none": ""}
+    evaluations = load_results(tmp_path).to_pandas(rows="evaluation")
+    assert set(evaluations[evaluations["code"] == "92d6b3"]["intervention"]) == {"reset"}
