@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,10 @@ Panel = tuple[str, list[str], Array]  # label of the intervention, layers, value
 _COLUMNS = 3
 _DEFAULT = "dormant-ratio"
 _MAX_LENGTH = 26  # characters of a layer's name
+_TITLE_LENGTH = 90  # characters of titles side by side
+_LINE = 0.15  # inches of a line of text, and of a row of cells
+_LEAST = 0.45  # inches of a panel without title and axis
+_BAR = 1.3  # inches of the colour bar
 
 
 def heatmap(results: Sequence[Result], *, metric: str | None = None) -> Figure:
@@ -96,17 +101,28 @@ def _draw(results: Sequence[Result], panels: dict[str, list[Panel]], metric: str
     most = max(map(len, panels.values()))
     columns = -(-most // -(-most // _COLUMNS))  # 4 panels in two rows of 2
     rows = [(title, some[i : i + columns]) for title, some in panels.items() for i in range(0, len(some), columns)]
-    heights = [0.62 + 0.135 * max(len(layers) for _, layers, _ in some) for _, some in rows]
+    titles = [[_title(name, title if len(panels) > 1 else "", columns) for name, _, _ in some] for title, some in rows]
+    around = [0.7 + _LINE * max(title.count("\n") + 1 for title in line) for line in titles]
+    heights = [max(_LEAST, _LINE * max(len(layers) for _, layers, _ in some)) for _, some in rows]
+    between = sum(around[1:])
+    bar_label = axis_label(metric)
+    bar_length = max(_BAR, 0.08 * len(bar_label))
+    enlarged = max(1.0, (bar_length - between) / sum(heights))
+    heights = [enlarged * height for height in heights]
     figure, axes = subplots(
-        len(rows), columns, height=sum(heights) / len(rows), sharey="row", gridspec_kw={"height_ratios": heights}
+        len(rows),
+        columns,
+        height=(sum(heights) + sum(around)) / len(rows),
+        sharey="row",
+        gridspec_kw={"height_ratios": heights},
     )
     every = factor * np.concatenate([values.ravel() for _, some in rows for _, _, values in some])
     if not np.isfinite(every).any():
         raise UserError(f"no layer has a finite '{metric}' at the end of a task")
     low, high = 0.0 if factor == 100 else float(np.nanmin(every)), float(np.nanmax(every))
     images = []
-    for (title, some), line in zip(rows, axes, strict=True):
-        for axis, (name, layers, values) in zip(line, some, strict=False):
+    for (_, some), of_row, line in zip(rows, titles, axes, strict=True):
+        for axis, title, (_, layers, values) in zip(line, of_row, some, strict=False):
             image = axis.imshow(
                 factor * values,
                 cmap="Blues",
@@ -119,23 +135,28 @@ def _draw(results: Sequence[Result], panels: dict[str, list[Panel]], metric: str
             images.append(image)
             axis.set_facecolor("#dddddd")  # shows through where nothing was measured
             axis.grid(visible=False)
-            axis.set_title(escape(name if len(panels) == 1 else f"{name}\n{title}"), fontsize=8.5)
+            axis.set_title(escape(title), fontsize=8.5)
             axis.set_yticks(range(len(layers)), [escape(_shortened(layer)) for layer in layers], fontsize=7)
             axis.tick_params(axis="y", length=0)
             axis.set_xlabel("task")
             task_axis(axis)
         for axis in line[len(some) :]:
             axis.set_visible(False)
-    length = min(1.0, 3.0 / sum(heights))  # three inches at the top
+    length = min(1.0, max(3.0, bar_length) / (sum(heights) + between))  # three inches at the top
     bar = figure.colorbar(
         images[0], ax=axes.ravel().tolist(), location="right", shrink=length, anchor=(0, 1), aspect=25, pad=0.015
     )
-    bar.set_label(axis_label(metric))
+    bar.set_label(bar_label)
     what = f"{next(iter(panels))}: {metric}" if len(panels) == 1 else metric
     sentences = [f"{what} of each layer at the end of each task; layers in order of execution."]
     if metric in METRICS and factor == 100:  # definitions of other metrics are about all layers together
         sentences.append(f"{metric}: {METRICS[metric]}.")
     return finish(figure, [], caption(results, *sentences, intervals=""))
+
+
+def _title(name: str, setting: str, columns: int) -> str:
+    """Title of a panel: method and setting, wrapped to the panel's width."""
+    return "\n".join(line for text in (name, setting) for line in textwrap.wrap(text, _TITLE_LENGTH // columns))
 
 
 def _shortened(name: str) -> str:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import itertools
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from plastibench import plotting
 from plastibench.config.errors import UserError
@@ -79,6 +83,54 @@ def test_the_last_measurement_in_each_task_is_read_for_each_network(tmp_path: Pa
     rows = [(0, "training", f"layers-{role}/fc/srank", value) for value in (1.0, 2.0) for role in ("critic", "actor")]
     path = table(tmp_path / "x", rows) / "metrics.csv"
     assert read_layers(path) == {"srank": {("critic: fc", 0): 2.0, ("actor: fc", 0): 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("envs", "methods", "layers", "tasks"),
+    [(1, 1, 1, 2), (1, 2, 2, 3), (4, 1, 2, 3), (4, 4, 2, 3), (2, 3, 9, 1), (1, 2, 40, 12)],
+)
+@pytest.mark.parametrize("metric", ["dormant-ratio", "layernorm-gradient-spread"])
+def test_panels_and_texts_have_room(
+    tmp_path: Path, envs: int, methods: int, layers: int, tasks: int, metric: str
+) -> None:
+    rows = [
+        (task, "end", f"layers-classifier/body.{layer}/{metric}", 0.1 * layer)
+        for task in range(tasks)
+        for layer in range(layers)
+    ]
+    folder = table(tmp_path / "x", rows)
+    found = [
+        supervised_result(f"method-{method}", env=f"a-long-name-of-an-env-{env}", folder=folder)
+        for env in range(envs)
+        for method in range(methods)
+    ]
+    figure = plotting.draw("heatmap", found)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns if panels have no room
+        figure.draw_without_rendering()
+    *panels, bar = [axis for axis in figure.axes if axis.get_visible()]
+    assert len(panels) == envs * methods
+    for axis in panels:
+        assert axis.get_window_extent().height / figure.dpi >= 0.12 * layers
+        apart(axis.get_yticklabels())
+        low, high = axis.get_xlim()
+        ticks = [tick for tick in axis.get_xticks() if low <= tick <= high]
+        assert ticks and all(tick == round(tick) for tick in ticks)
+        apart(axis.get_xticklabels())
+    apart([axis.title for axis in panels])
+    low, high = bar.get_ylim()
+    apart([text for text in bar.get_yticklabels() if low <= text.get_position()[1] <= high])
+    label = bar.yaxis.label.get_window_extent()
+    assert bar.get_window_extent().height >= label.height
+    for text in (bar.yaxis.label, *(axis.title for axis in panels)):
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+
+
+def apart(texts: Sequence[Text]) -> None:
+    """Check that no two texts overlap."""
+    boxes = [text.get_window_extent() for text in texts if text.get_text()]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def test_errors_name_the_file_or_the_recorded_metrics(tmp_path: Path) -> None:
