@@ -90,7 +90,7 @@ def slot_style(number: int) -> Style:
     }
 
 
-class Plot(Figure):
+class _NotebookFigure(Figure):
     """A figure that notebooks display even without ``%matplotlib inline``."""
 
     def _repr_png_(self) -> bytes:
@@ -111,7 +111,7 @@ def subplots(rows: int, columns: int, *, height: float, **options: Any) -> tuple
     Returns:
         The figure, and its axes [rows, columns].
     """
-    figure = Plot(figsize=(WIDTH, rows * height))
+    figure = _NotebookFigure(figsize=(WIDTH, rows * height))
     figure.set_layout_engine("constrained", w_pad=_PADDING, h_pad=_PADDING)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
