@@ -74,7 +74,7 @@ def execute(args: argparse.Namespace) -> int:
         return dry_run(specs, args)
     roles = tables["run"].get("roles")
     if roles is not None and not all(spec.run.roles for spec in specs):  # `none` does not keep them
-        from plastibench.training.runner import check_roles
+        from plastibench.training.assembly import check_roles
 
         check_roles(specs[0], roles, args.data_dir)
     if len(specs) > 1:
@@ -134,7 +134,7 @@ def _check_together(specs: list[RunSpec], args: argparse.Namespace) -> None:
         UserError: A method's class is wrong, or it cannot act in this run.
     """
     from plastibench.interventions.class_checks import check_method
-    from plastibench.training.runner import check_options
+    from plastibench.training.assembly import check_options
 
     if len({spec.intervention[0] for spec in specs}) < 2:
         return

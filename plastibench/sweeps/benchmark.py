@@ -19,8 +19,8 @@ from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.envs.task_stream import TaskStream
 from plastibench.sweeps.matrix_products import products_of
+from plastibench.training.assembly import check_options, choose_threads, make_trainer
 from plastibench.training.checkpoint import tensor_bytes
-from plastibench.training.runner import check_options, choose_threads, make_trainer
 from plastibench.training.supervised import SupervisedTrainer
 from plastibench.training.task_buffer import all_samples
 from plastibench.utils.runtime import set_up_torch

@@ -16,9 +16,9 @@ from plastibench.config.short_names import short_names, tables_of
 from plastibench.config.spec import RunSpec
 from plastibench.results.files import read_result_if_complete
 from plastibench.results.result import Result
+from plastibench.training.assembly import check_options, choose_threads, make_trainer
 from plastibench.training.memory_guard import MemoryGuard
 from plastibench.training.offpolicy import OffPolicyTrainer
-from plastibench.training.runner import check_options, choose_threads, make_trainer
 from plastibench.training.supervised import EARLY_EPOCHS, SupervisedTrainer
 from plastibench.training.trainer import Trainer
 from plastibench.utils.machine import available_memory, format_bytes, free_disk

@@ -13,34 +13,26 @@ from typing import Any
 
 import torch
 
-from plastibench.config.errors import RunError, UserError, did_you_mean
-from plastibench.config.options import build
+from plastibench.config.errors import RunError, UserError
 from plastibench.config.own_code import describe
-from plastibench.config.spec import RunOptions, RunSpec
-from plastibench.envs.task_stream import TaskStream
+from plastibench.config.spec import RunSpec
 from plastibench.results.files import compose_result, read_result, write_result
 from plastibench.results.result import Result
 from plastibench.results.run_folder import check_code, check_same, clear, run_folder
 from plastibench.training import checkpoint
+from plastibench.training.assembly import build_agent, check_options, choose_threads, make_trainer
 from plastibench.training.failure import FAILURE_FILE, record_failure
-from plastibench.training.learner import Learner
 from plastibench.training.log_files import Covered, check
 from plastibench.training.memory_guard import MemoryGuard
-from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.recorder import Recorder
-from plastibench.training.run_checks import check_plan
 from plastibench.training.stored_data import warn_if_data_changed
-from plastibench.training.supervised import SupervisedTrainer
-from plastibench.training.trainer import Log, Trainer
 from plastibench.utils import atomic_io, digests, provenance
 from plastibench.utils.folder_lock import lock_folder, remove_if_unused
 from plastibench.utils.progress import Progress
 from plastibench.utils.runtime import resolve_device, set_up_torch
-from plastibench.utils.seeding import derive
 from plastibench.utils.stop_signals import stop_requests
 
 CHECKPOINT_SECONDS = 60.0
-_SMALL = 30_000_000  # parameters times samples per update; below this size, more threads are not faster
 
 
 class Interrupted(Exception):
@@ -102,7 +94,7 @@ def run(
     check_code(spec, folder)
     set_up_torch(spec)
     env = spec.create("env").make(data_dir)
-    agent = _build_agent(spec, env)
+    agent = build_agent(spec, env)
     for warning in check_options(spec, env, agent):
         print(f"plastibench: {spec.id}: {warning}", file=sys.stderr)
     with lock_folder(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as stop_list:
@@ -141,23 +133,6 @@ def run(
             torch.set_num_threads(threads_before)  # the next run in this process may have a large network
 
 
-def _build_agent(spec: RunSpec, env: Any) -> Any:
-    """Build the agent of a run.
-
-    Raises:
-        UserError: The agent does not fit into memory or does not match the env.
-    """
-    try:
-        with MemoryGuard(f"agent {spec.agent[0]}"):
-            return spec.create("agent").build(env, spec.run.seed, torch.device(spec.run.device))
-    except (MemoryError, OverflowError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate" not in str(error):
-            raise
-        raise UserError(
-            f"agent {spec.agent[0]} with these options does not fit into memory; choose smaller sizes"
-        ) from error
-
-
 def _stored_result(spec: RunSpec, path: Path) -> Result:
     """The result of a complete run.
 
@@ -171,31 +146,6 @@ def _stored_result(spec: RunSpec, path: Path) -> Result:
     check_same(spec, result, path)
     result._reused = True
     return result
-
-
-def make_learner(spec: RunSpec, agent: Any) -> Learner:
-    """The learner that a spec describes."""
-    torch.manual_seed(derive(spec.run.seed, "dropout"))  # only dropout draws from the global generator
-    options = spec.run
-    return Learner(
-        agent, lambda: spec.create("intervention"), roles=options.roles, every=options.every, until=options.until
-    )
-
-
-def make_trainer(spec: RunSpec, env: Any, agent: Any, log: Log | None = None, folder: Path | None = None) -> Trainer:
-    """The trainer that a spec describes.
-
-    Args:
-        spec: The spec of the run.
-        env: Its task stream or RL environment.
-        agent: Its agent.
-        log: Where metrics go; by default they are discarded.
-        folder: Folder for a memory-mapped replay buffer.
-    """
-    learner = make_learner(spec, agent)
-    if isinstance(env, TaskStream):
-        return SupervisedTrainer(env, learner, spec.run, log)
-    return OffPolicyTrainer(env, learner, spec.run, log, folder)
 
 
 class _Run:
@@ -425,47 +375,3 @@ def _remove_leftovers(folder: Path) -> None:
         with contextlib.suppress(UserError, OSError), lock_folder(folder):  # another process may be about to do it
             checkpoint.remove_checkpoints(folder)
             atomic_io.remove_temporary_files(folder)
-
-
-def choose_threads(agent: Any, threads: int) -> None:
-    """Set the number of CPU threads; 0: one for a small network, unchanged for a large one."""
-    size = sum(p.numel() for network in agent.networks.values() for p in network.module.parameters())
-    if threads or size * agent.batch_size < _SMALL:
-        torch.set_num_threads(threads or 1)
-
-
-def check_roles(spec: RunSpec, roles: Any, data_dir: str | Path) -> None:
-    """Check that the agent of a run has networks with given roles. A spec whose intervention is ``none`` has no roles.
-
-    Raises:
-        UserError: There is no such network, or the run cannot start.
-    """
-    device, given = resolve_device(spec.run.device), build(RunOptions, {"roles": roles}, "run").roles
-    spec = dataclasses.replace(spec, run=dataclasses.replace(spec.run, device=device, roles=given))
-    env = spec.create("env").make(data_dir)
-    check_options(spec, env, _build_agent(spec, env))
-
-
-def check_options(spec: RunSpec, env: Any, agent: Any) -> list[str]:
-    """Check that the options of the run fit its env and agent.
-
-    Returns:
-        What the user should know before the run starts.
-
-    Raises:
-        UserError: The agent has no network with a given role, an option is only for RL agents, or the run would not
-            train or not intervene; see :func:`plastibench.training.run_checks.check_plan`.
-    """
-    for role in spec.run.roles or ():
-        if role not in agent.networks:
-            known = list(agent.networks)
-            hint = did_you_mean(role, known)
-            raise UserError(f"{spec.agent[0]} has no network '{role}'{hint} (it has: {', '.join(known)})")
-    if isinstance(env, TaskStream):
-        for name, value in (
-            ("offline-updates", spec.run.offline_updates),
-            ("checkpoint-memory", spec.run.checkpoint_memory),
-        ):
-            if value:
-                raise UserError(f"--{name} is for RL agents; {spec.env[0]} is a task stream")
-    return check_plan(spec, env, agent)

@@ -13,7 +13,8 @@ from plastibench.config.errors import UserError
 from plastibench.config.options import has_option
 from plastibench.config.spec import RunOptions, RunSpec
 from plastibench.results.result import Result
-from plastibench.training.runner import check_roles, run
+from plastibench.training.assembly import check_roles
+from plastibench.training.runner import run
 
 
 def train(

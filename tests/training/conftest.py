@@ -11,8 +11,8 @@ import torch
 
 from plastibench.agents.offpolicy_agent import OffPolicyAgent
 from plastibench.config.spec import RunSpec
+from plastibench.training.assembly import make_trainer
 from plastibench.training.offpolicy import OffPolicyTrainer
-from plastibench.training.runner import make_trainer
 from plastibench.training.trainer import Trainer
 from tests.support import environments  # noqa: F401 - registers environments
 

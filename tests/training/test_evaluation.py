@@ -15,8 +15,8 @@ from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.results.result import Result
 from plastibench.training import offpolicy, rollout
+from plastibench.training.assembly import make_trainer
 from plastibench.training.learner import Learner
-from plastibench.training.runner import make_trainer
 from tests.support.rl import tiny_rl
 from tests.support.runs import go
 
