@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from plastibench.config.errors import UserError, did_you_mean
-
-_LEAST = 6  # characters of a digest
+from plastibench.config.identity import begins_digest
 
 
 def find_run(name: str, runs_dir: Path) -> str:
@@ -22,7 +21,7 @@ def find_run(name: str, runs_dir: Path) -> str:
     if (runs_dir / name / "spec.toml").is_file():
         return name
     known = sorted(path.parent.name for path in runs_dir.glob("*/spec.toml"))
-    found = [run for run in known if len(name) >= _LEAST and run.rpartition("_")[2].startswith(name)]
+    found = [run for run in known if begins_digest(name, run)]
     if len(found) > 1:
         raise UserError(f"'{name}' is the beginning of several digests in {runs_dir}: {', '.join(found[:3])}")
     if not found:

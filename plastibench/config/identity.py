@@ -49,6 +49,16 @@ def run_id(parts: Parts, run: Mapping[str, Any], code: Mapping[str, str]) -> str
     return found
 
 
+def digest_of(run_id: str) -> str:
+    """The digest at the end of an id."""
+    return run_id.rpartition("_")[2]
+
+
+def begins_digest(text: str, run_id: str) -> bool:
+    """Whether a text is the beginning of an id's digest, and long enough to tell the runs of a machine apart."""
+    return len(text) >= _DIGITS_BEFORE and digest_of(run_id).startswith(text)
+
+
 def group_id(parts: Parts, run: Mapping[str, Any], code: Mapping[str, str]) -> str:
     """An id that is the same for all runs that differ only in their seed or their metrics."""
     return run_id(parts, {**{name: value for name, value in run.items() if name != "metrics"}, "seed": 0}, code)

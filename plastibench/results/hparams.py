@@ -9,6 +9,7 @@ from typing import Any
 
 from plastibench.config import registry
 from plastibench.config.errors import UserError
+from plastibench.config.identity import digest_of
 from plastibench.config.options import as_dict, options_of
 from plastibench.config.spec import PARTS, RunSpec
 from plastibench.results.files import schedule
@@ -170,7 +171,7 @@ def trial_name(spec: RunSpec) -> str:
     room = max(4, _NAME_LENGTH - sum(len(word) + 1 for word in words))
     if len(name) > room:
         name = f"{name[: room - 1]}…"
-    return "·".join([name, *words, f"s{spec.run.seed}", spec.id.rpartition("_")[2][:_DIGEST]])
+    return "·".join([name, *words, f"s{spec.run.seed}", digest_of(spec.id)[:_DIGEST]])
 
 
 def _abbreviated(option: str, known: Sequence[str]) -> str:

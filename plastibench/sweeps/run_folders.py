@@ -14,6 +14,7 @@ from typing import Any, Literal
 from plastibench.config import registry
 from plastibench.config.code_digest import short_code
 from plastibench.config.errors import UserError, did_you_mean
+from plastibench.config.identity import begins_digest, digest_of
 from plastibench.config.options import as_dict, build
 from plastibench.config.spec import PARTS, RunSpec, read_tables
 from plastibench.leaderboard import label
@@ -26,7 +27,6 @@ from plastibench.utils.folder_lock import is_locked
 State = Literal["running", "interrupted", "failed", "waiting", "complete", "damaged"]
 STATES: tuple[State, ...] = ("running", "interrupted", "failed", "waiting", "complete", "damaged")
 _SHORT = 8  # characters of a digest that tables show
-_LEAST = 6  # characters of a digest that identify a run on the command line
 _TAIL = 4096  # bytes at the end of metrics.csv that contain its last line
 
 
@@ -72,7 +72,7 @@ class RunFolder:
     @property
     def short_id(self) -> str:
         """The beginning of the digest at the end of the id, which identifies the run on this machine."""
-        return self.id.rpartition("_")[2][:_SHORT]
+        return digest_of(self.id)[:_SHORT]
 
 
 def find_runs(runs_dir: Path) -> list[RunFolder]:
@@ -181,8 +181,7 @@ def select(runs: Sequence[RunFolder], patterns: Sequence[str], filters: Mapping[
 
 def matches(pattern: str, run_id: str) -> bool:
     """Whether a pattern such as ``*rnr*``, an id, or the beginning of the digest at its end means a run."""
-    digest = run_id.rpartition("_")[2]
-    return fnmatch.fnmatchcase(run_id, pattern) or (len(pattern) >= _LEAST and digest.startswith(pattern))
+    return fnmatch.fnmatchcase(run_id, pattern) or begins_digest(pattern, run_id)
 
 
 def age(changed: float) -> str:
