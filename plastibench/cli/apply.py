@@ -6,12 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from plastibench.cli.arguments import add_paths, add_plugin, add_threads
 from plastibench.cli.component_options import Tables, read_option_flags
-from plastibench.cli.diagnose import TARGETS, load_targets
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plugins import import_plugins
-from plastibench.cli.run_options import add_run_options
+from plastibench.cli.targets import add_data, add_execution, add_target, check_target, load_targets
 from plastibench.config import registry
 from plastibench.config.errors import UserError
 
@@ -29,34 +27,15 @@ def configure(parser: CommandParser) -> None:
     parser.components = ("agent", "intervention")
     parser.usage = "plastibench apply TARGET --intervention NAME --out FILE [options]"
     parser.epilog = _EXAMPLES
-    what = parser.add_argument_group("what to do", "Set options with --intervention.OPTION and --agent.OPTION.")
-    what.add_argument(
-        "target",
-        metavar="TARGET",
-        help=TARGETS,
-    )
+    add_target(parser)
+    what = parser.add_argument_group("what to do", "Set options of the intervention with --intervention.OPTION.")
     what.add_argument("--intervention", metavar="NAME", help="the method (plastibench list interventions)")
     what.add_argument(
         "--out", type=Path, metavar="FILE", help="where to write the weights: .safetensors, .pt, .pth; or a new folder"
     )
-    what.add_argument("--pretrained", action="store_true", help="download the pretrained weights of a timm model")
-    what.add_argument("--weights", type=Path, metavar="FILE", help="weights of timm:MODEL or module:function")
-    what.add_argument("--agent", metavar="NAME", help="agent whose network a checkpoint file belongs to")
     what.add_argument("--role", metavar="NAME", help="network of the run, such as critic")
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data",
-        metavar="DATA",
-        help="the fine-tuning data: dataset name, folder of images, FILE.npz, text file with one sample per line, or "
-        "noise (default: for a run its own data, otherwise noise)",
-    )
-    data.add_argument("--samples", type=int, default=0, metavar="N", help=f"number of samples (default: {_SAMPLES})")
-    data.add_argument("--image-size", type=int, default=0, metavar="N", help="image height and width")
-    add_run_options(parser, only=("device",))
-    execution = parser.add_argument_group("execution")
-    add_threads(execution, "CPU threads (default: all cores)")
-    add_plugin(execution)
-    add_paths(parser)
+    add_data(parser, str(_SAMPLES))
+    add_execution(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -75,8 +54,7 @@ def execute(args: argparse.Namespace) -> int:
     agent_options, options = (
         {name: value for name, value in tables[part].items() if name != "name"} for part in ("agent", "intervention")
     )
-    if args.samples < 0 or args.samples == 1:
-        raise UserError("--samples must be at least 2")
+    check_target(args, agent_options)
 
     import torch
 
@@ -85,8 +63,7 @@ def execute(args: argparse.Namespace) -> int:
     check_output(args.out)
     if args.threads > 0:
         torch.set_num_threads(args.threads)
-    args.samples, args.thorough = args.samples or _SAMPLES, False
-    targets = load_targets(args, agent_options)
+    targets = load_targets(args, agent_options, _SAMPLES)
     roles = {target.network.role: target for target in targets}
     if args.role is None and len(targets) > 1:
         raise UserError(f"the run has several networks; add --role, one of {', '.join(roles)}")
