@@ -22,6 +22,7 @@ from plastibench.nn.batches import chunks
 from plastibench.nn.coverage import Coverage, coverage, modules_in_part
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network, as_evaluated
+from plastibench.nn.parameters import saved_tensors
 from plastibench.nn.units import unit_count
 
 DEFAULT_GROUPS = ("activity", "gradients", "ranks", "weights")  # curvature and probes take minutes on large networks
@@ -154,8 +155,8 @@ def needs_labels(metric: str) -> bool:
 @torch.no_grad()
 def _not_finite(network: Network, batch: TensorDictBase) -> str:
     """What is not finite in the network, or an empty string; such a network cannot be measured."""
-    state = network.module.state_dict()
-    broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    tensors = saved_tensors(network.module)
+    broken = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
     if broken:
         return f"{len(broken)} of its tensors hold values that are not finite: {shorten(broken)}"
     with as_evaluated(network.module):

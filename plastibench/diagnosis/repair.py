@@ -17,7 +17,9 @@ from plastibench.config.errors import RunError, UserError
 from plastibench.diagnosis.loading import DiagnosisTarget
 from plastibench.interventions.attach import attach
 from plastibench.interventions.base import Report, overrides
+from plastibench.nn.all_or_nothing import all_or_nothing
 from plastibench.nn.network import Network, eval_mode
+from plastibench.nn.parameters import saved_tensors
 from plastibench.utils import atomic_io
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -72,28 +74,21 @@ def repair(target: DiagnosisTarget, intervention: str, options: Mapping[str, Any
         options: Options of the intervention.
 
     Raises:
-        UserError: The method works only during training, changes the architecture, or cannot act on this network. The
-            network is then unchanged.
+        UserError: The method works only during training or cannot act on this network, which is then unchanged; or it
+            changes the architecture.
     """
     network, batch = target.network, target.batch
-    before = {name: value.detach().clone() for name, value in network.module.state_dict().items()}
+    before = {name: value.detach().clone() for name, value in saved_tensors(network.module).items()}
     expected = _outputs(network, batch)
-    handle = attach(intervention, network, **options)
-    try:
+    with all_or_nothing(network), attach(intervention, network, **options) as handle:
         if not overrides(handle.intervention, "intervene"):
             raise UserError(f"{intervention} works only during training; attach it to your training loop instead")
         report = handle.intervene(batch, expect_steps=False)
-        after = network.module.state_dict()
+        after = saved_tensors(network.module)
         if after.keys() != before.keys() or any(after[name].shape != before[name].shape for name in before):
             raise UserError(
                 f"{intervention} changes the architecture, which a file of weights cannot hold; use plastibench.apply"
             )
-    except BaseException:
-        if network.module.state_dict().keys() == before.keys():
-            network.module.load_state_dict(before)
-        raise
-    finally:
-        handle.detach()
     changed = sum(int((after[name] != value).sum()) for name, value in before.items())
     drift = agreement = None
     if expected is not None and (found := _outputs(network, batch)) is not None:
@@ -126,14 +121,14 @@ def save_weights(module: torch.nn.Module, path: Path) -> None:
     if not path.suffix:
         _save_folder(module, path)
         return
-    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in saved_tensors(module).items()}
     with atomic_io.atomic(path) as file:
         if path.suffix == ".safetensors":
             from safetensors.torch import save
 
             file.write(save(_without_shared(state), {"format": "pt"}))
         else:
-            torch.save(state, file)
+            torch.save({**module.state_dict(), **state}, file)
 
 
 def check_output(path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
+from plastibench.nn.parameters import saved_tensors
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "ema_state_dict", "params")
 _MAX_DEPTH = 8  # of nested wrappers
@@ -102,7 +103,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
     Raises:
         UserError: The weights belong to another architecture.
     """
-    own = module.state_dict()
+    own = saved_tensors(module)
     state = without_prefix(state, set(own))
     common = [name for name in own if name in state]
     parameters = {name for name, _ in module.named_parameters()}

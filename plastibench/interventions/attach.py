@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -19,6 +19,7 @@ from plastibench.interventions.base import Intervention, Report, name_of, overri
 from plastibench.interventions.class_checks import check_method
 from plastibench.interventions.effects import Effects
 from plastibench.interventions.intervention_log import InterventionLog, LogTarget
+from plastibench.nn.all_or_nothing import all_or_nothing
 from plastibench.nn.computed_weights import describe
 from plastibench.nn.coverage import Coverage, coverage, warning
 from plastibench.nn.network import Loss, Network, as_batch
@@ -211,7 +212,7 @@ class Attached:
             expect_steps: Warn if no optimizer step was seen since the last call.
 
         Raises:
-            UserError: The method cannot act on this network or batch; the module is then unchanged.
+            UserError: The method cannot act on this network or batch. Module and optimizer are then unchanged.
         """
         if expect_steps and self.steps == self._acted_at and (self._before or self._after):
             print(
@@ -223,8 +224,8 @@ class Attached:
         batch = as_batch(batch)
         before = self.log.health(self.network, batch) if self.log is not None else {}
         plain = self.network.plain_weights() if self._only_intervenes else nullcontext()
-        unchanged = _unchanged_on_error(self.network.module)
-        with self._watched("intervene"), stopwatch(self.network.device) as elapsed, unchanged, plain:
+        whole = all_or_nothing(self.network)
+        with self._watched("intervene"), stopwatch(self.network.device) as elapsed, whole, plain:
             self.report = self.intervention.intervene(self.network, batch)
         self.report.seconds, self.report.cpu_seconds, self.report.gpu_seconds = elapsed.wall, elapsed.cpu, elapsed.gpu
         if self.log is not None:
@@ -311,21 +312,6 @@ def only_intervenes(method: Intervention) -> bool:
     if any(overrides(method, hook) for hook in ("penalty", "before_update", "after_update", "evaluated")):
         return False
     return all(map(only_intervenes, parts)) if parts else getattr(method, "kind", "") != "architecture"
-
-
-@contextmanager
-def _unchanged_on_error(module: nn.Module) -> Iterator[None]:
-    """Restore all parameters and buffers if the block fails and has not changed the architecture."""
-    before = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-    try:
-        yield
-    except BaseException:
-        now = module.state_dict()
-        if now.keys() == before.keys():
-            with torch.no_grad():
-                for name, tensor in before.items():
-                    now[name].copy_(tensor)
-        raise
 
 
 def _check_module(network: Network, method: Intervention) -> None:

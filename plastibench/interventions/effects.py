@@ -12,6 +12,7 @@ from torch import Tensor
 from plastibench.config.own_code import is_own
 from plastibench.interventions.base import Intervention, overrides
 from plastibench.nn.network import Network
+from plastibench.nn.parameters import saved_tensors
 
 _UPDATE_HOOKS = ("before_update", "after_update")
 
@@ -93,8 +94,7 @@ class Effects:
 def _snapshot(network: Network, *, with_gradients: bool) -> dict[str, Tensor]:
     """Copy all parameters and buffers, and compute sums over the optimizer's state, which is too large to copy."""
     parameters = dict(network.module.named_parameters())
-    state = network.module.state_dict().items()
-    found = {name: value.detach().clone() for name, value in state if isinstance(value, Tensor)}
+    found = {name: value.detach().clone() for name, value in saved_tensors(network.module).items()}
     if with_gradients:
         found |= {f"{n}.grad": p.grad.clone() for n, p in parameters.items() if p.grad is not None}
     moments = {} if network.optimizer is None else network.optimizer.state

@@ -6,19 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import matches, option
 from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Report
 from plastibench.interventions.wrapper import Wrapper
-from plastibench.nn.all_or_nothing import all_or_nothing
 from plastibench.nn.dataflow import trace
 from plastibench.nn.least_squares import Fit, Solver, SolverName
 from plastibench.nn.network import Network, as_batch
 from plastibench.nn.refit import announce, frozen_copy, only_units_differ, refit, refit_pair, snapshot
-from plastibench.nn.row_order import RowOrder, row_order
+from plastibench.nn.row_order import row_order
 from plastibench.nn.selectors import require_match
 from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.units import unit_count
@@ -52,7 +51,11 @@ class Recouple(Wrapper):
         self._check(network)
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
-        """Apply the inner intervention, then refit."""
+        """Apply the inner intervention, then refit.
+
+        Raises:
+            UserError: There is no module to refit, or the inner intervention changes the architecture.
+        """
         self._check(network)
         batch = as_batch(batch)
         layers = trace(network, batch)
@@ -61,19 +64,6 @@ class Recouple(Wrapper):
         order = row_order(network, batch, layers)
         announce("recouple", order)
         before, teacher = snapshot(layers), frozen_copy(network)
-        with all_or_nothing(network):
-            return self._act(network, batch, layers, before, teacher, order)
-
-    def _act(
-        self,
-        network: Network,
-        batch: TensorDictBase,
-        layers: list[TracedLayer],
-        before: dict[str, tuple[Tensor, Tensor | None]],
-        teacher: nn.Module,
-        order: RowOrder,
-    ) -> Report:
-        """Apply the inner intervention and refit; raises an error if the architecture changes."""
         report = self._inner.intervene(network, batch)
         if network.module.state_dict().keys() != teacher.state_dict().keys():
             raise UserError("recouple: the inner intervention changes the architecture; use 'distil' instead")

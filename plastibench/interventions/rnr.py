@@ -14,7 +14,6 @@ from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.interventions.recouple import with_fits
 from plastibench.interventions.revive import Revive
-from plastibench.nn.all_or_nothing import all_or_nothing
 from plastibench.nn.dataflow import trace
 from plastibench.nn.dormancy import Criterion
 from plastibench.nn.least_squares import Fit, Solver, SolverName
@@ -98,8 +97,7 @@ class RnR(Intervention):
         refitted = self._refitted(network, batch, layers)
         order = row_order(network, batch, layers)
         announce("rnr", order)
-        with all_or_nothing(network):
-            report = self._act(network, batch, layers, refitted - order.moving, order)
+        report = self._act(network, batch, layers, refitted - order.moving, order)
         self._interventions += 1
         return report
 

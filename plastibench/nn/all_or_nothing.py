@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plastibench.nn.network import Network
 
@@ -15,13 +15,12 @@ from plastibench.nn.network import Network
 def all_or_nothing(network: Network) -> Iterator[None]:
     """If the block raises, restore all parameters, buffers and optimizer state of the network.
 
-    Keeps a copy of all these tensors inside the block. The block must not change the architecture.
+    Keeps a copy of all these tensors inside the block. Nothing is restored if the block has changed the architecture.
 
     Args:
         network: The network.
     """
-    tensors = [*network.module.parameters(), *network.module.buffers()]
-    values = [tensor.detach().clone() for tensor in tensors]
+    before = {name: tensor.detach().clone() for name, tensor in _tensors(network.module).items()}
     state = network.optimizer.state if network.optimizer is not None else {}
     slots = {
         parameter: {name: value.clone() if isinstance(value, Tensor) else value for name, value in entries.items()}
@@ -30,9 +29,15 @@ def all_or_nothing(network: Network) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with torch.no_grad():
-            for tensor, value in zip(tensors, values, strict=True):
-                tensor.copy_(value)
-        state.clear()
-        state.update(slots)
+        now = _tensors(network.module)
+        if {name: tensor.shape for name, tensor in now.items()} == {name: old.shape for name, old in before.items()}:
+            with torch.no_grad():
+                for name, old in before.items():
+                    now[name].copy_(old)
+            state.clear()
+            state.update(slots)
         raise
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -26,6 +26,11 @@ def trainable_parameters(module: nn.Module, *, norms: bool = True) -> dict[str, 
     return {name: p for name, p in module.named_parameters() if p.requires_grad and id(p) not in spared}
 
 
+def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the module's state dict by name, without what else a module saves with ``get_extra_state``."""
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
 def _is_norm(module: nn.Module) -> bool:
     """Whether this is a normalization layer, by type or by name (``LlamaRMSNorm``, timm's ``RmsNorm``)."""
     flat = all(p.ndim == 1 for p in module.parameters(recurse=False))

@@ -15,6 +15,7 @@ from plastibench.nn.computed_weights import copied
 from plastibench.nn.least_squares import Fit, Solver, fit_for
 from plastibench.nn.network import Network, as_evaluated
 from plastibench.nn.optimizer_state import clear_state
+from plastibench.nn.parameters import saved_tensors
 from plastibench.nn.reinit import broadcast_rows
 from plastibench.nn.row_order import RowOrder, moving_layers
 from plastibench.nn.traced_layer import TracedLayer
@@ -203,9 +204,9 @@ def refit_pair(
 def only_units_differ(network: Network, teacher: nn.Module, layers: list[TracedLayer]) -> bool:
     """Whether network and teacher agree in all parameters and buffers outside of the given layers."""
     own = {f"{layer.name}.{name}" for layer in layers for name, _ in layer.module.named_parameters(recurse=False)}
-    others = teacher.state_dict()
+    others = saved_tensors(teacher)
     return all(
-        torch.equal(value, others[name]) for name, value in network.module.state_dict().items() if name not in own
+        torch.equal(value, others[name]) for name, value in saved_tensors(network.module).items() if name not in own
     )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,16 @@ def build():
 
 def images():
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+class Scaled(nn.Linear):
+    def get_extra_state(self):
+        return {"recipe": "delayed"}
+
+    def set_extra_state(self, state):
+        assert state == {"recipe": "delayed"}
+
+def scaled():
+    return nn.Sequential(nn.Flatten(), Scaled(3 * 8 * 8, 16), nn.ReLU(), nn.Linear(16, 4))
 
 def broken():
     raise KeyError("weights")
@@ -74,6 +85,23 @@ def test_images_go_to_a_model_of_own_code(own: Path, capsys: pytest.CaptureFixtu
     assert torch.load("new.pt", weights_only=True).keys() == {"1.weight", "1.bias", "3.weight", "3.bias"}
 
 
+def test_state_that_is_not_a_tensor_is_kept_in_a_file_of_torch(
+    own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(own.parent)
+    command = ["apply", f"{own.name}:scaled", "--image-size", "8", "--intervention", "shrink-perturb-keep80"]
+    assert plastibench(*command, "--out", "new.pt") == plastibench(*command, "--out", "new.safetensors") == 0
+    module = importlib.import_module(own.stem).scaled()
+    state = torch.load("new.pt", weights_only=True)
+    module.load_state_dict(state)
+    tensors = load_file("new.safetensors")
+    assert (
+        state.keys() - tensors.keys() == {"1._extra_state"} and tensors.keys() == dict(module.named_parameters()).keys()
+    )
+    assert plastibench("diagnose", f"{own.name}:scaled", "--image-size", "8", "--weights", "new.pt") == 0
+    assert "verdict" in capsys.readouterr().out
+
+
 def test_nothing_is_written_if_nothing_changed(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["apply", f"{own.name}:build", "--intervention", "redo", "--intervention.tau", "0", "--out", "new.pt"]
     assert plastibench(*command) == 1
@@ -106,6 +134,13 @@ def test_a_model_of_hugging_face_becomes_a_new_folder(own: Path, capsys: pytest.
         (["FILE:build", "--intervention", "upgd-adam", "--out", "x.pt"], "works only during training"),
         (["FILE:build", "--intervention", "plasticity-injection", "--out", "x.pt"], "changes the architecture"),
         (["FILE:build", "--intervention", "redo", "--out", "x.pt", "--role", "critic"], "no network 'critic'"),
+        (["FILE:images", "--intervention", "redo", "--out", "x.pt", "--image-size", "-3"], "--image-size must be"),
+        (["FILE:images", "--intervention", "redo", "--out", "x.pt", "--samples", "1"], "--samples must be"),
+        (
+            ["FILE:build", "--intervention", "redo", "--out", "x.pt", "--agent.depth", "2"],
+            "--agent.OPTION needs --agent",
+        ),
+        (["timm:test_vit", "--intervention", "redo", "--out", "x.pt", "--pretrained", "--weights", "y.pt"], "combined"),
     ],
 )
 def test_mistakes_are_reported_and_nothing_is_written(

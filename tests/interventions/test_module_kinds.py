@@ -42,6 +42,16 @@ class Words(nn.Module):
         return self.head(F.relu(self.hidden(x.mean(1))))
 
 
+class Scaled(nn.Linear):
+    """Saves a value that is not a tensor, as layers in low precision do."""
+
+    def get_extra_state(self) -> dict[str, str]:
+        return {"recipe": "delayed"}
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        assert state == self.get_extra_state()
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -98,6 +108,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "bfloat16": (lambda: mlp().bfloat16(), VECTORS),
     "half": (lambda: mlp().half(), VECTORS),
     "double": (lambda: mlp().double(), VECTORS),
+    "extra-state": (lambda: mlp(lambda layer: Scaled(layer.in_features, layer.out_features)), VECTORS),
 }
 SHORT = ["rnr", "reset-linear", "shrink-perturb", "distil", "continual-backprop", "ema", "crelu"]
 COMPUTED = [name for name in KINDS if "norm-" in f"{name}-" and name.split("-")[0] in ("weight", "old", "spectral")]
@@ -116,7 +127,7 @@ def kept(module: nn.Module) -> dict[str, Tensor]:
     return {
         name: value.clone()
         for name, value in module.state_dict().items()
-        if not name.endswith(("_u", "_v")) and not isinstance(value, lazy)
+        if isinstance(value, Tensor) and not name.endswith(("_u", "_v")) and not isinstance(value, lazy)
     }
 
 
@@ -157,12 +168,17 @@ def act(name: str, kind: str, builder: bool) -> str:
 
 @pytest.mark.parametrize(
     ("kind", "builder"),
-    [*((kind, bool(number % 2)) for number, kind in enumerate(COMPUTED)), ("lazy", True), ("half", False)],
+    [
+        *((kind, bool(number % 2)) for number, kind in enumerate(COMPUTED)),
+        ("lazy", True),
+        ("half", False),
+        ("extra-state", True),
+    ],
 )
 def test_usual_methods_act_on_unusual_modules_or_refuse(kind, builder):
     refused = {name: message for name in SHORT if (message := act(name, kind, builder))}
     assert all("\n" not in message and "0x" not in message for message in refused.values())
-    if kind == "half":
+    if kind in ("half", "extra-state"):
         assert not refused
     elif kind == "lazy":
         assert set(refused) == set(SHORT) and "run the module on one batch first" in refused["rnr"]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plastibench.interventions.attach import attach
 from plastibench.interventions.recouple import Recouple
 from plastibench.interventions.revive import Revive
 from plastibench.nn.dataflow import trace
@@ -190,7 +191,7 @@ def test_an_error_in_the_middle_changes_nothing(scoring):
     before, slots = state(network.module), copy.deepcopy(network.optimizer.state_dict())
     made = Recouple(Revive()) if scoring == "recouple" else method("rnr", scoring=scoring)
     with pytest.raises(ArithmeticError):
-        made.intervene(network, batch)
+        attach(made, network).intervene(batch)
     assert not changed(before, network.module)
     after = network.optimizer.state_dict()["state"]
     assert all(torch.equal(after[key][name], value) for key, s in slots["state"].items() for name, value in s.items())
