@@ -33,6 +33,7 @@ class Classifier:
         networks: The networks by role; the only role is ``classifier``.
         batch_size: Samples per update.
         masked_classes: True for classes that do not exist yet, bool [K], or None; the loss ignores them.
+        normalise: Converts images to the network's inputs.
     """
 
     def __init__(self, config: ClassifierOptions, env: TaskStream, seed: int, device: torch.device) -> None:
@@ -42,7 +43,7 @@ class Classifier:
         self._device = device
         self._pad = env.augment_pad
         self._augmentation = generator(seed, "augmentation", device)
-        self._normalise = Normalise(env.dataset.mean, env.dataset.std, device)
+        self.normalise = Normalise(env.dataset.mean, env.dataset.std, device)
         build = functools.partial(config.module, env.image_shape, env.num_classes)
         with seeded(derive(seed, "init")):
             module = build().to(device)
@@ -75,18 +76,22 @@ class Classifier:
 
     def update(self, batch: TensorDictBase) -> None:
         """Make one optimizer step on ``image``, uint8 [B, C, H, W], and ``label`` [B], without a device sync."""
-        network, optimizer = self._network, self._network.optimizer
-        assert optimizer is not None
-        for group in optimizer.param_groups:
-            group["lr"] = self._learning_rate()
-        images = batch["image"]
-        if self._pad:
-            images = crop_and_flip(images, self._pad, self._augmentation)
+        images = self.prepare_update(batch["image"])
         with self._autocast():
             loss = F.cross_entropy(mask_logits(self._logits(images), self.masked_classes), batch["label"])
-        norm = network.update(loss, batch)
-        self._sums[0] += loss.detach()
-        self._sums[1] += norm
+        norm = self._network.update(loss, batch)
+        self.count_update(torch.stack([loss.detach(), norm]))
+
+    def prepare_update(self, images: Tensor) -> Tensor:
+        """Set the learning rate of the next update, and augment its images, uint8 [B, C, H, W]."""
+        assert self._network.optimizer is not None
+        for group in self._network.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        return crop_and_flip(images, self._pad, self._augmentation) if self._pad else images
+
+    def count_update(self, loss_and_norm: Tensor) -> None:
+        """Count an update that was made; its loss and gradient norm, [2], enter the averages."""
+        self._sums += loss_and_norm
         self._summed += 1
         self._update += 1
 
@@ -116,7 +121,7 @@ class Classifier:
             for part in images.split(_EVALUATION_BATCH):
                 if parts and progress is not None:
                     progress(len(parts) * _EVALUATION_BATCH, len(images))
-                parts.append(module(self._normalise(part.to(self._device))).float())
+                parts.append(module(self.normalise(part.to(self._device))).float())
         return torch.cat(parts)
 
     def state_dict(self) -> dict[str, Any]:
@@ -155,7 +160,7 @@ class Classifier:
 
     def _logits(self, images: Tensor) -> Tensor:
         try:
-            return self._forward(self._normalise(images))
+            return self._forward(self.normalise(images))
         except ValueError as error:
             if len(images) > 1:
                 raise
@@ -165,9 +170,7 @@ class Classifier:
 
     def _loss(self, module: nn.Module, batch: TensorDictBase) -> Tensor:
         """The training loss without augmentation, which interventions use for their scores."""
-        return F.cross_entropy(
-            mask_logits(module(self._normalise(batch["image"])), self.masked_classes), batch["label"]
-        )
+        return F.cross_entropy(mask_logits(module(self.normalise(batch["image"])), self.masked_classes), batch["label"])
 
     def _new_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         config = self.config

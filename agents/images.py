@@ -8,10 +8,15 @@ from torch import Tensor
 
 
 class Normalise:
-    """Convert uint8 [B, C, H, W] to float32 and standardize it with the dataset's channel means and deviations."""
+    """Convert uint8 [..., C, H, W] to float32 and standardize it with the dataset's channel means and deviations.
+
+    Attributes:
+        key: The means and deviations; equal for two instances that do the same.
+    """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:
         std = tuple(s or 1.0 for s in std)  # a constant channel becomes 0
+        self.key = (mean, std)
         self._scale = torch.tensor([1 / (255 * s) for s in std], device=device)[:, None, None]
         self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)[:, None, None]
 

@@ -265,6 +265,11 @@ class Attached:
     # What the network calls around every update ------------------------------------------------------------------
 
     @property
+    def has_penalty(self) -> bool:
+        """Whether the intervention adds a penalty to the loss."""
+        return self._penalizes
+
+    @property
     def needs_gradients(self) -> bool:
         """Whether the intervention reads gradients."""
         return self._before or self._after

@@ -103,7 +103,7 @@ OVERALL = (
     Column("better", "P(> none)", "probability", "more", _BETTER),
     Column("runs", "runs", "number", "more", "number of runs in all settings"),
 )
-NO_TIME = "the column 'time ×' requires 10 s of CPU time per run, on the same hardware with the same number of threads"
+NO_TIME = "the column 'time ×' requires 10 s of CPU time per run, the same hardware and threads, and --stack off"
 KEYS = tuple(column.key for column in COLUMNS)
 
 

@@ -98,10 +98,11 @@ def _cost(method: Method, base: Method | None, timed: bool) -> Row:
 
 
 def _is_timed(setting: Setting) -> bool:
-    """Whether times of the runs can be compared: CPU time on the same hardware, long enough."""
+    """Whether times of the runs can be compared: CPU time of their own, on the same hardware, long enough."""
     hardware = {(run.origin.hardware.processor, run.origin.hardware.device, run.origin.threads) for run in setting.runs}
     return len(hardware) == 1 and all(
-        run.origin.hardware.device == "cpu" and (run.cost.cpu_seconds or 0.0) >= _SHORTEST for run in setting.runs
+        run.origin.hardware.device == "cpu" and run.origin.stacked == 1 and (run.cost.cpu_seconds or 0.0) >= _SHORTEST
+        for run in setting.runs
     )
 
 

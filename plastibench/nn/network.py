@@ -24,6 +24,10 @@ class UpdateHook(Protocol):
     """Something attached to a network that takes part in every update."""
 
     @property
+    def has_penalty(self) -> bool:
+        """Whether :meth:`penalty_for` may return a penalty."""
+
+    @property
     def needs_gradients(self) -> bool:
         """Whether it reads gradients; if so, they must be unscaled first when a ``GradScaler`` is used."""
 
@@ -160,6 +164,16 @@ class Network:
         optimizer.step()
         return norm
 
+    def before_step(self) -> None:
+        """Call the hooks that run before an optimizer step, for code that steps without ``optimizer.step()``."""
+        for hook in self.attached:
+            hook.before_step()
+
+    def after_step(self) -> None:
+        """Call the hooks that run after an optimizer step, for code that steps without ``optimizer.step()``."""
+        for hook in [*self.attached]:
+            hook.after_step()
+
     def attach(self, hook: UpdateHook) -> None:
         """Let a hook take part in every update from now on."""
         self.attached.append(hook)
@@ -203,13 +217,11 @@ class Network:
                 if parameter.grad is not None:
                     parameter.grad.div_(scale.to(parameter.grad.device))
             optimizer.grad_scale = None  # type: ignore[attr-defined]
-        for hook in self.attached:
-            hook.before_step()
+        self.before_step()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not _skips_step(optimizer):
-            for hook in [*self.attached]:
-                hook.after_step()
+            self.after_step()
 
     # Fresh weights and other architectures -----------------------------------------------------------------------
 
@@ -243,6 +255,11 @@ class Network:
             return module
 
         return build
+
+    @property
+    def rebuilds(self) -> int:
+        """How often the architecture has changed."""
+        return len(self._changes)
 
     def _expected(self) -> Shapes:
         """Shapes of the parameters that the builder must return, before the architecture changes."""

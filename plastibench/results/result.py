@@ -262,6 +262,7 @@ class Origin(BaseModel):
         finished: When the run ended, in UTC; None in results of 0.1.0.
         sessions: If the run was interrupted, all processes that ran part of it, in order. The other attributes describe
             the last process.
+        stacked: Number of runs that were updated together, this one included; see :mod:`plastibench.nn.stack`.
     """
 
     command: Text
@@ -272,6 +273,7 @@ class Origin(BaseModel):
     precision: Text
     finished: Text | None = None
     sessions: list[Session] = []
+    stacked: Annotated[Count, Field(ge=1)] = 1
 
     @field_validator("versions")
     @classmethod

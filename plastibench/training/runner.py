@@ -7,7 +7,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,46 @@ def run(
         RunError: The run itself failed, for example with NaN or a full disk.
         Interrupted: The run was stopped; the same call continues it.
     """
+    threads_before = torch.get_num_threads()
+    try:
+        with open_run(
+            spec,
+            runs_dir=runs_dir,
+            data_dir=data_dir,
+            quiet=quiet,
+            threads=threads,
+            announce=announce,
+            runs_after=runs_after,
+            checkpoint_seconds=checkpoint_seconds,
+            stop=stop,
+            command=command,
+            force=force,
+        ) as opened:
+            return opened if isinstance(opened, Result) else opened.to_the_end()
+    finally:
+        torch.set_num_threads(threads_before)  # the next run in this process may have a large network
+
+
+@contextlib.contextmanager
+def open_run(
+    spec: RunSpec,
+    *,
+    runs_dir: str | Path,
+    data_dir: str | Path,
+    quiet: bool = False,
+    threads: int = 0,
+    announce: str = "",
+    runs_after: int = 0,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    stop: list[int] | None = None,
+    command: str = "",
+    force: bool = False,
+) -> Iterator[OpenRun | Result]:
+    """Lock the folder of a run and restore its state; an error inside the block is recorded in the folder.
+
+    Yields:
+        The run, or its result if it is already complete. The arguments and errors are those of :func:`run`.
+    """
     device = resolve_device(spec.run.device)
     spec = dataclasses.replace(spec, run=dataclasses.replace(spec.run, device=device))
     folder = run_folder(spec, Path(runs_dir))
@@ -90,7 +130,8 @@ def run(
         _remove_leftovers(folder)
         announce_state("is already complete")
         warn_if_data_changed(spec, result, Path(data_dir))
-        return result
+        yield result
+        return
     check_code(spec, folder)
     set_up_torch(spec)
     env = spec.create("env").make(data_dir)
@@ -99,7 +140,8 @@ def run(
         print(f"plastibench: {spec.id}: {warning}", file=sys.stderr)
     with lock_folder(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as stop_list:
         if path.exists() and not force:  # another process has finished it in the meantime
-            return _stored_result(spec, path)
+            yield _stored_result(spec, path)
+            return
         atomic_io.remove_temporary_files(folder)
         (folder / FAILURE_FILE).unlink(missing_ok=True)
         if force or not any(folder.glob("checkpoint*")):
@@ -107,13 +149,15 @@ def run(
         new = not (folder / "spec.toml").exists()
         if new:
             atomic_io.write_text(folder / "spec.toml", digests.signed(spec.to_toml()))
-        threads_before = torch.get_num_threads()
         choose_threads(agent, threads)
         try:
-            current = _Run(spec, env, agent, folder, stop_list, quiet, checkpoint_seconds, command, runs_after, threads)
+            current = OpenRun(
+                spec, env, agent, folder, stop_list, quiet, checkpoint_seconds, command, runs_after, threads
+            )
             announce_state("continues" if current.resumed else "starts")
             new = False
-            return current.to_the_end()
+            with contextlib.closing(current):
+                yield current
         except RunError as error:
             record_failure(folder, error, f"{spec.id}: {error}")
             raise RunError(f"{spec.id}: {error}") from error
@@ -129,8 +173,6 @@ def run(
             line = f"{spec.id}: {describe(error)}"
             record_failure(folder, error, line)
             raise RunError(f"{line} (traceback in {folder / FAILURE_FILE})") from error
-        finally:
-            torch.set_num_threads(threads_before)  # the next run in this process may have a large network
 
 
 def _stored_result(spec: RunSpec, path: Path) -> Result:
@@ -148,7 +190,7 @@ def _stored_result(spec: RunSpec, path: Path) -> Result:
     return result
 
 
-class _Run:
+class OpenRun:
     """A run in its folder: records metrics, saves checkpoints and restores from them."""
 
     def __init__(
@@ -171,6 +213,7 @@ class _Run:
         self.checkpoint_seconds = checkpoint_seconds
         self.seconds = 0.0
         self.cpu_seconds: float | None = 0.0  # of begin() and advance()
+        self.stacked = 1  # runs that were updated together with this one, itself included
         with MemoryGuard("the replay buffer", copies=1):
             self.trainer = make_trainer(spec, env, agent, folder=folder)
         covered = self._restore()
@@ -186,27 +229,52 @@ class _Run:
 
     def to_the_end(self) -> Result:
         """Train to the end, saving checkpoints on the way; return the result."""
-        trainer = self.trainer
-        try:
-            if not self.resumed:
-                self._count_cpu(trainer.begin)
-            while not trainer.finished:
-                self._count_cpu(trainer.advance)
-                if self.stop or time.monotonic() - self.saved > self.checkpoint_seconds * max(1.0, self.saving):
-                    self._save()
-                    if self.stop:
-                        size = (self.folder / checkpoint.LATEST).stat().st_size / 1e6
-                        raise Interrupted(
-                            f"{self.spec.id} stopped in task {trainer.task + 1} after {trainer.learner.updates} "
-                            f"updates; its state ({size:.1f} MB) is saved"
-                        )
-            return self._finish()
-        finally:
-            self.progress.close()
-            self.recorder.close()
-            trainer.close()
+        self.begin()
+        while not self.trainer.finished:
+            self.count_cpu(self.trainer.advance)
+            self.save_if_due()
+        return self.finish()
 
-    def _finish(self) -> Result:
+    def begin(self) -> None:
+        """Start the first task, unless the run was resumed."""
+        if not self.resumed:
+            self.count_cpu(self.trainer.begin)
+
+    def save_if_due(self) -> None:
+        """Save a checkpoint if it is time.
+
+        Raises:
+            Interrupted: The run was asked to stop; its state is saved.
+        """
+        if not (self.stop or time.monotonic() - self.saved > self.checkpoint_seconds * max(1.0, self.saving)):
+            return
+        self._save()
+        if self.stop:
+            size = (self.folder / checkpoint.LATEST).stat().st_size / 1e6
+            raise Interrupted(
+                f"{self.spec.id} stopped in task {self.trainer.task + 1} after {self.trainer.learner.updates} "
+                f"updates; its state ({size:.1f} MB) is saved"
+            )
+
+    def count_cpu(self, step: Callable[[], object]) -> None:
+        """Do a part of the run, and count its CPU time."""
+        start = time.process_time()
+        step()
+        self.add_cpu(time.process_time() - start)
+
+    def add_cpu(self, seconds: float) -> None:
+        """Count CPU time, unless that of an earlier process is unknown."""
+        if self.cpu_seconds is not None:
+            self.cpu_seconds += seconds
+
+    def close(self) -> None:
+        """Close the files."""
+        self.progress.close()
+        self.recorder.close()
+        self.trainer.close()
+
+    def finish(self) -> Result:
+        """Write the result of a run whose last task has ended."""
         trainer, learner = self.trainer, self.trainer.learner
         learner.check_weights()
         self._count_seconds()
@@ -219,6 +287,7 @@ class _Run:
             "threads": latest["threads"],
             "precision": self.agent.config.precision,
             "finished": provenance.now(),
+            **({"stacked": self.stacked} if self.stacked > 1 else {}),
             **({"sessions": self.sessions} if len(self.sessions) > 1 else {}),
         }
         states = learner.intervention_states()
@@ -253,12 +322,6 @@ class _Run:
         write_result(self.folder, result)  # last: a run folder with a result is complete
         checkpoint.remove_checkpoints(self.folder)
         return result
-
-    def _count_cpu(self, step: Callable[[], None]) -> None:
-        start = time.process_time()
-        step()
-        if self.cpu_seconds is not None:
-            self.cpu_seconds += time.process_time() - start
 
     def _count_seconds(self) -> None:
         now = time.monotonic()

@@ -101,7 +101,7 @@ class SupervisedTrainer(Trainer):
     def begin(self) -> None:
         """Receive the first task."""
         observation, info = self.env.reset(seed=derive(self.options.seed, "stream"))
-        add_task_data(self.buffer, observation["images"], observation["labels"])
+        self._add_data(observation)
         self._renew_eval_set(None)
         self.records.append(TaskRecord(0, info["samples"], info["noise"]))
         self.agent.begin_task(self._updates())
@@ -109,11 +109,15 @@ class SupervisedTrainer(Trainer):
         self.measure("after")
 
     def advance(self) -> None:
-        """Make one update, then intervene, evaluate or end the task if it is time.
+        """Make one update, then what is due after it."""
+        self.learn()
+        self.after_update()
+
+    def after_update(self) -> None:
+        """Intervene, evaluate or end the task if it is time.
 
         If an intervention is due at the last update of a task, the task's results are measured first.
         """
-        self.learn()
         per_epoch, ends = self.updates_per_epoch(), self.update == self._updates()
         if self.learner.due() and not ends:
             self._intervene_in_mid_task()
@@ -126,8 +130,21 @@ class SupervisedTrainer(Trainer):
         """Make one update on the next batch."""
         batch = self.buffer.sample()
         self.learner.learn(batch)
+        self._count(len(batch))
+
+    def draw_indices(self) -> Tensor:
+        """The next batch, as indices into :attr:`stored`. [B]"""
+        indices: Tensor = self.buffer.sampler.sample(self.buffer.storage, self.agent.batch_size)[0]
+        return indices
+
+    def count_update(self, samples: int) -> None:
+        """Count an update of the agent that was made outside of :meth:`learn`, on a batch of so many samples."""
+        self.learner.updates += 1
+        self._count(samples)
+
+    def _count(self, samples: int) -> None:
         self.update += 1
-        self.samples += len(batch)
+        self.samples += samples
 
     def representative(self) -> TensorDictBase:
         """Samples drawn from all data so far."""
@@ -135,7 +152,7 @@ class SupervisedTrainer(Trainer):
 
     def probe(self) -> TensorDictBase:
         """The samples that arrived first, with their current labels."""
-        return all_samples(self.buffer)[:PROBE]
+        return self.stored[:PROBE]
 
     def counts(self) -> dict[str, int]:
         """Samples consumed, for the result's ``cost``."""
@@ -180,7 +197,7 @@ class SupervisedTrainer(Trainer):
         previous, (evaluated_at, logits) = self.eval_set, self.evaluated
         before = logits if evaluated_at == self.learner.updates else self._logits()
         observation, _, _, _, info = self.env.step(before.argmax(1).cpu().numpy())
-        add_task_data(self.buffer, observation["images"], observation["labels"])
+        self._add_data(observation)
         self._renew_eval_set(previous)
         self.task, self.update = self.task + 1, 0
         if changes := self.learner.due_at_boundary():
@@ -207,6 +224,12 @@ class SupervisedTrainer(Trainer):
         self._record_comparison(found)
 
     # Evaluation ---------------------------------------------------------------------------------------------------
+
+    def _add_data(self, observation: dict[str, Any]) -> None:
+        add_task_data(self.buffer, observation["images"], observation["labels"])
+        self.stored = all_samples(self.buffer)
+        self.stored_images, self.stored_labels = self.stored["image"], self.stored["label"]
+        self._per_epoch = max(1, math.ceil(len(self.stored) / self.agent.batch_size))
 
     def _renew_eval_set(self, previous: EvalSet | None) -> None:
         self.eval_set = EvalSet.of(self.env, self.device, previous)
@@ -260,7 +283,7 @@ class SupervisedTrainer(Trainer):
 
     def updates_per_epoch(self) -> int:
         """Updates in one pass over the data so far; the last batch may be short."""
-        return max(1, math.ceil(len(self.buffer) / self.agent.batch_size))
+        return self._per_epoch
 
     def _updates(self) -> int:
         return self.updates_per_epoch() * self.env_config.epochs
@@ -290,10 +313,10 @@ class SupervisedTrainer(Trainer):
         self.update, self.samples, self._finished = state["position"]
         self.samples_before = self.samples
         observation, _ = self.env.reset(seed=derive(self.options.seed, "stream"))
-        add_task_data(self.buffer, observation["images"], observation["labels"])
+        self._add_data(observation)
         for _ in range(self.task):
             observation = self.env.step(self.env.evaluation_labels)[0]
-            add_task_data(self.buffer, observation["images"], observation["labels"])
+            self._add_data(observation)
         self._renew_eval_set(None)
         self.records = [TaskRecord(**record) for record in state["records"]]
         for record in self.records:

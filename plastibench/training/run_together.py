@@ -1,0 +1,132 @@
+"""Run several specs in one process, so that their small networks are updated together."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from plastibench.config.errors import RunError, UserError
+from plastibench.config.spec import RunSpec
+from plastibench.results.result import Result
+from plastibench.training.runner import Interrupted, OpenRun, open_run, run
+from plastibench.training.stack import TrainerStack
+from plastibench.training.supervised import SupervisedTrainer
+from plastibench.utils.stop_signals import stop_requests
+
+Outcome = Result | Exception
+
+
+def run_together(
+    specs: Sequence[RunSpec],
+    *,
+    runs_dir: str | Path,
+    data_dir: str | Path = "data",
+    stop: list[int] | None = None,
+    **options: Any,
+) -> list[Outcome]:
+    """Run specs to their ends side by side. Each has its own folder and ends with the result that it has by itself.
+
+    Args:
+        specs: What to run: classifiers on task streams, on the CPU.
+        runs_dir: Folder that contains the run folders.
+        data_dir: Folder of datasets.
+        stop: All runs checkpoint and stop once this list is not empty; by default SIGINT and SIGTERM fill it.
+        options: Further arguments of :func:`plastibench.training.runner.run`, the same for all.
+
+    Returns:
+        The result of each run, or the error that :func:`~plastibench.training.runner.run` would have raised.
+    """
+    with stop_requests() if stop is None else contextlib.nullcontext(stop) as stop_list:
+        paths = {"runs_dir": runs_dir, "data_dir": data_dir}
+        members = [_Member(spec, {**paths, **options, "stop": stop_list}) for spec in specs]
+        try:
+            _train([member for member in members if member.outcome is None])
+        finally:
+            for member in members:
+                member.leave()
+        for member in members:
+            if member.outcome is None:  # an update failed, which stops the whole stack; the others go on without it
+                member.run_alone()
+    return [member.outcome for member in members if member.outcome is not None]
+
+
+class _Member:
+    """One of the runs, inside the context that locks its folder and records its errors."""
+
+    def __init__(self, spec: RunSpec, options: dict[str, Any]) -> None:
+        self.spec, self._options = spec, options
+        self.outcome: Outcome | None = None
+        self._context = open_run(spec, **options)
+        self._inside = False
+        self.run: OpenRun
+        try:
+            opened = self._context.__enter__()
+        except (RunError, UserError) as error:
+            self.outcome = error
+            return
+        self._inside = True
+        if isinstance(opened, Result):
+            self.outcome = opened
+        else:
+            self.run = opened
+            self.attempt(opened.begin)
+
+    @property
+    def trainer(self) -> SupervisedTrainer:
+        trainer = self.run.trainer
+        assert isinstance(trainer, SupervisedTrainer)
+        return trainer
+
+    def attempt(self, step: Callable[[], object]) -> None:
+        """Do a part of the run; if it fails, leave the context with the error."""
+        try:
+            step()
+        except Exception as error:
+            self._inside, self.outcome = False, error
+            try:
+                self._context.__exit__(type(error), error, error.__traceback__)
+            except RunError as described:
+                self.outcome = described
+
+    def after_update(self) -> None:
+        """Do what is due after an update; at the end of the run, write its result."""
+        self.run.count_cpu(self.trainer.after_update)
+        self.run.save_if_due()
+        if self.trainer.finished:
+            self.outcome = self.run.finish()
+
+    def leave(self) -> None:
+        """Close the files and unlock the folder."""
+        if self._inside:
+            self._inside = False
+            self._context.__exit__(None, None, None)
+
+    def run_alone(self) -> None:
+        """Run the spec by itself, from its latest checkpoint."""
+        try:
+            self.outcome = run(self.spec, **self._options)
+        except (RunError, UserError, Interrupted) as error:
+            self.outcome = error
+
+
+def _train(members: Sequence[_Member]) -> None:
+    """Train all members to their ends. If an update fails, the members that have not ended keep no outcome."""
+    stack = TrainerStack()
+    for member in members:
+        member.run.stacked = max(member.run.stacked, len(members))
+    while members:
+        start = time.process_time()
+        try:
+            stack.learn([member.trainer for member in members])
+        except Exception:  # of one of them, which fails again when it runs alone
+            return
+        share = (time.process_time() - start) / len(members)
+        for member in members:
+            member.run.add_cpu(share)
+            member.attempt(member.after_update)
+            if member.outcome is not None:
+                member.leave()
+        members = [member for member in members if member.outcome is None]
