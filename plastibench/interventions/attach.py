@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -225,7 +225,7 @@ class Attached:
         before = self.log.health(self.network, batch) if self.log is not None else {}
         plain = self.network.plain_weights() if self._only_intervenes else nullcontext()
         whole = all_or_nothing(self.network)
-        with self._watched("intervene"), stopwatch(self.network.device) as elapsed, whole, plain:
+        with self._explained(), self._watched("intervene"), stopwatch(self.network.device) as elapsed, whole, plain:
             self.report = self.intervention.intervene(self.network, batch)
         self.report.seconds, self.report.cpu_seconds, self.report.gpu_seconds = elapsed.wall, elapsed.cpu, elapsed.gpu
         if self.log is not None:
@@ -238,7 +238,8 @@ class Attached:
     @property
     def evaluated(self) -> nn.Module:
         """The module to evaluate: the network's own, or an averaged copy of it."""
-        return self.intervention.evaluated(self.network)
+        with self._explained():
+            return self.intervention.evaluated(self.network)
 
     def state_dict(self) -> dict[str, Any]:
         """State for an exact resume, besides the module's and the optimizer's; safe for ``weights_only=True``."""
@@ -274,7 +275,8 @@ class Attached:
         self._awaits_penalty = False
         if not self._penalizes:
             return None
-        term = self.intervention.penalty(self.network, batch)
+        with self._explained():
+            term = self.intervention.penalty(self.network, batch)
         if self.effects is not None:
             self.effects.count_penalty(term)
         return term
@@ -287,17 +289,32 @@ class Attached:
                 f"{name} needs its penalty in the loss: add attached.penalty(batch) before every optimizer step"
             )
         if self._before:
-            with self._watched("before_update"):
+            with self._explained(), self._watched("before_update"):
                 self.intervention.before_update(self.network)
 
     def after_step(self) -> None:
         """Call ``after_update``, and intervene if the schedule says so."""
         self.steps += 1
         if self._after:
-            with self._watched("after_update"):
+            with self._explained(), self._watched("after_update"):
                 self.intervention.after_update(self.network)
         if self._draw is not None and self.steps % self._every == 0:
             self.intervene(self._draw())
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """If a hook fails in a network whose architecture has changed since it was attached, say so."""
+        try:
+            yield
+        except (RuntimeError, LookupError, ValueError, AttributeError, TypeError) as error:
+            changed = "" if isinstance(error, UserError) else self.network.changed_by_others()
+            if not changed:
+                raise
+            name = name_of(self.intervention)
+            raise UserError(
+                f"{name} cannot act on a network that has changed since attach: {changed}; call detach(), and attach "
+                f"again ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+            ) from error
 
     def _watched(self, hook: str) -> AbstractContextManager[None]:
         return nullcontext() if self.effects is None else self.effects.watch(hook, self.network)
