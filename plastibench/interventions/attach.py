@@ -332,10 +332,18 @@ def only_intervenes(method: Intervention) -> bool:
 
 
 def _check_module(network: Network, method: Intervention) -> None:
-    """Refuse uninitialized lazy modules, and print which weights the method cannot write."""
+    """Refuse uninitialized lazy modules, and print which weights the method does not write."""
     lazy = [name for name, p in network.module.named_parameters() if isinstance(p, UninitializedParameter)]
     if lazy:
         raise UserError(f"attach: {lazy[0]} is not initialized yet; run the module on one batch first (lazy modules)")
+    sizes = {
+        flag: sum(p.numel() for p in network.module.parameters() if p.requires_grad is flag) for flag in (True, False)
+    }
+    if sizes[True] and sizes[False]:
+        total = sum(sizes.values())
+        print(
+            f"plastibench: {sizes[False]:,} of {total:,} parameters are frozen and will not be changed", file=sys.stderr
+        )
     if skipped := describe(network.module, always=not only_intervenes(method)):
         print(f"plastibench: {skipped}", file=sys.stderr)
 

@@ -219,5 +219,5 @@ def _compensate(unit: TracedLayer, modules: dict[str, nn.Module], lost: Tensor) 
     """Add the mean contribution of removed units to the biases of their readers. ``lost``: mean outputs [H]."""
     for reader, columns in unit.columns.items():
         module = modules[reader]
-        if is_linear(module) and isinstance(module.bias, Tensor):
+        if is_linear(module) and isinstance(module.bias, Tensor) and module.bias.requires_grad:
             module.bias.add_(unit_weight(module).to(lost.dtype) @ lost[columns.to(lost.device)])

@@ -70,11 +70,11 @@ class NeuroplasticExpansion(Intervention):
         Raises:
             UserError: The network has no weight matrix.
         """
-        matrices = _matrices(network.module)
+        matrices = {n: p for n, p in _matrices(network.module).items() if p.requires_grad or network.is_replica}
         if not matrices:
             raise UserError(
-                f"neuroplastic-expansion: {type(network.module).__name__} has no Linear or Conv module with a weight "
-                "of its own (not tied, not computed from other parameters)"
+                f"neuroplastic-expansion: {type(network.module).__name__} has no Linear or Conv module with a "
+                "trained weight of its own (not tied, not computed from other parameters)"
             )
         densities = erdos_renyi({name: tuple(p.shape) for name, p in matrices.items()}, 1 - self.sparsity)
         for name, parameter in matrices.items():

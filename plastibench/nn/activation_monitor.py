@@ -106,9 +106,9 @@ class ActivationMonitor:
 
     def _begin(self, batch: TensorDictBase) -> None:
         traced = {layer.name: layer for layer in trace(self.network, batch)}
-        hidden = [layer for layer in traced.values() if layer.hidden]
+        hidden = [layer for layer in traced.values() if layer.hidden and layer.trained]
         if not hidden:
-            raise UserError("this network has no hidden units (activated, and read by known layers) to monitor")
+            raise UserError("this network has no trained hidden units (activated, and read by known layers) to monitor")
         concerned = {name for layer in hidden for name in (layer.name, *layer.readers, *layer.outgoing)}
         for layer in traced.values():  # a unit of a hidden LayerNorm and the row that it normalizes are one neuron
             if any(isinstance(traced[reader].module, nn.LayerNorm) for reader in layer.readers if reader in concerned):

@@ -454,6 +454,10 @@ def _reinitialized(module: nn.Module) -> nn.Module:
         reset = getattr(child, "reset_parameters", None)
         if callable(reset):
             reset()
+    for child in module.modules():  # PEFT's layers, after the Linears of which they consist: B starts at zero
+        reset = getattr(child, "reset_lora_parameters", None)
+        for adapter in getattr(child, "lora_A", ()) if callable(reset) else ():
+            reset(adapter, True)
     return module
 
 
