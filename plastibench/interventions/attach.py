@@ -14,6 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import build
+from plastibench.config.own_code import describe as locate
 from plastibench.config.registry import interventions
 from plastibench.interventions.base import Intervention, Report, name_of, overrides
 from plastibench.interventions.class_checks import check_method
@@ -303,14 +304,15 @@ class Attached:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """If a hook fails in a network whose architecture has changed since it was attached, say so."""
+        """Explain a failing hook: the architecture has changed since it was attached, or the batch lacks a key."""
         try:
             yield
         except (RuntimeError, LookupError, ValueError, AttributeError, TypeError) as error:
-            changed = "" if isinstance(error, UserError) else self.network.changed_by_others()
+            name, changed = name_of(self.intervention), self.network.changed_by_others()
+            if isinstance(error, KeyError) and not changed:  # most often a loss that reads what the batch lacks
+                raise UserError(f"{name}: {locate(error)}") from error
             if not changed:
                 raise
-            name = name_of(self.intervention)
             raise UserError(
                 f"{name} cannot act on a network that has changed since attach: {changed}; call detach(), and attach "
                 f"again ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"

@@ -166,8 +166,8 @@ def test_trainer_trains_adapters_only(tmp_path: Path, capsys):
     assert callback.attached.report.parameters > 0
     assert all(torch.equal(value, before[name]) for name, value in frozen(model).items())
     assert not torch.equal(start[(name := next(n for n in start if "lora_B" in n))], networks.state(model)[name])
+    callback = PlasticityCallback("rnr", every=2, fresh=base)
     with pytest.raises(UserError, match="fresh= builds a different module"):
-        callback = PlasticityCallback("rnr", every=2, fresh=base)
         transformers.Trainer(bert(), arguments, train_dataset=data, callbacks=[callback])
     without = PlasticityCallback("rnr", every=2, size=16)
     transformers.Trainer(bert(), arguments, train_dataset=data, callbacks=[without]).train()
