@@ -455,9 +455,10 @@ def _reinitialized(module: nn.Module) -> nn.Module:
         if callable(reset):
             reset()
     for child in module.modules():  # PEFT's layers, after the Linears of which they consist: B starts at zero
-        reset = getattr(child, "reset_lora_parameters", None)
-        for adapter in getattr(child, "lora_A", ()) if callable(reset) else ():
-            reset(adapter, True)
+        reset_adapter = getattr(child, "reset_lora_parameters", None)
+        if callable(reset_adapter):
+            for adapter in child.lora_A:  # type: ignore[union-attr]
+                reset_adapter(adapter, True)
     return module
 
 
