@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from plastibench.config.errors import RunError, UserError
+from plastibench.config.own_code import describe
 
 _OLD = "as in the API before gymnasium 0.26; it must return"
 _STEP = "observation, reward, terminated, truncated, info"
@@ -102,6 +105,25 @@ def check_finite(
             f"{name} returned {'an' if what[0] == 'o' else 'a'} {what} that is {wrong} {when} (environment "
             f"{first + env}); correct the environment, or wrap it in one that replaces such values"
         )
+
+
+@contextlib.contextmanager
+def failing_as(name: str, when: str) -> Iterator[None]:
+    """Name the environment and the moment if its code fails inside the block.
+
+    Args:
+        name: The environment's id.
+        when: The moment, for the message: ``at step 1,204``.
+
+    Raises:
+        RunError: The block raised an unexpected error, which is the cause.
+    """
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except Exception as error:  # user code may raise anything
+        raise RunError(f"{name} failed {when}: {describe(error)}") from error
 
 
 def check_action(action: npt.NDArray[Any], when: str) -> None:

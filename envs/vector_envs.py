@@ -9,6 +9,7 @@ import gymnasium
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from plastibench.config.errors import UserError, did_you_mean
+from plastibench.config.own_code import describe
 from plastibench.utils.user_imports import import_own
 
 _SAME_STEP = {"autoreset_mode": AutoresetMode.SAME_STEP}  # the default mode adds a step without a transition
@@ -26,7 +27,7 @@ def make_gymnasium_vec(
         **options: Passed to the environment.
 
     Raises:
-        UserError: The environment does not exist, or its package is not installed.
+        UserError: The environment does not exist, its package is not installed, or its constructor fails.
     """
     if ":" in env_id:
         import_own(env_id.partition(":")[0], f"environment '{env_id}'")
@@ -44,6 +45,8 @@ def make_gymnasium_vec(
     except gymnasium.error.Error as error:
         hint = did_you_mean(env_id, gymnasium.registry)
         raise UserError(f"unknown gymnasium environment '{env_id}'{hint}: {_first_line(error)}") from error
+    except Exception as error:  # its constructor may raise anything
+        raise UserError(f"environment '{env_id}' cannot be created: {describe(error)}") from error
 
 
 def import_extra(module: str, extra: str) -> Any:

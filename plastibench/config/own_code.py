@@ -38,7 +38,8 @@ def describe(error: BaseException) -> str:
     ``shrink.py:17: IndexError in intervene: index out of range``. If no user code was involved, the location is in
     plastibench. If the location is unknown, the line contains only the type and message.
     """
-    kind, message = type(error).__name__, " ".join(str(error).split())
+    sentence = isinstance(error, KeyError) and error.args and " " in str(error.args[0])  # str() would quote it
+    kind, message = type(error).__name__, " ".join(str(error.args[0] if sentence else error).split())
     if isinstance(error, SyntaxError) and error.filename:
         return f"{_shown(error.filename)}:{error.lineno}: {kind}: {error.msg}"
     frames = traceback.extract_tb(error.__traceback__)

@@ -139,12 +139,6 @@ class PlasticityCallback(TrainerCallback):
                 raise
             print(f"plastibench: reinitializing by reset_parameters(); pass fresh= instead. {error}", file=sys.stderr)
             network = Network(model, optimizer, _loss, generator=generator)
-        frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-        if frozen:
-            total = sum(p.numel() for p in model.parameters())
-            print(
-                f"plastibench: {frozen:,} of {total:,} parameters are frozen and will not be changed", file=sys.stderr
-            )
         self.attached = attach(copy.deepcopy(self.intervention), network, log=self.log_target, **self.options)
         model.register_load_state_dict_pre_hook(_refuses_other_branches)
         if overrides(self.attached.intervention, "penalty"):

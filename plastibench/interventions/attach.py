@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from plastibench.config.errors import UserError
 from plastibench.config.options import build
+from plastibench.config.own_code import describe as locate
 from plastibench.config.registry import interventions
 from plastibench.interventions.base import Intervention, Report, name_of, overrides
 from plastibench.interventions.class_checks import check_method
@@ -225,7 +226,7 @@ class Attached:
         before = self.log.health(self.network, batch) if self.log is not None else {}
         plain = self.network.plain_weights() if self._only_intervenes else nullcontext()
         whole = all_or_nothing(self.network)
-        with self._watched("intervene"), stopwatch(self.network.device) as elapsed, whole, plain:
+        with self._explained(), self._watched("intervene"), stopwatch(self.network.device) as elapsed, whole, plain:
             self.report = self.intervention.intervene(self.network, batch)
         self.report.seconds, self.report.cpu_seconds, self.report.gpu_seconds = elapsed.wall, elapsed.cpu, elapsed.gpu
         if self.log is not None:
@@ -238,7 +239,8 @@ class Attached:
     @property
     def evaluated(self) -> nn.Module:
         """The module to evaluate: the network's own, or an averaged copy of it."""
-        return self.intervention.evaluated(self.network)
+        with self._explained():
+            return self.intervention.evaluated(self.network)
 
     def state_dict(self) -> dict[str, Any]:
         """State for an exact resume, besides the module's and the optimizer's; safe for ``weights_only=True``."""
@@ -279,7 +281,8 @@ class Attached:
         self._awaits_penalty = False
         if not self._penalizes:
             return None
-        term = self.intervention.penalty(self.network, batch)
+        with self._explained():
+            term = self.intervention.penalty(self.network, batch)
         if self.effects is not None:
             self.effects.count_penalty(term)
         return term
@@ -292,17 +295,33 @@ class Attached:
                 f"{name} needs its penalty in the loss: add attached.penalty(batch) before every optimizer step"
             )
         if self._before:
-            with self._watched("before_update"):
+            with self._explained(), self._watched("before_update"):
                 self.intervention.before_update(self.network)
 
     def after_step(self) -> None:
         """Call ``after_update``, and intervene if the schedule says so."""
         self.steps += 1
         if self._after:
-            with self._watched("after_update"):
+            with self._explained(), self._watched("after_update"):
                 self.intervention.after_update(self.network)
         if self._draw is not None and self.steps % self._every == 0:
             self.intervene(self._draw())
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Explain a failing hook: the architecture has changed since it was attached, or the batch lacks a key."""
+        try:
+            yield
+        except (RuntimeError, LookupError, ValueError, AttributeError, TypeError) as error:
+            name, changed = name_of(self.intervention), self.network.changed_by_others()
+            if isinstance(error, KeyError) and not changed:  # most often a loss that reads what the batch lacks
+                raise UserError(f"{name}: {locate(error)}") from error
+            if not changed:
+                raise
+            raise UserError(
+                f"{name} cannot act on a network that has changed since attach: {changed}; call detach(), and attach "
+                f"again ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+            ) from error
 
     def _watched(self, hook: str) -> AbstractContextManager[None]:
         return nullcontext() if self.effects is None else self.effects.watch(hook, self.network)
@@ -320,10 +339,18 @@ def only_intervenes(method: Intervention) -> bool:
 
 
 def _check_module(network: Network, method: Intervention) -> None:
-    """Refuse uninitialized lazy modules, and print which weights the method cannot write."""
+    """Refuse uninitialized lazy modules, and print which weights the method does not write."""
     lazy = [name for name, p in network.module.named_parameters() if isinstance(p, UninitializedParameter)]
     if lazy:
         raise UserError(f"attach: {lazy[0]} is not initialized yet; run the module on one batch first (lazy modules)")
+    sizes = {
+        flag: sum(p.numel() for p in network.module.parameters() if p.requires_grad is flag) for flag in (True, False)
+    }
+    if sizes[True] and sizes[False]:
+        total = sum(sizes.values())
+        print(
+            f"plastibench: {sizes[False]:,} of {total:,} parameters are frozen and will not be changed", file=sys.stderr
+        )
     if skipped := describe(network.module, always=not only_intervenes(method)):
         print(f"plastibench: {skipped}", file=sys.stderr)
 

@@ -91,11 +91,14 @@ class Intervention:
     _registered_name = ""  # registered name under which it was created
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Wrap ``intervene`` of classes outside plastibench, so that its return value is always checked."""
+        """Wrap two hooks of classes outside plastibench, so that their return values are always checked."""
         super().__init_subclass__(**options)
         body = vars(cls).get("intervene")
         if inspect.isfunction(body) and is_own(cls.__module__):
             setattr(cls, "intervene", _with_checked_report(body))  # noqa: B010 - mypy refuses to assign a method
+        body = vars(cls).get("penalty")
+        if inspect.isfunction(body) and is_own(cls.__module__):
+            setattr(cls, "penalty", _with_checked_penalty(body))  # noqa: B010
 
     def prepare(self, network: Network) -> None:
         """Called once before training, to copy initial weights or ``network.rebuild`` the architecture."""
@@ -155,6 +158,24 @@ def _with_checked_report(body: Callable[..., Any]) -> Callable[..., Report]:
         )
 
     return intervene
+
+
+def _with_checked_penalty(body: Callable[..., Any]) -> Callable[..., Tensor | None]:
+    """Make ``penalty`` raise a UserError with file and line if it returns neither a single number nor None."""
+
+    @functools.wraps(body)
+    def penalty(self: Intervention, *arguments: Any, **options: Any) -> Any:
+        term = body(self, *arguments, **options)
+        single = term.numel() == 1 if isinstance(term, Tensor) else isinstance(term, int | float)
+        if term is None or single:
+            return term
+        what = f"of shape {tuple(term.shape)}" if isinstance(term, Tensor) else f"of type {type(term).__name__}"
+        raise UserError(
+            f"{location(body)}: {type(self).__name__}.penalty returned a value {what}; return a scalar tensor, which "
+            "is added to the loss, or None"
+        )
+
+    return penalty
 
 
 def name_of(intervention: Intervention) -> str:

@@ -115,8 +115,9 @@ class CalibratedPartialResets(Intervention):
 
     def _score(self, name: str, weight: nn.Parameter) -> Tensor:
         """Return the running scores of the units of a module. [H]."""
-        if name not in self._scores:
+        known = self._scores.get(name)
+        if known is None or len(known) != len(weight):  # new, or a layer that has grown
             self._scores[name] = torch.ones(len(weight), dtype=weight.dtype, device=weight.device)
-        elif self._scores[name].device != weight.device:  # loaded on another device
-            self._scores[name] = self._scores[name].to(weight.device)
+        elif known.device != weight.device:  # loaded on another device
+            self._scores[name] = known.to(weight.device)
         return self._scores[name]

@@ -87,12 +87,18 @@ class ContinualBackprop(Intervention):
         """Add no penalty. The first batch shows which units are hidden."""
         assert self._watch is not None
         if self._watch.confirm(batch):
+            self._fresh = None
+            known, self._units = self._units, {}
             for unit in self._watch.hidden:
+                size = unit_count(unit.module)
+                if unit.name in known and len(known[unit.name]["age"]) == size:  # another layer was replaced
+                    self._units[unit.name] = known[unit.name]
+                    continue
                 dtype = torch.promote_types(next(unit.module.parameters()).dtype, torch.float32)
-                empty = torch.zeros(unit_count(unit.module), dtype=dtype, device=network.device)
+                empty = torch.zeros(size, dtype=dtype, device=network.device)
                 self._units[unit.name] = {name: empty.clone() for name in ("age", "utility", "mean")}
                 self._owed[unit.name] = 0.0
-                self._young[unit.name] = deque([(0, len(empty))])
+                self._young[unit.name] = deque([(self._updates, size)])
 
     @torch.no_grad()
     def after_update(self, network: Network) -> None:
@@ -213,5 +219,5 @@ def _compensate(unit: TracedLayer, modules: dict[str, nn.Module], lost: Tensor) 
     """Add the mean contribution of removed units to the biases of their readers. ``lost``: mean outputs [H]."""
     for reader, columns in unit.columns.items():
         module = modules[reader]
-        if is_linear(module) and isinstance(module.bias, Tensor):
+        if is_linear(module) and isinstance(module.bias, Tensor) and module.bias.requires_grad:
             module.bias.add_(unit_weight(module).to(lost.dtype) @ lost[columns.to(lost.device)])

@@ -34,6 +34,8 @@ class KnowledgeEvolution(Intervention):
       network (KELS in the paper). The inputs of the first layers and the output layers are not split. A joint
       query-key-value projection is split within each of its three parts.
 
+    If layers are added or change their shape later, their weights are split at the next intervention.
+
     Biases, norms and embeddings are kept. Follows the code of Zhou et al. 2022 (hlml/fortuitous_forgetting).
     """
 
@@ -55,8 +57,10 @@ class KnowledgeEvolution(Intervention):
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
         """Reinitialize the weights that are not kept. The first call draws the split."""
         weights = layer_weights(network.module)
-        if not self._stays:
-            self._stays = self._split(network, as_batch(batch))
+        if {name: mask.shape for name, mask in self._stays.items()} != {name: w.shape for name, w in weights.items()}:
+            new, old = self._split(network, as_batch(batch)), self._stays
+            same = {name for name, mask in new.items() if name in old and old[name].shape == mask.shape}
+            self._stays = {name: old[name] if name in same else mask for name, mask in new.items()}
         fresh, report = network.fresh(), Report()
         for name, stays in self._stays.items():
             weight, gone = weights[name], ~stays.to(network.device)

@@ -38,6 +38,8 @@ class NeuroplasticExpansion(Intervention):
     optimizer step of an update that changes connections; it also masks the scales of norms; turnover falls to 0 along a
     cosine over the run (here over ``horizon`` updates, if set); and its experience review, which samples older
     transitions, belongs to the replay buffer. Missing connections are masked, so a sparse network is not faster.
+
+    Matrices that are added or change their shape later, such as a head for more classes, stay dense.
     """
 
     kind = "optimizer"
@@ -68,11 +70,11 @@ class NeuroplasticExpansion(Intervention):
         Raises:
             UserError: The network has no weight matrix.
         """
-        matrices = _matrices(network.module)
+        matrices = {n: p for n, p in _matrices(network.module).items() if p.requires_grad or network.is_replica}
         if not matrices:
             raise UserError(
-                f"neuroplastic-expansion: {type(network.module).__name__} has no Linear or Conv module with a weight "
-                "of its own (not tied, not computed from other parameters)"
+                f"neuroplastic-expansion: {type(network.module).__name__} has no Linear or Conv module with a "
+                "trained weight of its own (not tied, not computed from other parameters)"
             )
         densities = erdos_renyi({name: tuple(p.shape) for name, p in matrices.items()}, 1 - self.sparsity)
         for name, parameter in matrices.items():
@@ -87,7 +89,12 @@ class NeuroplasticExpansion(Intervention):
     @torch.no_grad()
     def before_update(self, network: Network) -> None:
         """Keep the gradients if connections change in this update, and mask those of missing connections."""
-        for name, parameter in _matrices(network.module).items():
+        matrices = _matrices(network.module)
+        for name in [
+            name for name, mask in self._masks.items() if name in matrices and not _fits(mask, matrices[name])
+        ]:
+            del self._masks[name]
+        for name, parameter in matrices.items():
             if parameter.grad is not None and name in self._masks:
                 if (self._updates + 1) % self.every == 0:
                     self._gradients[name] = parameter.grad.abs().float()
@@ -110,7 +117,7 @@ class NeuroplasticExpansion(Intervention):
     def missing(self) -> float:
         """Return the fraction of all connections that are missing."""
         total = sum(mask.numel() for mask in self._masks.values())
-        return 1 - sum(int(mask.sum()) for mask in self._masks.values()) / total
+        return 1 - sum(int(mask.sum()) for mask in self._masks.values()) / max(total, 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the connections."""
@@ -118,14 +125,14 @@ class NeuroplasticExpansion(Intervention):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the connections. Older checkpoints do not contain the end of growth."""
-        for name, mask in self._masks.items():
-            mask.copy_(state["masks"][name])
+        saved = state["masks"]
+        self._masks = {name: mask.copy_(saved[name]) for name, mask in self._masks.items() if name in saved}
         self._updates, self._ended = state["updates"], state.get("ended", -1)
 
     @torch.no_grad()
     def _thin(self, module: nn.Module) -> None:
         for name, parameter in _matrices(module).items():
-            if name in self._masks:
+            if name in self._masks and _fits(self._masks[name], parameter):
                 parameter.mul_(self._masks[name].to(parameter.device))
 
     def _change(self, network: Network, name: str, parameter: nn.Parameter) -> None:
@@ -149,6 +156,10 @@ class NeuroplasticExpansion(Intervention):
             return self.turnover
         over = min(1.0, (self._updates - self._ended) / self.horizon)
         return self.turnover / 2 * (1 + math.cos(math.pi * over))
+
+
+def _fits(mask: Tensor, parameter: Tensor) -> bool:
+    return mask.shape == parameter.shape
 
 
 def _top(scores: Tensor, count: int) -> Tensor:

@@ -49,6 +49,7 @@ class NormalizeAndProject(Intervention):
 
     def __post_init__(self) -> None:
         self._norms: dict[str, Tensor] = {}  # initial Frobenius norm by parameter name
+        self._shapes: dict[str, torch.Size] = {}  # of the matrices with these norms
         self._normalised: list[str] = []  # layers that are directly followed by a norm
 
     def prepare(self, network: Network) -> None:
@@ -65,6 +66,7 @@ class NormalizeAndProject(Intervention):
         network.rebuild(self._normalise)
         self._normalised = [site.layer for site in find_sites(network.module) if site.norm is not None]
         self._norms = {name: weight.detach().norm() for name, weight in self._projected(network).items()}
+        self._shapes = {name: weight.shape for name, weight in self._projected(network).items()}
 
     @torch.no_grad()
     def after_update(self, network: Network) -> None:
@@ -72,6 +74,9 @@ class NormalizeAndProject(Intervention):
         parameters = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
         names = [name for name in self._norms if name in parameters]
         weights: list[Tensor] = [parameters[name] for name in names]
+        for name, weight in zip(names, weights, strict=True):
+            if weight.shape != self._shapes[name]:  # replaced by a layer of another size
+                self._norms[name], self._shapes[name] = weight.norm(), weight.shape
         if not names:
             return
         lengths = torch.stack(torch._foreach_norm(weights))

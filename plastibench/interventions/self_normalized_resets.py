@@ -76,7 +76,11 @@ class SelfNormalizedResets(Intervention):
         """Add no penalty. The first batch shows which units are hidden."""
         assert self._watch is not None
         if self._watch.confirm(batch):
+            known, self._units = self._units, {}
             for unit in self._watch.hidden:
+                if unit.name in known and len(known[unit.name]["silence"]) == unit_count(unit.module):
+                    self._units[unit.name] = known[unit.name]  # another layer was replaced
+                    continue
                 empty = torch.zeros(unit_count(unit.module), device=network.device)
                 start = {"silence": 0.0, "threshold": min(self.first, self.longest), "sum": 1.0, "number": 1.0}
                 self._units[unit.name] = {name: empty + value for name, value in start.items()}

@@ -79,9 +79,10 @@ class UPGD(Intervention):
     def before_update(self, network: Network) -> None:
         """Update the utilities, and store the current weights."""
         self._trained = {name: p for name, p in network.module.named_parameters() if p.grad is not None}
-        for name in self._trained.keys() - self._utility.keys():
-            self._utility[name] = torch.zeros_like(self._trained[name])
-        for name in self._trained:
+        for name, parameter in self._trained.items():
+            known = self._utility.get(name)
+            if known is None or known.shape != parameter.shape:  # new, or a head that has grown
+                self._utility[name], self._counts[name] = torch.zeros_like(parameter), 0
             self._counts[name] = self._counts.get(name, 0) + 1
         utilities, weights = self._utilities(), list(self._trained.values())
         torch._foreach_mul_(utilities, self.beta)

@@ -11,6 +11,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
+from plastibench.nn.architecture import Architecture
 from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
 from plastibench.nn.traced_layer import TracedLayer, set_outgoing
@@ -45,19 +46,22 @@ class ActivationMonitor:
         self._unconfirmed: dict[str, Means] = {}  # the latest pass since confirm()
         self._confirmed: dict[str, Means] = {}  # passes since pop_means()
         self._updates_without_pass = 0
+        self._architecture = Architecture(network.module)
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def confirm(self, batch: TensorDictBase) -> bool:
         """Count the latest pass as a training pass; call it from ``penalty``, after every forward pass.
 
-        The first call finds the hidden layers, which are monitored from the next pass on.
+        The first call finds the hidden layers, which are monitored from the next pass on. They are found again if
+        layers were added, replaced or enlarged since.
 
         Returns:
-            Whether this was the first call.
+            Whether the hidden layers were found now.
 
         Raises:
             UserError: The network has no hidden units.
         """
-        if not self.layers:
+        if not self.layers or not self._architecture.unchanged():
             self._begin(batch)
             return True
         for name, new in self._unconfirmed.items():
@@ -68,7 +72,7 @@ class ActivationMonitor:
     def pop_means(self) -> dict[str, Tensor]:
         """Means over all rows of the passes of an update, [k, H] by layer; call it from ``after_update``.
 
-        Empty in the very first update, whose only pass ran before the layers were known.
+        Empty in the update in which the layers are found, because its pass ran before they were known.
         """
         means, self._confirmed, self._unconfirmed = self._confirmed, {}, {}
         self._updates_without_pass += not means
@@ -102,9 +106,9 @@ class ActivationMonitor:
 
     def _begin(self, batch: TensorDictBase) -> None:
         traced = {layer.name: layer for layer in trace(self.network, batch)}
-        hidden = [layer for layer in traced.values() if layer.hidden]
+        hidden = [layer for layer in traced.values() if layer.hidden and layer.trained]
         if not hidden:
-            raise UserError("this network has no hidden units (activated, and read by known layers) to monitor")
+            raise UserError("this network has no trained hidden units (activated, and read by known layers) to monitor")
         concerned = {name for layer in hidden for name in (layer.name, *layer.readers, *layer.outgoing)}
         for layer in traced.values():  # a unit of a hidden LayerNorm and the row that it normalizes are one neuron
             if any(isinstance(traced[reader].module, nn.LayerNorm) for reader in layer.readers if reader in concerned):
@@ -112,15 +116,20 @@ class ActivationMonitor:
         self._attach([layer for name, layer in traced.items() if name in concerned], {layer.name for layer in hidden})
 
     def _attach(self, layers: list[TracedLayer], hidden: set[str]) -> None:
+        for handle in self._hooks:
+            handle.remove()
+        self._unconfirmed, self._confirmed, self._updates_without_pass = {}, {}, 0
+        self._architecture = Architecture(self.network.module)
         modules = {layer.name: layer.module for layer in layers}
         for layer in layers:
             layer.activated = layer.name in hidden
             layer.columns = {name: columns for name, columns in layer.columns.items() if name in modules}
             if layer.activated:
-                modules[layer.readers[0]].register_forward_pre_hook(self._hook(layer))
+                self._hooks.append(modules[layer.readers[0]].register_forward_pre_hook(self._hook(layer)))
         set_outgoing(layers)
         self.layers = layers
-        self.network.module.register_forward_pre_hook(torch.compiler.disable(self._begin_pass))
+        begin_pass = torch.compiler.disable(self._begin_pass)
+        self._hooks.append(self.network.module.register_forward_pre_hook(begin_pass))
         if "torch._dynamo" in sys.modules:  # code that is compiled already ignores new hooks
             torch.compiler.reset()
 

@@ -57,6 +57,16 @@ def resembling(fresh: nn.Module, module: nn.Module, expected: Shapes) -> nn.Modu
     return fresh
 
 
+def difference(found: Shapes, expected: Shapes) -> str:
+    """Name the first parameter whose name or shape is not the expected one; empty if there is none."""
+    for name, shape in found.items():
+        if name not in expected:
+            return f"{name} is new"
+        if shape != expected[name]:
+            return f"{name} now has shape {tuple(shape)} instead of {tuple(expected[name])}"
+    return next((f"{name} is gone" for name in expected if name not in found), "")
+
+
 def _compare(found: Shapes, expected: Shapes) -> None:
     missing, more = [n for n in expected if n not in found], [n for n in found if n not in expected]
     if missing or more:

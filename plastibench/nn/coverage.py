@@ -131,8 +131,10 @@ def expected_coverage(module: nn.Module) -> Coverage:
     for name, child, count in _owners(module):
         computed = has_units(child) and not isinstance(child.weight, nn.Parameter)
         inside = any(name.startswith(f"{parent}.") for parent in packed)
-        by = ("revive", "refit") if has_units(child) and not inside and not computed else ()
+        frozen = not any(parameter.requires_grad for parameter in child.parameters(recurse=False))
+        by = ("revive", "refit") if has_units(child) and not inside and not computed and not frozen else ()
         why = "" if by else "part of nn.MultiheadAttention" if inside else _no_units(name, child)
+        why = "frozen" if frozen else why
         found.append(ModuleCoverage(name, type(child).__name__, count, by, why))
     return Coverage(tuple(found))
 

@@ -12,7 +12,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
-from plastibench.nn.builders import Shapes, is_compiled, resembling, shapes, unwrapped
+from plastibench.nn.builders import Shapes, difference, is_compiled, resembling, shapes, unwrapped
 from plastibench.nn.computed_weights import computed_parameters, copied, make_plain, plain_weights
 from plastibench.nn.optimizer_state import nested
 from plastibench.utils.seeding import generator as named_generator
@@ -107,6 +107,7 @@ class Network:
         self._fresh = fresh
         self._original: nn.Module | None = None  # the module before its first rebuild, if no builder was given
         self._shapes = shapes(self.module)  # before any rebuild
+        self._latest = self._shapes  # after the latest rebuild
         self._rebuilding = False
         self._changes: list[Callable[[nn.Module], None]] = []
         self._plain = False  # inside plain_weights()
@@ -252,6 +253,8 @@ class Network:
                 change(module)
             if self._plain:
                 make_plain(module)
+            elif changes and not self._rebuilding and (grown := self.changed_by_others()):
+                raise UserError(f"no fresh weights for this network: {grown}; change its layers before you attach")
             return module
 
         return build
@@ -277,6 +280,10 @@ class Network:
                 yield
             finally:
                 self._plain = False
+
+    def changed_by_others(self) -> str:
+        """Name a parameter that was added, removed or given another shape by anything but :meth:`rebuild`, or ''."""
+        return "" if self._plain else difference(shapes(self.module), self._latest)
 
     def add_replica(self, replica: Network) -> None:
         """Rebuild another network of the same architecture, such as a target network, together with this one."""
@@ -312,6 +319,7 @@ class Network:
             self._rebuilding = False
         self.module.to(device)
         self._changes.append(change)
+        self._latest = shapes(self.module)
         if self.is_replica:
             self.module.requires_grad_(False)
         for parameter in self.module.parameters():
@@ -463,6 +471,11 @@ def _reinitialized(module: nn.Module) -> nn.Module:
         reset = getattr(child, "reset_parameters", None)
         if callable(reset):
             reset()
+    for child in module.modules():  # PEFT's layers, after the Linears of which they consist: B starts at zero
+        reset_adapter = getattr(child, "reset_lora_parameters", None)
+        if callable(reset_adapter):
+            for adapter in child.lora_A:  # type: ignore[union-attr]
+                reset_adapter(adapter, True)
     return module
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ def pair_nonlinearities(module: nn.Module, paired: Callable[[int], Paired]) -> N
         UserError: No nonlinearity is found, or a layer cannot be halved; the module is unchanged.
     """
     sites = find_sites(module)
+    _refuse_frozen(module, [name for site in sites for name in (site.layer, site.norm) if name is not None])
     for site in sites:
         layer = module.get_submodule(site.layer)
         norm = module.get_submodule(site.norm) if site.norm is not None else None
@@ -75,15 +76,28 @@ def add_norms(module: nn.Module, affine: bool) -> list[str]:
 
 
 def remove_affine(module: nn.Module) -> list[str]:
-    """Remove scale and shift from every LayerNorm; return the names of those that had them."""
-    done = []
-    for name, child in module.named_modules():
-        if isinstance(child, nn.LayerNorm) and child.elementwise_affine:
-            child.elementwise_affine = False
-            child.register_parameter("weight", None)
-            child.register_parameter("bias", None)
-            done.append(name)
-    return done
+    """Remove scale and shift from every LayerNorm; return the names of those that had them.
+
+    Raises:
+        UserError: A LayerNorm of a network that is trained is frozen; the module is unchanged.
+    """
+    norms = {n: c for n, c in module.named_modules() if isinstance(c, nn.LayerNorm) and c.elementwise_affine}
+    _refuse_frozen(module, norms)
+    for child in norms.values():
+        child.elementwise_affine = False
+        child.register_parameter("weight", None)
+        child.register_parameter("bias", None)
+    return list(norms)
+
+
+def _refuse_frozen(module: nn.Module, names: Iterable[str]) -> None:
+    """Refuse to change frozen layers of a network that is trained; a target network is frozen as a whole."""
+    if any(parameter.requires_grad for parameter in module.parameters()):
+        for name in names:
+            if not all(parameter.requires_grad for parameter in module.get_submodule(name).parameters()):
+                raise UserError(
+                    f"{name} is frozen, and this method would change its shape; train it, or choose another method"
+                )
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ def reinitialize_units(
     """Copy the incoming weights and biases of the masked units from ``fresh``.
 
     Args:
-        network: The network; changed in place, together with its optimizer state.
+        network: The network; its trained parameters are changed in place, together with their optimizer state.
         layers: Its layers with units.
         masks: Layer name to boolean [H], True where a unit is reinitialized.
         fresh: A newly initialized module of the same architecture.
@@ -54,6 +54,8 @@ def reinitialize_units(
         if mask is None or not bool(mask.any()):
             continue
         for name, parameter in layer.module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
             # views with one row per unit; of most modules the parameter itself
             new, view = (units_first(layer.module, p) for p in (sources[layer.name].get_parameter(name), parameter))
             rows = broadcast_rows(mask, view)

@@ -57,7 +57,8 @@ class TracedLayer:
 def set_outgoing(layers: list[TracedLayer]) -> None:
     """Set ``outgoing`` of each layer from the ``columns`` of all layers.
 
-    It stays empty if a reader's weight is tied, or if the readers of a LayerNorm in between are unknown.
+    It stays empty if the weight of a reader cannot be changed, because it is tied or because it is frozen and that of
+    the layer is not; or if the readers of a LayerNorm in between are unknown.
 
     Args:
         layers: In execution order.
@@ -65,7 +66,8 @@ def set_outgoing(layers: list[TracedLayer]) -> None:
     by_name = {layer.name: layer for layer in layers}
     for layer in reversed(layers):
         norms = {name for name in layer.columns if _is_layer_norm(by_name.get(name))}
-        if any(name in by_name and by_name[name].tied for name in layer.columns):
+        known = [by_name[name] for name in layer.columns if name in by_name]
+        if any(reader.tied or (layer.trained and not reader.trained) for reader in known):
             continue
         layer.outgoing = {name: columns for name, columns in layer.columns.items() if name not in norms}
         for name in norms:

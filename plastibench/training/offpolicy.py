@@ -17,7 +17,7 @@ from torch import Tensor
 from plastibench.agents.offpolicy_agent import OffPolicyAgent
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunOptions
-from plastibench.envs.environment_check import check_action, check_finite
+from plastibench.envs.environment_check import check_action, check_finite, failing_as
 from plastibench.envs.rl_env import RLEnvironment
 from plastibench.interventions.target_networks import TargetNetworks
 from plastibench.results import returns
@@ -198,8 +198,9 @@ class OffPolicyTrainer(Trainer):
         self.envs = self.env_config.make_vec(task, self.env_config.envs)
         self.actions.append(ActionLog(self.envs.single_action_space))
         seed = self.options.seed
-        observation, _ = self.envs.reset(seed=derive(seed, f"env-{task}{again}") % 2**31)
-        self.frames = self.env_config.preprocess(task, observation)
+        with failing_as(self.env_config.id, f"at the first reset of task {task + 1}"):
+            observation, _ = self.envs.reset(seed=derive(seed, f"env-{task}{again}") % 2**31)
+            self.frames = self.env_config.preprocess(task, observation)
         check_finite(self.env_config.id, self.frames, None, "at the first reset")
         self.seen = self.env_config.stack_first(self.frames)
         self.sums = np.zeros(self.env_config.envs)
@@ -219,10 +220,11 @@ class OffPolicyTrainer(Trainer):
         """Step all environments and store the transitions."""
         if not self.options.checkpoint_memory:
             self.actions[-1].append(action)
-        observation, reward, terminated, truncated, info = self.envs.step(action)
-        ended = terminated | truncated
-        frames = self.env_config.preprocess(self.task, observation)
         when = f"at step {self.steps + self.env_config.envs:,}"
+        with failing_as(self.env_config.id, when):
+            observation, reward, terminated, truncated, info = self.envs.step(action)
+            frames = self.env_config.preprocess(self.task, observation)
+        ended = terminated | truncated
         check_finite(self.env_config.id, frames, np.asarray(reward), when)
         final = {
             env: self.env_config.preprocess(self.task, np.asarray(info["final_obs"][env])[None])[0]

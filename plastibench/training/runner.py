@@ -16,6 +16,7 @@ import torch
 from plastibench.config.errors import RunError, UserError
 from plastibench.config.own_code import describe
 from plastibench.config.spec import RunSpec
+from plastibench.envs.environment_check import failing_as
 from plastibench.results.files import compose_result, read_result, write_result
 from plastibench.results.result import Result
 from plastibench.results.run_folder import check_code, check_same, clear, run_folder
@@ -134,9 +135,12 @@ def open_run(
         return
     check_code(spec, folder)
     set_up_torch(spec)
-    env = spec.create("env").make(data_dir)
+    with failing_as(spec.env[0], "before the run"):
+        env = spec.create("env").make(data_dir)
     agent = build_agent(spec, env)
-    for warning in check_options(spec, env, agent):
+    with failing_as(spec.env[0], "before the run"):  # generates all tasks of a stream
+        warnings = check_options(spec, env, agent)
+    for warning in warnings:
         print(f"plastibench: {spec.id}: {warning}", file=sys.stderr)
     with lock_folder(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as stop_list:
         if path.exists() and not force:  # another process has finished it in the meantime
@@ -160,7 +164,9 @@ def open_run(
                 yield current
         except RunError as error:
             record_failure(folder, error, f"{spec.id}: {error}")
-            raise RunError(f"{spec.id}: {error}") from error
+            explained = isinstance(error.__cause__, OSError | None)  # a full disk has no room for a traceback
+            where = "" if explained else f" (traceback in {folder / FAILURE_FILE})"
+            raise RunError(f"{spec.id}: {error}{where}") from error
         except UserError as error:
             if new:
                 remove_if_unused(folder)

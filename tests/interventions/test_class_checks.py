@@ -155,3 +155,53 @@ def test_options_without_a_dataclass_are_refused_with_file_and_line() -> None:
 
     with pytest.raises(UserError, match=rf"has no option 'factor' \(.*{FILE}:{line(Annotated)}: is @dataclass missing"):
         build(Annotated, {"factor": 0.2}, "intervention annotated")
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [([1.0], "of type list"), ("l2", "of type str"), (torch.ones(3), "of shape (3,)")],
+)
+@pytest.mark.parametrize("combined", [False, True])
+def test_a_penalty_of_the_wrong_type_names_the_line_in_the_users_file(value, what, combined, monkeypatch):
+    entries = dict(interventions.all())
+    monkeypatch.setattr(interventions, "_entries", entries)
+
+    @pb.register_intervention("wrong-penalty", "returns what cannot be added")
+    @dataclass
+    class Wrong(pb.Intervention):
+        def penalty(self, network, batch):
+            return value
+
+    model = torch.nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = pb.attach(
+        "l2+wrong-penalty" if combined else "wrong-penalty", model, optimizer, lambda m, b: m(b["x"]).sum()
+    )
+    with pytest.raises(UserError) as raised:
+        handle.penalty({"x": torch.ones(2, 4)})
+    assert f"Wrong.penalty returned a value {what}" in str(raised.value)
+    assert f"{FILE}:{line(Wrong, 'penalty')}: " in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [None, 2, 2.5, torch.tensor(2.0), torch.tensor([2.0])])
+def test_penalties_that_can_be_added_are_returned_as_they_are(value):
+    @dataclass
+    class Right(pb.Intervention):
+        def penalty(self, network, batch):
+            return value
+
+    assert Right().penalty(None, None) is value
+
+
+@pytest.mark.parametrize("name", ["redo", "rnr", "fire", "selective-weight-reinit"])
+def test_a_loss_that_reads_a_missing_key_is_named_with_its_line(name):
+    def loss_fn(model, batch):
+        return model(batch["inputs"]).sum()
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    options = {"interval": 0} if name == "selective-weight-reinit" else {}
+    with pytest.raises(UserError) as raised:
+        pb.apply(name, model, {"x": torch.ones(2, 4)}, loss_fn, **options)
+    where = f"{FILE}:{line(loss_fn) + 1}"
+    assert f"{name}: " in str(raised.value) and f"{where}: KeyError in loss_fn" in str(raised.value)
+    assert "inputs" in str(raised.value) and "['x']" in str(raised.value) and "\n" not in str(raised.value)
