@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -59,16 +60,16 @@ def add_engine(parser: CommandParser) -> None:
         "--time",
         type=_minutes,
         metavar="TIME",
-        help=f"slurm: time limit of a job, in minutes, H:MM:SS or D-HH:MM:SS; a run that takes longer checkpoints and is "
-        f"requeued (default: {_MINUTES})",
+        help="slurm: time limit of a job, in minutes, H:MM:SS or D-HH:MM:SS; a run that takes longer checkpoints and "
+        f"is requeued (default: {_MINUTES})",
     )
     group.add_argument(
         "--slurm",
         type=_key_value,
         action="append",
         metavar="KEY=VALUE",
-        help="slurm: another option of sbatch, such as account=lab or qos=low; may be repeated; cluster=local tries the "
-        "jobs on this machine",
+        help="slurm: another option of sbatch, such as account=lab or qos=low; may be repeated; cluster=local tries "
+        "the jobs on this machine",
     )
     help = "slurm: exit after submitting the jobs (follow them with: plastibench sweep FILE --status)"
     group.add_argument("--submit-only", action="store_true", help=help)
@@ -95,7 +96,7 @@ def check_engine(args: argparse.Namespace) -> None:
 
 
 def resolve_devices_for(args: argparse.Namespace, specs: Sequence[RunSpec]) -> list[RunSpec]:
-    """Replace the device ``auto``: by this machine's device, or on a cluster by ``cuda`` if runs have GPUs, else ``cpu``.
+    """Replace the device ``auto``: by this machine's device, or on a cluster by ``cuda`` or ``cpu``, as ``--gpus`` says.
 
     Raises:
         UserError: The device is not available, or does not fit ``--gpus``.
@@ -195,8 +196,6 @@ def submit(args: argparse.Namespace, specs: Sequence[RunSpec]) -> int:
 
 
 def _warn_about_locks(args: argparse.Namespace) -> None:
-    import sys
-
     from plastibench.utils.folder_lock import lock_warning
 
     if warning := lock_warning(args.runs_dir):

@@ -54,8 +54,8 @@ def configure(parser: CommandParser) -> None:
     parser.add_argument(
         "--status",
         action="store_true",
-        help="only show the states and the progress of the runs, read from their folders; in a terminal, until all have "
-        "ended",
+        help="only show the states and the progress of the runs, read from their folders; in a terminal, until all "
+        "have ended",
     )
     add_execution(parser, jobs=True)
     add_engine(parser)

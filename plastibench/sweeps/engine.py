@@ -14,7 +14,6 @@ from plastibench.config.spec import RunSpec
 from plastibench.sweeps.jobs import Job, prepare
 from plastibench.sweeps.live_table import LiveTable
 
-
 FAILED = 0  # in a list of stop requests, which are numbers of signals: a run has failed
 
 

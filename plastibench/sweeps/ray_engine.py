@@ -63,7 +63,9 @@ class RayEngine:
             raise UserError("--engine ray needs Ray: pip install 'plastibench[ray]'") from error
         local: dict[str, Any] = {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
         try:
-            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else local))
+            ray.init(
+                address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else local)
+            )
         except Exception as error:  # Ray has no common class of errors
             where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
             raise UserError(f"cannot use {where}: {str(error).strip().partition(chr(10))[0]}") from error
@@ -134,8 +136,8 @@ class RayEngine:
         except self._ray.exceptions.TaskCancelledError:  # before it started
             status, lines = 130, []
         except self._ray.exceptions.RayError as error:
-            status, lines = 1, [" ".join(str(error).split())]
-            job.message = f"its worker died {_RETRIES + 1} times: {type(error).__name__}"
+            status, lines = 1, [*str(error).splitlines(), f"Ray has given up: {type(error).__name__}"]
+        job.message = lines[-1] if lines else ""
         end(job, run_folder(job.spec, self.runs_dir), status, lines, stopped)
 
 

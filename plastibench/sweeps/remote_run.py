@@ -144,4 +144,3 @@ def observe_end(job: Job, runs_dir: Path) -> bool:
     else:
         return False
     return True
-

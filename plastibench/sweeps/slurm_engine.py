@@ -190,7 +190,9 @@ class SlurmEngine:
         elif job.state == "running":  # by another process
             gone.pop(job.spec.id)
         elif time.monotonic() - since >= self._late_seconds:
-            reason = f"Slurm job {getattr(made, 'job_id', made)} has ended without a result; see its log in {self._files}"
+            reason = (
+                f"Slurm job {getattr(made, 'job_id', made)} has ended without a result; see its log in {self._files}"
+            )
             end(job, run_folder(job.spec, self.runs_dir), 1, [reason], stopped=False)
             job.message = reason
 
