@@ -96,7 +96,7 @@ def check_engine(args: argparse.Namespace) -> None:
 
 
 def resolve_devices_for(args: argparse.Namespace, specs: Sequence[RunSpec]) -> list[RunSpec]:
-    """Replace the device ``auto``: by this machine's device, or on a cluster by ``cuda`` or ``cpu``, as ``--gpus`` says.
+    """Replace the device ``auto``: by this machine's device, or on a cluster by ``cuda`` with ``--gpus``, else ``cpu``.
 
     Raises:
         UserError: The device is not available, or does not fit ``--gpus``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -23,8 +24,8 @@ _OBJECT_STORE = 80_000_000  # bytes, the least that Ray accepts; tasks return a 
 class RayEngine:
     """Runs each job as a task of a Ray cluster, or of a local one that ends with the command.
 
-    A stop request cancels the tasks: those that run checkpoint first. If a worker dies, Ray starts its task again, which
-    continues from the checkpoint.
+    A stop request cancels the tasks: those that run checkpoint first. If a worker dies, Ray starts its task again,
+    which continues from the checkpoint.
     """
 
     def __init__(
@@ -64,7 +65,10 @@ class RayEngine:
         local: dict[str, Any] = {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
         try:
             ray.init(
-                address=address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else local)
+                address=address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **({} if address else local),
             )
         except Exception as error:  # Ray has no common class of errors
             where = f"the Ray cluster at {address}" if address else "a local Ray cluster"

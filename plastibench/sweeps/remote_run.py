@@ -1,7 +1,7 @@
 """A run on another machine: the process that runs it there, and its state as seen from here.
 
-Ray and Slurm start a :class:`RemoteRun` on a machine that shares the folder of runs. It starts ``plastibench resume ID`` in
-a separate process, so a run has the same environment, threads and exit status with every engine.
+Ray and Slurm start a :class:`RemoteRun` on a machine that shares the folder of runs. It starts ``plastibench resume
+ID`` in a separate process, so a run has the same environment, threads and exit status with every engine.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class RemoteRun:
     def stop(self) -> None:
         """Ask the process to checkpoint and exit, and wait until it has ended; a signal handler may call this.
 
-        The signal is SIGINT because a scheduler may have sent SIGTERM or SIGUSR2 already, and a second signal of the same
-        kind would end the process before it has saved its state.
+        The signal is SIGINT because a scheduler may have sent SIGTERM or SIGUSR2 already, and a second signal of the
+        same kind would end the process before it has saved its state.
         """
         if self._pid:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):

@@ -1,8 +1,8 @@
 """The engine for a Slurm cluster: job arrays, submitted with submitit, which continue after preemption and time-outs.
 
-Slurm sends SIGUSR2 some time before the time limit. submitit then calls :meth:`SlurmRun.checkpoint`, which stops the run, and
-requeues the job. Files of the jobs are in ``.slurm`` in the folder of runs; submitit loads pickles from there, so nobody
-else may write to it.
+Slurm sends SIGUSR2 some time before the time limit. submitit then calls :meth:`SlurmRun.checkpoint`, which stops the
+run, and requeues the job. Files of the jobs are in ``.slurm`` in the folder of runs; submitit loads pickles from there,
+so nobody else may write to it.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class SlurmRun(RemoteRun):
 class SlurmEngine:
     """Runs each job as a job of a Slurm array.
 
-    A stop request cancels the jobs; Slurm gives those that run the time to checkpoint (``KillWait``). Jobs that are already
-    queued or running, because an earlier command has submitted them, are followed and not submitted again.
+    A stop request cancels the jobs; Slurm gives those that run the time to checkpoint (``KillWait``). Jobs that are
+    already queued or running, because an earlier command has submitted them, are followed and not submitted again.
     """
 
     def __init__(

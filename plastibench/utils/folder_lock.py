@@ -141,7 +141,7 @@ def _try_lock(file: IO[str]) -> bool:
         if error.errno in _HELD:
             return False
         raise UserError(
-            f"cannot lock {file.name}: {error.strerror}; its file system has no locks, so choose a folder on another one "
-            "with --runs-dir"
+            f"cannot lock {file.name}: {error.strerror}; its file system has no locks, so choose a folder on another "
+            "one with --runs-dir"
         ) from error
     return True

@@ -60,7 +60,7 @@ def test_a_storage_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> No
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(fsspec.filesystem("memory"), "find", fail)
-    with pytest.raises(UserError, match="cannot read memory://b: ConnectionError: no route$"):
+    with pytest.raises(UserError, match=r"cannot read memory://b: ConnectionError: no route$"):
         load_results("memory://b")
 
 
