@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ENGINES = ("local", "ray", "slurm")
 _ABOUT = (
-    "Ray and Slurm need --runs-dir and --data-dir on storage that all machines share, and plastibench on each machine."
+    "Ray and Slurm need plastibench on each machine, and --runs-dir and --data-dir\non storage that all machines share."
 )
 _NEEDS = {  # option -> the engines that have it
     "cpus": ("ray", "slurm"),

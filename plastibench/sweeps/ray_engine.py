@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -62,15 +63,13 @@ class RayEngine:
             import ray
         except ImportError as error:
             raise UserError("--engine ray needs Ray: pip install 'plastibench[ray]'") from error
-        local: dict[str, Any] = {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if not address:
+            options |= {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
         try:
-            ray.init(
-                address=address or "local",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **({} if address else local),
-            )
+            ray.init(address=address or "local", **options)
         except Exception as error:  # Ray has no common class of errors
+            ray.shutdown()
             where = f"the Ray cluster at {address}" if address else "a local Ray cluster"
             raise UserError(f"cannot use {where}: {str(error).strip().partition(chr(10))[0]}") from error
         from plastibench.utils.runtime import GPU_SHARE  # imports PyTorch, which the workers of Ray do not need
@@ -146,6 +145,9 @@ class RayEngine:
 
 
 def _call(run: RemoteRun) -> tuple[int, list[str]]:
+    """What a task does."""
+    # ray.cancel() raises a KeyboardInterrupt, unless SIGINT is ignored because the command runs in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return run()
 
 

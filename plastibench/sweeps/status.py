@@ -13,7 +13,6 @@ from plastibench.sweeps.jobs import Job, name_jobs, stored_state
 from plastibench.sweeps.live_table import LiveTable, summary
 from plastibench.sweeps.remote_run import observe
 from plastibench.training.failure import failure_line
-from plastibench.utils.tables import text_table
 
 _POLL_SECONDS = 2.0
 
@@ -27,7 +26,9 @@ def show_status(specs: Sequence[RunSpec], runs_dir: Path) -> int:
     jobs = name_jobs(specs)
     if not sys.stderr.isatty():
         _update(jobs, runs_dir)
-        print(text_table(["state", "run", ""], [[job.state, job.name, job.message] for job in jobs]))
+        width = max(len(job.name) for job in jobs)
+        for job in jobs:
+            print(f"{job.state:8}  {job.name:{width}}  {job.message}".rstrip())
         print(f"\n{summary(jobs)}")
         return 0
     table = LiveTable(jobs, slots=1)

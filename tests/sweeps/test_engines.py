@@ -5,6 +5,7 @@ A run with seed 0 waits in its second task until its first process has received 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.results.files import load_results
 from plastibench.results.run_folder import run_folder
@@ -99,6 +101,9 @@ def ray_engine(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) ->
     from plastibench.sweeps import ray_engine
 
     monkeypatch.setattr(ray_engine, "cores", lambda: 2)
+    for _ in range(4):  # Ray gives up if its processes take more than 30 seconds to start
+        with contextlib.suppress(UserError):
+            return ray_engine.RayEngine(folder / "r", folder, threads=1, **options)
     return ray_engine.RayEngine(folder / "r", folder, threads=1, **options)
 
 
