@@ -162,7 +162,8 @@ def test_a_run_that_fails_in_ray_says_why(tmp_path: Path, monkeypatch: pytest.Mo
     assert "broken plugin" in (tmp_path / "r" / jobs[0].spec.id / FAILURE_FILE).read_text()
 
 
-@pytest.mark.parametrize("how", ["preempted", pytest.param("killed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["preempted", "killed"])
 def test_slurm_requeues_a_preempted_job(tmp_path: Path, how: str) -> None:
     """With submitit's executor for one machine; the run continues from its checkpoint."""
     engine = slurm_engine(tmp_path, plugins=plugin(tmp_path))
