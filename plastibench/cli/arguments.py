@@ -56,11 +56,13 @@ def add_plugin(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--plugin", action="append", default=[], metavar="MODULE", help=help)
 
 
-def add_paths(parser: CommandParser, *, runs: bool = True, data: bool = True) -> None:
-    """Add ``--runs-dir`` and ``--data-dir``."""
+def add_paths(parser: CommandParser, *, runs: bool = True, data: bool = True, url: bool = False) -> None:
+    """Add ``--runs-dir`` and ``--data-dir``; ``url``: the former may be a URL."""
     group = parser.add_argument_group("paths")
     if runs:
-        group.add_argument("--runs-dir", type=Path, default=DEFAULT_RUNS_DIR, metavar="DIR", help="folder of all runs")
+        help = "folder of all runs" + (", or the URL of a copy of it, such as s3://bucket/runs" if url else "")
+        kind = _path_or_url if url else _path
+        group.add_argument("--runs-dir", type=kind, default=DEFAULT_RUNS_DIR, metavar="DIR", help=help)
     if data:
         default = Path(os.environ.get("PLASTIBENCH_DATA", "data"))
         help = "folder of datasets (default: data, or $PLASTIBENCH_DATA)"
@@ -77,6 +79,16 @@ def add_reference(group: CommandParser | argparse._ArgumentGroup) -> None:
     """Add ``--with-reference``."""
     help = "include the reference results that plastibench ships (folders that contain a file REFERENCE)"
     group.add_argument("--with-reference", action="store_true", help=help)
+
+
+def _path(text: str) -> Path:
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"'{text}' is a URL, which only leaderboard reads; expected a folder")
+    return Path(text)
+
+
+def _path_or_url(text: str) -> Path | str:
+    return text if "://" in text else Path(text)
 
 
 def count(text: str) -> int:

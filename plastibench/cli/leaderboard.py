@@ -72,11 +72,14 @@ def configure(parser: CommandParser) -> None:
         help="write the leaderboard with plots for tensorboard --logdir RUNS_DIR (run and sweep do this when they end)",
     )
     add_wide(how)
-    add_paths(parser, data=False)
+    add_paths(parser, data=False, url=True)
 
 
 def execute(args: argparse.Namespace) -> int:
     """Print or write the leaderboard, or add results to it."""
+    if isinstance(args.runs_dir, str) and (args.action or args.tensorboard):
+        what = "leaderboard add" if args.action else "--tensorboard"
+        raise UserError(f"{what} writes to --runs-dir, but {args.runs_dir} can only be read; name a folder")
     if args.action:
         return _add(args.action, args.runs_dir)
     from plastibench.leaderboard import text as text_format

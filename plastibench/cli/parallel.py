@@ -6,11 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from plastibench.cli.engines import make_engine, submit
 from plastibench.cli.reused import note_reused
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
+
+if TYPE_CHECKING:
+    from plastibench.sweeps.engine import Engine
 
 _PLENTY = 4_000_000_000  # bytes of free memory per run, above which memory is not measured before the start
 
@@ -22,6 +26,8 @@ def start_importing(specs: Sequence[RunSpec], args: argparse.Namespace) -> None:
         specs: What to run; the devices need not be resolved.
         args: Arguments of execution and paths.
     """
+    if args.engine != "local":
+        return
     from plastibench.sweeps.run_process import start_server
     from plastibench.utils.machine import cores
 
@@ -59,26 +65,25 @@ def slots_for(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
     return choose_slots(left, args.threads, largest)
 
 
-def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, slots: int) -> tuple[int, list[Any]]:
-    """Run each spec in a separate process; return the exit status and the results of complete runs.
+def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, engine: Engine) -> tuple[int, list[Any]]:
+    """Run each spec with an engine; return the exit status and the results of complete runs.
 
     Args:
         specs: What to run, with resolved devices.
-        args: Arguments of execution and paths.
-        slots: Number of runs at a time.
+        args: Arguments of engine, execution and paths.
+        engine: Where to run them.
     """
     from plastibench.results.run_folder import find_result, run_folder
     from plastibench.results.tags import add_tags
     from plastibench.sweeps.engine import run_all
     from plastibench.sweeps.jobs import FAILURE_FILE
-    from plastibench.sweeps.local_engine import LocalEngine
     from plastibench.training.stored_data import warn_if_data_changed
     from plastibench.utils.stop_signals import stop_requests
 
-    engine = LocalEngine(slots, args.runs_dir, args.data_dir, args.plugin, args.threads)
+    options = {"quiet": args.quiet, "force": args.force, "fail_fast": args.fail_fast}
     try:
         with stop_requests() as stop:
-            jobs = run_all(specs, engine, args.runs_dir, stop=stop, quiet=args.quiet, force=args.force)
+            jobs = run_all(specs, engine, args.runs_dir, stop=stop, **options)
     finally:
         add_tags([run_folder(spec, args.runs_dir) for spec in specs], args.tag)
     done = [(job, result) for job in jobs if (result := find_result(job.spec, args.runs_dir)) is not None]
@@ -95,8 +100,9 @@ def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, slots: i
     failed = [job for job in jobs if job.state == "failed"]
     if failed:
         print(f"plastibench: {len(failed)} of {len(jobs)} runs failed", file=sys.stderr)
-    if stop:
+    if stop and any(job.state == "stopped" for job in jobs):
         print("plastibench: stopped; run the same command to continue", file=sys.stderr)
+    if any(stop):  # signals; fail_fast adds a 0
         return 130, found
     return (0 if not failed else 2 if all(job.is_invalid for job in failed) else 1), found
 
@@ -109,7 +115,9 @@ def run_and_compare(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
     from plastibench.leaderboard.standings import standings
     from plastibench.utils.tables import terminal_width
 
-    status, found = run_in_parallel(specs, args, slots_for(specs, args))
+    if args.submit_only:
+        return submit(args, specs)
+    status, found = run_in_parallel(specs, args, make_engine(args, lambda: slots_for(specs, args)))
     if found:
         print(f"\n{text_format.table(standings(found), terminal_width(args.wide))}\n")
         update_board(args.runs_dir, plots=True)

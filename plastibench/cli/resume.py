@@ -13,6 +13,7 @@ from plastibench.cli.reused import note_reused
 from plastibench.cli.run_names import find_run
 from plastibench.cli.specs import resolve_devices
 from plastibench.config.errors import UserError
+from plastibench.utils.stop_signals import stop_with_parent
 from plastibench.utils.tables import terminal_width
 
 
@@ -22,12 +23,16 @@ def configure(parser: CommandParser) -> None:
     parser.add_argument("id", metavar="ID", help="name of the run's folder in --runs-dir")
     # Set by sweeps: the command line to record in the result. The sweep then updates the leaderboard itself.
     parser.add_argument("--for-command", default="", help=argparse.SUPPRESS)
+    # Set by engines: the process that started this one; the run stops when that process ends.
+    parser.add_argument("--stop-with-parent", type=int, default=0, help=argparse.SUPPRESS)
     add_execution(parser)
     add_paths(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
     """Continue a run from its last checkpoint, or start it if there is none."""
+    if args.stop_with_parent:
+        stop_with_parent(args.stop_with_parent)
     import_plugins(args.plugin)
     args.id = find_run(args.id, args.runs_dir)
     path = args.runs_dir / args.id / "spec.toml"

@@ -10,13 +10,14 @@ from typing import Any
 from plastibench.cli.arguments import DEFAULT_RUNS_DIR, add_execution, add_paths, split_names
 from plastibench.cli.board_update import BOARD_ADDRESS, update_board
 from plastibench.cli.component_options import REGISTRIES, Tables, option_help, read_option_flags
+from plastibench.cli.engines import add_engine, check_engine, make_engine, resolve_devices_for, submit
 from plastibench.cli.parallel import dry_run, run_in_parallel, slots_for, start_importing
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plots_folder import draw_default_plot
 from plastibench.cli.plugins import import_plugins
 from plastibench.cli.reused import note_reused
 from plastibench.cli.run_options import add_run_options, given_run_options
-from plastibench.cli.specs import make_specs, resolve_devices
+from plastibench.cli.specs import make_specs
 from plastibench.config.errors import RunError, UserError
 from plastibench.config.spec import PARTS, RunSpec, read_file
 from plastibench.results.tags import add_tags
@@ -51,6 +52,7 @@ def configure(parser: CommandParser) -> None:
     )
     add_run_options(parser)
     add_execution(parser, jobs=True)
+    add_engine(parser)
     parser.add_argument("--no-plot", action="store_true", help="do not plot the runs at the end")
     add_paths(parser)
     # Replaces argparse's flag: the help depends on the names given and on plugins.
@@ -68,8 +70,9 @@ def execute(args: argparse.Namespace) -> int:
     tables = _requested(args)
     if args.help:
         return _show_help(args.parser, tables)
+    check_engine(args)
     _check_names(tables)
-    specs = resolve_devices(make_specs(tables))
+    specs = resolve_devices_for(args, make_specs(tables))
     if args.dry_run:
         return dry_run(specs, args)
     roles = tables["run"].get("roles")
@@ -80,12 +83,15 @@ def execute(args: argparse.Namespace) -> int:
     if len(specs) > 1:
         start_importing(specs, args)
         _check_together(specs, args)
-        if (slots := slots_for(specs, args)) > 1:
-            status, found = run_in_parallel(specs, args, slots)
-            if found:
-                _compare(found, args)
-            return status
-    return _run_one_by_one(specs, args)
+    if args.submit_only:
+        return submit(args, specs)
+    slots = slots_for(specs, args) if args.engine == "local" and len(specs) > 1 else 1
+    if slots == 1 and args.engine == "local":
+        return _run_one_by_one(specs, args)
+    status, found = run_in_parallel(specs, args, make_engine(args, lambda: slots))
+    if found:
+        _compare(found, args)
+    return status
 
 
 def _requested(args: argparse.Namespace) -> Tables:
@@ -184,6 +190,9 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
                 failed.append(error)
                 line = " ".join(str(error).split())
                 print(f"plastibench: {spec.id}: {line.removeprefix(f'{spec.id}: ')}", file=sys.stderr)
+                if args.fail_fast:
+                    print("plastibench: stopped; run the same command to continue", file=sys.stderr)
+                    break
                 continue
             finally:
                 add_tags([args.runs_dir / spec.id], args.tag)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from plastibench.cli.arguments import add_execution, add_paths, check_output_file, split_names
 from plastibench.cli.component_options import Tables, read_option_flags
+from plastibench.cli.engines import add_engine, check_engine, resolve_devices_for
 from plastibench.cli.parallel import dry_run, run_and_compare, start_importing
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plugins import import_plugins
 from plastibench.cli.run_options import add_run_options, given_run_options
-from plastibench.cli.specs import make_specs, resolve_devices
+from plastibench.cli.specs import make_specs
 from plastibench.config.spec import PARTS, RunSpec
 from plastibench.utils.tables import terminal_width
 
@@ -34,11 +35,13 @@ def configure(parser: CommandParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the table to this Markdown file")
     add_run_options(parser, defaults={"seed": "0..2"})
     add_execution(parser, jobs=True)
+    add_engine(parser)
     add_paths(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
     """Run every intervention, measure their costs, and print the table."""
+    check_engine(args)
     import_plugins(args.plugin)
     from plastibench.leaderboard import origin
     from plastibench.results.run_folder import find_result
@@ -52,11 +55,11 @@ def execute(args: argparse.Namespace) -> int:
     read_option_flags(args, tables)
     specs = make_specs(tables)
     if args.dry_run:
-        return dry_run(resolve_devices(specs), args)
+        return dry_run(resolve_devices_for(args, specs), args)
     start_importing(specs, args)
-    specs = resolve_devices(specs)
+    specs = resolve_devices_for(args, specs)
     status = run_and_compare(specs, args)
-    if status == 130:
+    if status == 130 or args.submit_only:
         return status
     first = {spec.intervention[0]: spec for spec in reversed(specs)}
     there = (find_result(spec, args.runs_dir) for spec in specs)
@@ -83,15 +86,14 @@ def execute(args: argparse.Namespace) -> int:
 def _failures(specs: Sequence[RunSpec], runs_dir: Path) -> list[str]:
     """A sentence for each intervention whose runs failed, or for each seed if others are complete."""
     from plastibench.results.run_folder import find_result, run_folder
-    from plastibench.sweeps.jobs import FAILURE_FILE
+    from plastibench.training.failure import FAILURE_FILE, failure_line
 
     complete = {spec.id for spec in specs if find_result(spec, runs_dir) is not None}
     partly = {spec.intervention[0] for spec in specs if spec.id in complete}
     found = {}
     for spec in specs:
-        file, name = run_folder(spec, runs_dir) / FAILURE_FILE, spec.intervention[0]
-        if spec.id not in complete and file.exists():
-            _, _, last_line = file.read_text(encoding="utf-8").strip().rpartition("\n")
+        folder, name = run_folder(spec, runs_dir), spec.intervention[0]
+        if spec.id not in complete and (folder / FAILURE_FILE).exists():
             what = f"`{name}` failed with seed {spec.run.seed}" if name in partly else f"`{name}` does not run here"
-            found[what] = last_line.removeprefix("plastibench: ")
+            found[what] = failure_line(folder)
     return [f"{what}: {reason}" for what, reason in found.items()]

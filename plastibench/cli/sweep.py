@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from plastibench.cli.arguments import add_execution, add_paths
+from plastibench.cli.engines import add_engine, check_engine, resolve_devices_for
 from plastibench.cli.parallel import dry_run, run_and_compare, start_importing
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plugins import import_plugins
-from plastibench.cli.specs import resolve_devices
 from plastibench.config.errors import UserError, did_you_mean
 
 SIZES = ("digits", "paper")
@@ -51,12 +51,20 @@ def configure(parser: CommandParser) -> None:
         help="only write the specs and print the ids of unfinished runs, for a scheduler that calls "
         "plastibench resume ID",
     )
+    parser.add_argument(
+        "--status",
+        action="store_true",
+        help="only show the states and the progress of the runs, read from their folders; in a terminal, until all "
+        "have ended",
+    )
     add_execution(parser, jobs=True)
+    add_engine(parser)
     add_paths(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Run, list or prepare the runs of a sweep."""
+    """Run, list, prepare or follow the runs of a sweep."""
+    check_engine(args)
     import_plugins(args.plugin)
     from plastibench.config.short_names import short_names, tables_of
     from plastibench.sweeps.grid import read_grid
@@ -65,9 +73,13 @@ def execute(args: argparse.Namespace) -> int:
     from plastibench.results.run_folder import run_folder
     from plastibench.sweeps.jobs import prepare, stored_state  # imports pydantic, not needed to report a wrong file
 
-    if not (args.prepare or args.list or args.dry_run):
+    if not (args.prepare or args.list or args.dry_run or args.status):
         start_importing(specs, args)
-    specs = resolve_devices(specs)
+    specs = resolve_devices_for(args, specs)
+    if args.status:
+        from plastibench.sweeps.status import show_status
+
+        return show_status(specs, args.runs_dir)
     if args.prepare:
         for job in prepare(specs, args.runs_dir, args.force):
             if job.state != "complete":

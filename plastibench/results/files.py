@@ -14,6 +14,7 @@ from plastibench.config import identity
 from plastibench.config.errors import RunError, UserError
 from plastibench.config.options import as_dict
 from plastibench.config.spec import PARTS, RunSpec
+from plastibench.results.object_storage import fetch_results, is_url
 from plastibench.results.result import SCHEMA, Result
 from plastibench.results.table import Results
 from plastibench.utils import digests
@@ -246,7 +247,7 @@ def load_results(
     names each skipped file. If a run has several identical results, only one is loaded.
 
     Args:
-        runs_dir: Folder of runs.
+        runs_dir: Folder of runs, or a URL such as ``s3://bucket/runs``, which fsspec reads.
         hint: End of the message about a missing folder.
         lean: Leave out everything but summary, options, cost and origin, so that thousands of results fit into memory.
         with_reference: Include reference results: those below ``runs_dir`` in a folder with a file ``REFERENCE``, or
@@ -256,7 +257,8 @@ def load_results(
     Raises:
         UserError: The folder does not exist or contains no valid result.
     """
-    runs_dir = Path(runs_dir)
+    where = str(runs_dir)
+    runs_dir = fetch_results(where) if is_url(runs_dir) else Path(runs_dir)
     if not runs_dir.is_dir():
         raise UserError(f"no folder {runs_dir}; run something first{hint}")
     reference = _read_all(find_reference_results(runs_dir), lean) if with_reference else []
@@ -278,7 +280,7 @@ def load_results(
             f"plastibench: left out: {shown}; the reference results contain the same method and seed", file=sys.stderr
         )
     if not found:
-        raise UserError(f"no finished run in {runs_dir}; run something first{hint}")
+        raise UserError(f"no finished run in {where}; run something first{hint}")
     return Results(found)
 
 

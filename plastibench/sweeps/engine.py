@@ -14,9 +14,15 @@ from plastibench.config.spec import RunSpec
 from plastibench.sweeps.jobs import Job, prepare
 from plastibench.sweeps.live_table import LiveTable
 
+FAILED = 0  # in a list of stop requests, which are numbers of signals: a run has failed
+
 
 class Engine(Protocol):
-    """Runs jobs, at most ``slots`` at a time."""
+    """Runs jobs.
+
+    Attributes:
+        slots: How many jobs run at a time, as far as known; used to estimate the remaining time.
+    """
 
     slots: int
 
@@ -37,9 +43,10 @@ def run_all(
     engine: Engine,
     runs_dir: Path,
     *,
-    stop: Sequence[int] = (),
+    stop: list[int] | None = None,
     quiet: bool = False,
     force: bool = False,
+    fail_fast: bool = False,
 ) -> list[Job]:
     """Run all specs that have no result yet and show progress.
 
@@ -48,13 +55,21 @@ def run_all(
         engine: Where to run it.
         runs_dir: Folder of all runs.
         stop: Becomes non-empty when the runs should checkpoint and exit.
+        fail_fast: Ask all runs to do so when one fails, by adding :data:`FAILED` to ``stop``.
         quiet: Show no progress.
         force: Repeat complete runs.
     """
     jobs = prepare(specs, runs_dir, force)
     table = LiveTable(jobs, engine.slots, quiet)
+    stop = [] if stop is None else stop
+
+    def on_poll() -> None:
+        if fail_fast and not stop and any(job.state == "failed" for job in jobs):
+            stop.append(FAILED)
+        table.update()
+
     try:
-        engine.run(jobs, stop=stop, on_poll=table.update)
+        engine.run(jobs, stop=stop, on_poll=on_poll)
     finally:
         table.close()
     return jobs

@@ -16,7 +16,7 @@ from plastibench.config.spec import RunSpec
 from plastibench.results.files import read_result_if_complete
 from plastibench.results.run_folder import clear, find_result, run_folder
 from plastibench.training.failure import FAILURE_FILE as FAILURE_FILE
-from plastibench.utils import atomic_io, digests
+from plastibench.utils import atomic_io, digests, provenance
 from plastibench.utils.folder_lock import IN_USE, is_locked, lock_folder
 
 State = Literal["waiting", "running", "complete", "failed", "stopped"]
@@ -45,6 +45,22 @@ class Job:
     started: float = 0.0
     seconds: float | None = None
     is_invalid: bool = False
+    _first: float | None = None
+
+    def report(self, fraction: float, message: str) -> None:
+        """Store the progress of the run: the fraction of the run that is done, and a text.
+
+        The first call defines what was left, since a resumed run does not start at 0.
+        """
+        self._first = fraction if self._first is None else self._first
+        self.progress = (fraction - self._first) / (1 - self._first) if self._first < 1 else 0.0
+        self.message = message
+
+
+def name_jobs(specs: Sequence[RunSpec]) -> list[Job]:
+    """Make a waiting job for each spec, with a short name that says how it differs from the others."""
+    names = short_names([tables_of(spec) for spec in specs])
+    return [Job(spec, name=name) for spec, name in zip(specs, names, strict=True)]
 
 
 def prepare(specs: Sequence[RunSpec], runs_dir: Path, force: bool = False) -> list[Job]:
@@ -58,8 +74,7 @@ def prepare(specs: Sequence[RunSpec], runs_dir: Path, force: bool = False) -> li
     Raises:
         UserError: A folder cannot be created, contains another run, or is in use by another process.
     """
-    names = short_names([tables_of(spec) for spec in specs])
-    jobs = [Job(spec, name=name) for spec, name in zip(specs, names, strict=True)]
+    jobs = name_jobs(specs)
     for job in jobs:
         folder = run_folder(job.spec, runs_dir)
         if force and folder.is_dir():
@@ -75,6 +90,20 @@ def prepare(specs: Sequence[RunSpec], runs_dir: Path, force: bool = False) -> li
                 raise UserError(f"cannot use {folder}: {reason}; choose another folder with --runs-dir") from error
             atomic_io.write_text(folder / "spec.toml", digests.signed(job.spec.to_toml()))
     return jobs
+
+
+def resume_words(folder: Path, data_dir: Path, plugins: Sequence[str], threads: int) -> list[str]:
+    """The arguments of ``plastibench`` that run the spec in a folder.
+
+    Args:
+        folder: Folder of the run.
+        data_dir: Folder of datasets.
+        plugins: Modules and files to import first.
+        threads: CPU threads; 0: the run's default.
+    """
+    words = ["resume", folder.name, "--for-command", provenance.command()]
+    words += ["--runs-dir", str(folder.parent), "--data-dir", str(data_dir), "--threads", str(threads)]
+    return words + [word for plugin in plugins for word in ("--plugin", plugin)]
 
 
 def startable(jobs: Sequence[Job], runs_dir: Path) -> list[Job]:

@@ -52,13 +52,7 @@ class LiveTable:
             print(self._summary(), file=sys.stderr, flush=True)
 
     def _summary(self) -> str:
-        """``12 of 40 complete, 2 running, 1 failed, about 0:31:00 left``."""
-        count = {state: sum(job.state == state for job in self._jobs) for state in ("complete", "running", "failed")}
-        parts = [f"{count['complete']} of {len(self._jobs)} complete"]
-        parts += [f"{count[state]} {state}" for state in ("running", "failed") if count[state]]
-        if seconds := time_left(self._jobs, self._slots, time.monotonic()):
-            parts.append(f"about {clock(seconds)} left")
-        return ", ".join(parts)
+        return summary(self._jobs, self._slots)
 
     def _table(self) -> Table:
         table = Table(title=self._summary(), title_justify="left", box=None, show_header=False, padding=(0, 1, 0, 0))
@@ -73,6 +67,16 @@ class LiveTable:
         if len(rows) > room:
             table.add_row("", f"and {len(rows) - room} more", "")
         return table
+
+
+def summary(jobs: Sequence[Job], slots: int = 1) -> str:
+    """``12 of 40 complete, 2 running, 1 failed, about 0:31:00 left``."""
+    count = {state: sum(job.state == state for job in jobs) for state in ("complete", "running", "failed")}
+    parts = [f"{count['complete']} of {len(jobs)} complete"]
+    parts += [f"{count[state]} {state}" for state in ("running", "failed") if count[state]]
+    if seconds := time_left(jobs, slots, time.monotonic()):
+        parts.append(f"about {clock(seconds)} left")
+    return ", ".join(parts)
 
 
 def time_left(jobs: Sequence[Job], slots: int, now: float) -> int | None:

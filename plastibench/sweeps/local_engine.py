@@ -10,9 +10,8 @@ from pathlib import Path
 
 from plastibench.results.run_folder import run_folder
 from plastibench.sweeps.capacity import gpu_count
-from plastibench.sweeps.jobs import Job, startable
+from plastibench.sweeps.jobs import Job, resume_words, startable
 from plastibench.sweeps.run_process import RunProcess
-from plastibench.utils import provenance
 from plastibench.utils.machine import cores
 from plastibench.utils.runtime import GPU_SHARE
 
@@ -38,8 +37,7 @@ class LocalEngine:
             threads: CPU threads per process; 0: one for a small network, cores / slots for a large one.
         """
         self.slots, self.runs_dir = slots, runs_dir
-        self._options = ["--runs-dir", str(runs_dir), "--data-dir", str(data_dir), "--threads", str(threads)]
-        self._options += [word for plugin in plugins for word in ("--plugin", plugin)]
+        self._data_dir, self._plugins, self._threads = data_dir, plugins, threads
 
     def run(self, jobs: Sequence[Job], *, stop: Sequence[int], on_poll: Callable[[], None]) -> None:
         """Run all waiting jobs; see :class:`plastibench.sweeps.engine.Engine`."""
@@ -56,8 +54,8 @@ class LocalEngine:
                 for job in startable(jobs, self.runs_dir)[: self.slots - len(running)]:
                     gpu, variables = _assign_gpu(job, [process.gpu for process in running], self.slots)
                     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // self.slots)))
-                    folder = run_folder(job.spec, self.runs_dir).name
-                    words = ["resume", folder, "--for-command", provenance.command(), *self._options]
+                    folder = run_folder(job.spec, self.runs_dir)
+                    words = resume_words(folder, self._data_dir, self._plugins, self._threads)
                     running.append(RunProcess(job, words, {"OMP_NUM_THREADS": threads, **variables}, gpu))
                 on_poll()
                 wait([process.sentinel for process in running], _POLL_SECONDS)

@@ -21,7 +21,7 @@ from plastibench.leaderboard import label
 from plastibench.leaderboard.naming import details, details_of, states
 from plastibench.results.files import read_result_if_complete, run_folders, schedule
 from plastibench.results.tags import read_tags
-from plastibench.sweeps.jobs import FAILURE_FILE
+from plastibench.training.failure import FAILURE_FILE, failure_line
 from plastibench.utils.folder_lock import is_locked
 
 State = Literal["running", "interrupted", "failed", "waiting", "complete", "damaged"]
@@ -105,10 +105,7 @@ def read_run(folder: Path) -> RunFolder:
     tables = _tables(folder)
     names = {part: str(tables.get(part, {}).get("name", "?")) for part in PARTS}
     state = _state(folder)
-    reason = ""
-    if state == "failed":
-        text = (folder / FAILURE_FILE).read_text(encoding="utf-8", errors="replace").strip()
-        reason = text.rpartition("\n")[2].removeprefix("plastibench: ")
+    reason = failure_line(folder) if state == "failed" else ""
     progress, position = (None, "") if state in ("waiting", "damaged") else _progress(folder, tables)
     settings, labels = tables.get("run", {}), _labels(tables, names)
     code = {part: str(text) for part, text in tables.get("code", {}).items()}
@@ -231,6 +228,11 @@ def _labels(tables: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -
 
 def _text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def recorded_progress(folder: Path) -> tuple[float | None, str]:
+    """Fraction of a run that is recorded, and its position such as ``task 3/10``; None and empty if unknown."""
+    return _progress(folder, _tables(folder))
 
 
 def _progress(folder: Path, tables: Mapping[str, Mapping[str, Any]]) -> tuple[float | None, str]:

@@ -74,15 +74,12 @@ class RunProcess:
         return int(self._process.sentinel)
 
     def _read(self, reader: Connection) -> None:
-        first: float | None = None  # a resumed run does not start at 0
         # Libraries may write to stderr in another encoding.
         with open(os.dup(reader.fileno()), encoding="utf-8", errors="replace", newline="\n") as stream:
             reader.close()
             for line in stream:
                 if progress := parse_pipe_line(line):
-                    fraction, self.job.message = progress[0], progress[1].strip()
-                    first = fraction if first is None else first
-                    self.job.progress = (fraction - first) / (1 - first) if first < 1 else 0.0
+                    self.job.report(progress[0], progress[1].strip())
                     continue
                 self.job.message = line.strip() or self.job.message
                 self._lines = [*self._lines[-_LINES_KEPT:], line.rstrip()]

@@ -24,3 +24,12 @@ def record_failure(folder: Path, error: BaseException, line: str) -> None:
     details = "".join(traceback.format_exception(cause)) if cause is not None else ""
     with contextlib.suppress(OSError, RunError):
         atomic_io.write_text(folder / FAILURE_FILE, f"{details}{line}\n")
+
+
+def failure_line(folder: Path) -> str:
+    """The last line of the file in a run's folder, which says why the run failed; empty if there is no such file."""
+    try:
+        text = (folder / FAILURE_FILE).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return text.strip().rpartition("\n")[2].removeprefix("plastibench: ")

@@ -1,8 +1,16 @@
-"""Lock a run folder, so that only one process writes to it."""
+"""Lock a run folder, so that only one process writes to it.
+
+The lock is ``flock``, which the kernel releases when the process ends, however it ends. It works between machines on
+NFS (unless mounted with ``nolock`` or ``local_lock``), Lustre (mounted with ``flock``), CephFS and GPFS. A file system
+without locks is refused.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +22,8 @@ LOCK = ".lock"  # of a folder that processes write one after the other
 IN_USE = "is being run by another process"
 _ATTEMPTS = 5  # attempts to lock a folder: is_locked() holds the lock for an instant
 _PAUSE = 0.02  # seconds between attempts
+_LOCAL_LOCKS = {"nolock", "localflock", "local_lock=all", "local_lock=flock"}  # mount options of NFS and Lustre
+_HELD = (errno.EAGAIN, errno.EACCES)  # NFS may report either if another process holds the lock
 
 
 @contextlib.contextmanager
@@ -25,12 +35,17 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / "lock", "w")  # noqa: SIM115 - closed below, and open inside the whole block
+        file = open(folder / "lock", "a+")  # noqa: SIM115 - closed below, and open inside the whole block
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot use {folder}: {reason}; choose another folder with --runs-dir") from error
     with file:
         _lock(file, folder)
+        with contextlib.suppress(OSError):  # information for users; a full disk must not prevent the run
+            file.truncate(0)
+            file.write(f"{socket.gethostname()} {os.getpid()}\n")
+            file.flush()
+            os.fsync(file.fileno())  # NFS would keep it on this machine until the file is closed
         yield
 
 
@@ -46,10 +61,37 @@ def remove_if_unused(folder: Path) -> None:
 def is_locked(folder: Path) -> bool:
     """Whether another process holds the lock of a folder."""
     try:
-        with open(folder / "lock") as file:
+        path = folder / "lock"
+        with open(path, "r+" if os.access(path, os.W_OK) else "r") as file:  # NFS locks only files open for writing
             return not _try_lock(file)
-    except OSError:  # no such file or folder
+    except (OSError, UserError):  # no such file or folder, or no locks
         return False
+
+
+def lock_holder(folder: Path) -> str:
+    """Host and process id of the last process that locked a folder, such as ``node7 4242``; empty if unknown."""
+    try:
+        return (folder / "lock").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def lock_warning(folder: Path) -> str:
+    """Why locks in a folder do not exclude processes on other machines; empty if no reason is known.
+
+    The reason is an option with which the folder's file system is mounted (Linux).
+    """
+    try:
+        lines = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return ""
+    mounts = [(Path(line.split()[1].replace("\\040", " ")), line.split()[3].split(",")) for line in lines]
+    above = [mount for mount in mounts if folder.absolute().is_relative_to(mount[0])]
+    point, options = max(above, key=lambda mount: len(mount[0].parts), default=(Path(), []))
+    found = sorted(_LOCAL_LOCKS.intersection(options))
+    if not found:
+        return ""
+    return f"{point} is mounted with {found[0]}, so locks do not exclude runs on other machines"
 
 
 @contextlib.contextmanager
@@ -79,17 +121,27 @@ def _lock(file: IO[str], folder: Path) -> None:
             return
         if attempt + 1 < _ATTEMPTS:
             time.sleep(_PAUSE)
-    raise UserError(f"{folder.name} {IN_USE}; wait for it or choose another --runs-dir")
+    holder = f" ({lock_holder(folder)})" if lock_holder(folder) else ""
+    raise UserError(f"{folder.name} {IN_USE}{holder}; wait for it or choose another --runs-dir")
 
 
 def _try_lock(file: IO[str]) -> bool:
-    """Lock an open file until it is closed; False if another process holds the lock."""
+    """Lock an open file until it is closed; False if another process holds the lock.
+
+    Raises:
+        UserError: The file system has no locks.
+    """
     try:
         import fcntl
     except ImportError:  # Windows has no such lock
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+    except OSError as error:
+        if error.errno in _HELD:
+            return False
+        raise UserError(
+            f"cannot lock {file.name}: {error.strerror}; its file system has no locks, so choose a folder on another "
+            "one with --runs-dir"
+        ) from error
     return True
