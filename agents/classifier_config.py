@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from plastibench.agents.classifier_options import ClassifierOptions
 from plastibench.config.errors import UserError
@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClassifierConfig(ClassifierOptions):
-    """Base of all classifiers' configs; a subclass defines the network in ``module``."""
+    """Base of all classifiers' configs; a subclass defines the network in ``module``.
+
+    Attributes:
+        stackable: Whether networks of several runs can be updated together; see :mod:`plastibench.nn.stack`.
+    """
+
+    stackable: ClassVar[bool] = False
 
     def build(self, env: Any, seed: int, device: torch.device) -> Any:
         """Create the :class:`~plastibench.agents.classifier.Classifier` for a task stream.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from plastibench.agents.classifier_config import ClassifierConfig
 from plastibench.config.options import option
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class MLP(ClassifierConfig):
     """Linear and ReLU layers on the flattened image, trained without weight decay at a constant learning rate."""
 
+    stackable: ClassVar[bool] = True
     weight_decay: float = option(0.0, "decoupled weight decay", low=0)
     batch_size: int = option(64, "samples per update", low=1, high=1_000_000)
     warmup: float = option(0.0, "fraction of a task's updates used for linear learning-rate warm-up", low=0, high=1)

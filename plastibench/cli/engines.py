@@ -47,6 +47,13 @@ def add_engine(parser: CommandParser) -> None:
         "job arrays (extra slurm)",
     )
     group.add_argument(
+        "--stack",
+        choices=("auto", "off"),
+        default="auto",
+        help="local: whether to update small networks (mlp) of several runs together, which gives the same results in "
+        "less time (default: auto, for at least four runs per process)",
+    )
+    group.add_argument(
         "--fail-fast", action="store_true", help="stop all runs when one fails (default: the other runs continue)"
     )
     group.add_argument("--cpus", type=positive, metavar="N", help="ray, slurm: CPU cores per run (default: 1)")
@@ -129,7 +136,8 @@ def make_engine(args: argparse.Namespace, slots: Callable[[], int]) -> Engine:
     if args.engine == "local":
         from plastibench.sweeps.local_engine import LocalEngine
 
-        return LocalEngine(slots(), args.runs_dir, args.data_dir, args.plugin, args.threads)
+        stack = args.stack == "auto"
+        return LocalEngine(slots(), args.runs_dir, args.data_dir, args.plugin, args.threads, stack=stack)
     _warn_about_locks(args)
     if args.engine == "slurm":
         return make_slurm_engine(args)

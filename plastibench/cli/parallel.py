@@ -92,6 +92,13 @@ def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, engine: 
         warn_if_data_changed(job.spec, result, args.data_dir)
     note_reused([result for _, result in reused], len(jobs))
     found = [result for _, result in done]
+    new = [result for job, result in done if job.seconds is not None]
+    if not args.quiet and (stacked := sum(result.origin.stacked > 1 for result in new)):
+        print(
+            f"plastibench: {stacked} of {len(new)} runs were updated together, with the same results as alone; "
+            "--stack off runs each in its own process",
+            file=sys.stderr,
+        )
     for job in jobs:
         if job.state == "failed":
             file = run_folder(job.spec, args.runs_dir).name + f"/{FAILURE_FILE}"
@@ -124,6 +131,15 @@ def run_and_compare(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
         if not getattr(args, "no_plot", True) and (path := draw_default_plot(found, args.runs_dir)):
             print(f"plot: {path}")
     return status
+
+
+def shares_processes(specs: Sequence[RunSpec], args: argparse.Namespace) -> bool:
+    """Whether the local engine would run several of the incomplete runs in one process."""
+    from plastibench.sweeps.jobs import Job
+    from plastibench.sweeps.stacking import next_group
+
+    left = [Job(spec) for spec in _incomplete(specs, args)]
+    return args.stack == "auto" and bool(left) and len(next_group(left, 1)) > 1
 
 
 def dry_run(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:

@@ -13,14 +13,15 @@ from plastibench.cli.reused import note_reused
 from plastibench.cli.run_names import find_run
 from plastibench.cli.specs import resolve_devices
 from plastibench.config.errors import UserError
+from plastibench.config.spec import RunSpec
 from plastibench.utils.stop_signals import stop_with_parent
 from plastibench.utils.tables import terminal_width
 
 
 def configure(parser: CommandParser) -> None:
     """Add the arguments."""
-    parser.usage = "plastibench resume ID [options]"
-    parser.add_argument("id", metavar="ID", help="name of the run's folder in --runs-dir")
+    parser.usage = "plastibench resume ID [ID …] [options]"
+    parser.add_argument("ids", metavar="ID", nargs="+", help="name of a run's folder in --runs-dir")
     # Set by sweeps: the command line to record in the result. The sweep then updates the leaderboard itself.
     parser.add_argument("--for-command", default="", help=argparse.SUPPRESS)
     # Set by engines: the process that started this one; the run stops when that process ends.
@@ -30,38 +31,56 @@ def configure(parser: CommandParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Continue a run from its last checkpoint, or start it if there is none."""
+    """Continue runs from their last checkpoints, or start those that have none."""
     if args.stop_with_parent:
         stop_with_parent(args.stop_with_parent)
     import_plugins(args.plugin)
-    args.id = find_run(args.id, args.runs_dir)
-    path = args.runs_dir / args.id / "spec.toml"
+    specs = [_read(find_run(name, args.runs_dir), args) for name in args.ids]
     from plastibench import leaderboard
-    from plastibench.results.run_folder import read_spec
+    from plastibench.results.result import Result
+    from plastibench.training.run_together import run_together
     from plastibench.training.runner import Interrupted, run
 
-    (spec,) = resolve_devices([read_spec(path)])
-    if args.id not in (spec.id, *spec.legacy_ids()):
-        parent = " and pass its parent as --runs-dir" if "/" in args.id else ""
-        raise UserError(
-            f"{path} belongs to run {spec.id}: the folder was renamed, or the run options have changed since it was "
-            f"created; rename the folder to that id{parent}, or start a new run with plastibench run --spec {path}"
-        )
-
-    try:
-        result = run(
-            spec,
-            runs_dir=args.runs_dir,
-            data_dir=args.data_dir,
-            quiet=args.quiet,
-            threads=args.threads,
-            command=args.for_command,
-        )
-    except Interrupted as stopped:
-        print(f"plastibench: {stopped}; run the same command to continue", file=sys.stderr)
-        return 130
-    print(f"\n{leaderboard.comparison([result], terminal_width(args.wide))}\n")
+    options = {"runs_dir": args.runs_dir, "data_dir": args.data_dir, "quiet": args.quiet, "threads": args.threads}
+    options["command"] = args.for_command
+    if len(specs) == 1:
+        try:
+            found: list[Result] = [run(specs[0], **options)]
+        except Interrupted as stopped:
+            print(f"plastibench: {stopped}; run the same command to continue", file=sys.stderr)
+            return 130
+        status = 0
+    else:
+        outcomes = run_together(specs, **options)
+        found = [outcome for outcome in outcomes if isinstance(outcome, Result)]
+        errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        for error in errors:
+            print(f"plastibench: {error}", file=sys.stderr)
+        if any(isinstance(error, Interrupted) for error in errors):
+            return 130
+        status = 0 if not errors else 2 if all(isinstance(error, UserError) for error in errors) else 1
+    if found:
+        print(f"\n{leaderboard.comparison(found, terminal_width(args.wide))}\n")
     if not args.for_command:
-        note_reused([result] if result.reused else [], 1, "to rerun it, delete its folder")
+        note_reused([each for each in found if each.reused], len(specs), "to rerun it, delete its folder")
         update_board(args.runs_dir)
-    return 0
+    return status
+
+
+def _read(name: str, args: argparse.Namespace) -> RunSpec:
+    """Read the spec in a run's folder.
+
+    Raises:
+        UserError: The file is damaged, or belongs to another folder.
+    """
+    from plastibench.results.run_folder import read_spec
+
+    path = args.runs_dir / name / "spec.toml"
+    (spec,) = resolve_devices([read_spec(path)])
+    if name in (spec.id, *spec.legacy_ids()):
+        return spec
+    parent = " and pass its parent as --runs-dir" if "/" in name else ""
+    raise UserError(
+        f"{path} belongs to run {spec.id}: the folder was renamed, or the run options have changed since it was "
+        f"created; rename the folder to that id{parent}, or start a new run with plastibench run --spec {path}"
+    )

@@ -11,7 +11,7 @@ from plastibench.cli.arguments import DEFAULT_RUNS_DIR, add_execution, add_paths
 from plastibench.cli.board_update import BOARD_ADDRESS, update_board
 from plastibench.cli.component_options import REGISTRIES, Tables, option_help, read_option_flags
 from plastibench.cli.engines import add_engine, check_engine, make_engine, resolve_devices_for, submit
-from plastibench.cli.parallel import dry_run, run_in_parallel, slots_for, start_importing
+from plastibench.cli.parallel import dry_run, run_in_parallel, shares_processes, slots_for, start_importing
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plots_folder import draw_default_plot
 from plastibench.cli.plugins import import_plugins
@@ -86,7 +86,7 @@ def execute(args: argparse.Namespace) -> int:
     if args.submit_only:
         return submit(args, specs)
     slots = slots_for(specs, args) if args.engine == "local" and len(specs) > 1 else 1
-    if slots == 1 and args.engine == "local":
+    if slots == 1 and args.engine == "local" and not shares_processes(specs, args):
         return _run_one_by_one(specs, args)
     status, found = run_in_parallel(specs, args, make_engine(args, lambda: slots))
     if found:

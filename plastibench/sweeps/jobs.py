@@ -16,6 +16,7 @@ from plastibench.config.spec import RunSpec
 from plastibench.results.files import read_result_if_complete
 from plastibench.results.run_folder import clear, find_result, run_folder
 from plastibench.training.failure import FAILURE_FILE as FAILURE_FILE
+from plastibench.training.failure import failure_line
 from plastibench.utils import atomic_io, digests, provenance
 from plastibench.utils.folder_lock import IN_USE, is_locked, lock_folder
 
@@ -35,6 +36,7 @@ class Job:
         started: Start time by the monotonic clock, if this engine has started it.
         seconds: Duration, if this engine has completed it.
         is_invalid: Whether it failed because its input was wrong.
+        alone: Whether it must not share a process with other jobs, because such a process has crashed.
     """
 
     spec: RunSpec
@@ -45,6 +47,7 @@ class Job:
     started: float = 0.0
     seconds: float | None = None
     is_invalid: bool = False
+    alone: bool = False
     _first: float | None = None
 
     def report(self, fraction: float, message: str) -> None:
@@ -92,17 +95,17 @@ def prepare(specs: Sequence[RunSpec], runs_dir: Path, force: bool = False) -> li
     return jobs
 
 
-def resume_words(folder: Path, data_dir: Path, plugins: Sequence[str], threads: int) -> list[str]:
-    """The arguments of ``plastibench`` that run the spec in a folder.
+def resume_words(folders: Sequence[Path], data_dir: Path, plugins: Sequence[str], threads: int) -> list[str]:
+    """The arguments of ``plastibench`` that run the specs in some folders.
 
     Args:
-        folder: Folder of the run.
+        folders: Folders of the runs, with the same parent.
         data_dir: Folder of datasets.
         plugins: Modules and files to import first.
         threads: CPU threads; 0: the run's default.
     """
-    words = ["resume", folder.name, "--for-command", provenance.command()]
-    words += ["--runs-dir", str(folder.parent), "--data-dir", str(data_dir), "--threads", str(threads)]
+    words = ["resume", *(folder.name for folder in folders), "--for-command", provenance.command()]
+    words += ["--runs-dir", str(folders[0].parent), "--data-dir", str(data_dir), "--threads", str(threads)]
     return words + [word for plugin in plugins for word in ("--plugin", plugin)]
 
 
@@ -156,6 +159,29 @@ def end(job: Job, folder: Path, status: int, lines: Sequence[str], stopped: bool
         return
     with contextlib.suppress(OSError):
         file.unlink(missing_ok=True)
+
+
+def end_together(jobs: Sequence[Job], folders: Sequence[Path], status: int, stopped: bool) -> None:
+    """Set the states of jobs whose common process has ended, from the files in their folders.
+
+    If the process has crashed, each of its unfinished jobs runs again in its own process.
+
+    Args:
+        jobs: The jobs.
+        folders: The folders of their runs.
+        status: Exit status, or minus the signal.
+        stopped: Whether the process was asked to stop.
+    """
+    for job, folder in zip(jobs, folders, strict=True):
+        state = stored_state(folder)
+        if state == "complete":
+            job.state, job.seconds = "complete", time.monotonic() - job.started
+        elif state == "failed":
+            job.state, job.is_invalid, job.message = "failed", status == 2, failure_line(folder)
+        elif stopped or status == 130:
+            job.state = "stopped"
+        else:
+            job.state, job.alone, job.message = "waiting", True, ""
 
 
 def stored_state(folder: Path) -> str:

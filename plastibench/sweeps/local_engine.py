@@ -12,6 +12,7 @@ from plastibench.results.run_folder import run_folder
 from plastibench.sweeps.capacity import gpu_count
 from plastibench.sweeps.jobs import Job, resume_words, startable
 from plastibench.sweeps.run_process import RunProcess
+from plastibench.sweeps.stacking import next_group
 from plastibench.utils.machine import cores
 from plastibench.utils.runtime import GPU_SHARE
 
@@ -25,7 +26,14 @@ class LocalEngine:
     """
 
     def __init__(
-        self, slots: int, runs_dir: Path, data_dir: Path, plugins: Sequence[str] = (), threads: int = 0
+        self,
+        slots: int,
+        runs_dir: Path,
+        data_dir: Path,
+        plugins: Sequence[str] = (),
+        threads: int = 0,
+        *,
+        stack: bool = False,
     ) -> None:
         """Set up the engine.
 
@@ -35,9 +43,11 @@ class LocalEngine:
             data_dir: Folder of datasets.
             plugins: Modules and files that every process imports first.
             threads: CPU threads per process; 0: one for a small network, cores / slots for a large one.
+            stack: Run small networks of one kind together in each process; they end with the same results.
         """
         self.slots, self.runs_dir = slots, runs_dir
         self._data_dir, self._plugins, self._threads = data_dir, plugins, threads
+        self._stack = stack
 
     def run(self, jobs: Sequence[Job], *, stop: Sequence[int], on_poll: Callable[[], None]) -> None:
         """Run all waiting jobs; see :class:`plastibench.sweeps.engine.Engine`."""
@@ -51,17 +61,22 @@ class LocalEngine:
                             job.state = "stopped"
                     for process in running:
                         process.ask_to_stop()
-                for job in startable(jobs, self.runs_dir)[: self.slots - len(running)]:
-                    gpu, variables = _assign_gpu(job, [process.gpu for process in running], self.slots)
-                    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // self.slots)))
-                    folder = run_folder(job.spec, self.runs_dir)
-                    words = resume_words(folder, self._data_dir, self._plugins, self._threads)
-                    running.append(RunProcess(job, words, {"OMP_NUM_THREADS": threads, **variables}, gpu))
+                while len(running) < self.slots and (ready := startable(jobs, self.runs_dir)):
+                    running.append(self._start(ready, running))
                 on_poll()
                 wait([process.sentinel for process in running], _POLL_SECONDS)
         finally:
             for process in running:
                 process.ask_to_stop()
+
+    def _start(self, ready: Sequence[Job], running: Sequence[RunProcess]) -> RunProcess:
+        """Start the first of the jobs that are ready, and those that can be stacked with it."""
+        group = next_group(ready, self.slots - len(running)) if self._stack else [ready[0]]
+        gpu, variables = _assign_gpu(group[0], [process.gpu for process in running], self.slots)
+        threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // self.slots)))
+        folders = [run_folder(job.spec, self.runs_dir) for job in group]
+        words = resume_words(folders, self._data_dir, self._plugins, self._threads)
+        return RunProcess(group, words, {"OMP_NUM_THREADS": threads, **variables}, gpu)
 
 
 def _assign_gpu(job: Job, busy: Sequence[int | None], slots: int) -> tuple[int | None, dict[str, str]]:

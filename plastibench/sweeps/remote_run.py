@@ -112,7 +112,7 @@ def make_run(
     """
     paths = [str(Path(plugin).absolute()) if Path(plugin).is_file() else plugin for plugin in plugins]
     folder = run_folder(job.spec, runs_dir.absolute())
-    words = resume_words(folder, data_dir.absolute(), paths, threads)
+    words = resume_words([folder], data_dir.absolute(), paths, threads)
     variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cpus))}  # Ray and Slurm set it themselves
     return kind(folder, words, variables, Path.cwd())
 

@@ -1,4 +1,4 @@
-"""The process of one run, forked from a server that has imported PyTorch and plastibench already.
+"""The process of a run, or of several small runs, forked from a server that has imported PyTorch and plastibench.
 
 Most of the time of a short run is spent on imports. The server (``forkserver`` of the standard library) imports
 everything once and then forks a process per run in milliseconds. Each run still has its own process: a crash, exhausted
@@ -22,7 +22,7 @@ from typing import Any
 
 from plastibench.config.errors import RunError
 from plastibench.results.run_folder import run_folder
-from plastibench.sweeps.jobs import Job, end
+from plastibench.sweeps.jobs import Job, end, end_together
 from plastibench.utils.progress import PIPE, parse_pipe_line
 
 _PIPE_SECONDS = 5.0  # how long to read the output of a process that has ended; its children may keep the pipe open
@@ -47,22 +47,26 @@ def start_server() -> None:
 
 
 class RunProcess:
-    """The process of one running job."""
+    """The process of a running job, or of several that are stacked."""
 
-    def __init__(self, job: Job, words: Sequence[str], variables: Mapping[str, str], gpu: int | None) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], words: Sequence[str], variables: Mapping[str, str], gpu: int | None
+    ) -> None:
         """Start the process.
 
         Args:
-            job: The job; its state becomes ``running``.
-            words: Arguments of ``plastibench`` that run it.
+            jobs: The jobs; their states become ``running``.
+            words: Arguments of ``plastibench`` that run them.
             variables: Environment variables besides those of this process.
             gpu: The GPU that the variables assign; only stored for the caller.
         """
-        self.job, self.gpu = job, gpu
+        self.gpu = gpu
+        self._jobs = {job.spec.id: job for job in jobs}
         self._asked_to_stop = False
         self._lines: list[str] = []
         reader, writer = multiprocessing.Pipe(duplex=False)
-        job.state, job.started = "running", time.monotonic()
+        for job in jobs:
+            job.state, job.started = "running", time.monotonic()
         self._process = _start(words, {**os.environ, **variables, PIPE: "1"}, writer)
         writer.close()  # so that reading ends when the process does
         self._reader = threading.Thread(target=self._read, args=(reader,), daemon=True)
@@ -79,9 +83,11 @@ class RunProcess:
             reader.close()
             for line in stream:
                 if progress := parse_pipe_line(line):
-                    self.job.report(progress[0], progress[1].strip())
+                    if (job := self._jobs.get(progress.run)) is not None:
+                        job.report(progress.fraction, progress.text)
                     continue
-                self.job.message = line.strip() or self.job.message
+                for job in self._jobs.values() if len(self._jobs) == 1 else ():
+                    job.message = line.strip() or job.message
                 self._lines = [*self._lines[-_LINES_KEPT:], line.rstrip()]
 
     def ask_to_stop(self) -> None:
@@ -91,20 +97,26 @@ class RunProcess:
             self._asked_to_stop = True
 
     def poll(self, runs_dir: Path) -> bool:
-        """Whether the process has ended; if so, its job has its final state."""
+        """Whether the process has ended; if so, its jobs have their final states, or wait for another process."""
         status = self._process.exitcode
         if status is None:
             return False
         if status == _SERVER_LOST:
             self._end_orphan()
         self._reader.join(_PIPE_SECONDS)
-        end(self.job, run_folder(self.job.spec, runs_dir), status, self._lines, self._asked_to_stop)
+        jobs = [*self._jobs.values()]
+        folders = [run_folder(job.spec, runs_dir) for job in jobs]
+        if len(jobs) == 1:
+            end(jobs[0], folders[0], status, self._lines, self._asked_to_stop)
+        else:
+            end_together(jobs, folders, status, self._asked_to_stop)
         return True
 
     def _end_orphan(self) -> None:
         """Ask a process whose server has died to checkpoint and exit; its exit status cannot be known."""
         self._lines.append("the process that starts the runs was killed; run the same command to continue")
-        self.job.message = self._lines[-1]
+        for job in self._jobs.values():
+            job.message = self._lines[-1]
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._process.pid, signal.SIGTERM)
 

@@ -228,7 +228,7 @@ class OpenRun:
         self.env_version = getattr(self.trainer.env_config, "version", 1)
         self.recorder = Recorder(folder, spec, covered, self.trainer.axis, self.env_version, self.trainer.data)
         name = f"{spec.intervention[0]} seed {spec.run.seed}"
-        self.progress = Progress(name, self.trainer.length, quiet, self.trainer.unit, runs_after)
+        self.progress = Progress(name, self.trainer.length, quiet, self.trainer.unit, runs_after, spec.id)
         self.trainer.log = _RunLog(self.recorder, self.progress)
         self.clock = self.saved = time.monotonic()
         self.saving = 0.0  # seconds that the latest checkpoint took

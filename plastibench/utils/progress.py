@@ -6,6 +6,7 @@ import html
 import os
 import sys
 import time
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.live import Live
@@ -19,7 +20,15 @@ _PLAIN_INTERVAL = 30.0  # seconds between lines if stderr is not a terminal; the
 class Progress:
     """Shows position, latest result, rate and remaining time of one run on stderr."""
 
-    def __init__(self, name: str, length: int, quiet: bool = False, unit: str = "samples", runs_after: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        length: int,
+        quiet: bool = False,
+        unit: str = "samples",
+        runs_after: int = 0,
+        run: str = "",
+    ) -> None:
         """Start the display.
 
         Args:
@@ -29,12 +38,13 @@ class Progress:
             unit: Unit of the rate.
             runs_after: Number of runs that follow. They are expected to take as long as this one, and the remaining
                 time includes them.
+            run: Id of the run, for the process that reads the lines.
         """
         self._name, self._length, self._quiet, self._unit = name, length, quiet, unit
         self._runs_after = runs_after
         self._start = self._last = time.monotonic()
         self._first: tuple[float, int] | None = None  # time and progress at the first call of show()
-        self._live = None if quiet else _live_line()
+        self._live = None if quiet else _live_line(run)
 
     def show(self, done: int, count: int, position: str, value: str, *, milestone: bool = False) -> None:
         """Update the display.
@@ -90,22 +100,30 @@ class _TerminalLine:
 class _PipeLine:
     """Progress lines for the process at the other end of a pipe; see :func:`parse_pipe_line`."""
 
-    def __init__(self) -> None:
-        self._last = 0.0
+    def __init__(self, run: str) -> None:
+        self._run, self._last = run, 0.0
 
     def update(self, line: str, fraction: float) -> None:
         if time.monotonic() - self._last > _PIPE_INTERVAL:
             self._last = time.monotonic()
-            print(f"\r{fraction:.6f}\t{line}", file=sys.stderr, flush=True)
+            print(f"\r{fraction:.6f}\t{self._run}\t{line}", file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         """Leave the pipe open for errors."""
 
 
-def parse_pipe_line(line: str) -> tuple[float, str] | None:
-    """The fraction of the run that is done and the text to show; None for a line that is not about progress."""
-    fraction, tab, text = line.removeprefix("\r").partition("\t")
-    return (float(fraction), text) if line.startswith("\r") and tab else None
+class PipeLine(NamedTuple):
+    """A line about the progress of a run: the fraction that is done, the id of the run, and the text to show."""
+
+    fraction: float
+    run: str
+    text: str
+
+
+def parse_pipe_line(line: str) -> PipeLine | None:
+    """Parse a line from such a pipe; None if it is not about progress."""
+    parts = line.removeprefix("\r").split("\t", 2)
+    return PipeLine(float(parts[0]), parts[1], parts[2].strip()) if line.startswith("\r") and len(parts) == 3 else None
 
 
 class _NotebookLine:
@@ -125,10 +143,10 @@ class _NotebookLine:
         """Leave the last line in the notebook."""
 
 
-def _live_line() -> _TerminalLine | _NotebookLine | _PipeLine | None:
+def _live_line(run: str) -> _TerminalLine | _NotebookLine | _PipeLine | None:
     """What can be updated in place here; None if output is only appended."""
     if os.environ.get(PIPE):
-        return _PipeLine()
+        return _PipeLine(run)
     console = Console(stderr=True)
     if console.is_jupyter:
         return _NotebookLine()

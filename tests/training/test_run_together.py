@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from plastibench.agents import classifier_stack
-from plastibench.config.errors import RunError
+from plastibench.config.errors import RunError, UserError
 from plastibench.config.registry import interventions
 from plastibench.config.spec import RunSpec
 from plastibench.interventions.l2 import L2
@@ -136,7 +136,7 @@ def test_an_error_inside_an_update(small: Make, tmp_path: Path, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(L2, "penalty", broken)
         outcomes = together(specs, tmp_path / "together")
-    assert isinstance(outcomes[1], RunError) and "lost" in str(outcomes[1])
+    assert isinstance(outcomes[1], RunError | UserError) and "lost" in str(outcomes[1])
     assert (tmp_path / "together" / specs[1].id / "failure.txt").exists()
     assert all(isinstance(outcomes[number], Result) for number in (0, 2))
     assert_as_alone([specs[0], specs[2]], tmp_path / "together", tmp_path)

@@ -52,13 +52,14 @@ def test_progress_is_not_cut_in_a_narrow_terminal() -> None:
 
 def test_progress_through_a_pipe_arrives(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv(PIPE, "1")
-    progress = Progress("x", 100)
+    progress = Progress("x", 100, run="cl-digits_x")
     for done in range(0, 100, 25):
         progress.show(done, done, "task 1/1", "accuracy 50 %")
     progress.close()
     print("an error")
     lines = capsys.readouterr().err.split("\n")
     assert len(lines) == 2, "lines must be few"
-    fraction, text = parse_pipe_line(lines[0] + "\n") or (None, "")
-    assert fraction == 0.0 and "task 1/1  accuracy 50 %" in text
+    parsed = parse_pipe_line(lines[0] + "\n")
+    assert parsed is not None and parsed.fraction == 0.0 and parsed.run == "cl-digits_x"
+    assert "task 1/1  accuracy 50 %" in parsed.text
     assert parse_pipe_line("an error\n") is None and parse_pipe_line("") is None

@@ -1,0 +1,92 @@
+"""The local engine runs small networks of one kind together, and each alone after a crash."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plastibench.config.spec import RunSpec
+from plastibench.sweeps.jobs import Job
+from plastibench.sweeps.local_engine import LocalEngine
+from plastibench.sweeps.stacking import next_group, stack_key
+from plastibench.training.failure import FAILURE_FILE
+from tests.support.runs import assert_same_run, go
+
+CRASHING = """
+import os, signal
+from dataclasses import dataclass
+import plastibench as pb
+
+@pb.register_intervention("crash", "kills its process")
+@dataclass
+class Crash(pb.Intervention):
+    def after_update(self, network):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def jobs(count: int, agent: str = "mlp", env: str = "relabel-digits", **options: Any) -> list[Job]:
+    return [Job(RunSpec.make(env, agent, seed=seed, device="cpu", **options)) for seed in range(count)]
+
+
+def test_groups_share_the_free_processes() -> None:
+    waiting = jobs(12)
+    first = next_group(waiting, 2)
+    assert first == waiting[:6] and next_group(waiting[6:], 1) == waiting[6:]
+    assert len(next_group(jobs(100), 1)) == 32
+    assert len(next_group(jobs(7), 2)) == 4 and len(next_group(jobs(3), 1)) == 1
+    assert len(next_group(jobs(12), 6)) == 1, "a stack of two is not worth it"
+
+
+def test_only_runs_of_one_kind_share_a_process() -> None:
+    mixed = [*jobs(4), *jobs(4, env="permuted-digits"), *jobs(4, agent="vit-nano")]
+    assert next_group(mixed, 1) == mixed[:4]
+    assert next_group(mixed[4:], 1) == mixed[4:8]
+    assert next_group(mixed[8:], 1) == mixed[8:9]
+    mixed[1].alone = True
+    assert next_group(mixed[1:], 1) == mixed[1:2] and mixed[1] not in next_group([mixed[0], *jobs(4)], 1)
+
+
+@pytest.mark.parametrize("options", [{"compile": "default"}, {"precision": "bfloat16"}])
+def test_other_ways_to_compute_are_not_mixed(options: dict[str, Any]) -> None:
+    other = stack_key(RunSpec.make("relabel-digits", "mlp", device="cpu", agent_options=options))
+    assert other is None or other != stack_key(jobs(1)[0].spec)
+    assert stack_key(RunSpec.make("relabel-digits", "mlp", device="cuda")) is None
+
+
+def test_command_stacks_by_itself(say: Callable[..., Any], tmp_path: Path) -> None:
+    words = (
+        "run relabel-digits --agent mlp --agent.width 8 --env.tasks 3 --env.epochs 2 --env.train-size 40 --seed 0..3"
+    )
+    words += " --device cpu --jobs 1 --no-plot"
+    said = say(*words.split(), "--runs-dir", tmp_path / "stacked")
+    assert said.status == 0 and "4 of 4 runs were updated together" in said.err and "none" in said.out
+    for result in (tmp_path / "stacked").glob("*/result.json"):
+        assert json.loads(result.read_text())["origin"]["stacked"] == 4
+    said = say(*words.split(), "--stack", "off", "--runs-dir", tmp_path / "single")
+    assert said.status == 0 and "together" not in said.err
+    for folder in (tmp_path / "single").glob("relabel*"):
+        assert_same_run(folder, tmp_path / "stacked" / folder.name)
+
+
+def test_a_crash_ends_only_the_run_that_caused_it(tiny: Callable[..., RunSpec], tmp_path: Path) -> None:
+    plugin = tmp_path / "crashing.py"
+    plugin.write_text(CRASHING)
+    from plastibench.cli.plugins import import_plugins
+
+    import_plugins([str(plugin)])
+    specs = [tiny(env="relabel-digits", agent="mlp", seed=seed) for seed in range(3)]
+    specs.insert(1, tiny("crash", env="relabel-digits", agent="mlp"))
+    from plastibench.sweeps.jobs import prepare
+
+    made = prepare(specs, tmp_path / "runs")
+    LocalEngine(1, tmp_path / "runs", tmp_path, [str(plugin)], 1, stack=True).run(made, stop=[], on_poll=lambda: None)
+    assert [job.state for job in made] == ["complete", "failed", "complete", "complete"]
+    assert "SIGKILL" in made[1].message and (tmp_path / "runs" / specs[1].id / FAILURE_FILE).exists()
+    for spec in (specs[0], *specs[2:]):
+        go(spec, tmp_path / "alone")
+        assert_same_run(tmp_path / "runs" / spec.id, tmp_path / "alone" / spec.id)
