@@ -73,9 +73,10 @@ def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, slots: i
     from plastibench.sweeps.jobs import FAILURE_FILE
     from plastibench.sweeps.local_engine import LocalEngine
     from plastibench.training.stored_data import warn_if_data_changed
+    from plastibench.training.trackers.tracking import send_stored
     from plastibench.utils.stop_signals import stop_requests
 
-    engine = LocalEngine(slots, args.runs_dir, args.data_dir, args.plugin, args.threads)
+    engine = LocalEngine(slots, args.runs_dir, args.data_dir, args.plugin, args.threads, args.log)
     try:
         with stop_requests() as stop:
             jobs = run_all(specs, engine, args.runs_dir, stop=stop, quiet=args.quiet, force=args.force)
@@ -85,6 +86,7 @@ def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, slots: i
     reused = [(job, result) for job, result in done if job.state == "complete" and job.seconds is None]
     for job, result in reused:
         warn_if_data_changed(job.spec, result, args.data_dir)
+        send_stored(args.log, job.spec, result, quiet=args.quiet)
     note_reused([result for _, result in reused], len(jobs))
     found = [result for _, result in done]
     for job in jobs:

@@ -26,7 +26,13 @@ class LocalEngine:
     """
 
     def __init__(
-        self, slots: int, runs_dir: Path, data_dir: Path, plugins: Sequence[str] = (), threads: int = 0
+        self,
+        slots: int,
+        runs_dir: Path,
+        data_dir: Path,
+        plugins: Sequence[str] = (),
+        threads: int = 0,
+        log: Sequence[str] = (),
     ) -> None:
         """Set up the engine.
 
@@ -36,10 +42,12 @@ class LocalEngine:
             data_dir: Folder of datasets.
             plugins: Modules and files that every process imports first.
             threads: CPU threads per process; 0: one for a small network, cores / slots for a large one.
+            log: Trackers that also receive the metrics.
         """
         self.slots, self.runs_dir = slots, runs_dir
         self._options = ["--runs-dir", str(runs_dir), "--data-dir", str(data_dir), "--threads", str(threads)]
         self._options += [word for plugin in plugins for word in ("--plugin", plugin)]
+        self._options += ["--log", ",".join(log)] if log else []
 
     def run(self, jobs: Sequence[Job], *, stop: Sequence[int], on_poll: Callable[[], None]) -> None:
         """Run all waiting jobs; see :class:`plastibench.sweeps.engine.Engine`."""
