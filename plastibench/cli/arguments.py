@@ -19,7 +19,7 @@ _THREADS_PER_PROCESS = "CPU threads per process (default: 1 for small networks, 
 
 
 def add_execution(parser: CommandParser, *, jobs: bool = False) -> None:
-    """Add ``--threads``, ``--quiet``, ``--log`` and ``--plugin``; for several runs also ``--jobs``, ``--force`` and the like."""
+    """Add ``--threads``, ``--quiet``, ``--log`` and ``--plugin``; for several runs also ``--jobs``, ``--force`` etc."""
     group = parser.add_argument_group("execution")
     if jobs:
         group.add_argument(
@@ -109,7 +109,7 @@ def trackers(text: str) -> tuple[str, ...]:
     try:
         return parse_names(text)
     except UserError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("--log: ")) from error
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def job_count(text: str) -> int:

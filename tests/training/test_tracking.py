@@ -153,7 +153,7 @@ def test_a_run_that_goes_back_to_an_older_checkpoint_sends_no_point_twice(
     server: Server, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = tiny("rnr", agent_options={"batch_size": 8})
-    crash_at(monkeypatch, 12)
+    crash_at(monkeypatch, 6)
     with pytest.raises(Stopped):
         go(spec, tmp_path, checkpoint_seconds=0.0, log=["memory"])
     flip(tmp_path / spec.id / "checkpoint.pt", 30_000)
@@ -239,6 +239,20 @@ def _fail(self: Any) -> None:
     raise RunError("diverged")
 
 
+def test_a_run_that_is_asked_to_stop_continues_in_the_same_run_of_the_tracker(
+    server: Server, tiny: Tiny, tmp_path: Path
+) -> None:
+    spec = tiny("rnr")
+    with pytest.raises(runner.Interrupted):
+        go(spec, tmp_path, log=["memory"], stop=[15])
+    assert server.runs[0].status == "stopped"
+    assert server.runs[0].points(), "what the checkpoint covers has been sent"
+    go(spec, tmp_path, log=["memory"])
+    (stored,) = server.runs
+    assert (stored.status, stored.sessions) == ("finished", 2)
+    assert without_times(stored.points()) == without_times(recorded(tmp_path / spec.id))
+
+
 def test_force_starts_another_run_in_the_tracker(server: Server, tiny: Tiny, tmp_path: Path) -> None:
     for _ in range(2):
         go(tiny("none"), tmp_path, log=["memory"], force=True)
@@ -274,7 +288,9 @@ def without_times(points: list[Point]) -> list[Point]:
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every tracker seems to be installed."""
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None, origin="x"))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None, origin="x")
+    )
 
 
 def test_names_are_parsed(installed: None) -> None:
@@ -300,14 +316,16 @@ def test_a_missing_library_ends_the_command_before_any_run(
 ) -> None:
     namespace = importlib.machinery.ModuleSpec(name, None, is_package=True)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None if origin == "not installed" else namespace)
-    found = say(*command.split(), "--log", f"tensorboard,{name}"[12:], "--runs-dir", tmp_path / "runs")
+    found = say(*command.split(), "--log", name, "--runs-dir", tmp_path / "runs")
     assert found.status == 2
-    assert found.err == f"plastibench: argument --log: {name} needs a library: pip install 'plastibench[{name}]'\n"
+    assert found.err == (
+        f"plastibench: argument --log: the tracker {name} is not installed; pip install 'plastibench[{name}]'\n"
+    )
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_missing_library_is_reported_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"--log wandb needs a library: pip install 'plastibench\[wandb\]'"):
+    with pytest.raises(UserError, match=r"wandb is not installed; pip install 'plastibench\[wandb\]'"):
         train.train("relabel-digits", "mlp", runs_dir=tmp_path / "runs", log="wandb")
     assert not (tmp_path / "runs").exists()

@@ -88,10 +88,10 @@ def parse_names(text: str | Iterable[str]) -> tuple[str, ...]:
     known = (TENSORBOARD, *TRACKERS)
     for name in words:
         if name not in known:
-            raise UserError(f"--log: unknown tracker '{name}'{did_you_mean(name, known)} ({', '.join(known)})")
+            raise UserError(f"unknown tracker '{name}'{did_you_mean(name, known)} ({', '.join(known)})")
         found = importlib.util.find_spec(name)
         if found is None or found.origin is None:  # a folder ./wandb is found, too, but has no origin
-            raise UserError(f"--log {name} needs a library: pip install 'plastibench[{name}]'")
+            raise UserError(f"the tracker {name} is not installed; pip install 'plastibench[{name}]'")
     return tuple(dict.fromkeys(name for name in words if name != TENSORBOARD))
 
 

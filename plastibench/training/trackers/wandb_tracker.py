@@ -36,7 +36,9 @@ class WandbTracker:
         )
         self._run.define_metric("*", step_metric="update")
         offline = self._run.offline
-        self.place = f"offline; send it with wandb sync {self._run.settings.sync_dir}" if offline else str(self._run.url)
+        self.place = (
+            f"offline; send it with wandb sync {self._run.settings.sync_dir}" if offline else str(self._run.url)
+        )
 
     def log_config(self, config: Mapping[str, Mapping[str, Any]]) -> None:
         """Record the tables of the spec."""
