@@ -86,7 +86,9 @@ def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, slots: i
     reused = [(job, result) for job, result in done if job.state == "complete" and job.seconds is None]
     for job, result in reused:
         warn_if_data_changed(job.spec, result, args.data_dir)
-        send_stored(args.log, job.spec, result, quiet=args.quiet)
+    trackers = args.log
+    for job, result in done if not stop else []:  # those that a tracker does not have yet
+        trackers = send_stored(trackers, job.spec, result, quiet=args.quiet)
     note_reused([result for _, result in reused], len(jobs))
     found = [result for _, result in done]
     for job in jobs:

@@ -222,6 +222,22 @@ def test_a_tracker_added_to_a_complete_run_receives_everything(server: Server, t
     assert stored.tables[0]["result/final_accuracy"] == read_result(tmp_path / spec.id / "result.json").final
 
 
+def test_a_tracker_that_fails_for_one_complete_run_is_not_tried_for_the_next(
+    server: Server, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    specs = [tiny("none", seed=seed) for seed in (0, 1)]
+    results = [runner.run(spec, runs_dir=tmp_path, quiet=True, threads=1) for spec in specs]
+    server.failing, trackers = "log_scalars", ("memory",)
+    for spec, result in zip(specs, results, strict=True):
+        trackers = tracking.send_stored(trackers, spec, result, quiet=True)
+    assert trackers == () and len(server.runs) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    server.failing = ""
+    for spec, result in zip(specs, results, strict=True):
+        assert tracking.send_stored(("memory",), spec, result, quiet=True) == ("memory",)
+        assert server.runs[spec.run.seed].points() == recorded(tmp_path / spec.id)
+
+
 def test_a_failed_run_is_sent_up_to_its_failure(
     server: Server, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,9 +20,8 @@ _LOCK_SECONDS = 300.0  # processes that start at the same time create the databa
 
 def start(facts: Facts, known_id: str | None) -> MlflowTracker:
     """Start a run, or continue the one with this id."""
-    client = mlflow.MlflowClient()
     with wait_for_lock(facts.runs_dir, _LOCK_SECONDS):
-        return MlflowTracker(client, facts, known_id)
+        return MlflowTracker(mlflow.MlflowClient(), facts, known_id)
 
 
 class MlflowTracker:

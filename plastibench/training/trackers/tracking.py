@@ -33,6 +33,9 @@ class Tracking:
     """The trackers of one run. If one fails, it is left out from then on, and a line on stderr says so.
 
     A run with trackers has the same result as one without: they only receive what has been written already.
+
+    Attributes:
+        failed: Names of the trackers that failed.
     """
 
     def __init__(self, names: Sequence[str], spec: RunSpec, folder: Path, *, axis: str, quiet: bool = False) -> None:
@@ -47,6 +50,7 @@ class Tracking:
         """
         self._spec, self._folder, self._axis = spec, folder, axis
         self._state = _read_state(folder / STATE_FILE)
+        self.failed: set[str] = set()
         self._open: dict[str, Tracker] = {}
         self._rows: list[Row] = []  # that some tracker still needs
         self._first = 0  # number of the first of them in the file
@@ -126,6 +130,7 @@ class Tracking:
             yield
         except Exception as error:
             self._open.pop(name, None)
+            self.failed.add(name)
             if before:
                 with contextlib.suppress(Exception):
                     self._note(name, **before)
@@ -144,11 +149,13 @@ class Tracking:
         atomic_io.write_text(self._folder / STATE_FILE, digests.signed(tomli_w.dumps(self._state)))
 
 
-def send_stored(names: Sequence[str], spec: RunSpec, result: Result, *, quiet: bool = False) -> None:
-    """Send a complete run to the trackers that do not have all of it."""
-    if names and result.folder is not None:
-        tracking = Tracking(names, spec, result.folder, axis="steps" if result.is_rl else "epoch", quiet=quiet)
-        tracking.finish(result)
+def send_stored(names: Sequence[str], spec: RunSpec, result: Result, *, quiet: bool = False) -> tuple[str, ...]:
+    """Send a complete run to the trackers that do not have all of it; return the trackers that did not fail."""
+    if not names or result.folder is None:
+        return tuple(names)
+    tracking = Tracking(names, spec, result.folder, axis="steps" if result.is_rl else "epoch", quiet=quiet)
+    tracking.finish(result)
+    return tuple(name for name in names if name not in tracking.failed)
 
 
 def _facts(spec: RunSpec, folder: Path) -> Facts:
