@@ -40,7 +40,7 @@ def add_execution(parser: CommandParser, *, jobs: bool = False) -> None:
     add_threads(group, _THREADS if not jobs else _THREADS_PER_PROCESS)
     group.add_argument("--quiet", action="store_true", help="show no progress")
     help = "also send metrics to trackers: wandb, mlflow, trackio (TensorBoard's files are always written)"
-    group.add_argument("--log", type=trackers, default=(), metavar="NAMES", help=help)
+    group.add_argument("--log", type=trackers, default=[], metavar="NAMES", help=help)
     if jobs:
         help = "rerun complete runs and restart interrupted runs from the beginning; replaces their files"
         group.add_argument("--force", action="store_true", help=help)
