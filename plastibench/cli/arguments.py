@@ -9,6 +9,7 @@ from pathlib import Path
 from plastibench.cli.parser import CommandParser
 from plastibench.config.errors import UserError
 from plastibench.results.tags import check_tag
+from plastibench.training.trackers.tracker import parse_names
 
 AUTO = 0  # value of --jobs auto
 DEFAULT_RUNS_DIR = Path("runs")
@@ -18,7 +19,7 @@ _THREADS_PER_PROCESS = "CPU threads per process (default: 1 for small networks, 
 
 
 def add_execution(parser: CommandParser, *, jobs: bool = False) -> None:
-    """Add ``--threads``, ``--quiet`` and ``--plugin``; for several runs also ``--jobs``, ``--force`` and the like."""
+    """Add ``--threads``, ``--quiet``, ``--log`` and ``--plugin``; for several runs also ``--jobs``, ``--force`` etc."""
     group = parser.add_argument_group("execution")
     if jobs:
         group.add_argument(
@@ -38,6 +39,8 @@ def add_execution(parser: CommandParser, *, jobs: bool = False) -> None:
         )
     add_threads(group, _THREADS if not jobs else _THREADS_PER_PROCESS)
     group.add_argument("--quiet", action="store_true", help="show no progress")
+    help = "also send metrics to trackers: wandb, mlflow, trackio (TensorBoard's files are always written)"
+    group.add_argument("--log", type=trackers, default=[], metavar="NAMES", help=help)
     if jobs:
         help = "rerun complete runs and restart interrupted runs from the beginning; replaces their files"
         group.add_argument("--force", action="store_true", help=help)
@@ -109,6 +112,14 @@ def tag_of(text: str) -> str:
     """Parse a tag of a run."""
     try:
         return check_tag(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def trackers(text: str) -> tuple[str, ...]:
+    """Parse the value of ``--log``."""
+    try:
+        return parse_names(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

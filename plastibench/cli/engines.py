@@ -137,7 +137,7 @@ def make_engine(args: argparse.Namespace, slots: Callable[[], int]) -> Engine:
         from plastibench.sweeps.local_engine import LocalEngine
 
         stack = args.stack == "auto"
-        return LocalEngine(slots(), args.runs_dir, args.data_dir, args.plugin, args.threads, stack=stack)
+        return LocalEngine(slots(), args.runs_dir, args.data_dir, args.plugin, args.threads, log=args.log, stack=stack)
     _warn_about_locks(args)
     if args.engine == "slurm":
         return make_slurm_engine(args)
@@ -148,6 +148,7 @@ def make_engine(args: argparse.Namespace, slots: Callable[[], int]) -> Engine:
         args.data_dir,
         args.plugin,
         args.threads,
+        log=args.log,
         jobs=args.jobs,
         cpus=args.cpus or 1,
         gpus=args.gpus or 0.0,
@@ -171,6 +172,7 @@ def make_slurm_engine(args: argparse.Namespace) -> SlurmEngine:
         args.data_dir,
         args.plugin,
         args.threads,
+        log=args.log,
         jobs=args.jobs,
         cpus=args.cpus or 1,
         gpus=int(args.gpus or 0),

@@ -78,6 +78,7 @@ def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, engine: 
     from plastibench.sweeps.engine import run_all
     from plastibench.sweeps.jobs import FAILURE_FILE
     from plastibench.training.stored_data import warn_if_data_changed
+    from plastibench.training.trackers.tracking import send_stored
     from plastibench.utils.stop_signals import stop_requests
 
     options = {"quiet": args.quiet, "force": args.force, "fail_fast": args.fail_fast}
@@ -90,6 +91,9 @@ def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, engine: 
     reused = [(job, result) for job, result in done if job.state == "complete" and job.seconds is None]
     for job, result in reused:
         warn_if_data_changed(job.spec, result, args.data_dir)
+    trackers = args.log
+    for job, result in done if not stop else []:  # those that a tracker does not have yet
+        trackers = send_stored(trackers, job.spec, result, quiet=args.quiet)
     note_reused([result for _, result in reused], len(jobs))
     found = [result for _, result in done]
     new = [result for job, result in done if job.seconds is not None]

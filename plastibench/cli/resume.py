@@ -42,7 +42,7 @@ def execute(args: argparse.Namespace) -> int:
     from plastibench.training.runner import Interrupted, run
 
     options = {"runs_dir": args.runs_dir, "data_dir": args.data_dir, "quiet": args.quiet, "threads": args.threads}
-    options["command"] = args.for_command
+    options |= {"command": args.for_command, "log": args.log}
     if len(specs) == 1:
         try:
             found: list[Result] = [run(specs[0], **options)]

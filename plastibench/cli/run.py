@@ -179,6 +179,7 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
                     runs_after=len(specs) - number - 1,
                     stop=stop,
                     force=args.force,
+                    log=args.log,
                 )
             except Interrupted as stopped:
                 print(f"plastibench: {stopped}; run the same command to continue", file=sys.stderr)

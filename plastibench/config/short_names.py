@@ -44,6 +44,13 @@ def short_names(runs: Sequence[Tables], *, seeds: bool = True) -> list[str]:
     return names
 
 
+def own_name(spec: RunSpec) -> str:
+    """Name a single run by its intervention and the options that differ from their defaults: ``rnr·q=0.2``."""
+    names = {part: getattr(spec, part)[0] for part in PARTS}
+    usual = RunSpec.make(**names, seed=spec.run.seed, device=spec.run.device)
+    return short_names([tables_of(spec), tables_of(usual)], seeds=False)[0]
+
+
 def _varying(runs: Sequence[Tables]) -> set[tuple[str, str, str]]:
     """Table, name of the component (of the run: empty) and option, for each option that differs between runs."""
     values: dict[tuple[str, str, str], set[str]] = defaultdict(set)

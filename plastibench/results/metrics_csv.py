@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +47,22 @@ class Row(NamedTuple):
     phase: str
     metric: str
     value: float
+
+
+def rows_of(
+    update: int, task: int, position: float, phase: str, values: Mapping[str, float | None], prefix: str = ""
+) -> list[Row]:
+    """The rows of values under ``prefix/name``; None values are skipped."""
+    return [
+        Row(update, task, position, phase, f"{prefix}/{name}" if prefix else name, float(value))
+        for name, value in values.items()
+        if value is not None
+    ]
+
+
+def chart_name(metric: str, phase: str) -> str:
+    """Name of the chart of a metric in TensorBoard and other trackers, such as ``accuracy`` and ``accuracy/end``."""
+    return f"{metric}/{phase}" if phase in ("end", "after") else metric
 
 
 def columns(axis: str) -> list[str]:

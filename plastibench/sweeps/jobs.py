@@ -95,7 +95,9 @@ def prepare(specs: Sequence[RunSpec], runs_dir: Path, force: bool = False) -> li
     return jobs
 
 
-def resume_words(folders: Sequence[Path], data_dir: Path, plugins: Sequence[str], threads: int) -> list[str]:
+def resume_words(
+    folders: Sequence[Path], data_dir: Path, plugins: Sequence[str], threads: int, log: Sequence[str] = ()
+) -> list[str]:
     """The arguments of ``plastibench`` that run the specs in some folders.
 
     Args:
@@ -103,9 +105,11 @@ def resume_words(folders: Sequence[Path], data_dir: Path, plugins: Sequence[str]
         data_dir: Folder of datasets.
         plugins: Modules and files to import first.
         threads: CPU threads; 0: the run's default.
+        log: Trackers that also receive the metrics.
     """
     words = ["resume", *(folder.name for folder in folders), "--for-command", provenance.command()]
     words += ["--runs-dir", str(folders[0].parent), "--data-dir", str(data_dir), "--threads", str(threads)]
+    words += ["--log", ",".join(log)] if log else []
     return words + [word for plugin in plugins for word in ("--plugin", plugin)]
 
 

@@ -97,7 +97,14 @@ def _copy_output(process: subprocess.Popen[str], lines: list[str]) -> None:
 
 
 def make_run(
-    kind: type[RemoteRun], job: Job, runs_dir: Path, data_dir: Path, plugins: Sequence[str], threads: int, cpus: int
+    kind: type[RemoteRun],
+    job: Job,
+    runs_dir: Path,
+    data_dir: Path,
+    plugins: Sequence[str],
+    threads: int,
+    cpus: int,
+    log: Sequence[str],
 ) -> RemoteRun:
     """Make the run of a job, with paths that are valid in every working directory.
 
@@ -109,10 +116,11 @@ def make_run(
         plugins: Modules and files to import first.
         threads: CPU threads; 0: one for a small network, ``cpus`` for a large one.
         cpus: CPU cores of the run.
+        log: Trackers that also receive the metrics.
     """
     paths = [str(Path(plugin).absolute()) if Path(plugin).is_file() else plugin for plugin in plugins]
     folder = run_folder(job.spec, runs_dir.absolute())
-    words = resume_words([folder], data_dir.absolute(), paths, threads)
+    words = resume_words([folder], data_dir.absolute(), paths, threads, log)
     variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cpus))}  # Ray and Slurm set it themselves
     return kind(folder, words, variables, Path.cwd())
 

@@ -92,17 +92,12 @@ class Recorder:
         Raises:
             RunError: The disk is full.
         """
-        for name, value in values.items():
-            if value is None:
-                continue
-            tag = f"{prefix}/{name}" if prefix else name
+        for row in metrics_csv.rows_of(update, task, position, phase, values, prefix):
             try:
-                self._csv.writerow((update, task, f"{position:.12g}", phase, tag, repr(float(value))))
+                self._csv.writerow((update, task, f"{position:.12g}", phase, row.metric, repr(row.value)))
             except OSError as error:
                 raise self._cannot_write(error) from error
-            self._add(
-                update, tensorboard_summaries.scalar(f"{tag}/{phase}" if phase in ("end", "after") else tag, value)
-            )
+            self._add(update, tensorboard_summaries.scalar(metrics_csv.chart_name(row.metric, phase), row.value))
 
     def histogram(self, update: int, name: str, values: Tensor) -> None:
         """Record a distribution; skipped if a value is not finite.

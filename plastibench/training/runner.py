@@ -7,7 +7,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from plastibench.training.log_files import Covered, check
 from plastibench.training.memory_guard import MemoryGuard
 from plastibench.training.recorder import Recorder
 from plastibench.training.stored_data import warn_if_data_changed
+from plastibench.training.trackers.tracker import parse_names
+from plastibench.training.trackers.tracking import Tracking, send_stored
 from plastibench.utils import atomic_io, digests, provenance
 from plastibench.utils.folder_lock import lock_folder, remove_if_unused
 from plastibench.utils.progress import Progress
@@ -53,6 +55,7 @@ def run(
     stop: list[int] | None = None,
     command: str = "",
     force: bool = False,
+    log: str | Sequence[str] = (),
 ) -> Result:
     """Run a spec to its end, continuing from its checkpoint if there is one.
 
@@ -68,6 +71,7 @@ def run(
         stop: The run checkpoints and stops once this list is not empty; by default SIGINT and SIGTERM fill it.
         command: The command recorded in the result; by default this process's command line.
         force: Start from the beginning, even if the run is complete or has a checkpoint.
+        log: Trackers that also receive the metrics, such as ``"wandb,mlflow"``. They do not change the run.
 
     Returns:
         The result, which is also in ``result.json``; ``reused`` says whether the run was already complete.
@@ -91,6 +95,7 @@ def run(
             stop=stop,
             command=command,
             force=force,
+            log=log,
         ) as opened:
             return opened if isinstance(opened, Result) else opened.to_the_end()
     finally:
@@ -111,12 +116,14 @@ def open_run(
     stop: list[int] | None = None,
     command: str = "",
     force: bool = False,
+    log: str | Sequence[str] = (),
 ) -> Iterator[OpenRun | Result]:
     """Lock the folder of a run and restore its state; an error inside the block is recorded in the folder.
 
     Yields:
         The run, or its result if it is already complete. The arguments and errors are those of :func:`run`.
     """
+    trackers = parse_names(log)
     device = resolve_device(spec.run.device)
     spec = dataclasses.replace(spec, run=dataclasses.replace(spec.run, device=device))
     folder = run_folder(spec, Path(runs_dir))
@@ -131,6 +138,7 @@ def open_run(
         _remove_leftovers(folder)
         announce_state("is already complete")
         warn_if_data_changed(spec, result, Path(data_dir))
+        send_stored(trackers, spec, result, quiet=quiet)
         yield result
         return
     check_code(spec, folder)
@@ -156,7 +164,7 @@ def open_run(
         choose_threads(agent, threads)
         try:
             current = OpenRun(
-                spec, env, agent, folder, stop_list, quiet, checkpoint_seconds, command, runs_after, threads
+                spec, env, agent, folder, stop_list, quiet, checkpoint_seconds, command, runs_after, threads, trackers
             )
             announce_state("continues" if current.resumed else "starts")
             new = False
@@ -211,6 +219,7 @@ class OpenRun:
         command: str,
         runs_after: int,
         threads: int,
+        trackers: Sequence[str] = (),
     ) -> None:
         self.spec, self.agent, self.folder, self.stop = spec, agent, folder, stop
         self.command = command or provenance.command()
@@ -227,9 +236,10 @@ class OpenRun:
         self.sessions.append(provenance.session(spec.run.device))  # now: the code on disk may change during the run
         self.env_version = getattr(self.trainer.env_config, "version", 1)
         self.recorder = Recorder(folder, spec, covered, self.trainer.axis, self.env_version, self.trainer.data)
+        self.tracking = Tracking(trackers, spec, folder, axis=self.trainer.axis, quiet=quiet)
         name = f"{spec.intervention[0]} seed {spec.run.seed}"
         self.progress = Progress(name, self.trainer.length, quiet, self.trainer.unit, runs_after, spec.id)
-        self.trainer.log = _RunLog(self.recorder, self.progress)
+        self.trainer.log = _RunLog(self.recorder, self.tracking, self.progress)
         self.clock = self.saved = time.monotonic()
         self.saving = 0.0  # seconds that the latest checkpoint took
 
@@ -277,6 +287,7 @@ class OpenRun:
         """Close the files."""
         self.progress.close()
         self.recorder.close()
+        self.tracking.close("stopped" if self.stop else "failed")
         self.trainer.close()
 
     def finish(self) -> Result:
@@ -327,6 +338,7 @@ class OpenRun:
         checkpoint.save(self.folder / checkpoint.FINAL, final)
         write_result(self.folder, result)  # last: a run folder with a result is complete
         checkpoint.remove_checkpoints(self.folder)
+        self.tracking.finish(result)
         return result
 
     def _count_seconds(self) -> None:
@@ -351,6 +363,9 @@ class OpenRun:
         path, previous = self.folder / checkpoint.LATEST, self.folder / checkpoint.PREVIOUS
         checkpoint.save(path, state, previous=previous)
         self.saving = time.monotonic() - self.saved
+        start = time.monotonic()
+        self.tracking.send()
+        self.clock += time.monotonic() - start  # not part of the run's time
 
     def _restore(self) -> dict[str, Covered]:
         """Restore from the newest intact checkpoint, if there is one; return the log files that it covers."""
@@ -430,12 +445,18 @@ class OpenRun:
 
 
 class _RunLog:
-    """Sends a trainer's metrics to the recorder and its progress to the terminal."""
+    """Sends a trainer's metrics to the recorder and to trackers, and its progress to the terminal."""
 
-    def __init__(self, recorder: Recorder, progress: Progress) -> None:
-        self.scalars = recorder.scalars
+    def __init__(self, recorder: Recorder, tracking: Tracking, progress: Progress) -> None:
+        self._sinks = recorder.scalars, tracking.scalars
         self.histogram = recorder.histogram
         self.progress = progress.show
+
+    def scalars(
+        self, update: int, task: int, position: float, phase: str, values: dict[str, Any], prefix: str = ""
+    ) -> None:
+        for sink in self._sinks:
+            sink(update, task, position, phase, values, prefix)
 
 
 def _remove_leftovers(folder: Path) -> None:

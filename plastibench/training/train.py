@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ def train(
     progress: bool = True,
     threads: int = 0,
     force: bool = False,
+    log: str | Sequence[str] = (),
     **options: Any,
 ) -> Result:
     """Train an agent with an intervention, and return the result.
@@ -49,6 +50,8 @@ def train(
         progress: Show the progress.
         threads: CPU threads; 0: one for a small network, PyTorch's default for a large one.
         force: Start from the beginning, even if the run is complete or was interrupted.
+        log: Trackers that also receive the metrics, such as ``"wandb"`` or ``["wandb", "mlflow"]``; TensorBoard's files
+            and ``metrics.csv`` are always written.
         options: Options of the run (``seed``, ``every``, ``roles``, ``device``, …) and of the intervention
             (``quantile=0.3``).
 
@@ -82,6 +85,7 @@ def train(
             stop=[],
             command=command,
             force=force,
+            log=log,
         )
     if progress:
         for warning in result.warnings:

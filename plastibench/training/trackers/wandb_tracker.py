@@ -1,0 +1,58 @@
+"""Weights & Biases. ``WANDB_MODE=offline``, ``WANDB_PROJECT`` and the like work as usual."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import wandb
+
+from plastibench.training.trackers.tracker import Facts, Moment, Status, project_name
+
+_LONGEST_TAG = 64  # characters that wandb accepts
+
+
+def start(facts: Facts, known_id: str | None) -> WandbTracker:
+    """Start a run, or continue the one with this id."""
+    return WandbTracker(facts, known_id or secrets.token_hex(4))
+
+
+class WandbTracker:
+    """A run of wandb; its charts have the number of updates as x-axis."""
+
+    def __init__(self, facts: Facts, run_id: str) -> None:
+        self.id = run_id
+        tags = [f"seed {value}" if kind == "seed" else value[:_LONGEST_TAG] for kind, value in facts.tags.items()]
+        self._run = wandb.init(
+            project=project_name("WANDB_PROJECT"),
+            id=run_id,
+            name=facts.name,
+            group=facts.group,
+            tags=tags,
+            resume="allow",
+            reinit="create_new",  # a run of the user's own notebook stays active
+            settings=wandb.Settings(console="off", silent=True),  # stderr shows the progress
+        )
+        self._run.define_metric("*", step_metric="update")
+        offline = self._run.offline
+        self.place = (
+            f"offline; send it with wandb sync {self._run.settings.sync_dir}" if offline else str(self._run.url)
+        )
+
+    def log_config(self, config: Mapping[str, Mapping[str, Any]]) -> None:
+        """Record the tables of the spec."""
+        self._run.config.update({name: dict(table) for name, table in config.items()}, allow_val_change=True)
+
+    def log_scalars(self, moments: Sequence[Moment]) -> None:
+        """Record scalars. wandb's own step is the number of the moment, since it keeps one value per step."""
+        for moment in moments:
+            self._run.log({"update": moment.update, **moment.values}, step=moment.number)
+
+    def log_table(self, name: str, update: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Record a table."""
+        self._run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+    def close(self, status: Status) -> None:
+        """Send what is left. wandb shows a run with an exit code other than 0 as failed."""
+        self._run.finish(exit_code=0 if status == "finished" else 1)
