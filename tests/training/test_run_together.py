@@ -14,7 +14,7 @@ from plastibench.config.registry import interventions
 from plastibench.config.spec import RunSpec
 from plastibench.interventions.l2 import L2
 from plastibench.results.result import Result
-from plastibench.training import checkpoint, stack
+from plastibench.training import checkpoint, trainer_stack
 from plastibench.training.run_together import run_together
 from plastibench.training.runner import Interrupted, run
 from tests.support.runs import Stopped, assert_same_run, crash_at, go
@@ -64,7 +64,7 @@ def test_every_kind_of_method(small: Make, tmp_path: Path, monkeypatch: pytest.M
         sizes.append(len(members))
         original(members, *arguments)
 
-    monkeypatch.setattr(stack, "update_together", counted)
+    monkeypatch.setattr(trainer_stack, "update_together", counted)
     specs = [small(name, options) for name, options in METHODS.items()]
     results = together(specs, tmp_path / "together")
     assert all(isinstance(result, Result) and result.origin.stacked == len(specs) for result in results)
@@ -92,7 +92,7 @@ def test_streams_of_different_sizes(small: Make, tmp_path: Path) -> None:
 def test_interrupted_and_continued(small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     specs = [small(name, METHODS[name]) for name in ("none", "rnr", "continual-backprop", "hare-tortoise")]
     stop: list[int] = []
-    original, updates = stack.TrainerStack.learn, [0]
+    original, updates = trainer_stack.TrainerStack.learn, [0]
 
     def stop_once(self: Any, trainers: Any) -> None:
         updates[0] += 1
@@ -100,7 +100,7 @@ def test_interrupted_and_continued(small: Make, tmp_path: Path, monkeypatch: pyt
             stop.append(15)
         original(self, trainers)
 
-    monkeypatch.setattr(stack.TrainerStack, "learn", stop_once)
+    monkeypatch.setattr(trainer_stack.TrainerStack, "learn", stop_once)
     outcomes = together(specs, tmp_path / "together", stop=stop)
     assert all(isinstance(outcome, Interrupted) for outcome in outcomes)
     assert go(specs[0], tmp_path / "together")["origin"]["commit"]  # alone, the others together
@@ -112,7 +112,7 @@ def test_interrupted_and_continued(small: Make, tmp_path: Path, monkeypatch: pyt
 
 def test_killed_and_continued(small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     specs = [small(name, METHODS[name]) for name in ("none", "rnr", "l2-init")]
-    crash_at(monkeypatch, 4, stack.TrainerStack, "learn")
+    crash_at(monkeypatch, 4, trainer_stack.TrainerStack, "learn")
     with pytest.raises(Stopped):
         together(specs, tmp_path / "together", checkpoint_seconds=0)
     assert all((tmp_path / "together" / spec.id / checkpoint.LATEST).exists() for spec in specs)
