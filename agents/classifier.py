@@ -19,6 +19,7 @@ from plastibench.agents.optimizers import grouping, make_optimizer
 from plastibench.config.errors import RunError, UserError
 from plastibench.envs.task_stream import TaskStream
 from plastibench.nn.network import Network, eval_mode, seeded
+from plastibench.utils import distributed
 from plastibench.utils.seeding import derive, generator
 
 _EVALUATION_BATCH = 1024
@@ -74,7 +75,10 @@ class Classifier:
         self._update, self._updates = 0, updates
 
     def update(self, batch: TensorDictBase) -> None:
-        """Make one optimizer step on ``image``, uint8 [B, C, H, W], and ``label`` [B], without a device sync."""
+        """Make one optimizer step on ``image``, uint8 [B, C, H, W], and ``label`` [B], without a device sync.
+
+        All processes get the same batch, and each computes a part of it.
+        """
         network, optimizer = self._network, self._network.optimizer
         assert optimizer is not None
         for group in optimizer.param_groups:
@@ -82,10 +86,17 @@ class Classifier:
         images = batch["image"]
         if self._pad:
             images = crop_and_flip(images, self._pad, self._augmentation)
+        weight = None
+        if distributed.world_size() > 1:  # every process draws the augmentation of all images
+            rows, weight = distributed.shard(len(images))
+            images, batch = images[rows], batch[rows]
         with self._autocast():
             loss = F.cross_entropy(mask_logits(self._logits(images), self.masked_classes), batch["label"])
-        norm = network.update(loss, batch)
-        self._sums[0] += loss.detach()
+        norm = network.update(loss, batch, weight)
+        loss = loss.detach()
+        if weight is not None:
+            distributed.add_up([loss.mul_(weight)])
+        self._sums[0] += loss
         self._sums[1] += norm
         self._summed += 1
         self._update += 1

@@ -14,6 +14,7 @@ from plastibench.cli.run_names import find_run
 from plastibench.cli.specs import resolve_devices
 from plastibench.config.errors import UserError
 from plastibench.utils.tables import terminal_width
+from plastibench.utils.torchrun import is_first_process
 
 
 def configure(parser: CommandParser) -> None:
@@ -55,6 +56,8 @@ def execute(args: argparse.Namespace) -> int:
     except Interrupted as stopped:
         print(f"plastibench: {stopped}; run the same command to continue", file=sys.stderr)
         return 130
+    if not is_first_process():
+        return 0
     print(f"\n{leaderboard.comparison([result], terminal_width(args.wide))}\n")
     if not args.for_command:
         note_reused([result] if result.reused else [], 1, "to rerun it, delete its folder")
