@@ -8,7 +8,6 @@ parameters and the full optimizer state while a method acts.
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -21,6 +20,7 @@ from plastibench.nn.optimizer_state import nested
 from plastibench.utils import distributed
 
 _FSDP = "torch.distributed.fsdp"
+_ATTRIBUTES = ("__composable_api", "_is_fsdp", "_fsdp")  # prefixes of what fully_shard keeps in modules
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -101,7 +101,7 @@ class Shards:
                 owner._parameters[name] = self._full[parameter]
                 stack.callback(owner._parameters.__setitem__, name, parameter)
             states = [stack.enter_context(_full_state(each, self._full)) for each in nested(optimizer)]
-            stack.enter_context(_without_hooks(self._module))
+            stack.enter_context(_ordinary(self._module))
             yield
             if any(owner._parameters.get(name) is not self._full[parameter] for owner, name, parameter in places):
                 raise UserError("this method changes the architecture, which fully_shard does not allow")
@@ -197,31 +197,37 @@ def _reshard(module: nn.Module) -> None:
 
 
 @contextmanager
-def _without_hooks(module: nn.Module) -> Iterator[None]:
-    """Make FSDP's modules ordinary ones: their forward passes gather nothing, and they can be copied."""
-    units = [*_units(module)]
-    hooks = [table for unit in units for table in (unit._forward_pre_hooks, unit._forward_hooks)]
-    before = [OrderedDict(table) for table in hooks]
-    classes = [type(unit) for unit in units]
-    for table in hooks:
-        for number in [number for number, hook in table.items() if _is_of_fsdp(hook)]:
-            del table[number]
-    for unit in units:
-        unit.__class__ = type(unit).__bases__[1]  # fully_shard made a subclass of (FSDPModule, this class)
-    try:
+def _ordinary(module: nn.Module) -> Iterator[None]:
+    """Remove what ``fully_shard`` has added to modules: their forward passes gather nothing, and they can be copied.
+
+    Hooks that are added inside the block are kept.
+    """
+    with ExitStack() as stack:
+        for child in module.modules():
+            attributes = vars(child)
+            for name in [name for name in attributes if name.startswith(_ATTRIBUTES)]:
+                stack.callback(attributes.__setitem__, name, attributes.pop(name))
+            for name, table in attributes.items():
+                if name.endswith("_hooks") and any(map(_is_of_fsdp, table.values())):
+                    stack.callback(_restore_hooks, table, dict(table))
+                    for number in [number for number, hook in table.items() if _is_of_fsdp(hook)]:
+                        del table[number]
+        for unit in [*_units(module)]:
+            stack.callback(setattr, unit, "__class__", type(unit))
+            unit.__class__ = type(unit).__bases__[1]  # fully_shard made a subclass of (FSDPModule, this class)
         yield
-    finally:
-        for unit, kind in zip(units, classes, strict=True):
-            unit.__class__ = kind
-        for table, earlier in zip(hooks, before, strict=True):
-            kept = {n: hook for n, hook in earlier.items() if _is_of_fsdp(hook) or n in table}
-            added = {n: hook for n, hook in table.items() if n not in earlier}
-            table.clear()
-            table.update({**kept, **added})
+
+
+def _restore_hooks(table: dict[int, Any], before: dict[int, Any]) -> None:
+    """Put FSDP's hooks back in their places, before hooks that were added since."""
+    added = {number: hook for number, hook in table.items() if number not in before}
+    kept = {number: hook for number, hook in before.items() if number in table or _is_of_fsdp(hook)}
+    table.clear()
+    table.update({**kept, **added})
 
 
 def _is_of_fsdp(hook: Any) -> bool:
-    return str(getattr(hook, "__module__", "")).startswith(_FSDP)
+    return str(getattr(getattr(hook, "hook", hook), "__module__", "")).startswith(_FSDP)
 
 
 @contextmanager

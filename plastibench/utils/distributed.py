@@ -125,7 +125,9 @@ def gather_rows(rows: Tensor) -> Tensor:
     """Concatenate the rows of all processes, in the order of their ranks: [N_r, ...] -> [sum of N_r, ...]."""
     if world_size() == 1:
         return rows
-    counts = gather_objects(len(rows))
+    sizes = [_for_transport(torch.tensor(0)) for _ in range(world_size())]
+    dist.all_gather(sizes, _for_transport(torch.tensor(len(rows))))
+    counts = [int(size) for size in sizes]
     flat = rows.detach().reshape(len(rows), -1).contiguous()
     flat = flat.view(torch.uint8) if flat.numel() else flat.new_zeros(len(rows), 0, dtype=torch.uint8)
     padded = flat.new_zeros(max(counts), flat.shape[1])
