@@ -6,17 +6,13 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-import torch.distributed as dist
 from tensordict import TensorDict
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from plastibench import Network, apply, attach
-from plastibench.config.errors import UserError
-from plastibench.config.registry import interventions
+from plastibench import Network, attach
 from plastibench.utils import distributed
 from tests.support import networks
 from tests.support.processes import together

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,16 @@ def together(function: Callable[..., Any], *arguments: Any, folder: Path, count:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(count)]
 
 
+def _variables(rank: int, count: int) -> dict[str, str]:
+    """What torchrun sets; libraries read it. Nothing listens at the address."""
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    return address | {name: str(value) for name, value in ranks.items()}
+
+
 def _call(rank: int, count: int, folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
+    os.environ.update(_variables(rank, count))
     meeting = (folder / "meeting").as_uri()
     dist.init_process_group(
         "gloo", init_method=meeting, rank=rank, world_size=count, timeout=datetime.timedelta(minutes=10)

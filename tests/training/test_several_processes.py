@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from plastibench.agents.classifier import Classifier
-from plastibench.config.errors import RunError, UserError
 from plastibench.config.spec import RunSpec
-from plastibench.nn.agreement import check_equal
-from plastibench.results.result import Result
-from plastibench.training import checkpoint, runner
 from plastibench.training.assembly import build_agent, check_options, make_trainer
-from plastibench.utils import distributed
 from tests.support.processes import together
 
 METHODS: dict[str, dict[str, Any]] = {  # options with which methods act within a few updates
