@@ -93,7 +93,7 @@ class PlasticityCallback(Callback):
             return
         if not pl_module.automatic_optimization:
             raise UserError("PlasticityCallback supports only automatic optimization")
-        if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+        if trainer.world_size > 1 and type(trainer.strategy) is not DDPStrategy:
             name = type(trainer.strategy).__name__
             raise UserError(f"PlasticityCallback supports several devices only with strategy='ddp', not with {name}")
         trainer.precision_plugin.convert_module(pl_module).to(trainer.strategy.root_device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -123,7 +124,11 @@ class PlasticityCallback(TrainerCallback):
     def _attach(
         self, args: TrainingArguments, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
     ) -> None:
-        used = {"FSDP": args.fsdp, "DeepSpeed": args.deepspeed, "DataParallel": args.n_gpu > 1}
+        used = {
+            "FSDP": args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true",
+            "DeepSpeed": args.deepspeed,
+            "DataParallel": args.n_gpu > 1,
+        }
         if other := next((name for name, value in used.items() if value), ""):
             raise UserError(
                 f"PlasticityCallback does not support {other} in the Trainer; use torchrun with one process per device"

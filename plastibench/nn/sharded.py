@@ -55,6 +55,8 @@ def check_sharding(module: nn.Module, *, changes_architecture: str = "") -> None
     _reshard(module)
     for name, parameter in module.named_parameters():
         if not isinstance(parameter, DTensor):
+            if parameter.requires_grad:
+                raise UserError(f"attach: {name} is not sharded, but others are; apply fully_shard to the whole model")
             continue
         if parameter.device_mesh.ndim > 1:
             raise UserError(f"attach: {name} is sharded over {parameter.device_mesh.ndim} dimensions; use one (FSDP2)")

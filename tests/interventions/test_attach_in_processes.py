@@ -6,13 +6,16 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from plastibench import Network, attach
+from plastibench import Network, apply, attach
+from plastibench.config.errors import UserError
+from plastibench.config.registry import interventions
 from plastibench.utils import distributed
 from tests.support import networks
 from tests.support.processes import together
@@ -115,3 +118,74 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
             for rank in (0, 1):
                 assert_same(train(name), found[rank][f"{name} {wrapper}"])
         assert_same(train("continual-backprop", "", 2), found[0][f"accumulated {wrapper}"])
+
+
+ALL = tuple(name for name in interventions.all() if not name.endswith("*"))
+
+
+def train_or_refuse(wrapper: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in ALL:
+        try:
+            found[name] = train(name, wrapper)
+        except UserError as error:
+            found[name] = str(error)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_every_method_equals_one_process_or_is_refused(wrapper: str, tmp_path: Path) -> None:
+    alone = train_or_refuse("")
+    different, refused = [], []
+    for found in together(train_or_refuse, wrapper, folder=tmp_path / "group"):
+        for name, expected in alone.items():
+            if isinstance(expected, str):
+                assert found[name] == expected
+            elif isinstance(found[name], str):
+                assert "changes the architecture" in found[name] and "\n" not in found[name]
+                refused.append(name)
+            else:
+                try:
+                    assert_same(expected, found[name])
+                except AssertionError as error:
+                    different.append(f"{name}: {error}")
+    assert not different
+    assert "plasticity-injection" in refused and "rnr" not in refused
+
+
+def complaint(call: Any) -> str:
+    try:
+        call()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def wrong_uses() -> list[str]:
+    def shape_of(rank: int) -> dict[str, torch.Tensor]:
+        return {"image": torch.zeros(4, 1, 8, 8 + rank), "label": torch.zeros(4, dtype=torch.long)}
+
+    plain, ddp, sharded = (wrap(mlp(), wrapper) for wrapper in ("", "ddp", "fsdp"))
+    flat = FullyShardedDataParallel(mlp())
+    handle = attach("redo", ddp, None, networks.loss)
+    return [
+        complaint(lambda: attach("plasticity-injection", plain, None, networks.loss)),
+        complaint(lambda: attach("layernorm", ddp, None, networks.loss)),
+        complaint(lambda: attach("l2+layernorm", sharded, None, networks.loss)),
+        complaint(lambda: attach("redo", flat, None, networks.loss)),
+        complaint(lambda: handle.intervene(shape_of(distributed.rank()))),
+        complaint(lambda: apply("redo", sharded, shape_of(0), networks.loss)),
+    ]
+
+
+def test_mistakes_are_reported_in_one_line_by_every_process(tmp_path: Path) -> None:
+    first, second = together(wrong_uses, folder=tmp_path / "group")
+    assert first == second
+    injection, ddp, sharded, flat, shapes, fine = first
+    assert injection.startswith("attach: plasticity-injection changes the architecture during training, which Distr")
+    assert ddp.endswith("changes the architecture; attach it before DistributedDataParallel(model)")
+    assert "changes the architecture, which fully_shard does not allow" in sharded
+    assert flat == "attach: FullyShardedDataParallel (FSDP1) is not supported; use fully_shard (FSDP2)"
+    assert shapes.startswith("the batches of the processes differ in 'image': [1, 8, 8] float32 and [1, 8, 9] float32")
+    assert fine == ""
