@@ -46,9 +46,9 @@ def check_equal(network: Network) -> None:
     if distributed.world_size() == 1:
         return
     sums = [float(parameter.detach().double().abs().sum()) for parameter in network.module.parameters()]
-    for other in distributed.gather_objects(sums)[1:]:
-        if other != sums:
-            raise RunError(
-                f"the weights of the {network.role} differ between processes, because their kernels round differently; "
-                "add --deterministic"
-            )
+    first, *others = distributed.gather_objects(sums)
+    if any(other != first for other in others):
+        raise RunError(
+            f"the weights of the {network.role} differ between processes, because their kernels round differently; "
+            "add --deterministic"
+        )

@@ -130,7 +130,7 @@ class Shards:
             size = distributed.world_size()
             own = [(parameter, _own_part(grad / size, parameter)) for parameter, grad in parts]
         anchor = torch.zeros((), device=term.device, requires_grad=True)
-        value: Tensor = _Known.apply(term.detach(), anchor, own)  # type: ignore[no-untyped-call]
+        value: Tensor = _Known.apply(term.detach(), anchor, own)
         return value
 
     @torch.no_grad()
@@ -180,7 +180,7 @@ class _Known(torch.autograd.Function):
                 else:
                     _local(parameter.grad).add_(part)
 
-        torch.autograd.Variable._execution_engine.queue_callback(add)  # type: ignore[attr-defined]
+        torch.autograd.Variable._execution_engine.queue_callback(add)
         return None, torch.zeros_like(factor), None
 
 

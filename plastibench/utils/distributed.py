@@ -184,7 +184,7 @@ def first_decides(decide: Callable[[], T]) -> T:
         raise raised
     if found[1] is not None:
         raise found[1]
-    return found[0]  # type: ignore[no-any-return]
+    return found[0]
 
 
 @torch.no_grad()

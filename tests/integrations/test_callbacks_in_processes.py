@@ -48,6 +48,7 @@ def train_with_transformers(name: str, build: Any, options: dict[str, Any], fold
         max_steps=4,
         per_device_train_batch_size=4 // size,
         gradient_accumulation_steps=2,
+        average_tokens_across_devices=words,  # otherwise it doubles the loss of this classifier in two processes
         optim="sgd",  # Adam would amplify rounding, since the gradients of key biases are 0
         learning_rate=1e-1,
         lr_scheduler_type="constant",

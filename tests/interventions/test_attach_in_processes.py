@@ -167,13 +167,15 @@ def wrong_uses() -> list[str]:
         return {"image": torch.zeros(4, 1, 8, 8 + rank), "label": torch.zeros(4, dtype=torch.long)}
 
     plain, ddp, sharded = (wrap(mlp(), wrapper) for wrapper in ("", "ddp", "fsdp"))
-    flat = FullyShardedDataParallel(mlp())
+    flat = FullyShardedDataParallel.__new__(FullyShardedDataParallel)  # it needs a GPU to be complete
+    nn.Module.__init__(flat)
+    flat.add_module("_fsdp_wrapped_module", mlp())
     handle = attach("redo", ddp, None, networks.loss)
     return [
         complaint(lambda: attach("plasticity-injection", plain, None, networks.loss)),
         complaint(lambda: attach("layernorm", ddp, None, networks.loss)),
         complaint(lambda: attach("l2+layernorm", sharded, None, networks.loss)),
-        complaint(lambda: attach("redo", flat, None, networks.loss)),
+        complaint(lambda: attach("redo", nn.Sequential(mlp(), flat), None, networks.loss)),
         complaint(lambda: handle.intervene(shape_of(distributed.rank()))),
         complaint(lambda: apply("redo", sharded, shape_of(0), networks.loss)),
     ]
