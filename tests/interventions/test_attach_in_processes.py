@@ -169,7 +169,7 @@ def wrong_uses() -> list[str]:
     plain, ddp, sharded = (wrap(mlp(), wrapper) for wrapper in ("", "ddp", "fsdp"))
     flat = FullyShardedDataParallel.__new__(FullyShardedDataParallel)  # it needs a GPU to be complete
     nn.Module.__init__(flat)
-    flat.add_module("_fsdp_wrapped_module", mlp())
+    flat._modules["_fsdp_wrapped_module"] = mlp()
     handle = attach("redo", ddp, None, networks.loss)
     return [
         complaint(lambda: attach("plasticity-injection", plain, None, networks.loss)),
