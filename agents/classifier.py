@@ -19,6 +19,7 @@ from plastibench.agents.optimizers import grouping, make_optimizer
 from plastibench.config.errors import RunError, UserError
 from plastibench.envs.task_stream import TaskStream
 from plastibench.nn.network import Network, eval_mode, seeded
+from plastibench.utils import distributed
 from plastibench.utils.seeding import derive, generator
 
 _EVALUATION_BATCH = 1024
@@ -75,12 +76,21 @@ class Classifier:
         self._update, self._updates = 0, updates
 
     def update(self, batch: TensorDictBase) -> None:
-        """Make one optimizer step on ``image``, uint8 [B, C, H, W], and ``label`` [B], without a device sync."""
-        images = self.prepare_update(batch["image"])
+        """Make one optimizer step on ``image``, uint8 [B, C, H, W], and ``label`` [B], without a device sync.
+
+        All processes get the same batch, and each computes a part of it.
+        """
+        images, weight = self.prepare_update(batch["image"]), None
+        if distributed.world_size() > 1:  # every process draws the augmentation of all images
+            rows, weight = distributed.shard(len(images))
+            images, batch = images[rows], batch[rows]
         with self._autocast():
             loss = F.cross_entropy(mask_logits(self._logits(images), self.masked_classes), batch["label"])
-        norm = self._network.update(loss, batch)
-        self.count_update(torch.stack([loss.detach(), norm]))
+        norm = self._network.update(loss, batch, weight)
+        loss = loss.detach()
+        if weight is not None:
+            distributed.add_up([loss.mul_(weight)])
+        self.count_update(torch.stack([loss, norm]))
 
     def prepare_update(self, images: Tensor) -> Tensor:
         """Set the learning rate of the next update, and augment its images, uint8 [B, C, H, W]."""

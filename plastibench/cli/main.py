@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from plastibench import __version__
 from plastibench.cli.parser import CommandParser
 from plastibench.config.errors import RunError, UserError, did_you_mean
+from plastibench.utils.torchrun import is_first_process, launched_processes
 
 GROUPS = {
     "run experiments": {
@@ -35,6 +37,7 @@ GROUPS = {
 }
 COMMANDS = {name: summary for group in GROUPS.values() for name, summary in group.items()}
 _DEPRECATED = {"figures": "plot"}  # accepted for one version
+_PARALLEL = ("run", "resume")  # commands that torchrun may start in several processes
 MODULES = {name: f"plastibench.cli.{'list_' if name == 'list' else name}" for name in COMMANDS}
 
 _EXAMPLES = """\
@@ -55,7 +58,9 @@ def main(words: Sequence[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        sys.exit(_dispatch(words))
+        with _only_first_prints():
+            status = _dispatch(words)
+        sys.exit(status)
     except UserError as error:
         _report(error)
         sys.exit(2)
@@ -70,8 +75,20 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
+@contextlib.contextmanager
+def _only_first_prints() -> Iterator[None]:
+    """Discard the output of all processes but the first that torchrun has started, except for tracebacks."""
+    with contextlib.ExitStack() as stack:
+        if not is_first_process():
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
+
+
 def _report(error: Exception) -> None:
-    print(f"plastibench: {' '.join(str(error).split())}", file=sys.stderr)
+    if is_first_process():  # all processes meet the same error
+        print(f"plastibench: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -90,6 +107,8 @@ def _dispatch(words: list[str]) -> int:
         command = new
     if command not in COMMANDS:
         return _top_level(words)
+    if launched_processes() > 1 and command not in _PARALLEL:
+        raise UserError(f"plastibench {command} runs in one process; start it without torchrun")
     module = importlib.import_module(MODULES[command])
     summary = COMMANDS[command]
     parser = CommandParser(prog=f"plastibench {command}", description=f"{summary[0].upper()}{summary[1:]}.")

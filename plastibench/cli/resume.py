@@ -16,6 +16,7 @@ from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.utils.stop_signals import stop_with_parent
 from plastibench.utils.tables import terminal_width
+from plastibench.utils.torchrun import is_first_process
 
 
 def configure(parser: CommandParser) -> None:
@@ -59,6 +60,8 @@ def execute(args: argparse.Namespace) -> int:
         if any(isinstance(error, Interrupted) for error in errors):
             return 130
         status = 0 if not errors else 2 if all(isinstance(error, UserError) for error in errors) else 1
+    if not is_first_process():
+        return status
     if found:
         print(f"\n{leaderboard.comparison(found, terminal_width(args.wide))}\n")
     if not args.for_command:

@@ -22,6 +22,7 @@ from plastibench.config.errors import RunError, UserError
 from plastibench.config.spec import PARTS, RunSpec, read_file
 from plastibench.results.tags import add_tags
 from plastibench.utils.tables import terminal_width
+from plastibench.utils.torchrun import is_first_process, launched_processes
 
 _OPTIONS = "Set their options with --env.OPTION, --agent.OPTION and --intervention.OPTION."
 _EXAMPLES = """\
@@ -80,7 +81,7 @@ def execute(args: argparse.Namespace) -> int:
         from plastibench.training.assembly import check_roles
 
         check_roles(specs[0], roles, args.data_dir)
-    if len(specs) > 1:
+    if len(specs) > 1 and launched_processes() == 1:
         start_importing(specs, args)
         _check_together(specs, args)
     if args.submit_only:
@@ -159,13 +160,14 @@ def _check_together(specs: list[RunSpec], args: argparse.Namespace) -> None:
 def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
     from plastibench.training.failure import FAILURE_FILE
     from plastibench.training.runner import Interrupted, run
+    from plastibench.utils import distributed
     from plastibench.utils.stop_signals import stop_requests
 
     found: list[Any] = []
     failed: list[Exception] = []
     with stop_requests() as stop:
         for number, spec in enumerate(specs):
-            if stop:  # requested while the previous run was finishing
+            if distributed.largest(len(stop)):  # requested while the previous run was finishing
                 print(f"plastibench: stopped before {spec.id}; run the same command to continue", file=sys.stderr)
                 return 130
             try:
@@ -185,7 +187,7 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
                 print(f"plastibench: {stopped}; run the same command to continue", file=sys.stderr)
                 return 130
             except (RunError, UserError) as error:
-                was_started = (args.runs_dir / spec.id / FAILURE_FILE).exists()
+                was_started = distributed.first_decides((args.runs_dir / spec.id / FAILURE_FILE).exists)
                 if len(specs) == 1 or (number == 0 and not was_started):
                     raise
                 failed.append(error)
@@ -196,11 +198,14 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
                     break
                 continue
             finally:
-                add_tags([args.runs_dir / spec.id], args.tag)
+                if is_first_process():
+                    add_tags([args.runs_dir / spec.id], args.tag)
             found.append(result)
     status = 0 if not failed else 1 if any(isinstance(error, RunError) for error in failed) else 2
     if failed:
         print(f"plastibench: {len(failed)} of {len(specs)} runs failed", file=sys.stderr)
+    if not is_first_process():
+        return status
     note_reused([result for result in found if result.reused], len(specs))
     if found:
         _compare(found, args)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
@@ -29,7 +30,9 @@ class PlasticityCallback(Callback):
     scheduled optimizer step, before checkpoints are saved. A penalty is added to the loss that ``training_step``
     returns. The state is saved in Lightning's checkpoints.
 
-    - Only automatic optimization with one optimizer on one device is supported; other setups raise ``UserError``.
+    - Only automatic optimization with one optimizer is supported.
+    - Several processes train with DistributedDataParallel (``strategy="ddp"``). All processes draw the same samples for
+      an intervention, or gather what ``draw`` returns in each. Other strategies raise ``UserError``.
     - Lightning validates the module itself. If a method keeps an averaged copy (``callback.attached.evaluated``),
       evaluate it yourself.
 
@@ -88,8 +91,11 @@ class PlasticityCallback(Callback):
         """Attach the intervention to the module, on its device and before the optimizer is created."""
         if stage != "fit" or (self.attached is not None and self.attached.network.module is pl_module):
             return
-        if trainer.world_size > 1 or not pl_module.automatic_optimization:
-            raise UserError("PlasticityCallback supports only one device and automatic optimization")
+        if not pl_module.automatic_optimization:
+            raise UserError("PlasticityCallback supports only automatic optimization")
+        if trainer.world_size > 1 and type(trainer.strategy) is not DDPStrategy:
+            name = type(trainer.strategy).__name__
+            raise UserError(f"PlasticityCallback supports several devices only with strategy='ddp', not with {name}")
         trainer.precision_plugin.convert_module(pl_module).to(trainer.strategy.root_device)
         loss, unpack = self.loss, self._packing.unpack
         network = Network(
@@ -150,7 +156,8 @@ class PlasticityCallback(Callback):
             self._step, epoch
         ):  # it does not advance while gradients accumulate
             assert self.attached is not None
-            self.attached.intervene(self._drawn(trainer, self.size, self.attached.network.generator))
+            drawn = self._drawn(trainer, self.size, self.attached.network.generator)
+            self.attached.intervene(drawn, gather=self.draw is not None)
 
     def _drawn(self, trainer: Trainer, size: int, generator: torch.Generator) -> TensorDictBase:
         """Draw a batch, cast as Lightning casts training batches."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,8 @@ class PlasticityCallback(TrainerCallback):
     evaluation and saving. A penalty is added to the loss that the model returns in train mode, once per accumulated
     update. The state is saved in each checkpoint as ``plastibench.pt``.
 
-    - Only one device and one process are supported; sharded and replicated models raise ``UserError``.
+    - Several processes (``torchrun``) train with DistributedDataParallel. All processes draw the same samples for an
+      intervention, or gather what ``draw`` returns in each. FSDP, DeepSpeed and DataParallel raise ``UserError``.
     - Reinitialized weights come from a new model of the same class and config, or from each layer's
       ``reset_parameters()`` if the model has no config. They are random also if the model was pretrained.
     - A model with branches (``plasticity-injection``) cannot be resumed, because the Trainer loads the weights and
@@ -112,19 +114,24 @@ class PlasticityCallback(TrainerCallback):
             assert self.attached is not None
             network = self.attached.network
             batch = self.draw() if self.draw else collate(kwargs["train_dataloader"], self.size, network.generator)
-            self.attached.intervene(as_batch(batch).to(network.device))
+            self.attached.intervene(as_batch(batch).to(network.device), gather=self.draw is not None)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save the intervention's state in the checkpoint folder."""
-        if self.attached is not None and _folder(args, state).is_dir():
+        if self.attached is not None and args.should_save and _folder(args, state).is_dir():
             torch.save(self.attached.state_dict(), _folder(args, state) / _FILE)
 
     def _attach(
         self, args: TrainingArguments, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
     ) -> None:
-        if args.world_size > 1 or args.n_gpu > 1 or args.deepspeed or args.fsdp:
+        used = {
+            "FSDP": args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true",
+            "DeepSpeed": args.deepspeed,
+            "DataParallel": args.n_gpu > 1,
+        }
+        if other := next((name for name, value in used.items() if value), ""):
             raise UserError(
-                "PlasticityCallback supports only one process and one device; weights would diverge between processes"
+                f"PlasticityCallback does not support {other} in the Trainer; use torchrun with one process per device"
             )
         if self._penalty is not None:
             self._penalty.remove()
@@ -163,7 +170,11 @@ def _adds_penalty(attached: Attached, args: TrainingArguments) -> Any:
         kwargs = dict(kwargs)
         # With num_items_in_batch, the losses of accumulated batches are summed, not averaged. The last update of an
         # epoch may accumulate fewer batches and then has a smaller penalty.
-        parts = args.gradient_accumulation_steps if kwargs.pop("num_items_in_batch", None) is not None else 1
+        parts = 1
+        if kwargs.pop("num_items_in_batch", None) is not None:
+            parts = args.gradient_accumulation_steps
+            if args.average_tokens_across_devices:  # the Trainer multiplies the loss by the number of processes
+                parts *= args.world_size
         batch = {name: value for name, value in kwargs.items() if isinstance(value, Tensor)}
         output["loss"] = output["loss"] + attached.penalty(batch) / parts  # type: ignore[index]
         return output

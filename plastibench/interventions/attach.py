@@ -20,11 +20,14 @@ from plastibench.interventions.base import Intervention, Report, name_of, overri
 from plastibench.interventions.class_checks import check_method
 from plastibench.interventions.effects import Effects
 from plastibench.interventions.intervention_log import InterventionLog, LogTarget
+from plastibench.nn.agreement import copy_buffers_from_first, copy_network_from_first
 from plastibench.nn.all_or_nothing import all_or_nothing
 from plastibench.nn.computed_weights import describe
 from plastibench.nn.coverage import Coverage, coverage, warning
 from plastibench.nn.network import Loss, Network, as_batch
+from plastibench.nn.sharded import check_sharding
 from plastibench.nn.units import checked_outputs
+from plastibench.utils import distributed
 from plastibench.utils.notices import print_once
 from plastibench.utils.stopwatch import stopwatch
 
@@ -44,6 +47,9 @@ def attach(
     """Attach an intervention to a model and follow its optimizer.
 
     The architecture may change here, so attach before you load a state dict.
+
+    If torch.distributed runs several processes, they must train one model together, with DistributedDataParallel or
+    ``fully_shard``. All processes then start from the weights of the first one.
 
     Args:
         intervention: A registered name, a combination such as ``l2-init+rnr``, or an instance that is not attached to
@@ -74,13 +80,16 @@ def attach(
         network = Network(model, optimizer, loss_fn or _no_loss, outputs=checked_outputs(model, outputs))
     method = create(intervention, **options)
     name = intervention if isinstance(intervention, str) else type(method).__name__
-    written = None if log is None or log is False else InterventionLog(log, name, network)
+    _check_processes(network, method)
     _check_module(network, method)
     _check_optimizer(network.optimizer, network.module)
-    with network.plain_weights() if only_intervenes(method) else nullcontext():
-        method.prepare(network)
+    with network.full_parameters():
+        written = None if log is None or log is False else InterventionLog(log, name, network)
+        copy_network_from_first(network)
+        with network.plain_weights() if only_intervenes(method) else nullcontext():
+            method.prepare(network)
     handle = Attached(method, network)
-    handle.log = written
+    handle.log = written if distributed.is_writer() else None
     return handle
 
 
@@ -164,6 +173,7 @@ class Attached:
         self._penalizes = overrides(intervention, "penalty")
         self._before = overrides(intervention, "before_update")
         self._after = overrides(intervention, "after_update")
+        self._averages = overrides(intervention, "evaluated")
         self._awaits_penalty = self._penalizes
         self._acted_at = 0
         self._every = 0
@@ -188,7 +198,8 @@ class Attached:
         Args:
             batch: A batch that the network's loss accepts; its first samples are used.
         """
-        with self.network.plain_weights() if self._only_intervenes else nullcontext():
+        plain = self.network.plain_weights() if self._only_intervenes else nullcontext()
+        with self.network.full_parameters(), plain:
             return coverage(self.network, as_batch(batch))
 
     def schedule(self, every: int, draw: Callable[[], Batch]) -> None:
@@ -205,12 +216,15 @@ class Attached:
         found = self.penalty_for(as_batch(batch))
         return 0.0 if found is None else found
 
-    def intervene(self, batch: Batch, *, expect_steps: bool = True) -> Report:
+    def intervene(self, batch: Batch, *, expect_steps: bool = True, gather: bool = True) -> Report:
         """Act on the network: at a task boundary, or every N updates.
+
+        With several processes, all of them must call it. They act on the batches of all processes together.
 
         Args:
             batch: A large representative batch of the data to come, with everything that the network's loss needs.
             expect_steps: Warn if no optimizer step was seen since the last call.
+            gather: Whether the processes have different batches. If False, all pass the same one.
 
         Raises:
             UserError: The method cannot act on this network or batch. Module and optimizer are then unchanged.
@@ -223,15 +237,21 @@ class Attached:
             )
         self._acted_at = self.steps
         batch = as_batch(batch)
-        before = self.log.health(self.network, batch) if self.log is not None else {}
-        plain = self.network.plain_weights() if self._only_intervenes else nullcontext()
-        whole = all_or_nothing(self.network)
-        with self._explained(), self._watched("intervene"), stopwatch(self.network.device) as elapsed, whole, plain:
-            self.report = self.intervention.intervene(self.network, batch)
-        self.report.seconds, self.report.cpu_seconds, self.report.gpu_seconds = elapsed.wall, elapsed.cpu, elapsed.gpu
-        if self.log is not None:
-            self.log.write(self.steps, self.report, before, self.log.health(self.network, batch))
-        return self.report
+        if gather and isinstance(batch, TensorDictBase):
+            batch = distributed.gather_batch(batch)
+        with self.network.full_parameters():
+            copy_buffers_from_first(self.network)
+            before = self.log.health(self.network, batch) if self.log is not None else {}
+            plain = self.network.plain_weights() if self._only_intervenes else nullcontext()
+            whole = all_or_nothing(self.network)
+            with self._explained(), self._watched("intervene"), stopwatch(self.network.device) as elapsed, whole, plain:
+                self.report = self.intervention.intervene(self.network, batch)
+            copy_network_from_first(self.network)
+            report = self.report
+            report.seconds, report.cpu_seconds, report.gpu_seconds = elapsed.wall, elapsed.cpu, elapsed.gpu
+            if self.log is not None:
+                self.log.write(self.steps, report, before, self.log.health(self.network, batch))
+        return report
 
     def __repr__(self) -> str:
         return f"Attached({name_of(self.intervention)} on {type(self.network.module).__name__}, {self.steps} steps)"
@@ -239,7 +259,7 @@ class Attached:
     @property
     def evaluated(self) -> nn.Module:
         """The module to evaluate: the network's own, or an averaged copy of it."""
-        with self._explained():
+        with self._explained(), self.network.full_parameters() if self._averages else nullcontext():
             return self.intervention.evaluated(self.network)
 
     def state_dict(self) -> dict[str, Any]:
@@ -250,7 +270,8 @@ class Attached:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore from :meth:`state_dict`. Call it before you load module and optimizer: it may rebuild the module."""
-        self.intervention.load_state_dict(state["intervention"])
+        with self.network.full_parameters():
+            self.intervention.load_state_dict(state["intervention"])
         self.network.generator.set_state(state["generator"].cpu())
         self.steps, self._acted_at = state["steps"], state.get("acted-at", -1)
 
@@ -282,7 +303,7 @@ class Attached:
         if not self._penalizes:
             return None
         with self._explained():
-            term = self.intervention.penalty(self.network, batch)
+            term = self.network.sharded_penalty(lambda: self.intervention.penalty(self.network, batch))
         if self.effects is not None:
             self.effects.count_penalty(term)
         return term
@@ -295,14 +316,14 @@ class Attached:
                 f"{name} needs its penalty in the loss: add attached.penalty(batch) before every optimizer step"
             )
         if self._before:
-            with self._explained(), self._watched("before_update"):
+            with self._explained(), self.network.full_parameters(gradients=True), self._watched("before_update"):
                 self.intervention.before_update(self.network)
 
     def after_step(self) -> None:
         """Call ``after_update``, and intervene if the schedule says so."""
         self.steps += 1
         if self._after:
-            with self._explained(), self._watched("after_update"):
+            with self._explained(), self.network.full_parameters(gradients=True), self._watched("after_update"):
                 self.intervention.after_update(self.network)
         if self._draw is not None and self.steps % self._every == 0:
             self.intervene(self._draw())
@@ -336,6 +357,28 @@ def only_intervenes(method: Intervention) -> bool:
     if any(overrides(method, hook) for hook in ("penalty", "before_update", "after_update", "evaluated")):
         return False
     return all(map(only_intervenes, parts)) if parts else getattr(method, "kind", "") != "architecture"
+
+
+def _check_processes(network: Network, method: Intervention) -> None:
+    """Refuse models that are divided or copied among processes in a way that the method cannot work with."""
+    name = name_of(method)
+    changes = _changes_architecture(method)
+    check_sharding(network.module, changes_architecture=name if changes else "")
+    if not changes or distributed.world_size() == 1:
+        return
+    if network.in_ddp:
+        raise UserError(f"attach: {name} changes the architecture; attach it before DistributedDataParallel(model)")
+    if _changes_architecture(method, later=True):
+        raise UserError(
+            f"attach: {name} changes the architecture during training, which DistributedDataParallel does not allow; "
+            "train in one process or choose another method"
+        )
+
+
+def _changes_architecture(method: Intervention, *, later: bool = False) -> bool:
+    """Whether a method changes the architecture, or does so after training has started (``later``)."""
+    own = method.grows if later else getattr(method, "kind", "") == "architecture"
+    return own or any(_changes_architecture(part, later=later) for part in method.wrapped())
 
 
 def _check_module(network: Network, method: Intervention) -> None:

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from tensordict import TensorDictBase
 from torch import Tensor, nn
@@ -88,6 +88,7 @@ class Intervention:
     numbers from ``network.generator`` only, and leave gradients and train/eval modes unchanged.
     """
 
+    grows: ClassVar[bool] = False  # whether `intervene` adds parameters to the network
     _registered_name = ""  # registered name under which it was created
 
     def __init_subclass__(cls, **options: Any) -> None:

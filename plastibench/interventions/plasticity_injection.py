@@ -48,6 +48,7 @@ class PlasticityInjection(Intervention):
     """
 
     kind = "architecture"
+    grows = True
     extra_memory = 0.5  # copies of the parameters of vit-nano
     extra_compute = "three passes through the tail per update"
 

@@ -16,6 +16,7 @@ from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network
 from plastibench.nn.traced_layer import TracedLayer, set_outgoing
 from plastibench.nn.units import unit_count, unit_rows
+from plastibench.utils import distributed
 
 Measure = Callable[[TracedLayer, Tensor, Tensor], Tensor]
 Means = tuple[Tensor, int]  # means over rows, [k, H], and the number of rows
@@ -72,9 +73,10 @@ class ActivationMonitor:
     def pop_means(self) -> dict[str, Tensor]:
         """Means over all rows of the passes of an update, [k, H] by layer; call it from ``after_update``.
 
-        Empty in the update in which the layers are found, because its pass ran before they were known.
+        Rows are those of all processes. Empty in the update in which the layers are found, because its pass ran before
+        they were known.
         """
-        means, self._confirmed, self._unconfirmed = self._confirmed, {}, {}
+        means, self._confirmed, self._unconfirmed = _over_processes(self._confirmed), {}, {}
         self._updates_without_pass += not means
         if self._updates_without_pass == 2:
             print(
@@ -159,6 +161,16 @@ def mean_per_unit(layer: TracedLayer, columns: Tensor, values: Tensor) -> Tensor
     """Average the columns of each unit, which all have equally many: [..., in] -> [..., H]."""
     count = unit_count(layer.module)
     return values.new_zeros(*values.shape[:-1], count).index_add_(-1, columns, values) * (count / len(columns))
+
+
+def _over_processes(means: dict[str, Means]) -> dict[str, Means]:
+    """Means over the rows of all processes."""
+    if distributed.world_size() == 1:
+        return means
+    sums = {name: values * rows for name, (values, rows) in means.items()}
+    counts = torch.tensor([rows for _, rows in means.values()], dtype=torch.float64)
+    distributed.add_up([*sums.values(), counts])
+    return {name: (sums[name] / count, int(count)) for name, count in zip(means, counts.tolist(), strict=True)}
 
 
 def _pooled(one: Means, other: Means) -> Means:

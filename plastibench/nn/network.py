@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +15,8 @@ from plastibench.config.errors import UserError
 from plastibench.nn.builders import Shapes, difference, is_compiled, resembling, shapes, unwrapped
 from plastibench.nn.computed_weights import computed_parameters, copied, make_plain, plain_weights
 from plastibench.nn.optimizer_state import nested
+from plastibench.nn.sharded import Shards, is_sharded
+from plastibench.utils import distributed
 from plastibench.utils.seeding import generator as named_generator
 
 Loss = Callable[[nn.Module, TensorDictBase], Tensor]
@@ -57,6 +59,7 @@ class Network:
         restarts: Functions to call when the whole network is reinitialized, for training state outside the module.
         replicas: Networks of the same architecture, such as a target network, that are rebuilt together with this one.
         is_replica: Whether this network is a replica, which is never rebuilt on its own.
+        in_ddp: Whether the module was given inside DistributedDataParallel.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Network:
                 outside the module.
         """
         self.module = unwrapped(module)
+        self.in_ddp = isinstance(module, nn.parallel.DistributedDataParallel)
         self.loss = loss
         self.role = role
         self.outputs = tuple(outputs)
@@ -112,6 +116,7 @@ class Network:
         self._changes: list[Callable[[nn.Module], None]] = []
         self._plain = False  # inside plain_weights()
         self._step_hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._shards = Shards(self.module)
         self.optimizer = optimizer
 
     # Updates -----------------------------------------------------------------------------------------------------
@@ -136,7 +141,7 @@ class Network:
             self._own(set(self.module.parameters()))
         self._hook_steps()
 
-    def update(self, loss: Tensor, batch: TensorDictBase) -> Tensor:
+    def update(self, loss: Tensor, batch: TensorDictBase, weight: float | None = None) -> Tensor:
         """Take one optimizer step on a loss and the penalties of everything attached.
 
         The order is: penalties, backward, clipping, ``before_step`` hooks, optimizer step, ``after_step`` hooks. The
@@ -145,6 +150,8 @@ class Network:
         Args:
             loss: Scalar loss of the batch.
             batch: The batch, for penalties.
+            weight: If the batch is the part of this process of a larger batch, the weight of its loss in the loss of
+                the larger batch; gradients are then summed over the processes.
 
         Returns:
             Gradient norm of the module's parameters, before clipping.
@@ -154,10 +161,14 @@ class Network:
         for hook in self.attached:
             if (penalty := hook.penalty_for(batch)) is not None:
                 loss = loss + penalty
+        if weight is not None:
+            loss = loss * weight
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         for parameter in trained:
             parameter.grad = None
         loss.backward(inputs=trained)  # only these: an actor's loss runs through the critic, too
+        if weight is not None:
+            distributed.add_up(parameter.grad for parameter in trained if parameter.grad is not None)
         own = [p for group in optimizer.param_groups[: self._own_groups] for p in group["params"]]
         norm: Tensor = nn.utils.get_total_norm([p.grad for p in own if p.grad is not None], foreach=True)
         if self.clip:
@@ -223,6 +234,24 @@ class Network:
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not _skips_step(optimizer):
             self.after_step()
+
+    # Sharded parameters -----------------------------------------------------------------------------------------
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the parameters are divided among processes (FSDP2)."""
+        return is_sharded(self.module)
+
+    def full_parameters(self, *, gradients: bool = False) -> AbstractContextManager[None]:
+        """Let methods see full parameters and optimizer state inside the block, if they are sharded.
+
+        See :meth:`Shards.full <plastibench.nn.sharded.Shards.full>`.
+        """
+        return self._shards.full(self._optimizer, gradients=gradients) if self.is_sharded else nullcontext()
+
+    def sharded_penalty(self, penalty: Callable[[], Tensor | None]) -> Tensor | None:
+        """Compute a penalty on full parameters; see :meth:`Shards.penalty <plastibench.nn.sharded.Shards.penalty>`."""
+        return self._shards.penalty(self._optimizer, penalty) if self.is_sharded else penalty()
 
     # Fresh weights and other architectures -----------------------------------------------------------------------
 

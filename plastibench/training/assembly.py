@@ -15,9 +15,10 @@ from plastibench.envs.task_stream import TaskStream
 from plastibench.training.learner import Learner
 from plastibench.training.memory_guard import MemoryGuard
 from plastibench.training.offpolicy import OffPolicyTrainer
-from plastibench.training.run_checks import check_plan
+from plastibench.training.run_checks import check_plan, check_processes
 from plastibench.training.supervised import SupervisedTrainer
 from plastibench.training.trainer import Log, Trainer
+from plastibench.utils import distributed
 from plastibench.utils.runtime import resolve_device
 from plastibench.utils.seeding import derive
 
@@ -43,11 +44,21 @@ def build_agent(spec: RunSpec, env: Any) -> Any:
 
 def make_learner(spec: RunSpec, agent: Any) -> Learner:
     """The learner that a spec describes."""
-    torch.manual_seed(derive(spec.run.seed, "dropout"))  # only dropout draws from the global generator
+    seed_dropout(spec)
     options = spec.run
     return Learner(
         agent, lambda: spec.create("intervention"), roles=options.roles, every=options.every, until=options.until
     )
+
+
+def seed_dropout(spec: RunSpec, updates: int = 0) -> None:
+    """Seed the global generator, from which only dropout draws.
+
+    Each process draws other numbers, because it sees other samples. A process that joins a run after some updates
+    starts with a seed of its own.
+    """
+    purpose = f"dropout-{distributed.rank()}-{updates}" if distributed.rank() else "dropout"
+    torch.manual_seed(derive(spec.run.seed, purpose))
 
 
 def make_trainer(spec: RunSpec, env: Any, agent: Any, log: Log | None = None, folder: Path | None = None) -> Trainer:
@@ -107,4 +118,5 @@ def check_options(spec: RunSpec, env: Any, agent: Any) -> list[str]:
         ):
             if value:
                 raise UserError(f"--{name} is for RL agents; {spec.env[0]} is a task stream")
+    check_processes(spec, env, agent)
     return check_plan(spec, env, agent)

@@ -15,6 +15,7 @@ from plastibench.interventions.attach import Attached
 from plastibench.interventions.base import Intervention, Report, overrides
 from plastibench.interventions.class_checks import check_method
 from plastibench.interventions.effects import Effects
+from plastibench.nn.agreement import check_equal
 from plastibench.nn.network import Network
 
 
@@ -126,7 +127,7 @@ class Learner:
         """Let the interventions act on their networks.
 
         Args:
-            batch: A representative batch with everything that the networks' losses need.
+            batch: A representative batch with everything that the networks' losses need; the same in all processes.
 
         Returns:
             What was done, by role.
@@ -139,7 +140,7 @@ class Learner:
             if not self.modifies(role):
                 continue
             try:
-                reports[role] = attached.intervene(batch, expect_steps=False)
+                reports[role] = attached.intervene(batch, expect_steps=False, gather=False)
             except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
                 loss = self.agent.pop_averages().get("loss", math.nan)
                 raise RunError(
@@ -177,7 +178,7 @@ class Learner:
         """Check that all parameters are finite; with a ReLU, non-finite parameters may not affect any output.
 
         Raises:
-            RunError: A parameter is not finite.
+            RunError: A parameter is not finite, or differs between processes.
         """
         for role, network in self.networks.items():
             parameters = dict(network.module.named_parameters())
@@ -188,6 +189,7 @@ class Learner:
                     f"the weights of the {role} are not finite after update {self.updates} (first: {name}); try a "
                     "smaller --agent.lr"
                 )
+            check_equal(network)
 
     def complaints(self) -> list[str]:
         """Return warnings about methods that have had no effect so far."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.envs.task_stream import TaskStream
 from plastibench.interventions.base import overrides
+from plastibench.utils import distributed
 from plastibench.utils.seeding import derive
 
 _OTHER_HOOKS = ("penalty", "before_update", "after_update", "evaluated")
@@ -64,6 +67,27 @@ def check_plan(spec: RunSpec, env: Any, agent: Any) -> list[str]:
     if any(overrides(method, hook) for hook in _OTHER_HOOKS):
         return [f"{name} acts only during updates, since {reason}"]
     raise UserError(f"{name} would never act, so the run would equal none: {reason}")
+
+
+def check_processes(spec: RunSpec, env: Any, agent: Any) -> None:
+    """Check that several processes can share the training.
+
+    Raises:
+        UserError: The run is RL, a network has BatchNorm, or the processes cannot have a device each.
+    """
+    count = distributed.world_size()
+    if count == 1:
+        return
+    if not isinstance(env, TaskStream):
+        raise UserError(f"{spec.env[0]} trains in one process, not in {count}; start it without torchrun")
+    distributed.check_device(spec.run.device)
+    for network in agent.networks.values():
+        for name, module in network.module.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                raise UserError(
+                    f"{spec.agent[0]} has BatchNorm ({name}), whose statistics would differ between {count} processes; "
+                    "choose another agent, or start it without torchrun"
+                )
 
 
 def _why_never(spec: RunSpec, found: Plan) -> str:

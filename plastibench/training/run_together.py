@@ -12,8 +12,8 @@ from plastibench.config.errors import RunError, UserError
 from plastibench.config.spec import RunSpec
 from plastibench.results.result import Result
 from plastibench.training.runner import Interrupted, OpenRun, open_run, run
-from plastibench.training.trainer_stack import TrainerStack
 from plastibench.training.supervised import SupervisedTrainer
+from plastibench.training.trainer_stack import TrainerStack
 from plastibench.utils.stop_signals import stop_requests
 
 Outcome = Result | Exception

@@ -21,7 +21,7 @@ from plastibench.results.files import compose_result, read_result, write_result
 from plastibench.results.result import Result
 from plastibench.results.run_folder import check_code, check_same, clear, run_folder
 from plastibench.training import checkpoint
-from plastibench.training.assembly import build_agent, check_options, choose_threads, make_trainer
+from plastibench.training.assembly import build_agent, check_options, choose_threads, make_trainer, seed_dropout
 from plastibench.training.failure import FAILURE_FILE, record_failure
 from plastibench.training.log_files import Covered, check
 from plastibench.training.memory_guard import MemoryGuard
@@ -29,13 +29,14 @@ from plastibench.training.recorder import Recorder
 from plastibench.training.stored_data import warn_if_data_changed
 from plastibench.training.trackers.tracker import parse_names
 from plastibench.training.trackers.tracking import Tracking, send_stored
-from plastibench.utils import atomic_io, digests, provenance
+from plastibench.utils import atomic_io, digests, distributed, provenance
 from plastibench.utils.folder_lock import lock_folder, remove_if_unused
 from plastibench.utils.progress import Progress
 from plastibench.utils.runtime import resolve_device, set_up_torch
 from plastibench.utils.stop_signals import stop_requests
 
 CHECKPOINT_SECONDS = 60.0
+_STOP = 2  # larger than 1, which asks for a checkpoint only
 
 
 class Interrupted(Exception):
@@ -58,6 +59,8 @@ def run(
     log: str | Sequence[str] = (),
 ) -> Result:
     """Run a spec to its end, continuing from its checkpoint if there is one.
+
+    Under torchrun, all processes train one network together. The first one reads and writes the files, and prints.
 
     Args:
         spec: What to run.
@@ -123,6 +126,8 @@ def open_run(
     Yields:
         The run, or its result if it is already complete. The arguments and errors are those of :func:`run`.
     """
+    distributed.join_processes()
+    quiet = quiet or not distributed.is_writer()
     trackers = parse_names(log)
     device = resolve_device(spec.run.device)
     spec = dataclasses.replace(spec, run=dataclasses.replace(spec.run, device=device))
@@ -133,12 +138,15 @@ def open_run(
         if not quiet:
             print(f"{announce}{spec.id} {state}", file=sys.stderr)
 
-    if path.exists() and not force:
-        result = _stored_result(spec, path)
-        _remove_leftovers(folder)
+    def complete() -> Result | None:
+        return _stored_result(spec, path) if path.exists() and not force else None
+
+    if (result := distributed.first_decides(complete)) is not None:
         announce_state("is already complete")
-        warn_if_data_changed(spec, result, Path(data_dir))
-        send_stored(trackers, spec, result, quiet=quiet)
+        if distributed.is_writer():
+            _remove_leftovers(folder)
+            warn_if_data_changed(spec, result, Path(data_dir))
+            send_stored(trackers, spec, result, quiet=quiet)
         yield result
         return
     check_code(spec, folder)
@@ -148,19 +156,29 @@ def open_run(
     agent = build_agent(spec, env)
     with failing_as(spec.env[0], "before the run"):  # generates all tasks of a stream
         warnings = check_options(spec, env, agent)
-    for warning in warnings:
+    for warning in warnings if distributed.is_writer() else ():
         print(f"plastibench: {spec.id}: {warning}", file=sys.stderr)
-    with lock_folder(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as stop_list:
-        if path.exists() and not force:  # another process has finished it in the meantime
-            yield _stored_result(spec, path)
+    with contextlib.ExitStack() as stack:
+
+        def claim() -> tuple[Result | None, bool]:
+            """Lock the folder and prepare it; the result if another process has finished the run in the meantime."""
+            stack.enter_context(lock_folder(folder))
+            if (result := complete()) is not None:
+                return result, False
+            atomic_io.remove_temporary_files(folder)
+            (folder / FAILURE_FILE).unlink(missing_ok=True)
+            if force or not any(folder.glob("checkpoint*")):
+                clear(folder)
+            new = not (folder / "spec.toml").exists()
+            if new:
+                atomic_io.write_text(folder / "spec.toml", digests.signed(spec.to_toml()))
+            return None, new
+
+        result, new = distributed.first_decides(claim)
+        if result is not None:
+            yield result
             return
-        atomic_io.remove_temporary_files(folder)
-        (folder / FAILURE_FILE).unlink(missing_ok=True)
-        if force or not any(folder.glob("checkpoint*")):
-            clear(folder)
-        new = not (folder / "spec.toml").exists()
-        if new:
-            atomic_io.write_text(folder / "spec.toml", digests.signed(spec.to_toml()))
+        stop_list = stack.enter_context(stop_requests()) if stop is None else stop
         choose_threads(agent, threads)
         try:
             current = OpenRun(
@@ -171,22 +189,29 @@ def open_run(
             with contextlib.closing(current):
                 yield current
         except RunError as error:
-            record_failure(folder, error, f"{spec.id}: {error}")
             explained = isinstance(error.__cause__, OSError | None)  # a full disk has no room for a traceback
             where = "" if explained else f" (traceback in {folder / FAILURE_FILE})"
+            _record(folder, error, f"{spec.id}: {error}")
             raise RunError(f"{spec.id}: {error}{where}") from error
         except UserError as error:
-            if new:
+            if not new:
+                _record(folder, error, f"{spec.id}: {error}")
+            elif distributed.is_writer():
                 remove_if_unused(folder)
-            else:
-                record_failure(folder, error, f"{spec.id}: {error}")
             raise
         except Interrupted:
             raise
         except Exception as error:
+            if not distributed.is_writer():
+                raise  # the first process cannot know the reason
             line = f"{spec.id}: {describe(error)}"
-            record_failure(folder, error, line)
+            _record(folder, error, line)
             raise RunError(f"{line} (traceback in {folder / FAILURE_FILE})") from error
+
+
+def _record(folder: Path, error: Exception, line: str) -> None:
+    if distributed.is_writer():
+        record_failure(folder, error, line)
 
 
 def _stored_result(spec: RunSpec, path: Path) -> Result:
@@ -227,7 +252,8 @@ class OpenRun:
         self.sessions: list[dict[str, Any]] = []  # the processes that ran part of the run, this one last
         self.checkpoint_seconds = checkpoint_seconds
         self.seconds = 0.0
-        self.cpu_seconds: float | None = 0.0  # of begin() and advance()
+        # Of begin() and advance(); not counted if several processes share the work and repeat parts of it.
+        self.cpu_seconds: float | None = 0.0 if distributed.world_size() == 1 else None
         self.stacked = 1  # runs that were updated together with this one, itself included
         with MemoryGuard("the replay buffer", copies=1):
             self.trainer = make_trainer(spec, env, agent, folder=folder)
@@ -235,11 +261,15 @@ class OpenRun:
         self.resumed = bool(covered)
         self.sessions.append(provenance.session(spec.run.device))  # now: the code on disk may change during the run
         self.env_version = getattr(self.trainer.env_config, "version", 1)
-        self.recorder = Recorder(folder, spec, covered, self.trainer.axis, self.env_version, self.trainer.data)
-        self.tracking = Tracking(trackers, spec, folder, axis=self.trainer.axis, quiet=quiet)
+        self.recorder: Recorder | None = None  # only the first process writes
+        self.tracking: Tracking | None = None
+        if distributed.is_writer():
+            self.recorder = Recorder(folder, spec, covered, self.trainer.axis, self.env_version, self.trainer.data)
+            self.tracking = Tracking(trackers, spec, folder, axis=self.trainer.axis, quiet=quiet)
         name = f"{spec.intervention[0]} seed {spec.run.seed}"
         self.progress = Progress(name, self.trainer.length, quiet, self.trainer.unit, runs_after, spec.id)
-        self.trainer.log = _RunLog(self.recorder, self.tracking, self.progress)
+        if self.recorder is not None and self.tracking is not None:
+            self.trainer.log = _RunLog(self.recorder, self.tracking, self.progress)
         self.clock = self.saved = time.monotonic()
         self.saving = 0.0  # seconds that the latest checkpoint took
 
@@ -262,14 +292,15 @@ class OpenRun:
         Raises:
             Interrupted: The run was asked to stop; its state is saved.
         """
-        if not (self.stop or time.monotonic() - self.saved > self.checkpoint_seconds * max(1.0, self.saving)):
+        due = time.monotonic() - self.saved > self.checkpoint_seconds * max(1.0, self.saving)
+        action = distributed.largest(_STOP if self.stop else int(due))  # all processes do the same
+        if not action:
             return
-        self._save()
-        if self.stop:
-            size = (self.folder / checkpoint.LATEST).stat().st_size / 1e6
+        size = self._save()
+        if action == _STOP:
             raise Interrupted(
                 f"{self.spec.id} stopped in task {self.trainer.task + 1} after {self.trainer.learner.updates} "
-                f"updates; its state ({size:.1f} MB) is saved"
+                f"updates; its state ({size / 1e6:.1f} MB) is saved"
             )
 
     def count_cpu(self, step: Callable[[], object]) -> None:
@@ -286,8 +317,10 @@ class OpenRun:
     def close(self) -> None:
         """Close the files."""
         self.progress.close()
-        self.recorder.close()
-        self.tracking.close("stopped" if self.stop else "failed")
+        if self.recorder is not None:
+            self.recorder.close()
+        if self.tracking is not None:
+            self.tracking.close("stopped" if self.stop else "failed")
         self.trainer.close()
 
     def finish(self) -> Result:
@@ -334,11 +367,17 @@ class OpenRun:
             trainer.data,
             getattr(self.agent.config, "version", 1),
         )
-        self.recorder.finish(learner.updates, result)
-        checkpoint.save(self.folder / checkpoint.FINAL, final)
-        write_result(self.folder, result)  # last: a run folder with a result is complete
-        checkpoint.remove_checkpoints(self.folder)
-        self.tracking.finish(result)
+
+        def write() -> None:
+            assert self.recorder is not None
+            self.recorder.finish(learner.updates, result)
+            checkpoint.save(self.folder / checkpoint.FINAL, final)
+            write_result(self.folder, result)  # last: a run folder with a result is complete
+            checkpoint.remove_checkpoints(self.folder)
+
+        distributed.first_decides(write)
+        if self.tracking is not None:
+            self.tracking.finish(result)
         return result
 
     def _count_seconds(self) -> None:
@@ -346,30 +385,40 @@ class OpenRun:
         self.seconds += now - self.clock
         self.clock = now
 
-    def _save(self) -> None:
+    def _save(self) -> int:
+        """Save a checkpoint and return its size in bytes."""
         self._count_seconds()
         self.saved = self.clock
-        state = {
-            "spec": self.spec.to_toml(),
-            "seconds": self.seconds,
-            "cpu-seconds": self.cpu_seconds,
-            "files": self.recorder.flush(),
-            "trainer": self.trainer.state_dict(),
-            "data": self.trainer.data,
-            "sessions": self.sessions,
-            "dropout": torch.get_rng_state(),
-            "dropout-cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
-        path, previous = self.folder / checkpoint.LATEST, self.folder / checkpoint.PREVIOUS
-        checkpoint.save(path, state, previous=previous)
+        generators = distributed.gather_objects(_dropout_state())
+
+        def write() -> int:
+            assert self.recorder is not None
+            state = {
+                "spec": self.spec.to_toml(),
+                "seconds": self.seconds,
+                "cpu-seconds": self.cpu_seconds,
+                "files": self.recorder.flush(),
+                "trainer": self.trainer.state_dict(),
+                "data": self.trainer.data,
+                "sessions": self.sessions,
+                **generators[0],
+                "other-processes": generators[1:],
+            }
+            path, previous = self.folder / checkpoint.LATEST, self.folder / checkpoint.PREVIOUS
+            checkpoint.save(path, state, previous=previous)
+            return path.stat().st_size
+
+        size = distributed.first_decides(write)
         self.saving = time.monotonic() - self.saved
         start = time.monotonic()
-        self.tracking.send()
+        if self.tracking is not None:
+            self.tracking.send()
         self.clock += time.monotonic() - start  # not part of the run's time
+        return size
 
     def _restore(self) -> dict[str, Covered]:
         """Restore from the newest intact checkpoint, if there is one; return the log files that it covers."""
-        found = self._newest_intact()
+        found = distributed.first_decides(self._newest_intact)
         if found is None:
             return {}
         path, state, covered = found
@@ -380,12 +429,16 @@ class OpenRun:
             )
         try:
             self.trainer.load_state_dict(state["trainer"])
-            self.seconds, self.cpu_seconds = state["seconds"], state.get("cpu-seconds")  # older checkpoints lack it
+            self.seconds = state["seconds"]
+            if self.cpu_seconds is not None:
+                self.cpu_seconds = state.get("cpu-seconds")  # older checkpoints lack it
             self.sessions = [dict(session) for session in state.get("sessions", [])]
             self._keep_threads()
-            torch.set_rng_state(state["dropout"])
-            if torch.cuda.is_available() and state["dropout-cuda"]:
-                torch.cuda.set_rng_state_all(state["dropout-cuda"])
+            others, rank = state.get("other-processes", []), distributed.rank()
+            if rank > len(others):  # the run had fewer processes
+                seed_dropout(self.spec, self.trainer.learner.updates)
+            else:
+                _set_dropout_state(others[rank - 1] if rank else state)
         except UserError as error:
             raise UserError(f"{self.spec.id}: {error}") from error
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -393,7 +446,7 @@ class OpenRun:
             raise UserError(
                 f"checkpoint {path} does not fit ({type(error).__name__}: {reason}); delete its folder to start over"
             ) from error
-        if path.name != checkpoint.LATEST:  # so that the next checkpoint replaces the damaged one
+        if path.name != checkpoint.LATEST and distributed.is_writer():  # the next one must replace the damaged one
             os.replace(path, self.folder / checkpoint.LATEST)
         return covered
 
@@ -430,7 +483,7 @@ class OpenRun:
         first = self.sessions[0]["threads"] if self.sessions else torch.get_num_threads()
         if not self.threads:
             torch.set_num_threads(first)
-        elif self.threads != first:
+        elif self.threads != first and distributed.is_writer():
             print(
                 f"plastibench: {self.spec.id} was started with --threads {first}; with {self.threads} it will not be "
                 "bit-identical to an uninterrupted run (the result says so)",
@@ -442,6 +495,18 @@ class OpenRun:
             return RunSpec.from_toml(state["spec"]).content == self.spec.content
         except (LookupError, TypeError, UserError):
             return False
+
+
+def _dropout_state() -> dict[str, Any]:
+    """The states of the global generators of this process."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"dropout": torch.get_rng_state(), "dropout-cuda": cuda}
+
+
+def _set_dropout_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["dropout"])
+    if torch.cuda.is_available() and state["dropout-cuda"]:
+        torch.cuda.set_rng_state_all(state["dropout-cuda"])
 
 
 class _RunLog:

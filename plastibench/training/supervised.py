@@ -22,6 +22,7 @@ from plastibench.results.accuracy import TaskRecord, comparison, fraction, mean,
 from plastibench.training.learner import Learner
 from plastibench.training.task_buffer import add_task_data, all_samples, make_task_buffer, representative
 from plastibench.training.trainer import Log, Trainer
+from plastibench.utils import distributed
 from plastibench.utils.seeding import derive, generator
 
 EARLY_EPOCHS = 5  # evaluate each of the first epochs of a task, to measure the recovery
@@ -245,8 +246,11 @@ class SupervisedTrainer(Trainer):
             return mask_logits(self._outputs(eval_set.images), eval_set.masked_classes)
 
     def _outputs(self, images: Tensor) -> Tensor:
+        rows, _ = distributed.shard(len(images))
         with self.evaluating():
-            return self.agent.logits(images, self.learner.evaluated_modules()["classifier"], self._show_evaluation)
+            module = self.learner.evaluated_modules()["classifier"]
+            logits = self.agent.logits(images[rows], module, self._show_evaluation)
+            return distributed.gather_rows(logits)[: len(images)]
 
     def _show_evaluation(self, done: int, total: int) -> None:
         if self.log is not None:

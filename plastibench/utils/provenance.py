@@ -82,13 +82,15 @@ def now() -> str:
 
 
 def hardware(device: str) -> dict[str, str | int]:
-    """Processor, number of cores, and the device of a run."""
+    """Processor, number of cores, and the device of a run, with the number of its processes if there are several."""
     import torch
 
-    found: dict[str, str | int] = {"processor": _processor(), "cores": os.cpu_count() or 0, "device": device}
-    if device.startswith("cuda"):
-        found["device"] = torch.cuda.get_device_name(device)
-    return found
+    from plastibench.utils import distributed
+
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    count = distributed.world_size()
+    name = f"{count} × {name}" if count > 1 else name
+    return {"processor": _processor(), "cores": os.cpu_count() or 0, "device": name}
 
 
 def _processor() -> str:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 _BLOCK = re.compile(r"^<!-- (run|run slow|file (\S+)) -->\n```(\w+)\n(.*?)^```$", re.M | re.S)
 _SHELL = 'set -eu\nplastibench() { "$PYTHON" -m plastibench "$@"; }\npython() { "$PYTHON" "$@"; }\n'
+_SHELL += 'torchrun() { "$PYTHON" -m torch.distributed.run "$@"; }\n'
 
 
 class Block(NamedTuple):

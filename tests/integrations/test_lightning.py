@@ -230,11 +230,12 @@ def test_several_optimizers_are_refused(fit: Callable[..., Any]) -> None:
         fit(Manual(), PlasticityCallback("rnr", loss))
 
 
-def test_several_devices_are_refused() -> None:
+def test_other_strategies_than_ddp_are_refused() -> None:
     class Several:
         world_size = 2
+        strategy = lightning.strategies.SingleDeviceStrategy("cpu")
 
-    with pytest.raises(UserError, match="one device"):
+    with pytest.raises(UserError, match="strategy='ddp', not with SingleDeviceStrategy"):
         PlasticityCallback("rnr", loss).setup(Several(), module(), "fit")
 
 

@@ -281,8 +281,8 @@ def test_callback_added_after_construction_cannot_resume(trainer: Callable[..., 
 # Mistakes ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given", [{"world_size": 2}, {"n_gpu": 2}, {"deepspeed": "zero.json"}, {"fsdp": "full_shard"}])
-def test_several_devices_are_refused(given: dict[str, Any]) -> None:
+@pytest.mark.parametrize("given", [{"n_gpu": 2}, {"deepspeed": "zero.json"}, {"fsdp": "full_shard"}])
+def test_other_ways_to_use_several_devices_are_refused(given: dict[str, Any]) -> None:
     args = SimpleNamespace(**{"world_size": 1, "n_gpu": 0, "deepspeed": None, "fsdp": None, **given})
     with pytest.raises(UserError, match="one process"):
         PlasticityCallback("rnr").on_init_end(args, None, None, model=model())
