@@ -20,10 +20,9 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
-from plastibench.config.options import build
-from plastibench.config.registry import interventions
 from plastibench.diagnosis.diagnose import diagnose
 from plastibench.diagnosis.loading import DiagnosisTarget
+from plastibench.interventions.attach import attach
 from plastibench.nn.coverage import coverage
 from plastibench.nn.network import Network, eval_mode, seeded
 
@@ -272,7 +271,7 @@ def _prepared(family: Family) -> tuple[Network, TensorDict, TensorDict]:
 
 
 def _said(network: Network, act: Callable[[], str]) -> str:
-    """The result of an action, or what the user is told; a refusal must leave the network as it was."""
+    """Run an action and return its result, or the message if it refuses; a refusal must not change the network."""
     before = copy.deepcopy(network.module.state_dict())
     try:
         with contextlib.redirect_stderr(io.StringIO()):
@@ -286,10 +285,9 @@ def _said(network: Network, act: Callable[[], str]) -> str:
 
 
 def _applied(name: str, network: Network, batch: TensorDict) -> str:
-    entry = interventions[name]
     options = {"tau": 1.0} if name == "redo" else {}
-    report = build(entry.load(), {**entry.defaults, **options}, name).intervene(network, batch)
-    return "✓" if report.parameters else "changes nothing"
+    with attach(name, network, **options) as attached:
+        return "✓" if attached.intervene(batch).parameters else "changes nothing"
 
 
 def _drift(family: Family, other: TensorDict) -> str:
@@ -297,8 +295,9 @@ def _drift(family: Family, other: TensorDict) -> str:
     found = []
     for name in ("low-gradient-quantile", "rnr"):
         network, batch, _ = _prepared(family)
-        entry, before = interventions[name], _outputs(network, other)
-        build(entry.load(), dict(entry.defaults), name).intervene(network, batch)
+        before = _outputs(network, other)
+        with attach(name, network) as attached:
+            attached.intervene(batch)
         found.append(float((_outputs(network, other) - before).norm() / before.norm()))
     return f"{found[0]:.2f} → {found[1]:.2f}"
 

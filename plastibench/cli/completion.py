@@ -17,7 +17,7 @@ from plastibench.config.spec import PARTS
 
 ASK = "__complete"  # the hidden command that the scripts call: plastibench __complete WORDS…
 
-# Each script passes the words from "plastibench" to the cursor, and completes file names if there are no candidates.
+# Each script passes the command line up to the cursor, and completes file names if there are no candidates.
 SCRIPTS = {
     "bash": f"""\
 _plastibench() {{

@@ -49,7 +49,8 @@ def configure(parser: CommandParser) -> None:
     together.add_argument(
         "--all-settings",
         action="store_true",
-        help="include settings with few methods (default: at least three, and half as many as the median setting)",
+        help="include settings with few methods (default: only settings with at least three methods, and at least half "
+        "as many as the median setting)",
     )
     together.add_argument(
         "--exclude-tag",

@@ -34,7 +34,7 @@ def start_importing(specs: Sequence[RunSpec], args: argparse.Namespace) -> None:
 
 
 def slots_for(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
-    """Return the number of parallel runs: ``args.jobs``, or by default as many as fit.
+    """Return the number of parallel runs: ``args.jobs``, or by default what cores, GPUs and memory allow.
 
     Args:
         specs: What to run, with resolved devices.

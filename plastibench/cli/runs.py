@@ -196,10 +196,10 @@ def _take_away(action: str, found: Sequence[RunFolder], args: argparse.Namespace
 
 
 def _confirmed(found: Sequence[RunFolder]) -> bool:
-    """Ask whether to delete runs.
+    """Ask in the terminal whether to delete the runs.
 
     Raises:
-        UserError: There is no terminal to ask in.
+        UserError: Standard input is not a terminal.
     """
     if not sys.stdin.isatty():
         raise UserError(f"rm would delete {_count(found)}; add --yes to confirm")

@@ -142,7 +142,7 @@ def check_output(path: Path) -> None:
     if not path.suffix and path.exists():
         raise UserError(f"--out {path} exists; name a new folder")
     if not path.parent.is_dir():
-        raise UserError(f"--out {path}: there is no folder {path.parent}")
+        raise UserError(f"--out {path}: no folder {path.parent}")
 
 
 def _save_folder(module: Any, path: Path) -> None:

@@ -47,7 +47,7 @@ def run_folder(run: RunSpec | Result, runs_dir: Path) -> Path:
 
 
 def find_result(spec: RunSpec, runs_dir: Path) -> Result | None:
-    """The result of a run; None if there is no valid one.
+    """The result of a run, or None if its folder has no valid ``result.json``.
 
     Raises:
         UserError: The folder of the run contains another run.

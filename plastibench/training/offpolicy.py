@@ -264,7 +264,7 @@ class OffPolicyTrainer(Trainer):
             self.record("after", {"return-after": event.after, "drop": event.before - event.after})
 
     def _begin_next_task(self) -> None:
-        """Cross a task boundary. Interventions see transitions of earlier tasks, because there are no others yet."""
+        """Begin the next task. Interventions see only transitions of earlier tasks: the new one has none yet."""
         self._enter(self.task + 1)
         self.agent.begin_task()
         if self.learner.due_at_boundary() and len(self.buffer):
