@@ -1,4 +1,4 @@
-"""SHA-256 digests inside the files of a run, which reveal damaged or edited files.
+"""SHA-256 digests of files, and inside the files of a run, which reveal damaged or edited files.
 
 JSON files have the key ``sha256``, text files a first line ``# sha256: …``. In files of earlier versions it is the last
 line, which a truncated file loses. Files without a digest are accepted, because the first versions wrote none.
@@ -37,6 +37,15 @@ def signed(text: str) -> str:
 
 def _text_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_signed(path: Path) -> str:
