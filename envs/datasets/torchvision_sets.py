@@ -54,8 +54,8 @@ def _cifar(torchvision_class: str, unpacked: str, archive: str, sha256: str) -> 
     return _Set(torchvision_class, unpacked, origin, {archive: sha256}, channels=3, size=32)
 
 
-# The checksums are those of TensorFlow Datasets (MNIST, Fashion-MNIST) and of Keras (CIFAR). torchvision has only MD5, and
-# downloads Fashion-MNIST over http.
+# The checksums are those of TensorFlow Datasets (MNIST, Fashion-MNIST) and of Keras (CIFAR). torchvision has only MD5
+# checksums, and downloads Fashion-MNIST over http.
 TORCHVISION_SETS = {
     "mnist": _mnist(
         "MNIST",

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 
 from plastibench.config.errors import RunError, UserError
-from plastibench.config.own_code import describe
 from plastibench.config.spec import RunSpec
 from plastibench.results.files import compose_result, read_result, write_result
 from plastibench.results.result import Result
 from plastibench.results.run_folder import check_code, check_same, clear, run_folder
 from plastibench.training import checkpoint
 from plastibench.training.assembly import build_agent, check_options, choose_threads, make_trainer
-from plastibench.training.failure import FAILURE_FILE, record_failure
+from plastibench.training.failure import FAILURE_FILE, describe_failure, record_failure
 from plastibench.training.log_files import Covered, check
 from plastibench.training.memory_guard import MemoryGuard
 from plastibench.training.recorder import Recorder
@@ -125,8 +124,8 @@ def run(
             raise
         except Interrupted:
             raise
-        except Exception as error:
-            line = f"{spec.id}: {describe(error)}"
+        except (Exception, SystemExit) as error:  # a plugin may call sys.exit
+            line = f"{spec.id}: {describe_failure(spec, error)}"
             record_failure(folder, error, line)
             raise RunError(f"{line} (traceback in {folder / FAILURE_FILE})") from error
         finally:
