@@ -139,8 +139,8 @@ def _load_official(name: str, spec: _Set, data_dir: Path, download: bool) -> Ima
     if not download:
         raise missing.error(f"{damage}downloading is disabled")
     with download_folder(missing) as folder:
-        for archive, sha256 in spec.archives.items():
-            download_file(spec.origin + Path(archive).name, folder / archive, sha256)
+        for relative, sha256 in spec.archives.items():
+            download_file(spec.origin + Path(relative).name, folder / relative, sha256)
         dataset = _read(name, spec, dataset_class, folder, download=True)  # downloads nothing more
         for archive in archives:
             archive.parent.mkdir(parents=True, exist_ok=True)
