@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -205,3 +208,23 @@ def test_the_command_points_to_the_main_function() -> None:
     assert callable(main)
     assert PROJECT["project"]["version"] == plastibench.__version__
     assert (ROOT / "plastibench" / "py.typed").is_file()
+
+
+def test_the_lock_satisfies_the_project_here() -> None:
+    """After a change of the dependencies, refresh it as CONTRIBUTING.md says."""
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert "://" not in text and "file:" not in text and "--index" not in text  # the address of a registry, a path
+    blocks = [block.replace("\\\n", " ").split("--hash=") for block in re.split(r"\n(?=\w)", text.strip())]
+    assert all(len(hashes) >= 1 and all(each.startswith("sha256:") for each in hashes) for _, *hashes in blocks)
+    pinned = [Requirement(head.strip()) for head, *_ in blocks]
+    here = {canonicalize_name(each.name): each for each in pinned if each.marker is None or each.marker.evaluate()}
+    project = PROJECT["project"]
+    wanted, extras = [Requirement(each) for each in project["dependencies"]], ["dev", "docs"]
+    for extra in extras:
+        for each in map(Requirement, project["optional-dependencies"][extra]):
+            extras.extend(each.extras if each.name == "plastibench" else ())
+            wanted.extend([each] if each.name != "plastibench" else ())
+    for each in wanted:
+        if each.marker is None or each.marker.evaluate():
+            (version,) = here[canonicalize_name(each.name)].specifier
+            assert each.specifier.contains(version.version), f"{each} is not satisfied by {version}"

@@ -5,7 +5,6 @@ The folder ``.plastibench-cache`` in the data folder can be deleted at any time.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -74,7 +73,7 @@ def _read(entry: Path) -> ImageDataset:
         for array_name in _ARRAYS:
             file = entry / f"{array_name}.npy"
             expected = meta["arrays"][array_name]
-            if _sha256(file) != expected["sha256"]:
+            if digests.file_digest(file) != expected["sha256"]:
                 raise ValueError("wrong checksum")
             arrays[array_name] = np.load(file, allow_pickle=False)
             if list(arrays[array_name].shape) != expected["shape"]:
@@ -97,7 +96,7 @@ def _store(entry: Path, dataset: ImageDataset) -> None:
             array = getattr(dataset, array_name)
             file = fresh / f"{array_name}.npy"
             np.save(file, array, allow_pickle=False)
-            checks[array_name] = {"shape": array.shape, "sha256": _sha256(file)}
+            checks[array_name] = {"shape": array.shape, "sha256": digests.file_digest(file)}
         meta = {
             "format": FORMAT,
             "name": dataset.name,
@@ -115,11 +114,3 @@ def _store(entry: Path, dataset: ImageDataset) -> None:
         except OSError:
             if not entry.is_dir():  # otherwise another process stored the same entry first
                 raise
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

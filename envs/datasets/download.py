@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plastibench.config.errors import UserError
+from plastibench.utils.digests import file_digest
 
 TIMEOUT_S = 20.0
 
@@ -58,3 +59,18 @@ def download_folder(missing: MissingData) -> Iterator[Path]:
         raise missing.error(f"the download failed ({type(error).__name__}: {error})") from error
     finally:
         socket.setdefaulttimeout(previous_timeout)
+
+
+def download_file(url: str, path: Path, sha256: str) -> None:
+    """Download a file and check it.
+
+    Raises:
+        OSError: The download failed.
+        RuntimeError: The file is not the expected one.
+    """
+    from torchvision.datasets.utils import download_url  # imports torch, which takes seconds
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    download_url(url, str(path.parent), filename=path.name)
+    if (found := file_digest(path)) != sha256:
+        raise RuntimeError(f"{url} has SHA-256 {found}, expected {sha256}")

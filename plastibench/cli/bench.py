@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 
 from plastibench.cli.arguments import add_paths, add_threads, positive
-from plastibench.cli.component_options import REGISTRIES, Tables, read_option_flags
+from plastibench.cli.component_options import Tables, read_option_flags
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.run_options import add_run_options, given_run_options
 from plastibench.config.errors import UserError
+from plastibench.config.registry import REGISTRIES
 from plastibench.config.spec import PARTS, RunSpec
 
 

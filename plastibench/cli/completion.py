@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from plastibench.cli.arguments import DEFAULT_RUNS_DIR
-from plastibench.cli.component_options import REGISTRIES
 from plastibench.cli.parser import CommandParser
 from plastibench.config.errors import UserError
 from plastibench.config.options import flag_name, options_of
+from plastibench.config.registry import REGISTRIES
 from plastibench.config.spec import PARTS
 
 ASK = "__complete"  # the hidden command that the scripts call: plastibench __complete WORDS…

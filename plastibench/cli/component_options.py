@@ -9,11 +9,10 @@ from typing import Any
 
 from plastibench.cli.arguments import split_names
 from plastibench.cli.run_options import describe_option
-from plastibench.config import registry
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.config.options import as_dict, build, describe_type, flag_name, has_option, options_of
+from plastibench.config.registry import REGISTRIES
 
-REGISTRIES = {"env": registry.envs, "agent": registry.agents, "intervention": registry.interventions}
 Tables = dict[str, dict[str, Any]]  # env, agent, intervention and run to option name to value
 
 

@@ -73,6 +73,13 @@ def main(words: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("plastibench: stopped", file=sys.stderr)
         sys.exit(130)
+    except (Exception, SystemExit) as error:
+        from plastibench.config.own_code import describe, passed_own_code
+
+        if not passed_own_code(error):
+            raise
+        print(f"plastibench: {describe(error)}", file=sys.stderr)  # of a plugin, before any run
+        sys.exit(2)
 
 
 @contextlib.contextmanager

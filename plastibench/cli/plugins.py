@@ -8,8 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from plastibench.config.class_declarations import check_declared
 from plastibench.config.errors import UserError
-from plastibench.config.own_code import describe
+from plastibench.config.own_code import describe, is_library
+from plastibench.config.registry import REGISTRIES, Entry
 
 
 def import_plugins(plugins: Sequence[str]) -> None:
@@ -18,6 +20,7 @@ def import_plugins(plugins: Sequence[str]) -> None:
     Raises:
         UserError: A plugin does not exist or fails to load.
     """
+    known = _custom_entries()
     for plugin in plugins:
         is_file = plugin.endswith(".py")
         if is_file and not Path(plugin).is_file():
@@ -27,12 +30,29 @@ def import_plugins(plugins: Sequence[str]) -> None:
                 _import_file(Path(plugin))
             else:
                 importlib.import_module(plugin)
+            for noun, entry in [each for each in _custom_entries() if each not in known]:
+                _check(noun, entry)
         except (Exception, SystemExit) as error:  # any failure is a bug in the plugin: report it by name
             reason = str(error) if isinstance(error, UserError) else describe(error)
             raise UserError(f"--plugin {plugin} cannot be loaded: {reason}") from error
 
 
+def _custom_entries() -> list[tuple[str, Entry]]:
+    return [(noun, entry) for noun, known in REGISTRIES.items() for entry in known.custom()]
+
+
+def _check(noun: str, entry: Entry) -> None:
+    """Check what a class declares and, for an intervention, its hooks."""
+    check_declared(entry)
+    if noun == "intervention":
+        from plastibench.interventions.class_checks import check_class  # imports torch
+
+        check_class(entry.load())
+
+
 def _import_file(path: Path) -> None:
+    if is_library(path.stem):  # it would replace that module for everything that imports it later
+        raise UserError(f"there is a library called '{path.stem}'; rename the file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -9,7 +9,7 @@ from typing import Any
 
 from plastibench.cli.arguments import DEFAULT_RUNS_DIR, add_execution, add_paths, split_names
 from plastibench.cli.board_update import BOARD_ADDRESS, update_board
-from plastibench.cli.component_options import REGISTRIES, Tables, option_help, read_option_flags
+from plastibench.cli.component_options import Tables, option_help, read_option_flags
 from plastibench.cli.engines import add_engine, check_engine, make_engine, resolve_devices_for, submit
 from plastibench.cli.parallel import dry_run, run_in_parallel, shares_processes, slots_for, start_importing
 from plastibench.cli.parser import CommandParser
@@ -19,6 +19,7 @@ from plastibench.cli.reused import note_reused
 from plastibench.cli.run_options import add_run_options, given_run_options
 from plastibench.cli.specs import make_specs
 from plastibench.config.errors import RunError, UserError
+from plastibench.config.registry import REGISTRIES
 from plastibench.config.spec import PARTS, RunSpec, read_file
 from plastibench.results.tags import add_tags
 from plastibench.utils.tables import terminal_width

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union
 
 from plastibench.config.errors import UserError, did_you_mean
-from plastibench.config.own_code import location
+from plastibench.config.own_code import describe as describe_error
+from plastibench.config.own_code import is_own, location
 
 T = TypeVar("T")
 _LARGEST = 10**15  # larger integers are mistakes, and do not fit into every file format or into memory
@@ -190,12 +191,26 @@ def build(
             if key in hints and not dataclasses.is_dataclass(cls):
                 options = f"{location(cls)}: is @dataclass missing?"
             raise UserError(f"{where} has no option '{name}'{did_you_mean(name, known)} ({options})")
-        checked[key] = _convert(value, hints[key], f"{where}: {name}")
-        _check_range(checked[key], fields[key], f"{where}: {name}")
+        checked[key] = checked_value(value, hints[key], fields[key], f"{where}: {name}")
     try:
         return cls(**checked)
     except ValueError as error:  # from __post_init__, which may check how options fit together
         raise UserError(f"{where}: {error}") from error
+    except Exception as error:
+        if not is_own(cls.__module__):
+            raise
+        raise UserError(f"{location(cls)}: {cls.__name__} cannot be created: {describe_error(error)}") from error
+
+
+def checked_value(value: Any, hint: Any, field: dataclasses.Field[Any], where: str) -> Any:
+    """Convert a value to the type of an option.
+
+    Raises:
+        UserError: It has another type, or is out of range.
+    """
+    converted = _convert(value, hint, where)
+    _check_range(converted, field, where)
+    return converted
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -219,12 +234,12 @@ def as_dict(options: Any) -> dict[str, Any]:
 def is_list(cls: type, name: str) -> bool:
     """Return whether an option is a list of values."""
     key = renames_of(cls).names.get(field_name(name), field_name(name))
-    return typing.get_origin(_without_none(typing.get_type_hints(cls)[key])) is tuple
+    return typing.get_origin(without_none(typing.get_type_hints(cls)[key])) is tuple
 
 
 def describe_type(cls: type, name: str) -> str:
     """Describe the type of an option for ``--help``: ``float``, ``{a,b}``, ``int,…``."""
-    return describe(_without_none(typing.get_type_hints(cls)[name]))
+    return describe(without_none(typing.get_type_hints(cls)[name]))
 
 
 def describe(hint: Any) -> str:
@@ -264,7 +279,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _without_none(hint: Any) -> Any:
+def without_none(hint: Any) -> Any:
+    """Return ``X`` for ``X | None``, and any other type as it is."""
     if typing.get_origin(hint) in (Union, types.UnionType):
         inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
         return inner[0] if len(inner) == 1 else Union[tuple(inner)]  # noqa: UP007 - built at run time
@@ -275,8 +291,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     """Convert ``value`` to the type ``hint``, or raise a UserError that states the expected type."""
     if hint is Any:
         return value
-    optional = _without_none(hint) is not hint
-    hint = _without_none(hint)
+    optional = without_none(hint) is not hint
+    hint = without_none(hint)
     if optional and (value is None or value == "none"):
         return None
     origin = typing.get_origin(hint)

@@ -86,6 +86,8 @@ class Registry:
             defaults: Options that this name sets differently from the class. The value ``"*"`` is replaced with the
                 part of the name that the ``*`` stands for.
         """
+        if not isinstance(summary, str):
+            raise TypeError(f"the summary of {self.noun} '{name}' must be text")
 
         def decorate(cls: T) -> T:
             accept_old_names(cls)
@@ -177,6 +179,10 @@ class Registry:
         self._discover()
         return {name: entry for name, entry in self._entries.items() if entry.source}
 
+    def custom(self) -> list[Entry]:
+        """The entries that were registered so far by code outside plastibench."""
+        return [entry for entry in self._entries.values() if entry.source is None]
+
     def names(self, pattern: str = "*") -> list[str]:
         """Names that match a glob pattern, for example ``"re*"``."""
         return [name for name in self.all() if fnmatch.fnmatchcase(name, pattern)]
@@ -233,6 +239,7 @@ interventions = Registry(
 )
 agents = Registry("agent", "plastibench.agents", ("classifier", "rl"))
 envs = Registry("env", "plastibench.envs", ("task stream", "rl"))
+REGISTRIES = {registry.noun: registry for registry in (envs, agents, interventions)}
 
 register_intervention = interventions.register
 register_agent = agents.register

@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, ClassVar
 
 from tensordict import TensorDictBase
@@ -146,10 +147,10 @@ def _with_checked_report(body: Callable[..., Any]) -> Callable[..., Report]:
     def intervene(self: Intervention, *arguments: Any, **options: Any) -> Report:
         report = body(self, *arguments, **options)
         if isinstance(report, Report):
-            if not isinstance(report.units, dict) or not isinstance(report.modules, dict) or report.parameters < 0:
+            if not _is_valid(report):
                 raise UserError(
-                    f"{location(body)}: {type(self).__name__}.intervene returned an invalid Report: units and modules "
-                    "are dicts by module name, and parameters is at least 0"
+                    f"{location(body)}: {type(self).__name__}.intervene returned an invalid Report: units (masks) and "
+                    "modules (dicts of numbers) are dicts by module name, and parameters is an integer of at least 0"
                 )
             return report
         what = "None" if report is None else f"a value of type {type(report).__name__}"
@@ -177,6 +178,14 @@ def _with_checked_penalty(body: Callable[..., Any]) -> Callable[..., Tensor | No
         )
 
     return penalty
+
+
+def _is_valid(report: Report) -> bool:
+    if not isinstance(report.units, dict) or not isinstance(report.modules, dict):
+        return False
+    masks = all(isinstance(mask, Tensor) for mask in report.units.values())
+    values = all(isinstance(recorded, dict) for recorded in report.modules.values())
+    return masks and values and isinstance(report.parameters, Integral) and report.parameters >= 0
 
 
 def name_of(intervention: Intervention) -> str:

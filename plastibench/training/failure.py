@@ -7,9 +7,21 @@ import traceback
 from pathlib import Path
 
 from plastibench.config.errors import RunError, UserError
+from plastibench.config.own_code import describe, is_own, location, passed_own_code
+from plastibench.config.registry import REGISTRIES
+from plastibench.config.spec import RunSpec
 from plastibench.utils import atomic_io
 
 FAILURE_FILE = "failure.txt"
+
+
+def describe_failure(spec: RunSpec, error: BaseException) -> str:
+    """Describe an unexpected error in one line, which also locates the plugins of the run if none of them raised it."""
+    line = describe(error)
+    names = {"env": spec.env[0], "agent": spec.agent[0], "intervention": spec.intervention[0]}
+    classes = [entry.load() for noun, name in names.items() for entry in REGISTRIES[noun].parts(name)]
+    used = ", ".join(location(cls) for cls in classes if is_own(cls.__module__))
+    return f"{line} (the run uses {used})" if used and not passed_own_code(error) else line
 
 
 def record_failure(folder: Path, error: BaseException, line: str) -> None:
@@ -22,8 +34,9 @@ def record_failure(folder: Path, error: BaseException, line: str) -> None:
     """
     cause = error.__cause__ if isinstance(error, RunError | UserError) else error
     details = "".join(traceback.format_exception(cause)) if cause is not None else ""
+    text = f"{details}{line}\n".encode(errors="backslashreplace").decode()
     with contextlib.suppress(OSError, RunError):
-        atomic_io.write_text(folder / FAILURE_FILE, f"{details}{line}\n")
+        atomic_io.write_text(folder / FAILURE_FILE, text)
 
 
 def failure_line(folder: Path) -> str:

@@ -11,6 +11,7 @@ from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.envs.task_stream import TaskStream
 from plastibench.interventions.base import overrides
+from plastibench.interventions.class_checks import check_method
 from plastibench.utils import distributed
 from plastibench.utils.seeding import derive
 
@@ -58,6 +59,7 @@ def check_plan(spec: RunSpec, env: Any, agent: Any) -> list[str]:
             f"run has {env.config.steps * env.config.task_count:,}; lower --agent.learning-starts or raise --env.steps"
         )
     method = spec.create("intervention")
+    check_method(method)
     if not overrides(method, "intervene"):
         return []
     reason = _why_never(spec, found)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from plastibench.config.errors import RunError, UserError
-from plastibench.config.own_code import describe
 from plastibench.config.spec import RunSpec
 from plastibench.envs.environment_check import failing_as
 from plastibench.results.files import compose_result, read_result, write_result
@@ -22,7 +21,7 @@ from plastibench.results.result import Result
 from plastibench.results.run_folder import check_code, check_same, clear, run_folder
 from plastibench.training import checkpoint
 from plastibench.training.assembly import build_agent, check_options, choose_threads, make_trainer, seed_dropout
-from plastibench.training.failure import FAILURE_FILE, record_failure
+from plastibench.training.failure import FAILURE_FILE, describe_failure, record_failure
 from plastibench.training.log_files import Covered, check
 from plastibench.training.memory_guard import MemoryGuard
 from plastibench.training.recorder import Recorder
@@ -201,15 +200,15 @@ def open_run(
             raise
         except Interrupted:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a plugin may call sys.exit
             if not distributed.is_writer():
                 raise  # the first process cannot know the reason
-            line = f"{spec.id}: {describe(error)}"
+            line = f"{spec.id}: {describe_failure(spec, error)}"
             _record(folder, error, line)
             raise RunError(f"{line} (traceback in {folder / FAILURE_FILE})") from error
 
 
-def _record(folder: Path, error: Exception, line: str) -> None:
+def _record(folder: Path, error: BaseException, line: str) -> None:
     if distributed.is_writer():
         record_failure(folder, error, line)
 

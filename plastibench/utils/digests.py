@@ -1,7 +1,7 @@
-"""SHA-256 digests inside the files of a run, which reveal damaged or edited files.
+"""SHA-256 digests of files, and inside the files of a run, which reveal damaged or edited files.
 
-JSON files have the key ``sha256``, text files a last line ``# sha256: …``. Files without a digest are accepted, because
-older versions wrote none.
+JSON files have the key ``sha256``, text files a first line ``# sha256: …``. In files of earlier versions it is the last
+line, which a truncated file loses. Files without a digest are accepted, because the first versions wrote none.
 """
 
 from __future__ import annotations
@@ -31,8 +31,21 @@ def is_intact(content: Mapping[str, Any]) -> bool:
 
 
 def signed(text: str) -> str:
-    """The text with its digest as the last line, a comment in TOML."""
-    return f"{text}{_MARK}{hashlib.sha256(text.encode()).hexdigest()}\n"
+    """The text below a first line with its digest, a comment in TOML."""
+    return f"{_MARK}{_text_digest(text)}\n{text}"
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_signed(path: Path) -> str:
@@ -42,10 +55,11 @@ def read_signed(path: Path) -> str:
         UserError: The file cannot be read, or does not match its digest.
     """
     text = read_text(path)
-    body, mark, _ = text.rpartition(_MARK)
-    if mark and signed(body) != text:
+    before, mark, rest = text.partition(_MARK) if text.startswith(_MARK) else text.rpartition(_MARK)
+    stated, _, after = rest.partition("\n")
+    if mark and stated != _text_digest(before + after):
         raise UserError(
-            f"{path} does not match its {KEY}: it is damaged or was edited; restore it, or delete its last line to "
-            "accept an edit"
+            f"{path} does not match its {KEY}: it is damaged or was edited; restore it, or delete the line "
+            f"'{_MARK.strip()} …' to accept an edit"
         )
     return text

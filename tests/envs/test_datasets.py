@@ -434,11 +434,15 @@ def mnist_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "net"
     folder.mkdir()
     parts = [noise(0, 6, 28, 28), np.arange(6, dtype=np.uint8), noise(1, 2, 28, 28), np.array([9, 0], np.uint8)]
-    resources = []
+    resources, archives = [], {}
     for (name, _), part in zip(MNIST.resources, parts, strict=True):
-        (folder / name).write_bytes(gzip.compress(idx(part)))
-        resources.append((name, hashlib.md5((folder / name).read_bytes()).hexdigest()))
+        content = gzip.compress(idx(part))
+        (folder / name).write_bytes(content)
+        resources.append((name, hashlib.md5(content).hexdigest()))
+        archives[f"MNIST/raw/{name}"] = hashlib.sha256(content).hexdigest()
     monkeypatch.setattr(MNIST, "resources", resources)
+    small = replace(torchvision_sets.TORCHVISION_SETS["mnist"], archives=archives)
+    monkeypatch.setitem(torchvision_sets.TORCHVISION_SETS, "mnist", small)
     return folder
 
 
@@ -446,6 +450,7 @@ def let_torchvision_download_from(monkeypatch: pytest.MonkeyPatch, folder: Path)
     from torchvision.datasets import utils
 
     def copy(url: str, filename: str) -> None:
+        assert url.startswith("https://")
         assert socket.getdefaulttimeout() == 20
         shutil.copy(folder / url.rsplit("/", 1)[1], filename)
 
@@ -540,6 +545,27 @@ def test_corrupt_download_leaves_no_files(
     assert list(data_dir.iterdir()) == []
     last.write_bytes(complete)
     assert_is_small_mnist(load_dataset("mnist", data_dir))
+
+
+def test_a_download_is_checked_by_sha256(mnist_archives: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_torchvision_download_from(monkeypatch, mnist_archives)
+    small = torchvision_sets.TORCHVISION_SETS["mnist"]  # torchvision still accepts the MD5
+    other = replace(small, archives={**small.archives, "MNIST/raw/t10k-labels-idx1-ubyte.gz": "0" * 64})
+    monkeypatch.setitem(torchvision_sets.TORCHVISION_SETS, "mnist", other)
+    assert f"expected {'0' * 64}" in user_error("mnist", data_dir)
+    assert list(data_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", torchvision_sets.TORCHVISION_SETS)
+def test_official_archives_are_those_of_torchvision(name: str) -> None:
+    import torchvision
+
+    known = torchvision_sets.TORCHVISION_SETS[name]
+    of_torchvision = getattr(torchvision.datasets, known.torchvision_class)
+    names = [file for file, _ in getattr(of_torchvision, "resources", ())] or [of_torchvision.filename]
+    assert [Path(archive).name for archive in known.archives] == names
+    assert known.origin.startswith("https://") and known.origin.endswith("/")
+    assert all(len(bytes.fromhex(sha256)) == 32 for sha256 in known.archives.values())
 
 
 @pytest.fixture
