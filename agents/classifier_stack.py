@@ -55,8 +55,10 @@ def update_together(
     logits = stack(agents[0].normalise(inputs))  # [S, B, K]
     if any(agent.masked_classes is not None for agent in agents):
         logits = torch.stack([mask_logits(own, a.masked_classes) for own, a in zip(logits, agents, strict=True)])
-    log_probabilities = logits.log_softmax(2)
-    losses = torch.stack([F.nll_loss(*pair) for pair in zip(log_probabilities.unbind(), labels, strict=True)])
+    scores = logits.log_softmax(2)
+    losses = F.nll_loss(scores.flatten(0, 1), torch.cat([*labels]), reduction="none").view(scores.shape[:2]).mean(1)
     norms = stack.update(losses, batch_of)
-    for agent, loss_and_norm in zip(agents, torch.stack([losses.detach(), norms], 1), strict=True):
+    with torch.no_grad():  # sums of single losses, which round in another order than those of the batch
+        means = torch.stack([F.nll_loss(*each) for each in zip(scores.unbind(), labels, strict=True)])
+    for agent, loss_and_norm in zip(agents, torch.stack([means, norms], 1).unbind(), strict=True):
         agent.count_update(loss_and_norm)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from plastibench.cli.arguments import add_paths, add_threads, positive
+from plastibench.cli.arguments import add_paths, add_threads, count, positive
 from plastibench.cli.component_options import Tables, read_option_flags
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.run_options import add_run_options, given_run_options
@@ -37,6 +37,13 @@ def configure(parser: CommandParser) -> None:
         metavar="N",
         help="number of rounds, at least 2; a round measures each loop twice",
     )
+    timing.add_argument(
+        "--stack",
+        type=count,
+        default=0,
+        metavar="N",
+        help="also time N runs that are updated together, as run and sweep do with mlp (default: 0, none)",
+    )
     timing.add_argument("--json", action="store_true", help="print the values as JSON")
     add_threads(timing)
     add_paths(parser, runs=False)
@@ -63,6 +70,6 @@ def execute(args: argparse.Namespace) -> int:
         intervention_options=tables["intervention"],
         **{**tables["run"], "device": resolve_device(args.device or "auto")},
     )
-    found = benchmark(spec, args.data_dir, args.updates, args.rounds, args.threads)
+    found = benchmark(spec, args.data_dir, args.updates, args.rounds, args.threads, args.stack)
     print(found.to_json() if args.json else found.to_text())
     return 0

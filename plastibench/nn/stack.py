@@ -8,6 +8,7 @@ forward pass, and each network receives its part of the gradients. Nothing that 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -102,15 +103,16 @@ class NetworkStack:
         return norms
 
     def _gather(self, parameters: list[nn.Parameter]) -> Tensor:
-        gathered = torch.stack([parameter.detach() for parameter in parameters]).requires_grad_()
+        with torch.no_grad():
+            gathered = torch.stack(parameters).requires_grad_()
         self._gathered.append((parameters, gathered))
         return gathered
 
     def _clip(self, gradients: Sequence[Tensor], norms: Tensor) -> None:
-        limits = [network.clip for network in self.networks]
-        if not any(limits):
+        limits = [network.clip or math.inf for network in self.networks]
+        if min(limits) == math.inf:
             return
-        limit = torch.tensor([each or float("inf") for each in limits], device=norms.device)
+        limit = limits[0] if len({*limits}) == 1 else torch.tensor(limits, device=norms.device)
         factors = ((norms + 1e-6).reciprocal() * limit).clamp(max=1.0)
         for gradient in gradients:
             gradient.mul_(factors.view(-1, *[1] * (gradient.ndim - 1)))

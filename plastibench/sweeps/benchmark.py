@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import statistics
@@ -19,10 +20,12 @@ from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.envs.task_stream import TaskStream
 from plastibench.sweeps.matrix_products import products_of
+from plastibench.sweeps.stacking import stack_key
 from plastibench.training.assembly import check_options, choose_threads, make_trainer
 from plastibench.training.checkpoint import tensor_bytes
 from plastibench.training.supervised import SupervisedTrainer
 from plastibench.training.task_buffer import all_samples
+from plastibench.training.trainer_stack import TrainerStack
 from plastibench.utils.runtime import set_up_torch
 
 Quartiles = tuple[float, float, float]
@@ -48,6 +51,9 @@ class Speed:
         intervention: Name of the intervention.
         intervention_seconds: Time of one intervention.
         intervention_fraction: Fraction of the run's time that interventions take at task boundaries.
+        stack: Number of runs that were updated together; 0: not measured.
+        stacked: Seconds per update of one of these runs.
+        stack_gain: ``plastibench`` relative to ``stacked``.
     """
 
     env: str
@@ -65,6 +71,9 @@ class Speed:
     intervention: str
     intervention_seconds: float
     intervention_fraction: float
+    stack: int = 0
+    stacked: Quartiles | None = None
+    stack_gain: Quartiles | None = None
 
     def to_json(self) -> str:
         """The values as JSON."""
@@ -81,22 +90,27 @@ class Speed:
             return f"{found[1]:.3f} ({found[0]:.3f} to {found[2]:.3f})"
 
         update = self.plastibench[1]
+        stacked = []
+        if self.stacked is not None and self.stack_gain is not None:
+            note = f"{relative(self.stack_gain)} times as fast as alone"
+            stacked = [line(f"each of {self.stack} together", self.stacked, note)]
         lines = [
             f"{self.env}, {self.agent}, {self.device}, {self.threads} threads, {self.precision}",
             f"time per update of {self.batch_size} samples ({self.updates_per_epoch} per epoch); median (quartiles):",
             line("plastibench", self.plastibench, f"{self.batch_size / update:,.0f} samples/s"),
             line("plain PyTorch loop", self.plain, f"plastibench takes {relative(self.ratio)} times as long"),
             line("matrix products alone", self.products, f"fraction of plastibench's time: {relative(self.reached)}"),
+            *stacked,
             f"{self.intervention}: {self.intervention_seconds:.2f} s per intervention, the time of "
             f"{self.intervention_seconds / update:.0f} updates; {100 * self.intervention_fraction:.2f} % of the run",
         ]
         return "\n".join(lines)
 
 
-def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads: int) -> Speed:
+def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads: int, stack: int = 0) -> Speed:
     """Time updates of the harness and of a plain PyTorch loop, their matrix products alone, and one intervention.
 
-    The first three are measured alternately. Harness and plain loop do the same work: data on the device, augmentation,
+    All but the intervention are measured alternately. Harness and plain loop do the same work: data on the device, augmentation,
     normalization, forward, backward, clipping, and fused AdamW whose learning rate is set at every update. The plain
     loop has no replay buffer, hooks, schedule or metrics.
 
@@ -104,22 +118,30 @@ def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads:
         spec: The run to time.
         data_dir: Folder of datasets.
         updates: Updates per measurement.
-        rounds: Number of rounds, at least 2. All three are measured twice per round.
+        rounds: Number of rounds, at least 2. Each loop is measured twice per round.
         threads: CPU threads, as for a run.
+        stack: Also time this number of runs that are updated together.
 
     Raises:
-        UserError: The spec is not a run on a task stream.
+        UserError: The spec is not a run on a task stream, or cannot be stacked.
     """
+    if stack and stack_key(spec) is None:
+        raise UserError(f"runs of {spec.agent[0]} on {spec.run.device} are not updated together; leave out --stack")
     trainer = _started(spec, data_dir, threads)
     plain = plain_loop(trainer)
     trainer.learn()
     products = products_of(trainer.learn).replay
-    steps = (plain, trainer.learn, products, products, trainer.learn, plain)
+    steps = [plain, trainer.learn, products]
+    if stack:
+        seeds = [dataclasses.replace(spec, run=dataclasses.replace(spec.run, seed=seed)) for seed in range(stack)]
+        together = [_started(each, data_dir, threads) for each in seeds]
+        steps.append(functools.partial(TrainerStack().learn, together))
     measured: list[list[float]] = []
     for _ in range(rounds + 1):
-        seconds = [_seconds(trainer, step, updates) / updates for step in steps]
-        measured.append([(seconds[index] + seconds[-1 - index]) / 2 for index in range(3)])
-    theirs, ours, floor = zip(*measured[1:], strict=True)  # the first round warms up
+        seconds = [_seconds(trainer, step, updates) / updates for step in (*steps, *reversed(steps))]
+        measured.append([(seconds[index] + seconds[-1 - index]) / 2 for index in range(len(steps))])
+    theirs, ours, floor, *stacked = zip(*measured[1:], strict=True)  # the first round warms up
+    each = [seconds / stack for seconds in stacked[0]] if stack else []
     start = time.perf_counter()
     trainer.intervene()
     _wait(trainer)
@@ -141,6 +163,9 @@ def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads:
         intervention=spec.intervention[0],
         intervention_seconds=acting,
         intervention_fraction=boundaries * acting / (trainer.length * statistics.median(ours) + boundaries * acting),
+        stack=stack,
+        stacked=_quartiles(each) if stack else None,
+        stack_gain=_quartiles([a / b for a, b in zip(ours, each, strict=True)]) if stack else None,
     )
 
 

@@ -43,8 +43,8 @@ class TrainerStack:
 def _learn_together(group: Sequence[_Item]) -> None:
     update_together(
         [member for _, member, _ in group],
-        [trainer.stored_images[indices] for trainer, _, indices in group],
-        [trainer.stored_labels[indices] for trainer, _, indices in group],
+        [trainer.stored_images.index_select(0, indices) for trainer, _, indices in group],
+        [trainer.stored_labels.index_select(0, indices) for trainer, _, indices in group],
         lambda number: group[number][0].stored[group[number][2]],
     )
     for trainer, _, indices in group:

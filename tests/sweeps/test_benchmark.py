@@ -51,3 +51,12 @@ def test_bench_prints_text_and_json(say: Any, tmp_path: Path) -> None:
     for name in ("plastibench", "plain", "ratio", "products", "reached"):
         low, middle, high = found[name]
         assert 0 < low <= middle <= high
+    assert found["stack"] == 0 and found["stacked"] is None
+
+
+def test_bench_of_runs_that_are_updated_together(say: Any, tmp_path: Path) -> None:
+    words = "bench relabel-digits --agent mlp --agent.width 16 --env.train-size 200 --device cpu --updates 1 --rounds 2"
+    said = say(*words.split(), "--stack", "3", "--threads", "1")
+    assert said.status == 0 and "each of 3 together" in said.out and "times as fast as alone" in said.out
+    said = say("bench", "cl-digits", "--agent", "vit-nano", "--device", "cpu", "--stack", "3")
+    assert said.status == 2 and "vit-nano on cpu are not updated together" in said.err
