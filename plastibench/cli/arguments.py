@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 from plastibench.cli.parser import CommandParser
@@ -11,6 +13,8 @@ from plastibench.config.errors import UserError
 from plastibench.results.tags import check_tag
 
 AUTO = 0  # value of --jobs auto
+_MOST_THREADS = 1_024
+_MOST_JOBS = 1_024
 DEFAULT_RUNS_DIR = Path("runs")
 OTHER_RUNS_DIR = ", or name another with --runs-dir"
 _THREADS = "CPU threads (default: 1 for small networks, all cores for large ones)"
@@ -47,7 +51,7 @@ def add_execution(parser: CommandParser, *, jobs: bool = False) -> None:
 
 def add_threads(group: argparse._ArgumentGroup, help: str = _THREADS) -> None:
     """Add ``--threads``."""
-    group.add_argument("--threads", type=count, default=0, metavar="N", help=help)
+    group.add_argument("--threads", type=integer(high=_MOST_THREADS), default=0, metavar="N", help=help)
 
 
 def add_plugin(group: argparse._ArgumentGroup) -> None:
@@ -79,18 +83,15 @@ def add_reference(group: CommandParser | argparse._ArgumentGroup) -> None:
     group.add_argument("--with-reference", action="store_true", help=help)
 
 
-def count(text: str) -> int:
-    """Parse an integer of at least 0."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a non-negative integer")
-    return int(text)
+def integer(low: int = 1, high: int = 1_000_000) -> Callable[[str], int]:
+    """Make a parser of integers from ``low`` to ``high``."""
 
+    def parse(text: str) -> int:
+        if not (re.fullmatch("[0-9]{1,9}", text) and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"'{text[:20]}' is not an integer from {low:,} to {high:,}")
+        return int(text)
 
-def positive(text: str) -> int:
-    """Parse an integer of at least 1."""
-    if count(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' must be at least 1")
-    return int(text)
+    return parse
 
 
 def tag_of(text: str) -> str:
@@ -102,8 +103,13 @@ def tag_of(text: str) -> str:
 
 
 def job_count(text: str) -> int:
-    """Parse the value of ``--jobs``: ``auto`` or an integer of at least 1."""
-    return AUTO if text == "auto" else positive(text)
+    """Parse the value of ``--jobs``: ``auto`` or an integer."""
+    if text == "auto":
+        return AUTO
+    try:
+        return integer(high=_MOST_JOBS)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or auto") from None
 
 
 def split_names(names: str | list[str]) -> list[str]:

@@ -38,7 +38,9 @@ class LocalEngine:
             threads: CPU threads per process; 0: one for a small network, cores / slots for a large one.
         """
         self.slots, self.runs_dir = slots, runs_dir
-        self._options = ["--runs-dir", str(runs_dir), "--data-dir", str(data_dir), "--threads", str(threads)]
+        self._options = ["--runs-dir", str(runs_dir), "--data-dir", str(data_dir)]
+        if threads:
+            self._options += ["--threads", str(threads)]
         self._options += [word for plugin in plugins for word in ("--plugin", plugin)]
 
     def run(self, jobs: Sequence[Job], *, stop: Sequence[int], on_poll: Callable[[], None]) -> None:

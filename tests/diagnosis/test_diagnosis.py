@@ -508,7 +508,7 @@ def test_the_html_report_escapes_text_and_colours_severity(tmp_path: Path, monke
         (["timm:test_vit", "--pretrained", "--weights", "x.pt"], "--pretrained and --weights cannot be combined"),
         (["x.pt", "--pretrained"], "--pretrained needs timm:MODEL"),
         (["timm:test_vit2.no_such_tag", "--pretrained"], "timm has no pretrained weights of"),
-        (["timm:test_vit", "--samples", "1"], "--samples must be at least 2"),
+        (["timm:test_vit", "--samples", "1"], "--samples: '1' is not an integer from 2 to 1,000,000"),
         (["."], "not a run's folder"),
         (["timm:test_vit", "--selector", "mpl"], "--selector mpl: not a part of a network; use mlp, mlp-qkv"),
         (["timm:test_vit", "--outputs", "heads", "--samples", "2"], "no layer 'heads'; did you mean 'head'?"),
