@@ -39,7 +39,11 @@ class RLEnvConfig:
 
     kind = "rl"
 
-    id: str = option("CartPole-v1", "gymnasium id; module:Name-v0 imports a module that registers it")
+    id: str = option(
+        "CartPole-v1",
+        "gymnasium id; module:Name-v0 imports a module that registers it",
+        required="CartPole-v1, Acrobot-v1 or module:Name-v0",
+    )
     steps: int = option(100_000, "agent steps per task, summed over all parallel environments", low=1)
     envs: int = option(8, "number of parallel environments", low=1, high=10_000)
     evaluate_every: int = option(5_000, "agent steps between evaluations", low=1)

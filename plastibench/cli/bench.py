@@ -8,7 +8,6 @@ from plastibench.cli.arguments import add_paths, add_threads, integer
 from plastibench.cli.component_options import REGISTRIES, Tables, read_option_flags
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.run_options import add_run_options, given_run_options
-from plastibench.config.errors import UserError
 from plastibench.config.spec import PARTS, RunSpec
 
 

@@ -27,7 +27,15 @@ examples:
   plastibench leaderboard add result.json"""
 
 
-_FORMATS = {"": "table", ".txt": "table", ".html": "html", ".htm": "html", ".md": "markdown", ".csv": "csv", ".json": "json"}
+_FORMATS = {
+    "": "table",
+    ".txt": "table",
+    ".html": "html",
+    ".htm": "html",
+    ".md": "markdown",
+    ".csv": "csv",
+    ".json": "json",
+}
 
 
 def configure(parser: CommandParser) -> None:

@@ -40,9 +40,15 @@ def add_data(parser: CommandParser, samples: str) -> None:
         help="dataset name (digits, mnist, cifar10, …), noise, a folder of images, FILE.npz, or a text file with one "
         "sample per line (default: for a run its own data, otherwise noise)",
     )
-    group.add_argument("--samples", type=integer(2), default=0, metavar="N", help=f"number of samples (default: {samples})")
     group.add_argument(
-        "--image-size", type=integer(high=100_000), default=0, metavar="N", help="image height and width (default: the model's)"
+        "--samples", type=integer(2), default=0, metavar="N", help=f"number of samples (default: {samples})"
+    )
+    group.add_argument(
+        "--image-size",
+        type=integer(high=100_000),
+        default=0,
+        metavar="N",
+        help="image height and width (default: the model's)",
     )
 
 

@@ -21,6 +21,7 @@ from plastibench.interventions.intervention_log import LogTarget
 from plastibench.nn.branches import names_in_branches
 from plastibench.nn.network import Network, as_batch
 from plastibench.utils.seeding import generator as named_generator
+from plastibench.utils.wording import plural
 
 _FILE = "plastibench.pt"
 
@@ -142,9 +143,7 @@ class PlasticityCallback(TrainerCallback):
         frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
         if frozen:
             total = sum(p.numel() for p in model.parameters())
-            print(
-                f"plastibench: {frozen:,} of {total:,} parameters are frozen and will not be changed", file=sys.stderr
-            )
+            print(f"plastibench: frozen, and not changed: {frozen:,} of {plural(total, 'parameter')}", file=sys.stderr)
         self.attached = attach(copy.deepcopy(self.intervention), network, log=self.log_target, **self.options)
         model.register_load_state_dict_pre_hook(_refuses_other_branches)
         if overrides(self.attached.intervention, "penalty"):

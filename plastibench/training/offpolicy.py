@@ -28,6 +28,7 @@ from plastibench.training.replay_buffer import BufferSpec, ReplayBuffer
 from plastibench.training.rollout import evaluate_policy, to_tensor
 from plastibench.training.trainer import Log, Trainer
 from plastibench.utils.seeding import derive, generator
+from plastibench.utils.wording import plural
 
 Array = npt.NDArray[Any]
 _PROBE = 512  # transitions for the plasticity metrics
@@ -305,7 +306,7 @@ class OffPolicyTrainer(Trainer):
             self.log.progress(self.steps, self.steps - self.steps_before, position, value, milestone=milestone)
 
     def _show_evaluation(self, ended: int, step: int) -> None:
-        self._show(f"evaluating: {ended}/{self.env_config.evaluation_episodes} episodes, step {step:,}")
+        self._show(f"evaluating: {ended} of {plural(self.env_config.evaluation_episodes, 'episode')}, step {step:,}")
 
     def _evaluate_policy(self, draws: torch.Generator | None = None) -> tuple[float, float]:
         seed = derive(self.options.seed, f"evaluation-{self.steps}") % 2**31

@@ -31,6 +31,7 @@ from plastibench.utils.folder_lock import lock_folder, remove_if_unused
 from plastibench.utils.progress import Progress
 from plastibench.utils.runtime import resolve_device, set_up_torch
 from plastibench.utils.stop_signals import stop_requests
+from plastibench.utils.wording import plural
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -197,8 +198,8 @@ class _Run:
                     if self.stop:
                         size = (self.folder / checkpoint.LATEST).stat().st_size / 1e6
                         raise Interrupted(
-                            f"{self.spec.id} stopped in task {trainer.task + 1} after {trainer.learner.updates} "
-                            f"updates; its state ({size:.1f} MB) is saved"
+                            f"{self.spec.id} stopped in task {trainer.task + 1} after "
+                            f"{plural(trainer.learner.updates, 'update')}; its state ({size:.1f} MB) is saved"
                         )
             return self._finish()
         finally:
