@@ -80,6 +80,14 @@ class RLEnvConfig:
         """Create ``num_envs`` copies of the environment of a task."""
         return make_gymnasium_vec(self.id, num_envs, self.max_episode_steps)
 
+    def picture(self, envs: VectorEnv[Any, Any, Any], observations: Frames) -> Frames:
+        """What the first environment looks like now, for videos. [height, width, 3], uint8 or 0 to 1.
+
+        The environments are created within :func:`plastibench.envs.vector_envs.rendering`.
+        """
+        frames: Any = envs.render()
+        return np.asarray(frames[0])
+
     def preprocess(self, task: int, observations: Frames) -> Frames:
         """Convert the observations of the environments to what the agent sees: channels first, float32. [n, ...]."""
         if observations.dtype.kind in "fu" and observations.dtype not in (np.float32, np.float16, np.uint8):

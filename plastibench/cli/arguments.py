@@ -41,6 +41,8 @@ def add_execution(parser: CommandParser, *, jobs: bool = False) -> None:
             help="estimate updates, interventions, time, memory and disk space, without starting any run",
         )
     add_threads(group, _THREADS if not jobs else _THREADS_PER_PROCESS)
+    help = "RL: record an episode of every Nth evaluation and of the last one, as animated GIF in the run's folder"
+    group.add_argument("--videos", type=integer(), default=0, metavar="N", help=f"{help} (default: none)")
     group.add_argument("--quiet", action="store_true", help="show no progress")
     if jobs:
         help = "rerun complete runs and restart interrupted runs from the beginning; replaces their files"

@@ -76,7 +76,7 @@ def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, slots: i
     from plastibench.training.stored_data import warn_if_data_changed
     from plastibench.utils.stop_signals import stop_requests
 
-    engine = LocalEngine(slots, args.runs_dir, args.data_dir, args.plugin, args.threads)
+    engine = LocalEngine(slots, args.runs_dir, args.data_dir, args.plugin, args.threads, args.videos)
     try:
         with stop_requests() as stop:
             jobs = run_all(specs, engine, args.runs_dir, stop=stop, quiet=args.quiet, force=args.force)

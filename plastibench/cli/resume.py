@@ -51,6 +51,7 @@ def execute(args: argparse.Namespace) -> int:
             quiet=args.quiet,
             threads=args.threads,
             command=args.for_command,
+            videos=args.videos,
         )
     except Interrupted as stopped:
         print(f"plastibench: {stopped}; run the same command to continue", file=sys.stderr)

@@ -85,6 +85,10 @@ def execute(args: argparse.Namespace) -> int:
         from plastibench.training.assembly import check_roles
 
         check_roles(specs[0], roles, args.data_dir)
+    if args.videos and not all((args.runs_dir / spec.id / "result.json").exists() for spec in specs):
+        from plastibench.training.videos import check_rendering
+
+        check_rendering(specs[0].create("env").make(args.data_dir))
     if len(specs) > 1:
         start_importing(specs, args)
         _check_together(specs, args)
@@ -171,6 +175,7 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
                     runs_after=len(specs) - number - 1,
                     stop=stop,
                     force=args.force,
+                    videos=args.videos,
                 )
             except Interrupted as stopped:
                 print(f"plastibench: {stopped}; run the same command to continue", file=sys.stderr)
@@ -217,6 +222,8 @@ def _compare(found: list[Any], args: argparse.Namespace) -> None:
     if not args.no_plot and (path := draw_default_plot(found, args.runs_dir)):
         print(f"plot:        {path}")
     flag = "" if args.runs_dir == DEFAULT_RUNS_DIR else f" --runs-dir {args.runs_dir}"
+    if args.videos:
+        print(f"videos:      {args.runs_dir}/<run>/videos/*.gif")
     print(f"results:     {args.runs_dir}/<run>/result.json; compare all runs: plastibench leaderboard{flag}")
     print(f"TensorBoard: tensorboard --logdir {args.runs_dir}")
     print(f"its tables:  {BOARD_ADDRESS}")

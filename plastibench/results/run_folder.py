@@ -21,6 +21,7 @@ _WRITTEN = (
     "events.out.tfevents.*",
     "failure.txt*",
     "layernorm-*",
+    "videos/*.gif",
 )
 
 

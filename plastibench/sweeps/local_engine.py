@@ -26,7 +26,7 @@ class LocalEngine:
     """
 
     def __init__(
-        self, slots: int, runs_dir: Path, data_dir: Path, plugins: Sequence[str] = (), threads: int = 0
+        self, slots: int, runs_dir: Path, data_dir: Path, plugins: Sequence[str] = (), threads: int = 0, videos: int = 0
     ) -> None:
         """Set up the engine.
 
@@ -36,11 +36,12 @@ class LocalEngine:
             data_dir: Folder of datasets.
             plugins: Modules and files that every process imports first.
             threads: CPU threads per process; 0: one for a small network, cores / slots for a large one.
+            videos: RL: record an episode of every Nth evaluation; 0: none.
         """
         self.slots, self.runs_dir = slots, runs_dir
         self._options = ["--runs-dir", str(runs_dir), "--data-dir", str(data_dir)]
-        if threads:
-            self._options += ["--threads", str(threads)]
+        for flag, value in (("--threads", threads), ("--videos", videos)):
+            self._options += [flag, str(value)] if value else []
         self._options += [word for plugin in plugins for word in ("--plugin", plugin)]
 
     def run(self, jobs: Sequence[Job], *, stop: Sequence[int], on_poll: Callable[[], None]) -> None:

@@ -24,8 +24,10 @@ from plastibench.training.assembly import build_agent, check_options, choose_thr
 from plastibench.training.failure import FAILURE_FILE, record_failure
 from plastibench.training.log_files import Covered, check
 from plastibench.training.memory_guard import MemoryGuard
+from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.recorder import Recorder
 from plastibench.training.stored_data import warn_if_data_changed
+from plastibench.training.videos import FOLDER, check_rendering
 from plastibench.utils import atomic_io, digests, provenance
 from plastibench.utils.folder_lock import lock_folder, remove_if_unused
 from plastibench.utils.progress import Progress
@@ -53,6 +55,7 @@ def run(
     stop: list[int] | None = None,
     command: str = "",
     force: bool = False,
+    videos: int = 0,
 ) -> Result:
     """Run a spec to its end, continuing from its checkpoint if there is one.
 
@@ -68,6 +71,7 @@ def run(
         stop: The run checkpoints and stops once this list is not empty; by default SIGINT and SIGTERM fill it.
         command: The command recorded in the result; by default this process's command line.
         force: Start from the beginning, even if the run is complete or has a checkpoint.
+        videos: RL: record an episode of every Nth evaluation and of the last one, in ``videos``; 0: none.
 
     Returns:
         The result, which is also in ``result.json``; ``reused`` says whether the run was already complete.
@@ -96,6 +100,8 @@ def run(
     set_up_torch(spec)
     env = spec.create("env").make(data_dir)
     agent = build_agent(spec, env)
+    if videos:
+        check_rendering(env)
     for warning in check_options(spec, env, agent):
         print(f"plastibench: {spec.id}: {warning}", file=sys.stderr)
     with lock_folder(folder), stop_requests() if stop is None else contextlib.nullcontext(stop) as stop_list:
@@ -112,6 +118,8 @@ def run(
         choose_threads(agent, threads)
         try:
             current = _Run(spec, env, agent, folder, stop_list, quiet, checkpoint_seconds, command, runs_after, threads)
+            if videos and isinstance(current.trainer, OffPolicyTrainer):
+                current.trainer.videos = folder / FOLDER, videos
             announce_state("continues" if current.resumed else "starts")
             new = False
             return current.to_the_end()

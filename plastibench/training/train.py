@@ -30,6 +30,7 @@ def train(
     progress: bool = True,
     threads: int = 0,
     force: bool = False,
+    videos: int = 0,
     **options: Any,
 ) -> Result:
     """Train an agent with an intervention, and return the result.
@@ -49,6 +50,7 @@ def train(
         progress: Show the progress.
         threads: CPU threads; 0: one for a small network, PyTorch's default for a large one.
         force: Start from the beginning, even if the run is complete or was interrupted.
+        videos: RL: record an episode of every Nth evaluation and of the last one in the run's folder; 0: none.
         options: Options of the run (``seed``, ``every``, ``roles``, ``device``, …) and of the intervention
             (``quantile=0.3``).
 
@@ -82,6 +84,7 @@ def train(
             stop=[],
             command=command,
             force=force,
+            videos=videos,
         )
     if progress:
         for warning in result.warnings:

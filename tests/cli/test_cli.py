@@ -377,8 +377,6 @@ INVALID = {
     ),
     "heads": (["run", "cl-digits", "--agent", "vit-nano", "--agent.heads", "7"], "heads 7"),
     "plugin": ([*RUN, "--plugin", "nowhere.py"], "--plugin nowhere.py: no such file"),
-    "kind": (["list", "colours"], "invalid choice: 'colours'"),
-    "format": (["leaderboard", "--format", "pdf"], "invalid choice: 'pdf'"),
     "resume nothing": (["resume", "nothing"], "no run 'nothing' in "),
     "resume without id": (["resume"], "ID"),
 }
