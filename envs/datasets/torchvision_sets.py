@@ -123,7 +123,7 @@ def _read(name: str, spec: _Set, dataset_class: Any, root: Path, download: bool)
         images = np.asarray(split.data, np.uint8).reshape(-1, spec.size, spec.size, spec.channels)
         labels = np.asarray(split.targets, np.int64)
         if len(images) != len(labels):
-            raise ValueError(f"{plural(len(images), 'image')} but {len(labels)} labels")
+            raise ValueError(f"{plural(len(images), 'image')} but {plural(len(labels), 'label')}")
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels
 
     return build_dataset(name, arrays(splits[0]), arrays(splits[1]), tuple(splits[0].classes))

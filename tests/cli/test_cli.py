@@ -295,7 +295,7 @@ INVALID = {
     ),
     "several options": (
         [*RUN, "--agent.lrr", "1", "--agent.width", "0", "--env.epochs", "0", "--representative", "0"],
-        "; also: agent mlp: width is 0; it must be between 1 and 65536; also: run: representative is 0; it must",
+        "; also: agent mlp: width is 0; it must be between 1 and 65536; also: agent mlp has no option 'lrr'; did you",
     ),
     "needs of apply": (
         ["apply", "timm:resnet18"],
