@@ -242,7 +242,9 @@ def labelled(network: Network, found: Samples, device: str) -> tuple[TensorDictB
     else:
         why = "no labels"
         if found.labels is not None:
-            why = f"{plural(found.classes, 'class', 'classes')} and the network {plural(outputs.shape[1], 'output')}"
+            why = (
+                f"{plural(found.classes or 0, 'class', 'classes')} and the network {plural(outputs.shape[1], 'output')}"
+            )
         notes.append(
             f"{found.name} has {why}, so the network's own predictions are the labels; metrics of the loss (gradients, "
             "curvature, next-task probe) depend on them"
