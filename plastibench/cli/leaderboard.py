@@ -148,7 +148,7 @@ def _add(action: list[str], runs_dir: Path) -> int:
 
     verb, *files = action
     if verb != "add" or not files:
-        hint = did_you_mean(verb, ["add"])
+        hint = "" if verb == "add" else did_you_mean(verb, ["add"])
         raise UserError(f"unknown 'leaderboard {' '.join(action)}'{hint} (expected: leaderboard add FILE)")
     for file in files:
         path, unchecked = add(Path(file), runs_dir)

@@ -159,7 +159,7 @@ def _not_finite(network: Network, batch: TensorDictBase) -> str:
     tensors = saved_tensors(network.module)
     broken = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
     if broken:
-        return f"values that are not finite in {plural(len(broken), 'tensor')}: {shorten(broken)}"
+        return f"{plural(len(broken), 'tensor is', 'tensors are')} not finite: {shorten(broken)}"
     with as_evaluated(network.module):
         finite = all(math.isfinite(float(network.loss(network.module, part))) for part in chunks(batch))
     return "" if finite else "its loss on these samples is not finite"

@@ -243,7 +243,7 @@ def test_an_archive_that_cannot_be_restored_changes_nothing(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["lst"], "invalid choice"),
+        (["lst"], "ACTION: unknown 'lst'; did you mean 'list'?"),
         (["rm"], "runs rm needs runs"),
         (["archive"], "runs archive needs runs"),
         (["tag"], "runs tag needs a tag"),
