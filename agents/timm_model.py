@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 class TimmModel(ClassifierConfig):
     """A timm model without pretrained weights, adapted to the image size of the task stream."""
 
-    model: str = option("resnet18", "name of the model, see timm.list_models()")
+    model: str = option(
+        "resnet18",
+        "name of the model, see timm.list_models()",
+        required="resnet18 or vit_tiny_patch16_224",
+    )
 
     def module(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
         """Build the untrained network for images of ``shape`` (C, H, W)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from plastibench.config.options import option
@@ -44,6 +45,10 @@ class Atari(RLEnvConfig):
             **limit,
         )
         return env
+
+    def picture(self, envs: VectorEnv[Any, Any, Any], observations: Frames) -> Frames:
+        """What the agent sees, in grey: the vector environment does not render. [84, 84, 3]."""
+        return np.repeat(observations[0, -1, :, :, None], 3, -1)
 
     def preprocess(self, task: int, observations: Frames) -> Frames:
         """Return the newest frame. [n, 84, 84]."""

@@ -15,6 +15,7 @@ from plastibench.config.registry import register_env
 from plastibench.envs.datasets import ImageDataset
 from plastibench.envs.task_stream import Task, TaskStream
 from plastibench.envs.task_stream_config import TaskStreamConfig
+from plastibench.utils.wording import plural
 
 
 @register_env(
@@ -77,11 +78,14 @@ class Incremental(TaskStreamConfig):
         stream = super().make(data_dir)
         total = len(np.unique(stream.dataset.train_labels))
         if self.groups > total:
-            raise UserError(f"env: {total} classes are too few for {self.groups} groups; lower --env.groups")
+            raise UserError(
+                f"env: {plural(total, 'class is', 'classes are')} too few for {plural(self.groups, 'group')}; "
+                "lower --env.groups"
+            )
         untested = np.setdiff1d(stream.dataset.train_labels, stream.dataset.test_labels)
         if len(untested):
             raise UserError(
-                f"env: {len(untested)} of {total} classes have no test image; "
+                f"env: {len(untested)} of {plural(total, 'class', 'classes')} without a test image; "
                 "lower --env.train-size or use another dataset"
             )
         return stream

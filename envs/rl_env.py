@@ -39,7 +39,11 @@ class RLEnvConfig:
 
     kind = "rl"
 
-    id: str = option("CartPole-v1", "gymnasium id; module:Name-v0 imports a module that registers it")
+    id: str = option(
+        "CartPole-v1",
+        "gymnasium id; module:Name-v0 imports a module that registers it",
+        required="CartPole-v1, Acrobot-v1 or module:Name-v0",
+    )
     steps: int = option(100_000, "agent steps per task, summed over all parallel environments", low=1)
     envs: int = option(8, "number of parallel environments", low=1, high=10_000)
     evaluate_every: int = option(5_000, "agent steps between evaluations", low=1)
@@ -75,6 +79,14 @@ class RLEnvConfig:
     def make_vec(self, task: int, num_envs: int) -> VectorEnv[Any, Any, Any]:
         """Create ``num_envs`` copies of the environment of a task."""
         return make_gymnasium_vec(self.id, num_envs, self.max_episode_steps)
+
+    def picture(self, envs: VectorEnv[Any, Any, Any], observations: Frames) -> Frames:
+        """What the first environment looks like now, for videos. [height, width, 3], uint8 or 0 to 1.
+
+        The environments are created within :func:`plastibench.envs.vector_envs.rendering`.
+        """
+        frames: Any = envs.render()
+        return np.asarray(frames[0])
 
     def preprocess(self, task: int, observations: Frames) -> Frames:
         """Convert the observations of the environments to what the agent sees: channels first, float32. [n, ...]."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import gymnasium
@@ -13,6 +16,19 @@ from plastibench.config.own_code import describe
 from plastibench.utils.user_imports import import_own
 
 _SAME_STEP = {"autoreset_mode": AutoresetMode.SAME_STEP}  # the default mode adds a step without a transition
+
+
+_IS_RENDERED = ContextVar("is_rendered", default=False)
+
+
+@contextlib.contextmanager
+def rendering() -> Iterator[None]:
+    """Within this context, :func:`make_gymnasium_vec` creates environments with ``render_mode="rgb_array"``."""
+    token = _IS_RENDERED.set(True)
+    try:
+        yield
+    finally:
+        _IS_RENDERED.reset(token)
 
 
 def make_gymnasium_vec(
@@ -31,6 +47,8 @@ def make_gymnasium_vec(
     """
     if ":" in env_id:
         import_own(env_id.partition(":")[0], f"environment '{env_id}'")
+    if _IS_RENDERED.get():
+        options |= {"render_mode": "rgb_array", "disable_env_checker": True}  # it warns about MinAtar's pictures
     try:
         return gymnasium.make_vec(
             env_id,

@@ -64,8 +64,7 @@ def build_dataset(
         if labels.min() < 0 or labels.max() >= len(classes):
             wrong = labels.min() if labels.min() < 0 else labels.max()
             raise UserError(
-                f"{name}: a {split} image has label {wrong}, but there are {len(classes)} classes, from 0; download it "
-                "again"
+                f"{name}: a {split} image has label {wrong}, but labels are 0 to {len(classes) - 1}; download it again"
             )
     mean, std = channel_statistics(train[0])
     return ImageDataset(name, *train, *test, classes, mean, std)

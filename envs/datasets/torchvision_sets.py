@@ -19,6 +19,7 @@ from plastibench.envs.datasets.image_dataset import ImageDataset, Images, Labels
 from plastibench.envs.datasets.imagefolder import load_class_folders
 from plastibench.envs.datasets.source import fingerprint
 from plastibench.utils.digests import file_digest
+from plastibench.utils.wording import plural
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def _read(name: str, spec: _Set, dataset_class: Any, root: Path, download: bool)
         images = np.asarray(split.data, np.uint8).reshape(-1, spec.size, spec.size, spec.channels)
         labels = np.asarray(split.targets, np.int64)
         if len(images) != len(labels):
-            raise ValueError(f"{len(images)} images but {len(labels)} labels")
+            raise ValueError(f"{plural(len(images), 'image')} but {plural(len(labels), 'label')}")
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels
 
     return build_dataset(name, arrays(splits[0]), arrays(splits[1]), tuple(splits[0].classes))

@@ -11,7 +11,7 @@ from plastibench.cli.parser import CommandParser
 from plastibench.cli.plugins import import_plugins
 from plastibench.cli.targets import add_data, add_execution, add_target, check_target, load_targets
 from plastibench.config import registry
-from plastibench.config.errors import UserError
+from plastibench.config.errors import UserError, did_you_mean, raise_all
 
 _SAMPLES = 512
 _EXAMPLES = """\
@@ -46,10 +46,8 @@ def execute(args: argparse.Namespace) -> int:
         "intervention": {"name": args.intervention or ""},
     }
     read_option_flags(args, tables)
-    if not args.intervention:
-        raise UserError("apply needs --intervention, for example --intervention fire")
-    if args.out is None:
-        raise UserError("apply needs --out, for example --out repaired.safetensors")
+    examples = {"intervention": "fire", "out": "repaired.safetensors"}
+    raise_all(f"apply needs --{n}, for example --{n} {e}" for n, e in examples.items() if not getattr(args, n))
     registry.interventions[args.intervention]
     agent_options, options = (
         {name: value for name, value in tables[part].items() if name != "name"} for part in ("agent", "intervention")
@@ -68,7 +66,9 @@ def execute(args: argparse.Namespace) -> int:
     if args.role is None and len(targets) > 1:
         raise UserError(f"the run has several networks; add --role, one of {', '.join(roles)}")
     if args.role is not None and args.role not in roles:
-        raise UserError(f"the run has no network '{args.role}'; available: {', '.join(roles)}")
+        raise UserError(
+            f"the run has no network '{args.role}'{did_you_mean(args.role, roles)} (available: {', '.join(roles)})"
+        )
     target = targets[0] if args.role is None else roles[args.role]
     if not args.out.suffix and not hasattr(target.network.module, "save_pretrained"):
         raise UserError(f"--out {args.out}: use a name that ends in {', '.join(SUFFIXES)}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 from plastibench.cli.parser import CommandParser
@@ -12,6 +14,8 @@ from plastibench.results.tags import check_tag
 from plastibench.training.trackers.tracker import parse_names
 
 AUTO = 0  # value of --jobs auto
+_MOST_THREADS = 1_024
+_MOST_JOBS = 1_024
 DEFAULT_RUNS_DIR = Path("runs")
 OTHER_RUNS_DIR = ", or name another with --runs-dir"
 _THREADS = "CPU threads (default: 1 for small networks, all cores for large ones)"
@@ -38,6 +42,8 @@ def add_execution(parser: CommandParser, *, jobs: bool = False) -> None:
             help="estimate updates, interventions, time, memory and disk space, without starting any run",
         )
     add_threads(group, _THREADS if not jobs else _THREADS_PER_PROCESS)
+    help = "RL: record an episode of every Nth evaluation and of the last one, as animated GIF in the run's folder"
+    group.add_argument("--videos", type=integer(), default=0, metavar="N", help=f"{help} (default: none)")
     group.add_argument("--quiet", action="store_true", help="show no progress")
     help = "also send metrics to trackers: wandb, mlflow, trackio (TensorBoard's files are always written)"
     group.add_argument("--log", type=trackers, default=[], metavar="NAMES", help=help)
@@ -50,7 +56,7 @@ def add_execution(parser: CommandParser, *, jobs: bool = False) -> None:
 
 def add_threads(group: argparse._ArgumentGroup, help: str = _THREADS) -> None:
     """Add ``--threads``."""
-    group.add_argument("--threads", type=count, default=0, metavar="N", help=help)
+    group.add_argument("--threads", type=integer(high=_MOST_THREADS), default=0, metavar="N", help=help)
 
 
 def add_plugin(group: argparse._ArgumentGroup) -> None:
@@ -94,18 +100,15 @@ def _path_or_url(text: str) -> Path | str:
     return text if "://" in text else Path(text)
 
 
-def count(text: str) -> int:
-    """Parse an integer of at least 0."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a non-negative integer")
-    return int(text)
+def integer(low: int = 1, high: int = 1_000_000) -> Callable[[str], int]:
+    """Make a parser of integers from ``low`` to ``high``."""
 
+    def parse(text: str) -> int:
+        if not (re.fullmatch("[0-9]{1,9}", text) and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"'{text[:20]}' is not an integer from {low:,} to {high:,}")
+        return int(text)
 
-def positive(text: str) -> int:
-    """Parse an integer of at least 1."""
-    if count(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' must be at least 1")
-    return int(text)
+    return parse
 
 
 def tag_of(text: str) -> str:
@@ -125,8 +128,13 @@ def trackers(text: str) -> tuple[str, ...]:
 
 
 def job_count(text: str) -> int:
-    """Parse the value of ``--jobs``: ``auto`` or an integer of at least 1."""
-    return AUTO if text == "auto" else positive(text)
+    """Parse the value of ``--jobs``: ``auto`` or an integer."""
+    if text == "auto":
+        return AUTO
+    try:
+        return integer(high=_MOST_JOBS)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or auto") from None
 
 
 def split_names(names: str | list[str]) -> list[str]:

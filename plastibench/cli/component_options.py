@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from plastibench.cli.arguments import split_names
-from plastibench.cli.run_options import describe_option
-from plastibench.config.errors import UserError, did_you_mean
+from plastibench.cli.run_options import REQUIRED, describe_option
+from plastibench.config.errors import did_you_mean, raise_all
 from plastibench.config.options import as_dict, build, describe_type, flag_name, has_option, options_of
 from plastibench.config.registry import REGISTRIES
 
@@ -26,20 +26,25 @@ def read_option_flags(args: argparse.Namespace, tables: Tables) -> None:
     Raises:
         UserError: An unknown flag, or a flag without value.
     """
-    rest = list(args.option_flags)
+    rest, wrong = list(args.option_flags), []
     while rest:
         flag, equals, value = rest.pop(0).partition("=")
         part, dot, option = flag.removeprefix("--").partition(".")
         if not (flag.startswith("--") and dot and part in args.parser.components):
             hint = _suggestion(flag, tables, args.parser.flags)
-            raise UserError(f"unknown argument '{flag}'{hint} ({args.parser.prog} --help)")
+            wrong.append(f"unknown argument '{flag}'{hint} ({args.parser.prog} --help)")
+            if flag.startswith("--") and not equals and rest and not rest[0].startswith("--"):
+                rest.pop(0)  # its value
+            continue
         if not equals:
             if not rest or rest[0].startswith("--"):
-                raise UserError(f"{flag} needs a value")
+                wrong.append(f"{flag} needs a value")
+                continue
             value = rest.pop(0)
         if (part, option) == ("intervention", "roles"):  # every intervention has it, so it is an option of the run
             part = "run"
         tables[part][option] = value
+    raise_all(wrong)
 
 
 def _suggestion(flag: str, tables: Tables, flags: Iterable[str]) -> str:
@@ -47,7 +52,7 @@ def _suggestion(flag: str, tables: Tables, flags: Iterable[str]) -> str:
     option = flag.removeprefix("--")
     for part in set(tables) & set(REGISTRIES):
         for name in split_names(tables[part].get("name", "")):
-            if has_option(REGISTRIES[part].declaration(name), option):
+            if name in REGISTRIES[part] and has_option(REGISTRIES[part].declaration(name), option):
                 return f"; did you mean '--{part}.{option}'?"
     return did_you_mean(flag, flags)
 
@@ -58,7 +63,8 @@ def option_help(part: str, name: str) -> str:
     defaults = as_dict(build(cls, entry.defaults, f"{part} {name}"))
     lines = [f"{part} {name}: {entry.summary}"]
     for option, field in options_of(cls).items():
-        text = describe_option(field, defaults.get(option, "none"))
+        is_required = field.metadata.get("required") and option not in entry.defaults
+        text = describe_option(field, REQUIRED if is_required else defaults.get(option, "none"))
         lines.append(f"  --{part}.{flag_name(option)} {describe_type(cls, option)}")
         lines.append(textwrap.fill(text, 110, initial_indent=" " * 8, subsequent_indent=" " * 8))
     return "\n".join(lines)

@@ -54,7 +54,10 @@ def configure(parser: CommandParser) -> None:
         help="output layers, separated by commas (default: every layer that the loss reads directly)",
     )
     structure.add_argument(
-        "--selector", metavar="PART", help=f"list the modules in this part of the network: {', '.join(PARTS)}"
+        "--selector",
+        choices=PARTS,
+        metavar="PART",
+        help=f"list the modules in this part of the network: {', '.join(PARTS)}",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained HTML report")
@@ -114,8 +117,6 @@ def execute(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace, metrics: list[str] | None) -> None:
     """Report invalid arguments before torch is imported."""
     select(metrics or ())
-    if args.selector is not None and args.selector not in PARTS:
-        raise UserError(f"--selector {args.selector}: not a part of a network; use {', '.join(PARTS)}")
     for path in (args.json, args.png, args.html):
         check_output_file(path)
     if args.png is not None and args.png.suffix not in _IMAGE_SUFFIXES:

@@ -137,7 +137,9 @@ def make_engine(args: argparse.Namespace, slots: Callable[[], int]) -> Engine:
         from plastibench.sweeps.local_engine import LocalEngine
 
         stack = args.stack == "auto"
-        return LocalEngine(slots(), args.runs_dir, args.data_dir, args.plugin, args.threads, log=args.log, stack=stack)
+        return LocalEngine(
+            slots(), args.runs_dir, args.data_dir, args.plugin, args.threads, extra=_extra(args), stack=stack
+        )
     _warn_about_locks(args)
     if args.engine == "slurm":
         return make_slurm_engine(args)
@@ -148,7 +150,7 @@ def make_engine(args: argparse.Namespace, slots: Callable[[], int]) -> Engine:
         args.data_dir,
         args.plugin,
         args.threads,
-        log=args.log,
+        extra=_extra(args),
         jobs=args.jobs,
         cpus=args.cpus or 1,
         gpus=args.gpus or 0.0,
@@ -172,7 +174,7 @@ def make_slurm_engine(args: argparse.Namespace) -> SlurmEngine:
         args.data_dir,
         args.plugin,
         args.threads,
-        log=args.log,
+        extra=_extra(args),
         jobs=args.jobs,
         cpus=args.cpus or 1,
         gpus=int(args.gpus or 0),
@@ -181,6 +183,12 @@ def make_slurm_engine(args: argparse.Namespace) -> SlurmEngine:
         options=options,
         cluster=cluster,
     )
+
+
+def _extra(args: argparse.Namespace) -> list[str]:
+    """Arguments that the process of each run gets as well."""
+    words = ["--log", ",".join(args.log)] if args.log else []
+    return words + (["--videos", str(args.videos)] if args.videos else [])
 
 
 def submit(args: argparse.Namespace, specs: Sequence[RunSpec]) -> int:

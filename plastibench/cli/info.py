@@ -8,6 +8,7 @@ from collections import Counter
 
 from plastibench.cli.arguments import add_paths
 from plastibench.cli.parser import CommandParser
+from plastibench.utils.wording import plural
 
 
 def configure(parser: CommandParser) -> None:
@@ -30,7 +31,9 @@ def execute(args: argparse.Namespace) -> int:
         print(f"  {'commit':14}{provenance.commit()}")
     print("devices")
     processor = provenance.hardware("cpu")["processor"]
-    print(f"  {'cpu':14}{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
+    print(
+        f"  {'cpu':14}{processor}, {plural(os.cpu_count() or 1, 'core')}, {plural(torch.get_num_threads(), 'thread')}"
+    )
     for index in range(torch.cuda.device_count()):
         print(f"  {f'cuda:{index}':14}{torch.cuda.get_device_name(index)}")
     print(f"data in {args.data_dir}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from plastibench.cli.arguments import OTHER_RUNS_DIR, add_paths, add_reference, add_wide, check_output_file
 from plastibench.cli.board_update import write_board
 from plastibench.cli.parser import CommandParser
-from plastibench.config.errors import UserError
+from plastibench.config.errors import UserError, did_you_mean
 from plastibench.results.tags import TRIAL
 from plastibench.utils.tables import terminal_width
 
@@ -27,7 +27,15 @@ examples:
   plastibench leaderboard add result.json"""
 
 
-_FORMATS = {".html": "html", ".htm": "html", ".md": "markdown", ".csv": "csv", ".json": "json"}
+_FORMATS = {
+    "": "table",
+    ".txt": "table",
+    ".html": "html",
+    ".htm": "html",
+    ".md": "markdown",
+    ".csv": "csv",
+    ".json": "json",
+}
 
 
 def configure(parser: CommandParser) -> None:
@@ -63,7 +71,7 @@ def configure(parser: CommandParser) -> None:
     how.add_argument(
         "--format",
         choices=["table", "markdown", "csv", "json", "html"],
-        help="output format (default: by the suffix of --out: .html, .md, .csv, .json; else table)",
+        help="output format (default: by the suffix of --out: .html, .md, .csv, .json, .txt; else table)",
     )
     how.add_argument("--out", type=Path, metavar="FILE", help="write to this file instead of the terminal")
     how.add_argument(
@@ -88,7 +96,7 @@ def execute(args: argparse.Namespace) -> int:
     from plastibench.utils.atomic_io import write_text
 
     check_output_file(args.out)
-    form = args.format or _FORMATS.get(args.out.suffix.lower() if args.out else "", "table")
+    form = args.format or _format_of(args.out)
     choice = {"all_settings": args.all_settings, "exclude_tags": (TRIAL, *args.exclude_tag)}
     if args.tensorboard:
         if args.filter or args.out or args.sort != "rank" or args.format:
@@ -118,6 +126,14 @@ def execute(args: argparse.Namespace) -> int:
     return 0
 
 
+def _format_of(out: Path | None) -> str:
+    """The format that the suffix of a file sets; a table for the terminal and for a file without suffix."""
+    suffix = out.suffix.lower() if out is not None else ""
+    if suffix not in _FORMATS:
+        raise UserError(f"--out {out}: unknown suffix '{suffix}'; use {', '.join(filter(None, _FORMATS))}, or --format")
+    return _FORMATS[suffix]
+
+
 def _page(shown: Standings) -> str:
     from plastibench.leaderboard.html import page
     from plastibench.plotting.leaderboard_plots import plot_settings
@@ -135,7 +151,8 @@ def _add(action: list[str], runs_dir: Path) -> int:
 
     verb, *files = action
     if verb != "add" or not files:
-        raise UserError(f"unknown 'leaderboard {' '.join(action)}'; expected leaderboard add FILE")
+        hint = "" if verb == "add" else did_you_mean(verb, ["add"])
+        raise UserError(f"unknown 'leaderboard {' '.join(action)}'{hint} (expected: leaderboard add FILE)")
     for file in files:
         path, unchecked = add(Path(file), runs_dir)
         print(path)

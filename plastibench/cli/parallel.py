@@ -12,6 +12,7 @@ from plastibench.cli.engines import make_engine, submit
 from plastibench.cli.reused import note_reused
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
+from plastibench.utils.wording import plural
 
 if TYPE_CHECKING:
     from plastibench.sweeps.engine import Engine
@@ -110,7 +111,7 @@ def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, engine: 
             print(f"plastibench: {job.spec.id}: {reason} ({file})", file=sys.stderr)
     failed = [job for job in jobs if job.state == "failed"]
     if failed:
-        print(f"plastibench: {len(failed)} of {len(jobs)} runs failed", file=sys.stderr)
+        print(f"plastibench: {len(failed)} of {plural(len(jobs), 'run')} failed", file=sys.stderr)
     if stop and any(job.state == "stopped" for job in jobs):
         print("plastibench: stopped; run the same command to continue", file=sys.stderr)
     if any(stop):  # signals; fail_fast adds a 0
@@ -161,7 +162,7 @@ def dry_run(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
 
     left = _incomplete(specs, args)
     if len(left) < len(specs):
-        print(f"{len(specs) - len(left)} of {len(specs)} runs are already complete")
+        print(f"already complete: {len(specs) - len(left)} of {plural(len(specs), 'run')}")
     if left:
         plans = plan_runs(left, args.runs_dir, args.data_dir, args.threads)
         slots = args.jobs or choose_slots(left, args.threads, max(plan.memory for plan in plans))

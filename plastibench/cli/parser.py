@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from plastibench.config.errors import UserError
+from plastibench.config.errors import UserError, did_you_mean
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -42,6 +42,13 @@ class CommandParser(argparse.ArgumentParser):
         """Raise argparse's message as a :class:`UserError`."""
         raise UserError(message)
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a word that is not one of an argument's choices, and suggest the one that is spelled alike."""
+        if action.choices is not None and value not in action.choices:
+            hint = did_you_mean(str(value), map(str, action.choices))
+            name = action.option_strings[0] if action.option_strings else action.metavar or action.dest.upper()
+            raise UserError(f"{name}: unknown '{value}'{hint} (choose from {', '.join(map(str, action.choices))})")
+
     def parse_words(self, words: Sequence[str]) -> argparse.Namespace:
         """Parse the words after the command.
 
@@ -55,7 +62,8 @@ class CommandParser(argparse.ArgumentParser):
         plain, option_flags = _split_option_flags(words)
         args, unknown = (self.parse_known_intermixed_args if self.intermixed else self.parse_known_args)(plain)
         if not self.components and (unknown := [*option_flags, *unknown]):
-            raise UserError(f"unknown argument '{unknown[0]}' ({self.prog} --help)")
+            hint = did_you_mean(unknown[0], self.flags) if unknown[0].startswith("-") else ""
+            raise UserError(f"unknown argument '{unknown[0]}'{hint} ({self.prog} --help)")
         args.words, args.option_flags, args.parser = list(words), [*option_flags, *unknown], self
         return args
 

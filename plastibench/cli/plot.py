@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from plastibench.cli import plots_folder
 from plastibench.cli.arguments import OTHER_RUNS_DIR, add_paths, add_reference, split_names
 from plastibench.cli.parser import CommandParser
-from plastibench.config.errors import UserError
+from plastibench.config.errors import UserError, did_you_mean
 from plastibench.plotting import PLOTS
 
 if TYPE_CHECKING:
@@ -27,14 +27,15 @@ def configure(parser: CommandParser) -> None:
     """Add the arguments."""
     width = max(map(len, PLOTS))
     kinds = "\n".join(f"  {kind:{width}}  {summary}" for kind, (_, summary) in PLOTS.items())
+    parser.intermixed = True
     parser.usage = "plastibench plot KIND [OUT] [options]"
     parser.epilog = f"kinds:\n{kinds}\n\n{_EXAMPLES}"
-    parser.add_argument("kind", metavar="KIND", help="kind of plot (see below)")
+    parser.add_argument("kind", metavar="KIND", nargs="?", help="kind of plot (see below)")
     parser.add_argument(
         "out",
         metavar="OUT",
         type=Path,
-        nargs="?",
+        nargs="*",
         help="output file or folder; the suffix (.png, .svg, .pdf) sets the format; without suffix: PNG and SVG "
         "(default: plots/KIND below the folder of runs)",
     )
@@ -58,10 +59,7 @@ def execute(args: argparse.Namespace) -> int:
     from plastibench import plotting
     from plastibench.results.files import load_results
 
-    plotting.check_kind(args.kind)
-    if args.out is not None and args.out_option is not None:
-        raise UserError(f"two output files: {args.out} and --out {args.out_option}; name one")
-    out: Path | None = args.out or args.out_option
+    out = _output(args)
     if out is not None:
         out = out / args.kind if out.is_dir() else out
         plotting.check_path(out)
@@ -76,13 +74,33 @@ def execute(args: argparse.Namespace) -> int:
     return 0
 
 
+def _output(args: argparse.Namespace) -> Path | None:
+    """The output file, if one is named.
+
+    Raises:
+        UserError: There is no kind, or more than one output file.
+    """
+    from plastibench import plotting
+
+    if args.kind is None:
+        raise UserError(f"plot needs a kind, as in: plastibench plot curves (kinds: {', '.join(PLOTS)})")
+    files = [*map(str, args.out), *([f"--out {args.out_option}"] if args.out_option is not None else [])]
+    if args.kind not in PLOTS and files and files[0] in PLOTS:
+        raise UserError(f"'{args.kind}' is not a kind of plot; the kind comes first: plastibench plot KIND [OUT]")
+    plotting.check_kind(args.kind)
+    if len(files) > 1:
+        raise UserError(f"{len(files)} output files: {', '.join(files)}; name one, as in: plastibench plot KIND OUT")
+    out: Path | None = args.out[0] if args.out else args.out_option
+    return out
+
+
 def _select(found: list[Result], part: str, wanted: str | None, runs_dir: Path) -> list[Result]:
     """Keep the results with the wanted envs, agents or interventions, in the given order."""
     from plastibench.leaderboard import label, means, method_names
 
     if wanted is None:
         return found
-    shown = method_names(found).values() if part == "intervention" else [label(result, part) for result in found]
+    shown = list(method_names(found).values()) if part == "intervention" else [label(run, part) for run in found]
     available = ", ".join(sorted(set(shown)))
     whole = any(means(wanted, result, part) for result in found)  # a name with a list option contains commas
     names = [wanted] if whole else split_names(wanted)
@@ -92,6 +110,7 @@ def _select(found: list[Result], part: str, wanted: str | None, runs_dir: Path) 
     for name in names:
         meant = [result for result in found if means(name, result, part)]
         if not meant:
-            raise UserError(f"no finished run of {part} '{name}' in {runs_dir}; choose from {available}")
+            hint = did_you_mean(name, shown)
+            raise UserError(f"no finished run of {part} '{name}' in {runs_dir}{hint} (choose from {available})")
         chosen.update((id(result), result) for result in meant)
     return list(chosen.values())

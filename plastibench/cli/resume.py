@@ -43,7 +43,7 @@ def execute(args: argparse.Namespace) -> int:
     from plastibench.training.runner import Interrupted, run
 
     options = {"runs_dir": args.runs_dir, "data_dir": args.data_dir, "quiet": args.quiet, "threads": args.threads}
-    options |= {"command": args.for_command, "log": args.log}
+    options |= {"command": args.for_command, "log": args.log, "videos": args.videos}
     if len(specs) == 1:
         try:
             found: list[Result] = [run(specs[0], **options)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,20 @@ from plastibench.cli.plots_folder import draw_default_plot
 from plastibench.cli.plugins import import_plugins
 from plastibench.cli.reused import note_reused
 from plastibench.cli.run_options import add_run_options, given_run_options
-from plastibench.cli.specs import make_specs
-from plastibench.config.errors import RunError, UserError
-from plastibench.config.registry import REGISTRIES
+from plastibench.cli.specs import checks_of, make_specs
+from plastibench.config.errors import RunError, UserError, all_of, raise_all
 from plastibench.config.spec import PARTS, RunSpec, read_file
 from plastibench.results.tags import add_tags
 from plastibench.utils.tables import terminal_width
 from plastibench.utils.torchrun import is_first_process, launched_processes
+from plastibench.utils.wording import plural
 
 _OPTIONS = "Set their options with --env.OPTION, --agent.OPTION and --intervention.OPTION."
+_MISSING = {
+    "env": "run needs an env, for example cl-digits (plastibench list envs shows all)",
+    "agent": "run needs --agent, for example --agent mlp (plastibench list agents shows all)",
+    "intervention": "--intervention is empty; use 'none' for the baseline",
+}
 _EXAMPLES = """\
 examples:
   plastibench run cl-digits --agent vit-nano --intervention none,reset,rnr --seed 0..2
@@ -71,9 +77,10 @@ def execute(args: argparse.Namespace) -> int:
     import_plugins(args.plugin)
     tables = _requested(args)
     if args.help:
+        read_option_flags(args, tables)
         return _show_help(args.parser, tables)
     check_engine(args)
-    _check_names(tables)
+    all_of([lambda: read_option_flags(args, tables), lambda: _check_names(tables)])
     specs = resolve_devices_for(args, make_specs(tables))
     if args.dry_run:
         return dry_run(specs, args)
@@ -82,6 +89,10 @@ def execute(args: argparse.Namespace) -> int:
         from plastibench.training.assembly import check_roles
 
         check_roles(specs[0], roles, args.data_dir)
+    if args.videos and not all((args.runs_dir / spec.id / "result.json").exists() for spec in specs):
+        from plastibench.training.videos import check_rendering
+
+        check_rendering(specs[0].create("env").make(args.data_dir))
     if len(specs) > 1 and launched_processes() == 1:
         start_importing(specs, args)
         _check_together(specs, args)
@@ -97,7 +108,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _requested(args: argparse.Namespace) -> Tables:
-    """The names and options of spec file and flags; flags take precedence."""
+    """The names and options of the run, from spec file and flags; flags take precedence."""
     tables: Tables = {part: {} for part in (*PARTS, "run")}
     if args.spec is not None:
         tables.update(read_file(args.spec))
@@ -107,22 +118,13 @@ def _requested(args: argparse.Namespace) -> Tables:
             tables[part] = {"name": name}
     tables["intervention"].setdefault("name", "none")
     tables["run"].update(given_run_options(args))
-    read_option_flags(args, tables)
     return tables
 
 
 def _check_names(tables: Tables) -> None:
-    """Report missing and unknown names before torch is imported."""
-    if "name" not in tables["env"]:
-        raise UserError("run needs an env, for example cl-digits (plastibench list envs shows all)")
-    if "name" not in tables["agent"]:
-        raise UserError("run needs --agent, for example --agent mlp (plastibench list agents shows all)")
-    for part in ("env", "agent"):
-        REGISTRIES[part][tables[part]["name"]]
-    if not tables["intervention"]["name"]:
-        raise UserError("--intervention is empty; use 'none' for the baseline")
-    for name in split_names(tables["intervention"]["name"]):
-        REGISTRIES["intervention"][name]
+    """Report everything that is wrong with names and options before torch is imported."""
+    missing = [message for part, message in _MISSING.items() if not tables[part].get("name")]
+    all_of([lambda: raise_all(missing), *checks_of(tables)])
 
 
 def _show_help(parser: CommandParser, tables: Tables) -> int:
@@ -154,8 +156,7 @@ def _check_together(specs: list[RunSpec], args: argparse.Namespace) -> None:
         check_method(spec.create("intervention"))
     env = specs[0].create("env").make(args.data_dir)
     agent = specs[0].create("agent").build(env, specs[0].run.seed, torch.device("cpu"))
-    for spec in specs:
-        check_options(spec, env, agent)
+    all_of(functools.partial(check_options, spec, env, agent) for spec in specs)
 
 
 def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
@@ -183,6 +184,7 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
                     stop=stop,
                     force=args.force,
                     log=args.log,
+                    videos=args.videos,
                 )
             except Interrupted as stopped:
                 print(f"plastibench: {stopped}; run the same command to continue", file=sys.stderr)
@@ -204,7 +206,7 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
             found.append(result)
     status = 0 if not failed else 1 if any(isinstance(error, RunError) for error in failed) else 2
     if failed:
-        print(f"plastibench: {len(failed)} of {len(specs)} runs failed", file=sys.stderr)
+        print(f"plastibench: {len(failed)} of {plural(len(specs), 'run')} failed", file=sys.stderr)
     if not is_first_process():
         return status
     note_reused([result for result in found if result.reused], len(specs))
@@ -218,7 +220,10 @@ def _with_same_data(found: list[Any]) -> list[Any]:
     latest = max(found, key=lambda result: (not result.reused, result.origin.finished or ""))
     kept = [result for result in found if result.data_digest == latest.data_digest]
     if left := len(found) - len(kept):
-        print(f"plastibench: the table leaves out {left} results of other data; --force reruns them", file=sys.stderr)
+        print(
+            f"plastibench: the table leaves out {plural(left, 'result')} of other data; to rerun: --force",
+            file=sys.stderr,
+        )
     return kept
 
 
@@ -232,6 +237,8 @@ def _compare(found: list[Any], args: argparse.Namespace) -> None:
     if not args.no_plot and (path := draw_default_plot(found, args.runs_dir)):
         print(f"plot:        {path}")
     flag = "" if args.runs_dir == DEFAULT_RUNS_DIR else f" --runs-dir {args.runs_dir}"
+    if args.videos:
+        print(f"videos:      {args.runs_dir}/<run>/videos/*.gif")
     print(f"results:     {args.runs_dir}/<run>/result.json; compare all runs: plastibench leaderboard{flag}")
     print(f"TensorBoard: tensorboard --logdir {args.runs_dir}")
     print(f"its tables:  {BOARD_ADDRESS}")

@@ -11,6 +11,7 @@ from plastibench.cli.parser import CommandParser
 from plastibench.config.options import describe_type, flag_name, options_of
 from plastibench.config.spec import RunOptions
 
+REQUIRED = "required"  # instead of a default
 _METAVARS = {"int": "N", "float": "X", "text": "NAME", "str,…": "NAMES"}
 
 
@@ -52,7 +53,9 @@ def describe_option(field: dataclasses.Field[Any], default: Any) -> str:
     If the option has no default value, a default stated in the help text, such as ``(default: all)``, is kept.
     """
     text, _, stated = str(field.metadata.get("help", "")).partition(" (default: ")
-    if default not in (None, "none"):
+    if default is REQUIRED:
+        notes = [f"{REQUIRED}, for example {field.metadata['required']}"]
+    elif default not in (None, "none"):
         notes = [f"default: {_shown(default)}"]
     elif stated:
         notes = [f"default: {stated.removesuffix(')')}"]

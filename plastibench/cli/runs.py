@@ -15,7 +15,8 @@ from plastibench.cli.parser import CommandParser
 from plastibench.cli.plugins import import_plugins
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.results.tags import check_tag, write_tags
-from plastibench.utils.tables import fitting_columns, terminal_width, text_table
+from plastibench.utils.tables import fitting_columns, hidden_columns, terminal_width, text_table
+from plastibench.utils.wording import plural
 
 if TYPE_CHECKING:
     from plastibench.sweeps.run_folders import RunFolder
@@ -132,7 +133,8 @@ def _aligned_left(header: list[str], rows: list[list[str]], width: int) -> str:
     count = fitting_columns(header, cut, width)
     sizes = [max(len(line[column]) for line in (header, *cut)) for column in range(count)]
     padded = [[cell.ljust(size) for cell, size in zip(line, sizes, strict=False)] for line in (header, *cut)]
-    return "\n".join(line.rstrip() for line in text_table(padded[0], padded[1:]).splitlines())
+    table = "\n".join(line.rstrip() for line in text_table(padded[0], padded[1:]).splitlines())
+    return "\n\n".join([table, *hidden_columns(len(header) - count)])
 
 
 _WIDEST = {"method": 0.3, "env": 0.3, "agent": 0.2}  # of the width
@@ -229,4 +231,4 @@ def _restore(wanted: list[str], runs_dir: Path) -> int:
 
 
 def _count(found: Sequence[RunFolder]) -> str:
-    return f"{len(found)} run{'' if len(found) == 1 else 's'}"
+    return plural(len(found), "run")

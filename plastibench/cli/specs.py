@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from plastibench.cli.arguments import split_names
 from plastibench.config import registry
-from plastibench.config.errors import UserError
-from plastibench.config.options import build, has_option
-from plastibench.config.spec import RunSpec, check_count, seeds_of
+from plastibench.config.errors import UserError, all_of, did_you_mean
+from plastibench.config.options import build, flag_name, has_option, options_of
+from plastibench.config.spec import RunOptions, RunSpec, check_count, check_declared, seeds_of
 
 
 def make_specs(tables: Mapping[str, Mapping[str, Any]]) -> list[RunSpec]:
@@ -22,14 +23,9 @@ def make_specs(tables: Mapping[str, Mapping[str, Any]]) -> list[RunSpec]:
     Raises:
         UserError: A name or an option does not exist, or a value is invalid.
     """
-    values = {part: {k: v for k, v in table.items() if k != "name"} for part, table in tables.items()}
-    names = split_names(tables["intervention"]["name"])
-    seeds = seeds_of(values["run"].pop("seed", 0))
-    check_count(len(seeds) * len(names), "the seeds of all interventions")
-    for name in names:  # all of them before the first class is imported, which takes seconds
-        entry, known = registry.interventions[name], registry.interventions.declaration(name)
-        given = _options_for(name, names, values["intervention"])
-        build(known, given, f"intervention {name}", entry.defaults, quiet=True)
+    all_of(checks_of(tables))
+    values = {part: _options(table) for part, table in tables.items()}
+    names, seeds = split_names(tables["intervention"]["name"]), seeds_of(values["run"].pop("seed", 0))
     return [
         RunSpec.make(
             tables["env"]["name"],
@@ -46,17 +42,48 @@ def make_specs(tables: Mapping[str, Mapping[str, Any]]) -> list[RunSpec]:
     ]
 
 
+def checks_of(tables: Mapping[str, Mapping[str, Any]]) -> list[Callable[[], Any]]:
+    """Return the checks that :func:`make_specs` makes before it imports the first class.
+
+    Args:
+        tables: As for :func:`make_specs`. Parts without a name are not checked.
+    """
+    run = _options(tables["run"])
+    seed = run.pop("seed", 0)
+    checks: list[Callable[[], Any]] = [
+        functools.partial(check_declared, part, tables[part]["name"], _options(tables[part]))
+        for part in ("env", "agent")
+        if tables[part].get("name")
+    ]
+
+    def check_counts() -> None:
+        check_count(len(seeds_of(seed)) * len(names), "the seeds of all interventions")
+
+    def check_intervention(name: str) -> None:
+        check_declared("intervention", name, _options_for(name, names, _options(tables["intervention"])))
+
+    names = split_names(tables["intervention"]["name"])
+    checks += [functools.partial(check_intervention, name) for name in names]
+    return [*checks, functools.partial(build, RunOptions, run, "run"), check_counts]
+
+
+def _options(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in table.items() if name != "name"}
+
+
 def _options_for(name: str, names: Sequence[str], values: dict[str, Any]) -> dict[str, Any]:
     """The options that one of several interventions has; an option that none of them has is an error."""
     if len(names) == 1:
         return values
+    declared = registry.interventions.declaration
 
     def has(intervention: str, option: str) -> bool:
-        return has_option(registry.interventions.declaration(intervention), option)
+        return has_option(declared(intervention), option)
 
     for option in values:
         if not any(has(other, option) for other in names):
-            raise UserError(f"none of {', '.join(names)} has an option '{option}'")
+            known = {flag_name(key): None for each in names for key in options_of(declared(each))}
+            raise UserError(f"none of {', '.join(names)} has an option '{option}'{did_you_mean(option, known)}")
     return {option: value for option, value in values.items() if has(name, option)}
 
 

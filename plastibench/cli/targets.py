@@ -7,7 +7,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plastibench.cli.arguments import add_paths, add_plugin, add_threads
+from plastibench.cli.arguments import add_paths, add_plugin, add_threads, integer
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.run_names import find_run
 from plastibench.cli.run_options import add_run_options
@@ -40,9 +40,15 @@ def add_data(parser: CommandParser, samples: str) -> None:
         help="dataset name (digits, mnist, cifar10, …), noise, a folder of images, FILE.npz, or a text file with one "
         "sample per line (default: for a run its own data, otherwise noise)",
     )
-    group.add_argument("--samples", type=int, default=0, metavar="N", help=f"number of samples (default: {samples})")
     group.add_argument(
-        "--image-size", type=int, default=0, metavar="N", help="image height and width (default: the model's)"
+        "--samples", type=integer(2), default=0, metavar="N", help=f"number of samples (default: {samples})"
+    )
+    group.add_argument(
+        "--image-size",
+        type=integer(high=100_000),
+        default=0,
+        metavar="N",
+        help="image height and width (default: the model's)",
     )
 
 
@@ -57,10 +63,6 @@ def add_execution(parser: CommandParser) -> None:
 
 def check_target(args: argparse.Namespace, agent_options: dict[str, Any]) -> None:
     """Report invalid arguments before torch is imported."""
-    if args.samples < 0 or args.samples == 1:
-        raise UserError("--samples must be at least 2")
-    if args.image_size < 0:
-        raise UserError("--image-size must be at least 1")
     if args.pretrained and args.weights is not None:
         raise UserError("--pretrained and --weights cannot be combined")
     if agent_options and args.agent is None:

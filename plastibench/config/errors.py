@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -12,6 +13,34 @@ class UserError(Exception):
 
 class RunError(Exception):
     """The run failed, for example with a NaN loss. Files that it has written stay valid. Exit status 1."""
+
+
+def all_of(checks: Iterable[Callable[[], Any]]) -> list[Any]:
+    """Run all checks and return their results, so that a user sees everything that is wrong at once.
+
+    Raises:
+        UserError: At least one check failed; the message contains those of all checks that failed, each once.
+    """
+    results, failed = [], []
+    for check in checks:
+        try:
+            results.append(check())
+        except UserError as error:
+            failed.append(error)
+    if len(failed) == 1:
+        raise failed[0]
+    raise_all(map(str, failed))
+    return results
+
+
+def raise_all(messages: Iterable[str]) -> None:
+    """Raise one error with all messages, each once; do nothing if there is none.
+
+    Raises:
+        UserError: There is a message.
+    """
+    if found := list(dict.fromkeys(messages)):
+        raise UserError("; also: ".join(found))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union
 
-from plastibench.config.errors import UserError, did_you_mean
+from plastibench.config.errors import UserError, all_of, did_you_mean
 from plastibench.config.own_code import describe as describe_error
 from plastibench.config.own_code import is_own, location
 
@@ -32,6 +32,7 @@ def option(
     formerly: str = "",
     old_values: Mapping[str, str] | None = None,
     names: str = "",
+    required: str = "",
 ) -> Any:
     """Declare a dataclass field as a documented option.
 
@@ -45,8 +46,10 @@ def option(
         names: The kind of registered name that the value is, for example ``intervention``. If a plugin has this name,
             its code is part of the run's id. The same holds for every value ``module:Class`` that ``__post_init__`` has
             imported.
+        required: Examples of values, if a run must set the option: ``CartPole-v1 or Acrobot-v1``. Names that set it in
+            their registration need not be given it. The default is only what an old result without it means.
     """
-    metadata = {"help": help, "low": low, "high": high, "names": names}
+    metadata = {"help": help, "low": low, "high": high, "names": names, "required": required}
     return dataclasses.field(
         default=default, metadata={**metadata, "formerly": formerly, "old_values": dict(old_values or {})}
     )
@@ -177,13 +180,13 @@ def build(
         quiet: Do not print which names are old.
 
     Raises:
-        UserError: An unknown name, a wrong type, a value out of range, or a ``ValueError`` that the class itself
-            raises.
+        UserError: Unknown names, wrong types and values out of range, all in one message; or a ``ValueError`` that the
+            class itself raises.
     """
     kind: Any = cls  # mypy does not treat a class as hashable
     fields, hints = options_of(cls), _hints(kind)
-    checked = {}
-    for name, value in {**(defaults or {}), **current(cls, values, where, quiet=quiet)}.items():
+
+    def check(name: str, value: Any) -> tuple[str, Any]:
         key = field_name(name)
         if key not in fields:
             known = [flag_name(field) for field in fields]
@@ -191,7 +194,10 @@ def build(
             if key in hints and not dataclasses.is_dataclass(cls):
                 options = f"{location(cls)}: is @dataclass missing?"
             raise UserError(f"{where} has no option '{name}'{did_you_mean(name, known)} ({options})")
-        checked[key] = checked_value(value, hints[key], fields[key], f"{where}: {name}")
+        return key, checked_value(value, hints[key], fields[key], f"{where}: {name}")
+
+    given = {**(defaults or {}), **current(cls, values, where, quiet=quiet)}
+    checked = dict(all_of(functools.partial(check, name, value) for name, value in given.items()))
     try:
         return cls(**checked)
     except ValueError as error:  # from __post_init__, which may check how options fit together

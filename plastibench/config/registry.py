@@ -8,7 +8,7 @@ import importlib.metadata
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -54,7 +54,13 @@ class Entry:
         return str(self.source.attributes.get("kind", "")) if self.source else ""
 
 
-class Registry:
+class UnknownNameError(UserError, KeyError):
+    """A name is not registered."""
+
+    __str__ = UserError.__str__  # KeyError would show quotes
+
+
+class Registry(Mapping[str, Entry]):
     """Registry of the names of one kind of component, for example interventions.
 
     - Built-in names are read from the source files of a package, without importing them.
@@ -129,16 +135,30 @@ class Registry:
             rest = name.removeprefix(entry.name.removesuffix("*"))
             if entry.name.endswith("*") and rest not in ("", name):
                 if not _NAME.fullmatch(name):
-                    raise UserError(
+                    raise UnknownNameError(
                         f"unknown {self.noun} {name[:100]!r}: a name has up to 100 letters, digits, '.', '_' and '-'"
                     )
                 defaults = {option: rest if value == "*" else value for option, value in entry.defaults.items()}
                 return replace(entry, name=name, defaults=defaults)
         hint = did_you_mean(name, self._entries) if len(name) < 100 else ""
         name = name if len(name) <= 100 else f"{name[:100]}…"
-        raise UserError(
+        raise UnknownNameError(
             f"unknown {self.noun} '{name}'{hint} (all names: plastibench list {self.noun}s; your own: --plugin)"
         )
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over all names, built-in ones first."""
+        return iter(self.all())
+
+    def __len__(self) -> int:
+        """Number of names."""
+        return len(self.all())
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        """Two registries are equal only if they are the same object."""
+        return self is other
 
     def parts(self, name: str) -> list[Entry]:
         """Return the entries that a name such as ``a+b`` combines; for any other name, its own entry."""
@@ -205,7 +225,7 @@ class Registry:
     def _combination(self, name: str) -> Entry:
         parts = name.split("+")
         if len(set(parts)) < len(parts):
-            raise UserError(f"{self.noun} '{name}' contains the same part twice")
+            raise UnknownNameError(f"{self.noun} '{name}' contains the same part twice")
         entries = {part: self[part] for part in parts}
         return Entry(name, lambda: load(self._combine)(entries), " + ".join(parts))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ import tomli_w
 
 from plastibench.config import identity, options, registry
 from plastibench.config.code_digest import code_of, digest
-from plastibench.config.errors import UserError, did_you_mean
+from plastibench.config.errors import UserError, all_of, did_you_mean
 from plastibench.config.options import option
 
 if sys.version_info >= (3, 11):
@@ -95,9 +96,8 @@ class RunSpec:
             UserError: An unknown name or option, or an invalid value.
         """
         names, given = (env, agent, intervention), (env_options or {}, agent_options or {}, intervention_options or {})
-        settings = options.build(RunOptions, run, "run", quiet=quiet)
-        for part, name, values in zip(PARTS, names, given, strict=True):  # before anything slow is imported
-            options.build(_registry(part).declaration(name), values, f"{part} {name}", quiet=True)
+        checks = [functools.partial(check_declared, *each) for each in zip(PARTS, names, given, strict=True)]
+        settings, *_ = all_of([lambda: options.build(RunOptions, run, "run", quiet=quiet), *checks])
         parts = [_complete(part, name, each, quiet) for part, name, each in zip(PARTS, names, given, strict=True)]
         if identity.has_idle_schedule(intervention, parts[1][1], options.as_dict(settings)):
             settings = dataclasses.replace(settings, **identity.IDLE)
@@ -169,6 +169,24 @@ class RunSpec:
         name, values = getattr(self, part)
         entry = getattr(registry, f"{part}s")[name]
         return options.build(entry.load(), values, f"{part} {name}")
+
+
+def check_declared(part: str, name: str, values: Mapping[str, Any]) -> None:
+    """Check the options of an env, agent or intervention before its class is imported, which takes seconds.
+
+    Raises:
+        UserError: An unknown name or option, an invalid value, or an option without a value that must have one.
+    """
+    entry, known = _registry(part)[name], _registry(part).declaration(name)
+    built = functools.partial(options.build, known, values, f"{part} {name}", entry.defaults, quiet=True)
+    given = {options.field_name(key) for key in (*values, *entry.defaults)}
+    all_of([built, lambda: _check_required(part, name, options.options_of(known), given)])
+
+
+def _check_required(part: str, name: str, fields: Mapping[str, dataclasses.Field[Any]], given: set[str]) -> None:
+    for key, field in fields.items():
+        if (examples := field.metadata.get("required")) and key not in given:
+            raise UserError(f"{part} {name} needs --{part}.{options.flag_name(key)}, for example {examples}")
 
 
 def read_tables(text: str, where: str) -> dict[str, dict[str, Any]]:

@@ -24,6 +24,7 @@ from plastibench.nn.dataflow import trace
 from plastibench.nn.network import Network, as_evaluated
 from plastibench.nn.parameters import saved_tensors
 from plastibench.nn.units import unit_count
+from plastibench.utils.wording import plural
 
 DEFAULT_GROUPS = ("activity", "gradients", "ranks", "weights")  # curvature and probes take minutes on large networks
 #: Without the gradients of single samples: for large networks, about as informative as the default and much faster.
@@ -158,7 +159,7 @@ def _not_finite(network: Network, batch: TensorDictBase) -> str:
     tensors = saved_tensors(network.module)
     broken = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
     if broken:
-        return f"{len(broken)} of its tensors hold values that are not finite: {shorten(broken)}"
+        return f"{plural(len(broken), 'tensor is', 'tensors are')} not finite: {shorten(broken)}"
     with as_evaluated(network.module):
         finite = all(math.isfinite(float(network.loss(network.module, part))) for part in chunks(batch))
     return "" if finite else "its loss on these samples is not finite"
@@ -183,8 +184,8 @@ def _open_branches(fresh: nn.Module, network: nn.Module) -> list[str]:
     for scale in closed.values():
         scale.fill_(1)
     return [
-        f"{len(closed)} normalization scales are initialized to 0; they are set to 1 in the fresh network, because no "
-        "gradient flows through a scale of 0"
+        f"{plural(len(closed), 'normalization scale is', 'normalization scales are')} initialized to 0, but set to 1 "
+        "in the fresh network, because no gradient flows through a scale of 0"
     ]
 
 
@@ -224,8 +225,8 @@ def _rank_caveat(
     if len(batch) >= 2 * width or "effective-rank" not in found.overall:
         return []
     return [
-        f"the head's input has {width} features, so its ranks are limited by the {len(batch)} samples; "
-        f"use --samples {2 * width}"
+        f"the head's input has {plural(width, 'feature')}, so its ranks are limited by the "
+        f"{plural(len(batch), 'sample')}; use --samples {2 * width}"
     ]
 
 

@@ -27,6 +27,7 @@ from plastibench.training.learner import Learner
 from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.saved_run import SavedRun, data_of_task, open_run
 from plastibench.training.supervised import PROBE
+from plastibench.utils.wording import plural
 
 DEFAULT_SAMPLES = 32
 THOROUGH_SAMPLES = 64
@@ -241,7 +242,9 @@ def labelled(network: Network, found: Samples, device: str) -> tuple[TensorDictB
     else:
         why = "no labels"
         if found.labels is not None:
-            why = f"{found.classes} classes and the network {outputs.shape[1]} outputs"
+            why = (
+                f"{plural(found.classes or 0, 'class', 'classes')} and the network {plural(outputs.shape[1], 'output')}"
+            )
         notes.append(
             f"{found.name} has {why}, so the network's own predictions are the labels; metrics of the loss (gradients, "
             "curvature, next-task probe) depend on them"

@@ -21,6 +21,7 @@ from plastibench.nn.all_or_nothing import all_or_nothing
 from plastibench.nn.network import Network, eval_mode
 from plastibench.nn.parameters import saved_tensors
 from plastibench.utils import atomic_io
+from plastibench.utils.wording import plural
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
@@ -58,10 +59,14 @@ class Repair:
         """The report for the terminal."""
         lines = [f"{self.title}: {self.intervention}"]
         units = f"; {self.report.revived_fraction:.0%} of units reinitialized" if self.report.units else ""
-        lines.append(f"  {self.changed:,} of {self.total:,} values changed ({self.changed / self.total:.0%}){units}")
+        lines.append(
+            f"  {self.changed:,} of {plural(self.total, 'value')} changed ({self.changed / self.total:.0%}){units}"
+        )
         if self.drift is not None:
             same = f", {self.agreement:.0%} of predictions unchanged" if self.agreement is not None else ""
-            lines.append(f"  on {self.samples} samples of {self.data}: outputs changed by {self.drift:.1%}{same}")
+            lines.append(
+                f"  on {plural(self.samples, 'sample')} of {self.data}: outputs changed by {self.drift:.1%}{same}"
+            )
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 

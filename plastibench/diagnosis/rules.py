@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from plastibench.utils.wording import plural
+
 Verdict = Literal["ok", "watch", "sick"]
 
 
@@ -117,9 +119,9 @@ def judge_network(layers: Mapping[str, Verdict], overall: Mapping[str, float]) -
     watched = [name for name, verdict in layers.items() if verdict == "watch"]
     reasons = []
     if sick:
-        reasons.append(f"{len(sick)} of {len(layers)} layers are sick: {shorten(sick)}")
+        reasons.append(f"{len(sick)} of {plural(len(layers), 'layer')} sick: {shorten(sick)}")
     if watched:
-        reasons.append(f'{len(watched)} of {len(layers)} layers are "watch": {shorten(watched)}')
+        reasons.append(f'{len(watched)} of {plural(len(layers), "layer")} "watch": {shorten(watched)}')
     gap = overall.get(PROBE, 0.0)
     if not gap < PROBE_GAP[0]:
         reasons.append(f"fits random targets worse than a fresh network (squared error {gap:+.3f})")

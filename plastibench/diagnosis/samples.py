@@ -16,6 +16,7 @@ from plastibench.envs.datasets import DATASETS, load_dataset
 from plastibench.envs.datasets.imagefolder import training_files
 from plastibench.envs.datasets.own import channels_first
 from plastibench.envs.datasets.read_image import fit, read_image, without_bombs
+from plastibench.utils.wording import plural
 
 _DATASETS = [name for name in DATASETS if name not in ("imagefolder", "own")]
 _IMAGES, _LABELS = ("images", "image", "x", "data", "x_train"), ("labels", "label", "y", "targets", "y_train")
@@ -125,7 +126,9 @@ def _check_varied(found: Samples) -> None:
             f"--data {found.name}: all images have the same constant value, so they reveal nothing about a network"
         )
     if len(found.images) > 1 and bool((found.images == first).all()):
-        raise UserError(f"--data {found.name}: all {len(found.images)} images are identical; pass different images")
+        raise UserError(
+            f"--data {found.name}: the {plural(len(found.images), 'image')} do not differ; pass different images"
+        )
 
 
 def _arrays(path: Path, count: int) -> Samples:

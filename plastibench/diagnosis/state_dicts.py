@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
 from plastibench.nn.parameters import saved_tensors
+from plastibench.utils.wording import plural
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "ema_state_dict", "params")
 _MAX_DEPTH = 8  # of nested wrappers
@@ -110,8 +111,8 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
     if len(parameters & set(common)) * 2 < len(parameters):
         first = next(iter(state), "nothing")
         raise UserError(
-            f"{path} has {len(parameters & set(common))} of the model's {len(parameters)} parameters (its first tensor "
-            f"is '{first}'); name the model that the file was saved from"
+            f"{path} has {len(parameters & set(common))} of the model's {plural(len(parameters), 'parameter')} (its "
+            f"first tensor is '{first}'); name the model that the file was saved from"
         )
     for name in common:
         if own[name].shape != state[name].shape:
@@ -120,12 +121,12 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
     module.load_state_dict({name: state[name] for name in common}, strict=False)
     notes = []
     if missing := sorted(parameters - set(common)):
-        notes.append(f"{len(missing)} parameters are not in the file and keep their initial values: {_few(missing)}")
+        notes.append(f"{plural(len(missing), 'parameter')} not in the file, so not changed: {_few(missing)}")
     counted = {name for name in own if not name.endswith("num_batches_tracked")}  # does not affect the output
     if missing := sorted(counted - parameters - set(common)):
-        notes.append(f"{len(missing)} buffers are not in the file and keep their initial values: {_few(missing)}")
+        notes.append(f"{plural(len(missing), 'buffer')} not in the file, so not changed: {_few(missing)}")
     if left := [name for name in state if name not in own]:
-        notes.append(f"{len(left)} tensors of the file do not match the model and are ignored: {_few(left)}")
+        notes.append(f"ignored {plural(len(left), 'tensor')} of the file that the model does not have: {_few(left)}")
     return notes
 
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 from plastibench.diagnosis.diagnose import Diagnosis, needs_labels
 from plastibench.nn.coverage import Coverage
 from plastibench.utils.tables import text_table
+from plastibench.utils.wording import plural
 
 
 def report(found: Diagnosis) -> str:
     """A table of layers, the reasons, the metrics of the network, notes, and the verdict."""
-    lines = [found.title, f"on {found.samples} samples: {found.data}", f"{found.parameters:,} parameters", ""]
+    lines = [
+        found.title,
+        f"on {plural(found.samples, 'sample')}: {found.data}",
+        plural(found.parameters, "parameter"),
+        "",
+    ]
     if found.layers:
         lines += [_table(found), ""]
     reasons = [
@@ -19,7 +25,7 @@ def report(found: Diagnosis) -> str:
         lines += ["reasons:", *reasons, ""]
     if found.selected is not None:
         total = sum(count for _, count in found.selected)
-        lines += [f"selected: {len(found.selected)} modules, {total:,} parameters"]
+        lines += [f"selected: {plural(len(found.selected), 'module')}, {plural(total, 'parameter')}"]
         lines += [*(f"  {name}  {count:,}" for name, count in found.selected), ""]
     if found.coverage is not None:
         lines += [_coverage(found.coverage), ""]

@@ -22,6 +22,7 @@ from plastibench.metrics.plasticity import plasticity_report
 from plastibench.nn.network import Network
 from plastibench.utils import atomic_io
 from plastibench.utils.seeding import generator
+from plastibench.utils.wording import plural
 
 
 class PlasticityCallback(BaseCallback):
@@ -127,7 +128,7 @@ class PlasticityCallback(BaseCallback):
             self.logger.record(f"intervention/{role}/seconds", report.seconds)
             if self.verbose:
                 print(
-                    f"timestep {self.num_timesteps:,}: {role}: {report.parameters:,} parameters changed, "
+                    f"timestep {self.num_timesteps:,}: {role}: {plural(report.parameters, 'parameter')} changed, "
                     f"{report.revived_fraction:.0%} of units reinitialized"
                 )
         assert self._targets is not None

@@ -30,6 +30,7 @@ from plastibench.nn.units import checked_outputs
 from plastibench.utils import distributed
 from plastibench.utils.notices import print_once
 from plastibench.utils.stopwatch import stopwatch
+from plastibench.utils.wording import plural
 
 Batch: TypeAlias = TensorDictBase | Mapping[str, Tensor]
 
@@ -254,7 +255,8 @@ class Attached:
         return report
 
     def __repr__(self) -> str:
-        return f"Attached({name_of(self.intervention)} on {type(self.network.module).__name__}, {self.steps} steps)"
+        module = type(self.network.module).__name__
+        return f"Attached({name_of(self.intervention)} on {module}, {plural(self.steps, 'step')})"
 
     @property
     def evaluated(self) -> nn.Module:

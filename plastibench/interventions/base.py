@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from plastibench.config.errors import UserError
 from plastibench.config.own_code import is_own, location
 from plastibench.nn.network import Network
+from plastibench.utils.wording import plural
 
 _WIDEST = 118  # characters of a printed line
 
@@ -61,8 +62,8 @@ class Report:
         """One line: ``12 of 300 units reinitialized (4.0 %), 1,234 parameters changed, 0.012 s``."""
         total = sum(mask.numel() for mask in self.units.values())
         count = sum(int(mask.sum()) for mask in self.units.values())
-        parts = [f"{count:,} of {total:,} units reinitialized ({100 * count / total:.1f} %)"] if total else []
-        return ", ".join([*parts, f"{self.parameters:,} parameters changed", f"{self.seconds:.3g} s"])
+        parts = [f"{count:,} of {plural(total, 'unit')} reinitialized ({100 * count / total:.1f} %)"] if total else []
+        return ", ".join([*parts, f"{plural(self.parameters, 'parameter')} changed", f"{self.seconds:.3g} s"])
 
     def __repr__(self) -> str:
         """The totals, and the mean of each value over the modules that have it."""

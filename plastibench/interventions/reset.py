@@ -19,6 +19,7 @@ from plastibench.nn.network import Network, as_batch
 from plastibench.nn.optimizer_state import clear_state
 from plastibench.nn.selectors import attention_of, selector
 from plastibench.nn.units import has_units, tied_parameters, unit_count
+from plastibench.utils.wording import plural
 
 Part = Literal["all", "mlp", "mlp-qkv", "linear", "layernorm", "head", "last-k", "later"]
 
@@ -131,7 +132,7 @@ class Reset(Intervention):
         if self.select == "last-k":
             chosen, blocks = last_blocks(module, outputs, lambda count: self.k)
             if blocks and not chosen:
-                raise UserError(f"reset: k is {self.k}, but the network has only {blocks} blocks")
+                raise UserError(f"reset: k is {self.k}, but the network has only {plural(blocks, 'block')}")
             return [name for name in chosen if name in names]
         if self.select == "later":
             chosen = last_blocks(module, outputs, fraction_of(0.5 if self.fraction is None else self.fraction))[0]

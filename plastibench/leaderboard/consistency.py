@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from plastibench.results import accuracy, returns
 from plastibench.results.result import Result
+from plastibench.utils.wording import plural
 
 _TOLERANCE = 1e-4  # published results may be rounded
 _EARLY_EPOCHS = 5  # each of the first epochs of a task is evaluated
@@ -110,7 +111,7 @@ def _supervised(result: Result, env: Any, agent: Any) -> Iterator[str]:
     if env is None:
         return
     if len(tasks) != env.task_count:
-        yield f"tasks has {len(tasks)} tasks, but {result.env} with these options has {env.task_count}"
+        yield f"tasks has {plural(len(tasks), 'task')}, but {result.env} with these options has {env.task_count}"
         return
     epochs = [0, *(n for n in range(1, env.epochs + 1) if _is_evaluated(n, env))]
     for task in tasks:
@@ -187,7 +188,7 @@ def _rl(result: Result, env: Any, agent: Any) -> Iterator[str]:
         yield from _interventions(result, [(task, _at_boundary(moments, task)) for task in range(1, env.task_count)])
     measured = not result.every or result.every >= agent.replay_ratio * env.evaluate_every
     if [(event.task, event.update - offline) for event in events] != (moments if measured else []):
-        yield f"events has {len(events)} records that do not match interventions"
+        yield f"events has {plural(len(events), 'record')} not matching interventions"
 
 
 def _of_update(moments: Sequence[tuple[int, int]], update: int) -> int | None:
@@ -213,14 +214,14 @@ def _interventions(result: Result, due: Sequence[tuple[int, int]]) -> Iterator[s
         found = [(record.task, record.update) for record in result.interventions if record.role == role]
         if found != expected:
             yield (
-                f"interventions has {len(found)} records of the {role} that do not match the schedule, which gives "
+                f"interventions has {plural(len(found), 'record')} of the {role}, not those of the schedule, which gives "
                 f"{len(expected)}"
             )
 
 
 def _measured(result: Result, found: Sequence[Any], expected: Sequence[Any]) -> Iterator[str]:
     if list(dict.fromkeys(found)) != list(expected):
-        yield f"plasticity has {len(found)} measurements, but not those after the start and at the end of each task"
+        yield f"plasticity has {plural(len(found), 'measurement')}, not those after the start and at the end of tasks"
 
 
 def _record(task: BaseModel) -> accuracy.TaskRecord:

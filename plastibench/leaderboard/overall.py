@@ -20,6 +20,7 @@ from plastibench.results.confidence import (
     stratified_gain,
     stratified_ranks,
 )
+from plastibench.utils.wording import plural
 
 _EVALUATION_OPTION = "evaluate_every"  # of envs; does not change the training
 _MANY = 3  # number of settings that a note lists
@@ -82,7 +83,7 @@ def overall(
             }
         )
     rows.sort(key=lambda row: (-row["settings"], row["rank"] or len(rows) + 1, -row["iqm"].value))
-    return rows, [*notes, *_unranked(rows, reasons)]
+    return rows, [*notes, *_unranked(rows, reasons, len(counted))]
 
 
 def _without_tags(settings: Sequence[Setting], tags: Collection[str]) -> tuple[list[Setting], list[str]]:
@@ -97,7 +98,7 @@ def _without_tags(settings: Sequence[Setting], tags: Collection[str]) -> tuple[l
                 methods.append(dataclasses.replace(method, runs=runs))
         kept.append(dataclasses.replace(setting, methods=methods))
     names = " or ".join(sorted(tags))
-    return kept, [f"not counted: {count} run{'s' if count > 1 else ''} with the tag {names}"] if count else []
+    return kept, [f"not counted: {plural(count, 'run')} with the tag {names}"] if count else []
 
 
 def _method_count(setting: Setting, seeds: int) -> int:
@@ -115,7 +116,8 @@ def _without_small(settings: Sequence[Setting]) -> tuple[list[Setting], list[str
     if not small:
         return kept, []
     several = " with several seeds" if seeds > 1 else ""
-    return kept, [f"not counted, fewer than {needed} methods{several} (--all-settings counts it): {_titles(small)}"]
+    few = f"fewer than {plural(needed, 'method')}{several}"
+    return kept, [f"not counted, {few} (--all-settings counts it): {_titles(small)}"]
 
 
 def _without_duplicates(settings: Sequence[Setting]) -> tuple[list[Setting], list[str]]:
@@ -131,18 +133,31 @@ def _without_duplicates(settings: Sequence[Setting]) -> tuple[list[Setting], lis
         largest = max(group, key=lambda setting: len(setting.runs))
         counted.append(largest)
         notes += [
-            f"{setting.title} is not counted: it differs from {largest.title} only in how often it is evaluated"
+            f"not counted: {setting.title}, which differs from {largest.title} only in {_difference(setting, largest)}"
             for setting in group
             if setting is not largest
         ]
     return counted, notes
 
 
+def _difference(setting: Setting, other: Setting) -> str:
+    """What two settings that may contain the same runs differ in."""
+    every = [each.runs[0].options.env.get(_EVALUATION_OPTION) for each in (setting, other)]
+    found = ["how often it is evaluated"] if every[0] != every[1] else []
+    if _digest(setting) != _digest(other):
+        found.append("whether its data is recorded")
+    return " and ".join(found)
+
+
+def _digest(setting: Setting) -> str | None:
+    return next((run.data_digest for run in setting.runs if run.data_digest), None)
+
+
 def _by_data(settings: Sequence[Setting]) -> list[list[Setting]]:
     """Split by data digest; results without a digest may have any data."""
     by_data: dict[str | None, list[Setting]] = defaultdict(list)
     for setting in settings:
-        by_data[next((run.data_digest for run in setting.runs if run.data_digest), None)].append(setting)
+        by_data[_digest(setting)].append(setting)
     return list(by_data.values()) if len(by_data.keys() - {None}) > 1 else [list(settings)]
 
 
@@ -174,12 +189,16 @@ def _collect(
     return scores, {name: mean(positions[name]) for name in scores}, reasons
 
 
-def _unranked(rows: Sequence[Row], reasons: Mapping[str, Reasons]) -> list[str]:
-    """Notes on methods that are not ranked, grouped by reason."""
+def _unranked(rows: Sequence[Row], reasons: Mapping[str, Reasons], count: int) -> list[str]:
+    """Notes on methods that are not ranked, grouped by reason. ``count`` is the number of settings."""
     found: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         if row["rank"] is None:
-            parts = [f"{reason} {_titles(where)}" for reason, where in reasons[row["intervention"]].items() if where]
+            parts = [
+                f"{reason} {where[0]}" if len(where) == 1 else f"{reason} {len(where)} of {plural(count, 'setting')}"
+                for reason, where in reasons[row["intervention"]].items()
+                if where
+            ]
             found["; ".join(parts)].append(row["intervention"])
     return [f"not ranked, {reason}: {', '.join(names)}" for reason, names in found.items()]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from plastibench.leaderboard.settings import by_group, label, warnings
 from plastibench.results.confidence import PLUS_MINUS, mean_ci
 from plastibench.results.result import Result
-from plastibench.utils.tables import fitting_columns, format_recovery, percent, text_table
+from plastibench.utils.tables import fitting_columns, format_recovery, hidden_columns, percent, text_table
 
 _SHOWN = 10  # number of tasks or evaluations that are shown
 _ACCURACY_LEGENDS = {
@@ -69,8 +69,7 @@ def comparison(found: Sequence[Result], width: int = 0) -> str:
     meanings = {**(_RETURN_LEGENDS if is_rl else _ACCURACY_LEGENDS), **_LEGENDS}
     legend = [f"{heading}: {text}" for heading, text in meanings.items() if heading in (*chosen, "return")]
     legend += [PLUS_MINUS] if any("±" in cell for cells in chosen.values() for cell in cells) else []
-    if hidden := len(fixed) - len(chosen):
-        legend.append(f"{hidden} more columns with --wide, in a wider terminal or a pipe")
+    legend += hidden_columns(len(fixed) - len(chosen))
     tables.append(textwrap.fill(f"{'; '.join(legend)}.", min(width or _WIDEST, _WIDEST)))
     return "\n\n".join(tables)
 

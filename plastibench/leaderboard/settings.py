@@ -14,6 +14,7 @@ from typing import Any
 from plastibench.config.code_digest import short_code
 from plastibench.results.result import Result
 from plastibench.utils.tables import printable
+from plastibench.utils.wording import plural
 
 BASE = "none"
 _NAMED = 4  # number of different commits, processors, ... that are listed
@@ -146,13 +147,16 @@ def origin(found: Sequence[Result]) -> str:
     facts = {
         "commit": [one.commit or "unknown" for one in origins],
         "torch": [one.versions["torch"] for one in origins],
-        "": [f"{one.hardware.processor}, {one.hardware.cores or '?'} cores" for one in origins],
+        "": [
+            f"{one.hardware.processor}, {plural(one.hardware.cores, 'core') if one.hardware.cores else '? cores'}"
+            for one in origins
+        ],
         "on": [one.hardware.device for one in origins],
         "threads each:": [str(one.threads) for one in origins],
         "precision": [one.precision for one in origins],
     }
     parts = [f"{name} {_several(values)}".strip() for name, values in facts.items()]
-    return printable(f"{len(origins)} runs: {'; '.join(parts)}")
+    return printable(f"{plural(len(origins), 'run')}: {'; '.join(parts)}")
 
 
 def _several(values: Sequence[str]) -> str:
@@ -224,7 +228,7 @@ def _methods(runs: Sequence[Result]) -> list[Method]:
             alike = [other[0] for other, named in zip(groups, names, strict=True) if named == name]
             name = f"{name} {_distinguishing_options(group[0], alike)}"
         updates = {run.cost.updates for run in group} - {expected}
-        reason = f"{max(updates):,} updates instead of {expected:,}" if updates else ""
+        reason = f"{plural(max(updates), 'update')} instead of {expected:,}" if updates else ""
         found.append(Method(name, {run.seed: run for run in group}, reason))
     return found
 

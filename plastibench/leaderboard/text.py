@@ -14,7 +14,7 @@ from plastibench.leaderboard.rows import Row
 from plastibench.leaderboard.settings import Setting
 from plastibench.leaderboard.standings import Standings, notes
 from plastibench.results.confidence import PLUS_MINUS, Interval
-from plastibench.utils.tables import fitting_columns, format_recovery, markdown_table, text_table
+from plastibench.utils.tables import fitting_columns, format_recovery, hidden_columns, markdown_table, text_table
 
 _ALWAYS = ("intervention", "rank", "final", "seeds")
 _WIDEST = 120  # characters of a paragraph
@@ -41,13 +41,13 @@ def table(shown: Standings, width: int = 0) -> str:
         hidden = max(hidden, len(OVERALL) - len(overall_columns))
         parts += ["all settings", drawn]
     parts += _wrapped(shown.overall_notes, width)
-    explained = [
-        f"{kind}: {'; '.join(f'{heading}: {meaning}' for heading, meaning in meanings.items())}"
-        for kind, meanings in legends(fitting, overall_columns).items()
-    ]
-    more = [f"{hidden} more columns with --wide, in a wider terminal or a pipe"] if hidden else []
-    explained.append("; ".join([*closing_legends(shown), *more]))
-    return "\n\n".join([*parts, *(_filled(text, width) for text in explained if text)])
+    explained, known = [], set[tuple[str, str]]()
+    for kind, meanings in legends(fitting, overall_columns).items():
+        new = {heading: meaning for heading, meaning in meanings.items() if (heading, meaning) not in known}
+        known |= new.items()
+        explained.append(f"{kind}: {'; '.join(f'{heading}: {meaning}' for heading, meaning in new.items())}")
+    explained.append("; ".join(closing_legends(shown)))
+    return "\n\n".join([*parts, *(_filled(text, width) for text in (*explained, *hidden_columns(hidden)) if text)])
 
 
 def markdown(shown: Standings, most: int | None = None, unbreakable: bool = False) -> str:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from plastibench.config.errors import UserError
+from plastibench.utils.wording import plural
 
 Shapes = dict[str, torch.Size]
 
@@ -74,7 +75,8 @@ def _compare(found: Shapes, expected: Shapes) -> None:
         what += [f"it has an additional {more[0]}"] if more else []
         count = len(missing) + len(more)
         raise UserError(
-            f"fresh= builds a different module than the network: {' and '.join(what)} ({count} names differ)"
+            f"fresh= builds a different module than the network: {' and '.join(what)} ("
+            f"{plural(count, 'name differs', 'names differ')})"
         )
     other = [n for n, shape in expected.items() if found[n] != shape]
     if other:

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
 from plastibench.nn.optimizer_state import reset_state
+from plastibench.utils.wording import plural
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -60,8 +61,8 @@ def describe(module: nn.Module, *, always: bool = False) -> str:
     names = ", ".join(left[:4]) + (", …" if len(left) > 4 else "")
     cannot = "cannot be written at every update" if always else "cannot be written"
     return (
-        f"the weights of {len(left)} modules ({names}) are computed from other parameters and {cannot}; methods that "
-        "act on layers or units skip these modules"
+        f"the weights of {plural(len(left), 'module')} ({names}) are computed from other parameters and {cannot}; "
+        "methods that act on layers or units skip these modules"
     )
 
 

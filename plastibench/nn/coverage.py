@@ -14,6 +14,7 @@ from plastibench.nn.network import Network
 from plastibench.nn.parameters import NORMS
 from plastibench.nn.selectors import attention_of, selector
 from plastibench.nn.units import has_units
+from plastibench.utils.wording import plural
 
 _SHOWN_PARTS = ("mlp", "attention", "head")
 _LARGE = 0.05  # uncovered fraction of the parameters above which a note is printed
@@ -71,7 +72,7 @@ class Coverage:
 
     def summary(self) -> str:
         """One line: the covered fraction, and the largest groups that are not covered."""
-        text = f"unit-level methods cover {100 * self.fraction:.1f} % of {self.parameters:,} parameters"
+        text = f"unit-level methods cover {100 * self.fraction:.1f} % of {plural(self.parameters, 'parameter')}"
         groups = [group for group in self.missing() if group[3]]
         named = [
             f"{kind} {100 * size / self.parameters:.1f} % ({why})"

@@ -11,6 +11,7 @@ from plastibench.config.errors import UserError
 from plastibench.nn.computed_weights import copied
 from plastibench.nn.nonlinearities import Normed, Paired
 from plastibench.nn.nonlinearity_sites import find_sites
+from plastibench.utils.wording import plural
 
 
 def pair_nonlinearities(module: nn.Module, paired: Callable[[int], Paired]) -> None:
@@ -34,13 +35,17 @@ def pair_nonlinearities(module: nn.Module, paired: Callable[[int], Paired]) -> N
         if isinstance(module.get_submodule(site.activation), Paired):
             raise UserError(f"{site.activation} already has two features per unit; use only one paired activation")
         if site.width % 2:
-            raise UserError(f"{site.layer} has {site.width} outputs, which cannot be halved; choose an even width")
+            raise UserError(
+                f"{site.layer} has {plural(site.width, 'output')}, which cannot be halved; choose an even width"
+            )
         if isinstance(layer, nn.Conv2d) and layer.groups > 1:
             raise UserError(f"{site.layer} is a grouped convolution, which cannot be halved")
         if isinstance(norm, nn.LayerNorm) and norm.normalized_shape != (site.width,):
             raise UserError(f"{site.norm} normalizes over {list(norm.normalized_shape)}, which cannot be halved")
         if isinstance(norm, nn.GroupNorm) and site.width // 2 % norm.num_groups:
-            raise UserError(f"{site.norm} has {norm.num_groups} groups, which do not divide half of its channels")
+            raise UserError(
+                f"{site.norm} has {plural(norm.num_groups, 'group')}, not a divisor of half of its channels"
+            )
     for site in sites:
         for name in (site.layer, site.norm):
             if name is not None:

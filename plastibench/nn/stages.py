@@ -9,6 +9,7 @@ from torch import nn
 from plastibench.config.errors import UserError
 from plastibench.nn.blocks import block_names
 from plastibench.nn.units import output_layers
+from plastibench.utils.wording import plural
 
 Stage = list[str]  # qualified names of consecutive members of one sequence, or of a single module
 
@@ -62,7 +63,7 @@ def position_in(stage: Stage, output: str) -> int | None:
 def _last(module: nn.Module, k: int, blocks: list[str]) -> list[str]:
     """Parameters of the last k blocks, and of everything registered after them."""
     if k > len(blocks) > 0:
-        raise UserError(f"k is {k}, but the network has {len(blocks)} blocks")
+        raise UserError(f"k is {k}, but the network has {plural(len(blocks), 'block')}")
     names = [name for name, _ in module.named_parameters()]
     starts = [index for index, name in enumerate(names) if blocks and name.startswith(f"{blocks[-k]}.")]
     return names[starts[0] :] if starts else []

@@ -18,6 +18,7 @@ from plastibench.config.errors import UserError
 from plastibench.config.registry import load
 from plastibench.results.tags import read_tags
 from plastibench.utils.tables import printable
+from plastibench.utils.wording import plural
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -389,7 +390,8 @@ class Result(BaseModel):
 
     def __repr__(self) -> str:
         name = "final_return" if self.is_rl else "final_accuracy"
-        return f"Result({self.id}, {name}={self.final:.4g}, {self.cost.updates:,} updates, {self.cost.seconds:.1f} s)"
+        updates = plural(self.cost.updates, "update")
+        return f"Result({self.id}, {name}={self.final:.4g}, {updates}, {self.cost.seconds:.1f} s)"
 
     __str__ = __repr__
 

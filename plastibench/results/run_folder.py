@@ -22,6 +22,7 @@ _WRITTEN = (
     "failure.txt*",
     "layernorm-*",
     "trackers.toml",
+    "videos/*.gif",
 )
 
 

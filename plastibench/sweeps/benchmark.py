@@ -27,6 +27,7 @@ from plastibench.training.supervised import SupervisedTrainer
 from plastibench.training.task_buffer import all_samples
 from plastibench.training.trainer_stack import TrainerStack
 from plastibench.utils.runtime import set_up_torch
+from plastibench.utils.wording import plural
 
 Quartiles = tuple[float, float, float]
 
@@ -95,8 +96,9 @@ class Speed:
             note = f"{relative(self.stack_gain)} times as fast as alone"
             stacked = [line(f"each of {self.stack} together", self.stacked, note)]
         lines = [
-            f"{self.env}, {self.agent}, {self.device}, {self.threads} threads, {self.precision}",
-            f"time per update of {self.batch_size} samples ({self.updates_per_epoch} per epoch); median (quartiles):",
+            f"{self.env}, {self.agent}, {self.device}, {plural(self.threads, 'thread')}, {self.precision}",
+            f"time per update of {plural(self.batch_size, 'sample')} ({self.updates_per_epoch} per epoch); "
+            "median (quartiles):",
             line("plastibench", self.plastibench, f"{self.batch_size / update:,.0f} samples/s"),
             line("plain PyTorch loop", self.plain, f"plastibench takes {relative(self.ratio)} times as long"),
             line("matrix products alone", self.products, f"fraction of plastibench's time: {relative(self.reached)}"),

@@ -96,7 +96,7 @@ def prepare(specs: Sequence[RunSpec], runs_dir: Path, force: bool = False) -> li
 
 
 def resume_words(
-    folders: Sequence[Path], data_dir: Path, plugins: Sequence[str], threads: int, log: Sequence[str] = ()
+    folders: Sequence[Path], data_dir: Path, plugins: Sequence[str], threads: int, extra: Sequence[str] = ()
 ) -> list[str]:
     """The arguments of ``plastibench`` that run the specs in some folders.
 
@@ -105,11 +105,11 @@ def resume_words(
         data_dir: Folder of datasets.
         plugins: Modules and files to import first.
         threads: CPU threads; 0: the run's default.
-        log: Trackers that also receive the metrics.
+        extra: Further arguments of ``plastibench resume``.
     """
     words = ["resume", *(folder.name for folder in folders), "--for-command", provenance.command()]
     words += ["--runs-dir", str(folders[0].parent), "--data-dir", str(data_dir), "--threads", str(threads)]
-    words += ["--log", ",".join(log)] if log else []
+    words += extra
     return words + [word for plugin in plugins for word in ("--plugin", plugin)]
 
 

@@ -33,7 +33,7 @@ class LocalEngine:
         plugins: Sequence[str] = (),
         threads: int = 0,
         *,
-        log: Sequence[str] = (),
+        extra: Sequence[str] = (),
         stack: bool = False,
     ) -> None:
         """Set up the engine.
@@ -44,11 +44,11 @@ class LocalEngine:
             data_dir: Folder of datasets.
             plugins: Modules and files that every process imports first.
             threads: CPU threads per process; 0: one for a small network, cores / slots for a large one.
-            log: Trackers that also receive the metrics.
+            extra: Further arguments of ``plastibench resume``.
             stack: Run small networks of one kind together in each process; they end with the same results.
         """
         self.slots, self.runs_dir = slots, runs_dir
-        self._data_dir, self._plugins, self._threads, self._log = data_dir, plugins, threads, log
+        self._data_dir, self._plugins, self._threads, self._extra = data_dir, plugins, threads, extra
         self._stack = stack
 
     def run(self, jobs: Sequence[Job], *, stop: Sequence[int], on_poll: Callable[[], None]) -> None:
@@ -77,7 +77,7 @@ class LocalEngine:
         gpu, variables = _assign_gpu(group[0], [process.gpu for process in running], self.slots)
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // self.slots)))
         folders = [run_folder(job.spec, self.runs_dir) for job in group]
-        words = resume_words(folders, self._data_dir, self._plugins, self._threads, self._log)
+        words = resume_words(folders, self._data_dir, self._plugins, self._threads, self._extra)
         return RunProcess(group, words, {"OMP_NUM_THREADS": threads, **variables}, gpu)
 
 

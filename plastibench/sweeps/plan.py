@@ -24,6 +24,7 @@ from plastibench.training.trainer import Trainer
 from plastibench.utils.machine import available_memory, format_bytes, free_disk
 from plastibench.utils.progress import clock
 from plastibench.utils.tables import text_table
+from plastibench.utils.wording import plural
 
 CALIBRATION_SECONDS = 1.5  # of training per setting
 _CALIBRATION_STEPS = 50  # at most
@@ -98,7 +99,10 @@ def plan_runs(specs: Sequence[RunSpec], runs_dir: Path, data_dir: Path, threads:
         setting = settings[key]
         seconds, source = _earlier(spec, results)
         if seconds is None:
-            seconds, source = setting.seconds, f"a calibration of {setting.measured} updates without interventions"
+            seconds, source = (
+                setting.seconds,
+                f"a calibration of {plural(setting.measured, 'update')} without interventions",
+            )
         plans.append(
             Plan(
                 spec,
@@ -149,7 +153,7 @@ def report(plans: Sequence[Plan], slots: int, runs_dir: Path) -> str:
     sources = sorted({plan.source for plan in plans})
     memory, disk = max(plan.memory for plan in plans), sum(plan.disk for plan in plans)
     left = available_memory()
-    together = f"{len(plans)} runs, {min(slots, len(plans))} in parallel: about {clock(total)} in total"
+    together = f"{plural(len(plans), 'run')}, {min(slots, len(plans))} in parallel: about {clock(total)} in total"
     lines = [
         text_table(["run", "updates", "interventions", "parameters", "time"], rows),
         "",

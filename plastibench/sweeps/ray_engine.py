@@ -36,7 +36,7 @@ class RayEngine:
         plugins: Sequence[str] = (),
         threads: int = 0,
         *,
-        log: Sequence[str] = (),
+        extra: Sequence[str] = (),
         jobs: int = 0,
         cpus: int = 1,
         gpus: float = 0.0,
@@ -50,7 +50,7 @@ class RayEngine:
             data_dir: Folder of datasets, on such storage as well.
             plugins: Modules and files that every process imports first.
             threads: CPU threads per run; 0: one for a small network, ``cpus`` for a large one.
-            log: Trackers that also receive the metrics.
+            extra: Further arguments of ``plastibench resume``.
             jobs: Number of runs at a time; 0: as many as the resources of the cluster allow.
             cpus: CPU cores per run.
             gpus: GPUs per run on a GPU; a fraction lets runs share a GPU and its memory.
@@ -78,7 +78,7 @@ class RayEngine:
 
         self._ray = ray
         self.runs_dir = runs_dir
-        self._run = (data_dir, plugins, threads, cpus, log)
+        self._run = (data_dir, plugins, threads, cpus, extra)
         self._gpus, self._share = gpus, {GPU_SHARE: str(gpus)} if 0 < gpus < 1 else {}
         self._wanted = {"CPU": cpus, "GPU": gpus, "memory": memory * 1e9}
         room = _room([node["Resources"] for node in ray.nodes() if node["Alive"]], self._wanted)
@@ -124,8 +124,8 @@ class RayEngine:
             self._ray.shutdown()
 
     def _submit(self, job: Job) -> Any:
-        data_dir, plugins, threads, cpus, log = self._run
-        run = make_run(RemoteRun, job, self.runs_dir, data_dir, plugins, threads, cpus, log)
+        data_dir, plugins, threads, cpus, extra = self._run
+        run = make_run(RemoteRun, job, self.runs_dir, data_dir, plugins, threads, cpus, extra)
         options: dict[str, Any] = {"num_cpus": cpus, "max_retries": _RETRIES, "name": job.spec.id}
         if job.spec.run.device.startswith("cuda"):
             options["num_gpus"] = self._gpus

@@ -104,7 +104,7 @@ def make_run(
     plugins: Sequence[str],
     threads: int,
     cpus: int,
-    log: Sequence[str],
+    extra: Sequence[str],
 ) -> RemoteRun:
     """Make the run of a job, with paths that are valid in every working directory.
 
@@ -116,11 +116,11 @@ def make_run(
         plugins: Modules and files to import first.
         threads: CPU threads; 0: one for a small network, ``cpus`` for a large one.
         cpus: CPU cores of the run.
-        log: Trackers that also receive the metrics.
+        extra: Further arguments of ``plastibench resume``.
     """
     paths = [str(Path(plugin).absolute()) if Path(plugin).is_file() else plugin for plugin in plugins]
     folder = run_folder(job.spec, runs_dir.absolute())
-    words = resume_words([folder], data_dir.absolute(), paths, threads, log)
+    words = resume_words([folder], data_dir.absolute(), paths, threads, extra)
     variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cpus))}  # Ray and Slurm set it themselves
     return kind(folder, words, variables, Path.cwd())
 

@@ -64,7 +64,7 @@ class SlurmEngine:
         plugins: Sequence[str] = (),
         threads: int = 0,
         *,
-        log: Sequence[str] = (),
+        extra: Sequence[str] = (),
         jobs: int = 0,
         cpus: int = 1,
         gpus: int = 0,
@@ -80,7 +80,7 @@ class SlurmEngine:
             data_dir: Folder of datasets, on such storage as well.
             plugins: Modules and files that every process imports first.
             threads: CPU threads per run; 0: one for a small network, ``cpus`` for a large one.
-            log: Trackers that also receive the metrics.
+            extra: Further arguments of ``plastibench resume``.
             jobs: Number of runs at a time; 0: as many as Slurm allows.
             cpus: CPU cores per run.
             gpus: GPUs per run on a GPU.
@@ -102,7 +102,7 @@ class SlurmEngine:
                 "try the jobs on this machine"
             )
         self.runs_dir, self.slots = runs_dir, jobs or 1  # at least 1: what Slurm allows is unknown
-        self._run = (data_dir, plugins, threads, cpus, log)
+        self._run = (data_dir, plugins, threads, cpus, extra)
         self._gpus, self._is_local = gpus, cluster == "local"
         self._late_seconds = 0.0 if self._is_local else _LATE_SECONDS
         self._files = runs_dir.absolute() / FOLDER
@@ -141,8 +141,8 @@ class SlurmEngine:
         return found
 
     def _submit_array(self, jobs: Sequence[Job]) -> list[str]:
-        data_dir, plugins, threads, cpus, log = self._run
-        runs = [make_run(SlurmRun, job, self.runs_dir, data_dir, plugins, threads, cpus, log) for job in jobs]
+        data_dir, plugins, threads, cpus, extra = self._run
+        runs = [make_run(SlurmRun, job, self.runs_dir, data_dir, plugins, threads, cpus, extra) for job in jobs]
         for job in jobs:  # a failure of an earlier attempt
             (run_folder(job.spec, self.runs_dir) / FAILURE_FILE).unlink(missing_ok=True)
         try:

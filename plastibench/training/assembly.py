@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from plastibench.config.errors import UserError, did_you_mean
-from plastibench.config.options import build
+from plastibench.config.errors import UserError, all_of, did_you_mean
+from plastibench.config.options import build, flag_name
 from plastibench.config.spec import RunOptions, RunSpec
 from plastibench.envs.task_stream import TaskStream
 from plastibench.training.learner import Learner
@@ -106,17 +107,23 @@ def check_options(spec: RunSpec, env: Any, agent: Any) -> list[str]:
         UserError: The agent has no network with a given role, an option is only for RL agents, or the run would not
             train or not intervene; see :func:`plastibench.training.run_checks.check_plan`.
     """
-    for role in spec.run.roles or ():
-        if role not in agent.networks:
-            known = list(agent.networks)
+    known = list(agent.networks)
+
+    def check_role(role: str) -> None:
+        if role not in known:
             hint = did_you_mean(role, known)
             raise UserError(f"{spec.agent[0]} has no network '{role}'{hint} (it has: {', '.join(known)})")
-    if isinstance(env, TaskStream):
-        for name, value in (
-            ("offline-updates", spec.run.offline_updates),
-            ("checkpoint-memory", spec.run.checkpoint_memory),
-        ):
-            if value:
-                raise UserError(f"--{name} is for RL agents; {spec.env[0]} is a task stream")
-    check_processes(spec, env, agent)
-    return check_plan(spec, env, agent)
+
+    def check_rl_option(name: str) -> None:
+        if getattr(spec.run, name) and isinstance(env, TaskStream):
+            raise UserError(f"--{flag_name(name)} is for RL agents; {spec.env[0]} is a task stream")
+
+    *_, warnings = all_of(
+        [
+            *(functools.partial(check_role, role) for role in spec.run.roles or ()),
+            *(functools.partial(check_rl_option, name) for name in ("offline_updates", "checkpoint_memory")),
+            lambda: check_processes(spec, env, agent),
+            lambda: check_plan(spec, env, agent),
+        ]
+    )
+    return list(warnings)

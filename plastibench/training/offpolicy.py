@@ -27,7 +27,9 @@ from plastibench.training.learner import Learner
 from plastibench.training.replay_buffer import BufferSpec, ReplayBuffer
 from plastibench.training.rollout import evaluate_policy, to_tensor
 from plastibench.training.trainer import Log, Trainer
+from plastibench.training.videos import record_episode
 from plastibench.utils.seeding import derive, generator
+from plastibench.utils.wording import plural
 
 Array = npt.NDArray[Any]
 _PROBE = 512  # transitions for the plasticity metrics
@@ -101,6 +103,7 @@ class OffPolicyTrainer(Trainer):
         self.episodes: list[float] = []  # returns of the training episodes since the last evaluation
         self._churn: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # probe and outputs before the next update
         self.envs: VectorEnv[Any, Any, Any]
+        self.videos: tuple[Path, int] | None = None  # folder of videos, and the number of evaluations per video
 
     @property
     def env_config(self) -> Any:
@@ -282,6 +285,7 @@ class OffPolicyTrainer(Trainer):
         """Record returns of the greedy policy, the training averages since the last evaluation, and plasticity."""
         averages = self.learner.pop_averages()
         value, bias = self._evaluate_policy()
+        self._record_video()
         if self.agent.entropic:
             seed = self.options.seed
             bias = self._evaluate_policy(generator(seed, f"evaluation-{self.steps}", self.device))[1]
@@ -307,7 +311,7 @@ class OffPolicyTrainer(Trainer):
             self.log.progress(self.steps, self.steps - self.steps_before, position, value, milestone=milestone)
 
     def _show_evaluation(self, ended: int, step: int) -> None:
-        self._show(f"evaluating: {ended}/{self.env_config.evaluation_episodes} episodes, step {step:,}")
+        self._show(f"evaluating: {ended} of {plural(self.env_config.evaluation_episodes, 'episode')}, step {step:,}")
 
     def _evaluate_policy(self, draws: torch.Generator | None = None) -> tuple[float, float]:
         seed = derive(self.options.seed, f"evaluation-{self.steps}") % 2**31
@@ -316,6 +320,15 @@ class OffPolicyTrainer(Trainer):
             return evaluate_policy(
                 self.env_config, self.task, self.agent, modules, seed, draws, progress=self._show_evaluation
             )
+
+    def _record_video(self) -> None:
+        """Record an episode of the current evaluation, if a video is due."""
+        if self.videos is None or (len(self.curve) % self.videos[1] and not self.finished):
+            return
+        path = self.videos[0] / f"task-{self.task + 1}-step-{self.steps}.gif"
+        seed = derive(self.options.seed, f"evaluation-{self.steps}") % 2**31
+        with self.evaluating():
+            record_episode(self.env_config, self.task, self.agent, self.learner.evaluated_modules(), seed, path)
 
     def _greedy_outputs(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         return self.agent.act(observation, greedy=True), self.agent.value(observation, action)

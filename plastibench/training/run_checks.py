@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from plastibench.config.errors import UserError
+from plastibench.config.errors import UserError, raise_all
 from plastibench.config.spec import RunSpec
 from plastibench.envs.task_stream import TaskStream
 from plastibench.interventions.base import overrides
 from plastibench.interventions.class_checks import check_method
 from plastibench.utils import distributed
 from plastibench.utils.seeding import derive
+from plastibench.utils.wording import plural
 
 _OTHER_HOOKS = ("penalty", "before_update", "after_update", "evaluated")
 
@@ -30,8 +31,15 @@ class Plan(NamedTuple):
     first_boundary: int | None
 
 
-def plan(spec: RunSpec, env: Any, agent: Any) -> Plan:
-    """Compute the counts of a run from the options of its env and agent."""
+def plan(spec: RunSpec, env: Any, agent: Any, starts: int | None = None) -> Plan:
+    """Compute the counts of a run from the options of its env and agent.
+
+    Args:
+        spec: The run.
+        env: Its task stream or RL environment.
+        agent: Its agent.
+        starts: Steps before an RL agent learns; by default, what its options say.
+    """
     config = env.config
     if isinstance(env, TaskStream):
         sizes = env.task_sizes(derive(spec.run.seed, "stream"))
@@ -39,7 +47,7 @@ def plan(spec: RunSpec, env: Any, agent: Any) -> Plan:
         return Plan(sum(updates), updates[0] if len(updates) > 1 else None)
     envs, tasks, ratio = config.envs, config.task_count, agent.config.replay_ratio
     steps = -(-config.steps // envs) * envs  # of a task
-    starts = _learning_starts(agent)
+    starts = _learning_starts(agent) if starts is None else starts
     return Plan(int(ratio * max(0, steps * tasks - starts)), int(ratio * max(0, steps - starts)) if tasks > 1 else None)
 
 
@@ -52,23 +60,23 @@ def check_plan(spec: RunSpec, env: Any, agent: Any) -> list[str]:
     Raises:
         UserError: No update would be made, or the run would equal one without intervention.
     """
-    found = plan(spec, env, agent)
+    found, wrong = plan(spec, env, agent), []
     if not found.updates and not isinstance(env, TaskStream):
-        raise UserError(
-            f"{spec.agent[0]} would make no update: learning starts after {_learning_starts(agent):,} steps, and the "
-            f"run has {env.config.steps * env.config.task_count:,}; lower --agent.learning-starts or raise --env.steps"
+        wrong.append(
+            f"{spec.agent[0]} would make no update: learning starts after {plural(_learning_starts(agent), 'step')}, "
+            f"and the run has {env.config.steps * env.config.task_count:,}; lower --agent.learning-starts or raise "
+            "--env.steps"
         )
-    method = spec.create("intervention")
+        found = plan(spec, env, agent, agent.batch_size)  # the most updates that these steps allow
+    method, name, warnings = spec.create("intervention"), spec.intervention[0], []
     check_method(method)
-    if not overrides(method, "intervene"):
-        return []
-    reason = _why_never(spec, found)
-    if not reason:
-        return []
-    name = spec.intervention[0]
-    if any(overrides(method, hook) for hook in _OTHER_HOOKS):
-        return [f"{name} acts only during updates, since {reason}"]
-    raise UserError(f"{name} would never act, so the run would equal none: {reason}")
+    if found.updates and overrides(method, "intervene") and (reason := _why_never(spec, found)):
+        if any(overrides(method, hook) for hook in _OTHER_HOOKS):
+            warnings.append(f"{name} acts only during updates, since {reason}")
+        else:
+            wrong.append(f"{name} would never act, so the run would equal none: {reason}")
+    raise_all(wrong)
+    return warnings
 
 
 def check_processes(spec: RunSpec, env: Any, agent: Any) -> None:
@@ -97,14 +105,16 @@ def _why_never(spec: RunSpec, found: Plan) -> str:
     every, until = spec.run.every, spec.run.until
     if every:
         if every >= found.updates:
-            return f"--every {every} is not less than the {found.updates:,} updates of the run"
+            also = f", and --until {until} allows at most {until}" if until and until < found.updates - 1 else ""
+            return f"--every {every} is not less than the {plural(found.updates, 'update')} of the run{also}"
         first = every
     elif found.first_boundary is None:
-        return f"{spec.env[0]} has one task and no task boundary; add --every N, with N below {found.updates:,} updates"
+        most = plural(found.updates, "update")
+        return f"{spec.env[0]} has one task and no task boundary; add --every N, with N below {most}"
     else:
         first = found.first_boundary
     if until is not None and until < first:
-        return f"--until {until} is before the first intervention, which is due after {first:,} updates"
+        return f"--until {until} is before the first intervention, which is due after {plural(first, 'update')}"
     return ""
 
 

@@ -24,15 +24,18 @@ from plastibench.training.assembly import build_agent, check_options, choose_thr
 from plastibench.training.failure import FAILURE_FILE, describe_failure, record_failure
 from plastibench.training.log_files import Covered, check
 from plastibench.training.memory_guard import MemoryGuard
+from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.recorder import Recorder
 from plastibench.training.stored_data import warn_if_data_changed
 from plastibench.training.trackers.tracker import parse_names
 from plastibench.training.trackers.tracking import Tracking, send_stored
+from plastibench.training.videos import FOLDER, check_rendering
 from plastibench.utils import atomic_io, digests, distributed, provenance
 from plastibench.utils.folder_lock import lock_folder, remove_if_unused
 from plastibench.utils.progress import Progress
 from plastibench.utils.runtime import resolve_device, set_up_torch
 from plastibench.utils.stop_signals import stop_requests
+from plastibench.utils.wording import plural
 
 CHECKPOINT_SECONDS = 60.0
 _STOP = 2  # larger than 1, which asks for a checkpoint only
@@ -56,6 +59,7 @@ def run(
     command: str = "",
     force: bool = False,
     log: str | Sequence[str] = (),
+    videos: int = 0,
 ) -> Result:
     """Run a spec to its end, continuing from its checkpoint if there is one.
 
@@ -74,6 +78,7 @@ def run(
         command: The command recorded in the result; by default this process's command line.
         force: Start from the beginning, even if the run is complete or has a checkpoint.
         log: Trackers that also receive the metrics, such as ``"wandb,mlflow"``. They do not change the run.
+        videos: RL: record an episode of every Nth evaluation and of the last one, in ``videos``; 0: none.
 
     Returns:
         The result, which is also in ``result.json``; ``reused`` says whether the run was already complete.
@@ -98,6 +103,7 @@ def run(
             command=command,
             force=force,
             log=log,
+            videos=videos,
         ) as opened:
             return opened if isinstance(opened, Result) else opened.to_the_end()
     finally:
@@ -119,6 +125,7 @@ def open_run(
     command: str = "",
     force: bool = False,
     log: str | Sequence[str] = (),
+    videos: int = 0,
 ) -> Iterator[OpenRun | Result]:
     """Lock the folder of a run and restore its state; an error inside the block is recorded in the folder.
 
@@ -153,6 +160,8 @@ def open_run(
     with failing_as(spec.env[0], "before the run"):
         env = spec.create("env").make(data_dir)
     agent = build_agent(spec, env)
+    if videos:
+        check_rendering(env)
     with failing_as(spec.env[0], "before the run"):  # generates all tasks of a stream
         warnings = check_options(spec, env, agent)
     for warning in warnings if distributed.is_writer() else ():
@@ -183,6 +192,8 @@ def open_run(
             current = OpenRun(
                 spec, env, agent, folder, stop_list, quiet, checkpoint_seconds, command, runs_after, threads, trackers
             )
+            if videos and isinstance(current.trainer, OffPolicyTrainer):
+                current.trainer.videos = folder / FOLDER, videos
             announce_state("continues" if current.resumed else "starts")
             new = False
             with contextlib.closing(current):
@@ -298,8 +309,8 @@ class OpenRun:
         size = self._save()
         if action == _STOP:
             raise Interrupted(
-                f"{self.spec.id} stopped in task {self.trainer.task + 1} after {self.trainer.learner.updates} "
-                f"updates; its state ({size / 1e6:.1f} MB) is saved"
+                f"{self.spec.id} stopped in task {self.trainer.task + 1} after "
+                f"{plural(self.trainer.learner.updates, 'update')}; its state ({size / 1e6:.1f} MB) is saved"
             )
 
     def count_cpu(self, step: Callable[[], object]) -> None:

@@ -31,6 +31,7 @@ def train(
     threads: int = 0,
     force: bool = False,
     log: str | Sequence[str] = (),
+    videos: int = 0,
     **options: Any,
 ) -> Result:
     """Train an agent with an intervention, and return the result.
@@ -52,6 +53,7 @@ def train(
         force: Start from the beginning, even if the run is complete or was interrupted.
         log: Trackers that also receive the metrics, such as ``"wandb"`` or ``["wandb", "mlflow"]``; TensorBoard's files
             and ``metrics.csv`` are always written.
+        videos: RL: record an episode of every Nth evaluation and of the last one in the run's folder; 0: none.
         options: Options of the run (``seed``, ``every``, ``roles``, ``device``, …) and of the intervention
             (``quantile=0.3``).
 
@@ -86,6 +88,7 @@ def train(
             command=command,
             force=force,
             log=log,
+            videos=videos,
         )
     if progress:
         for warning in result.warnings:

@@ -8,6 +8,8 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
+from plastibench.utils.wording import plural
+
 _GAP = "  "
 _NARROWEST = 40  # characters; a smaller terminal is treated as this wide
 _FIRST = 0.3  # maximum fraction of the width that the first column takes from the others
@@ -61,6 +63,11 @@ def fitting_columns(header: Sequence[str], rows: Sequence[Sequence[str]], width:
             break
         count += 1
     return count
+
+
+def hidden_columns(count: int) -> list[str]:
+    """A note on columns that do not fit, as a list; empty if all fit."""
+    return [f"{plural(count, 'more column')} with --wide, in a wider terminal or a pipe"] if count else []
 
 
 def columns_with_summary(rows: Sequence[Sequence[str]], width: int = 0) -> str:

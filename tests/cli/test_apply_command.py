@@ -134,8 +134,14 @@ def test_a_model_of_hugging_face_becomes_a_new_folder(own: Path, capsys: pytest.
         (["FILE:build", "--intervention", "upgd-adam", "--out", "x.pt"], "works only during training"),
         (["FILE:build", "--intervention", "plasticity-injection", "--out", "x.pt"], "changes the architecture"),
         (["FILE:build", "--intervention", "redo", "--out", "x.pt", "--role", "critic"], "no network 'critic'"),
-        (["FILE:images", "--intervention", "redo", "--out", "x.pt", "--image-size", "-3"], "--image-size must be"),
-        (["FILE:images", "--intervention", "redo", "--out", "x.pt", "--samples", "1"], "--samples must be"),
+        (
+            ["FILE:images", "--intervention", "redo", "--out", "x.pt", "--image-size", "-3"],
+            "--image-size: '-3' is not an integer from 1",
+        ),
+        (
+            ["FILE:images", "--intervention", "redo", "--out", "x.pt", "--samples", "1"],
+            "--samples: '1' is not an integer from 2",
+        ),
         (
             ["FILE:build", "--intervention", "redo", "--out", "x.pt", "--agent.depth", "2"],
             "--agent.OPTION needs --agent",

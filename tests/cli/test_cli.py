@@ -266,6 +266,41 @@ def test_the_env_may_be_anywhere_among_the_options(say: Say, runs: Path, positio
 INVALID = {
     "no command": ([], "command"),
     "command": (["rum"], "did you mean 'run'?"),
+    "subject of a list": (["list", "envz"], "KIND: unknown 'envz'; did you mean 'envs'?"),
+    "format": (["leaderboard", "--format", "jsn"], "--format: unknown 'jsn'; did you mean 'json'?"),
+    "action": (["runs", "lst"], "unknown 'lst'; did you mean 'list'?"),
+    "size of a sweep": (["sweep", "fig2", "--size", "papr"], "did you mean 'paper'?"),
+    "shell": (["completion", "bsh"], "did you mean 'bash'?"),
+    "verb": (["leaderboard", "ad", "x.json"], "did you mean 'add'?"),
+    "flag of a command without components": (["leaderboard", "--wdie"], "did you mean '--wide'?"),
+    "zero threads": ([*RUN, "--threads", "0"], "--threads: '0' is not an integer from 1 to 1,024"),
+    "digits of another alphabet": ([*RUN, "--threads", "²"], "--threads: '²' is not an integer from 1"),
+    "zero samples": (["diagnose", "timm:resnet18", "--samples", "0"], "--samples: '0' is not an integer from 2"),
+    "zero pixels": (["diagnose", "timm:resnet18", "--image-size", "0"], "--image-size: '0' is not an integer from 1"),
+    "suffix of a leaderboard": (["leaderboard", "--out", "x.foo"], "unknown suffix '.foo'; use .txt, .html, .htm, .md"),
+    "no kind": (["plot"], "plot needs a kind, as in: plastibench plot curves (kinds: timeline"),
+    "kind after the file": (["plot", "x.png", "curves"], "the kind comes first: plastibench plot KIND [OUT]"),
+    "two files": (["plot", "curves", "x.png", "--metric", "loss", "y.png"], "2 output files: x.png, y.png; name one"),
+    "gym without id": (["run", "gym", "--agent", "dqn-mlp"], "env gym needs --env.id, for example CartPole-v1"),
+    "timm without model": (
+        ["run", "cl-digits", "--agent", "timm"],
+        "agent timm needs --agent.model, for example resnet18",
+    ),
+    "several": (
+        ["run", "gymm", "--agent.width", "0", "--intervention", "rrn,redo", "--evry", "1", "--seed", "x"],
+        "unknown argument '--evry'; did you mean '--every'? (plastibench run --help); also: run needs --agent, for "
+        "example --agent mlp (plastibench list agents shows all); also: unknown env 'gymm'; did you mean 'gym'? (all "
+        "names: plastibench list envs; your own: --plugin); also: unknown intervention 'rrn'; did you mean 'rnr'? "
+        "(all names: plastibench list interventions; your own: --plugin); also: --seed x: expected",
+    ),
+    "several options": (
+        [*RUN, "--agent.lrr", "1", "--agent.width", "0", "--env.epochs", "0", "--representative", "0"],
+        "; also: agent mlp: width is 0; it must be between 1 and 65536; also: agent mlp has no option 'lrr'; did you",
+    ),
+    "needs of apply": (
+        ["apply", "timm:resnet18"],
+        "apply needs --intervention, for example --intervention fire; also:",
+    ),
     "no env": (["run", "--agent", "mlp"], "run needs an env"),
     "part of an option": (["run", "cl-digits", "--agent", "mlp", "--epochs", "3"], "did you mean '--env.epochs'?"),
     "modules": (
@@ -274,7 +309,7 @@ INVALID = {
     ),
     "refit": ([*RUN, "--intervention", "rnr", "--intervention.refit", "("], "'(' is not a regular expression"),
     "out": (["survey", "warm-digits", "--out", "nosuch/x.md"], "nosuch/x.md: no folder nosuch"),
-    "rounds": (["bench", "--rounds", "1"], "--rounds must be at least 2"),
+    "rounds": (["bench", "--rounds", "1"], "--rounds: '1' is not an integer from 2 to 1,000,000"),
     "plugin file": ([*RUN, "--plugin", "nosuch.py"], "--plugin nosuch.py: no such file"),
     "rl only": ([*RUN, "--offline-updates", "3"], "--offline-updates"),
     "patches": (
@@ -316,8 +351,11 @@ INVALID = {
     "every": ([*RUN, "--every", "often"], "every is 'often'"),
     "representative": ([*RUN, "--representative", "0"], "representative is 0"),
     "threads": ([*RUN, "--threads", "-1"], "--threads"),
-    "jobs": ([*RUN, "--jobs", "0"], "argument --jobs: '0' must be at least 1"),
-    "jobs of a sweep": (["sweep", "fig2", "--jobs", "0"], "argument --jobs: '0' must be at least 1"),
+    "jobs": ([*RUN, "--jobs", "0"], "argument --jobs: '0' is not an integer from 1 to 1,024, or auto"),
+    "jobs of a sweep": (
+        ["sweep", "fig2", "--jobs", "0"],
+        "argument --jobs: '0' is not an integer from 1 to 1,024, or auto",
+    ),
     "threads of a diagnosis": (["diagnose", "resnet18", "--threads", "-1"], "--threads"),
     "device": ([*RUN, "--device", "gpu"], "device 'gpu'"),
     "device without data": ([*RUN, "--device", "meta"], "device 'meta'"),
@@ -339,8 +377,6 @@ INVALID = {
     ),
     "heads": (["run", "cl-digits", "--agent", "vit-nano", "--agent.heads", "7"], "heads 7"),
     "plugin": ([*RUN, "--plugin", "nowhere.py"], "--plugin nowhere.py: no such file"),
-    "kind": (["list", "colours"], "invalid choice: 'colours'"),
-    "format": (["leaderboard", "--format", "pdf"], "invalid choice: 'pdf'"),
     "resume nothing": (["resume", "nothing"], "no run 'nothing' in "),
     "resume without id": (["resume"], "ID"),
 }

@@ -71,7 +71,7 @@ def test_submitted_results_join_the_leaderboard(runs: Path, tmp_path: Path, caps
     assert "has already been added as" in capsys.readouterr().err
     for words in (["add"], ["ad", sent]):
         assert say(*words, "--runs-dir", runs) == 2
-        assert "expected leaderboard add FILE" in capsys.readouterr().err
+        assert "(expected: leaderboard add FILE)" in capsys.readouterr().err
 
 
 def test_leaderboard_imports_neither_torch_nor_matplotlib(runs: Path) -> None:

@@ -122,6 +122,14 @@ def test_versions_of_an_edited_plugin_are_told_apart(say: Say, tmp_path: Path) -
     assert f"{first}  3 " in say("runs", "status", "--wide", "--runs-dir", tmp_path).out
 
 
+def test_a_list_says_which_columns_do_not_fit(runs_say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    narrow, wide = runs_say("list").out, runs_say("list", "--wide").out
+    hidden = len(wide.splitlines()[0].split()) - len(narrow.splitlines()[0].split())
+    assert hidden > 1 and f"\n\n{hidden} more columns with --wide, in a wider terminal or a pipe\n" in narrow
+    assert "--wide" not in wide
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_lists_fit_the_terminal(runs_say: Say, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
@@ -235,7 +243,7 @@ def test_an_archive_that_cannot_be_restored_changes_nothing(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["lst"], "invalid choice"),
+        (["lst"], "ACTION: unknown 'lst'; did you mean 'list'?"),
         (["rm"], "runs rm needs runs"),
         (["archive"], "runs archive needs runs"),
         (["tag"], "runs tag needs a tag"),

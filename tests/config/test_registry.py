@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,19 @@ def install(folder: Path, entry_points: str, **modules: str) -> None:
     (metadata / "entry_points.txt").write_text(f"[plastibench.interventions]\n{entry_points}")
     for name, text in modules.items():
         (folder / f"{name}.py").write_text(text)
+
+
+def test_a_registry_is_a_mapping_of_names() -> None:
+    assert isinstance(registry.interventions, Mapping)
+    assert sorted(registry.interventions) == sorted(registry.interventions.all()) and len(registry.envs) > 9
+    assert "rnr" in registry.interventions and "rnr+redo" in registry.interventions
+    assert "rl-atari-breakout" in registry.envs and "rl-atari-../x" not in registry.envs
+    assert "rrn" not in registry.interventions and registry.interventions.get("rrn") is None
+    assert registry.agents.get("mlp") == registry.agents["mlp"] == dict(registry.agents.items())["mlp"]
+    assert registry.envs != registry.agents and hash(registry.envs) != hash(registry.agents)
+    with pytest.raises(KeyError) as raised:
+        registry.interventions["rrn"]
+    assert isinstance(raised.value, UserError) and str(raised.value).startswith("unknown intervention 'rrn'; did you")
 
 
 def test_decorator_registers_class_with_first_docstring_line(fresh: Registry) -> None:

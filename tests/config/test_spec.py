@@ -16,6 +16,19 @@ def spec(**changes: Any) -> RunSpec:
     return RunSpec.make("cl-digits", "vit-nano", "rnr", **changes)
 
 
+def test_options_without_a_sensible_default_are_required_but_old_results_keep_their_identity() -> None:
+    for names, part, option, value in (
+        (("gym", "dqn-mlp"), "env", "id", "CartPole-v1"),
+        (("cl-digits", "timm"), "agent", "model", "resnet18"),
+    ):
+        with pytest.raises(UserError, match=f"needs --{part}.{option}, for example {value}"):
+            RunSpec.make(*names)
+        given = RunSpec.make(*names, **{f"{part}_options": {option: value}})
+        assert given.changed(part) == {}, "what earlier versions wrote for the default"
+        assert RunSpec.from_toml(given.to_toml()) == given
+    assert RunSpec.make("rl-cartpole", "dqn-mlp").env[1]["id"] == "CartPole-v1"
+
+
 @pytest.mark.parametrize("count", [200, pytest.param(None, marks=pytest.mark.slow)], ids=["some", "all"])
 def test_combinations_of_names_survive_toml_and_have_unique_ids(count: int | None) -> None:
     ids = set()
@@ -23,7 +36,9 @@ def test_combinations_of_names_survive_toml_and_have_unique_ids(count: int | Non
     assert len(combinations) >= 8 * 8 * 17
     chosen = combinations if count is None else random.Random(0).sample(combinations, count)
     for names in chosen:
-        first = RunSpec.make(*names, seed=3)
+        needed = {"env_options": {"id": "Acrobot-v1"}} if names[0] == "gym" else {}
+        needed |= {"agent_options": {"model": "resnet18"}} if names[1] == "timm" else {}
+        first = RunSpec.make(*names, seed=3, **needed)
         again = RunSpec.from_toml(first.to_toml())
         assert again == first and again.id == first.id and again.to_toml() == first.to_toml()
         assert first.id.startswith("_".join((*names, "s3_")))

@@ -63,7 +63,7 @@ def test_dead_units_and_large_weights_are_located() -> None:
     first, second, _ = found.layers
     assert first.verdict == "sick" and any("dead units 62 % (fresh 0 %)" in reason for reason in first.reasons)
     assert any(reason.startswith("large spectral norm") for reason in second.reasons) and second.verdict == "sick"
-    assert found.verdict == "sick" and "layers are sick: 1, 3" in found.reasons[0]
+    assert found.verdict == "sick" and "layers sick: 1, 3" in found.reasons[0]
     assert first.values["dead-unit-ratio"] == 20 / 32
 
 
@@ -168,7 +168,7 @@ def test_wrapped_and_prefixed_weights_load(wrap: Callable[[dict[str, Any]], Any]
     source, target = drawn(small_vit(), 1), drawn(small_vit(), 2)
     torch.save(wrap(source.state_dict()), tmp_path / "w.pt")
     notes = load_weights(target, read_state(tmp_path / "w.pt"), tmp_path)
-    assert notes in ([], ["1 tensors of the file do not match the model and are ignored: other.weight"])
+    assert notes in ([], ["ignored 1 tensor of the file that the model does not have: other.weight"])
     assert all(torch.equal(value, state(source)[name]) for name, value in state(target).items())
 
 
@@ -177,8 +177,8 @@ def test_safetensors_load_and_missing_weights_are_noted(tmp_path: Path) -> None:
     saved = {name: value for name, value in source.state_dict().items() if not name.startswith("head")}
     save_file({**saved, "extra": torch.zeros(2)}, tmp_path / "w.safetensors")
     notes = load_weights(target, read_state(tmp_path / "w.safetensors"), tmp_path)
-    assert "2 parameters are not in the file and keep their initial values: head.bias, head.weight" in notes[0]
-    assert "1 tensors of the file do not match the model and are ignored: extra" in notes[1]
+    assert "2 parameters not in the file, so not changed: head.bias, head.weight" in notes[0]
+    assert "ignored 1 tensor of the file that the model does not have: extra" in notes[1]
     assert torch.equal(target.norm.weight, source.norm.weight)
 
 
@@ -186,7 +186,7 @@ def test_missing_batchnorm_statistics_are_noted(tmp_path: Path) -> None:
     source = drawn(small_resnet)
     saved = {name: value for name, value in source.state_dict().items() if not name.startswith("bn1.running")}
     notes = load_weights(drawn(small_resnet, 2), saved, tmp_path)
-    assert notes == ["2 buffers are not in the file and keep their initial values: bn1.running_mean, bn1.running_var"]
+    assert notes == ["2 buffers not in the file, so not changed: bn1.running_mean, bn1.running_var"]
     del saved["bn1.num_batches_tracked"]
     assert load_weights(drawn(small_resnet, 2), saved, tmp_path) == notes  # does not affect the output
 
@@ -225,7 +225,7 @@ def test_one_of_two_networks_in_a_file_is_loaded(tmp_path: Path) -> None:
     saved = {f"teacher.{name}": value for name, value in other.items()}
     notes = load_weights(target, saved | {f"student.{name}": value for name, value in one.items()}, tmp_path)
     assert all(torch.equal(value, one[name]) for name, value in state(target).items())
-    assert len(notes) == 1 and f"{len(other)} tensors of the file do not match" in notes[0] and "teacher" in notes[0]
+    assert len(notes) == 1 and f"ignored {len(other)} tensors of the file" in notes[0] and "teacher" in notes[0]
 
 
 def _mlp(head: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -508,9 +508,9 @@ def test_the_html_report_escapes_text_and_colours_severity(tmp_path: Path, monke
         (["timm:test_vit", "--pretrained", "--weights", "x.pt"], "--pretrained and --weights cannot be combined"),
         (["x.pt", "--pretrained"], "--pretrained needs timm:MODEL"),
         (["timm:test_vit2.no_such_tag", "--pretrained"], "timm has no pretrained weights of"),
-        (["timm:test_vit", "--samples", "1"], "--samples must be at least 2"),
+        (["timm:test_vit", "--samples", "1"], "--samples: '1' is not an integer from 2 to 1,000,000"),
         (["."], "not a run's folder"),
-        (["timm:test_vit", "--selector", "mpl"], "--selector mpl: not a part of a network; use mlp, mlp-qkv"),
+        (["timm:test_vit", "--selector", "mpl"], "--selector: unknown 'mpl'; did you mean 'mlp'?"),
         (["timm:test_vit", "--outputs", "heads", "--samples", "2"], "no layer 'heads'; did you mean 'head'?"),
     ],
 )

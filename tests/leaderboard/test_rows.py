@@ -109,6 +109,14 @@ def test_overall_combines_settings_and_seeds() -> None:
     assert told == ["not ranked, not run in rl-cartpole, dqn-mlp: redo"]
 
 
+def test_notes_on_missing_ranks_are_short() -> None:
+    found = [*of("none", NONE), *of("reset", RESET), *of("redo", NONE)]
+    for agent in ("dqn-mlp", "dqn-cnn"):
+        found += [acting(name, seed, 100.0 + seed, agent=agent) for name in ("none", "reset") for seed in range(5)]
+    _, told = overall(by_setting(found), all_settings=True)
+    assert told == ["not ranked, not run in 2 of 3 settings: redo"]
+
+
 def test_mean_rank_ignores_settings_with_a_single_seed() -> None:
     found = [*of("none", NONE), *of("reset", RESET), *of("redo", [0.2])]
     found += [acting("none", seed, 100.0 + seed) for seed in range(5)]
@@ -151,11 +159,13 @@ def test_settings_that_differ_in_evaluation_only_count_once() -> None:
     other = [acting(name, seed, 100.0 + seed) for name in ("none", "reset") for seed in range(5)]
     rows_, (told, _) = everything([*often, *seldom, *other])
     assert {row["of"] for row in rows_} == {2}
-    assert "evaluate_every=99" in told and "is not counted: it differs from" in told
+    assert "evaluate_every=99" in told and told.endswith("only in how often it is evaluated")
     assert overall(by_setting([*often, *seldom])) == ([], [])
     for run in seldom:
         run.data_digest = None  # as in schema 1
-    assert {row["of"] for row in everything([*often, *seldom, *other])[0]} == {2}
+    counted, (told, _) = everything([*often, *seldom, *other])
+    assert {row["of"] for row in counted} == {2}
+    assert told.endswith("only in how often it is evaluated and whether its data is recorded")
     for run in seldom:
         run.data_digest = "0123456789ab"
     assert {row["of"] for row in everything([*often, *seldom, *other])[0]} == {3}

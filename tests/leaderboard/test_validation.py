@@ -82,9 +82,9 @@ BAD = {
     "tasks/1/curve": ([(0.0, 0.1), (2.0, 0.4)], r"tasks\[1\].curve has other epochs than cl-digits evaluates"),
     "cost/samples": (119, "cost.samples is 119, but the tasks give 120"),
     "cost/updates 1e9": (10**9, "cost.updates is 1000000000, but the tasks give 6"),
-    "interventions emptied": ([], "interventions has 0 records of the classifier that do not match the schedule"),
-    "plasticity": ([], "plasticity has 0 measurements, but not those after the start and at the end"),
-    "interventions/0/update": (3, "interventions has 2 records of the classifier that do not match the schedule"),
+    "interventions emptied": ([], "interventions has 0 records of the classifier, not those of the schedule"),
+    "plasticity": ([], "plasticity has 0 measurements, not those after the start and at the end"),
+    "interventions/0/update": (3, "interventions has 2 records of the classifier, not those of the schedule"),
     "interventions/0/seconds": (0.4, "cost.intervention_seconds is 0.5, but the interventions took 0.65"),
     "plasticity/0/metrics/dormant-ratio": (
         55.0,
@@ -106,7 +106,7 @@ BAD_ACTING = {
         lambda made: made["interventions"].append(
             {"task": 0, "update": 3, "role": "critic", "seconds": 0.0, "revived_fraction": 0.0, "parameters": 1}
         ),
-        "interventions has 1 records of the critic",
+        "interventions has 1 record of the critic",
     ),
     "events": (
         lambda made: made["events"].append(

@@ -45,6 +45,8 @@ def test_planned_updates_are_made(tiny: Any, tmp_path: Path, spec: Any) -> None:
         ({"every": 1000}, r"reset would never act.*--every 1000 is not less than the 6 updates"),
         ({"every": 6}, r"not less than the 6 updates"),  # an intervention after the last update is left out
         ({"until": 0}, r"--until 0 is before the first intervention, which is due after 2 updates"),
+        ({"every": 1000, "until": 4}, r"the 6 updates of the run, and --until 4 allows at most 4"),
+        ({"every": 1000, "roles": ("critic",)}, r"no network 'critic'.*; also: reset would never act"),
         ({"every": 5, "until": 4}, r"--until 4 is before the first intervention, which is due after 5 updates"),
     ],
 )
@@ -54,6 +56,7 @@ def test_an_intervention_that_cannot_act_is_refused(
     with pytest.raises(UserError, match=words):
         run(tiny("reset", **options), runs_dir=tmp_path, quiet=True, threads=1)
     assert not list(tmp_path.iterdir())
+    options.pop("roles", None)
     run(tiny("none", **options), runs_dir=tmp_path, quiet=True, threads=1)  # the baseline may have any schedule
 
 
@@ -67,6 +70,10 @@ def test_one_that_also_acts_during_updates_is_warned_about(tiny: Any, tmp_path: 
     [
         (lambda: tiny_rl("reset"), r"rl-cartpole has one task and no task boundary; add --every N"),
         (lambda: tiny_rl(agent_options={"learning_starts": 240}), r"no update: learning starts after 240 steps"),
+        (
+            lambda: tiny_rl("reset", every=900, agent_options={"learning_starts": 240}),
+            r"no update: .*; also: reset would never act, .*--every 900 is not less than the 116 updates of the run",
+        ),
         (lambda: tiny_rl("reset", every=101), r"--every 101 is not less than the 100 updates"),
     ],
 )
