@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from plastibench.cli.arguments import positive
+from plastibench.cli.arguments import integer
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.specs import resolve_devices
 from plastibench.config.errors import UserError
@@ -56,7 +56,7 @@ def add_engine(parser: CommandParser) -> None:
     group.add_argument(
         "--fail-fast", action="store_true", help="stop all runs when one fails (default: the other runs continue)"
     )
-    group.add_argument("--cpus", type=positive, metavar="N", help="ray, slurm: CPU cores per run (default: 1)")
+    group.add_argument("--cpus", type=integer(), metavar="N", help="ray, slurm: CPU cores per run (default: 1)")
     help = "ray, slurm: GPUs per run, for runs on a GPU; in Ray, runs share a GPU if X is below 1 (default: 0)"
     group.add_argument("--gpus", type=_amount, metavar="X", help=help)
     group.add_argument("--memory", type=_amount, metavar="GB", help="ray, slurm: memory per run")

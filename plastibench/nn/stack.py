@@ -104,7 +104,7 @@ class NetworkStack:
 
     def _gather(self, parameters: list[nn.Parameter]) -> Tensor:
         with torch.no_grad():
-            gathered = torch.stack(parameters).requires_grad_()
+            gathered = torch.stack(list[Tensor](parameters)).requires_grad_()
         self._gathered.append((parameters, gathered))
         return gathered
 

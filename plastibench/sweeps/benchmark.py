@@ -112,9 +112,9 @@ class Speed:
 def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads: int, stack: int = 0) -> Speed:
     """Time updates of the harness and of a plain PyTorch loop, their matrix products alone, and one intervention.
 
-    All but the intervention are measured alternately. Harness and plain loop do the same work: data on the device, augmentation,
-    normalization, forward, backward, clipping, and fused AdamW whose learning rate is set at every update. The plain
-    loop has no replay buffer, hooks, schedule or metrics.
+    All but the intervention are measured alternately. Harness and plain loop do the same work: data on the device,
+    augmentation, normalization, forward, backward, clipping, and fused AdamW whose learning rate is set at every
+    update. The plain loop has no replay buffer, hooks, schedule or metrics.
 
     Args:
         spec: The run to time.
