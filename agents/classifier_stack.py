@@ -29,7 +29,7 @@ class StackableClassifier:
 
 def stackable_classifier(agent: Classifier) -> StackableClassifier | None:
     """Describe a classifier for stacking, or return None if it cannot be stacked."""
-    if agent.config.precision != "float32" or agent.config.compile != "no":
+    if type(agent) is not Classifier or agent.config.precision != "float32" or agent.config.compile != "no":
         return None
     network = stackable(agent.networks["classifier"])
     return None if network is None else StackableClassifier(agent, network)

@@ -45,7 +45,7 @@ def add_execution(parser: CommandParser, *, jobs: bool = False) -> None:
     help = "RL: record an episode of every Nth evaluation and of the last one, as animated GIF in the run's folder"
     group.add_argument("--videos", type=integer(), default=0, metavar="N", help=f"{help} (default: none)")
     group.add_argument("--quiet", action="store_true", help="show no progress")
-    help = "also send metrics to trackers: wandb, mlflow, trackio (TensorBoard's files are always written)"
+    help = "also send metrics to trackers: wandb, mlflow, trackio (TensorBoard event files are always written)"
     group.add_argument("--log", type=trackers, default=[], metavar="NAMES", help=help)
     if jobs:
         help = "rerun complete runs and restart interrupted runs from the beginning; replaces their files"

@@ -50,8 +50,8 @@ def add_engine(parser: CommandParser) -> None:
         "--stack",
         choices=("auto", "off"),
         default="auto",
-        help="local: whether to update small networks (mlp) of several runs together, which gives the same results in "
-        "less time (default: auto, for at least four runs per process)",
+        help="local: update the small networks (mlp) of several runs in one batched pass; faster, with bit-identical "
+        "results (default: auto, with at least four runs per process)",
     )
     group.add_argument(
         "--fail-fast", action="store_true", help="stop all runs when one fails (default: the other runs continue)"
@@ -78,7 +78,7 @@ def add_engine(parser: CommandParser) -> None:
         help="slurm: another option of sbatch, such as account=lab or qos=low; may be repeated; cluster=local tries "
         "the jobs on this machine",
     )
-    help = "slurm: exit after submitting the jobs (follow them with: plastibench sweep FILE --status)"
+    help = "slurm: exit after submitting the jobs (follow them: repeat the command with --status instead)"
     group.add_argument("--submit-only", action="store_true", help=help)
 
 

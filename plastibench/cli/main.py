@@ -17,7 +17,7 @@ from plastibench.utils.torchrun import is_first_process, launched_processes
 GROUPS = {
     "run experiments": {
         "run": "run one or more interventions on an env and compare them",
-        "resume": "continue an interrupted run",
+        "resume": "continue interrupted runs",
         "sweep": "run a grid of experiments from a TOML file in parallel",
         "survey": "run every intervention on one env; tabulate benefit and cost",
     },

@@ -100,8 +100,8 @@ def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, engine: 
     new = [result for job, result in done if job.seconds is not None]
     if not args.quiet and (stacked := sum(result.origin.stacked > 1 for result in new)):
         print(
-            f"plastibench: {stacked} of {len(new)} runs were updated together, with the same results as alone; "
-            "--stack off runs each in its own process",
+            f"plastibench: {stacked} of {plural(len(new), 'run')} were trained in batched updates, with the same "
+            "results as alone (--stack off: each in its own process)",
             file=sys.stderr,
         )
     for job in jobs:
@@ -122,7 +122,6 @@ def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, engine: 
 def run_and_compare(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
     """Run specs in parallel, print the table of the runs that are complete, and return the exit status."""
     from plastibench.cli.board_update import update_board
-    from plastibench.cli.plots_folder import draw_default_plot
     from plastibench.leaderboard import text as text_format
     from plastibench.leaderboard.standings import standings
     from plastibench.utils.tables import terminal_width
@@ -133,18 +132,16 @@ def run_and_compare(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:
     if found:
         print(f"\n{text_format.table(standings(found), terminal_width(args.wide))}\n")
         update_board(args.runs_dir, plots=True)
-        if not getattr(args, "no_plot", True) and (path := draw_default_plot(found, args.runs_dir)):
-            print(f"plot: {path}")
     return status
 
 
 def shares_processes(specs: Sequence[RunSpec], args: argparse.Namespace) -> bool:
     """Whether the local engine would run several of the incomplete runs in one process."""
     from plastibench.sweeps.jobs import Job
-    from plastibench.sweeps.stacking import next_group
+    from plastibench.sweeps.stacking import make_groups
 
     left = [Job(spec) for spec in _incomplete(specs, args)]
-    return args.stack == "auto" and bool(left) and len(next_group(left, 1)) > 1
+    return args.stack == "auto" and any(len(group) > 1 for group in make_groups(left, 1))
 
 
 def dry_run(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:

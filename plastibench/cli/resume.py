@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 from plastibench.cli.arguments import add_execution, add_paths
 from plastibench.cli.board_update import update_board
@@ -12,7 +14,7 @@ from plastibench.cli.plugins import import_plugins
 from plastibench.cli.reused import note_reused
 from plastibench.cli.run_names import find_run
 from plastibench.cli.specs import resolve_devices
-from plastibench.config.errors import UserError
+from plastibench.config.errors import RunError, UserError
 from plastibench.config.spec import RunSpec
 from plastibench.utils.stop_signals import stop_with_parent
 from plastibench.utils.tables import terminal_width
@@ -39,27 +41,17 @@ def execute(args: argparse.Namespace) -> int:
     specs = [_read(find_run(name, args.runs_dir), args) for name in args.ids]
     from plastibench import leaderboard
     from plastibench.results.result import Result
-    from plastibench.training.run_together import run_together
-    from plastibench.training.runner import Interrupted, run
+    from plastibench.training.runner import Interrupted
 
-    options = {"runs_dir": args.runs_dir, "data_dir": args.data_dir, "quiet": args.quiet, "threads": args.threads}
-    options |= {"command": args.for_command, "log": args.log, "videos": args.videos}
-    if len(specs) == 1:
-        try:
-            found: list[Result] = [run(specs[0], **options)]
-        except Interrupted as stopped:
-            print(f"plastibench: {stopped}; run the same command to continue", file=sys.stderr)
-            return 130
-        status = 0
-    else:
-        outcomes = run_together(specs, **options)
-        found = [outcome for outcome in outcomes if isinstance(outcome, Result)]
-        errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
-        for error in errors:
-            print(f"plastibench: {error}", file=sys.stderr)
-        if any(isinstance(error, Interrupted) for error in errors):
-            return 130
-        status = 0 if not errors else 2 if all(isinstance(error, UserError) for error in errors) else 1
+    outcomes = _run(specs, args)
+    found = [outcome for outcome in outcomes if isinstance(outcome, Result)]
+    errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+    for error in errors:
+        again = "; run the same command to continue" if isinstance(error, Interrupted) else ""
+        print(f"plastibench: {error}{again}", file=sys.stderr)
+    status = 0 if not errors else 2 if all(isinstance(error, UserError) for error in errors) else 1
+    if any(isinstance(error, Interrupted) for error in errors):
+        status = 130
     if not is_first_process():
         return status
     if found:
@@ -68,6 +60,31 @@ def execute(args: argparse.Namespace) -> int:
         note_reused([each for each in found if each.reused], len(specs), "to rerun it, delete its folder")
         update_board(args.runs_dir)
     return status
+
+
+def _run(specs: Sequence[RunSpec], args: argparse.Namespace) -> list[Any]:
+    """Run specs together if their networks can be stacked, and otherwise one by one; return results and errors."""
+    from plastibench.sweeps.stacking import stack_key
+    from plastibench.training.run_together import run_together
+    from plastibench.training.runner import Interrupted, run
+    from plastibench.utils.stop_signals import stop_requests
+
+    options = {"runs_dir": args.runs_dir, "data_dir": args.data_dir, "quiet": args.quiet, "threads": args.threads}
+    options |= {"command": args.for_command, "log": args.log, "videos": args.videos}
+    if len(specs) > 1 and len(keys := {stack_key(spec) for spec in specs}) == 1 and None not in keys:
+        return run_together(specs, **options)
+    outcomes: list[Any] = []
+    with stop_requests() as stop:
+        for spec in specs:
+            try:
+                outcomes.append(run(spec, stop=stop, **options))
+            except Interrupted as stopped:
+                return [*outcomes, stopped]
+            except (RunError, UserError) as error:
+                if len(specs) == 1:
+                    raise
+                outcomes.append(error)
+    return outcomes
 
 
 def _read(name: str, args: argparse.Namespace) -> RunSpec:

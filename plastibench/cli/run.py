@@ -88,7 +88,7 @@ def execute(args: argparse.Namespace) -> int:
     if roles is not None and not all(spec.run.roles for spec in specs):  # `none` does not keep them
         from plastibench.training.assembly import check_roles
 
-        check_roles(specs[0], roles, args.data_dir)
+        check_roles(specs[0], roles, args.data_dir, "cpu" if args.engine != "local" else None)
     if args.videos and not all((args.runs_dir / spec.id / "result.json").exists() for spec in specs):
         from plastibench.training.videos import check_rendering
 
@@ -96,6 +96,8 @@ def execute(args: argparse.Namespace) -> int:
     if len(specs) > 1 and launched_processes() == 1:
         start_importing(specs, args)
         _check_together(specs, args)
+    if launched_processes() > 1:  # all processes train each run together
+        return _run_one_by_one(specs, args)
     if args.submit_only:
         return submit(args, specs)
     slots = slots_for(specs, args) if args.engine == "local" and len(specs) > 1 else 1

@@ -66,7 +66,7 @@ def execute(args: argparse.Namespace) -> int:
     found = [result for result in there if result is not None]
     if not found:
         return 1
-    timed = [] if found[0].is_rl else [first[name] for name in names]
+    timed = [] if found[0].is_rl or args.engine != "local" else [first[name] for name in names]
     costs = survey_table.measure_costs(timed, args.data_dir, args.runs_dir / survey_table.COSTS_FILE)
     failures = _failures(specs, args.runs_dir)
     table = survey_table.table(found, costs, failures)

@@ -47,7 +47,8 @@ def short_names(runs: Sequence[Tables], *, seeds: bool = True) -> list[str]:
 def own_name(spec: RunSpec) -> str:
     """Name a single run by its intervention and the options that differ from their defaults: ``rnr·q=0.2``."""
     names = {part: getattr(spec, part)[0] for part in PARTS}
-    usual = RunSpec.make(**names, seed=spec.run.seed, device=spec.run.device)
+    required: dict[str, Any] = {f"{part}_options": spec.required_options(part) for part in PARTS}
+    usual = RunSpec.make(**names, **required, seed=spec.run.seed, device=spec.run.device)
     return short_names([tables_of(spec), tables_of(usual)], seeds=False)[0]
 
 

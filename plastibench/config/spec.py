@@ -120,6 +120,16 @@ class RunSpec:
         spec = cls.make(env, agent, intervention, quiet=True, **given, **tables.get("run", {}))
         return dataclasses.replace(spec, code=tables.get("code", {}))
 
+    def required_options(self, part: str) -> dict[str, Any]:
+        """The options of env, agent or intervention that have no default."""
+        name, values = getattr(self, part)
+        fields = options.options_of(getattr(registry, f"{part}s").declaration(name))
+        return {key: values[key] for key, field in fields.items() if field.metadata.get("required") and key in values}
+
+    def without_intervention(self) -> RunSpec:
+        """The same run with the intervention ``none``, and the schedule as it is."""
+        return dataclasses.replace(self, intervention=_complete("intervention", "none", {}, True))
+
     def to_toml(self) -> str:
         """Return the spec as TOML, with every option."""
         tables = {part: {"name": getattr(self, part)[0], **getattr(self, part)[1]} for part in PARTS}

@@ -391,7 +391,7 @@ def _check_module(network: Network, method: Intervention) -> None:
     sizes = {
         flag: sum(p.numel() for p in network.module.parameters() if p.requires_grad is flag) for flag in (True, False)
     }
-    if sizes[True] and sizes[False]:
+    if sizes[True] and sizes[False] and distributed.is_writer():
         total = sum(sizes.values())
         print(
             f"plastibench: {sizes[False]:,} of {total:,} parameters are frozen and will not be changed", file=sys.stderr

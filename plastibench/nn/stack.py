@@ -35,11 +35,12 @@ class Stackable:
     def __init__(self, network: Network, layers: Sequence[Any]) -> None:
         self.network, self.layers = network, layers
         self.key: Hashable = (tuple((type(layer), repr(layer)) for layer in layers), str(network.device))
+        self._modules = [*network.module.modules()]
         self._seen = network.rebuilds, network.optimizer
 
     def is_current(self) -> bool:
         """Whether nothing has changed since; otherwise ask :func:`stackable` again."""
-        return self._seen == (self.network.rebuilds, self.network.optimizer) and not any(map(_has_hooks, self.layers))
+        return self._seen == (self.network.rebuilds, self.network.optimizer) and not any(map(_has_hooks, self._modules))
 
 
 def stackable(network: Network) -> Stackable | None:
@@ -238,7 +239,7 @@ def _is_exact(
     device: torch.device,
     threads: int,
 ) -> bool:
-    """Whether batched products of these shapes and layouts have the bits of single ones; tried on random numbers."""
+    """Whether batched products of these shapes are bit-identical to single ones; tested once on random inputs."""
     draws = torch.Generator(device).manual_seed(0)
     a = torch.empty_strided(shape_a, stride_a, dtype=dtype, device=device).normal_(generator=draws)
     b = torch.empty_strided(shape_b, stride_b, dtype=dtype, device=device).normal_(generator=draws)

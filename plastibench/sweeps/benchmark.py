@@ -133,7 +133,7 @@ def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads:
     plain = plain_loop(trainer)
     trainer.learn()
     products = products_of(trainer.learn).replay
-    steps = [plain, trainer.learn, products]
+    steps: list[Callable[[], object]] = [plain, trainer.learn, products]
     if stack:
         seeds = [dataclasses.replace(spec, run=dataclasses.replace(spec.run, seed=seed)) for seed in range(stack)]
         together = [_started(each, data_dir, threads) for each in seeds]
@@ -204,7 +204,7 @@ def cost(spec: RunSpec, data_dir: Path, updates: int = 5, rounds: int = 12, thre
     Raises:
         UserError: The spec is not a run on a task stream.
     """
-    base = dataclasses.replace(spec, intervention=RunSpec.make(spec.env[0], spec.agent[0]).intervention)
+    base = spec.without_intervention()
     without, with_it = (_started(each, data_dir, threads) for each in (base, spec))
     ratios, seconds = [], []
     for round_number in range(rounds + 2):
@@ -277,7 +277,7 @@ def plain_loop(trainer: SupervisedTrainer) -> Callable[[], None]:
     return update
 
 
-def _seconds(trainer: SupervisedTrainer, step: Callable[[], None], updates: int) -> float:
+def _seconds(trainer: SupervisedTrainer, step: Callable[[], object], updates: int) -> float:
     _wait(trainer)
     start = time.perf_counter()
     for _ in range(updates):

@@ -108,7 +108,8 @@ def resume_words(
         extra: Further arguments of ``plastibench resume``.
     """
     words = ["resume", *(folder.name for folder in folders), "--for-command", provenance.command()]
-    words += ["--runs-dir", str(folders[0].parent), "--data-dir", str(data_dir), "--threads", str(threads)]
+    words += ["--runs-dir", str(folders[0].parent), "--data-dir", str(data_dir)]
+    words += ["--threads", str(threads)] if threads else []
     words += extra
     return words + [word for plugin in plugins for word in ("--plugin", plugin)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -10,9 +11,9 @@ from pathlib import Path
 
 from plastibench.results.run_folder import run_folder
 from plastibench.sweeps.capacity import gpu_count
-from plastibench.sweeps.jobs import Job, resume_words, startable
+from plastibench.sweeps.jobs import FAILURE_FILE, Job, resume_words, startable
 from plastibench.sweeps.run_process import RunProcess
-from plastibench.sweeps.stacking import next_group
+from plastibench.sweeps.stacking import make_groups
 from plastibench.utils.machine import cores
 from plastibench.utils.runtime import GPU_SHARE
 
@@ -53,6 +54,9 @@ class LocalEngine:
 
     def run(self, jobs: Sequence[Job], *, stop: Sequence[int], on_poll: Callable[[], None]) -> None:
         """Run all waiting jobs; see :class:`plastibench.sweeps.engine.Engine`."""
+        groups = make_groups([job for job in jobs if job.state == "waiting"], self.slots) if self._stack else []
+        groups = groups or [[job] for job in jobs]
+        self._groups = {job.spec.id: number for number, group in enumerate(groups) for job in group}
         running: list[RunProcess] = []
         try:
             while running or any(job.state == "waiting" for job in jobs):
@@ -72,11 +76,16 @@ class LocalEngine:
                 process.ask_to_stop()
 
     def _start(self, ready: Sequence[Job], running: Sequence[RunProcess]) -> RunProcess:
-        """Start the first of the jobs that are ready, and those that can be stacked with it."""
-        group = next_group(ready, self.slots - len(running)) if self._stack else [ready[0]]
+        """Start the first of the jobs that are ready, and those of its group."""
+        mine = self._groups[ready[0].spec.id]
+        together = [job for job in ready if self._groups[job.spec.id] == mine and not job.alone]
+        group = ready[:1] if ready[0].alone else together
         gpu, variables = _assign_gpu(group[0], [process.gpu for process in running], self.slots)
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // self.slots)))
         folders = [run_folder(job.spec, self.runs_dir) for job in group]
+        for folder in folders:  # the reason of an earlier failure
+            with contextlib.suppress(OSError):
+                (folder / FAILURE_FILE).unlink(missing_ok=True)
         words = resume_words(folders, self._data_dir, self._plugins, self._threads, self._extra)
         return RunProcess(group, words, {"OMP_NUM_THREADS": threads, **variables}, gpu)
 

@@ -202,7 +202,7 @@ def _measure(spec: RunSpec, data_dir: Path, threads: int) -> _Setting:
     check_options(planned, env, as_planned)
     try:
         choose_threads(agent, threads)
-        plain = replace(spec, intervention=RunSpec.make(spec.env[0], spec.agent[0]).intervention)
+        plain = spec.without_intervention()
         with MemoryGuard("the replay buffer", copies=1):
             trainer = make_trainer(plain, env, agent)
         return _calibrate(spec, trainer, agent)

@@ -28,6 +28,7 @@ from plastibench.utils.stop_signals import SIGNALS
 STOPPED = (130, *(-number for number in SIGNALS))  # exit statuses of a run that a signal has stopped
 _POLL_SECONDS = 0.2
 _LINES_KEPT = 20  # of the output of a run, for failure.txt
+_TRACKERS = ("WANDB_", "MLFLOW_", "TRACKIO_")  # environment variables that configure trackers
 _PIPE_SECONDS = 5.0  # how long to read the output of a process that has ended; its children may keep the pipe open
 
 
@@ -122,6 +123,7 @@ def make_run(
     folder = run_folder(job.spec, runs_dir.absolute())
     words = resume_words([folder], data_dir.absolute(), paths, threads, extra)
     variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cpus))}  # Ray and Slurm set it themselves
+    variables |= {name: value for name, value in os.environ.items() if name.startswith(_TRACKERS)}
     return kind(folder, words, variables, Path.cwd())
 
 

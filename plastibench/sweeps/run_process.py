@@ -1,8 +1,8 @@
 """The process of a run, or of several small runs, forked from a server that has imported PyTorch and plastibench.
 
 Most of the time of a short run is spent on imports. The server (``forkserver`` of the standard library) imports
-everything once and then forks a process per run in milliseconds. Each run still has its own process: a crash, exhausted
-memory or changed global state does not affect other runs, and the memory is freed when the run ends.
+everything once and then forks a process in milliseconds. Each run, or each stack of small runs, has its own process: a
+crash, exhausted memory or changed global state does not affect other runs, and the memory is freed at the end.
 """
 
 from __future__ import annotations

@@ -134,8 +134,7 @@ class SlurmEngine:
         found: list[str] = []
         for on_gpu in (False, True):
             alike = [job for job in new if job.spec.run.device.startswith("cuda") is on_gpu]
-            if on_gpu and alike:
-                self._executor.update_parameters(gpus_per_node=self._gpus)
+            self._executor.update_parameters(gpus_per_node=self._gpus if on_gpu else None)
             for first in range(0, len(alike), _LARGEST_ARRAY):
                 found += self._submit_array(alike[first : first + _LARGEST_ARRAY])
         return found

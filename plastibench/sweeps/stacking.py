@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 from plastibench.config.spec import RunSpec
 from plastibench.sweeps.jobs import Job
 
-_SMALLEST, _LARGEST = 4, 32  # runs in a stack: fewer save little time, and more hardly save any further time
+_SMALLEST, _LARGEST = 4, 16  # runs in a stack: fewer save little time; more save little more, and need memory
 
 
 def stack_key(spec: RunSpec) -> Hashable | None:
@@ -19,16 +19,20 @@ def stack_key(spec: RunSpec) -> Hashable | None:
     return spec.env[0], spec.agent[0], agent.precision, spec.run.deterministic
 
 
-def next_group(waiting: Sequence[Job], free: int) -> list[Job]:
-    """The jobs that the next process runs: the first one, and its share of those that can be stacked with it.
+def make_groups(jobs: Sequence[Job], slots: int) -> list[list[Job]]:
+    """Divide jobs into groups that share a process: those that can be stacked evenly, and each of the others alone.
 
     Args:
-        waiting: The jobs that can start, at least one.
-        free: Number of processes that can start.
+        jobs: The jobs.
+        slots: Number of processes at a time.
     """
-    first, key = waiting[0], None if waiting[0].alone else stack_key(waiting[0].spec)
-    if key is None:
-        return [first]
-    alike = [job for job in waiting if not job.alone and stack_key(job.spec) == key]
-    size = min(_LARGEST, math.ceil(len(alike) / max(1, free)))
-    return alike[:size] if size >= _SMALLEST else [first]
+    alike: dict[Hashable, list[Job]] = {}
+    for number, job in enumerate(jobs):
+        key = stack_key(job.spec)
+        alike.setdefault(("alone", number) if key is None else key, []).append(job)
+    groups = []
+    for same in alike.values():
+        size = min(_LARGEST, math.ceil(len(same) / slots))
+        size = size if size >= _SMALLEST else 1
+        groups += [same[first : first + size] for first in range(0, len(same), size)]
+    return groups

@@ -85,13 +85,13 @@ def choose_threads(agent: Any, threads: int) -> None:
         torch.set_num_threads(threads or 1)
 
 
-def check_roles(spec: RunSpec, roles: Any, data_dir: str | Path) -> None:
+def check_roles(spec: RunSpec, roles: Any, data_dir: str | Path, device: str | None = None) -> None:
     """Check that the agent of a run has networks with given roles. A spec whose intervention is ``none`` has no roles.
 
     Raises:
         UserError: There is no such network, or the run cannot start.
     """
-    device, given = resolve_device(spec.run.device), build(RunOptions, {"roles": roles}, "run").roles
+    device, given = device or resolve_device(spec.run.device), build(RunOptions, {"roles": roles}, "run").roles
     spec = dataclasses.replace(spec, run=dataclasses.replace(spec.run, device=device, roles=given))
     env = spec.create("env").make(data_dir)
     check_options(spec, env, build_agent(spec, env))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from plastibench.config.errors import RunError, UserError
 from plastibench.config.spec import RunSpec
@@ -27,10 +28,10 @@ def run_together(
     stop: list[int] | None = None,
     **options: Any,
 ) -> list[Outcome]:
-    """Run specs to their ends side by side. Each has its own folder and ends with the result that it has by itself.
+    """Train several specs in one process. Each has its own folder, and its result is bit-identical to a separate run.
 
     Args:
-        specs: What to run: classifiers on task streams, on the CPU.
+        specs: What to run. Networks that cannot be stacked run one by one, after the others.
         runs_dir: Folder that contains the run folders.
         data_dir: Folder of datasets.
         stop: All runs checkpoint and stop once this list is not empty; by default SIGINT and SIGTERM fill it.
@@ -39,16 +40,22 @@ def run_together(
     Returns:
         The result of each run, or the error that :func:`~plastibench.training.runner.run` would have raised.
     """
+    threads_before = torch.get_num_threads()
     with stop_requests() if stop is None else contextlib.nullcontext(stop) as stop_list:
         paths = {"runs_dir": runs_dir, "data_dir": data_dir}
         members = [_Member(spec, {**paths, **options, "stop": stop_list}) for spec in specs]
         try:
-            _train([member for member in members if member.outcome is None])
+            waiting = [member for member in members if member.outcome is None and member.can_share]
+            if waiting:
+                threads = waiting[0].threads
+                torch.set_num_threads(threads)
+                _train([member for member in waiting if member.threads == threads])
         finally:
             for member in members:
                 member.leave()
+            torch.set_num_threads(threads_before)
         for member in members:
-            if member.outcome is None:  # an update failed, which stops the whole stack; the others go on without it
+            if member.outcome is None:  # it cannot share the process, or an update failed, which stops the whole stack
                 member.run_alone()
     return [member.outcome for member in members if member.outcome is not None]
 
@@ -62,6 +69,7 @@ class _Member:
         self._context = open_run(spec, **options)
         self._inside = False
         self.run: OpenRun
+        self.threads = 0
         try:
             opened = self._context.__enter__()
         except (RunError, UserError) as error:
@@ -71,8 +79,14 @@ class _Member:
         if isinstance(opened, Result):
             self.outcome = opened
         else:
-            self.run = opened
-            self.attempt(opened.begin)
+            self.run, self.threads = opened, torch.get_num_threads()  # opening a run has chosen the number
+            if self.can_share:
+                self.attempt(opened.begin)
+
+    @property
+    def can_share(self) -> bool:
+        """Whether the run is independent of others in its process: other networks may draw dropout masks."""
+        return bool(getattr(self.run.agent.config, "stackable", False))
 
     @property
     def trainer(self) -> SupervisedTrainer:
@@ -102,6 +116,8 @@ class _Member:
         """Close the files and unlock the folder."""
         if self._inside:
             self._inside = False
+            if self.outcome is None:
+                self.run.continues = True
             self._context.__exit__(None, None, None)
 
     def run_alone(self) -> None:
@@ -115,17 +131,14 @@ class _Member:
 def _train(members: Sequence[_Member]) -> None:
     """Train all members to their ends. If an update fails, the members that have not ended keep no outcome."""
     stack = TrainerStack()
-    for member in members:
-        member.run.stacked = max(member.run.stacked, len(members))
     while members:
-        start = time.process_time()
         try:
-            stack.learn([member.trainer for member in members])
+            updates = stack.learn([member.trainer for member in members])
         except Exception:  # of one of them, which fails again when it runs alone
             return
-        share = (time.process_time() - start) / len(members)
-        for member in members:
-            member.run.add_cpu(share)
+        for member, update in zip(members, updates, strict=True):
+            member.run.add_cpu(update.cpu_seconds)
+            member.run.stacked = max(member.run.stacked, update.together)
             member.attempt(member.after_update)
             if member.outcome is not None:
                 member.leave()

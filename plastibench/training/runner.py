@@ -265,6 +265,7 @@ class OpenRun:
         # Of begin() and advance(); not counted if several processes share the work and repeat parts of it.
         self.cpu_seconds: float | None = 0.0 if distributed.world_size() == 1 else None
         self.stacked = 1  # runs that were updated together with this one, itself included
+        self.continues = False  # whether the run goes on after it is closed
         with MemoryGuard("the replay buffer", copies=1):
             self.trainer = make_trainer(spec, env, agent, folder=folder)
         covered = self._restore()
@@ -325,12 +326,12 @@ class OpenRun:
             self.cpu_seconds += seconds
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files and trackers."""
         self.progress.close()
         if self.recorder is not None:
             self.recorder.close()
         if self.tracking is not None:
-            self.tracking.close("stopped" if self.stop else "failed")
+            self.tracking.close("stopped" if self.stop or self.continues else "failed")
         self.trainer.close()
 
     def finish(self) -> Result:
@@ -411,6 +412,7 @@ class OpenRun:
                 "trainer": self.trainer.state_dict(),
                 "data": self.trainer.data,
                 "sessions": self.sessions,
+                "stacked": self.stacked,
                 **generators[0],
                 "other-processes": generators[1:],
             }
@@ -443,6 +445,7 @@ class OpenRun:
             if self.cpu_seconds is not None:
                 self.cpu_seconds = state.get("cpu-seconds")  # older checkpoints lack it
             self.sessions = [dict(session) for session in state.get("sessions", [])]
+            self.stacked = state.get("stacked", 1)
             self._keep_threads()
             others, rank = state.get("other-processes", []), distributed.rank()
             if rank > len(others):  # the run had fewer processes

@@ -141,7 +141,7 @@ class SupervisedTrainer(Trainer):
         return indices
 
     def count_update(self, samples: int) -> None:
-        """Count an update of the agent that was made outside of :meth:`learn`, on a batch of so many samples."""
+        """Count an update that was made outside :meth:`learn`, on a batch of ``samples`` samples."""
         self.learner.updates += 1
         self._count(samples)
 

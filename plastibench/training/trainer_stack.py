@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -12,26 +15,40 @@ from plastibench.training.supervised import SupervisedTrainer
 _Item = tuple[SupervisedTrainer, StackableClassifier, Tensor]  # and the indices of its batch
 
 
+class Update(NamedTuple):
+    """An update of a trainer: how many were updated together, and its share of their CPU time."""
+
+    together: int
+    cpu_seconds: float
+
+
 class TrainerStack:
-    """Makes the updates of several trainers, together where their agents and batches have the same shapes.
+    """Updates several trainers; those with the same shapes share one batched pass.
 
     Each trainer keeps its own data, order and position, and learns the same as by itself.
     """
 
     def __init__(self) -> None:
-        self._members: dict[SupervisedTrainer, StackableClassifier | None] = {}
+        self._members: WeakKeyDictionary[SupervisedTrainer, StackableClassifier | None] = WeakKeyDictionary()
 
-    def learn(self, trainers: Sequence[SupervisedTrainer]) -> None:
-        """Make one update of every trainer."""
+    def learn(self, trainers: Sequence[SupervisedTrainer]) -> list[Update]:
+        """Make one update of every trainer, and return what each of them took."""
         groups: dict[Hashable, list[_Item]] = {}
+        updates: dict[SupervisedTrainer, Update] = {}
         for trainer in trainers:
             if (member := self._member(trainer)) is None:
+                start = time.process_time()
                 trainer.learn()
+                updates[trainer] = Update(1, time.process_time() - start)
                 continue
             indices = trainer.draw_indices()
             groups.setdefault((member.key, len(indices)), []).append((trainer, member, indices))
         for group in groups.values():
+            start = time.process_time()
             _learn_together(group)
+            each = Update(len(group), (time.process_time() - start) / len(group))
+            updates.update((trainer, each) for trainer, _, _ in group)
+        return [updates[trainer] for trainer in trainers]
 
     def _member(self, trainer: SupervisedTrainer) -> StackableClassifier | None:
         member = self._members.get(trainer)

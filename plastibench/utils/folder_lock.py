@@ -99,7 +99,7 @@ def wait_for_lock(folder: Path, seconds: float = 60.0) -> Iterator[None]:
     """Create the folder if needed and lock it inside the block; wait for the process that holds the lock.
 
     Raises:
-        RunError: The folder cannot be written, or stays locked for more than a few seconds.
+        RunError: The folder cannot be written, or stays locked for longer than ``seconds``.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

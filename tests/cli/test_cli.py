@@ -17,7 +17,9 @@ from plastibench.config import registry
 from plastibench.config.options import flag_name, options_of
 from plastibench.config.spec import RunOptions
 from plastibench.results.files import write_result
+from plastibench.sweeps.jobs import prepare
 from plastibench.training import runner
+from tests.support.runs import assert_same_run, go
 
 Say = Callable[..., Any]
 TINY = ["--env.epochs", "2", "--env.train-size", "40", "--env.stop-after", "3"]
@@ -461,6 +463,22 @@ def test_a_damaged_checkpoint_is_reported_in_one_line(say: Say, runs: Path) -> N
     (folder / "result.json").unlink()
     (folder / "checkpoint.pt").write_bytes(b"half a checkp")
     assert "checkpoint.pt cannot be read" in error_line(say(*RUN, "--runs-dir", runs, "--quiet"), 2)
+
+
+@pytest.mark.parametrize("agent", ["mlp", "vit-nano"])
+def test_resume_several_runs(tiny: Any, say: Say, runs: Path, agent: str) -> None:
+    """Networks that can be stacked run together, and others one after the other; both as each of them alone."""
+    options = {} if agent == "mlp" else {"dropout": 0.2, "dim": 16, "depth": 1}
+    specs = [tiny(env="relabel-digits", agent=agent, agent_options=options, seed=seed) for seed in range(2)]
+    prepare(specs, runs)
+    done = say("resume", *(spec.id for spec in specs), "--runs-dir", runs, "--threads", "1")
+    assert done.status == 0 and "none" in done.out
+    for spec in specs:
+        assert json.loads((runs / spec.id / "result.json").read_text())["origin"].get("stacked", 1) == (
+            2 if agent == "mlp" else 1
+        )
+        go(spec, runs / "alone")
+        assert_same_run(runs / spec.id, runs / "alone" / spec.id)
 
 
 def test_resume_refuses_a_renamed_folder(say: Say, runs: Path) -> None:

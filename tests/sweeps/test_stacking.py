@@ -12,7 +12,7 @@ import pytest
 from plastibench.config.spec import RunSpec
 from plastibench.sweeps.jobs import Job
 from plastibench.sweeps.local_engine import LocalEngine
-from plastibench.sweeps.stacking import next_group, stack_key
+from plastibench.sweeps.stacking import make_groups, stack_key
 from plastibench.training.failure import FAILURE_FILE
 from tests.support.runs import assert_same_run, go
 
@@ -33,22 +33,21 @@ def jobs(count: int, agent: str = "mlp", env: str = "relabel-digits", **options:
     return [Job(RunSpec.make(env, agent, seed=seed, device="cpu", **options)) for seed in range(count)]
 
 
-def test_groups_share_the_free_processes() -> None:
+def sizes(jobs: list[Job], slots: int) -> list[int]:
+    return [len(group) for group in make_groups(jobs, slots)]
+
+
+def test_groups_are_divided_among_the_processes() -> None:
     waiting = jobs(12)
-    first = next_group(waiting, 2)
-    assert first == waiting[:6] and next_group(waiting[6:], 1) == waiting[6:]
-    assert len(next_group(jobs(100), 1)) == 32
-    assert len(next_group(jobs(7), 2)) == 4 and len(next_group(jobs(3), 1)) == 1
-    assert len(next_group(jobs(12), 6)) == 1, "a stack of two is not worth it"
+    assert make_groups(waiting, 2) == [waiting[:6], waiting[6:]]
+    assert sizes(jobs(40), 1) == [16, 16, 8] and sizes(jobs(7), 2) == [4, 3]
+    assert sizes(jobs(3), 1) == [1, 1, 1], "a stack of three is not worth it"
+    assert sizes(jobs(12), 4) == [1] * 12
 
 
 def test_only_runs_of_one_kind_share_a_process() -> None:
-    mixed = [*jobs(4), *jobs(4, env="permuted-digits"), *jobs(4, agent="vit-nano")]
-    assert next_group(mixed, 1) == mixed[:4]
-    assert next_group(mixed[4:], 1) == mixed[4:8]
-    assert next_group(mixed[8:], 1) == mixed[8:9]
-    mixed[1].alone = True
-    assert next_group(mixed[1:], 1) == mixed[1:2] and mixed[1] not in next_group([mixed[0], *jobs(4)], 1)
+    mixed = [*jobs(4), *jobs(4, env="permuted-digits"), *jobs(2, agent="vit-nano")]
+    assert make_groups(mixed, 1) == [mixed[:4], mixed[4:8], mixed[8:9], mixed[9:]]
 
 
 @pytest.mark.parametrize("options", [{"compile": "default"}, {"precision": "bfloat16"}])
@@ -64,11 +63,11 @@ def test_command_stacks_by_itself(say: Callable[..., Any], tmp_path: Path) -> No
     )
     words += " --device cpu --jobs 1 --no-plot"
     said = say(*words.split(), "--runs-dir", tmp_path / "stacked")
-    assert said.status == 0 and "4 of 4 runs were updated together" in said.err and "none" in said.out
+    assert said.status == 0 and "4 of 4 runs were trained in batched updates" in said.err and "none" in said.out
     for result in (tmp_path / "stacked").glob("*/result.json"):
         assert json.loads(result.read_text())["origin"]["stacked"] == 4
     said = say(*words.split(), "--stack", "off", "--runs-dir", tmp_path / "single")
-    assert said.status == 0 and "together" not in said.err
+    assert said.status == 0 and "batched updates" not in said.err
     for folder in (tmp_path / "single").glob("relabel*"):
         assert_same_run(folder, tmp_path / "stacked" / folder.name)
 

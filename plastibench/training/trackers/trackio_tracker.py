@@ -57,4 +57,4 @@ class TrackioTracker:
     def close(self, status: Status) -> None:
         """Wait until everything is sent."""
         with contextlib.redirect_stdout(io.StringIO()):
-            trackio.finish()
+            self._run.finish()
