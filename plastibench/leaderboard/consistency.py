@@ -214,8 +214,8 @@ def _interventions(result: Result, due: Sequence[tuple[int, int]]) -> Iterator[s
         found = [(record.task, record.update) for record in result.interventions if record.role == role]
         if found != expected:
             yield (
-                f"interventions has {plural(len(found), 'record')} of the {role}, not those of the schedule, which gives "
-                f"{len(expected)}"
+                f"interventions has {plural(len(found), 'record')} of the {role}, not those of the schedule, which "
+                f"gives {len(expected)}"
             )
 
 
