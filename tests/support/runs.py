@@ -76,12 +76,12 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, call: int, owner: type = Classifie
     calls = [0]
     original = getattr(owner, name)
 
-    def counted(self: Any, *arguments: Any) -> None:
+    def counted(self: Any, *arguments: Any) -> Any:
         calls[0] += 1
         if calls[0] == call:
             monkeypatch.setattr(owner, name, original)
             raise Stopped
-        original(self, *arguments)
+        return original(self, *arguments)
 
     monkeypatch.setattr(owner, name, counted)
 
