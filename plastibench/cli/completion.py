@@ -94,7 +94,7 @@ def _values(action: argparse.Action) -> Iterable[str]:
         return [str(choice) for choice in action.choices]
     if action.dest in REGISTRIES:
         return REGISTRIES[action.dest].all()
-    if action.dest == "id":  # of a run
+    if action.dest == "ids":  # of a run
         return [path.parent.name for path in DEFAULT_RUNS_DIR.glob("*/spec.toml")]
     if action.dest == "file":  # of a sweep
         folder = Path(__file__).parents[1] / "sweeps"

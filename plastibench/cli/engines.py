@@ -14,6 +14,7 @@ from plastibench.cli.parser import CommandParser
 from plastibench.cli.specs import resolve_devices
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
+from plastibench.utils.wording import plural
 
 if TYPE_CHECKING:
     from plastibench.sweeps.engine import Engine
@@ -205,7 +206,7 @@ def submit(args: argparse.Namespace, specs: Sequence[RunSpec]) -> int:
     arrays = ", ".join(dict.fromkeys(name.partition("_")[0] for name in ids))
     complete = sum(job.state == "complete" for job in jobs)
     already = len(jobs) - len(ids) - complete
-    parts = [f"submitted {len(ids)} of {len(jobs)} runs" + (f" as Slurm job {arrays}" if ids else "")]
+    parts = [f"submitted {len(ids)} of {plural(len(jobs), 'run')}" + (f" as Slurm job {arrays}" if ids else "")]
     parts += [f"{count} {what}" for count, what in ((complete, "complete"), (already, "already queued")) if count]
     print("; ".join(parts))
     flag = f"--runs-dir {args.runs_dir}"

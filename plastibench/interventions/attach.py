@@ -394,7 +394,8 @@ def _check_module(network: Network, method: Intervention) -> None:
     if sizes[True] and sizes[False] and distributed.is_writer():
         total = sum(sizes.values())
         print(
-            f"plastibench: {sizes[False]:,} of {total:,} parameters are frozen and will not be changed", file=sys.stderr
+            f"plastibench: {sizes[False]:,} of {plural(total, 'parameter')} are frozen and will not be changed",
+            file=sys.stderr,
         )
     if skipped := describe(network.module, always=not only_intervenes(method)):
         print(f"plastibench: {skipped}", file=sys.stderr)

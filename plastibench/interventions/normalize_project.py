@@ -75,7 +75,7 @@ class NormalizeAndProject(Intervention):
         names = [name for name in self._norms if name in parameters]
         weights: list[Tensor] = [parameters[name] for name in names]
         for name, weight in zip(names, weights, strict=True):
-            if weight.shape != self._shapes[name]:  # replaced by a layer of another size
+            if weight.shape != self._shapes.get(name, weight.shape):  # replaced by a layer of another size
                 self._norms[name], self._shapes[name] = weight.norm(), weight.shape
         if not names:
             return

@@ -95,7 +95,8 @@ class NetworkStack:
                 parameter.grad = part  # a view: what penalties and clipping change below is the same memory
         for index, network in enumerate(self.networks):
             for hook in network.attached:
-                if hook.has_penalty and (penalty := hook.penalty_for(batch_of(index))) is not None:
+                penalty = hook.penalty_for(batch_of(index)) if hook.has_penalty else None
+                if isinstance(penalty, Tensor) and penalty.requires_grad:  # it may be a constant
                     penalty.backward(inputs=[*network.module.parameters()])
         parts = [torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients]
         norms = torch.linalg.vector_norm(torch.stack(parts, 1), dim=1)

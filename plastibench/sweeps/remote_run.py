@@ -105,7 +105,7 @@ def make_run(
     plugins: Sequence[str],
     threads: int,
     cpus: int,
-    extra: Sequence[str],
+    extra: Sequence[str] = (),
 ) -> RemoteRun:
     """Make the run of a job, with paths that are valid in every working directory.
 

@@ -43,8 +43,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
         _lock(file, folder)
         with contextlib.suppress(OSError):  # information for users; a full disk must not prevent the run
             file.truncate(0)
-            file.write(f"{socket.gethostname()} {os.getpid()}\n")
-            file.flush()
+            os.write(
+                file.fileno(), f"{socket.gethostname()} {os.getpid()}\n".encode()
+            )  # a buffer would fail again later
             os.fsync(file.fileno())  # NFS would keep it on this machine until the file is closed
         yield
 

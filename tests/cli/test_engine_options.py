@@ -52,7 +52,7 @@ def sweep(tmp_path: Path) -> Path:
         ("--engine slurm --time 1:00", "expected minutes"),
         ("--engine slurm --slurm a:b", "expected KEY=VALUE"),
         ("--engine slurm --slurm cluster=moon", "expected slurm or local"),
-        ("--engine moon", "invalid choice"),
+        ("--engine moon", "unknown 'moon'"),
         ("--engine ray --memory 0", "not a positive number"),
     ],
 )
@@ -121,6 +121,7 @@ def test_on_a_cluster_gpus_decide_the_device() -> None:
     assert [each.run.device for each in resolve_devices_for(args, [spec, on_gpu])] == ["cuda", "cuda"]
 
 
+@pytest.mark.slow
 def test_status_shows_every_run_without_changing_a_file(say: Callable[..., Any], sweep: Path, tmp_path: Path) -> None:
     said = say("sweep", sweep, "--status", "--runs-dir", tmp_path / "r")
     assert said.status == 0 and "0 of 2 complete" in said.out and not (tmp_path / "r").exists()

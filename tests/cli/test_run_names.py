@@ -48,4 +48,4 @@ def test_results_of_other_data_are_not_averaged(tmp_path: Path, say: Any) -> Non
     write(1)
     second = say(*command, "--seed", "0,1")
     assert second.status == 0 and "other data" in second.err
-    assert "leaves out 1 results of other data" in second.err and "±" not in second.out
+    assert "leaves out 1 result of other data" in second.err and "±" not in second.out

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from plastibench.config.short_names import short_names, tables_of
+from plastibench.config.short_names import own_name, short_names, tables_of
 from plastibench.config.spec import RunSpec
 
 
@@ -44,3 +44,11 @@ def test_names_are_unique_unless_seeds_are_left_out() -> None:
     assert names(spec(), spec(seed=1), seeds=False) == ["none", "none"]
     close = names(spec(lr=0.1234567), spec(lr=0.12345671))
     assert len(set(close)) == 2
+
+
+def test_a_single_run_is_named_by_what_is_not_default() -> None:
+    assert own_name(spec("rnr", quantile=0.2, seed=3)) == "rnr·q=0.2"
+    model = RunSpec.make("cl-digits", "timm", agent_options={"model": "resnet18"})  # an option without a default
+    assert own_name(model) == "none"
+    gym = RunSpec.make("gym", "dqn-mlp", "redo", env_options={"id": "CartPole-v1", "steps": 20_000}, every=100)
+    assert own_name(gym).startswith("redo·") and "steps=20000" in own_name(gym)

@@ -512,8 +512,8 @@ def test_unpacked_mnist_is_read_and_checked(mnist_archives: Path, data_dir: Path
 @pytest.mark.parametrize(
     ("file", "position", "value", "message"),
     [
-        ("train-labels-idx1-ubyte", 8, 200, "mnist: a training image has label 200, but there are 10 classes"),
-        ("t10k-labels-idx1-ubyte", 9, 10, "mnist: a test image has label 10, but there are 10 classes"),
+        ("train-labels-idx1-ubyte", 8, 200, "mnist: a training image has label 200, but labels are 0 to 9"),
+        ("t10k-labels-idx1-ubyte", 9, 10, "mnist: a test image has label 10, but labels are 0 to 9"),
         ("train-images-idx3-ubyte", 2, 99, "is incomplete or damaged"),  # the code of an unknown type
         ("train-images-idx3-ubyte", 3, 200, "is incomplete or damaged"),  # the number of dimensions
         ("train-images-idx3-ubyte", 8, 255, "is incomplete or damaged"),  # a size

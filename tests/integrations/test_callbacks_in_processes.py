@@ -120,6 +120,7 @@ def train_all(folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     alone = train_all(tmp_path / "one")
     for found in together(train_all, tmp_path / "two", folder=tmp_path / "group"):

@@ -352,7 +352,7 @@ def test_wrapped_models_are_reinitialized_by_their_layers_or_a_builder(
         assert networks.changed(before, network) - {"inner.classifier.bias"} == {"inner.classifier.weight"}
         said = capsys.readouterr().err
         assert ("pass fresh= instead" in said) == (fresh is None)
-        assert "frozen, and not changed: " in said
+        assert "are frozen and will not be changed" in said
 
 
 def test_a_builder_that_fails_is_refused_at_the_start(trainer: Callable[..., Any]) -> None:

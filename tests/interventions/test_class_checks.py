@@ -119,7 +119,7 @@ def test_sound_methods_are_accepted() -> None:
 
 def test_every_hook_of_the_interface_is_known() -> None:
     public = {name for name in vars(pb.Intervention) if not name.startswith("_")}
-    assert public == {*HOOKS, "wrapped", "state_dict", "load_state_dict"}
+    assert public == {*HOOKS, "wrapped", "state_dict", "load_state_dict", "grows"}
 
 
 @pytest.mark.parametrize("returned", [None, 3, {"parameters": 1}])

@@ -43,7 +43,7 @@ def test_a_builder_that_does_not_build_a_new_module_is_refused(name: str) -> Non
             lambda: shared,
             lambda: nn.Sequential(module[0], build()[1]),
         ],
-        r"lacks 1.bias \(1 names differ\)": [without_bias],
+        r"lacks 1.bias \(1 name differs\)": [without_bias],
         r"lacks 0.0.weight and it has an additional 0.weight": [
             lambda: nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
         ],

@@ -108,6 +108,17 @@ def test_hooks_of_each_network() -> None:
     check(lambda seed: network(seed, fused=True, clip=0.0), lambda made: Attached(Busy(), made))
 
 
+class Constant(Intervention):
+    """A penalty that depends on no parameter."""
+
+    def penalty(self, network: Network, batch: TensorDictBase) -> Tensor:
+        return torch.ones(())
+
+
+def test_constant_penalty() -> None:
+    check(lambda seed: network(seed, fused=True), lambda made: Attached(Constant(), made))
+
+
 def test_only_the_networks_with_a_hook_see_it() -> None:
     plain, hooked = network(0, fused=True), network(0, fused=True)
     Attached(Busy(), hooked)

@@ -219,6 +219,7 @@ def wait_for(file: Path) -> str:
     return file.read_text()
 
 
+@pytest.mark.slow
 def test_a_requeued_slurm_job_continues_and_its_failure_is_recorded(tmp_path: Path, stub: Path) -> None:
     submitit = pytest.importorskip("submitit")
     from plastibench.sweeps.slurm_engine import SlurmRun

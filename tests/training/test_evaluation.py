@@ -124,7 +124,7 @@ def test_long_evaluations_show_progress(monkeypatch: pytest.MonkeyPatch) -> None
     trainer = make_trainer(spec, env, spec.create("agent").build(env, 0, torch.device("cpu")), log)
     trainer.begin()
     trainer.close()
-    assert log.lines[0] == ("step 0", "evaluating: 0/2 episodes, step 5")
+    assert log.lines[0] == ("step 0", "evaluating: 0 of 2 episodes, step 5")
 
 
 def test_the_time_of_evaluations_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

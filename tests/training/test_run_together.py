@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from plastibench.agents import classifier_stack
+from plastibench.agents.classifier import Classifier
+from plastibench.agents.classifier_stack import stackable_classifier
 from plastibench.config.errors import RunError, UserError
 from plastibench.config.registry import interventions
 from plastibench.config.spec import RunSpec
@@ -141,6 +144,30 @@ def test_an_error_inside_an_update(small: Make, tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "together" / specs[1].id / "failure.txt").exists()
     assert all(isinstance(outcomes[number], Result) for number in (0, 2))
     assert_as_alone([specs[0], specs[2]], tmp_path / "together", tmp_path)
+
+
+class OwnClassifier(Classifier):
+    """A classifier whose update is its own."""
+
+
+def test_other_agents_and_hooks_on_a_chain_are_not_stacked(small: Make) -> None:
+    spec = small()
+    env = spec.create("env").make()
+    agent = Classifier(spec.create("agent"), env, 0, torch.device("cpu"))
+    found = stackable_classifier(agent)
+    assert found is not None and found.is_current()
+    agent.networks["classifier"].module.register_forward_hook(lambda *_: None)
+    assert not found.is_current() and stackable_classifier(agent) is None
+    assert stackable_classifier(OwnClassifier(spec.create("agent"), env, 0, torch.device("cpu"))) is None
+
+
+def test_networks_that_cannot_be_stacked_run_alone(tiny: Make, tmp_path: Path) -> None:
+    """Dropout masks come from one generator of the process, so such runs must not take turns."""
+    options = {"dropout": 0.2, "dim": 16, "depth": 1}
+    specs = [tiny(env="relabel-digits", agent="vit-nano", agent_options=options, seed=seed) for seed in range(2)]
+    results = together(specs, tmp_path / "together")
+    assert all(result.origin.stacked == 1 for result in results)
+    assert_as_alone(specs, tmp_path / "together", tmp_path)
 
 
 def test_invalid_and_complete_runs(small: Make, tmp_path: Path) -> None:

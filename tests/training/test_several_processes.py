@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from plastibench.cli.main import main
 from plastibench.config.errors import RunError, UserError
 from plastibench.config.spec import RunSpec
 from plastibench.nn.agreement import check_equal
@@ -172,6 +173,19 @@ def test_runs_resume_with_another_number_of_processes(tmp_path: Path) -> None:
     assert not list((tmp_path / "complete").rglob("failure.txt"))
 
 
+def run_command(words: list[str]) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    return int(ended.value.code or 0)
+
+
+def test_a_command_with_several_runs(tmp_path: Path) -> None:
+    words = "run relabel-digits --agent mlp --agent.width 8 --intervention none,reset --env.tasks 2 --env.epochs 1"
+    words += f" --env.train-size 40 --device cpu --quiet --no-plot --runs-dir {tmp_path / 'runs'}"
+    assert together(run_command, words.split(), folder=tmp_path / "group") == [0, 0]
+    assert len([*(tmp_path / "runs").glob("*/result.json")]) == 2
+
+
 def read_metrics(folder: Path) -> list[list[str]]:
     """The columns of ``metrics.csv`` that say what was recorded when."""
     (path,) = folder.glob("*/metrics.csv")
@@ -216,7 +230,7 @@ def test_mistakes_are_reported_in_one_line_by_every_process(tmp_path: Path) -> N
     first, second = together(wrong_uses, tmp_path, folder=tmp_path / "group")
     assert first == second
     rl, norms, device, weights, decision, other = first
-    assert rl == "UserError: rl-cartpole trains in one process, not in 2; start it without torchrun"
+    assert rl.startswith("UserError: rl-cartpole trains in one process, not in 2; start it without torchrun")
     assert norms.startswith("UserError: resnet18 has BatchNorm (bn1), whose statistics would differ")
     assert device == "UserError: --device cuda:1 is one device for 2 processes; use --device cuda"
     assert weights.startswith("RunError: the weights of the classifier differ between processes")

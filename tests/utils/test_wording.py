@@ -16,7 +16,17 @@ NOUNS = (
     *("output", "value", "group", "unit", "file", "transition", "row", "classe", "label", "measurement", "scale"),
 )
 COUNTED = re.compile(rf" (more )?({'|'.join(NOUNS)})s\b")
-NEVER_ONE = {"split", "missing", "limit", "MAX_STEPS", "most", "count", "self._runs_after + 1"}
+NEVER_ONE = {
+    "on_gpu[0].id",
+    "command",
+    "split",
+    "missing",
+    "limit",
+    "MAX_STEPS",
+    "most",
+    "count",
+    "self._runs_after + 1",
+}
 
 
 @pytest.mark.parametrize(
