@@ -111,6 +111,7 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert mine.keys() == theirs.keys() and all(torch.equal(mask, theirs[n]) for n, mask in mine.items())
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     found = together(train_all, QUICK, WRAPPERS, folder=tmp_path / "group")
     for wrapper in WRAPPERS:

@@ -68,6 +68,7 @@ def without_position(points: trackers.Points) -> trackers.Points:
     return {name: values for name, values in points.items() if name not in ("task", "epoch")}
 
 
+@pytest.mark.slow
 def test_wandb(interrupted: Callable[..., Any], tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     folder, result = interrupted("wandb")
