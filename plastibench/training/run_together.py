@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from plastibench.agents.classifier_config import can_share_process
 from plastibench.config.errors import RunError, UserError
 from plastibench.config.spec import RunSpec
 from plastibench.results.result import Result
@@ -85,8 +86,8 @@ class _Member:
 
     @property
     def can_share(self) -> bool:
-        """Whether the run is independent of others in its process: other networks may draw dropout masks."""
-        return bool(getattr(self.run.agent.config, "stackable", False))
+        """Whether the run is independent of others in its process."""
+        return can_share_process(self.run.agent.config)
 
     @property
     def trainer(self) -> SupervisedTrainer:

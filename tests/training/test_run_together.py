@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from plastibench.agents import classifier_stack
 from plastibench.agents.classifier import Classifier
 from plastibench.agents.classifier_stack import stackable_classifier
+from plastibench.agents.mlp import MLP
+from plastibench.config import registry
 from plastibench.config.errors import RunError, UserError
 from plastibench.config.registry import interventions
 from plastibench.config.spec import RunSpec
 from plastibench.interventions.l2 import L2
 from plastibench.results.result import Result
+from plastibench.sweeps.stacking import stack_key
 from plastibench.training import checkpoint, trainer_stack
 from plastibench.training.run_together import run_together
 from plastibench.training.runner import Interrupted, run
@@ -168,6 +173,25 @@ def test_networks_that_cannot_be_stacked_run_alone(tiny: Make, tmp_path: Path) -
     results = together(specs, tmp_path / "together")
     assert all(result.origin.stacked == 1 for result in results)
     assert_as_alone(specs, tmp_path / "together", tmp_path)
+
+
+def test_an_agent_derived_from_one_that_can_be_stacked(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may build another network: here one with dropout, whose masks come from the generator of the process."""
+    monkeypatch.setattr(registry.agents, "_entries", dict(registry.agents.all()))
+
+    @registry.register_agent("mlp-dropout-test", "for a test")
+    @dataclass(frozen=True)
+    class WithDropout(MLP):
+        def module(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
+            built: Any = super().module(shape, classes)
+            return nn.Sequential(*built[:-1], nn.Dropout(0.5), built[-1])
+
+    specs = [tiny(env="relabel-digits", agent="mlp-dropout-test", seed=seed) for seed in range(2)]
+    together(specs, tmp_path / "together")
+    assert_as_alone(specs, tmp_path / "together", tmp_path)
+    assert [stack_key(spec) for spec in specs] == [None, None]
 
 
 def test_invalid_and_complete_runs(small: Make, tmp_path: Path) -> None:
