@@ -14,7 +14,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.agents.classifier_options import ClassifierOptions
-from plastibench.agents.images import Normalise, crop_and_flip
+from plastibench.agents.images import Normalize, crop_and_flip
 from plastibench.agents.optimizers import grouping, make_optimizer
 from plastibench.config.errors import RunError, UserError
 from plastibench.envs.task_stream import TaskStream
@@ -34,7 +34,7 @@ class Classifier:
         networks: The networks by role; the only role is ``classifier``.
         batch_size: Samples per update.
         masked_classes: True for classes that do not exist yet, bool [K], or None; the loss ignores them.
-        normalise: Converts images to the network's inputs.
+        normalize: Converts images to the network's inputs.
     """
 
     def __init__(self, config: ClassifierOptions, env: TaskStream, seed: int, device: torch.device) -> None:
@@ -44,7 +44,7 @@ class Classifier:
         self._device = device
         self._pad = env.augment_pad
         self._augmentation = generator(seed, "augmentation", device)
-        self.normalise = Normalise(env.dataset.mean, env.dataset.std, device)
+        self.normalize = Normalize(env.dataset.mean, env.dataset.std, device)
         build = functools.partial(config.module, env.image_shape, env.num_classes)
         with seeded(derive(seed, "init")):
             module = build().to(device)
@@ -89,7 +89,7 @@ class Classifier:
         norm = self._network.update(loss, batch, weight)
         loss = loss.detach()
         if weight is not None:
-            distributed.add_up([loss.mul_(weight)])
+            distributed.all_reduce_sum([loss.mul_(weight)])
         self.count_update(torch.stack([loss, norm]))
 
     def prepare_update(self, images: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class Classifier:
             for part in images.split(_EVALUATION_BATCH):
                 if parts and progress is not None:
                     progress(len(parts) * _EVALUATION_BATCH, len(images))
-                parts.append(module(self.normalise(part.to(self._device))).float())
+                parts.append(module(self.normalize(part.to(self._device))).float())
         return torch.cat(parts)
 
     def state_dict(self) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class Classifier:
 
     def _logits(self, images: Tensor) -> Tensor:
         try:
-            return self._forward(self.normalise(images))
+            return self._forward(self.normalize(images))
         except ValueError as error:
             if len(images) > 1:
                 raise
@@ -180,7 +180,7 @@ class Classifier:
 
     def _loss(self, module: nn.Module, batch: TensorDictBase) -> Tensor:
         """The training loss without augmentation, which interventions use for their scores."""
-        return F.cross_entropy(mask_logits(module(self.normalise(batch["image"])), self.masked_classes), batch["label"])
+        return F.cross_entropy(mask_logits(module(self.normalize(batch["image"])), self.masked_classes), batch["label"])
 
     def _new_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         config = self.config

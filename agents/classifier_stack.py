@@ -23,7 +23,7 @@ class StackableClassifier:
 
     def __init__(self, agent: Classifier, network: Stackable) -> None:
         self.agent, self.network = agent, network
-        self.key: Hashable = (network.key, agent.normalise.key)
+        self.key: Hashable = (network.key, agent.normalize.key)
         self.is_current = network.is_current
 
 
@@ -52,7 +52,7 @@ def update_together(
     agents = [member.agent for member in members]
     stack = NetworkStack([member.network for member in members])
     inputs = torch.stack([agent.prepare_update(own) for agent, own in zip(agents, images, strict=True)])
-    logits = stack(agents[0].normalise(inputs))  # [S, B, K]
+    logits = stack(agents[0].normalize(inputs))  # [S, B, K]
     if any(agent.masked_classes is not None for agent in agents):
         logits = torch.stack([mask_logits(own, a.masked_classes) for own, a in zip(logits, agents, strict=True)])
     scores = logits.log_softmax(2)

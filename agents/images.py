@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class Normalise:
+class Normalize:
     """Convert uint8 [..., C, H, W] to float32 and standardize it with the dataset's channel means and deviations.
 
     Attributes:

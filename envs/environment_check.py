@@ -108,7 +108,7 @@ def check_finite(
 
 
 @contextlib.contextmanager
-def failing_as(name: str, when: str) -> Iterator[None]:
+def naming_environment(name: str, when: str) -> Iterator[None]:
     """Name the environment and the moment if its code fails inside the block.
 
     Args:

@@ -14,10 +14,12 @@ from plastibench.cli.parser import CommandParser
 from plastibench.cli.specs import resolve_devices
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
+from plastibench.utils.torchrun import launched_processes
 from plastibench.utils.wording import plural
 
 if TYPE_CHECKING:
     from plastibench.sweeps.engine import Engine
+    from plastibench.sweeps.jobs import RunArguments
     from plastibench.sweeps.slurm_engine import SlurmEngine
 
 ENGINES = ("local", "ray", "slurm")
@@ -89,6 +91,8 @@ def check_engine(args: argparse.Namespace) -> None:
     Raises:
         UserError: They do not.
     """
+    if args.engine != "local" and launched_processes() > 1:
+        raise UserError(f"--engine {args.engine} starts processes itself; start the command without torchrun")
     for option, engines in _NEEDS.items():
         if getattr(args, option) not in (None, False) and args.engine not in engines:
             flag = f"--{option.replace('_', '-')}"
@@ -118,7 +122,7 @@ def resolve_devices_for(args: argparse.Namespace, specs: Sequence[RunSpec]) -> l
     ]
     on_gpu = [spec for spec in found if spec.run.device.startswith("cuda")]
     if on_gpu and not args.gpus:
-        raise UserError(f"{on_gpu[0].id} runs on {on_gpu[0].run.device}; add --gpus N, the GPUs per run")
+        raise UserError(f"the device of {on_gpu[0].id} is {on_gpu[0].run.device}; add --gpus N, the GPUs per run")
     if args.gpus and not on_gpu:
         raise UserError("--gpus has no effect, since all runs are on the CPU; drop it or choose --device cuda")
     return found
@@ -137,10 +141,7 @@ def make_engine(args: argparse.Namespace, slots: Callable[[], int]) -> Engine:
     if args.engine == "local":
         from plastibench.sweeps.local_engine import LocalEngine
 
-        stack = args.stack == "auto"
-        return LocalEngine(
-            slots(), args.runs_dir, args.data_dir, args.plugin, args.threads, extra=_extra(args), stack=stack
-        )
+        return LocalEngine(slots(), args.runs_dir, _arguments(args), stack=args.stack == "auto")
     _warn_about_locks(args)
     if args.engine == "slurm":
         return make_slurm_engine(args)
@@ -148,10 +149,7 @@ def make_engine(args: argparse.Namespace, slots: Callable[[], int]) -> Engine:
 
     return RayEngine(
         args.runs_dir,
-        args.data_dir,
-        args.plugin,
-        args.threads,
-        extra=_extra(args),
+        _arguments(args),
         jobs=args.jobs,
         cpus=args.cpus or 1,
         gpus=args.gpus or 0.0,
@@ -172,10 +170,7 @@ def make_slurm_engine(args: argparse.Namespace) -> SlurmEngine:
         raise UserError(f"--slurm cluster={cluster}: expected slurm or local")
     return SlurmEngine(
         args.runs_dir,
-        args.data_dir,
-        args.plugin,
-        args.threads,
-        extra=_extra(args),
+        _arguments(args),
         jobs=args.jobs,
         cpus=args.cpus or 1,
         gpus=int(args.gpus or 0),
@@ -186,10 +181,12 @@ def make_slurm_engine(args: argparse.Namespace) -> SlurmEngine:
     )
 
 
-def _extra(args: argparse.Namespace) -> list[str]:
-    """Arguments that the process of each run gets as well."""
-    words = ["--log", ",".join(args.log)] if args.log else []
-    return words + (["--videos", str(args.videos)] if args.videos else [])
+def _arguments(args: argparse.Namespace) -> RunArguments:
+    from plastibench.sweeps.jobs import RunArguments
+
+    extra = ["--log", ",".join(args.log)] if args.log else []
+    extra += ["--videos", str(args.videos)] if args.videos else []
+    return RunArguments(args.data_dir, args.plugin, args.threads, extra)
 
 
 def submit(args: argparse.Namespace, specs: Sequence[RunSpec]) -> int:

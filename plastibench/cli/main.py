@@ -115,7 +115,7 @@ def _dispatch(words: list[str]) -> int:
     if command not in COMMANDS:
         return _top_level(words)
     if launched_processes() > 1 and command not in _PARALLEL:
-        raise UserError(f"plastibench {command} runs in one process; start it without torchrun")
+        raise UserError(f"start plastibench {command} without torchrun: it uses one process")
     module = importlib.import_module(MODULES[command])
     summary = COMMANDS[command]
     parser = CommandParser(prog=f"plastibench {command}", description=f"{summary[0].upper()}{summary[1:]}.")

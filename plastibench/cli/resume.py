@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from plastibench.cli.arguments import add_execution, add_paths
@@ -41,7 +42,7 @@ def execute(args: argparse.Namespace) -> int:
     specs = [_read(find_run(name, args.runs_dir), args) for name in args.ids]
     from plastibench import leaderboard
     from plastibench.results.result import Result
-    from plastibench.training.runner import Interrupted
+    from plastibench.training.opened_run import Interrupted
 
     outcomes = _run(specs, args)
     found = [outcome for outcome in outcomes if isinstance(outcome, Result)]
@@ -65,19 +66,27 @@ def execute(args: argparse.Namespace) -> int:
 def _run(specs: Sequence[RunSpec], args: argparse.Namespace) -> list[Any]:
     """Run specs together if their networks can be stacked, and otherwise one by one; return results and errors."""
     from plastibench.sweeps.stacking import stack_key
+    from plastibench.training.opened_run import Interrupted, RunSettings
     from plastibench.training.run_together import run_together
-    from plastibench.training.runner import Interrupted, run
+    from plastibench.training.runner import run_alone
     from plastibench.utils.stop_signals import stop_requests
 
-    options = {"runs_dir": args.runs_dir, "data_dir": args.data_dir, "quiet": args.quiet, "threads": args.threads}
-    options |= {"command": args.for_command, "log": args.log, "videos": args.videos}
+    settings = RunSettings(
+        args.runs_dir,
+        args.data_dir,
+        quiet=args.quiet,
+        threads=args.threads,
+        command=args.for_command,
+        trackers=args.log,
+        videos=args.videos,
+    )
     if len(specs) > 1 and len(keys := {stack_key(spec) for spec in specs}) == 1 and None not in keys:
-        return run_together(specs, **options)
+        return run_together(specs, settings)
     outcomes: list[Any] = []
     with stop_requests() as stop:
         for spec in specs:
             try:
-                outcomes.append(run(spec, stop=stop, **options))
+                outcomes.append(run_alone(spec, replace(settings, stop=stop)))
             except Interrupted as stopped:
                 return [*outcomes, stopped]
             except (RunError, UserError) as error:

@@ -163,7 +163,8 @@ def _check_together(specs: list[RunSpec], args: argparse.Namespace) -> None:
 
 def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
     from plastibench.training.failure import FAILURE_FILE
-    from plastibench.training.runner import Interrupted, run
+    from plastibench.training.opened_run import Interrupted
+    from plastibench.training.runner import run
     from plastibench.utils import distributed
     from plastibench.utils.stop_signals import stop_requests
 
@@ -171,7 +172,7 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
     failed: list[Exception] = []
     with stop_requests() as stop:
         for number, spec in enumerate(specs):
-            if distributed.largest(len(stop)):  # requested while the previous run was finishing
+            if distributed.all_reduce_max(len(stop)):  # requested while the previous run was finishing
                 print(f"plastibench: stopped before {spec.id}; run the same command to continue", file=sys.stderr)
                 return 130
             try:
@@ -192,7 +193,7 @@ def _run_one_by_one(specs: list[RunSpec], args: argparse.Namespace) -> int:
                 print(f"plastibench: {stopped}; run the same command to continue", file=sys.stderr)
                 return 130
             except (RunError, UserError) as error:
-                was_started = distributed.first_decides((args.runs_dir / spec.id / FAILURE_FILE).exists)
+                was_started = distributed.on_first_process((args.runs_dir / spec.id / FAILURE_FILE).exists)
                 if len(specs) == 1 or (number == 0 and not was_started):
                     raise
                 failed.append(error)

@@ -29,7 +29,7 @@ def check_declared(entry: Entry) -> None:
         raise UserError(f"{location(cls)}: a type in {cls.__name__} is not valid: {describe(error)}") from error
     fields = options_of(cls)
     if unknown := sorted({*entry.defaults} - {*fields}):
-        raise UserError(f"{location(cls)}: '{entry.name}' sets '{unknown[0]}', which is no option of {cls.__name__}")
+        raise UserError(f"{location(cls)}: '{entry.name}' sets '{unknown[0]}', but {cls.__name__} has no such option")
     for name, field in fields.items():
         where = f"{location(cls)}: option '{flag_name(name)}' of {cls.__name__}"
         _check_metadata(field, where)

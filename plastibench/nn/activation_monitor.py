@@ -169,7 +169,7 @@ def _over_processes(means: dict[str, Means]) -> dict[str, Means]:
         return means
     sums = {name: values * rows for name, (values, rows) in means.items()}
     counts = torch.tensor([rows for _, rows in means.values()], dtype=torch.float64)
-    distributed.add_up([*sums.values(), counts])
+    distributed.all_reduce_sum([*sums.values(), counts])
     return {name: (sums[name] / count, int(count)) for name, count in zip(means, counts.tolist(), strict=True)}
 
 

@@ -28,13 +28,13 @@ def copy_network_from_first(network: Network) -> None:
                 if isinstance(value, Tensor):
                     tensors[f"{name} (optimizer {number}: {key})"] = value
     state = network.generator.get_state()
-    distributed.copy_from_first({**tensors, "generator": state})
+    distributed.broadcast_from_first({**tensors, "generator": state})
     network.generator.set_state(state)
 
 
 def copy_buffers_from_first(network: Network) -> None:
     """Copy the buffers of the first process to all processes, as DistributedDataParallel does before forward passes."""
-    distributed.copy_from_first(dict(network.module.named_buffers()))
+    distributed.broadcast_from_first(dict(network.module.named_buffers()))
 
 
 def check_equal(network: Network) -> None:

@@ -168,7 +168,7 @@ class Network:
             parameter.grad = None
         loss.backward(inputs=trained)  # only these: an actor's loss runs through the critic, too
         if weight is not None:
-            distributed.add_up(parameter.grad for parameter in trained if parameter.grad is not None)
+            distributed.all_reduce_sum(parameter.grad for parameter in trained if parameter.grad is not None)
         own = [p for group in optimizer.param_groups[: self._own_groups] for p in group["params"]]
         norm: Tensor = nn.utils.get_total_norm([p.grad for p in own if p.grad is not None], foreach=True)
         if self.clip:

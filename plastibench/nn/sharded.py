@@ -126,7 +126,7 @@ class Shards:
             trained = [(parameter, full) for parameter, full in self._full.items() if full.requires_grad]
             found = torch.autograd.grad(term, [full for _, full in trained], allow_unused=True)
             parts = [(parameter, grad) for (parameter, _), grad in zip(trained, found, strict=True) if grad is not None]
-            distributed.add_up(grad for _, grad in parts)
+            distributed.all_reduce_sum(grad for _, grad in parts)
             size = distributed.world_size()
             own = [(parameter, _own_part(grad / size, parameter)) for parameter, grad in parts]
         anchor = torch.zeros((), device=term.device, requires_grad=True)

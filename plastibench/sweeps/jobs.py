@@ -6,7 +6,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,10 @@ from plastibench.training.failure import failure_line
 from plastibench.utils import atomic_io, digests, provenance
 from plastibench.utils.folder_lock import IN_USE, is_locked, lock_folder
 
+LINES_KEPT = 20  # of the output of a process, for failure.txt
+PIPE_SECONDS = 5.0  # how long to read the output of a process that has ended; its children may keep the pipe open
 State = Literal["waiting", "running", "complete", "failed", "stopped"]
+StoredState = Literal["complete", "damaged", "failed", "interrupted", "waiting"]
 
 
 @dataclass
@@ -60,6 +63,35 @@ class Job:
         self.message = message
 
 
+@dataclass(frozen=True)
+class RunArguments:
+    """What the process of a run is told besides the folder of its spec.
+
+    Attributes:
+        data_dir: Folder of datasets.
+        plugins: Modules and files to import first.
+        threads: CPU threads; 0: one for a small network, all that the process may use for a large one.
+        extra: Further arguments of ``plastibench resume``.
+    """
+
+    data_dir: Path
+    plugins: Sequence[str] = ()
+    threads: int = 0
+    extra: Sequence[str] = ()
+
+    def words(self, folders: Sequence[Path]) -> list[str]:
+        """The arguments of ``plastibench`` that run the specs in folders with the same parent."""
+        words = ["resume", *(folder.name for folder in folders), "--for-command", provenance.command()]
+        words += ["--runs-dir", str(folders[0].parent), "--data-dir", str(self.data_dir)]
+        words += ["--threads", str(self.threads)] if self.threads else []
+        return [*words, *self.extra, *(word for plugin in self.plugins for word in ("--plugin", plugin))]
+
+    def absolute(self) -> RunArguments:
+        """The same arguments, valid in every working directory."""
+        paths = [str(Path(plugin).absolute()) if Path(plugin).is_file() else plugin for plugin in self.plugins]
+        return replace(self, data_dir=self.data_dir.absolute(), plugins=paths)
+
+
 def name_jobs(specs: Sequence[RunSpec]) -> list[Job]:
     """Make a waiting job for each spec, with a short name that says how it differs from the others."""
     names = short_names([tables_of(spec) for spec in specs])
@@ -93,25 +125,6 @@ def prepare(specs: Sequence[RunSpec], runs_dir: Path, force: bool = False) -> li
                 raise UserError(f"cannot use {folder}: {reason}; choose another folder with --runs-dir") from error
             atomic_io.write_text(folder / "spec.toml", digests.signed(job.spec.to_toml()))
     return jobs
-
-
-def resume_words(
-    folders: Sequence[Path], data_dir: Path, plugins: Sequence[str], threads: int, extra: Sequence[str] = ()
-) -> list[str]:
-    """The arguments of ``plastibench`` that run the specs in some folders.
-
-    Args:
-        folders: Folders of the runs, with the same parent.
-        data_dir: Folder of datasets.
-        plugins: Modules and files to import first.
-        threads: CPU threads; 0: the run's default.
-        extra: Further arguments of ``plastibench resume``.
-    """
-    words = ["resume", *(folder.name for folder in folders), "--for-command", provenance.command()]
-    words += ["--runs-dir", str(folders[0].parent), "--data-dir", str(data_dir)]
-    words += ["--threads", str(threads)] if threads else []
-    words += extra
-    return words + [word for plugin in plugins for word in ("--plugin", plugin)]
 
 
 def startable(jobs: Sequence[Job], runs_dir: Path) -> list[Job]:
@@ -189,9 +202,9 @@ def end_together(jobs: Sequence[Job], folders: Sequence[Path], status: int, stop
             job.state, job.alone, job.message = "waiting", True, ""
 
 
-def stored_state(folder: Path) -> str:
+def stored_state(folder: Path) -> StoredState:
     """The state of a run by the files in its folder: complete, damaged, failed, interrupted or waiting."""
     if read_result_if_complete(folder) is not None:
         return "complete"
-    files = {"result.json": "damaged", FAILURE_FILE: "failed", "checkpoint.pt": "interrupted"}
+    files: dict[str, StoredState] = {"result.json": "damaged", FAILURE_FILE: "failed", "metrics.csv": "interrupted"}
     return next((state for file, state in files.items() if (folder / file).exists()), "waiting")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from plastibench.results.run_folder import run_folder
 from plastibench.sweeps.capacity import gpu_count
-from plastibench.sweeps.jobs import FAILURE_FILE, Job, resume_words, startable
+from plastibench.sweeps.jobs import FAILURE_FILE, Job, RunArguments, startable
 from plastibench.sweeps.run_process import RunProcess
 from plastibench.sweeps.stacking import make_groups
 from plastibench.utils.machine import cores
@@ -26,31 +26,17 @@ class LocalEngine:
     Ctrl-C reaches this process only; it then asks the others to checkpoint.
     """
 
-    def __init__(
-        self,
-        slots: int,
-        runs_dir: Path,
-        data_dir: Path,
-        plugins: Sequence[str] = (),
-        threads: int = 0,
-        *,
-        extra: Sequence[str] = (),
-        stack: bool = False,
-    ) -> None:
+    def __init__(self, slots: int, runs_dir: Path, arguments: RunArguments, *, stack: bool = False) -> None:
         """Set up the engine.
 
         Args:
             slots: Number of processes at a time.
             runs_dir: Folder of all runs.
-            data_dir: Folder of datasets.
-            plugins: Modules and files that every process imports first.
-            threads: CPU threads per process; 0: one for a small network, cores / slots for a large one.
-            extra: Further arguments of ``plastibench resume``.
+            arguments: What every process is told.
             stack: Run small networks of one kind together in each process; they end with the same results.
         """
         self.slots, self.runs_dir = slots, runs_dir
-        self._data_dir, self._plugins, self._threads, self._extra = data_dir, plugins, threads, extra
-        self._stack = stack
+        self._arguments, self._stack = arguments, stack
 
     def run(self, jobs: Sequence[Job], *, stop: Sequence[int], on_poll: Callable[[], None]) -> None:
         """Run all waiting jobs; see :class:`plastibench.sweeps.engine.Engine`."""
@@ -86,8 +72,7 @@ class LocalEngine:
         for folder in folders:  # the reason of an earlier failure
             with contextlib.suppress(OSError):
                 (folder / FAILURE_FILE).unlink(missing_ok=True)
-        words = resume_words(folders, self._data_dir, self._plugins, self._threads, self._extra)
-        return RunProcess(group, words, {"OMP_NUM_THREADS": threads, **variables}, gpu)
+        return RunProcess(group, self._arguments.words(folders), {"OMP_NUM_THREADS": threads, **variables}, gpu)
 
 
 def _assign_gpu(job: Job, busy: Sequence[int | None], slots: int) -> tuple[int | None, dict[str, str]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from plastibench.config.errors import UserError
 from plastibench.results.run_folder import run_folder
-from plastibench.sweeps.jobs import Job, end, startable
+from plastibench.sweeps.jobs import Job, RunArguments, end, startable
 from plastibench.sweeps.remote_run import RemoteRun, make_run, observe
 from plastibench.utils.machine import cores
 
@@ -32,11 +32,8 @@ class RayEngine:
     def __init__(
         self,
         runs_dir: Path,
-        data_dir: Path,
-        plugins: Sequence[str] = (),
-        threads: int = 0,
+        arguments: RunArguments,
         *,
-        extra: Sequence[str] = (),
         jobs: int = 0,
         cpus: int = 1,
         gpus: float = 0.0,
@@ -47,18 +44,15 @@ class RayEngine:
 
         Args:
             runs_dir: Folder of all runs, on storage that all machines of the cluster share.
-            data_dir: Folder of datasets, on such storage as well.
-            plugins: Modules and files that every process imports first.
-            threads: CPU threads per run; 0: one for a small network, ``cpus`` for a large one.
-            extra: Further arguments of ``plastibench resume``.
-            jobs: Number of runs at a time; 0: as many as the resources of the cluster allow.
+            arguments: What every process is told; the data is on such storage as well.
+            jobs: Number of runs at a time; 0: as many as fit on the cluster.
             cpus: CPU cores per run.
             gpus: GPUs per run on a GPU; a fraction lets runs share a GPU and its memory.
             memory: GB of memory per run; 0: not considered.
             address: Address of a cluster; empty: start a local one.
 
         Raises:
-            UserError: Ray is not installed, there is no such cluster, or a run does not fit onto any machine.
+            UserError: Ray is not installed, the cluster cannot be reached, or a run does not fit on any machine.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send statistics over the network
         try:
@@ -78,7 +72,7 @@ class RayEngine:
 
         self._ray = ray
         self.runs_dir = runs_dir
-        self._run = (data_dir, plugins, threads, cpus, extra)
+        self._arguments, self._cpus = arguments, cpus
         self._gpus, self._share = gpus, {GPU_SHARE: str(gpus)} if 0 < gpus < 1 else {}
         self._wanted = {"CPU": cpus, "GPU": gpus, "memory": memory * 1e9}
         room = _room([node["Resources"] for node in ray.nodes() if node["Alive"]], self._wanted)
@@ -124,9 +118,8 @@ class RayEngine:
             self._ray.shutdown()
 
     def _submit(self, job: Job) -> Any:
-        data_dir, plugins, threads, cpus, extra = self._run
-        run = make_run(RemoteRun, job, self.runs_dir, data_dir, plugins, threads, cpus, extra)
-        options: dict[str, Any] = {"num_cpus": cpus, "max_retries": _RETRIES, "name": job.spec.id}
+        run = make_run(RemoteRun, job, self.runs_dir, self._arguments, self._cpus)
+        options: dict[str, Any] = {"num_cpus": self._cpus, "max_retries": _RETRIES, "name": job.spec.id}
         if job.spec.run.device.startswith("cuda"):
             options["num_gpus"] = self._gpus
             run.variables = {**run.variables, **self._share}

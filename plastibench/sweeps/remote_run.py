@@ -19,7 +19,7 @@ from pathlib import Path
 
 from plastibench.results.files import read_result_if_complete
 from plastibench.results.run_folder import run_folder
-from plastibench.sweeps.jobs import Job, resume_words
+from plastibench.sweeps.jobs import LINES_KEPT, PIPE_SECONDS, Job, RunArguments
 from plastibench.sweeps.run_folders import recorded_progress
 from plastibench.training.failure import FAILURE_FILE, failure_line
 from plastibench.utils.folder_lock import is_locked
@@ -27,9 +27,7 @@ from plastibench.utils.stop_signals import SIGNALS
 
 STOPPED = (130, *(-number for number in SIGNALS))  # exit statuses of a run that a signal has stopped
 _POLL_SECONDS = 0.2
-_LINES_KEPT = 20  # of the output of a run, for failure.txt
 _TRACKERS = ("WANDB_", "MLFLOW_", "TRACKIO_")  # environment variables that configure trackers
-_PIPE_SECONDS = 5.0  # how long to read the output of a process that has ended; its children may keep the pipe open
 
 
 @dataclass
@@ -73,7 +71,7 @@ class RemoteRun:
         except KeyboardInterrupt:  # Ray cancels a task in this way
             self.stop()
             process.wait()
-        reader.join(_PIPE_SECONDS)
+        reader.join(PIPE_SECONDS)
         return process.returncode, lines
 
     def stop(self) -> None:
@@ -94,37 +92,23 @@ def _copy_output(process: subprocess.Popen[str], lines: list[str]) -> None:
     for line in process.stderr:
         print(line, end="", file=sys.stderr, flush=True)
         lines.append(line.rstrip())
-        del lines[:-_LINES_KEPT]
+        del lines[:-LINES_KEPT]
 
 
-def make_run(
-    kind: type[RemoteRun],
-    job: Job,
-    runs_dir: Path,
-    data_dir: Path,
-    plugins: Sequence[str],
-    threads: int,
-    cpus: int,
-    extra: Sequence[str] = (),
-) -> RemoteRun:
+def make_run(kind: type[RemoteRun], job: Job, runs_dir: Path, arguments: RunArguments, cpus: int) -> RemoteRun:
     """Make the run of a job, with paths that are valid in every working directory.
 
     Args:
         kind: Class of the run.
         job: The job.
         runs_dir: Folder of all runs.
-        data_dir: Folder of datasets.
-        plugins: Modules and files to import first.
-        threads: CPU threads; 0: one for a small network, ``cpus`` for a large one.
+        arguments: What its process is told.
         cpus: CPU cores of the run.
-        extra: Further arguments of ``plastibench resume``.
     """
-    paths = [str(Path(plugin).absolute()) if Path(plugin).is_file() else plugin for plugin in plugins]
     folder = run_folder(job.spec, runs_dir.absolute())
-    words = resume_words([folder], data_dir.absolute(), paths, threads, extra)
     variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cpus))}  # Ray and Slurm set it themselves
     variables |= {name: value for name, value in os.environ.items() if name.startswith(_TRACKERS)}
-    return kind(folder, words, variables, Path.cwd())
+    return kind(folder, arguments.absolute().words([folder]), variables, Path.cwd())
 
 
 def observe(job: Job, runs_dir: Path) -> None:

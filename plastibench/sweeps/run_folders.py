@@ -21,7 +21,8 @@ from plastibench.leaderboard import label
 from plastibench.leaderboard.naming import details, details_of, states
 from plastibench.results.files import read_result_if_complete, run_folders, schedule
 from plastibench.results.tags import read_tags
-from plastibench.training.failure import FAILURE_FILE, failure_line
+from plastibench.sweeps.jobs import stored_state
+from plastibench.training.failure import failure_line
 from plastibench.utils.folder_lock import is_locked
 
 State = Literal["running", "interrupted", "failed", "waiting", "complete", "damaged"]
@@ -192,10 +193,7 @@ def age(changed: float) -> str:
 
 def _state(folder: Path) -> State:
     """The state of a run without a valid result."""
-    if is_locked(folder):
-        return "running"
-    files: dict[str, State] = {"result.json": "damaged", FAILURE_FILE: "failed", "metrics.csv": "interrupted"}
-    return next((state for file, state in files.items() if (folder / file).exists()), "waiting")
+    return "running" if is_locked(folder) else stored_state(folder)
 
 
 def _tables(folder: Path) -> dict[str, dict[str, Any]]:

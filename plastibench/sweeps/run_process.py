@@ -22,11 +22,9 @@ from typing import Any
 
 from plastibench.config.errors import RunError
 from plastibench.results.run_folder import run_folder
-from plastibench.sweeps.jobs import Job, end, end_together
+from plastibench.sweeps.jobs import LINES_KEPT, PIPE_SECONDS, Job, end, end_together
 from plastibench.utils.progress import PIPE, parse_pipe_line
 
-_PIPE_SECONDS = 5.0  # how long to read the output of a process that has ended; its children may keep the pipe open
-_LINES_KEPT = 20  # of the output of a process, for failure.txt
 _ATTEMPTS = 3  # to start a process
 _SERVER_LOST = 255  # exit status that multiprocessing reports when the server has died
 _SERVER_VARIABLES = {
@@ -88,7 +86,7 @@ class RunProcess:
                     continue
                 for job in self._jobs.values() if len(self._jobs) == 1 else ():
                     job.message = line.strip() or job.message
-                self._lines = [*self._lines[-_LINES_KEPT:], line.rstrip()]
+                self._lines = [*self._lines[-LINES_KEPT:], line.rstrip()]
 
     def ask_to_stop(self) -> None:
         """Ask the process once to checkpoint and exit; a second signal would kill it before it has saved."""
@@ -103,7 +101,7 @@ class RunProcess:
             return False
         if status == _SERVER_LOST:
             self._end_orphan()
-        self._reader.join(_PIPE_SECONDS)
+        self._reader.join(PIPE_SECONDS)
         jobs = [*self._jobs.values()]
         folders = [run_folder(job.spec, runs_dir) for job in jobs]
         if len(jobs) == 1:

@@ -19,7 +19,7 @@ from typing import Any
 
 from plastibench.config.errors import RunError, UserError
 from plastibench.results.run_folder import read_spec, run_folder
-from plastibench.sweeps.jobs import Job, end, startable
+from plastibench.sweeps.jobs import Job, RunArguments, end, startable
 from plastibench.sweeps.remote_run import STOPPED, RemoteRun, make_run, observe, observe_end
 from plastibench.training.failure import FAILURE_FILE
 from plastibench.utils import atomic_io
@@ -60,11 +60,8 @@ class SlurmEngine:
     def __init__(
         self,
         runs_dir: Path,
-        data_dir: Path,
-        plugins: Sequence[str] = (),
-        threads: int = 0,
+        arguments: RunArguments,
         *,
-        extra: Sequence[str] = (),
         jobs: int = 0,
         cpus: int = 1,
         gpus: int = 0,
@@ -77,11 +74,8 @@ class SlurmEngine:
 
         Args:
             runs_dir: Folder of all runs, on storage that all machines of the cluster share.
-            data_dir: Folder of datasets, on such storage as well.
-            plugins: Modules and files that every process imports first.
-            threads: CPU threads per run; 0: one for a small network, ``cpus`` for a large one.
-            extra: Further arguments of ``plastibench resume``.
-            jobs: Number of runs at a time; 0: as many as Slurm allows.
+            arguments: What every process is told; the data is on such storage as well.
+            jobs: Number of runs at a time; 0: no limit.
             cpus: CPU cores per run.
             gpus: GPUs per run on a GPU.
             memory: GB of memory per run; 0: the default of the partition.
@@ -102,7 +96,7 @@ class SlurmEngine:
                 "try the jobs on this machine"
             )
         self.runs_dir, self.slots = runs_dir, jobs or 1  # at least 1: what Slurm allows is unknown
-        self._run = (data_dir, plugins, threads, cpus, extra)
+        self._arguments, self._cpus = arguments, cpus
         self._gpus, self._is_local = gpus, cluster == "local"
         self._late_seconds = 0.0 if self._is_local else _LATE_SECONDS
         self._files = runs_dir.absolute() / FOLDER
@@ -120,13 +114,17 @@ class SlurmEngine:
             slurm_additional_parameters={"requeue": True, **(options or {})},
         )
 
-    def submit(self, jobs: Sequence[Job]) -> list[str]:
+    def submit(self, jobs: Sequence[Job], queued: set[str] | None = None) -> list[str]:
         """Submit all jobs that wait and are not queued yet, and return the ids of the Slurm jobs.
+
+        Args:
+            jobs: The jobs.
+            queued: Ids of the jobs that wait or run; by default, Slurm is asked.
 
         Raises:
             RunError: Slurm has refused a job.
         """
-        queued = self._queued()
+        queued = self._queued() if queued is None else queued
         for job in jobs:
             if job.spec.id not in self._submitted and (earlier := self._earlier(job)) in (queued or ()):
                 self._submitted[job.spec.id] = earlier
@@ -140,8 +138,7 @@ class SlurmEngine:
         return found
 
     def _submit_array(self, jobs: Sequence[Job]) -> list[str]:
-        data_dir, plugins, threads, cpus, extra = self._run
-        runs = [make_run(SlurmRun, job, self.runs_dir, data_dir, plugins, threads, cpus, extra) for job in jobs]
+        runs = [make_run(SlurmRun, job, self.runs_dir, self._arguments, self._cpus) for job in jobs]
         for job in jobs:  # a failure of an earlier attempt
             (run_folder(job.spec, self.runs_dir) / FAILURE_FILE).unlink(missing_ok=True)
         try:

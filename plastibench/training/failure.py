@@ -40,7 +40,7 @@ def record_failure(folder: Path, error: BaseException, line: str) -> None:
 
 
 def failure_line(folder: Path) -> str:
-    """The last line of the file in a run's folder, which says why the run failed; empty if there is no such file."""
+    """The last line of the file in a run's folder, which says why the run failed; empty without the file."""
     try:
         text = (folder / FAILURE_FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -17,7 +17,7 @@ from torch import Tensor
 from plastibench.agents.offpolicy_agent import OffPolicyAgent
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunOptions
-from plastibench.envs.environment_check import check_action, check_finite, failing_as
+from plastibench.envs.environment_check import check_action, check_finite, naming_environment
 from plastibench.envs.rl_env import RLEnvironment
 from plastibench.interventions.target_networks import TargetNetworks
 from plastibench.results import returns
@@ -201,7 +201,7 @@ class OffPolicyTrainer(Trainer):
         self.envs = self.env_config.make_vec(task, self.env_config.envs)
         self.actions.append(ActionLog(self.envs.single_action_space))
         seed = self.options.seed
-        with failing_as(self.env_config.id, f"at the first reset of task {task + 1}"):
+        with naming_environment(self.env_config.id, f"at the first reset of task {task + 1}"):
             observation, _ = self.envs.reset(seed=derive(seed, f"env-{task}{again}") % 2**31)
             self.frames = self.env_config.preprocess(task, observation)
         check_finite(self.env_config.id, self.frames, None, "at the first reset")
@@ -224,7 +224,7 @@ class OffPolicyTrainer(Trainer):
         if not self.options.checkpoint_memory:
             self.actions[-1].append(action)
         when = f"at step {self.steps + self.env_config.envs:,}"
-        with failing_as(self.env_config.id, when):
+        with naming_environment(self.env_config.id, when):
             observation, reward, terminated, truncated, info = self.envs.step(action)
             frames = self.env_config.preprocess(self.task, observation)
         ended = terminated | truncated

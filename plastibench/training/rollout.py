@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from plastibench.agents.offpolicy_agent import OffPolicyAgent
-from plastibench.envs.environment_check import check_action, check_finite, failing_as, note
+from plastibench.envs.environment_check import check_action, check_finite, naming_environment, note
 from plastibench.envs.rl_env import MAX_STEPS, RLEnvConfig
 from plastibench.results.returns import discounted
 
@@ -62,7 +62,7 @@ def evaluate_policy(
 
     count = config.evaluation_episodes
     envs = config.make_vec(task, count)
-    with failing_as(config.id, "at the first reset of an evaluation"):
+    with naming_environment(config.id, "at the first reset of an evaluation"):
         observation, _ = envs.reset(seed=seed)
     first = config.preprocess(task, observation)
     check_finite(config.id, first, None, "at the first reset of an evaluation")
@@ -75,7 +75,7 @@ def evaluate_policy(
         action, values, bonus = choose(seen)
         check_action(action.numpy(), "in an evaluation")
         when = f"at step {step + 1:,} of an evaluation"
-        with failing_as(config.id, when):
+        with naming_environment(config.id, when):
             observation, reward, terminated, truncated, info = envs.step(action.numpy())
             frames = config.preprocess(task, observation)
         ended = terminated | truncated

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import torch
 
@@ -13,7 +12,8 @@ from plastibench.agents.classifier_config import can_share_process
 from plastibench.config.errors import RunError, UserError
 from plastibench.config.spec import RunSpec
 from plastibench.results.result import Result
-from plastibench.training.runner import Interrupted, OpenRun, open_run, run
+from plastibench.training.opened_run import Interrupted, OpenedRun, RunSettings
+from plastibench.training.runner import opened, run_alone
 from plastibench.training.supervised import SupervisedTrainer
 from plastibench.training.trainer_stack import TrainerStack
 from plastibench.utils.stop_signals import stop_requests
@@ -21,30 +21,19 @@ from plastibench.utils.stop_signals import stop_requests
 Outcome = Result | Exception
 
 
-def run_together(
-    specs: Sequence[RunSpec],
-    *,
-    runs_dir: str | Path,
-    data_dir: str | Path = "data",
-    stop: list[int] | None = None,
-    **options: Any,
-) -> list[Outcome]:
+def run_together(specs: Sequence[RunSpec], settings: RunSettings) -> list[Outcome]:
     """Train several specs in one process. Each has its own folder, and its result is bit-identical to a separate run.
 
     Args:
         specs: What to run. Networks that cannot be stacked run one by one, after the others.
-        runs_dir: Folder that contains the run folders.
-        data_dir: Folder of datasets.
-        stop: All runs checkpoint and stop once this list is not empty; by default SIGINT and SIGTERM fill it.
-        options: Further arguments of :func:`plastibench.training.runner.run`, the same for all.
+        settings: How to run them. All runs checkpoint and stop once ``stop`` is not empty.
 
     Returns:
-        The result of each run, or the error that :func:`~plastibench.training.runner.run` would have raised.
+        The result of each run, or the error that :func:`plastibench.training.runner.run` would have raised.
     """
     threads_before = torch.get_num_threads()
-    with stop_requests() if stop is None else contextlib.nullcontext(stop) as stop_list:
-        paths = {"runs_dir": runs_dir, "data_dir": data_dir}
-        members = [_Member(spec, {**paths, **options, "stop": stop_list}) for spec in specs]
+    with stop_requests() if settings.stop is None else contextlib.nullcontext(settings.stop) as stop:
+        members = [_Member(spec, replace(settings, stop=stop)) for spec in specs]
         try:
             waiting = [member for member in members if member.outcome is None and member.can_share]
             if waiting:
@@ -64,25 +53,25 @@ def run_together(
 class _Member:
     """One of the runs, inside the context that locks its folder and records its errors."""
 
-    def __init__(self, spec: RunSpec, options: dict[str, Any]) -> None:
-        self.spec, self._options = spec, options
+    def __init__(self, spec: RunSpec, settings: RunSettings) -> None:
+        self.spec, self._settings = spec, settings
         self.outcome: Outcome | None = None
-        self._context = open_run(spec, **options)
+        self._context = opened(spec, settings)
         self._inside = False
-        self.run: OpenRun
+        self.run: OpenedRun
         self.threads = 0
         try:
-            opened = self._context.__enter__()
+            found = self._context.__enter__()
         except (RunError, UserError) as error:
             self.outcome = error
             return
         self._inside = True
-        if isinstance(opened, Result):
-            self.outcome = opened
+        if isinstance(found, Result):
+            self.outcome = found
         else:
-            self.run, self.threads = opened, torch.get_num_threads()  # opening a run has chosen the number
+            self.run, self.threads = found, torch.get_num_threads()  # opening a run has chosen the number
             if self.can_share:
-                self.attempt(opened.begin)
+                self.attempt(found.begin)
 
     @property
     def can_share(self) -> bool:
@@ -124,7 +113,7 @@ class _Member:
     def run_alone(self) -> None:
         """Run the spec by itself, from its latest checkpoint."""
         try:
-            self.outcome = run(self.spec, **self._options)
+            self.outcome = run_alone(self.spec, self._settings)
         except (RunError, UserError, Interrupted) as error:
             self.outcome = error
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from plastibench.agents.classifier import Classifier, mask_logits
 from plastibench.config.errors import RunError
 from plastibench.config.spec import RunOptions
-from plastibench.envs.environment_check import failing_as
+from plastibench.envs.environment_check import naming_environment
 from plastibench.envs.task_stream import TaskStream
 from plastibench.results.accuracy import TaskRecord, comparison, fraction, mean, summary, task_values
 from plastibench.training.learner import Learner
@@ -102,7 +102,7 @@ class SupervisedTrainer(Trainer):
 
     def begin(self) -> None:
         """Receive the first task."""
-        with failing_as(type(self.env_config).__name__, "at the first task"):
+        with naming_environment(type(self.env_config).__name__, "at the first task"):
             observation, info = self.env.reset(seed=derive(self.options.seed, "stream"))
         self._add_data(observation)
         self._renew_eval_set(None)
@@ -199,7 +199,7 @@ class SupervisedTrainer(Trainer):
         """Cross a task boundary: evaluate, receive data, intervene, renew the optimizer, evaluate again."""
         previous, (evaluated_at, logits) = self.eval_set, self.evaluated
         before = logits if evaluated_at == self.learner.updates else self._logits()
-        with failing_as(type(self.env_config).__name__, f"at the start of task {self.task + 2}"):
+        with naming_environment(type(self.env_config).__name__, f"at the start of task {self.task + 2}"):
             observation, _, _, _, info = self.env.step(before.argmax(1).cpu().numpy())
         self._add_data(observation)
         self._renew_eval_set(previous)

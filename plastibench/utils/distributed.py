@@ -62,7 +62,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Rank of this process."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -87,7 +87,7 @@ def shard(count: int) -> tuple[slice, float]:
     return slice(start, stop), (stop - start) / count
 
 
-def add_up(tensors: Iterable[Tensor]) -> None:
+def all_reduce_sum(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor by its sum over the processes, in place; the result is identical in all processes."""
     if world_size() == 1:
         return
@@ -103,7 +103,7 @@ def add_up(tensors: Iterable[Tensor]) -> None:
             tensor.detach().copy_(part.view_as(tensor))
 
 
-def largest(value: int) -> int:
+def all_reduce_max(value: int) -> int:
     """The largest value among the processes."""
     if world_size() == 1:
         return value
@@ -165,7 +165,7 @@ def gather_batch(batch: TensorDictBase) -> TensorDictBase:
     return found
 
 
-def first_decides(decide: Callable[[], T]) -> T:
+def on_first_process(decide: Callable[[], T]) -> T:
     """Call a function in the first process only; all processes return its value, or raise its error."""
     if world_size() == 1:
         return decide()
@@ -188,7 +188,7 @@ def first_decides(decide: Callable[[], T]) -> T:
 
 
 @torch.no_grad()
-def copy_from_first(tensors: Mapping[str, Tensor]) -> None:
+def broadcast_from_first(tensors: Mapping[str, Tensor]) -> None:
     """Copy the values of the first process into tensors of all processes, in place.
 
     Raises:

@@ -11,5 +11,5 @@ def launched_processes() -> int:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the only one or the first one of those that torchrun has started."""
+    """Whether this is rank 0; always true without torchrun."""
     return launched_processes() == 1 or os.environ.get("RANK") == "0"

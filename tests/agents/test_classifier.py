@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from plastibench.agents.classifier import Classifier
-from plastibench.agents.images import Normalise, crop_and_flip
+from plastibench.agents.images import Normalize, crop_and_flip
 from plastibench.config.options import build
 from plastibench.config.registry import agents
 from plastibench.envs.task_stream import TaskStream
@@ -299,7 +299,7 @@ def test_bfloat16_keeps_weights_and_logits_in_float32(plain: TaskStream) -> None
 
 
 def test_constant_channels_are_normalised_to_zero() -> None:
-    normalise = Normalise((0.5, 0.2), (0.0, 0.1), torch.device("cpu"))
+    normalise = Normalize((0.5, 0.2), (0.0, 0.1), torch.device("cpu"))
     images = torch.full((2, 2, 3, 3), 127.5)
     images[:, 1] = 0.3 * 255
     found = normalise(images)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from plastibench.agents.images import Normalise, crop_and_flip
+from plastibench.agents.images import Normalize, crop_and_flip
 
 
 def draws(seed: int, count: int, pad: int) -> tuple[list[int], list[int], list[bool]]:
@@ -69,7 +69,7 @@ def test_augmentation_does_not_change_its_input_or_global_random_state() -> None
 def test_normalisation_matches_a_reference() -> None:
     images = np.random.default_rng(0).integers(0, 256, (6, 3, 5, 4), np.uint8)
     mean, std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
-    found = Normalise(mean, std, torch.device("cpu"))(torch.from_numpy(images))
+    found = Normalize(mean, std, torch.device("cpu"))(torch.from_numpy(images))
     expected = (images / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=2e-6)

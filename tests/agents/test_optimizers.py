@@ -83,7 +83,7 @@ def test_steps_are_those_of_the_optimizer(env: TaskStream, name: str, momentum: 
         agent.update(batch(env, seed))
         data = batch(env, seed)
         module.zero_grad()
-        nn.functional.cross_entropy(module(agent.normalise(data["image"])), data["label"]).backward()
+        nn.functional.cross_entropy(module(agent.normalize(data["image"])), data["label"]).backward()
         for optimizer in optimizers:
             optimizer.step()
     for found, expected in zip(agent.networks["classifier"].module.parameters(), module.parameters(), strict=True):

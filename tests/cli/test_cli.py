@@ -18,7 +18,7 @@ from plastibench.config.options import flag_name, options_of
 from plastibench.config.spec import RunOptions
 from plastibench.results.files import write_result
 from plastibench.sweeps.jobs import prepare
-from plastibench.training import runner
+from plastibench.training import opened_run
 from tests.support.runs import assert_same_run, go
 
 Say = Callable[..., Any]
@@ -499,11 +499,11 @@ def test_a_stop_request_while_a_run_finishes_prevents_the_next_run(
         write(*arguments)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(runner, "write_result", stopped)
+    monkeypatch.setattr(opened_run, "write_result", stopped)
     said = say(*RUN, "--seed", "0..2", "--jobs", "1", "--runs-dir", runs)
     assert said.status == 130 and "stopped before cl-digits_mlp_none_s1" in said.err
     assert len(list(runs.glob("*/result.json"))) == 1
-    monkeypatch.setattr(runner, "write_result", write)
+    monkeypatch.setattr(opened_run, "write_result", write)
     assert say(*RUN, "--seed", "0..2", "--runs-dir", runs).status == 0
     assert len(list(runs.glob("*/result.json"))) == 3
 

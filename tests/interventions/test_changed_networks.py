@@ -69,7 +69,7 @@ def batch_of(count: int = 16) -> TensorDict:
 
 
 def steps(handle: Attached, count: int = 3) -> None:
-    """Train as in a loop of one's own."""
+    """Train in a hand-written loop."""
     model, optimizer, batch = handle.network.module, handle.optimizer, batch_of()
     for _ in range(count):
         loss = loss_fn(model, batch) + handle.penalty(batch)

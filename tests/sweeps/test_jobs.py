@@ -12,7 +12,7 @@ from plastibench.config.errors import RunError, UserError
 from plastibench.config.spec import RunSpec
 from plastibench.sweeps import jobs as jobs_module
 from plastibench.sweeps.engine import run_all
-from plastibench.sweeps.jobs import FAILURE_FILE, end, prepare, startable
+from plastibench.sweeps.jobs import FAILURE_FILE, RunArguments, end, prepare, startable
 from plastibench.sweeps.local_engine import LocalEngine
 from plastibench.training.runner import run
 from plastibench.utils.folder_lock import lock_folder
@@ -75,8 +75,8 @@ def test_a_sweep_waits_for_a_run_of_another_process(tmp_path: Path, spec: RunSpe
             if len(polls) == 4:
                 held.close()
 
-        LocalEngine(1, tmp_path, tmp_path, threads=1).run([job], stop=[], on_poll=release)
+        LocalEngine(1, tmp_path, RunArguments(tmp_path, threads=1)).run([job], stop=[], on_poll=release)
     assert polls[:4] == ["waiting"] * 4 and job.state == "complete"
-    assert [other.state for other in run_all([spec], LocalEngine(1, tmp_path, tmp_path), tmp_path, quiet=True)] == [
-        "complete"
-    ]
+    assert [
+        other.state for other in run_all([spec], LocalEngine(1, tmp_path, RunArguments(tmp_path)), tmp_path, quiet=True)
+    ] == ["complete"]

@@ -13,7 +13,7 @@ import torch
 
 from plastibench.config.spec import RunSpec
 from plastibench.sweeps.engine import run_all
-from plastibench.sweeps.jobs import Job
+from plastibench.sweeps.jobs import Job, RunArguments
 from plastibench.sweeps.local_engine import LocalEngine
 from plastibench.training.runner import run
 from tests.support.runs import assert_same_run
@@ -63,7 +63,9 @@ DQN = ("rl-cartpole", "dqn-mlp", "none", {"hidden": (8,), "learning_starts": 100
 def sweep(specs: list[RunSpec], folder: Path, slots: int = 1, plugin: str = "") -> list[Job]:
     """Run specs with a plugin of this content."""
     (folder / "plugin.py").write_text(plugin)
-    engine = LocalEngine(slots, folder / "r", folder, [str(folder / "plugin.py")] if plugin else [], threads=1)
+    engine = LocalEngine(
+        slots, folder / "r", RunArguments(folder, [str(folder / "plugin.py")] if plugin else [], threads=1)
+    )
     return run_all(specs, engine, folder / "r", quiet=True)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from plastibench.config.spec import RunSpec
-from plastibench.sweeps.jobs import Job
+from plastibench.sweeps.jobs import Job, RunArguments, prepare
 from plastibench.sweeps.local_engine import LocalEngine
 from plastibench.sweeps.stacking import make_groups, stack_key
 from plastibench.training.failure import FAILURE_FILE
@@ -80,10 +80,10 @@ def test_a_crash_ends_only_the_run_that_caused_it(tiny: Callable[..., RunSpec], 
     import_plugins([str(plugin)])
     specs = [tiny(env="relabel-digits", agent="mlp", seed=seed) for seed in range(3)]
     specs.insert(1, tiny("crash", env="relabel-digits", agent="mlp"))
-    from plastibench.sweeps.jobs import prepare
 
     made = prepare(specs, tmp_path / "runs")
-    LocalEngine(1, tmp_path / "runs", tmp_path, [str(plugin)], 1, stack=True).run(made, stop=[], on_poll=lambda: None)
+    engine = LocalEngine(1, tmp_path / "runs", RunArguments(tmp_path, [str(plugin)], threads=1), stack=True)
+    engine.run(made, stop=[], on_poll=lambda: None)
     assert [job.state for job in made] == ["complete", "failed", "complete", "complete"]
     assert "SIGKILL" in made[1].message and (tmp_path / "runs" / specs[1].id / FAILURE_FILE).exists()
     for spec in (specs[0], *specs[2:]):

@@ -21,7 +21,7 @@ from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.sweeps.engine import run_all
 from plastibench.sweeps.grid import read_grid
-from plastibench.sweeps.jobs import FAILURE_FILE, Job, prepare
+from plastibench.sweeps.jobs import FAILURE_FILE, Job, RunArguments, prepare
 from plastibench.sweeps.live_table import LiveTable, time_left
 from plastibench.sweeps.local_engine import LocalEngine, _assign_gpu
 from plastibench.utils.runtime import GPU_SHARE, set_up_torch
@@ -139,7 +139,7 @@ def test_a_failed_run_stores_its_reason_and_stops_no_other(tmp_path, capsys):
 def test_the_engine_survives_any_output_and_any_exit(tmp_path, body, state, words):
     (tmp_path / "plugin.py").write_text(body)
     specs = read_grid(file(tmp_path, SMALL))
-    engine = LocalEngine(2, tmp_path / "r", tmp_path, plugins=[str(tmp_path / "plugin.py")])
+    engine = LocalEngine(2, tmp_path / "r", RunArguments(tmp_path, [str(tmp_path / "plugin.py")]))
     jobs = run_all(specs, engine, tmp_path / "r", quiet=True)
     assert [job.state for job in jobs] == [state] * 2
     notes = [note.read_text() for note in (tmp_path / "r").glob(f"*/{FAILURE_FILE}")]
@@ -155,7 +155,7 @@ def test_an_unusable_runs_dir_is_reported_in_one_line(tmp_path, say):
 @pytest.mark.slow
 def test_an_interrupted_sweep_resumes_to_the_same_results(tmp_path):
     path = file(tmp_path, SMALL.replace("epochs = 1", "epochs = 40") + '[intervention]\nname = "reset"\n')
-    engine = LocalEngine(2, tmp_path / "whole", tmp_path, threads=1)
+    engine = LocalEngine(2, tmp_path / "whole", RunArguments(tmp_path, threads=1))
     whole = run_all(read_grid(path), engine, tmp_path / "whole", quiet=True)
     assert [job.state for job in whole] == ["complete"] * 2
     command = [sys.executable, "-m", "plastibench", "sweep", str(path), "--runs-dir", str(tmp_path / "parts")]

@@ -28,6 +28,7 @@ from plastibench.leaderboard.validation import add
 from plastibench.results.files import load_results
 from plastibench.sweeps.grid import read_grid
 from plastibench.training import runner
+from plastibench.training.opened_run import Interrupted
 from tests.leaderboard.made import result, submitted, submitted_acting, written
 from tests.support.attack import Attack
 from tests.support.mutations import HOSTILE, harmed, mutated, mutated_text
@@ -61,7 +62,7 @@ def test_sweep_files(attack: Attack, tmp_path: Path) -> None:
 
 def test_arguments(attack: Attack, tmp_path: Path, say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(spec: RunSpec, **options: Any) -> None:
-        raise runner.Interrupted(f"{spec.id} stopped before its start")
+        raise Interrupted(f"{spec.id} stopped before its start")
 
     monkeypatch.setattr(runner, "run", stopped)  # what is attacked ends where training begins
     monkeypatch.setattr("plastibench.cli.run.slots_for", lambda *_: 1)  # also of several runs

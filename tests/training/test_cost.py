@@ -14,7 +14,8 @@ from plastibench.agents.classifier import Classifier
 from plastibench.interventions.reset import Reset
 from plastibench.results.result import Cost
 from plastibench.training import offpolicy, trainer
-from plastibench.training.runner import Interrupted, run
+from plastibench.training.opened_run import Interrupted
+from plastibench.training.runner import run
 from plastibench.training.supervised import SupervisedTrainer
 from plastibench.utils.stopwatch import stopwatch
 from tests.support.rl import tiny_rl

@@ -14,7 +14,7 @@ from plastibench.config.errors import UserError
 from plastibench.training import checkpoint
 from plastibench.training.learner import Learner
 from plastibench.training.offpolicy import OffPolicyTrainer
-from plastibench.training.runner import Interrupted
+from plastibench.training.opened_run import Interrupted
 from tests.support.rl import tiny_rl
 from tests.support.runs import Stopped, assert_same_run, crash_at, go
 

@@ -23,8 +23,8 @@ from plastibench.config.options import option
 from plastibench.config.spec import RunSpec
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.network import Network
-from plastibench.training import checkpoint, runner, trainer
-from plastibench.training.runner import Interrupted
+from plastibench.training import checkpoint, opened_run, trainer
+from plastibench.training.opened_run import Interrupted
 from tests.support.runs import STATEFUL, Stopped, assert_same_run, crash_at, flip, go, watch_updates
 
 Tiny = Callable[..., RunSpec]
@@ -152,8 +152,8 @@ def test_resume_after_a_crash_between_updates_is_bit_identical(
         "evaluate": (Classifier, "logits", 7),
         "measure": (trainer, "plasticity_report", 4),
         "intervene": (RnR, "intervene", 2),
-        "finish": (runner.Recorder, "finish", 1),
-        "result": (runner, "write_result", 1),
+        "finish": (opened_run.Recorder, "finish", 1),
+        "result": (opened_run, "write_result", 1),
         "weights": (checkpoint, "save", 1),
     }
     owner, name, call = moments[moment]
@@ -208,7 +208,7 @@ def test_resume_on_another_device_index(tiny: Tiny, tmp_path: Path, monkeypatch:
 
 def test_run_time_excludes_time_between_attempts(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(opened_run.time, "monotonic", lambda: now[0])
 
     def tick(agent: Classifier, batch: Any) -> None:
         now[0] += 10.0
@@ -223,7 +223,7 @@ def test_run_time_excludes_time_between_attempts(tiny: Tiny, tmp_path: Path, mon
 
 def test_progress_counts_samples_since_the_resume(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[int] = []
-    original = runner.Progress.show
+    original = opened_run.Progress.show
 
     def show(self: Any, done: int, samples: int, *arguments: Any, **keywords: Any) -> None:
         shown.append(samples)
@@ -232,7 +232,7 @@ def test_progress_counts_samples_since_the_resume(tiny: Tiny, tmp_path: Path, mo
     crash_at(monkeypatch, 6)
     with pytest.raises(Stopped):
         go(tiny(), tmp_path, checkpoint_seconds=0)
-    monkeypatch.setattr(runner.Progress, "show", show)
+    monkeypatch.setattr(opened_run.Progress, "show", show)
     go(tiny(), tmp_path)
     assert set(shown) == {12}  # only the samples of the last update, not all 48
 

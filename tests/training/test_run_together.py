@@ -23,8 +23,9 @@ from plastibench.interventions.l2 import L2
 from plastibench.results.result import Result
 from plastibench.sweeps.stacking import stack_key
 from plastibench.training import checkpoint, trainer_stack
+from plastibench.training.opened_run import Interrupted, RunSettings
 from plastibench.training.run_together import run_together
-from plastibench.training.runner import Interrupted, run
+from plastibench.training.runner import run
 from tests.support.runs import Stopped, assert_same_run, crash_at, go
 
 Make = Callable[..., RunSpec]
@@ -55,7 +56,7 @@ def small(tiny: Make) -> Make:
 
 
 def together(specs: list[RunSpec], folder: Path, **options: Any) -> list[Any]:
-    return run_together(specs, runs_dir=folder, quiet=True, threads=1, **options)
+    return run_together(specs, RunSettings(folder, Path("data"), quiet=True, threads=1, **options))
 
 
 def assert_as_alone(specs: list[RunSpec], folder: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from plastibench.config.spec import RunSpec
 from plastibench.nn.agreement import check_equal
 from plastibench.training import checkpoint, runner
 from plastibench.training.assembly import build_agent, check_options, make_trainer
+from plastibench.training.opened_run import Interrupted
 from plastibench.utils import distributed
 from tests.support.processes import together
 
@@ -140,7 +141,7 @@ def run_until(updates: int, spec: RunSpec, folder: Path) -> str:
     last = distributed.world_size() - 1
     try:
         runner.run(spec, runs_dir=folder, quiet=True, stop=Stops(updates, last))
-    except runner.Interrupted as stopped:
+    except Interrupted as stopped:
         return str(stopped)
     return "finished"
 
@@ -204,7 +205,7 @@ def complaint(call: Callable[[], Any]) -> str:
 
 
 def wrong_uses(folder: Path) -> list[str]:
-    rl = RunSpec.make("rl-cartpole", "dqn-mlp", "none", env_options={"steps": 2000}, device="cpu")
+    rl = RunSpec.make("rl-cartpole", "dqn-mlp", "none", env_options={"steps": 20_000}, device="cpu")
     norms = spec_of("none", "resnet18", agent_options={})
     (folder / f"{distributed.rank()}").mkdir()
     spec = spec_of("none")
@@ -221,8 +222,8 @@ def wrong_uses(folder: Path) -> list[str]:
         complaint(lambda: runner.run(norms, runs_dir=folder / "runs", quiet=True)),
         complaint(lambda: distributed.check_device("cuda:1")),
         complaint(lambda: check_equal(network)),
-        complaint(lambda: distributed.first_decides(fail)),
-        complaint(lambda: distributed.copy_from_first({"w": rows})),
+        complaint(lambda: distributed.on_first_process(fail)),
+        complaint(lambda: distributed.broadcast_from_first({"w": rows})),
     ]
 
 
@@ -230,7 +231,7 @@ def test_mistakes_are_reported_in_one_line_by_every_process(tmp_path: Path) -> N
     first, second = together(wrong_uses, tmp_path, folder=tmp_path / "group")
     assert first == second
     rl, norms, device, weights, decision, other = first
-    assert rl.startswith("UserError: rl-cartpole trains in one process, not in 2; start it without torchrun")
+    assert rl == "UserError: rl-cartpole trains in one process, not in 2; start it without torchrun"
     assert norms.startswith("UserError: resnet18 has BatchNorm (bn1), whose statistics would differ")
     assert device == "UserError: --device cuda:1 is one device for 2 processes; use --device cuda"
     assert weights.startswith("RunError: the weights of the classifier differ between processes")

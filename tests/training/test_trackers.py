@@ -63,7 +63,7 @@ def expected(folder: Path, result: dict[str, Any]) -> tuple[trackers.Points, lis
 
 
 def without_position(points: trackers.Points) -> trackers.Points:
-    """The charts other than the position of each moment; times differ between the two processes of the run."""
+    """The charts other than the position of each step; times differ between the two processes of the run."""
     assert {"task", "epoch"} <= set(points)
     return {name: values for name, values in points.items() if name not in ("task", "epoch")}
 

@@ -16,8 +16,9 @@ from plastibench.config.spec import RunSpec
 from plastibench.results import metrics_csv
 from plastibench.results.files import read_result
 from plastibench.training import runner, train
+from plastibench.training.opened_run import Interrupted
 from plastibench.training.trackers import tracker, tracking
-from plastibench.training.trackers.tracker import Facts, Moment, parse_names
+from plastibench.training.trackers.tracker import LoggedStep, RunInfo, parse_names
 from tests.support.runs import Stopped, assert_same_run, crash_at, flip, go
 
 Tiny = Callable[..., RunSpec]
@@ -32,10 +33,10 @@ class Server:
         self.failing = ""  # name of a method
         self.error: type[BaseException] = OSError
 
-    def start(self, name: str, facts: Facts, known_id: str | None) -> StoredRun:
+    def start(self, name: str, info: RunInfo, known_id: str | None) -> StoredRun:
         self.fail("start")
         if known_id is None:
-            self.runs.append(StoredRun(self, facts, str(len(self.runs))))
+            self.runs.append(StoredRun(self, info, str(len(self.runs))))
         found = self.runs[int(known_id or -1)]
         found.sessions += 1
         return found
@@ -48,10 +49,10 @@ class Server:
 class StoredRun:
     place = "in memory"
 
-    def __init__(self, server: Server, facts: Facts, run_id: str) -> None:
-        self.server, self.facts, self.id = server, facts, run_id
+    def __init__(self, server: Server, info: RunInfo, run_id: str) -> None:
+        self.server, self.info, self.id = server, info, run_id
         self.config: Any = None
-        self.moments: list[Moment] = []
+        self.steps: list[LoggedStep] = []
         self.tables: list[dict[str, float]] = []
         self.sessions, self.status = 0, ""
 
@@ -59,9 +60,9 @@ class StoredRun:
         self.server.fail("log_config")
         self.config = config
 
-    def log_scalars(self, moments: list[Moment]) -> None:
+    def log_scalars(self, steps: list[LoggedStep]) -> None:
         self.server.fail("log_scalars")
-        self.moments += moments
+        self.steps += steps
 
     def log_table(self, name: str, update: int, columns: Any, rows: Any) -> None:
         self.server.fail("log_table")
@@ -74,9 +75,9 @@ class StoredRun:
     def points(self) -> list[Point]:
         """Everything but positions and the final values."""
         return [
-            (moment.update, name, value)
-            for moment in self.moments
-            for name, value in moment.values.items()
+            (step.update, name, value)
+            for step in self.steps
+            for name, value in step.values.items()
             if name not in ("task", "epoch") and not name.startswith(("result/", "cost/"))
         ]
 
@@ -101,28 +102,28 @@ def test_a_tracker_receives_metrics_config_and_result(server: Server, tiny: Tiny
     result = go(spec, tmp_path, log=["memory"])
     (stored,) = server.runs
     assert stored.points() == recorded(tmp_path / spec.id)
-    assert [moment.number for moment in stored.moments] == sorted({moment.number for moment in stored.moments})
-    assert len(stored.moments) < len(stored.points()) / 5, "values of one moment belong together"
-    assert stored.moments[0].values["epoch"] == stored.moments[0].values["task"] == 0
-    assert stored.moments[-2].values["epoch"] == stored.moments[-2].values["task"] == 2
+    assert [step.number for step in stored.steps] == sorted({step.number for step in stored.steps})
+    assert len(stored.steps) < len(stored.points()) / 5, "values of one step belong together"
+    assert stored.steps[0].values["epoch"] == stored.steps[0].values["task"] == 0
+    assert stored.steps[-2].values["epoch"] == stored.steps[-2].values["task"] == 2
     assert stored.config["agent"] == {"name": "vit-nano", **dict(spec.agent[1])}
     assert stored.config["plastibench"] == {"id": spec.id, "group": spec.group()}
     (table,) = stored.tables
     assert {name: table[f"result/{name}"] for name in result["summary"]} == result["summary"]
     assert {name: table[f"cost/{name}"] for name in result["cost"]} == result["cost"]
-    assert stored.moments[-1].values == table
+    assert stored.steps[-1].values == table
     assert stored.status == "finished"
 
 
 def test_names_groups_and_tags(server: Server, tiny: Tiny, tmp_path: Path) -> None:
     for seed in (0, 1):
         go(tiny("rnr", {"quantile": 0.25}, seed=seed, agent="mlp", every=3), tmp_path, log=["memory"])
-    facts = [stored.facts for stored in server.runs]
-    assert [each.name.rpartition("·")[2] for each in facts] == ["s0", "s1"]
-    assert facts[0].name.startswith("rnr·") and "q=0.25" in facts[0].name and "every=3" in facts[0].name
-    assert "ridge" not in facts[0].name, "options with default values are left out"
-    assert facts[0].group == facts[1].group == f"cl-digits·mlp·{facts[0].name.removesuffix('·s0')}"
-    assert facts[1].tags == {"env": "cl-digits", "agent": "mlp", "intervention": "rnr", "seed": "1"}
+    info = [stored.info for stored in server.runs]
+    assert [each.name.rpartition("·")[2] for each in info] == ["s0", "s1"]
+    assert info[0].name.startswith("rnr·") and "q=0.25" in info[0].name and "every=3" in info[0].name
+    assert "ridge" not in info[0].name, "options with default values are left out"
+    assert info[0].group == info[1].group == f"cl-digits·mlp·{info[0].name.removesuffix('·s0')}"
+    assert info[1].tags == {"env": "cl-digits", "agent": "mlp", "intervention": "rnr", "seed": "1"}
 
 
 def test_a_run_with_default_options_has_a_short_name() -> None:
@@ -169,8 +170,8 @@ def test_a_process_killed_while_it_sends_leaves_no_point_twice(
 ) -> None:
     spec, log = tiny("rnr"), StoredRun.log_scalars
 
-    def killed(self: StoredRun, moments: list[Moment]) -> None:
-        log(self, moments)
+    def killed(self: StoredRun, steps: list[LoggedStep]) -> None:
+        log(self, steps)
         monkeypatch.setattr(StoredRun, "log_scalars", log)
         raise Stopped
 
@@ -192,7 +193,7 @@ def test_a_failing_tracker_changes_nothing_and_catches_up_later(
     go(spec, tmp_path / "with", checkpoint_seconds=0.0, log=["memory"])
     assert_same_run(tmp_path / "without" / spec.id, tmp_path / "with" / spec.id)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "tracking with memory stops" in line and "(OSError: no connection)" in line
+    assert "memory tracking stopped" in line and "(OSError: no connection)" in line
     server.failing = ""
     for _ in range(2):
         go(spec, tmp_path / "with", log=["memory"])
@@ -210,7 +211,7 @@ def test_one_tracker_fails_and_another_goes_on(server: Server, tiny: Tiny, tmp_p
     spec = tiny("rnr")
     go(spec, tmp_path, checkpoint_seconds=0.0, log=["bad", "good"])
     assert server.runs[0].points() == recorded(tmp_path / spec.id)
-    assert not other.runs[0].moments
+    assert not other.runs[0].steps
 
 
 def test_a_tracker_added_to_a_complete_run_receives_everything(server: Server, tiny: Tiny, tmp_path: Path) -> None:
@@ -259,7 +260,7 @@ def test_a_run_that_is_asked_to_stop_continues_in_the_same_run_of_the_tracker(
     server: Server, tiny: Tiny, tmp_path: Path
 ) -> None:
     spec = tiny("rnr")
-    with pytest.raises(runner.Interrupted):
+    with pytest.raises(Interrupted):
         go(spec, tmp_path, log=["memory"], stop=[15])
     assert server.runs[0].status == "stopped"
     assert server.runs[0].points(), "what the checkpoint covers has been sent"

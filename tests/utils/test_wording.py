@@ -17,8 +17,6 @@ NOUNS = (
 )
 COUNTED = re.compile(rf" (more )?({'|'.join(NOUNS)})s\b")
 NEVER_ONE = {
-    "on_gpu[0].id",
-    "command",
     "split",
     "missing",
     "limit",

@@ -9,7 +9,7 @@ from typing import Any
 import mlflow
 from mlflow.entities import Metric, Param
 
-from plastibench.training.trackers.tracker import Facts, Moment, Status, project_name
+from plastibench.training.trackers.tracker import LoggedStep, RunInfo, Status, project_name
 from plastibench.utils.folder_lock import wait_for_lock
 
 _BATCH = 1000  # metrics that MLflow accepts in one request
@@ -18,27 +18,27 @@ _STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 _LOCK_SECONDS = 300.0  # processes that start at the same time create the database one after the other
 
 
-def start(facts: Facts, known_id: str | None) -> MlflowTracker:
+def start(info: RunInfo, known_id: str | None) -> MlflowTracker:
     """Start a run, or continue the one with this id."""
-    with wait_for_lock(facts.runs_dir, _LOCK_SECONDS):
-        return MlflowTracker(mlflow.MlflowClient(), facts, known_id)
+    with wait_for_lock(info.runs_dir, _LOCK_SECONDS):
+        return MlflowTracker(mlflow.MlflowClient(), info, known_id)
 
 
 class MlflowTracker:
     """A run of MLflow, whose steps are updates; the user's active run of MLflow is not touched."""
 
-    def __init__(self, client: Any, facts: Facts, known_id: str | None) -> None:
+    def __init__(self, client: Any, info: RunInfo, known_id: str | None) -> None:
         self._client = client
         name = project_name("MLFLOW_EXPERIMENT_NAME")
         if known_id is None:
             experiment = client.get_experiment_by_name(name)
             key = experiment.experiment_id if experiment else client.create_experiment(name)
-            tags = {**facts.tags, "group": facts.group, "digest": facts.digest}
-            self.id = str(client.create_run(key, run_name=facts.name, tags=tags).info.run_id)
+            tags = {**info.tags, "group": info.group, "digest": info.digest}
+            self.id = str(client.create_run(key, run_name=info.name, tags=tags).info.run_id)
         else:
             self.id = known_id
             client.update_run(known_id, status="RUNNING")
-        self.place = f"experiment {name} in {mlflow.get_tracking_uri()}"
+        self.location = f"experiment {name} in {mlflow.get_tracking_uri()}"
 
     def log_config(self, config: Mapping[str, Mapping[str, Any]]) -> None:
         """Record the tables of the spec as parameters such as ``agent.lr``."""
@@ -46,13 +46,13 @@ class MlflowTracker:
         for first in range(0, len(found), _BATCH_PARAMS):
             self._client.log_batch(self.id, params=found[first : first + _BATCH_PARAMS])
 
-    def log_scalars(self, moments: Sequence[Moment]) -> None:
+    def log_scalars(self, steps: Sequence[LoggedStep]) -> None:
         """Record scalars. Different times keep two equal values of one update apart."""
         now = time.time_ns() // 1_000_000
         found = [
-            Metric(name, value, now + index, moment.update)
-            for index, moment in enumerate(moments)
-            for name, value in moment.values.items()
+            Metric(name, value, now + index, step.update)
+            for index, step in enumerate(steps)
+            for name, value in step.values.items()
         ]
         for first in range(0, len(found), _BATCH):
             self._client.log_batch(self.id, metrics=found[first : first + _BATCH])

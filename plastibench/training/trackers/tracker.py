@@ -19,7 +19,7 @@ Status = Literal["finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunInfo:
     """What a tracker shows of a run besides its metrics.
 
     Attributes:
@@ -37,11 +37,11 @@ class Facts:
     runs_dir: Path
 
 
-class Moment(NamedTuple):
-    """The scalars of one moment of a run.
+class LoggedStep(NamedTuple):
+    """The scalars of one step of a run.
 
     Attributes:
-        number: Increases from moment to moment, also across restarts.
+        number: Increases from step to step, also across restarts.
         update: Updates of the agent since the start of the run.
         values: Name of each chart to its value; ``task`` and ``epoch`` or ``steps`` are among them.
     """
@@ -54,22 +54,22 @@ class Moment(NamedTuple):
 class Tracker(Protocol):
     """A run in a tracker.
 
-    Each module ``NAME_tracker`` has a function ``start(facts, known_id)`` that returns one. With the id of an earlier
+    Each module ``NAME_tracker`` has a function ``start(info, known_id)`` that returns one. With the id of an earlier
     process, it continues the same run there. All methods may raise any exception: the caller then stops tracking.
 
     Attributes:
         id: What identifies the run in the tracker.
-        place: Where the user finds it: a URL, a folder or a command.
+        location: Where the user finds it: a URL, a folder or a command.
     """
 
     id: str
-    place: str
+    location: str
 
     def log_config(self, config: Mapping[str, Mapping[str, Any]]) -> None:
         """Record the tables of the spec."""
 
-    def log_scalars(self, moments: Sequence[Moment]) -> None:
-        """Record the scalars of some moments, in order."""
+    def log_scalars(self, steps: Sequence[LoggedStep]) -> None:
+        """Record the scalars of some steps, in order."""
 
     def log_table(self, name: str, update: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Record a table."""
@@ -82,7 +82,7 @@ def parse_names(text: str | Iterable[str]) -> tuple[str, ...]:
     """The trackers in ``wandb,mlflow``, each once, without TensorBoard.
 
     Raises:
-        UserError: There is no such tracker, or its library is not installed.
+        UserError: The tracker is unknown, or its library is not installed.
     """
     words = text.split(",") if isinstance(text, str) else list(text)
     known = (TENSORBOARD, *TRACKERS)
@@ -95,10 +95,10 @@ def parse_names(text: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in words if name != TENSORBOARD))
 
 
-def start(name: str, facts: Facts, known_id: str | None) -> Tracker:
+def start(name: str, info: RunInfo, known_id: str | None) -> Tracker:
     """Start or continue a run in a tracker; this imports its library."""
     module = importlib.import_module(f"plastibench.training.trackers.{name}_tracker")
-    tracker: Tracker = module.start(facts, known_id)
+    tracker: Tracker = module.start(info, known_id)
     return tracker
 
 
@@ -107,17 +107,17 @@ def project_name(variable: str) -> str:
     return os.environ.get(variable) or PROJECT
 
 
-def moments_of(rows: Sequence[Row], first: int, axis: str) -> list[Moment]:
-    """Combine consecutive rows of the same moment.
+def steps_of(rows: Sequence[Row], first: int, axis: str) -> list[LoggedStep]:
+    """Combine consecutive rows of the same step.
 
-    At a task boundary, an update is evaluated twice, on the old and on the new task; these are two moments.
+    At a task boundary, an update is evaluated twice, on the old and on the new task; these are two steps.
 
     Args:
         rows: Rows of ``metrics.csv``.
         first: Number of the first row in the file.
         axis: What their positions count: ``epoch`` or ``steps``.
     """
-    found: list[Moment] = []
+    found: list[LoggedStep] = []
     for number, row in enumerate(rows, start=first):
         at = {"task": float(row.task), axis: row.position}
         name = chart_name(row.metric, row.phase)
@@ -127,7 +127,7 @@ def moments_of(rows: Sequence[Row], first: int, axis: str) -> list[Moment]:
             or name in latest.values
             or (latest.update, {**latest.values, **at}) != (row.update, latest.values)
         ):
-            latest = Moment(number, row.update, at)
+            latest = LoggedStep(number, row.update, at)
             found.append(latest)
         latest.values[name] = row.value
     return found

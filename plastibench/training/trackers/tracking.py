@@ -1,4 +1,4 @@
-"""Send the metrics of a run to trackers, without ever disturbing the run.
+"""Send the metrics of a run to trackers; a failing tracker never affects the run.
 
 Trackers follow ``metrics.csv``: its new rows are sent after each checkpoint and at the end. A run that resumes from its
 checkpoint therefore sends no point twice, and a tracker that is added later receives all earlier points. The file
@@ -22,7 +22,7 @@ from plastibench.config.spec import PARTS, RunSpec, read_toml
 from plastibench.results import metrics_csv
 from plastibench.results.metrics_csv import Row
 from plastibench.results.result import Result
-from plastibench.training.trackers.tracker import Facts, Moment, Status, Tracker, moments_of, start
+from plastibench.training.trackers.tracker import LoggedStep, RunInfo, Status, Tracker, start, steps_of
 from plastibench.utils import atomic_io, digests
 
 STATE_FILE = "trackers.toml"
@@ -65,13 +65,13 @@ class Tracking:
         for name in left:
             with self._survive(name):
                 known = self._state.get(name)
-                tracker = start(name, _facts(spec, folder), None if known is None else known["id"])
+                tracker = start(name, _info(spec, folder), None if known is None else known["id"])
                 if known is None:
-                    self._note(name, id=tracker.id, rows=0, finished=False)
+                    self._save_state(name, id=tracker.id, rows=0, finished=False)
                 tracker.log_config(config)
                 self._open[name] = tracker
                 if not quiet:
-                    print(f"plastibench: {name}: {tracker.place}", file=sys.stderr)
+                    print(f"plastibench: {name}: {tracker.location}", file=sys.stderr)
 
     def scalars(
         self, update: int, task: int, position: float, phase: str, values: Mapping[str, float | None], prefix: str = ""
@@ -87,8 +87,10 @@ class Tracking:
             sent = self._state[name]["rows"]
             if sent < end:  # more were sent if the newest checkpoint is damaged and the one before it is used
                 with self._survive(name, rows=sent):
-                    self._note(name, rows=end)  # first: if the process is killed now, no point will be there twice
-                    tracker.log_scalars(moments_of(self._rows[sent - self._first :], sent, self._axis))
+                    self._save_state(
+                        name, rows=end
+                    )  # first: if the process is killed now, no point will be there twice
+                    tracker.log_scalars(steps_of(self._rows[sent - self._first :], sent, self._axis))
         self._rows, self._first = [], end
 
     def finish(self, result: Result) -> None:
@@ -103,10 +105,10 @@ class Tracking:
         }
         for name, tracker in list(self._open.items()):
             with self._survive(name):
-                tracker.log_scalars([Moment(end, updates, found)])
+                tracker.log_scalars([LoggedStep(end, updates, found)])
                 tracker.log_table("result", updates, ("metric", "value"), list(found.items()))
                 tracker.close("finished")
-                self._note(name, finished=True)
+                self._save_state(name, finished=True)
                 del self._open[name]
 
     def close(self, status: Status) -> None:
@@ -133,18 +135,18 @@ class Tracking:
             self.failed.add(name)
             if before:
                 with contextlib.suppress(Exception):
-                    self._note(name, **before)
+                    self._save_state(name, **before)
             self._report(name, error)
 
     def _report(self, name: str, error: Exception) -> None:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
         print(
-            f"plastibench: {self._spec.id}: tracking with {name} stops, the run is not affected ({reason}); the same "
-            "command sends the rest later",
+            f"plastibench: {self._spec.id}: {name} tracking stopped; the run continues ({reason}). Rerun the same "
+            "command to send the rest",
             file=sys.stderr,
         )
 
-    def _note(self, name: str, **values: Any) -> None:
+    def _save_state(self, name: str, **values: Any) -> None:
         self._state[name] = {**self._state.get(name, {}), **values}
         atomic_io.write_text(self._folder / STATE_FILE, digests.signed(tomli_w.dumps(self._state)))
 
@@ -158,11 +160,11 @@ def send_stored(names: Sequence[str], spec: RunSpec, result: Result, *, quiet: b
     return tuple(name for name in names if name not in tracking.failed)
 
 
-def _facts(spec: RunSpec, folder: Path) -> Facts:
+def _info(spec: RunSpec, folder: Path) -> RunInfo:
     env, agent, intervention = (getattr(spec, part)[0] for part in PARTS)
     name = own_name(spec)
     tags = {"env": env, "agent": agent, "intervention": intervention, "seed": str(spec.run.seed)}
-    return Facts(f"{name}·s{spec.run.seed}", f"{env}·{agent}·{name}", digest_of(spec.id), tags, folder.parent)
+    return RunInfo(f"{name}·s{spec.run.seed}", f"{env}·{agent}·{name}", digest_of(spec.id), tags, folder.parent)
 
 
 def _read_state(path: Path) -> dict[str, dict[str, Any]]:

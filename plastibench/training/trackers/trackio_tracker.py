@@ -9,12 +9,12 @@ from typing import Any
 
 import trackio
 
-from plastibench.training.trackers.tracker import Facts, Moment, Status, project_name
+from plastibench.training.trackers.tracker import LoggedStep, RunInfo, Status, project_name
 
 
-def start(facts: Facts, known_id: str | None) -> TrackioTracker:
+def start(info: RunInfo, known_id: str | None) -> TrackioTracker:
     """Start a run, or continue the one with this id."""
-    return TrackioTracker(facts, known_id)
+    return TrackioTracker(info, known_id)
 
 
 class TrackioTracker:
@@ -23,13 +23,13 @@ class TrackioTracker:
     trackio sends in the background and reports its own failures as warnings.
     """
 
-    def __init__(self, facts: Facts, known_id: str | None) -> None:
+    def __init__(self, info: RunInfo, known_id: str | None) -> None:
         self._project = project_name("TRACKIO_PROJECT")
         with contextlib.redirect_stdout(io.StringIO()):  # stdout is for results
             self._run = trackio.init(
                 self._project,
-                name=f"{facts.name}·{facts.digest[:8]}",  # trackio finds runs by name, so the name must be unique
-                group=facts.group,
+                name=f"{info.name}·{info.digest[:8]}",  # trackio finds runs by name, so the name must be unique
+                group=info.group,
                 resume="never" if known_id is None else "must",
                 embed=False,
                 auto_log_cpu=False,
@@ -37,17 +37,19 @@ class TrackioTracker:
             )
         self.id = str(self._run.id)
         if known_id not in (None, self.id):
-            raise RuntimeError(f"another run with the name {self._run.name} was started since")
-        self.place = f"trackio show --project {self._project}"
+            raise RuntimeError(
+                f"trackio has a newer run named {self._run.name}; delete trackers.toml to start a new one"
+            )
+        self.location = f"trackio show --project {self._project}"
 
     def log_config(self, config: Mapping[str, Mapping[str, Any]]) -> None:
         """Record the tables of the spec; trackio sends them with the first scalars."""
         self._run.config.update({name: dict(table) for name, table in config.items()})
 
-    def log_scalars(self, moments: Sequence[Moment]) -> None:
+    def log_scalars(self, steps: Sequence[LoggedStep]) -> None:
         """Record scalars."""
-        for moment in moments:
-            self._run.log(moment.values, step=moment.update)
+        for step in steps:
+            self._run.log(step.values, step=step.update)
 
     def log_table(self, name: str, update: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Record a table."""

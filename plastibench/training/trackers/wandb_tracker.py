@@ -8,27 +8,27 @@ from typing import Any
 
 import wandb
 
-from plastibench.training.trackers.tracker import Facts, Moment, Status, project_name
+from plastibench.training.trackers.tracker import LoggedStep, RunInfo, Status, project_name
 
 _LONGEST_TAG = 64  # characters that wandb accepts
 
 
-def start(facts: Facts, known_id: str | None) -> WandbTracker:
+def start(info: RunInfo, known_id: str | None) -> WandbTracker:
     """Start a run, or continue the one with this id."""
-    return WandbTracker(facts, known_id or secrets.token_hex(4))
+    return WandbTracker(info, known_id or secrets.token_hex(4))
 
 
 class WandbTracker:
     """A run of wandb; its charts have the number of updates as x-axis."""
 
-    def __init__(self, facts: Facts, run_id: str) -> None:
+    def __init__(self, info: RunInfo, run_id: str) -> None:
         self.id = run_id
-        tags = [f"seed {value}" if kind == "seed" else value[:_LONGEST_TAG] for kind, value in facts.tags.items()]
+        tags = [f"seed {value}" if kind == "seed" else value[:_LONGEST_TAG] for kind, value in info.tags.items()]
         self._run = wandb.init(
             project=project_name("WANDB_PROJECT"),
             id=run_id,
-            name=facts.name,
-            group=facts.group,
+            name=info.name,
+            group=info.group,
             tags=tags,
             resume="allow",
             reinit="create_new",  # a run of the user's own notebook stays active
@@ -36,7 +36,7 @@ class WandbTracker:
         )
         self._run.define_metric("*", step_metric="update")
         offline = self._run.offline
-        self.place = (
+        self.location = (
             f"offline; send it with wandb sync {self._run.settings.sync_dir}" if offline else str(self._run.url)
         )
 
@@ -44,10 +44,10 @@ class WandbTracker:
         """Record the tables of the spec."""
         self._run.config.update({name: dict(table) for name, table in config.items()}, allow_val_change=True)
 
-    def log_scalars(self, moments: Sequence[Moment]) -> None:
-        """Record scalars. wandb's own step is the number of the moment, since it keeps one value per step."""
-        for moment in moments:
-            self._run.log({"update": moment.update, **moment.values}, step=moment.number)
+    def log_scalars(self, steps: Sequence[LoggedStep]) -> None:
+        """Record scalars. wandb's own step is the number of the step, since it keeps one value per step."""
+        for step in steps:
+            self._run.log({"update": step.update, **step.values}, step=step.number)
 
     def log_table(self, name: str, update: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Record a table."""
