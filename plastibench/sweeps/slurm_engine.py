@@ -160,9 +160,10 @@ class SlurmEngine:
             if stop and not cancelled:
                 self._cancel(left)
                 cancelled = True
-            if not stop:
-                self.submit(left)
             queued = self._queued()
+            if not stop:
+                submitted = self.submit(left, queued)
+                queued = None if queued is None else queued.union(submitted)
             for job in left:
                 self._update(job, queued, gone, bool(stop))
             on_poll()

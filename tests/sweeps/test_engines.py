@@ -96,23 +96,23 @@ def assert_same_as_local(specs: Sequence[RunSpec], folder: Path, runs_dir: Path)
         assert_same_run(folder / "local" / spec.id, runs_dir / spec.id)
 
 
-def ray_engine(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Engine:
+def ray_engine(folder: Path, monkeypatch: pytest.MonkeyPatch, plugins: Sequence[str] = (), **options: Any) -> Engine:
     pytest.importorskip("ray")
     from plastibench.sweeps import ray_engine
 
     monkeypatch.setattr(ray_engine, "cores", lambda: 2)
     for _ in range(4):  # Ray gives up if its processes take more than 30 seconds to start
         with contextlib.suppress(UserError):
-            return ray_engine.RayEngine(folder / "r", RunArguments(folder, threads=1), **options)
-    return ray_engine.RayEngine(folder / "r", RunArguments(folder, threads=1), **options)
+            return ray_engine.RayEngine(folder / "r", RunArguments(folder, plugins, threads=1), **options)
+    return ray_engine.RayEngine(folder / "r", RunArguments(folder, plugins, threads=1), **options)
 
 
-def slurm_engine(folder: Path, **options: Any) -> Engine:
+def slurm_engine(folder: Path, plugins: Sequence[str] = (), **options: Any) -> Engine:
     """The engine for Slurm with submitit's executor for one machine."""
     pytest.importorskip("submitit")
     from plastibench.sweeps.slurm_engine import SlurmEngine
 
-    return SlurmEngine(folder / "r", RunArguments(folder, threads=1), cluster="local", **options)
+    return SlurmEngine(folder / "r", RunArguments(folder, plugins, threads=1), cluster="local", **options)
 
 
 @pytest.mark.slow
