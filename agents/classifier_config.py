@@ -1,4 +1,4 @@
-"""The config of a classifier: its training options, and how it becomes an agent."""
+"""Base class of classifier configs: training options, and the method that builds the agent."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class ClassifierConfig(ClassifierOptions):
 
 
 def can_share_process(config: object) -> bool:
-    """Whether runs with this agent may take turns in one process, to be updated together (:mod:`plastibench.nn.stack`).
+    """Whether runs with this agent may share a process and be updated together (:mod:`plastibench.nn.stack`).
 
-    Their networks must not draw random numbers, because dropout masks come from the generator of the process. A class
-    has to declare ``stackable = True`` itself: a subclass may build another network.
+    Their networks must not draw random numbers, because dropout masks come from the generator of the process. A
+    subclass must declare ``stackable = True`` again, because it may build a different network.
     """
     return bool(vars(type(config)).get("stackable"))

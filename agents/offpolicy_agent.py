@@ -224,7 +224,7 @@ class OffPolicyAgent:
 
         Args:
             batch: Transitions; changed in place.
-            noise: Draws the noise; by default the generator that training uses, which advances.
+            noise: Draws the noise; by default the training generator, whose state advances.
         """
         raise NotImplementedError
 
@@ -237,7 +237,7 @@ class OffPolicyAgent:
         return np.sign(reward) if self.config.clip_rewards else reward
 
     def begin_task(self) -> None:
-        """Cross a task boundary: create new optimizers, if the options ask for it."""
+        """Start a new task: create new optimizers if the options require it."""
         if self.config.restart_optimizer:
             for role, network in self.networks.items():
                 network.optimizer = self._new_optimizer(role, network.module)
@@ -265,7 +265,7 @@ class OffPolicyAgent:
         }
 
     def extra_state(self) -> dict[str, Any]:
-        """What the losses of the trained networks need besides their weights."""
+        """State that the training losses need besides the weights."""
         return {"targets": {role: target.module.state_dict() for role, target in self.targets.items()}}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ def read_option_flags(args: argparse.Namespace, tables: Tables) -> None:
         tables: The tables to write into.
 
     Raises:
-        UserError: An unknown flag, or a flag without value.
+        UserError: A flag is unknown or has no value.
     """
     rest, wrong = list(args.option_flags), []
     while rest:

@@ -36,7 +36,7 @@ def execute(args: argparse.Namespace) -> int:
     )
     for index in range(torch.cuda.device_count()):
         print(f"  {f'cuda:{index}':14}{torch.cuda.get_device_name(index)}")
-    print(f"data in {args.data_dir}")
+    print(f"datasets in folder {args.data_dir}")
     names = sorted(path.name for path in args.data_dir.iterdir()) if args.data_dir.is_dir() else []
     print(f"  {', '.join(name for name in names if name != CACHE) or 'none (digits are built in)'}")
     if CACHE in names:
@@ -44,7 +44,7 @@ def execute(args: argparse.Namespace) -> int:
         size = sum(file.stat().st_size for entry in entries for file in entry.rglob("*") if file.is_file())
         cached = ", ".join(entry.name for entry in entries) or "empty"
         print(f"  cache of decoded images: {cached} ({size / 1e6:,.0f} MB in {CACHE})")
-    print(f"runs in {args.runs_dir}")
+    print(f"runs in folder {args.runs_dir}")
     count = Counter(run.state for run in find_runs(args.runs_dir)) if args.runs_dir.is_dir() else Counter()
     shown = [f"{count[state]} {state}" for state in STATES if count[state] and state != "complete"]
     print("  " + ", ".join([f"{count['complete']} finished", *shown]))

@@ -17,7 +17,7 @@ from plastibench.results.confidence import Interval
 from plastibench.utils.pages import load_template
 
 _TEMPLATE = "leaderboard.html.j2"
-_WIDTH, _MARGIN = 120, 5  # of the plot of an interval, in pixels
+_WIDTH, _MARGIN = 120, 5  # size of an interval plot, in pixels
 _PHONE = ("intervention", "final", "drop", "seeds", "settings", "iqm")  # columns on a phone, unless all are requested
 _REACH = 3  # interquartile ranges beyond the quartiles; a mean outside is an outlier, drawn as a hollow dot at the edge
 

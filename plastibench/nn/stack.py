@@ -24,12 +24,12 @@ _ELEMENTWISE = (nn.ReLU, nn.GELU, nn.Tanh, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Sig
 
 
 class Stackable:
-    """A network that can be stacked with others, and a record of what made it so.
+    """A network that can be stacked with others, and the facts that this depends on.
 
     Attributes:
         network: The network.
         layers: The layers of its module, in order.
-        key: What it must have in common with the other networks.
+        key: Equal for networks that can be stacked.
     """
 
     def __init__(self, network: Network, layers: Sequence[Any]) -> None:
@@ -39,15 +39,15 @@ class Stackable:
         self._seen = network.rebuilds, network.optimizer
 
     def is_current(self) -> bool:
-        """Whether nothing has changed since; otherwise ask :func:`stackable` again."""
+        """Whether the network is unchanged; if not, call :func:`stackable` again."""
         return self._seen == (self.network.rebuilds, self.network.optimizer) and not any(map(_has_hooks, self._modules))
 
 
 def stackable(network: Network) -> Stackable | None:
     """Describe a network for stacking, or return None if it cannot be stacked.
 
-    It can be if its module is a chain of Linear layers, elementwise activations and Flatten, all of its parameters are
-    trained, and nothing hooks into its forward pass, as methods that track units do.
+    It can be stacked if its module is a chain of Linear layers, elementwise activations and Flatten, all of its
+    parameters are trained, and nothing (such as a method that tracks units) hooks into its forward pass.
     """
     layers, parameters = _chain(network.module), [*network.module.parameters()]
     groups = [] if network.optimizer is None else network.optimizer.param_groups
@@ -58,7 +58,7 @@ def stackable(network: Network) -> Stackable | None:
 
 
 class NetworkStack:
-    """Networks with the same :attr:`Stackable.key`, for one update."""
+    """Networks with the same :attr:`Stackable.key`, which are updated together once."""
 
     def __init__(self, members: Sequence[Stackable]) -> None:
         self.networks = [member.network for member in members]

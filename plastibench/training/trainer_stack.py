@@ -1,4 +1,4 @@
-"""Updates of several trainers, made together where their networks are small and of one architecture."""
+"""Update several trainers together if their networks are small and have the same architecture."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Update(NamedTuple):
 class TrainerStack:
     """Updates several trainers; those with the same shapes share one batched pass.
 
-    Each trainer keeps its own data, order and position, and learns the same as by itself.
+    Each trainer keeps its own data, order and position, and learns exactly what it would learn alone.
     """
 
     def __init__(self) -> None:

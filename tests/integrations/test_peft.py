@@ -30,14 +30,14 @@ REFUSED = {
     "deep-fourier": "is frozen, and this method would change its shape",
     "layernorm-affine-free": "base_model.model.1 is frozen",
     "normalize-and-project": "base_model.model.1 is frozen",
-    "reset-layernorm": "'layernorm' selects no parameter",
+    "reset-layernorm": "'layernorm' matches no parameter",
     "redo": "matches no module that can be revived",
     "recouple": "matches no module that can be revived",
     "rnr-attention": "matches no module that can be refitted",
     "rnr-layernorm": "matches no module that can be refitted",
-    "continual-backprop": "no trained hidden units",
-    "continual-backprop-adaptable": "no trained hidden units",
-    "self-normalized-resets": "no trained hidden units",
+    "continual-backprop": "no hidden units to monitor",
+    "continual-backprop-adaptable": "no hidden units to monitor",
+    "self-normalized-resets": "no hidden units to monitor",
 }
 
 
