@@ -35,7 +35,7 @@ class OffPolicyConfig(OptimizerOptions, Encoder):
     eps: float = option(1e-8, "epsilon of Adam and its variants", low=0)
     weight_decay: float | None = option(None, "weight decay (default: 0)", low=0)
     restart_optimizer: bool | None = option(
-        None, "create new optimizers for every task, instead of keeping their state (default: no)"
+        None, "create new optimizers for every task, instead of keeping their state (default: false)"
     )
     batch_size: int = option(128, "transitions per update", low=1, high=1_000_000)
     gamma: float = option(0.99, "discount per step", low=0, high=1)

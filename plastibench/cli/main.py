@@ -31,7 +31,7 @@ GROUPS = {
         "apply": "apply an intervention to a trained network once, before fine-tuning",
         "bench": "measure throughput, and the cost of an intervention",
         "list": "list envs, agents, interventions and metrics",
-        "info": "show versions, devices, datasets and runs",
+        "info": "show versions, devices, datasets and runs, or the options of a name",
         "completion": "print a script that completes commands, flags and names in a shell",
     },
 }

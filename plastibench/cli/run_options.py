@@ -12,7 +12,7 @@ from plastibench.config.options import describe_type, flag_name, options_of
 from plastibench.config.spec import RunOptions
 
 REQUIRED = "required"  # instead of a default
-_METAVARS = {"int": "N", "float": "X", "text": "NAME", "str,…": "NAMES"}
+_METAVARS = {"int": "N", "float": "X", "text": "NAME", "text,…": "NAMES"}
 
 
 def add_run_options(
@@ -73,7 +73,7 @@ def describe_option(field: dataclasses.Field[Any], default: Any) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
+        return ",".join(map(str, value)) or "none"
     if isinstance(value, bool):
         return str(value).lower()
     return "empty" if value == "" else str(value)

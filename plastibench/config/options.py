@@ -255,7 +255,7 @@ def describe(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "{" + ",".join(map(str, typing.get_args(hint))) + "}"
     if typing.get_origin(hint) is tuple:
-        return f"{typing.get_args(hint)[0].__name__},…"
+        return f"{describe(typing.get_args(hint)[0])},…"
     return {str: "text"}.get(hint, str(getattr(hint, "__name__", hint)))
 
 

@@ -129,6 +129,20 @@ def test_info_shows_versions_devices_data_and_runs(say: Say, runs: Path) -> None
     assert not runs.exists()
 
 
+def test_info_shows_the_options_of_names(say: Say) -> None:
+    done = say("info", "mlp", "l2-init+rnr")
+    assert done.status == 0
+    for text in ("agent mlp: ", "--agent.lr float", "--intervention.rnr.quantile float"):
+        assert text in done.out
+    assert error_line(say("info", "rrn"), 2).startswith("plastibench: unknown name 'rrn'; did you mean 'rnr'?")
+
+
+def test_help_of_options_fits_the_terminal(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = say("info", "rnr", "plasticity-injection", "vit-nano").out.splitlines()
+    assert all(len(line) <= 80 for line in lines if "{" not in line)  # a list of choices is not broken
+
+
 def test_info_shows_the_cache_and_unfinished_runs(say: Say, runs: Path) -> None:
     cached = runs / "data" / ".plastibench-cache" / "cifar10-v1"
     cached.mkdir(parents=True)
