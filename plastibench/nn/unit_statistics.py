@@ -48,11 +48,26 @@ class _Sums:
         self.rows = 0
         zeros = torch.zeros(5, unit_count(module), dtype=torch.float64, device=device)
         self.pre, self.post, self.pre_gradient, self.post_gradient, self.signed = zeros.unbind()
-        self.activated_rows = 0
-        self.awaits_activation = False  # h is the output of the first nonlinearity after each run of the module
+        self.activated = 0  # elements
+        self.awaited: bool | Tensor = False  # the units without h since the latest run, as a mask, or whether all are
 
     def add(self, total: Tensor, values: Tensor, scale: float = 1.0) -> None:
         total += unit_rows(self.module, values).abs().sum(0, dtype=torch.float64) * scale
+
+    def takes(self, unit: Tensor) -> bool:
+        """Whether an activation is h: the first one of its units after a run of the module.
+
+        It may act on a part of the units only, while another one acts on the others.
+        """
+        count = len(self.post)
+        present = torch.ones(count, dtype=torch.bool, device=unit.device)
+        if not _in_order(unit, count):
+            present = torch.zeros_like(present).index_fill_(0, unit.flatten().long(), True)
+        awaited = torch.full_like(present, self.awaited) if isinstance(self.awaited, bool) else self.awaited
+        if not bool(awaited[present].all()):
+            return False
+        self.awaited = awaited & ~present
+        return True
 
 
 def measure_units(
@@ -76,16 +91,15 @@ def measure_units(
 
     def on_activation(name: str, output: Tensor, unit: Tensor) -> None:
         total = sums.get(name)
-        if total is None or not total.awaits_activation:
+        if total is None or total.awaited is False or not total.takes(unit):
             return
-        total.awaits_activation = False
-        total.activated_rows += output.numel() // len(total.post)
+        total.activated += output.numel()
         _add_by_unit(total.post, output.detach().abs(), unit)
         _on_gradient(output, lambda grad: _add_by_unit(total.post_gradient, grad.abs() * size, unit))
 
     def on_forward(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         total = sums[names[module]]
-        total.awaits_activation = True
+        total.awaited = True
         total.rows += unit_rows(module, output).shape[0]
         total.add(total.pre, output.detach())
 
@@ -116,11 +130,22 @@ def measure_units(
 
 def _add_by_unit(total: Tensor, values: Tensor, unit: Tensor) -> None:
     """Add to ``total[i]`` all values that belong to unit i."""
-    axes = [axis for axis, stride in enumerate(unit.stride()) if stride and unit.shape[axis] > 1]
-    if len(axes) == 1 and unit.shape[axes[0]] == len(total):  # the units still lie along one axis, in order
-        total += values.movedim(axes[0], -1).flatten(0, -2).sum(0, dtype=torch.float64)
+    if _in_order(unit, len(total)):
+        (axis,) = _varying(unit)
+        total += values.movedim(axis, -1).flatten(0, -2).sum(0, dtype=torch.float64)
     else:
         total.index_add_(0, unit.flatten().long(), values.flatten().double())
+
+
+def _varying(unit: Tensor) -> list[int]:
+    """The axes along which the unit number changes."""
+    return [axis for axis, stride in enumerate(unit.stride()) if stride and unit.shape[axis] > 1]
+
+
+def _in_order(unit: Tensor, count: int) -> bool:
+    """Whether all units lie along one axis, in order."""
+    axes = _varying(unit)
+    return len(axes) == 1 and unit.shape[axes[0]] == count
 
 
 def _on_gradient(output: Tensor, hook: Callable[[Tensor], None]) -> None:
@@ -129,7 +154,7 @@ def _on_gradient(output: Tensor, hook: Callable[[Tensor], None]) -> None:
 
 
 def _means(total: _Sums, weight_gradient: Tensor) -> UnitStatistics:
-    rows, activated_rows = max(total.rows, 1), total.activated_rows
+    rows, activated_rows = max(total.rows, 1), total.activated / len(total.post)
     weight = unit_weight(total.module)
     weight_gradient = units_first(total.module, weight_gradient)
     return UnitStatistics(

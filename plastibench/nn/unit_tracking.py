@@ -33,16 +33,27 @@ ACTIVATIONS = frozenset(
             "clamp_max_",
         ),
         *("clip", "clip_", "maximum", "minimum", "fmax", "fmin", "max", "min", "sin"),
+        *("cos", "atan", "arctan", "logaddexp", "special_expit", "special_ndtr"),
     ]
 )
 # Activations that only gate their input if they are multiplied by it: x·sigmoid(x) (SiLU or QuickGELU written out) is
 # one activation, and its output is the product.
-_GATES = frozenset(["sigmoid", "hardsigmoid", "softplus"])
+_GATES = frozenset(["sigmoid", "special_expit", "special_ndtr", "hardsigmoid", "softplus"])
 # Functions that are parts of written-out activations, such as x·(x > 0), x·(1 + erf(x))/2 or (x + |x|)/2. Alone they
 # are not an activation: a norm also computes x².
 _COMPARISONS = frozenset(["gt", "ge", "lt", "le", "__gt__", "__ge__", "__lt__", "__le__", "greater", "less"])
 _PARTS = _COMPARISONS | frozenset(
-    ["pow", "__pow__", "square", "abs", "__abs__", "exp", "erf", "sign", "sqrt", "log1p", "expm1", "heaviside"]
+    [
+        *("pow", "__pow__", "square", "abs", "__abs__", "exp", "erf", "special_erf", "sign", "signbit", "sqrt"),
+        *("log1p", "expm1", "heaviside"),
+    ]
+)
+# Functions of conditions, such as ~(x <= 0) and (x > 0) & (x < 6).
+_LOGIC = frozenset(
+    [
+        *("bitwise_not", "__invert__", "logical_not", "bitwise_and", "__and__", "__rand__", "logical_and"),
+        *("bitwise_or", "__or__", "__ror__", "logical_or"),
+    ]
 )
 _CASTS = frozenset(["float", "double", "half", "bfloat16", "to", "type", "type_as"])
 _PRODUCTS = frozenset(
@@ -51,7 +62,9 @@ _PRODUCTS = frozenset(
 _SUMS = frozenset(["add", "add_", "__add__", "__iadd__", "__radd__", "sub", "sub_", "__sub__", "__rsub__", "rsub"])
 _SIGNS = frozenset(["neg", "__neg__", "clone", "contiguous"])
 # Functions that choose between elements by a condition; they are activations if the condition is on the same units.
-_CHOICES = frozenset(["where", "masked_fill", "masked_fill_", "__setitem__"])
+_CHOICES = frozenset(["where", "masked_fill", "masked_fill_", "masked_scatter", "__setitem__"])
+# Functions that split a tensor into several. They are applied to the unit numbers as well.
+_SPLITS = frozenset(["chunk", "split", "tensor_split", "unbind"])
 # Functions that move or pool elements. They are applied to the unit numbers as well.
 _MOVES = frozenset(
     [
@@ -62,9 +75,9 @@ _MOVES = frozenset(
     ]
 )
 # Functions after which every element still belongs to the same unit.
-_KEEPS = frozenset(
+_KEEPS = _CASTS | frozenset(
     [
-        *("dropout", "dropout_", "feature_dropout", "alpha_dropout", "contiguous", "to", "float", "clone"),
+        *("dropout", "dropout_", "feature_dropout", "alpha_dropout", "contiguous", "clone", "detach", "nan_to_num"),
         *("batch_norm", "layer_norm", "group_norm", "rms_norm"),
         *("neg", "__neg__", "mul", "mul_", "__mul__", "__rmul__", "div", "div_", "__truediv__"),
     ]
@@ -164,16 +177,22 @@ class UnitTracker(TorchFunctionMode):
         elif name in _MERGES:
             _set_mark(output, self._merge(func, args, kwargs))
         elif name in ACTIVATIONS or name in _KEEPS or name in _MOVES:
-            marks = [mark for mark in map(_settled_mark, (*args, *kwargs.values())) if mark is not None]
+            operands = args[:1] if name in _CASTS else (*args, *kwargs.values())  # x.to(y) holds the units of x
+            marks = [mark for mark in map(_settled_mark, operands) if mark is not None]
             mark = marks[0] if len(marks) == 1 else _gated_unit(marks) if name in _PRODUCTS else None
             if mark is not None and name in _MOVES:
-                unit = func(mark.unit, *args[1:], **kwargs)
+                unit = _moved(func, name, mark.unit, args[1:], kwargs)
                 mark = replace(mark, unit=unit) if isinstance(unit, Tensor) and _is_integral(unit) else None
             fits = mark is not None and isinstance(output, Tensor) and output.shape == mark.unit.shape
             if mark is not None and fits and name in ACTIVATIONS:
                 mark = replace(mark, active=True)
                 self._record_activation(mark, output)
             _set_mark(output, mark if fits else None)
+        elif name in _SPLITS:
+            mark = _settled_mark(args[0]) if args else None
+            units = None if mark is None else _moved(func, name, mark.unit, args[1:], kwargs)
+            for part, unit in zip(output, units or [None] * len(output), strict=True):
+                _set_mark(part, None if mark is None or unit is None else replace(mark, unit=unit))
         elif name in _CHOICES or name in _PARTS:
             _set_mark(result, None)
         return output
@@ -228,6 +247,17 @@ def _settled_mark(value: Any) -> Mark | None:
     return mark if mark is not None and not mark.pending else None
 
 
+def _moved(func: Any, name: str, unit: Tensor, args: Any, kwargs: Any) -> Any:
+    """Apply a function that moves elements to the unit numbers; None if it cannot act on them.
+
+    Unit numbers are often expanded or permuted, so ``view`` would need another layout than that of the tensor itself.
+    """
+    try:
+        return (Tensor.reshape if name == "view" else func)(unit, *args, **kwargs)
+    except (RuntimeError, TypeError):  # view(torch.int32)
+        return None
+
+
 def _gated_unit(marks: list[Mark]) -> Mark | None:
     """Return the mark of the elementwise product of an activated and a linear layer (SwiGLU): the activated one.
 
@@ -248,17 +278,20 @@ def _written_out(name: str, args: Any, kwargs: Any) -> Mark | None:
     """
     operands = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     marks = [mark for mark in map(get_mark, operands) if mark is not None]
-    if not marks or any(m.source != marks[0].source or m.unit.shape != marks[0].unit.shape for m in marks):
+    if not marks or not all(_same_units(mark, marks[0]) for mark in marks):
         return None
     first, pending = marks[0], [mark for mark in marks if mark.pending]
     active = any(mark.active for mark in marks)
     others = [value for value in operands if get_mark(value) is None and value.ndim]
     alone = len(marks) == 1 and not others
     if name in _CHOICES:
-        condition = get_mark(args[0] if name == "where" else args[1]) if len(args) > 1 else None
-        chosen = condition is not None and condition.pending and len(pending) < len(marks)
+        conditions = [get_mark(value) for value in operands if value.dtype == torch.bool]
+        chosen = any(mark is not None and mark.pending for mark in conditions) and len(pending) < len(marks)
         return Mark(first.source, first.unit, active=True) if chosen else None
-    if name in _CASTS and pending and len(marks) == 1:
+    if name in _CASTS:
+        cast = get_mark(args[0]) if args else None
+        return replace(cast) if cast is not None and cast.pending else None
+    if name in _LOGIC and len(pending) == len(marks) and not others:
         return replace(first)
     if name in _PARTS and (alone or name in _COMPARISONS or name == "heaviside") and len(marks) == 1:
         if first.active and not pending and name not in _COMPARISONS:
@@ -272,12 +305,20 @@ def _written_out(name: str, args: Any, kwargs: Any) -> Mark | None:
         if name in _PRODUCTS and len(pending) < len(marks):
             if pending:
                 return Mark(first.source, first.unit, active=True)
-            return replace(first) if all(mark.active for mark in marks) else None  # relu(x)·relu(x)
+            # relu(x)·relu(x) and x·x
+            return replace(first) if all(mark.active for mark in marks) else Mark(first.source, first.unit, "none")
         if pending:
             return Mark(first.source, first.unit, "activation", active)
-        if name in ACTIVATIONS and name not in _SUMS:  # max(x, 0.1·x)
+        if name in ACTIVATIONS:  # max(x, 0.1·x)
             return Mark(first.source, first.unit, active=True)
     return None
+
+
+def _same_units(one: Mark, other: Mark) -> bool:
+    """Whether two tensors hold the same units in the same places."""
+    if one.unit is other.unit:
+        return one.source == other.source
+    return one.source == other.source and one.unit.shape == other.unit.shape and torch.equal(one.unit, other.unit)
 
 
 def _is_integral(unit: Tensor) -> bool:

@@ -48,6 +48,9 @@ ACTIVATIONS = {
     "sin": torch.sin,
     "module": nn.GELU(approximate="tanh"),
     "prelu": nn.PReLU(),
+    "in double precision": lambda x: x.double().relu().float(),
+    "cos": torch.cos,
+    "atan": torch.atan,
 }
 
 
@@ -132,6 +135,20 @@ WRITTEN_OUT = {
     "mish": (lambda x: x * torch.tanh(F.softplus(x)), F.mish),
     "softsign": (lambda x: x / (1 + x.abs()), F.softsign),
     "softshrink": (F.softshrink, F.softshrink),
+    "Tensor.where": (lambda x: x.where(x > 0, torch.zeros(())), F.relu),
+    "where by name": (lambda x: torch.where(condition=x > 0, input=x, other=torch.zeros(())), F.relu),
+    "detached mask": (lambda x: x * (x.detach() > 0), F.relu),
+    "negated mask": (lambda x: x * (~(x <= 0)), F.relu),
+    "sign bit": (lambda x: x * (~torch.signbit(x)), F.relu),
+    "two conditions": (lambda x: x * ((x > 0) & (x < 100)), F.relu),
+    "mask cast to the type of x": (lambda x: x * (x > 0).to(x), F.relu),
+    "masked_fill of a negated mask": (lambda x: x.masked_fill(~(x > 0), 0.0), F.relu),
+    "masked_scatter": (lambda x: x.masked_scatter(x < 0, torch.zeros_like(x)), F.relu),
+    "root of the square": (lambda x: (x + (x * x).sqrt()) / 2, F.relu),
+    "without nan": (lambda x: F.relu(x).nan_to_num(), F.relu),
+    "expit": (lambda x: x * torch.special.expit(x), F.silu),
+    "special erf": (lambda x: x * 0.5 * (1.0 + torch.special.erf(x / math.sqrt(2))), F.gelu),
+    "logaddexp": (lambda x: torch.logaddexp(x, torch.zeros_like(x)), F.softplus),
 }
 
 
@@ -211,6 +228,58 @@ def test_gate_on_another_layer_is_an_activation_itself():
     torch.testing.assert_close(
         measure_units(network, batch, [layers["gate"]])["gate"].activation, expected, rtol=1e-4, atol=1e-6
     )
+
+
+VIEWS = {
+    "heads": lambda x: x.view(len(x), 4, 2).permute(0, 2, 1).contiguous().view(len(x), 8),
+    "rows": lambda x: x.view(-1, 1, 8).transpose(0, 1).contiguous().view(-1, 8),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
+def test_units_are_followed_through_views_of_moved_elements(view):
+    layer = trace_first(lambda x: view(F.relu(x)))
+    assert layer.hidden and sorted(layer.columns["head"].tolist()) == list(range(8))
+    with torch.no_grad():  # a unit and its column must belong together
+        network = network_of(lambda: Functional(lambda x: view(F.relu(x))))
+        moved = trace(network, images(4))[0].columns["head"]
+        network.module.first.weight[5] = 0.0
+        network.module.first.bias[5] = -1.0
+        before = network.module(images(4)["image"])
+        network.module.head.weight[:, moved == 5] = 9.0
+        torch.testing.assert_close(network.module(images(4)["image"]), before)
+
+
+PARTS = {
+    "chunks": lambda x: torch.cat([F.relu(part) for part in x.chunk(2, -1)], -1),
+    "slices": lambda x: torch.cat([F.relu(x[:, 4:]), x[:, :4].clamp(min=0)], 1),
+    "split": lambda x: torch.cat([F.relu(part) for part in torch.split(x, [3, 5], -1)], -1),
+}
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS.keys())
+def test_activations_of_parts_of_the_units_are_measured_together(parts):
+    batch, found = images(30), []
+    for activation in (parts, F.relu):
+        network = network_of(lambda activation=activation: Functional(activation))
+        layers = trace(network, batch)
+        assert layers[0].hidden
+        found.append(measure_units(network, batch, layers[:1])["first"])
+    mine, reference = found
+    torch.testing.assert_close(mine.activation, reference.activation)
+    if parts is not PARTS["slices"]:  # which move the units to other columns of the head
+        torch.testing.assert_close(mine.post_gradient, reference.post_gradient)
+
+
+def test_an_activation_minus_its_input_is_not_measured_as_the_activation():
+    """It may be the activation itself (x - min(x, 0)) or a residual connection; the layer counts as a residual one."""
+    assert not trace_first(lambda x: x - x.clamp(max=0)).hidden
+
+
+def test_halves_of_one_layer_are_different_units():
+    """A GLU of one layer: the product of two halves holds the units of neither."""
+    layer = trace_first(lambda x: torch.cat([x[:, :4] * x[:, 4:].sigmoid()] * 2, 1))
+    assert not layer.readers
 
 
 @pytest.mark.parametrize("other", [nn.Identity(), lambda x: 2 * x, lambda x: x.softmax(-1)])
