@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+_ALSO = "; also: "
+
 
 class UserError(Exception):
     """The user's input is wrong. The message is one line: what is wrong, where, what to do. Exit status 2."""
@@ -39,8 +41,9 @@ def raise_all(messages: Iterable[str]) -> None:
     Raises:
         UserError: There is a message.
     """
-    if found := list(dict.fromkeys(messages)):
-        raise UserError("; also: ".join(found))
+    single = (part for message in messages for part in message.split(_ALSO))  # a message may be a joined one
+    if found := list(dict.fromkeys(single)):
+        raise UserError(_ALSO.join(found))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

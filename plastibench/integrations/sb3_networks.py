@@ -235,7 +235,9 @@ def _sample(actor: Any, observation: Any, noise: Tensor) -> tuple[Tensor, Tensor
 
     With state-dependent exploration (gSDE), this is the density of a Gaussian with the same mean and spread.
     """
-    mean, log_std, _ = actor.get_action_dist_params(observation)
+    mean, log_std, latent = actor.get_action_dist_params(observation)
+    if actor.use_sde:  # log_std belongs to the weights of the noise [latent, A]
+        log_std = actor.action_dist.proba_distribution(mean, log_std, **latent).distribution.stddev.log()
     before = mean + log_std.exp() * noise
     normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
     action = before.tanh()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from plastibench.config.errors import UserError
+from plastibench.config.own_code import describe
+from plastibench.utils.notices import print_once
 from plastibench.utils.wording import plural
 
 Shapes = dict[str, torch.Size]
+
+_EXAMPLE = "e.g. fresh=lambda: MyModel(config)"
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -34,27 +40,43 @@ def shapes(module: nn.Module) -> Shapes:
     return {n: lazy if isinstance(p, UninitializedParameter) else p.shape for n, p in module.named_parameters()}
 
 
-def resembling(fresh: nn.Module, module: nn.Module, expected: Shapes) -> nn.Module:
-    """Check a newly built module, and rename its parameters to match the original.
+def build_like(make: Callable[[], nn.Module], module: nn.Module, expected: Shapes) -> nn.Module:
+    """Build a new module, check it, and rename its parameters to match the original.
 
     Args:
-        fresh: What the builder returned. Modules in it are compiled if they are compiled in the original.
+        make: The builder. Modules in what it returns are compiled if they are compiled in the original.
         module: The original.
-        expected: Shapes of the parameters of the original when it had the architecture of ``fresh``.
+        expected: Shapes of the parameters of the original when it had the architecture that ``make`` builds.
 
     Raises:
-        UserError: The module shares parameters with the original, or its parameters have other names or shapes.
+        UserError: The builder fails or returns no module, or the module shares memory with the original or has
+            parameters or buffers with other names or shapes.
     """
-    own = {id(parameter) for parameter in module.parameters()}
-    if any(id(parameter) in own for parameter in fresh.parameters()):
+    try:
+        fresh = make()
+    except UserError:
+        raise
+    except Exception as error:  # any error of the user's code
+        raise UserError(f"fresh= failed: {describe(error)}") from error
+    if not isinstance(fresh, nn.Module):
+        raise UserError(f"fresh= returns {reprlib.repr(fresh)}; it must return a new module, {_EXAMPLE}")
+    own = {address for parameter in module.parameters() if (address := _address(parameter))}
+    if any(_address(parameter) in own for parameter in fresh.parameters()):
         raise UserError(
             "fresh= returns parameters of the network itself, so nothing would be reinitialized; it must build a new "
-            "module at every call, e.g. fresh=lambda: MyModel(config)"
+            f"module at every call, {_EXAMPLE}"
         )
     fresh = unwrapped(fresh)
     if shapes(fresh).keys() != expected.keys():
         _compile_like(fresh, module)
     _compare(shapes(fresh), expected)
+    if expected == shapes(module):
+        _compare_buffers(fresh, module)
+        if _is_copy(fresh, module):
+            print_once(
+                "plastibench: fresh= returns the current weights of the network, so nothing is reinitialized; it must "
+                f"build a new module, {_EXAMPLE}"
+            )
     return fresh
 
 
@@ -87,6 +109,38 @@ def _compare(found: Shapes, expected: Shapes) -> None:
             f"fresh= builds a different module than the network: {name} has shape {tuple(found[name])} instead of "
             f"{tuple(expected[name])}; if the network has grown, let the builder build the grown network"
         )
+
+
+def _compare_buffers(fresh: nn.Module, module: nn.Module) -> None:
+    """Check that all buffers of the network have a counterpart, which methods may copy."""
+    found = {
+        name: buffer.shape for name, buffer in fresh.named_buffers() if not isinstance(buffer, UninitializedBuffer)
+    }
+    for name, buffer in module.named_buffers():
+        if isinstance(buffer, UninitializedBuffer):
+            continue
+        if name not in found:
+            raise UserError(f"fresh= builds a different module than the network: it lacks the buffer {name}")
+        if found[name] != buffer.shape:
+            raise UserError(
+                f"fresh= builds a different module than the network: the buffer {name} has shape {tuple(found[name])} "
+                f"instead of {tuple(buffer.shape)}"
+            )
+
+
+def _is_copy(fresh: nn.Module, module: nn.Module) -> bool:
+    """Whether all weight matrices that can be compared have the values of the network; constant ones do not count."""
+    others = dict(module.named_parameters())
+    pairs = [(mine, others[name]) for name, mine in fresh.named_parameters() if mine.ndim > 1 and mine.numel()]
+    pairs = [(mine, other) for mine, other in pairs if _address(other) and mine.dtype == other.dtype]
+    drawn = [(mine, other) for mine, other in pairs if bool((mine != mine.flatten()[0]).any())]
+    return bool(drawn) and all(torch.equal(mine.to(other.device), other) for mine, other in drawn)
+
+
+def _address(parameter: nn.Parameter) -> int:
+    """Where the values lie; 0 if they lie nowhere or are sharded."""
+    lazy = isinstance(parameter, UninitializedParameter)
+    return 0 if lazy or parameter.is_meta or hasattr(parameter, "to_local") else parameter.data_ptr()
 
 
 def _compile_like(fresh: nn.Module, module: nn.Module) -> None:

@@ -92,8 +92,9 @@ def plain_weights(module: nn.Module, optimizer: torch.optim.Optimizer | None) ->
         for each in plain:
             each.restore()
         raise
-    for each in plain:
+    for each in plain:  # all before any is written, so that an error leaves the architecture as it was
         each.restore()
+    for each in plain:
         each.write(optimizer)
 
 
@@ -137,17 +138,32 @@ class _Plain:
         """Write the weights that have changed through the right inverse."""
         old = {name: parameter.detach().clone() for name, parameter in self.originals.items()}
         for name in self.names:
-            new, rows = self.plain[name].detach(), (self.plain[name] != self.before[name]).flatten(1).any(1)
-            if bool(rows.any()):
-                _write(self.module, name, new)
-                for key, parameter in self.originals.items():
-                    if len(parameter) == len(rows):  # exact: unchanged rows stay bit-identical
-                        shape = (-1, *[1] * (parameter.ndim - 1))
-                        zero = ~new.flatten(1).any(1) & rows if parameter.shape == new.shape else ~rows
-                        parameter.copy_(torch.where((~rows | zero).reshape(shape), old[key], parameter))
-                _refresh(self.module, name)
+            new = self.plain[name].detach()
+            kept, zero = ~_any_by_row(new != self.before[name]), ~_any_by_row(new)
+            if bool(kept.all()):
+                continue
+            _write(self.module, name, new)
+            by_row = {key: p for key, p in self._of(name).items() if p.ndim and len(p) == len(kept)}
+            if len(by_row) < len(self._of(name)):
+                by_row = {}  # one value serves all rows: writing it changes the meaning of the others
+            scaled = any(parameter.shape != new.shape for parameter in by_row.values())
+            for key, parameter in by_row.items():  # exact: unchanged rows stay bit-identical
+                # A row of zeros is a scale of 0, and keeps its direction.
+                same = kept | zero if scaled and parameter.shape == new.shape else kept
+                parameter.copy_(torch.where(same.reshape(-1, *[1] * (parameter.ndim - 1)), old[key], parameter))
+            _refresh(self.module, name)
         for key, parameter in self.originals.items():
             reset_state(optimizer, parameter, parameter != old[key])
+
+    def _of(self, name: str) -> dict[str, nn.Parameter]:
+        """The parameters from which one weight is computed."""
+        starts = f"{name}.", f"{name}_"
+        return {key: parameter for key, parameter in self.originals.items() if key.startswith(starts)}
+
+
+def _any_by_row(values: Tensor) -> Tensor:
+    """Whether each row of a weight or bias has an entry that is not zero. [rows]"""
+    return values.reshape(len(values), -1).any(1)
 
 
 def _computed(module: nn.Module) -> list[str]:

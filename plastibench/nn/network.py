@@ -12,7 +12,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
-from plastibench.nn.builders import Shapes, difference, is_compiled, resembling, shapes, unwrapped
+from plastibench.nn.builders import Shapes, build_like, difference, is_compiled, shapes, unwrapped
 from plastibench.nn.computed_weights import computed_parameters, copied, make_plain, plain_weights
 from plastibench.nn.optimizer_state import nested
 from plastibench.nn.sharded import Shards, is_sharded
@@ -275,7 +275,7 @@ class Network:
 
         def build() -> nn.Module:
             if self._fresh is not None:
-                module = resembling(self._fresh(), self.module, self._expected())
+                module = build_like(self._fresh, self.module, self._expected())
             else:
                 module = _reinitialized(self.module if self._original is None else self._original)
             for change in changes:

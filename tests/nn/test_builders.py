@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from plastibench.config.errors import UserError
 from plastibench.interventions.attach import attach
 from plastibench.nn.network import Network
+from plastibench.utils.notices import print_once
 from tests.support.networks import drawn
 
 
@@ -138,3 +139,73 @@ def test_methods_see_through_checkpoints_and_compiled_code(how: str, name: str) 
     assert results[0][0] == results[1][0] > 0
     assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
     assert "apply" not in vars(torch.utils.checkpoint.CheckpointFunction)  # training checkpoints as before
+
+
+def copied_weights(module: nn.Module) -> nn.Module:
+    fresh = build()
+    fresh.load_state_dict(module.state_dict())
+    return fresh
+
+
+@pytest.mark.parametrize("copy_of", [copy.deepcopy, copied_weights])
+def test_a_builder_that_copies_the_current_weights_is_reported(copy_of, capsys: pytest.CaptureFixture[str]) -> None:
+    print_once.cache_clear()
+    module = drawn(build)
+    attach("reset", Network(module, None, loss, fresh=lambda: copy_of(module))).intervene(BATCH, expect_steps=False)
+    assert "fresh= returns the current weights" in capsys.readouterr().err
+    attach("reset", Network(module, None, loss, fresh=build)).intervene(BATCH, expect_steps=False)
+    assert "fresh=" not in capsys.readouterr().err
+
+
+def sharing_memory(module: nn.Module) -> nn.Module:
+    fresh = build()
+    for new, old in zip(fresh.parameters(), module.parameters(), strict=True):
+        new.data = old.data
+    return fresh
+
+
+WRONG = {
+    "shared memory": (sharing_memory, "nothing would be reinitialized"),
+    "none": (lambda module: None, "fresh= returns None; it must return a new module"),
+    "a class": (lambda module: nn.Linear, "fresh= returns <class .*>; it must return a new module"),
+    "a state dict": (lambda module: module.state_dict(), "it must return a new module"),
+    "a tuple": (lambda module: (build(), 1), "it must return a new module"),
+    "an error": (lambda module: build(1 // 0), r"fresh= failed: .*ZeroDivisionError"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), WRONG.values(), ids=WRONG.keys())
+def test_a_builder_that_returns_no_new_module_is_refused(make, message: str) -> None:
+    module = drawn(build)
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(UserError, match=message):
+        attach("reset", Network(module, None, loss, fresh=lambda: make(module))).intervene(BATCH, expect_steps=False)
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("fresh", [build(), lambda width: build(width)])
+def test_a_builder_that_cannot_be_called_is_refused(fresh) -> None:
+    with pytest.raises(UserError, match=r"fresh= failed: .*TypeError"):
+        attach("reset", Network(drawn(build), None, loss, fresh=fresh)).intervene(BATCH, expect_steps=False)
+
+
+def small_norm() -> nn.Module:
+    norm = nn.BatchNorm1d(8)
+    norm.running_mean = torch.zeros(1)
+    return norm
+
+
+NORMS = {
+    "the buffer 1.running_mean is missing": lambda: nn.BatchNorm1d(8, track_running_stats=False),
+    r"the buffer 1.running_mean has shape \(1,\) instead of \(8,\)": small_norm,
+}
+
+
+@pytest.mark.parametrize(("message", "norm"), NORMS.items(), ids=["missing", "shape"])
+def test_a_builder_with_other_buffers_is_refused(message: str, norm) -> None:
+    def make(norm: nn.Module) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 8), norm, nn.ReLU(), nn.Linear(8, 3))
+
+    network = Network(make(nn.BatchNorm1d(8)), None, loss, fresh=lambda: make(norm()))
+    with pytest.raises(UserError, match=message):
+        attach("reset", network).intervene(BATCH, expect_steps=False)

@@ -191,3 +191,71 @@ def test_modules_that_keep_tensors_with_a_graph_can_be_copied():
     assert module.last.requires_grad and not attached.evaluated.last.requires_grad
     network.update(found, data())
     attached.intervene(data())
+
+
+class Twice(nn.Module):
+    """A parametrization of any tensor that can be written back."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        return 2 * value
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        return value / 2
+
+
+def with_bias(layer: nn.Linear) -> nn.Linear:
+    parametrize.register_parametrization(layer, "bias", Twice())
+    return parametrizations.weight_norm(layer)
+
+
+OTHERS = {
+    "one norm for the whole matrix": lambda layer: parametrizations.weight_norm(layer, dim=None),
+    "bias": with_bias,
+    "weight without a scale": lambda layer: parametrize.register_parametrization(layer, "weight", Twice()),
+}
+
+
+@pytest.mark.parametrize("name", ["reset", "redo", "rnr", "shrink-perturb", "fire", "distil"])
+@pytest.mark.parametrize("kind", OTHERS.values(), ids=OTHERS.keys())
+def test_methods_act_on_the_effective_weights_of_other_parametrizations(kind, name: str) -> None:
+    network, plain = trained(kind), drawn(lambda: build(lambda layer: layer))
+    with plain_weights(network.module, None):
+        plain.load_state_dict(network.module.state_dict())
+    reference = Network(plain, torch.optim.AdamW(plain.parameters(), lr=1e-2), loss, generator=torch.Generator())
+    options = {"tau": 1.0} if name == "redo" else {"steps": 5} if name == "distil" else {}
+    names = [*network.module.state_dict()]
+    reports = []
+    for each in (network, reference):
+        each.generator.manual_seed(3)
+        reports.append(attach(name, each, **options).intervene(data(), expect_steps=False))
+    assert [*network.module.state_dict()] == names
+    for key in reports[0].units:
+        assert torch.equal(reports[0].units[key], reports[1].units[key])
+    if name == "redo":  # draws nothing but the revived rows
+        for index, mask in ((0, "0"), (2, "2")):
+            old, new = reference.module[index], network.module[index]
+            rows = ~reports[0].units[mask]
+            torch.testing.assert_close(new.weight[rows], old.weight[rows], rtol=1e-4, atol=1e-6)
+        following = network.module[2].weight[:, reports[0].units["0"]]
+        assert (following == 0).all() and following.numel()
+
+
+def test_an_error_while_weights_are_written_back_restores_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    from plastibench.nn import computed_weights
+
+    network = trained(parametrizations.weight_norm)
+    before = copy.deepcopy(network.module.state_dict())
+    written: list[int] = []
+    real = computed_weights._write
+
+    def fails_second(*args: object) -> None:
+        written.append(1)
+        if len(written) == 2:
+            raise RuntimeError("full")
+        real(*args)
+
+    monkeypatch.setattr(computed_weights, "_write", fails_second)
+    with pytest.raises(Exception, match="full"):
+        attach("reset", network).intervene(data(), expect_steps=False)
+    after = network.module.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
