@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 from collections.abc import Callable
@@ -93,11 +94,16 @@ def add_reference(group: CommandParser | argparse._ArgumentGroup) -> None:
 def _path(text: str) -> Path:
     if "://" in text:
         raise argparse.ArgumentTypeError(f"'{text}' is a URL; only leaderboard reads URLs; expected a folder")
+    try:
+        os.stat(text)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise argparse.ArgumentTypeError(f"'{text[:60]}…' is too long for a path") from error
     return Path(text)
 
 
 def _path_or_url(text: str) -> Path | str:
-    return text if "://" in text else Path(text)
+    return text if "://" in text else _path(text)
 
 
 def integer(low: int = 1, high: int = 1_000_000) -> Callable[[str], int]:

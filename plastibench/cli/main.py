@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -76,6 +77,9 @@ def main(words: Sequence[str] | None = None) -> None:
     except (Exception, SystemExit) as error:
         from plastibench.config.own_code import describe, passed_own_code
 
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            _report(UserError(f"the path {str(error.filename)[:60]}… is too long; choose a shorter one"))
+            sys.exit(2)
         if not passed_own_code(error):
             raise
         print(f"plastibench: {describe(error)}", file=sys.stderr)  # an error of a plugin, before any run

@@ -108,3 +108,9 @@ def test_a_spec_is_checked_from_python_as_well(monkeypatch: pytest.MonkeyPatch) 
 
     with pytest.raises(UserError, match="too large"):
         RunSpec.make("cl-digits", "mlp", agent_options={"width": 10**5000})
+
+
+@pytest.mark.parametrize("folder", ["x" * 300, "/".join(["x" * 200] * 30)])
+@pytest.mark.parametrize("command", [["run", "relabel-digits", "--agent", "mlp"], ["leaderboard"], ["runs", "list"]])
+def test_paths_that_are_too_long_are_refused(say: Any, command: list[str], folder: str) -> None:
+    refused(say(*command, "--runs-dir", folder), "too long")

@@ -104,6 +104,21 @@ def test_sacs_actions_and_densities_are_those_of_its_policy() -> None:
     torch.testing.assert_close(density.flatten(), log_probability)
 
 
+def test_state_dependent_exploration_has_the_density_of_its_gaussian() -> None:
+    from plastibench.integrations.sb3_networks import _sample
+
+    callback = PlasticityCallback("redo", every=32, options={"tau": 0.5}, metrics=False)
+    model = trained("SAC", callback, use_sde=True)
+    assert all(attached.report is not None for attached in callback.attached.values())
+    observation, noise = torch.randn(5, 3), torch.randn(5, 1)
+    action, density = _sample(model.actor, observation, noise)
+    mean, log_std, latent = model.actor.get_action_dist_params(observation)
+    distribution = model.actor.action_dist.proba_distribution(mean, log_std, **latent)
+    before = mean + distribution.distribution.stddev * noise
+    torch.testing.assert_close(action, before.tanh())
+    torch.testing.assert_close(density.flatten(), distribution.log_prob(before.tanh()), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["DQN", "SAC", "TD3", "PPO"])
 def test_an_intervention_changes_the_chosen_networks_and_nothing_else(name: str) -> None:
     callback = PlasticityCallback("reset", roles=None if name in ("DQN", "PPO") else ["critic"], metrics=False)
