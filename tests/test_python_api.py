@@ -218,3 +218,16 @@ def test_several_attached_methods_act_at_every_step(model: nn.Module) -> None:
 def test_lists_take_patterns() -> None:
     assert pb.list_interventions("rnr*")[0] == "rnr" and "rnr-mlp" in pb.list_interventions("rnr*")
     assert "vit-tiny" in pb.list_agents("vit*") and "cl-cifar100" in pb.list_envs()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: pb.train("relabel-digits", "mlp", 3), "train: intervention is 3; pass a registered name"),
+        (lambda: pb.train(nn.Linear(1, 1), "mlp"), "train: env is Linear"),
+        (lambda: pb.attach("rnr", torch.optim.Adam(nn.Linear(1, 1).parameters()), nn.Linear(1, 1)), "model is a Adam"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_refused(wrong: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        wrong()

@@ -60,17 +60,17 @@ def load_dataset(
     if name not in DATASETS:
         raise UserError(f"unknown dataset '{name}'{did_you_mean(name, DATASETS)} (available: {', '.join(DATASETS)})")
     if name not in ("imagefolder", "own") and (path is not None or image_size is not None):
-        raise UserError(f"path and image_size apply only to imagefolder and own; remove them for {name}")
+        raise UserError(f"--env.path and --env.image-size apply only to imagefolder and own; remove them for {name}")
     data_folder = Path(data_dir).expanduser()
     if name == "digits":
         dataset, train_size = load_digits(train_size), None
     elif name == "imagefolder":
         if path is None:
-            raise UserError("imagefolder needs path: a folder with train/<class>/* and test/<class>/*")
+            raise UserError("imagefolder needs --env.path: a folder with train/<class>/* and test/<class>/*")
         dataset = load_imagefolder(data_folder, Path(path).expanduser(), image_size)
     elif name == "own":
         if path is None:
-            raise UserError("own needs path: a folder of images, FILE.npz or module:function")
+            raise UserError("your own data needs --env.path: a folder of images, FILE.npz or module:function")
         dataset = load_own_data(data_folder, str(path), image_size)
     elif name == "tiny-imagenet":
         dataset = load_tiny_imagenet(data_folder, download)

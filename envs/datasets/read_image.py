@@ -58,7 +58,7 @@ def read_image(content: bytes, where: object, *, grey: bool = False, upright: bo
     Raises:
         UserError: It is damaged, too large or not an image, or its value range is unknown.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     mode = "L" if grey else "RGB"
     try:
@@ -71,6 +71,8 @@ def read_image(content: bytes, where: object, *, grey: bool = False, upright: bo
             if "transparency" in turned.info:  # without RGBA, Pillow warns about palettes
                 turned = turned.convert("RGBA")
             return turned.convert(mode)
+    except UnidentifiedImageError as error:  # its message contains the address of an object
+        raise UserError(f"{where}: not a readable image (unknown format); replace or remove the file") from error
     except Exception as error:  # Pillow's plugins raise many kinds of errors for damaged files
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{where}: not a readable image ({reason}); replace or remove the file") from error

@@ -40,7 +40,8 @@ def add_execution(parser: CommandParser, *, jobs: bool = False) -> None:
         group.add_argument(
             "--dry-run",
             action="store_true",
-            help="estimate updates, interventions, time, memory and disk space, without starting any run",
+            help="estimate updates, interventions, time, memory and disk space, without starting any run; a missing "
+            "dataset is downloaded first",
         )
     add_threads(group, _THREADS if not jobs else _THREADS_PER_PROCESS)
     help = "RL: record one episode of the first, every Nth and the last evaluation as GIFs in the run's folder"

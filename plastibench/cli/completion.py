@@ -85,7 +85,8 @@ def candidates(words: Sequence[str], modules: Mapping[str, str]) -> list[str]:
     if given and given[-1].startswith("--") and flag is None:
         return []  # the value of an option of a component
     positional = [action for action in parser._actions if not action.option_strings]
-    return _matching(current, _values(positional[0])) if positional else []
+    place = min(len(given), len(positional) - 1)  # the last one takes all further words
+    return _matching(current, _values(positional[place])) if positional else []
 
 
 def _values(action: argparse.Action) -> Iterable[str]:
@@ -94,7 +95,7 @@ def _values(action: argparse.Action) -> Iterable[str]:
         return [str(choice) for choice in action.choices]
     if action.dest in REGISTRIES:
         return REGISTRIES[action.dest].all()
-    if action.dest == "ids":  # ids of runs
+    if action.dest in ("ids", "run", "target"):  # ids of runs
         return [path.parent.name for path in DEFAULT_RUNS_DIR.glob("*/spec.toml")]
     if action.dest == "file":  # a sweep file
         folder = Path(__file__).parents[1] / "sweeps"

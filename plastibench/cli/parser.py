@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -15,6 +16,16 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"max_help_position": 30, **kwargs})
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Wrap lines that are too long below their last column; a command stays in one line, for copying."""
+        lines = []
+        for line in text.splitlines():
+            columns = re.match(r"\s*(\S+( \S+)*\s{2,})*", line)
+            hang = columns.end() if columns else 0
+            is_command = line.lstrip().startswith("plastibench ")
+            lines += [line] if is_command else textwrap.wrap(line, width, subsequent_indent=" " * hang) or [""]
+        return "\n".join(indent + line for line in lines)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         hidden = action.default is None or action.default in (argparse.SUPPRESS, False, [], "")

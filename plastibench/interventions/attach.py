@@ -71,6 +71,8 @@ def attach(
     Raises:
         UserError: A name is unknown, an option does not apply, or the method cannot act on the model.
     """
+    if not isinstance(model, Network | nn.Module):
+        raise UserError(f"attach: the model is a {type(model).__name__}; pass name, model, optimizer, loss_fn")
     if isinstance(model, Network):
         if optimizer is not None or loss_fn is not None or outputs:
             raise UserError(

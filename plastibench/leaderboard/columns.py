@@ -42,7 +42,7 @@ SIGNIFICANT = "significant: the 95 % confidence interval of the paired differenc
 COLUMNS = (
     Column("intervention", "intervention", "text", "less", "name, with options that differ from its defaults"),
     Column("rank", "rank", "rank", "less", "1 + number of significantly better methods (= tied; – not ranked)"),
-    Column("final", "final", "score", "more", "accuracy after the last task", "mean of the last three returns"),
+    Column("final", "final", "score", "more", "accuracy after the last task", "mean of the last (at most 3) returns"),
     Column("gain", "gain", "score", "more", "final value minus the final value of none with the same seed"),
     Column(
         "drop",

@@ -19,7 +19,7 @@ _ACCURACY_LEGENDS = {
 }
 _RETURN_LEGENDS = {
     "return": "mean of full greedy episodes",
-    "final": "mean of the last three evaluations",
+    "final": "mean return of the last evaluations of the last task, at most three",
     "drop": "return lost right at the intervention, mean over interventions",
     "recovered in": "steps until the return recovers to its value before the intervention, and percentage of "
     "interventions after which it never does",

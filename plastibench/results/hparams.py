@@ -41,7 +41,7 @@ class Metric:
 
 METRICS = (
     Metric("final %", "accuracy after the last task", rl=False),
-    Metric("final return", "mean return of the last three evaluations", supervised=False),
+    Metric("final return", "mean return of the last evaluations of the last task, at most three", supervised=False),
     Metric("drop %", "mean accuracy lost right at an intervention, in percentage points", rl=False),
     Metric("return drop", "mean return lost right at an intervention", supervised=False),
     Metric("recovered in", "mean number of epochs or steps until the previous value is reached again"),

@@ -52,13 +52,13 @@ class Summary(BaseModel):
         mean_agreement: Mean fraction of predictions that an intervention did not change.
         mean_output_kl: Mean KL divergence from the outputs before an intervention to those after it, in nats.
         mean_recovery_epochs: Mean number of epochs until accuracy recovers to its value before the task boundary.
-        final_return: Mean of the last three evaluations.
+        final_return: Mean of the last evaluations of the last task, at most three; without the one at its start.
         average_return: Mean return over all evaluations.
         average_task_return: Mean over tasks of the return at the end of each.
         normalized_return: Final return, scaled so that a random policy has 0 and an optimal policy 1.
         mean_lowest: Mean of the lowest return between an intervention and the next one.
         mean_recovery_steps: Mean number of steps until the return recovers to its value before an intervention.
-        final_q_bias: Mean bias of the critic over the last three evaluations.
+        final_q_bias: Mean bias of the critic over the same evaluations.
         mean_drop: Mean accuracy or return lost right at an intervention.
         unrecovered_fraction: Fraction of interventions after which the previous value is never reached again.
     """

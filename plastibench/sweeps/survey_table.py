@@ -28,7 +28,7 @@ _ACCURACY_LEGENDS = {
     "average": "mean accuracy at the end of each task",
 }
 _RETURN_LEGENDS = {
-    "final": "mean of the last three returns",
+    "final": "mean return of the last evaluations, at most three",
     "drop": "return lost at an intervention, mean over interventions",
     "recovered in": "steps until the return recovers to its value before the intervention, and percentage of "
     "interventions after which it never does",

@@ -150,7 +150,9 @@ class Learner:
             for name, parameter in attached.network.module.named_parameters():
                 if name not in self.initial[role]:
                     self.initial[role][name] = parameter.detach().clone()
-        for report in reports.values():
+        for role, report in reports.items():
+            if not overrides(self.attached[role].intervention, "intervene"):
+                continue  # nothing was done, so it has no cost
             self.intervention_seconds += report.seconds
             if self.intervention_cpu_seconds is not None:
                 self.intervention_cpu_seconds += report.cpu_seconds

@@ -254,7 +254,7 @@ class SupervisedTrainer(Trainer):
 
     def _show_evaluation(self, done: int, total: int) -> None:
         if self.log is not None:
-            value = f"evaluating {done:,}/{total:,}"
+            value = f"evaluating {100 * done // total} %"
             self.log.progress(self.learner.updates, self.samples - self.samples_before, self._where(), value)
 
     def _where(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -61,6 +62,9 @@ def train(
         UserError: An unknown name, an invalid option, or missing data.
         RunError: The run failed, for example with NaN.
     """
+    for what, name in {"env": env, "agent": agent, "intervention": intervention}.items():
+        if not isinstance(name, str):
+            raise UserError(f"train: {what} is {reprlib.repr(name)}; pass a registered name")
     _check_options(options, intervention, {"env": env, "agent": agent})
     run_options = {name: value for name, value in options.items() if has_option(RunOptions, name)}
     method_options = {name: value for name, value in options.items() if name not in run_options}

@@ -13,6 +13,7 @@ from typing import Any
 # Slurm announces the end of a job with a signal of the user's choice, which is usually SIGUSR1 or SIGUSR2.
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+_STOPPING = b"\nplastibench: stopping; saving the state (again: stop at once)\n"
 _PR_SET_PDEATHSIG = 1  # from sys/prctl.h
 
 
@@ -27,6 +28,8 @@ def stop_requests() -> Iterator[list[int]]:
     def handle(number: int, _: Any) -> None:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
+        if sys.stderr is not None and sys.stderr.isatty():  # print() may be interrupted by this very handler
+            os.write(sys.stderr.fileno(), _STOPPING)
 
     try:
         previous = {number: signal.signal(number, handle) for number in SIGNALS}

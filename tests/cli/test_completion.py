@@ -47,7 +47,9 @@ def test_ids_of_runs_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "cl-digits_mlp_none_s0_123456").mkdir(parents=True)
     (tmp_path / "runs" / "cl-digits_mlp_none_s0_123456" / "spec.toml").touch()
-    assert candidates(["resume", "cl"], MODULES) == ["cl-digits_mlp_none_s0_123456"]
+    for command in (["resume"], ["runs", "rm"], ["diagnose"]):
+        assert candidates([*command, "cl"], MODULES) == ["cl-digits_mlp_none_s0_123456"], command
+    assert candidates(["runs", "rm", "r"], MODULES) == []  # a second action
 
 
 def test_bash_completes_with_the_script(say: Callable[..., Any], tmp_path: Path) -> None:

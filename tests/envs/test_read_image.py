@@ -17,7 +17,7 @@ from PIL import Image
 from plastibench.config.errors import UserError
 from plastibench.diagnosis.samples import read_samples
 from plastibench.envs.datasets import imagefolder, load_dataset
-from plastibench.envs.datasets.read_image import fit
+from plastibench.envs.datasets.read_image import fit, read_image
 
 SIZE = 8
 RAMP = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
@@ -228,3 +228,10 @@ def test_fit_covers_and_crops_the_centre() -> None:
     tall = Image.fromarray(np.repeat(np.arange(40, dtype=np.uint8)[:, None], 10, 1))
     assert np.asarray(fit(tall, 20, 10)).tolist() == [[row] * 10 for row in range(10, 30)]
     assert fit(tall, 33, 7).size == (7, 33)
+
+
+@pytest.mark.parametrize("content", [b"", b"<svg/>", b"<html></html>"])
+def test_unknown_formats_are_refused_without_addresses(content: bytes) -> None:
+    with pytest.raises(UserError, match=r"a\.png: not a readable image") as caught:
+        read_image(content, "a.png", grey=False)
+    assert "0x" not in str(caught.value)
