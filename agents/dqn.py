@@ -18,6 +18,8 @@ from plastibench.config.registry import register_agent
 from plastibench.envs.rl_env import RLEnvironment
 from plastibench.utils.seeding import generator
 
+_SMALL_BUFFER = 100_000  # transitions; sixteen runs in one process keep as many buffers
+
 
 @register_agent(
     "dqn-mlp",
@@ -76,9 +78,10 @@ class DQN(OffPolicyConfig):
 
     @property
     def stackable(self) -> bool:
-        """Whether the agents of several runs can be updated together (:mod:`plastibench.agents.dqn_stack`)."""
-        plain = self.encoder == "mlp" and not (self.layer_norm or self.dueling or self.prioritized or self.random_shift)
-        return plain and self.atoms == 1 and self.precision == "float32" and self.compile == "no"
+        """Whether several runs can share a process, to be updated together (:mod:`plastibench.agents.dqn_stack`)."""
+        is_chain = self.encoder == "mlp" and not (self.layer_norm or self.dueling) and self.atoms == 1
+        is_plain = self.precision == "float32" and self.compile == "no" and not self.random_shift
+        return is_chain and is_plain and not self.prioritized and self.buffer_size <= _SMALL_BUFFER
 
     def __post_init__(self) -> None:
         super().__post_init__()

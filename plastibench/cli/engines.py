@@ -53,8 +53,8 @@ def add_engine(parser: CommandParser) -> None:
         "--stack",
         choices=("auto", "off"),
         default="auto",
-        help="local: update the small networks (mlp) of several runs in one batched pass; faster, with bit-identical "
-        "results (default: auto, with at least four runs per process)",
+        help="local: update the small networks of several runs (mlp, dqn-mlp) in one batched pass; faster, with "
+        "bit-identical results (default: auto, with at least four runs per process)",
     )
     group.add_argument(
         "--fail-fast", action="store_true", help="stop all runs when one fails (default: the other runs continue)"

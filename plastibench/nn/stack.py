@@ -186,7 +186,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 def _adam_options(network: Network) -> Hashable | None:
     """Options that optimizers must have in common to step in one call; None if this one steps by itself."""
-    optimizer = network.optimizer
+    optimizer: Any = network.optimizer
     if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or len(optimizer.param_groups) != 1:
         return None
     (group,) = optimizer.param_groups

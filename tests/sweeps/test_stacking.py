@@ -57,6 +57,26 @@ def test_other_ways_to_compute_are_not_mixed(options: dict[str, Any]) -> None:
     assert stack_key(RunSpec.make("relabel-digits", "mlp", device="cuda")) is None
 
 
+@pytest.mark.parametrize("env", ["rl-cartpole", "rl-bandit-digits"])
+def test_dqn_runs_of_one_kind_share_a_process(env: str) -> None:
+    assert sizes(jobs(10, "dqn-mlp", env), 2) == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("env", "agent", "options"),
+    [
+        ("rl-cartpole", "dqn-mlp", {"agent_options": {"dueling": True}}),
+        ("rl-cartpole", "dqn-mlp", {"agent_options": {"atoms": 51}}),
+        ("rl-cartpole", "dqn-mlp", {"agent_options": {"prioritized": True}}),
+        ("rl-cartpole", "sac-mlp", {}),
+        ("rl-bandit-digits", "dqn-cnn", {}),
+        ("gym", "dqn-mlp", {"env_options": {"id": "Own-v0"}}),  # may draw from the generators of the process
+    ],
+)
+def test_other_rl_runs_do_not_share_a_process(env: str, agent: str, options: dict[str, Any]) -> None:
+    assert stack_key(RunSpec.make(env, agent, device="cpu", **options)) is None
+
+
 def test_command_stacks_by_itself(say: Callable[..., Any], tmp_path: Path) -> None:
     words = (
         "run relabel-digits --agent mlp --agent.width 8 --env.tasks 3 --env.epochs 2 --env.train-size 40 --seed 0..3"
