@@ -18,7 +18,8 @@ def configure(parser: CommandParser) -> None:
     parser.usage = "plastibench bench [ENV] [--agent NAME] [--intervention NAME] [options]"
     parser.epilog = (
         "Alternates between updates of plastibench, of an equivalent plain PyTorch loop, and of their matrix\n"
-        "products alone. Then times one intervention. Supervised task streams only."
+        "products alone. Then times one intervention. For supervised task streams; with --stack N, it also times RL\n"
+        "runs that learn together."
     )
     names = parser.add_argument_group(
         "what to time", "Set options with --env.OPTION, --agent.OPTION and --intervention.OPTION."
@@ -67,6 +68,12 @@ def execute(args: argparse.Namespace) -> int:
         intervention_options=tables["intervention"],
         **{**tables["run"], "device": resolve_device(args.device or "auto")},
     )
+    if args.stack and spec.create("env").kind == "rl":
+        from plastibench.sweeps.rl_stack_speed import measure
+
+        speed = measure(spec, args.data_dir, args.stack, args.updates, args.rounds, args.threads)
+        print(speed.to_json() if args.json else speed.to_text())
+        return 0
     found = benchmark(spec, args.data_dir, args.updates, args.rounds, args.threads, args.stack)
     print(found.to_json() if args.json else found.to_text())
     return 0
