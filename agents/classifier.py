@@ -100,7 +100,7 @@ class Classifier:
         return crop_and_flip(images, self._pad, self._augmentation) if self._pad else images
 
     def count_update(self, loss_and_norm: Tensor) -> None:
-        """Count an update that was made; its loss and gradient norm, [2], enter the averages."""
+        """Count an update, and add its loss and gradient norm, [2], to the averages."""
         self._sums += loss_and_norm
         self._summed += 1
         self._update += 1
@@ -123,7 +123,7 @@ class Classifier:
         Args:
             images: Images on any device.
             module: Evaluate this module, such as an averaged copy, instead of the trained one.
-            progress: Called with the number of images that are done and of all images, if one batch is not enough.
+            progress: Called with the number of images done and the total, if there are several batches.
         """
         module = module if module is not None else self._network.module
         parts: list[Tensor] = []
@@ -148,7 +148,7 @@ class Classifier:
         }
 
     def extra_state(self) -> dict[str, Any]:
-        """What the loss of the trained network needs besides its weights."""
+        """State that the training loss needs besides the weights."""
         return {"masked_classes": self.masked_classes}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The config of a classifier: its training options, and how it becomes an agent."""
+"""Base class of classifier configs: training options, and the method that builds the agent."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class ClassifierOptions(OptimizerOptions):
         "cosine", "learning-rate schedule after the warm-up, within each task"
     )
     restart_optimizer: bool | None = option(
-        None, "create a new optimizer for every task, instead of keeping its state (default: yes)"
+        None, "create a new optimizer for every task, instead of keeping its state (default: true)"
     )
     precision: Literal["float32", "tf32", "bfloat16"] = option("float32", "precision of matrix products")
     compile: Literal["no", "default", "reduce-overhead"] = option("no", "torch.compile mode")

@@ -18,7 +18,7 @@ class StackableClassifier:
 
     Attributes:
         agent: The classifier.
-        key: What it must have in common with the others.
+        key: Equal for classifiers that can be updated together.
     """
 
     def __init__(self, agent: Classifier, network: Stackable) -> None:

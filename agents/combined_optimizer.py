@@ -9,7 +9,7 @@ import torch
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """Optimizer that steps all its parts and shares its parameter groups and state with them."""
+    """Optimizer that steps several optimizers, and shares their parameter groups and state."""
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         """Combine optimizers of different parameters; groups that are added later go to the last optimizer."""

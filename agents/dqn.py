@@ -69,7 +69,7 @@ class DQN(OffPolicyConfig):
     )
     v_min: float = option(-10.0, "smallest atom of the return distribution; unused with one atom")
     v_max: float = option(10.0, "largest atom of the return distribution; unused with one atom")
-    # The Huber loss regresses towards the median, which rare terminal states do not move: values on CartPole diverge.
+    # The Huber loss regresses towards the median, which ignores rare terminal states, so values on CartPole diverge.
     loss: Literal["mse", "huber"] = option("mse", "loss of the TD error; unused with several atoms")
     epsilon: float = option(0.05, "final probability of a random action", low=0, high=1)
     exploration: float = option(

@@ -19,7 +19,7 @@ class StackableDQN:
 
     Attributes:
         agent: The agent.
-        key: What it must have in common with the others.
+        key: Equal for agents that can be updated together.
     """
 
     def __init__(self, agent: DQNAgent, scale: Scale, network: Stackable, target_layers: Sequence[Any]) -> None:

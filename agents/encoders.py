@@ -55,7 +55,7 @@ class Encoder:
             return nn.Sequential(Scale(uint8), nn.Flatten()), int(torch.Size(shape).numel())
         if len(shape) != 3:
             raise UserError(
-                f"agent: encoder {self.encoder} is for images, but observations have shape {shape}; use encoder mlp"
+                f"agent: encoder {self.encoder} needs images, but observations have shape {shape}; use encoder mlp"
             )
         if self.encoder == "vit":
             layers = [self._vit(shape)]

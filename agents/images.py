@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class Normalize:
-    """Convert uint8 [..., C, H, W] to float32 and standardize it with the dataset's channel means and deviations.
+    """Convert uint8 [..., C, H, W] to float32, standardized by the dataset's channel means and standard deviations.
 
     Attributes:
-        key: The means and deviations; equal for two instances that do the same.
+        key: The means and standard deviations; equal for instances that do the same.
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""A multilayer perceptron, the kind of network in which plasticity loss was first described."""
+"""A multilayer perceptron."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class OffPolicyConfig(OptimizerOptions, Encoder):
     eps: float = option(1e-8, "epsilon of Adam and its variants", low=0)
     weight_decay: float | None = option(None, "weight decay (default: 0)", low=0)
     restart_optimizer: bool | None = option(
-        None, "create new optimizers for every task, instead of keeping their state (default: no)"
+        None, "create new optimizers for every task, instead of keeping their state (default: false)"
     )
     batch_size: int = option(128, "transitions per update", low=1, high=1_000_000)
     gamma: float = option(0.99, "discount per step", low=0, high=1)
@@ -224,7 +224,7 @@ class OffPolicyAgent:
 
         Args:
             batch: Transitions; changed in place.
-            noise: Draws the noise; by default the generator that training uses, which advances.
+            noise: Draws the noise; by default the training generator, whose state advances.
         """
         raise NotImplementedError
 
@@ -237,7 +237,7 @@ class OffPolicyAgent:
         return np.sign(reward) if self.config.clip_rewards else reward
 
     def begin_task(self) -> None:
-        """Cross a task boundary: create new optimizers, if the options ask for it."""
+        """Start a new task: create new optimizers if the options require it."""
         if self.config.restart_optimizer:
             for role, network in self.networks.items():
                 network.optimizer = self._new_optimizer(role, network.module)
@@ -265,7 +265,7 @@ class OffPolicyAgent:
         }
 
     def extra_state(self) -> dict[str, Any]:
-        """What the losses of the trained networks need besides their weights."""
+        """State that the training losses need besides the weights."""
         return {"targets": {role: target.module.state_dict() for role, target in self.targets.items()}}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:

@@ -26,17 +26,17 @@ Grouping = Callable[["nn.Module"], "list[list[nn.Parameter]]"]
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """Options of the optimizer. None keeps the default and does not change the id of a run."""
+    """Options of the optimizer. An option that is None keeps its default and does not change the id of a run."""
 
     optimizer: str | None = option(
         None,
         "adadelta, adafactor, adagrad, adam, adamax, adamw, asgd, muon, nadam, radam, rmsprop, rprop, sgd, or "
-        "module:Class (default: adamw for classifiers, adam for RL agents); muon updates 2-D weights, and adamw the "
-        "rest",
+        "module:Class; muon updates 2-D weights, and adamw the rest (default: adamw for classifiers, adam for RL "
+        "agents)",
     )
     momentum: float | None = option(None, "momentum of sgd, rmsprop or muon (default: PyTorch's)", low=0)
     decay: Literal["all", "matrices"] | None = option(
-        None, "parameters with weight decay: all, or matrices and filters only (default: all)"
+        None, "parameters to decay: all, or only matrices and filters (default: all)"
     )
 
     def __post_init__(self) -> None:
@@ -52,7 +52,7 @@ def _check_name(name: str) -> None:
 
 
 def grouping(options: OptimizerOptions) -> Grouping | None:
-    """Return the function that sorts the parameters of a module into groups; None: all are in one group.
+    """Return the function that assigns a module's parameters to groups; None means one group.
 
     The function depends on names and shapes only, so a module that an intervention has rebuilt is grouped in the same
     way, and a resumed run finds the optimizer's state in the same places.
@@ -87,7 +87,7 @@ def make_optimizer(
     """Create the optimizer of a module.
 
     Args:
-        options: Which optimizer.
+        options: The optimizer options.
         module: The module; frozen parameters are left out.
         default: The optimizer if the options name none: ``adam`` or ``adamw``.
         lr: Learning rate.
@@ -194,5 +194,6 @@ def _try(kind: Any, name: str, keywords: dict[str, Any]) -> None:
     except Exception as error:  # user code may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
-            f"{where} cannot be used ({reason}); it must step without a closure and save plain state"
+            f"{where} cannot be used ({reason}); it must step without a closure, and its state may contain only "
+            "tensors and numbers"
         ) from error

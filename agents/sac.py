@@ -23,7 +23,7 @@ from plastibench.envs.rl_env import RLEnvironment
 _LOG_STD = -5.0, 2.0
 
 
-@register_agent("sac-mlp", "Soft actor-critic with two critics, two hidden layers of 256 units; any kind of actions")
+@register_agent("sac-mlp", "Soft actor-critic with two critics, 256-256 hidden units; continuous or discrete actions")
 @register_agent(
     "sac-cnn", "Soft actor-critic for images, with a CNN", encoder="cnn", hidden=(128,), lr=3e-4, batch_size=32
 )
@@ -219,8 +219,8 @@ class ContinuousSAC(_SoftActorCritic):
         free = high > low
         if not free.any():
             raise UserError(
-                f"{env.config.id}: the agent has no choice, because low equals high in every dimension of the action "
-                "space; widen its bounds"
+                f"{env.config.id}: only one action is possible, because low equals high in every dimension of the "
+                "action space; widen its bounds"
             )
 
         def on_device(values: npt.NDArray[Any]) -> Tensor:

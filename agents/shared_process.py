@@ -6,11 +6,12 @@ from typing import Any
 
 
 def can_share_process(env: Any, agent: Any) -> bool:
-    """Whether runs with these configs may take turns in one process.
+    """Whether runs with these configs may share a process and be updated together.
 
-    Random numbers must not come from generators of the process: dropout masks do, and so may the states of
-    environments. An agent's class, and that of an RL environment, has to declare ``stackable`` itself, as a class
-    attribute or a property: a subclass may build another network. Task streams get their generators.
+    Their networks and environments must not draw random numbers from the generators of the process, as dropout does.
+    The classes of the agent and of an RL environment must declare this themselves, with a class attribute or property
+    ``stackable``, because a subclass may build a different network or environment. Task streams draw from generators
+    that they are given.
     """
     return _declares(agent) and (env.kind != "rl" or _declares(env))
 

@@ -45,7 +45,7 @@ WHEN = {  # hook -> when it runs
 USE = {  # kind -> when to use a method of this kind
     "baseline": "Always: every comparison needs it.",
     "reset": "When a temporary drop in performance is acceptable, or the data to relearn from is at hand (a replay "
-    "buffer, an accumulated data set). Resets are simple and strong baselines.",
+    "buffer, an accumulated dataset). Resets are simple and strong baselines.",
     "units": "When only part of the network has lost plasticity and the rest should keep what it has learned. Check "
     "first, with `plastibench diagnose`, that the criterion finds units in your architecture: those that use "
     "activations find few behind a GELU.",

@@ -1,6 +1,6 @@
 """Environments: supervised task streams and reinforcement learning.
 
-A new environment is one new module in this folder: a dataclass with the decorator ``register_env``. Importing this
+To add an environment, add a module to this folder with a dataclass decorated with ``register_env``. Importing this
 package registers every built-in task stream with gymnasium and imports none of the modules.
 """
 

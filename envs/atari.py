@@ -47,7 +47,7 @@ class Atari(RLEnvConfig):
         return env
 
     def picture(self, envs: VectorEnv[Any, Any, Any], observations: Frames) -> Frames:
-        """What the agent sees, in grey: the vector environment does not render. [84, 84, 3]."""
+        """The greyscale frame that the agent sees; the vector environment does not render. [84, 84, 3]."""
         return np.repeat(observations[0, -1, :, :, None], 3, -1)
 
     def preprocess(self, task: int, observations: Frames) -> Frames:

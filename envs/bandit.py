@@ -70,7 +70,7 @@ class DigitsBandit(RLEnvConfig):
 
 
 class BanditVectorEnv(VectorEnv[Any, Any, Any]):
-    """Bandits that share one random order of images: a step rewards the action and moves on to the next image."""
+    """Bandits that share one random order of images. A step rewards the action and shows the next image."""
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
 

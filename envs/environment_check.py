@@ -38,7 +38,7 @@ def check_spaces(name: str, envs: VectorEnv[Any, Any, Any]) -> None:
     if not isinstance(acted, spaces.Discrete | spaces.Box):
         raise UserError(f"{name}: actions must be Discrete or Box, not {plain(acted)}")
     if isinstance(acted, spaces.Discrete) and acted.start:
-        raise UserError(f"{name}: discrete actions must start at 0, not at {acted.start}")
+        raise UserError(f"{name}: discrete actions must start at 0, not {acted.start}")
     if isinstance(acted, spaces.Box) and acted.dtype.kind != "f":
         raise UserError(f"{name}: Box actions must be floating point, not {acted.dtype}")
     if not np.prod(seen.shape):
@@ -59,7 +59,7 @@ def check_api(name: str, envs: VectorEnv[Any, Any, Any]) -> None:
         envs: Vectorized environments; not checked if they do not expose single environments (``envs.envs``).
 
     Raises:
-        UserError: The environment follows the API before gymnasium 0.26, returns arrays where numbers are expected,
+        UserError: The environment uses the API from before gymnasium 0.26, returns arrays where numbers are expected,
             leaves its observation space, or fails.
     """
     for env in getattr(envs, "envs", ())[:1]:
@@ -109,7 +109,7 @@ def check_finite(
 
 @contextlib.contextmanager
 def naming_environment(name: str, when: str) -> Iterator[None]:
-    """Name the environment and the moment if its code fails inside the block.
+    """Turn errors of the environment's code inside the block into ``RunError`` with its name and the step.
 
     Args:
         name: The environment's id.

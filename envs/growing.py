@@ -17,7 +17,7 @@ from plastibench.envs.task_stream_config import TaskStreamConfig
 
 @register_env(
     "cl-digits",
-    "Small-scale version of the paper's task stream: 200 8x8 digits; no download, about a minute on a CPU",
+    "Small-scale version of the paper's task stream: 200 digits of 8x8 pixels; no download, a minute on a CPU",
     dataset="digits",
     train_size=200,
     epochs=150,
@@ -59,7 +59,7 @@ class Growing(TaskStreamConfig):
 
     def __post_init__(self) -> None:
         if not self.noise:
-            raise ValueError("noise is empty; give the fraction of wrong labels of at least one task")
+            raise ValueError("noise is empty; set the fraction of wrong labels for at least one task")
 
     @property
     def full_task_count(self) -> int:
@@ -72,7 +72,7 @@ class Growing(TaskStreamConfig):
         """Generate the tasks."""
         labels, classes = dataset.train_labels, len(dataset.classes)
         if classes < 2 and any(self.noise):
-            raise UserError(f"{dataset.name} has a single class, so no label can be wrong; set --env.noise 0")
+            raise UserError(f"{dataset.name} has only one class, so no label can be wrong; set --env.noise 0")
         chunks = np.array_split(order.permutation(len(labels)), self.full_task_count)
         seen = np.empty(0, np.int64)
         for chunk, ratio in zip(chunks[: self.task_count], self.noise, strict=False):

@@ -85,7 +85,7 @@ class Incremental(TaskStreamConfig):
         untested = np.setdiff1d(stream.dataset.train_labels, stream.dataset.test_labels)
         if len(untested):
             raise UserError(
-                f"env: {len(untested)} of {plural(total, 'class', 'classes')} without a test image; "
+                f"env: {len(untested)} of {plural(total, 'class', 'classes')} have no test image; "
                 "lower --env.train-size or use another dataset"
             )
         return stream

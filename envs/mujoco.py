@@ -40,7 +40,7 @@ class MuJoCo(RLEnvConfig):
 class SlipperyAnt(MuJoCo):
     """An ant on ground whose friction is drawn log-uniformly for every task; the first task has normal friction."""
 
-    version = 2  # in version 1, all bodies had equal friction, even in the first task: no change for the ant only
+    version = 2  # in version 1, all bodies had equal friction, even in the first task; the ant itself is unaffected
     id: str = option("ant", "the robot")
     steps: int = option(200_000, "agent steps per task, summed over all parallel environments", low=1)
     tasks: int = option(10, "number of tasks", low=1)
@@ -58,7 +58,7 @@ class SlipperyAnt(MuJoCo):
         return self.tasks
 
     def make_vec(self, task: int, num_envs: int) -> VectorEnv[Any, Any, Any]:
-        """Create copies of the robot with the sliding friction of a task between all bodies and the ground."""
+        """Create copies of the robot, with the task's sliding friction between all bodies and the ground."""
         envs: Any = super().make_vec(task, num_envs)
         for env in envs.envs:
             env.unwrapped.model.geom_friction[:, 0] *= self.friction(task)

@@ -59,9 +59,9 @@ class RLEnvConfig:
 
     @property
     def stackable(self) -> bool:
-        """Whether its runs can share a process (:mod:`plastibench.agents.shared_process`).
+        """Whether runs can share a process (:mod:`plastibench.agents.shared_process`).
 
-        Gymnasium's classic environments draw only from their own generators; others may not.
+        These environments draw random numbers only from their own generators; others may not.
         """
         return self.id in ("CartPole-v1", "Acrobot-v1", "MountainCar-v0")
 
@@ -89,7 +89,7 @@ class RLEnvConfig:
         return make_gymnasium_vec(self.id, num_envs, self.max_episode_steps)
 
     def picture(self, envs: VectorEnv[Any, Any, Any], observations: Frames) -> Frames:
-        """What the first environment looks like now, for videos. [height, width, 3], uint8 or 0 to 1.
+        """Render the current frame of the first environment, for videos. [height, width, 3], uint8 or 0 to 1.
 
         The environments are created within :func:`plastibench.envs.vector_envs.rendering`.
         """
@@ -119,7 +119,7 @@ class RLEnvConfig:
         return np.concatenate([missing, frames[:, None]], 1)
 
     def stack_next(self, stacked: Frames, frames: Frames, ended: npt.NDArray[np.bool_]) -> Frames:
-        """Append the next frames to stacked observations; where an episode ended, start again. [n, stack_size, ...]."""
+        """Append the next frames to stacked observations; restart the stack after an episode. [n, stack_size, ...]."""
         if not self.stack_size:
             return frames
         following = np.concatenate([stacked[:, 1:], frames[:, None]], 1)
@@ -169,7 +169,7 @@ class RLEnvironment:
         is_image = generic and observations.ndim == 4
         if config.channels is not None and not is_image:
             raise UserError(
-                f"{config.id}: channels has no effect here; it is for image observations of gym environments"
+                f"{config.id}: channels has no effect here; it applies only to image observations of gym environments"
             )
         if is_image and config.channels is None:
             found, other = ("last", "first") if config._channels_last(observations) else ("first", "last")

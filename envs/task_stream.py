@@ -118,7 +118,7 @@ class TaskStream(gymnasium.Env[Observation, Integers]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start the first task. All tasks follow from the seed alone."""
+        """Start the first task. The seed determines all tasks."""
         super().reset(seed=seed)
         order, noise = self.np_random.spawn(2)
         self._tasks = self.config.generate_tasks(self.dataset, order, noise)

@@ -1,4 +1,4 @@
-"""The options shared by all task streams, and how they become an environment."""
+"""Base class of task stream configs: shared options, and the method that builds the environment."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def rendering() -> Iterator[None]:
 def make_gymnasium_vec(
     env_id: str, num_envs: int, max_episode_steps: int = 0, **options: Any
 ) -> VectorEnv[Any, Any, Any]:
-    """Create copies of a gymnasium environment that reset in the step in which an episode ends.
+    """Create copies of a gymnasium environment, with autoreset in the same step.
 
     Args:
         env_id: The gymnasium id.

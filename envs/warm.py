@@ -43,9 +43,9 @@ from plastibench.envs.task_stream_config import TaskStreamConfig
 class WarmStart(TaskStreamConfig):
     """The first task has a random fraction of the training images; the second has all. All labels are correct.
 
-    The quantity of interest is the difference in test accuracy between a network that was first trained on the
-    fraction and one that was not. Intervention ``reset`` at the task boundary gives the latter, with the same data,
-    order and number of updates. A fraction of one half is the experiment of Ash & Adams.
+    The quantity of interest is the difference in final test accuracy between a network that was first trained on the
+    fraction and one that was not. The intervention ``reset`` at the task boundary gives the latter, with the same data,
+    order and number of updates. Ash & Adams use a fraction of one half.
     """
 
     fraction: float = option(0.5, "fraction of the training images in the first task", low=0, high=1, formerly="share")

@@ -176,7 +176,7 @@ def test_attach_takes_a_module_its_optimizer_and_loss(model: nn.Module) -> None:
 
 def test_attach_takes_either_a_network_or_a_module_with_its_parts(model: nn.Module) -> None:
     optimizer = torch.optim.Adam(model.parameters())
-    with pytest.raises(UserError, match="a Network has its optimizer, loss and outputs already"):
+    with pytest.raises(UserError, match="a Network already has its optimizer, loss and outputs"):
         pb.attach("none", pb.Network(model, optimizer, loss_fn), optimizer)
 
 

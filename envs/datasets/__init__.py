@@ -60,7 +60,7 @@ def load_dataset(
     if name not in DATASETS:
         raise UserError(f"unknown dataset '{name}'{did_you_mean(name, DATASETS)} (available: {', '.join(DATASETS)})")
     if name not in ("imagefolder", "own") and (path is not None or image_size is not None):
-        raise UserError(f"path and image_size are for imagefolder and own only; remove them for {name}")
+        raise UserError(f"path and image_size apply only to imagefolder and own; remove them for {name}")
     data_folder = Path(data_dir).expanduser()
     if name == "digits":
         dataset, train_size = load_digits(train_size), None

@@ -1,4 +1,4 @@
-"""Cache of decoded datasets, verified by checksums when read and written atomically.
+"""Cache of decoded datasets. Entries are written atomically and verified by checksums when read.
 
 The folder ``.plastibench-cache`` in the data folder can be deleted at any time.
 """

@@ -36,8 +36,8 @@ def dataset_from_files(
         test: Names of the test files of each class.
         channels: 1 for greyscale or 3 for RGB.
         size: Height and width of the result.
-        fit: The files are a user's: turn images as their EXIF orientation says, and resize them. If False, images of
-            other sizes raise an error.
+        fit: Rotate images according to their EXIF orientation and resize them, as needed for user files. If False,
+            images of other sizes raise an error.
 
     Returns:
         The dataset, ordered by class.

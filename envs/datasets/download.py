@@ -1,4 +1,4 @@
-"""Downloads with a timeout, without incomplete files, and with one-line errors."""
+"""Downloads with a timeout and one-line errors, which never leave incomplete files."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def subset_test_images(dataset: ImageDataset, test_size: int) -> ImageDataset:
             f"{len(labels)}"
         )
     order = fixed_permutation(len(labels))
-    rank = np.empty(len(labels), np.int64)  # of each image within its class, in the order of the permutation
+    rank = np.empty(len(labels), np.int64)  # rank of each image within its class, in the order of the permutation
     counts = np.zeros(classes, np.int64)
     for index in order:
         rank[index] = counts[labels[index]]

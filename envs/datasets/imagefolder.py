@@ -43,7 +43,7 @@ def load_class_folders(
 ) -> ImageDataset:
     """Load a folder with one subfolder per class; arguments as in :func:`dataset_from_files`."""
     if not path.is_dir():
-        raise UserError(f"{path} is not a folder; give one with train/<class>/* and test/<class>/*")
+        raise UserError(f"{path} is not a folder; expected a folder with train/<class>/* and test/<class>/*")
     source, state = scan_folder(path, depth=3)
 
     def build() -> ImageDataset:
@@ -130,7 +130,7 @@ def _hold_out(root: Path, unsplit: Mapping[str, list[str]]) -> tuple[dict[str, l
     test: dict[str, list[str]] = {}
     for label, files in unsplit.items():
         if len(files) < 2:
-            raise UserError(f"{root / label}: one image cannot be split into training and test; add another")
+            raise UserError(f"{root / label}: one image cannot be split into a training and a test set; add another")
         held_out = set(fixed_permutation(len(files))[: max(1, (len(files) + 2) // 5)].tolist())
         train[label] = [file for index, file in enumerate(files) if index not in held_out]
         test[label] = [file for index, file in enumerate(files) if index in held_out]

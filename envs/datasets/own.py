@@ -50,12 +50,12 @@ def load_own_data(data_dir: Path, path: str, image_size: int | None = None) -> I
         scaled to 8 bits.
 
     Raises:
-        UserError: The data does not exist or has another form.
+        UserError: The data does not exist or has an unsupported format.
     """
     if Path(path).expanduser().is_dir():
         return load_imagefolder(data_dir, Path(path).expanduser(), image_size)
     if image_size is not None:
-        raise UserError("image_size is for folders of images; resize your arrays yourself")
+        raise UserError("image_size applies only to folders of images; resize your arrays yourself")
     if path.endswith(".npz"):
         train, test = _arrays(Path(path).expanduser())
     elif ":" in path:
@@ -82,9 +82,9 @@ def _dataset(where: str, train: _Part, test: _Part) -> ImageDataset:
     names = [str(name) for name in np.unique(train.labels)]
     known = np.unique(train.labels)
     if unknown := sorted({str(label) for label in np.unique(test.labels)} - set(names)):
-        raise UserError(f"{where}: the test set has the class '{unknown[0]}', which has no training images")
+        raise UserError(f"{where}: the test class '{unknown[0]}' has no training images; add some, or remove the class")
     if untested := sorted(set(names) - {str(label) for label in np.unique(test.labels)}):
-        raise UserError(f"{where}: the class '{untested[0]}' has training but no test images")
+        raise UserError(f"{where}: the class '{untested[0]}' has training images but no test images; add some")
     if len(known) < 2:
         raise UserError(f"{where}: all labels are '{names[0]}'; at least two classes are needed")
     if train.names is not None and known.dtype.kind in "ui" and known.max() < len(train.names):
@@ -141,13 +141,13 @@ def _checked(images: Any, labels: Any, where: str, names: Sequence[str] | None =
         labels = labels.astype(np.int64)
     if images.dtype.kind not in "uifb" or images.ndim not in (3, 4) or not len(images):
         raise UserError(
-            f"{where}: images are {images.dtype}{list(images.shape)}; expected numbers of shape [N, H, W], "
+            f"{where}: images are {images.dtype} of shape {list(images.shape)}; expected numbers of shape [N, H, W], "
             "[N, C, H, W] or [N, H, W, C]"
         )
     if labels.ndim != 1 or len(labels) != len(images) or labels.dtype.kind not in "uiUb":
         raise UserError(
-            f"{where}: labels are {labels.dtype}{list(labels.shape)}; expected one integer or name per image, "
-            f"[{len(images)}]"
+            f"{where}: labels are {labels.dtype} of shape {list(labels.shape)}; expected one integer or name per "
+            f"image, shape [{len(images)}]"
         )
     return _Part(images, labels, tuple(names) if names else None)
 
@@ -189,7 +189,7 @@ def _named(found: Mapping[str, Any], where: str) -> tuple[_Part, _Part | None]:
     train = part("train") or part("")
     if train is None:
         names = ", ".join(found) or "nothing"
-        raise UserError(f"{where}: expected x_train, y_train, x_test and y_test, or images and labels; it has {names}")
+        raise UserError(f"{where}: expected x_train, y_train, x_test and y_test, or images and labels; found {names}")
     return train, next((test for split in _TEST if (test := part(split))), None)
 
 

@@ -36,7 +36,7 @@ def may_be_image(name: str) -> bool:
 
 @contextlib.contextmanager
 def without_bombs() -> Iterator[None]:
-    """Refuse images with more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``; Pillow only warns up to twice as many."""
+    """Reject images with more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels; below twice that, Pillow only warns."""
     from PIL import Image
 
     with warnings.catch_warnings():
@@ -45,7 +45,7 @@ def without_bombs() -> Iterator[None]:
 
 
 def read_image(content: bytes, where: object, *, grey: bool = False, upright: bool = True) -> Image.Image:
-    """Decode an image to 8 bits per channel without transparency; of an animation, decode the first frame.
+    """Decode an image, or the first frame of an animation, to 8 bits per channel without transparency.
 
     Integers of 16 bits and floats in [0, 1] are scaled to 8 bits; Pillow would clip them to white or black.
 
@@ -53,7 +53,7 @@ def read_image(content: bytes, where: object, *, grey: bool = False, upright: bo
         content: The bytes of the file.
         where: The file, for messages.
         grey: Convert to greyscale instead of RGB.
-        upright: Rotate the image as its EXIF orientation says.
+        upright: Rotate the image according to its EXIF orientation.
 
     Raises:
         UserError: It is damaged, too large or not an image, or its value range is unknown.

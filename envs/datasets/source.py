@@ -40,7 +40,7 @@ class FileSource:
 
 
 def scan_folder(root: Path, depth: int) -> tuple[FileSource, str]:
-    """List the files of a folder down to ``depth`` levels, without hidden files.
+    """List the files of a folder down to ``depth`` levels, excluding hidden files.
 
     Links are followed, because they are a common way to make subsets. The depth limit ends cycles.
 

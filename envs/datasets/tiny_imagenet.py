@@ -69,7 +69,7 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
     """
     size = archive.getinfo(name).file_size
     if size > _LARGEST:
-        raise OSError(f"{size >> 20} MiB, which is too large for a file of the data set")
+        raise OSError(f"{size >> 20} MiB, which is too large for a file of the dataset")
     try:
         return archive.read(name)
     except (RuntimeError, ValueError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:

@@ -64,7 +64,7 @@ def execute(args: argparse.Namespace) -> int:
     targets = load_targets(args, agent_options, _SAMPLES)
     roles = {target.network.role: target for target in targets}
     if args.role is None and len(targets) > 1:
-        raise UserError(f"the run has several networks; add --role, one of {', '.join(roles)}")
+        raise UserError(f"the run has several networks; add --role with one of {', '.join(roles)}")
     if args.role is not None and args.role not in roles:
         raise UserError(
             f"the run has no network '{args.role}'{did_you_mean(args.role, roles)} (available: {', '.join(roles)})"

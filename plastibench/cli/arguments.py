@@ -17,7 +17,7 @@ AUTO = 0  # value of --jobs auto
 _MOST_THREADS = 1_024
 _MOST_JOBS = 1_024
 DEFAULT_RUNS_DIR = Path("runs")
-OTHER_RUNS_DIR = ", or name another with --runs-dir"
+OTHER_RUNS_DIR = ", or set another folder with --runs-dir"
 _THREADS = "CPU threads (default: 1 for small networks, all cores for large ones)"
 _THREADS_PER_PROCESS = "CPU threads per process (default: 1 for small networks, cores / jobs for large ones)"
 
@@ -42,7 +42,7 @@ def add_execution(parser: CommandParser, *, jobs: bool = False) -> None:
             help="estimate updates, interventions, time, memory and disk space, without starting any run",
         )
     add_threads(group, _THREADS if not jobs else _THREADS_PER_PROCESS)
-    help = "RL: record an episode of every Nth evaluation and of the last one, as animated GIF in the run's folder"
+    help = "RL: record one episode of the first, every Nth and the last evaluation as GIFs in the run's folder"
     group.add_argument("--videos", type=integer(), default=0, metavar="N", help=f"{help} (default: none)")
     group.add_argument("--quiet", action="store_true", help="show no progress")
     help = "also send metrics to trackers: wandb, mlflow, trackio (TensorBoard event files are always written)"
@@ -92,7 +92,7 @@ def add_reference(group: CommandParser | argparse._ArgumentGroup) -> None:
 
 def _path(text: str) -> Path:
     if "://" in text:
-        raise argparse.ArgumentTypeError(f"'{text}' is a URL, which only leaderboard reads; expected a folder")
+        raise argparse.ArgumentTypeError(f"'{text}' is a URL; only leaderboard reads URLs; expected a folder")
     return Path(text)
 
 
@@ -138,7 +138,7 @@ def job_count(text: str) -> int:
 
 
 def split_names(names: str | list[str]) -> list[str]:
-    """Split ``a,b`` into names, each once; a list is taken as it is.
+    """Split ``a,b`` into names without duplicates; a list is returned unchanged.
 
     Raises:
         UserError: The list contains no name.
@@ -146,12 +146,12 @@ def split_names(names: str | list[str]) -> list[str]:
     parts = names.split(",") if isinstance(names, str) else list(names)
     found = list(dict.fromkeys(name.strip() for name in parts if name.strip()))
     if names != "" and not found:
-        raise UserError(f"'{names}' contains no name")
+        raise UserError(f"'{names}' contains no names; expected a list such as a,b")
     return found
 
 
 def check_output_file(path: Path | None) -> None:
-    """Check that a file can be created, before the work that it is meant for begins.
+    """Check that an output file can be created, before the work starts.
 
     Raises:
         UserError: Its folder does not exist, or the path is a folder.
@@ -159,4 +159,4 @@ def check_output_file(path: Path | None) -> None:
     if path is not None and path.is_dir():
         raise UserError(f"{path} is a folder; name a file in it")
     if path is not None and not path.parent.is_dir():
-        raise UserError(f"{path}: no folder {path.parent}")
+        raise UserError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")

@@ -17,9 +17,8 @@ def configure(parser: CommandParser) -> None:
     parser.components = PARTS
     parser.usage = "plastibench bench [ENV] [--agent NAME] [--intervention NAME] [options]"
     parser.epilog = (
-        "Alternates between updates of plastibench, of an equivalent plain PyTorch loop, and of their matrix\n"
-        "products alone. Then times one intervention. For supervised task streams; with --stack N, it also times RL\n"
-        "runs that learn together."
+        "Times, in alternation, an update in plastibench, the same update in a plain PyTorch loop, and its matrix\n"
+        "products alone; then times one intervention. Supports task streams and, with --stack N, RL runs."
     )
     names = parser.add_argument_group(
         "what to time", "Set options with --env.OPTION, --agent.OPTION and --intervention.OPTION."
@@ -35,14 +34,14 @@ def configure(parser: CommandParser) -> None:
         type=integer(2),
         default=20,
         metavar="N",
-        help="number of rounds; a round measures each loop twice",
+        help="number of rounds; each round measures every loop twice",
     )
     timing.add_argument(
         "--stack",
         type=integer(0, 1_000),
         default=0,
         metavar="N",
-        help="also time N runs that are updated together, as run and sweep do with mlp (default: 0, none)",
+        help="also time N runs that are updated together, as run and sweep do with mlp; 0: none (default: 0)",
     )
     timing.add_argument("--json", action="store_true", help="print the values as JSON")
     add_threads(timing)

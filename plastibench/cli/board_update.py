@@ -22,7 +22,7 @@ _LIMIT = 1000  # results that are read and written within about two seconds
 
 
 def update_board(runs_dir: Path, plots: bool = False) -> None:
-    """Rewrite TensorBoard's leaderboard, unless there are too many results to do so in a moment.
+    """Rewrite TensorBoard's leaderboard, unless there are too many results to do this quickly.
 
     Errors are reported in one line; they do not fail runs that have finished.
 

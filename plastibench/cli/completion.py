@@ -57,13 +57,13 @@ def configure(parser: CommandParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the script."""
+    """Print the completion script."""
     print(SCRIPTS[args.shell], end="")
     return 0
 
 
 def candidates(words: Sequence[str], modules: Mapping[str, str]) -> list[str]:
-    """Return the completions of the last word, without importing PyTorch; none if it may be any file or value.
+    """Return completions of the last word, without importing PyTorch; empty if any file or value is allowed.
 
     Args:
         words: The words after ``plastibench`` up to the cursor; the last one may be empty.
@@ -94,9 +94,9 @@ def _values(action: argparse.Action) -> Iterable[str]:
         return [str(choice) for choice in action.choices]
     if action.dest in REGISTRIES:
         return REGISTRIES[action.dest].all()
-    if action.dest == "ids":  # of a run
+    if action.dest == "ids":  # ids of runs
         return [path.parent.name for path in DEFAULT_RUNS_DIR.glob("*/spec.toml")]
-    if action.dest == "file":  # of a sweep
+    if action.dest == "file":  # a sweep file
         folder = Path(__file__).parents[1] / "sweeps"
         return sorted({path.stem.partition("-")[0] for path in folder.glob("*-*.toml")})
     return []

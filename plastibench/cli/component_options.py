@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import textwrap
 from collections.abc import Iterable
 from typing import Any
@@ -12,6 +13,8 @@ from plastibench.cli.run_options import REQUIRED, describe_option
 from plastibench.config.errors import did_you_mean, raise_all
 from plastibench.config.options import as_dict, build, describe_type, flag_name, has_option, options_of
 from plastibench.config.registry import REGISTRIES
+
+_WIDEST = 110  # characters per line of help
 
 Tables = dict[str, dict[str, Any]]  # env, agent, intervention and run to option name to value
 
@@ -24,7 +27,7 @@ def read_option_flags(args: argparse.Namespace, tables: Tables) -> None:
         tables: The tables to write into.
 
     Raises:
-        UserError: An unknown flag, or a flag without value.
+        UserError: A flag is unknown or has no value.
     """
     rest, wrong = list(args.option_flags), []
     while rest:
@@ -61,10 +64,11 @@ def option_help(part: str, name: str) -> str:
     """Help of all options of an env, agent or intervention, with the defaults of this registered name."""
     entry, cls = REGISTRIES[part][name], REGISTRIES[part].declaration(name)
     defaults = as_dict(build(cls, entry.defaults, f"{part} {name}"))
-    lines = [f"{part} {name}: {entry.summary}"]
+    width = min(_WIDEST, shutil.get_terminal_size().columns)
+    lines = [textwrap.fill(f"{part} {name}: {entry.summary}", width, subsequent_indent="  ")]
     for option, field in options_of(cls).items():
         is_required = field.metadata.get("required") and option not in entry.defaults
         text = describe_option(field, REQUIRED if is_required else defaults.get(option, "none"))
         lines.append(f"  --{part}.{flag_name(option)} {describe_type(cls, option)}")
-        lines.append(textwrap.fill(text, 110, initial_indent=" " * 8, subsequent_indent=" " * 8))
+        lines.append(textwrap.fill(text, width, initial_indent=" " * 8, subsequent_indent=" " * 8))
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from plastibench.config.errors import UserError
 from plastibench.diagnosis.rules import thresholds_text
 from plastibench.metrics import select
 
-PARTS = ("mlp", "mlp-qkv", "attention", "linear", "layernorm", "head")  # of plastibench.nn.selectors
+PARTS = ("mlp", "mlp-qkv", "attention", "linear", "layernorm", "head")  # the parts of plastibench.nn.selectors
 
 _LARGE = 1_000_000  # number of parameters above which progress is shown
 _IMAGE_SUFFIXES = (".png", ".svg", ".pdf")
@@ -39,7 +39,7 @@ def configure(parser: CommandParser) -> None:
     metrics.add_argument(
         "--metrics",
         metavar="NAMES",
-        help="metrics or groups of metrics, such as ranks,weights, or all (default: all but the slow groups; for "
+        help="metrics or groups of metrics, such as ranks,weights, or all (default: all except the slow groups; for "
         "networks that are not from a run, also without per-sample gradients)",
     )
     metrics.add_argument(
@@ -51,7 +51,7 @@ def configure(parser: CommandParser) -> None:
     structure.add_argument(
         "--outputs",
         metavar="NAMES",
-        help="output layers, separated by commas (default: every layer that the loss reads directly)",
+        help="output layers, separated by commas (default: every layer whose output the loss reads directly)",
     )
     structure.add_argument(
         "--selector",
@@ -61,7 +61,7 @@ def configure(parser: CommandParser) -> None:
     )
     output = parser.add_argument_group("output")
     output.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained HTML report")
-    output.add_argument("--png", type=Path, metavar="FILE", help="plot layers by metrics (.png, .svg or .pdf)")
+    output.add_argument("--png", type=Path, metavar="FILE", help="heat map of layers by metrics (.png, .svg or .pdf)")
     output.add_argument("--json", type=Path, metavar="FILE", help="write all values as JSON")
     add_execution(parser)
 

@@ -46,21 +46,21 @@ def add_engine(parser: CommandParser) -> None:
         "--engine",
         choices=ENGINES,
         default="local",
-        help="local: processes on this machine; ray: tasks of a Ray cluster, or of a local one (extra ray); slurm: "
-        "job arrays (extra slurm)",
+        help="local: processes on this machine; ray: tasks on a running or a new local Ray cluster (needs the extra "
+        "ray); slurm: job arrays (needs the extra slurm)",
     )
     group.add_argument(
         "--stack",
         choices=("auto", "off"),
         default="auto",
-        help="local: update the small networks of several runs (mlp, dqn-mlp) in one batched pass; faster, with "
-        "bit-identical results (default: auto, with at least four runs per process)",
+        help="local: auto updates the small networks (mlp, dqn-mlp) of several runs in one batched pass if there are "
+        "at least four runs per process; faster, with bit-identical results (default: auto)",
     )
     group.add_argument(
         "--fail-fast", action="store_true", help="stop all runs when one fails (default: the other runs continue)"
     )
     group.add_argument("--cpus", type=integer(), metavar="N", help="ray, slurm: CPU cores per run (default: 1)")
-    help = "ray, slurm: GPUs per run, for runs on a GPU; in Ray, runs share a GPU if X is below 1 (default: 0)"
+    help = "ray, slurm: GPUs per run; with Ray, a fraction below 1 lets runs share a GPU (default: 0)"
     group.add_argument("--gpus", type=_amount, metavar="X", help=help)
     group.add_argument("--memory", type=_amount, metavar="GB", help="ray, slurm: memory per run")
     help = "ray: address of a running cluster, HOST:PORT or auto (default: start a local one)"
@@ -70,29 +70,29 @@ def add_engine(parser: CommandParser) -> None:
         "--time",
         type=_minutes,
         metavar="TIME",
-        help="slurm: time limit of a job, in minutes, H:MM:SS or D-HH:MM:SS; a run that takes longer checkpoints and "
-        f"is requeued (default: {_MINUTES})",
+        help="slurm: time limit of a job, in minutes, H:MM:SS or D-HH:MM:SS; a run that exceeds it saves a "
+        f"checkpoint and is requeued (default: {_MINUTES})",
     )
     group.add_argument(
         "--slurm",
         type=_key_value,
         action="append",
         metavar="KEY=VALUE",
-        help="slurm: another option of sbatch, such as account=lab or qos=low; may be repeated; cluster=local tries "
-        "the jobs on this machine",
+        help="slurm: another option of sbatch, such as account=lab or qos=low; may be repeated; cluster=local runs "
+        "the jobs on this machine, as a test",
     )
-    help = "slurm: exit after submitting the jobs (follow them: repeat the command with --status instead)"
+    help = "slurm: exit after submitting the jobs (to follow them: plastibench runs status, or sweep --status)"
     group.add_argument("--submit-only", action="store_true", help=help)
 
 
 def check_engine(args: argparse.Namespace) -> None:
-    """Check that the options belong to the engine and fit together, before anything is imported or written.
+    """Check that the options belong to the engine and are compatible, before anything is imported or written.
 
     Raises:
         UserError: They do not.
     """
     if args.engine != "local" and launched_processes() > 1:
-        raise UserError(f"--engine {args.engine} starts processes itself; start the command without torchrun")
+        raise UserError(f"--engine {args.engine} starts its own processes; run the command without torchrun")
     for option, engines in _NEEDS.items():
         if getattr(args, option) not in (None, False) and args.engine not in engines:
             flag = f"--{option.replace('_', '-')}"
@@ -102,13 +102,13 @@ def check_engine(args: argparse.Namespace) -> None:
     if args.engine == "ray" and (args.gpus or 0) > 1 and args.gpus != int(args.gpus):
         raise UserError(f"--gpus {args.gpus:g}: above 1, Ray assigns whole GPUs only")
     if args.submit_only and args.fail_fast:
-        raise UserError("--submit-only and --fail-fast cannot be combined: no command would see the failure")
+        raise UserError("--submit-only and --fail-fast cannot be combined: nothing would be running to see a failure")
     if args.engine != "local" and args.dry_run:
         raise UserError(f"--dry-run estimates the cost on this machine; drop --engine {args.engine}")
 
 
 def resolve_devices_for(args: argparse.Namespace, specs: Sequence[RunSpec]) -> list[RunSpec]:
-    """Replace the device ``auto``: by this machine's device, or on a cluster by ``cuda`` with ``--gpus``, else ``cpu``.
+    """Resolve the device ``auto``: this machine's device, or on a cluster ``cuda`` with ``--gpus`` and ``cpu`` without.
 
     Raises:
         UserError: The device is not available, or does not fit ``--gpus``.
@@ -124,7 +124,7 @@ def resolve_devices_for(args: argparse.Namespace, specs: Sequence[RunSpec]) -> l
     if on_gpu and not args.gpus:
         raise UserError(f"the device of {on_gpu[0].id} is {on_gpu[0].run.device}; add --gpus N, the GPUs per run")
     if args.gpus and not on_gpu:
-        raise UserError("--gpus has no effect, since all runs are on the CPU; drop it or choose --device cuda")
+        raise UserError("--gpus has no effect, because all runs use the CPU; remove it or choose --device cuda")
     return found
 
 
@@ -207,7 +207,7 @@ def submit(args: argparse.Namespace, specs: Sequence[RunSpec]) -> int:
     parts += [f"{count} {what}" for count, what in ((complete, "complete"), (already, "already queued")) if count]
     print("; ".join(parts))
     flag = f"--runs-dir {args.runs_dir}"
-    print(f"progress: plastibench runs list {flag}, or repeat a sweep with --status instead of --submit-only")
+    print(f"progress: plastibench runs status {flag}; for a sweep, also repeat the command with --status")
     return 0
 
 

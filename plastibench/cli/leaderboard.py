@@ -65,19 +65,19 @@ def configure(parser: CommandParser) -> None:
         action="append",
         default=[],
         metavar="TAG",
-        help=f"leave out runs with this tag; may be repeated (runs with the tag '{TRIAL}' are always left out)",
+        help=f"exclude runs with this tag; may be repeated (runs with the tag '{TRIAL}' are always excluded)",
     )
     how = parser.add_argument_group("output")
     how.add_argument(
         "--format",
         choices=["table", "markdown", "csv", "json", "html"],
-        help="output format (default: by the suffix of --out: .html, .md, .csv, .json, .txt; else table)",
+        help="output format (default: from the suffix of --out: .html, .md, .csv, .json or .txt; otherwise table)",
     )
     how.add_argument("--out", type=Path, metavar="FILE", help="write to this file instead of the terminal")
     how.add_argument(
         "--tensorboard",
         action="store_true",
-        help="write the leaderboard with plots for tensorboard --logdir RUNS_DIR (run and sweep do this when they end)",
+        help="write the leaderboard, with plots, for TensorBoard (run and sweep do this automatically at the end)",
     )
     add_wide(how)
     add_paths(parser, data=False, url=True)
@@ -87,7 +87,7 @@ def execute(args: argparse.Namespace) -> int:
     """Print or write the leaderboard, or add results to it."""
     if isinstance(args.runs_dir, str) and (args.action or args.tensorboard):
         what = "leaderboard add" if args.action else "--tensorboard"
-        raise UserError(f"{what} writes to --runs-dir, but {args.runs_dir} can only be read; name a folder")
+        raise UserError(f"{what} writes to --runs-dir, but {args.runs_dir} is read-only; use a folder")
     if args.action:
         return _add(args.action, args.runs_dir)
     from plastibench.leaderboard import text as text_format

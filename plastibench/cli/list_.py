@@ -16,6 +16,7 @@ REGISTRIES = {"envs": registry.envs, "agents": registry.agents, "interventions":
 
 def configure(parser: CommandParser) -> None:
     """Add the arguments."""
+    parser.usage = "plastibench list [envs|agents|interventions|metrics] [options]"
     parser.add_argument("kind", nargs="?", choices=[*REGISTRIES, "metrics"], help="what to list (default: everything)")
     group = parser.add_argument_group("execution")
     add_wide(group)

@@ -19,7 +19,7 @@ GROUPS = {
         "run": "run one or more interventions on an env and compare them",
         "resume": "continue interrupted runs",
         "sweep": "run a grid of experiments from a TOML file in parallel",
-        "survey": "run every intervention on one env; tabulate benefit and cost",
+        "survey": "run every intervention on one env; compare benefit and cost in a table",
     },
     "compare results": {
         "leaderboard": "rank methods over all finished runs",
@@ -31,7 +31,7 @@ GROUPS = {
         "apply": "apply an intervention to a trained network once, before fine-tuning",
         "bench": "measure throughput, and the cost of an intervention",
         "list": "list envs, agents, interventions and metrics",
-        "info": "show versions, devices, datasets and runs",
+        "info": "show versions, devices, datasets and runs, or the options of a name",
         "completion": "print a script that completes commands, flags and names in a shell",
     },
 }
@@ -52,7 +52,7 @@ help on one command: plastibench COMMAND --help"""
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 success, 1 the run failed, 2 invalid input, 130 stopped on request."""
+    """Run a command and exit with status 0 (success), 1 (run failed), 2 (invalid input) or 130 (stopped on request)."""
     words = list(sys.argv[1:] if words is None else words)
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot encode Greek letters shows question marks
         if hasattr(stream, "reconfigure"):
@@ -78,7 +78,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
         if not passed_own_code(error):
             raise
-        print(f"plastibench: {describe(error)}", file=sys.stderr)  # of a plugin, before any run
+        print(f"plastibench: {describe(error)}", file=sys.stderr)  # an error of a plugin, before any run
         sys.exit(2)
 
 
@@ -94,7 +94,7 @@ def _only_first_prints() -> Iterator[None]:
 
 
 def _report(error: Exception) -> None:
-    if is_first_process():  # all processes meet the same error
+    if is_first_process():  # all processes raise the same error
         print(f"plastibench: {' '.join(str(error).split())}", file=sys.stderr)
 
 
@@ -115,7 +115,7 @@ def _dispatch(words: list[str]) -> int:
     if command not in COMMANDS:
         return _top_level(words)
     if launched_processes() > 1 and command not in _PARALLEL:
-        raise UserError(f"start plastibench {command} without torchrun: it uses one process")
+        raise UserError(f"plastibench {command} uses one process; run it without torchrun")
     module = importlib.import_module(MODULES[command])
     summary = COMMANDS[command]
     parser = CommandParser(prog=f"plastibench {command}", description=f"{summary[0].upper()}{summary[1:]}.")

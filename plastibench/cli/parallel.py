@@ -1,4 +1,4 @@
-"""Runs in several processes, for the commands that have more than one run."""
+"""Execute runs in several processes, for commands with more than one run."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def run_in_parallel(specs: Sequence[RunSpec], args: argparse.Namespace, engine: 
     if not args.quiet and (stacked := sum(result.origin.stacked > 1 for result in new)):
         print(
             f"plastibench: {stacked} of {plural(len(new), 'run')} were trained in batched updates, with the same "
-            "results as alone (--stack off: each in its own process)",
+            "results as separate runs (--stack off: each in its own process)",
             file=sys.stderr,
         )
     for job in jobs:

@@ -28,7 +28,7 @@ class CommandParser(argparse.ArgumentParser):
 
     Attributes:
         components: The parts of a run whose options the command takes: ``("agent",)`` for ``--agent.lr 0.1``.
-        intermixed: Whether flags may stand between the words of a list of positional arguments.
+        intermixed: Whether flags may appear between positional arguments.
     """
 
     components: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ class CommandParser(argparse.ArgumentParser):
             ``parser``, this object.
 
         Raises:
-            UserError: An unknown argument, a missing or an invalid value.
+            UserError: An argument is unknown, or a value is missing or invalid.
         """
         plain, option_flags = _split_option_flags(words)
         args, unknown = (self.parse_known_intermixed_args if self.intermixed else self.parse_known_args)(plain)

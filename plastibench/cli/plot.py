@@ -37,7 +37,7 @@ def configure(parser: CommandParser) -> None:
         type=Path,
         nargs="*",
         help="output file or folder; the suffix (.png, .svg, .pdf) sets the format; without suffix: PNG and SVG "
-        "(default: plots/KIND below the folder of runs)",
+        "(default: RUNS_DIR/plots/KIND)",
     )
     parser.add_argument("--out", dest="out_option", metavar="OUT", type=Path, help="same as OUT, as a flag")
     parser.add_argument(

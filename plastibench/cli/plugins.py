@@ -1,4 +1,4 @@
-"""Plugins: modules and files of the user that register envs, agents and interventions."""
+"""Plugins: user modules and files that register envs, agents and interventions."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _check(noun: str, entry: Entry) -> None:
 
 def _import_file(path: Path) -> None:
     if is_library(path.stem):  # it would replace that module for everything that imports it later
-        raise UserError(f"there is a library called '{path.stem}'; rename the file")
+        raise UserError(f"--plugin {path}: a library named '{path.stem}' is already installed; rename the file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -224,7 +224,7 @@ def _with_same_data(found: list[Any]) -> list[Any]:
     kept = [result for result in found if result.data_digest == latest.data_digest]
     if left := len(found) - len(kept):
         print(
-            f"plastibench: the table leaves out {plural(left, 'result')} of other data; to rerun: --force",
+            f"plastibench: the table omits {plural(left, 'result')} on different data; to rerun: --force",
             file=sys.stderr,
         )
     return kept

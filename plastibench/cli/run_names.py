@@ -23,7 +23,7 @@ def find_run(name: str, runs_dir: Path) -> str:
     known = sorted(path.parent.name for path in runs_dir.glob("*/spec.toml"))
     found = [run for run in known if begins_digest(name, run)]
     if len(found) > 1:
-        raise UserError(f"'{name}' is the beginning of several digests in {runs_dir}: {', '.join(found[:3])}")
+        raise UserError(f"'{name}' matches several runs in {runs_dir}: {', '.join(found[:3])}; use more characters")
     if not found:
         raise UserError(f"no run '{name}' in {runs_dir}{did_you_mean(name, known)}")
     return found[0]

@@ -12,7 +12,7 @@ from plastibench.config.options import describe_type, flag_name, options_of
 from plastibench.config.spec import RunOptions
 
 REQUIRED = "required"  # instead of a default
-_METAVARS = {"int": "N", "float": "X", "text": "NAME", "str,…": "NAMES"}
+_METAVARS = {"int": "N", "float": "X", "text": "NAME", "text,…": "NAMES"}
 
 
 def add_run_options(
@@ -48,7 +48,7 @@ def given_run_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def describe_option(field: dataclasses.Field[Any], default: Any) -> str:
-    """The help of an option with its range and default: ``hidden units (default: 64, at least 1)``.
+    """The help of an option with its range and default: ``hidden units (default: 64; at least 1)``.
 
     If the option has no default value, a default stated in the help text, such as ``(default: all)``, is kept.
     """
@@ -68,12 +68,12 @@ def describe_option(field: dataclasses.Field[Any], default: Any) -> str:
         notes.append(f"at least {low}")
     elif high is not None:
         notes.append(f"at most {high}")
-    return f"{text} ({', '.join(notes)})" if notes else text
+    return f"{text} ({'; '.join(notes)})" if notes else text
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
+        return ",".join(map(str, value)) or "none"
     if isinstance(value, bool):
         return str(value).lower()
     return "empty" if value == "" else str(value)

@@ -31,7 +31,7 @@ actions:
   archive  RUN ...          pack runs into RUNS_DIR/archive, which the leaderboard and TensorBoard ignore
   restore  [RUN ...]        unpack archived runs; without RUN, list them
 
-RUN is an id, the beginning of the digest at its end, or a pattern such as '*rnr*'. Filters can replace RUN.
+RUN is an id, the first characters of the digest at its end, or a pattern such as '*rnr*'. Filters can be used instead.
 
 examples:
   plastibench runs list --intervention 'rnr*' --state interrupted
@@ -39,7 +39,7 @@ examples:
   plastibench runs rm --state failed
   plastibench runs archive 'relabel-digits_*'"""
 _FILTERS = {
-    "env": "only this env: a name, a name with options as in the leaderboard, or a pattern",
+    "env": "only this env: a name, a name with options (as in the leaderboard), or a pattern",
     "agent": "only this agent",
     "intervention": "only this intervention",
     "seed": "only this seed",
@@ -78,7 +78,7 @@ def execute(args: argparse.Namespace) -> int:
     tag = ""
     if args.action == "tag":
         if not args.run:
-            raise UserError("runs tag needs a tag, as in plastibench runs tag trial 3e1522a7")
+            raise UserError("runs tag needs a tag, as in: plastibench runs tag trial 3e1522a7")
         tag = check_tag(args.run.pop(0))
     filters = {name: getattr(args, name) for name in _FILTERS}
     if args.action in ("tag", "rm", "archive") and not args.run and not any(filters.values()):
@@ -137,7 +137,7 @@ def _aligned_left(header: list[str], rows: list[list[str]], width: int) -> str:
     return "\n\n".join([table, *hidden_columns(len(header) - count)])
 
 
-_WIDEST = {"method": 0.3, "env": 0.3, "agent": 0.2}  # of the width
+_WIDEST = {"method": 0.3, "env": 0.3, "agent": 0.2}  # fractions of the width
 
 
 def _cut(text: str, limit: int) -> str:

@@ -1,4 +1,4 @@
-"""From names and options to specs of runs: every combination of seed and intervention."""
+"""Make run specs from names and options: one for each combination of seed and intervention."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _options_for(name: str, names: Sequence[str], values: dict[str, Any]) -> dic
 
 
 def resolve_devices(specs: Sequence[RunSpec]) -> list[RunSpec]:
-    """Replace ``auto`` by the device of this machine: the device is part of the id of a run."""
+    """Replace the device ``auto`` with this machine's device, because the device is part of a run's id."""
     from plastibench.utils.runtime import resolve_device
 
     return [

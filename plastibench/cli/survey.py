@@ -30,7 +30,7 @@ def configure(parser: CommandParser) -> None:
     names.add_argument("env", nargs="?", metavar="ENV", default="cl-digits", help="a task stream or an RL environment")
     names.add_argument("--agent", metavar="NAME", default="vit-nano", help="agent")
     names.add_argument(
-        "--intervention", metavar="NAMES", help="only these interventions, such as none,reset,rnr (default: every one)"
+        "--intervention", metavar="NAMES", help="only these interventions, such as none,reset,rnr (default: all)"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the table to this Markdown file")
     add_run_options(parser, defaults={"seed": "0..2"})
@@ -94,6 +94,6 @@ def _failures(specs: Sequence[RunSpec], runs_dir: Path) -> list[str]:
     for spec in specs:
         folder, name = run_folder(spec, runs_dir), spec.intervention[0]
         if spec.id not in complete and (folder / FAILURE_FILE).exists():
-            what = f"`{name}` failed with seed {spec.run.seed}" if name in partly else f"`{name}` does not run here"
+            what = f"`{name}` failed with seed {spec.run.seed}" if name in partly else f"`{name}` failed"
             found[what] = failure_line(folder)
     return [f"{what}: {reason}" for what, reason in found.items()]

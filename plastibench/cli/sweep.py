@@ -39,7 +39,7 @@ def configure(parser: CommandParser) -> None:
     parser.usage = "plastibench sweep FILE [options]"
     parser.epilog = _FILE
     parser.add_argument(
-        "file", metavar="FILE", help="a TOML file, or a built-in sweep of the paper's figures: fig2, fig3, fig4, fig5"
+        "file", metavar="FILE", help="a TOML file, or a built-in sweep for a paper figure: fig2, fig3, fig4, fig5"
     )
     parser.add_argument(
         "--size", choices=SIZES, default="digits", help="size of a built-in sweep: digits (small) or paper (full size)"
@@ -54,8 +54,8 @@ def configure(parser: CommandParser) -> None:
     parser.add_argument(
         "--status",
         action="store_true",
-        help="only show the states and the progress of the runs, read from their folders; in a terminal, until all "
-        "have ended",
+        help="only show the state and progress of the runs, read from their folders; in a terminal, keep updating "
+        "until all runs have ended",
     )
     add_execution(parser, jobs=True)
     add_engine(parser)

@@ -24,21 +24,21 @@ def add_target(parser: CommandParser) -> None:
         "target",
         metavar="TARGET",
         help="a run's id or folder, timm:MODEL, a checkpoint file with --agent, a folder written by save_pretrained, "
-        "or module:function of your own code, which returns a model or (model, batch, loss_fn)",
+        "or module:function in your own code that returns a model or (model, batch, loss_fn)",
     )
     group.add_argument("--weights", type=Path, metavar="FILE", help="weights of timm:MODEL or module:function")
     group.add_argument("--pretrained", action="store_true", help="download the pretrained weights of a timm model")
-    group.add_argument("--agent", metavar="NAME", help="agent whose network a checkpoint file belongs to")
+    group.add_argument("--agent", metavar="NAME", help="agent whose network the checkpoint file contains")
 
 
 def add_data(parser: CommandParser, samples: str) -> None:
-    """Add ``--data``, ``--samples`` and ``--image-size``; ``samples`` says how many samples are the default."""
+    """Add ``--data``, ``--samples`` and ``--image-size``; ``samples`` describes the default number of samples."""
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data",
         metavar="DATA",
         help="dataset name (digits, mnist, cifar10, …), noise, a folder of images, FILE.npz, or a text file with one "
-        "sample per line (default: for a run its own data, otherwise noise)",
+        "sample per line (default: a run's own data; for other networks, noise)",
     )
     group.add_argument(
         "--samples", type=integer(2), default=0, metavar="N", help=f"number of samples (default: {samples})"

@@ -20,7 +20,7 @@ def check_declared(entry: Entry) -> None:
     """Check types, defaults and ranges of the options of a registered class.
 
     Raises:
-        UserError: An option is declared wrongly. The message names file, line and option.
+        UserError: An option is declared incorrectly. The message names the file, the line and the option.
     """
     cls: Any = entry.load()
     try:
@@ -47,7 +47,7 @@ def _check_default(value: Any, hint: Any, field: dataclasses.Field[Any], where: 
     try:
         json.dumps(found, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: the default cannot be written to a file; use a number, text or tuple") from error
+        raise UserError(f"{where}: the default cannot be stored in TOML; use a number, a string or a tuple") from error
 
 
 def _check_metadata(field: dataclasses.Field[Any], where: str) -> None:

@@ -54,7 +54,7 @@ def digest(*texts: str) -> str:
 
 
 def short_code(code: str) -> str:
-    """The beginning of a digest, for tables; a version of a built-in class as ``version-2``; empty without code."""
+    """Short form for tables: start of a digest, or ``version-2`` for a built-in class; empty without code."""
     return code.replace(" ", "-") if code.startswith("version ") else code[:_SHORT]
 
 

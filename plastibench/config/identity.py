@@ -1,4 +1,4 @@
-"""What identifies a run: its id, its group, and the ids that earlier versions gave to the same run.
+"""Identity of a run: its id, its group, and the ids that earlier versions gave to the same run.
 
 A run is defined by its env, agent and intervention with all options, the options of the run, and the code of plugins.
 Two runs are the same if their :func:`content` is equal. Ids are digests of this content.
@@ -18,14 +18,14 @@ PARTS = ("env", "agent", "intervention")
 BASE = "none"  # the intervention that does nothing
 IDLE: dict[str, Any] = {"every": 0, "until": None, "roles": None, "offline_updates": None}  # a schedule without effect
 _DIGITS = 16  # digits of the digest: the probability of a collision among a million runs is 3e-8
-_DIGITS_BEFORE = 6  # in 0.1.0
+_DIGITS_BEFORE = 6  # digits of the digest in version 0.1.0
 _LONGEST = 200  # characters of an id, which is the name of a folder
 
 Parts = Sequence[tuple[str, Mapping[str, Any]]]  # name and all options of env, agent and intervention
 
 
 def content(parts: Parts, run: Mapping[str, Any], code: Mapping[str, str]) -> str:
-    """Everything that identifies a run, as text. Of the device, only its type counts.
+    """Everything that identifies a run, as text. Only the type of the device is included.
 
     Args:
         parts: Name and all options of env, agent and intervention.

@@ -43,11 +43,11 @@ def option(
         high: Largest allowed value (inclusive).
         formerly: Old name of the option, which is still accepted; must be a literal.
         old_values: Old value to new value; old values are still accepted. Must be a literal.
-        names: The kind of registered name that the value is, for example ``intervention``. If a plugin has this name,
-            its code is part of the run's id. The same holds for every value ``module:Class`` that ``__post_init__`` has
-            imported.
-        required: Examples of values, if a run must set the option: ``CartPole-v1 or Acrobot-v1``. Names that set it in
-            their registration need not be given it. The default is only what an old result without it means.
+        names: The kind of registered name that the value is, for example ``intervention``. If the named class is a
+            plugin, its code is part of the run's id. The same holds for every value ``module:Class`` that
+            ``__post_init__`` imports.
+        required: Examples of values, if a run must set the option: ``CartPole-v1 or Acrobot-v1``. Names whose
+            registration sets the option do not require it. The default only applies to old results without the option.
     """
     metadata = {"help": help, "low": low, "high": high, "names": names, "required": required}
     return dataclasses.field(
@@ -126,7 +126,7 @@ def current(cls: type, values: Mapping[str, Any], where: str, *, quiet: bool = F
     for name, value in values.items():
         new = renames.names.get(field_name(name))
         if new in given:
-            raise UserError(f"{where}: '{flag_name(new)}' is given twice; '{name}' is its old name")
+            raise UserError(f"{where}: '{flag_name(new)}' is set twice; '{name}' is its old name")
         key = name if new is None else new
         found[key] = _replaced(value, renames.values.get(field_name(key), {}))
         if new is not None and not quiet:
@@ -143,7 +143,7 @@ def note_deprecated(old: str, new: str) -> None:
 
 
 def accept_old_names(cls: type) -> None:
-    """Let the constructor of a class accept old names and values of its options, too."""
+    """Let the constructor of a class also accept old names and values of its options."""
     construct: Any = cls.__init__  # type: ignore[misc]
     if renames_of(cls) == Renames() or hasattr(construct, "__wrapped__"):
         return
@@ -177,11 +177,11 @@ def build(
         values: Option names and their values. Old names and values are accepted.
         where: What the options belong to, for error messages, e.g. ``intervention rnr``.
         defaults: Values of options that are not given, if they differ from the defaults of the class.
-        quiet: Do not print which names are old.
+        quiet: Do not print notes about old names.
 
     Raises:
-        UserError: Unknown names, wrong types and values out of range, all in one message; or a ``ValueError`` that the
-            class itself raises.
+        UserError: A name is unknown, a type is wrong or a value is out of range (all in one message), or the class
+            itself raised a ``ValueError``.
     """
     kind: Any = cls  # mypy does not treat a class as hashable
     fields, hints = options_of(cls), _hints(kind)
@@ -255,7 +255,7 @@ def describe(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "{" + ",".join(map(str, typing.get_args(hint))) + "}"
     if typing.get_origin(hint) is tuple:
-        return f"{typing.get_args(hint)[0].__name__},…"
+        return f"{describe(typing.get_args(hint)[0])},…"
     return {str: "text"}.get(hint, str(getattr(hint, "__name__", hint)))
 
 
@@ -309,7 +309,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         text = [str(choice) for choice in choices]
         hint = did_you_mean(value, text) if isinstance(value, str) and len(value) <= _LONGEST else ""
         raise UserError(f"{where} is {_shown(value)}{hint} (choose from {', '.join(text)})")
-    if origin in (Union, types.UnionType):  # of classes: only instances are accepted
+    if origin in (Union, types.UnionType):  # a union of classes, which accepts only instances
         if isinstance(value, typing.get_args(hint)):
             return value
         raise UserError(f"{where} is {_shown(value)}; expected {describe(hint)}")
@@ -328,7 +328,7 @@ def _scalar(value: Any, kind: Any, where: str) -> Any:
     if isinstance(value, int) and abs(value) > _LARGEST:
         raise UserError(f"{where} is an integer that is too large (at most {_LARGEST:,})")
     several = kind in (int, float) and isinstance(value, str) and "," in value
-    hint = "; for several values, run once for each, or give them as a list in a sweep file" if several else ""
+    hint = "; for several values, run once for each, or write a list in a sweep file" if several else ""
     wrong = UserError(f"{where} is {_shown(value)}; expected {_a(kind)}{hint}")
     if kind is bool:
         if isinstance(value, bool):

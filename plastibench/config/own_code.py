@@ -31,7 +31,7 @@ def is_library(name: str) -> bool:
 
 
 def location(what: Any) -> str:
-    """``shrink.py:12``, where a class or function is defined; its name if that is unknown."""
+    """Where a class or function is defined, such as ``shrink.py:12``; its name if the location is unknown."""
     function = inspect.unwrap(what) if callable(what) else what
     code = getattr(function, "__code__", None)
     if isinstance(code, CodeType):

@@ -31,7 +31,7 @@ class Entry:
         target: The class, ``"module:Class"``, or a function that makes the class.
         summary: One line for ``plastibench list``.
         defaults: Options that this name sets differently from the class.
-        source: For a built-in name, what the source code of its class says.
+        source: For a built-in name, the class as read from its source code.
     """
 
     name: str
@@ -80,14 +80,14 @@ class Registry(Mapping[str, Entry]):
         """
         self.noun, self._package, self._kinds, self._combine = noun, package, kinds, combine
         self._entries: dict[str, Entry] = {}
-        self._declarations: dict[str, type] = {}  # of built-in classes, by target
+        self._declarations: dict[str, type] = {}  # declarations of built-in classes, by target
         self._discovered = self._scanned = False
 
     def register(self, name: str, summary: str = "", /, **defaults: Any) -> Callable[[T], T]:
         """Register the decorated class. Use the decorator several times to give a class several names.
 
         Args:
-            name: The name. ``"rl-atari-*"`` stands for every name with this beginning.
+            name: The name. ``"rl-atari-*"`` matches every name with this prefix.
             summary: One line for ``plastibench list`` (default: the first line of the class docstring).
             defaults: Options that this name sets differently from the class. The value ``"*"`` is replaced with the
                 part of the name that the ``*`` stands for.
@@ -108,8 +108,8 @@ class Registry(Mapping[str, Entry]):
         """Add an entry.
 
         Raises:
-            ValueError: The name is taken, or has other characters than letters, digits, ``.``, ``_``, ``+`` and ``-``.
-                Replacing a method silently would falsify comparisons.
+            ValueError: The name is taken, or contains characters other than letters, digits, ``.``, ``_``, ``+`` and
+                ``-``. Silently replacing a method would invalidate comparisons.
         """
         self._discover()
         if not _NAME.fullmatch(entry.name.removesuffix("*")):
@@ -143,7 +143,7 @@ class Registry(Mapping[str, Entry]):
         hint = did_you_mean(name, self._entries) if len(name) < 100 else ""
         name = name if len(name) <= 100 else f"{name[:100]}…"
         raise UnknownNameError(
-            f"unknown {self.noun} '{name}'{hint} (all names: plastibench list {self.noun}s; your own: --plugin)"
+            f"unknown {self.noun} '{name}'{hint} (all names: plastibench list {self.noun}s; to load your own: --plugin)"
         )
 
     def __iter__(self) -> Iterator[str]:
@@ -161,7 +161,7 @@ class Registry(Mapping[str, Entry]):
         return self is other
 
     def parts(self, name: str) -> list[Entry]:
-        """Return the entries that a name such as ``a+b`` combines; for any other name, its own entry."""
+        """Return the entries that a name such as ``a+b`` combines; any other name has one entry."""
         if self._combine and "+" in name and name not in self._entries:
             return [self[part] for part in name.split("+")]
         return [self[name]]

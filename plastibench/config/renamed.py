@@ -1,4 +1,4 @@
-"""Old names of metrics and of keys in ``result.json`` that are still accepted for one version."""
+"""Old names of metrics and of keys in ``result.json``, which are accepted for one more version."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ else:
 PARTS = identity.PARTS
 _TABLES = (*PARTS, "run")
 _LARGEST_FILE = 4 << 20  # bytes
-MOST_RUNS = 100_000  # of one command
+MOST_RUNS = 100_000  # per command
 _CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:Class
 
 
@@ -38,7 +38,7 @@ class RunOptions:
     representative: int = option(2048, "number of samples that interventions use", low=1)
     device: str = option("auto", "cpu, cuda, cuda:1, …; auto: a GPU if available")
     deterministic: bool = option(False, "use deterministic kernels only (slower on a GPU)")
-    # None leaves the identity of specs that were made before an option existed as it was.
+    # None keeps the ids of specs that were made before the option existed.
     roles: tuple[str, ...] | None = option(None, "networks to modify, such as critic,actor (default: all)")
     until: int | None = option(None, "do not intervene after N updates (default: no limit)", low=0)
     offline_updates: int | None = option(
@@ -93,7 +93,7 @@ class RunSpec:
         out if it cannot change the run, because the intervention is ``none``.
 
         Raises:
-            UserError: An unknown name or option, or an invalid value.
+            UserError: A name or option is unknown, or a value is invalid.
         """
         names, given = (env, agent, intervention), (env_options or {}, agent_options or {}, intervention_options or {})
         checks = [functools.partial(check_declared, *each) for each in zip(PARTS, names, given, strict=True)]
@@ -127,7 +127,7 @@ class RunSpec:
         return {key: values[key] for key, field in fields.items() if field.metadata.get("required") and key in values}
 
     def without_intervention(self) -> RunSpec:
-        """The same run with the intervention ``none``, and the schedule as it is."""
+        """The same run with the intervention ``none`` and an unchanged schedule."""
         return dataclasses.replace(self, intervention=_complete("intervention", "none", {}, True))
 
     def to_toml(self) -> str:
@@ -185,7 +185,7 @@ def check_declared(part: str, name: str, values: Mapping[str, Any]) -> None:
     """Check the options of an env, agent or intervention before its class is imported, which takes seconds.
 
     Raises:
-        UserError: An unknown name or option, an invalid value, or an option without a value that must have one.
+        UserError: A name or option is unknown, a value is invalid, or a required option is not set.
     """
     entry, known = _registry(part)[name], _registry(part).declaration(name)
     built = functools.partial(options.build, known, values, f"{part} {name}", entry.defaults, quiet=True)
@@ -203,7 +203,7 @@ def read_tables(text: str, where: str) -> dict[str, dict[str, Any]]:
     """Parse the tables ``env``, ``agent``, ``intervention``, ``run`` and ``code`` of a TOML spec.
 
     Raises:
-        UserError: Invalid TOML, an unknown table, or a missing name.
+        UserError: The TOML is invalid, a table is unknown, or a name is missing.
     """
     tables = _parse(text, where)
     for table, content in tables.items():
@@ -255,7 +255,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def seeds_of(text: Any) -> list[int]:
     """Parse seeds given as ``3``, ``0,1,2`` or ``0..4``, and remove duplicates."""
     if text == []:
-        raise UserError("seed is an empty list; give at least one seed")
+        raise UserError("seed is an empty list; expected at least one seed")
     if isinstance(text, list | int):
         return list(text) if isinstance(text, list) else [text]
     seeds: list[int] = []
@@ -278,7 +278,7 @@ def check_count(count: int, what: str) -> None:
         UserError: There are more than a hundred thousand.
     """
     if count > MOST_RUNS:
-        raise UserError(f"{what}: {count:,} runs are too many; at most {MOST_RUNS:,} are possible at a time")
+        raise UserError(f"{what}: {count:,} runs are too many; at most {MOST_RUNS:,} are allowed per command")
 
 
 def read_text(path: Path) -> str:

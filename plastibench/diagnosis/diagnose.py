@@ -1,4 +1,4 @@
-"""Examine a network: measure it and a fresh one on the same data, and judge every layer."""
+"""Diagnose a network: measure it and a fresh one on the same data, and give every layer a verdict."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from plastibench.utils.wording import plural
 DEFAULT_GROUPS = ("activity", "gradients", "ranks", "weights")  # curvature and probes take minutes on large networks
 #: Without the gradients of single samples: for large networks, about as informative as the default and much faster.
 QUICK_GROUPS = ("activity", "zero-gradient-ratio", "ranks", "weights")
-_TRACED = 4  # samples are enough to find the order of the layers
+_TRACED = 4  # samples that suffice to find the order of the layers
 Progress = Callable[[str], None]
-_FROM_LOSS = ("gradient", "hessian", "curvature", "sam", "next-task")  # in the names of metrics of the loss
+_FROM_LOSS = ("gradient", "hessian", "curvature", "sam", "next-task")  # parts of the names of metrics that use the loss
 
 
 @dataclass

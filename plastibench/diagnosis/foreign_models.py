@@ -26,7 +26,7 @@ def own_model(
 ) -> DiagnosisTarget:
     """Call the user's function, and load weights into the model that it returns.
 
-    The function takes no arguments and returns a model for images, or ``(model, batch, loss_fn)`` for any other kind:
+    The function takes no arguments and returns an image model, or ``(model, batch, loss_fn)`` for any other model:
     ``batch`` is a dict of tensors, and ``loss_fn(model, batch)`` the mean training loss.
 
     Args:
@@ -91,7 +91,7 @@ def huggingface_model(
         import transformers
     except ImportError as error:
         raise UserError(
-            f"{folder} is a model of Hugging Face; install its library: pip install 'plastibench[transformers]'"
+            f"{folder} is a Hugging Face model; install its library: pip install 'plastibench[transformers]'"
         ) from error
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -139,7 +139,7 @@ def _texts(folder: Path, model: Any, data: str, samples: int) -> tuple[TensorDic
         return _with_labels(model, {"input_ids": tokens}), "random tokens"
     path = Path(data)
     if not path.is_file():
-        raise UserError(f"--data {data}: expected a text file with a sample per line, or noise")
+        raise UserError(f"--data {data}: expected a text file with one sample per line, or noise")
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()][:samples]
     except (OSError, UnicodeDecodeError) as error:

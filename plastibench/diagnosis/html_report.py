@@ -11,17 +11,14 @@ from plastibench.diagnosis.heat_map import MARKS
 from plastibench.diagnosis.rules import Rule, thresholds_text
 from plastibench.diagnosis.text_report import format_value
 from plastibench.utils.atomic_io import write_text
+from plastibench.utils.pages import load_template
 
 _TEMPLATE = "diagnosis.html.j2"
 
 
 def write_page(found: Sequence[Diagnosis], path: Path) -> None:
     """Write the page: for each network its verdict, a table of layers coloured by severity, and its metrics."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("plastibench.diagnosis")
-    environment = Environment(autoescape=True, loader=loader, undefined=StrictUndefined, trim_blocks=True)
-    template = environment.get_template(_TEMPLATE)
+    template = load_template("plastibench.diagnosis", _TEMPLATE)
     networks = [_network(each) for each in found]
     write_text(path, template.render(networks=networks, marks=MARKS, thresholds=thresholds_text()) + "\n")
 

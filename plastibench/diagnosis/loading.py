@@ -1,4 +1,4 @@
-"""Load what is to be diagnosed: the networks of a run, a timm model, or an agent's network with weights from a file."""
+"""Load networks to diagnose: those of a run, a timm model, or an agent's network with weights from a file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _ACTED = 1000  # environment steps that are played to collect transitions
 
 @dataclass
 class DiagnosisTarget:
-    """A network to diagnose, and the data to do it with.
+    """A network to diagnose, and the data to use.
 
     Attributes:
         title: Description for reports.
@@ -116,7 +116,7 @@ def timm_model(
         return from_samples(title, make, found, device, weights, state)
     try:
         module = create(pretrained=True, **options)
-    except Exception as error:  # of the libraries that download
+    except Exception as error:  # raised by the libraries that download
         reason = " ".join(str(error).split())[:120]
         raise UserError(
             f"cannot load the pretrained weights of {name} ({type(error).__name__}: {reason}); download them yourself "
@@ -184,7 +184,7 @@ def from_samples(
     state: Mapping[str, Tensor],
     module: nn.Module | None = None,
 ) -> DiagnosisTarget:
-    """Make a target of a classifier of images.
+    """Make a diagnosis target from an image classifier.
 
     Args:
         title: Description for reports.
@@ -222,7 +222,7 @@ def _cross_entropy(module: nn.Module, batch: TensorDictBase) -> Tensor:
 
 
 def labelled(network: Network, found: Samples, device: str) -> tuple[TensorDictBase, list[str]]:
-    """Make a batch; samples without labels that fit the network get its predictions, and a note says so.
+    """Make a batch. If samples have no labels that fit the network, its predictions become the labels, with a note.
 
     Raises:
         UserError: The network does not accept the images, or does not return logits [N, classes].

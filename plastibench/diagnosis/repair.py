@@ -21,6 +21,7 @@ from plastibench.nn.all_or_nothing import all_or_nothing
 from plastibench.nn.network import Network, eval_mode
 from plastibench.nn.parameters import saved_tensors
 from plastibench.utils import atomic_io
+from plastibench.utils.tables import percent
 from plastibench.utils.wording import plural
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -58,15 +59,13 @@ class Repair:
     def as_text(self) -> str:
         """The report for the terminal."""
         lines = [f"{self.title}: {self.intervention}"]
-        units = f"; {self.report.revived_fraction:.0%} of units reinitialized" if self.report.units else ""
-        lines.append(
-            f"  {self.changed:,} of {plural(self.total, 'value')} changed ({self.changed / self.total:.0%}){units}"
-        )
+        units = f"; {percent(self.report.revived_fraction, 0)} % of units reinitialized" if self.report.units else ""
+        changed = percent(self.changed / self.total, 0)
+        lines.append(f"  {self.changed:,} of {plural(self.total, 'value')} changed ({changed} %){units}")
         if self.drift is not None:
-            same = f", {self.agreement:.0%} of predictions unchanged" if self.agreement is not None else ""
-            lines.append(
-                f"  on {plural(self.samples, 'sample')} of {self.data}: outputs changed by {self.drift:.1%}{same}"
-            )
+            same = f", {percent(self.agreement, 0)} % of predictions unchanged" if self.agreement is not None else ""
+            on = f"on {plural(self.samples, 'sample')} of {self.data}"
+            lines.append(f"  {on}: outputs changed by {percent(self.drift)} %{same}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
@@ -92,7 +91,7 @@ def repair(target: DiagnosisTarget, intervention: str, options: Mapping[str, Any
         after = saved_tensors(network.module)
         if after.keys() != before.keys() or any(after[name].shape != before[name].shape for name in before):
             raise UserError(
-                f"{intervention} changes the architecture, which a file of weights cannot hold; use plastibench.apply"
+                f"{intervention} changes the architecture, which a weights file cannot store; use pb.apply in Python"
             )
     changed = sum(int((after[name] != value).sum()) for name, value in before.items())
     drift = agreement = None
@@ -147,7 +146,7 @@ def check_output(path: Path) -> None:
     if not path.suffix and path.exists():
         raise UserError(f"--out {path} exists; name a new folder")
     if not path.parent.is_dir():
-        raise UserError(f"--out {path}: no folder {path.parent}")
+        raise UserError(f"--out {path}: the folder {path.parent} does not exist; create it first")
 
 
 def _save_folder(module: Any, path: Path) -> None:

@@ -18,7 +18,7 @@ Verdict = Literal["ok", "watch", "sick"]
 
 @dataclass(frozen=True)
 class Rule:
-    """Thresholds from which a value of a layer is a symptom.
+    """Thresholds beyond which a layer's value is a symptom.
 
     Attributes:
         metric: Name of the metric.
@@ -93,7 +93,7 @@ def judge_layer(values: Mapping[str, float], fresh: Mapping[str, float], units: 
     Args:
         values: Metric to value.
         fresh: The same of a fresh network.
-        units: Number of units that fractions are taken of; 0 if unknown.
+        units: Number of units over which fractions are computed; 0 if unknown.
     """
     verdict: Verdict = "ok"
     reasons = []

@@ -15,7 +15,7 @@ from plastibench.nn.parameters import saved_tensors
 from plastibench.utils.wording import plural
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "ema_state_dict", "params")
-_MAX_DEPTH = 8  # of nested wrappers
+_MAX_DEPTH = 8  # maximum depth of nested wrappers
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -91,7 +91,7 @@ def without_prefix(state: Mapping[str, Tensor], known: set[str]) -> dict[str, Te
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> list[str]:
-    """Load weights into a module as far as names match.
+    """Load the weights whose names match into a module.
 
     Args:
         module: The module.
@@ -111,8 +111,9 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
     if len(parameters & set(common)) * 2 < len(parameters):
         first = next(iter(state), "nothing")
         raise UserError(
-            f"{path} has {len(parameters & set(common))} of the model's {plural(len(parameters), 'parameter')} (its "
-            f"first tensor is '{first}'); name the model that the file was saved from"
+            f"{path} contains only {len(parameters & set(common))} of the model's "
+            f"{plural(len(parameters), 'parameter')} (its first tensor is '{first}'); use the model that the file was "
+            "saved from"
         )
     for name in common:
         if own[name].shape != state[name].shape:

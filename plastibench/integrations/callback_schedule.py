@@ -62,9 +62,7 @@ def collate(loader: Any, size: int, generator: torch.Generator) -> Any:
     """
     dataset = getattr(loader, "dataset", None)
     if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
-        raise UserError(
-            "the training data does not support access by index; pass draw=, a function that returns a batch"
-        )
+        raise UserError("the training data does not support indexing; pass draw=, a function that returns a batch")
     chosen = torch.randperm(len(dataset), generator=generator).tolist()
     seed = int(torch.randint(2**31, (), generator=generator))
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what transforms use
@@ -92,7 +90,7 @@ def try_builder(network: Network) -> None:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"PlasticityCallback: fresh= fails: {type(error).__name__}: {error}") from error
+        raise UserError(f"PlasticityCallback: fresh= failed: {type(error).__name__}: {error}") from error
 
 
 def _joined(batches: Iterable[Any], size: int) -> Any:

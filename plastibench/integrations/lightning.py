@@ -112,7 +112,7 @@ class PlasticityCallback(Callback):
             print("plastibench: Lightning validates the trained weights, not the averaged copy", file=sys.stderr)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Follow the optimizer of this fit, and add the penalty to the loss of ``training_step``."""
+        """Hook into the optimizer of this fit, and add the penalty to the loss of ``training_step``."""
         assert self.attached is not None
         if len(trainer.optimizers) != 1:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Networks, losses and batches of the algorithms of Stable-Baselines3."""
+"""Networks, losses and batches of Stable-Baselines3 algorithms."""
 
 from __future__ import annotations
 

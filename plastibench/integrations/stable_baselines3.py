@@ -153,7 +153,7 @@ class PlasticityCallback(BaseCallback):
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["attached"].keys() != self.attached.keys():
             raise UserError(
-                f"{path} holds the state of the networks {', '.join(state['attached'])}; pass the same roles"
+                f"{path} contains the state of the networks {', '.join(state['attached'])}; pass the same roles"
             )
         for role, saved in state["attached"].items():
             self.attached[role].load_state_dict(saved)

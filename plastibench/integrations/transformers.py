@@ -37,9 +37,9 @@ class PlasticityCallback(TrainerCallback):
     - Several processes (``torchrun``) train with DistributedDataParallel. All processes draw the same samples for an
       intervention, or gather what ``draw`` returns in each. FSDP, DeepSpeed and DataParallel raise ``UserError``.
     - Reinitialized weights come from a new model of the same class and config, or from each layer's
-      ``reset_parameters()`` if the model has no config. They are random also if the model was pretrained.
+      ``reset_parameters()`` if the model has no config. They are random even if the model was pretrained.
     - A model with branches (``plasticity-injection``) cannot be resumed, because the Trainer loads the weights and
-      creates the optimizer before it announces the checkpoint. Resuming such a checkpoint raises ``UserError``.
+      creates the optimizer before it notifies callbacks. Resuming from such a checkpoint raises ``UserError``.
     - The Trainer evaluates the model itself. If a method keeps an averaged copy (``callback.attached.evaluated``),
       evaluate it yourself.
 
@@ -91,7 +91,7 @@ class PlasticityCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Follow the optimizer, and restore the intervention's state when training resumes from a checkpoint."""
+        """Hook into the optimizer, and restore the intervention's state when training resumes from a checkpoint."""
         if self.attached is None or self.attached.network.module is not kwargs["model"]:
             if state.global_step:
                 raise UserError("PlasticityCallback: to resume, pass both the model and the callback to Trainer(…)")

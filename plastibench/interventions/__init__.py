@@ -1,5 +1,5 @@
 """Interventions, one module per method.
 
-A new method is one new module in this folder: a dataclass with the decorator ``register_intervention``. Its ``kind``,
+To add a method, add a module to this folder with a dataclass decorated with ``register_intervention``. Its ``kind``,
 ``extra_memory`` and ``extra_compute`` are class attributes. Importing this package imports none of the modules.
 """

@@ -1,4 +1,4 @@
-"""Put an intervention to work on one network: in a harness run, in your own training loop, or once."""
+"""Attach an intervention to one network: in a run, in your own training loop, or for a single use."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def attach(
     log: LogTarget = None,
     **options: Any,
 ) -> Attached:
-    """Attach an intervention to a model and follow its optimizer.
+    """Attach an intervention to a model and hook into its optimizer.
 
     The architecture may change here, so attach before you load a state dict.
 
@@ -69,12 +69,12 @@ def attach(
         The handle of the attached intervention.
 
     Raises:
-        UserError: An unknown name, an option that does not fit, or a model that the method cannot act on.
+        UserError: A name is unknown, an option does not apply, or the method cannot act on the model.
     """
     if isinstance(model, Network):
         if optimizer is not None or loss_fn is not None or outputs:
             raise UserError(
-                "attach: a Network has its optimizer, loss and outputs already; pass them with a plain module only"
+                "attach: a Network already has its optimizer, loss and outputs; pass these only with a plain module"
             )
         network = model
     else:
@@ -131,7 +131,7 @@ def create(intervention: str | Intervention, **options: Any) -> Intervention:
     """An instance of a named intervention; an instance is returned as it is.
 
     Raises:
-        UserError: An unknown name, an option that does not fit, or options beside an instance.
+        UserError: A name is unknown, an option does not apply, or options were passed with an instance.
     """
     if isinstance(intervention, str):
         entry = interventions[intervention]
@@ -147,7 +147,7 @@ def create(intervention: str | Intervention, **options: Any) -> Intervention:
 
 
 class Attached:
-    """An intervention at work on one network; created by :func:`attach`.
+    """An intervention that is attached to one network; created by :func:`attach`.
 
     It takes part in every optimizer step, whether the step is made by :meth:`Network.update
     <plastibench.nn.network.Network.update>`, your own loop, a learning-rate scheduler's wrapper, a ``GradScaler`` or
@@ -194,7 +194,7 @@ class Attached:
         self.network.optimizer = optimizer
 
     def coverage(self, batch: Batch) -> Coverage:
-        """Report which modules unit-level methods act on, and why they do not act on the others.
+        """Report which modules are covered by unit-level methods, and why the others are not.
 
         Args:
             batch: A batch that the network's loss accepts; its first samples are used.
@@ -210,7 +210,7 @@ class Attached:
         self._every, self._draw = every, draw
 
     def penalty(self, batch: Batch) -> Tensor | float:
-        """The term to add to the loss of this batch, after its forward pass; 0 if the method has none.
+        """The penalty to add to the loss of this batch, after its forward pass; 0 if the method has none.
 
         Call it in a loop that steps the optimizer itself; ``Network.update`` adds the penalty.
         """
@@ -278,7 +278,7 @@ class Attached:
         self.steps, self._acted_at = state["steps"], state.get("acted-at", -1)
 
     def detach(self) -> None:
-        """Stop following the optimizer. What was done to the network stays."""
+        """Detach from the optimizer. Changes to the network are kept."""
         self.network.detach(self)
 
     def __enter__(self) -> Attached:
@@ -387,7 +387,7 @@ def _check_module(network: Network, method: Intervention) -> None:
     """Refuse uninitialized lazy modules, and print which weights the method does not write."""
     lazy = [name for name, p in network.module.named_parameters() if isinstance(p, UninitializedParameter)]
     if lazy:
-        raise UserError(f"attach: {lazy[0]} is not initialized yet; run the module on one batch first (lazy modules)")
+        raise UserError(f"attach: {lazy[0]} is a lazy module without weights; run the model on one batch first")
     sizes = {
         flag: sum(p.numel() for p in network.module.parameters() if p.requires_grad is flag) for flag in (True, False)
     }

@@ -83,7 +83,7 @@ def _shortened(line: str) -> str:
 
 
 class Intervention:
-    """A method against plasticity loss. One instance serves one network.
+    """A method that prevents or repairs plasticity loss. Each instance acts on one network.
 
     A subclass is a dataclass whose fields, declared with :func:`plastibench.config.options.option`, are its options. It
     overrides one or two of the hooks below; each does nothing by default. Hooks edit tensors in place, draw random
@@ -117,7 +117,7 @@ class Intervention:
         """Called after every optimizer step; the gradients are still available."""
 
     def intervene(self, network: Network, batch: TensorDictBase) -> Report:
-        """Act on the network, at task boundaries or every N updates, as the schedule says.
+        """Act on the network, at task boundaries or every N updates, according to the schedule.
 
         Args:
             network: The network.

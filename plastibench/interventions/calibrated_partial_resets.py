@@ -69,7 +69,7 @@ class CalibratedPartialResets(Intervention):
         if self.every and self._updates % self.every == 0:
             if self._batch is None:
                 raise UserError(
-                    "calibrated-partial-resets: every > 0 requires penalty(network, batch) before each update"
+                    "calibrated-partial-resets: with every > 0, call penalty(network, batch) before each update"
                 )
             self._act(network, trace(network, as_batch(self._batch)))
         self._batch = None

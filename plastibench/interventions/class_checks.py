@@ -45,7 +45,7 @@ def check_method(intervention: Any) -> None:
 
 
 def check_class(cls: Any) -> None:
-    """Check the class of an intervention, if it is not one of plastibench.
+    """Check the class of an intervention that is not part of plastibench.
 
     Raises:
         UserError: The class does not inherit from ``Intervention``, a hook has the wrong arguments, a method name is a

@@ -48,7 +48,7 @@ class ContinualBackprop(Intervention):
       multiplies the averages of both. With several readers, their weights are added.
     - For ``adaptable``, the subtracted mean excludes the current batch; the source includes it.
     - Fractions of a replacement always accumulate; GnT draws them at random unless ``accumulate`` is set.
-    - ``maturity`` is 100, as in the source's ConvGnT and its experiments on MNIST; GnT itself has 20, and experiments
+    - ``maturity`` is 100, as in the source's ConvGnT and its experiments on MNIST; GnT defaults to 20, and experiments
       use up to 10,000. ``rate`` is 1e-4 in both; experiments use 1e-6 to 3e-4.
     - Incoming weights, and the BatchNorm entries of a replaced filter, follow the network's own initialization.
 

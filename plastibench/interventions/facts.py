@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from plastibench.config.registry import Entry
 
-HOOKS = ("prepare", "penalty", "before_update", "after_update", "intervene", "evaluated")  # in the order of a run
+HOOKS = ("prepare", "penalty", "before_update", "after_update", "intervene", "evaluated")  # in call order
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A method at a glance.
+    """Facts about one method.
 
     Attributes:
         kind: What the method acts on, for example ``units``.

@@ -68,13 +68,13 @@ class HareTortoise(EMA):
       moved. This class syncs at every intervention of the run, or every ``sync_every`` updates.
     - It shares the storage of both networks until the next update of the average. This class copies values.
 
-    A target network with ``--agent.target-policy same`` has no updates of its own, hence no tortoise; it is kept.
+    A target network with ``--agent.target-policy same`` is never updated by gradients and has no tortoise; it is kept.
     """
 
     kind = "averaging"
     extra_memory = 1.0  # copies of the parameters of vit-nano
 
-    sync_every: int = option(0, "updates between syncs; 0: sync at the interventions of the run", low=0)
+    sync_every: int = option(0, "updates between syncs; 0: sync whenever the run intervenes", low=0)
     evaluate: Literal["hare", "tortoise"] = option("hare", "network to evaluate")
 
     def after_update(self, network: Network) -> None:

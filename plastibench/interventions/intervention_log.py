@@ -1,4 +1,4 @@
-"""Log what an intervention did, with the health of the network before and after it."""
+"""Log what an intervention did, with the plasticity metrics of the network before and after it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plastibench.config.registry import load
 from plastibench.interventions.base import Report
 from plastibench.nn.network import Network
 
-_SHOWN = ("dormant-ratio", "low-gradient-ratio", "effective-rank", "weight-norm")  # in a line of text
+_SHOWN = ("dormant-ratio", "low-gradient-ratio", "effective-rank", "weight-norm")  # metrics in the one-line form
 
 LogTarget = Any
 """Where to log; see :class:`InterventionLog`."""

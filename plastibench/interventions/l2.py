@@ -56,7 +56,7 @@ class L2(Intervention):
     - ``norm``: add λ‖θ−θ₀‖₂, the norm over all parameters, not squared, to the loss, as some repositories do
       (RLE-Foundation/Plasticine). The pull has strength λ at any distance from θ₀.
 
-    Parameters of normalization layers are excluded, as those of LayerNorms are in Kumar et al. Buffers are always
+    Parameters of normalization layers are excluded, as LayerNorm parameters are in Kumar et al. Buffers are always
     excluded.
     """
 
@@ -66,7 +66,7 @@ class L2(Intervention):
     strength: float = option(1e-4, "regularization strength λ", low=0)
     towards: Literal["zero", "initial"] = option("zero", "pull towards 0 or towards the initial weights")
     form: Literal["loss", "decoupled", "norm"] = option(
-        "loss", "squared distance in the loss, pull after the step, or distance in the loss"
+        "loss", "loss: squared distance in the loss; decoupled: pull after the step; norm: distance in the loss"
     )
     norms: bool = option(False, "also regularize the parameters of normalization layers")
 

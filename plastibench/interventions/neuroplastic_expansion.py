@@ -53,7 +53,7 @@ class NeuroplasticExpansion(Intervention):
     prune: float = option(0.4, "connections to remove during growth, as a multiple of those added", low=0, high=1)
     final: float = option(0.25, "fraction of missing connections at which growth ends", low=0, high=1)
     turnover: float = option(0.2, "after growth: fraction of connections to exchange each time", low=0, high=1)
-    horizon: int = option(0, "updates over which turnover falls to 0 by a cosine; 0: it stays constant", low=0)
+    horizon: int = option(0, "updates over which turnover decays to 0 along a cosine; 0: constant turnover", low=0)
     start: Literal["largest", "random"] = option("largest", "initial connections: the largest weights, or random ones")
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class NeuroplasticExpansion(Intervention):
         self._ended = -1  # update at which growth ended
         self._masks: dict[str, Tensor] = {}
         self._grown: dict[str, int] = {}  # connections to add each time during growth
-        self._gradients: dict[str, Tensor] = {}  # of the update that changes connections
+        self._gradients: dict[str, Tensor] = {}  # gradients of the update that changes connections
 
     @torch.no_grad()
     def prepare(self, network: Network) -> None:

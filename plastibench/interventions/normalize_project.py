@@ -27,8 +27,9 @@ class NormalizeAndProject(Intervention):
     The projection is W ← W·‖W₀‖/‖W‖, with Frobenius norms, for every trained Linear and Conv2d except the output
     layers. Norms, embeddings, biases and matrices that are initially zero are not projected. If a norm directly follows
     the layer, its bias is scaled like the weight. The projection then changes no output, except through the epsilon of
-    the norm (for BatchNorm: in training mode), and only keeps the effective learning rate from falling. Layers that are
-    not followed by a norm (in a ViT: patch embedding, query-key-value, projections, fc2) are constrained by it.
+    the norm (for BatchNorm: in training mode), and only keeps the effective learning rate from falling. In layers
+    that are not followed by a norm (in a ViT: patch embedding, query-key-value, projections, fc2), it constrains the
+    outputs.
 
     The projection cancels decoupled weight decay (AdamW), up to a learning rate that is larger by 1/(1 - lr·decay). Do
     not combine it with a weight penalty in the loss, which acts through the optimizer's moments. Because weights no
@@ -43,13 +44,13 @@ class NormalizeAndProject(Intervention):
     extra_memory = -0.006  # copies of the parameters of vit-nano
 
     affine: Literal["remove", "keep"] = option(
-        "remove", "scale and offset of all LayerNorms, including the added norms"
+        "remove", "whether to remove or keep the scale and offset of all LayerNorms, including the added ones"
     )
     output: bool = option(False, "also project the output layers")
 
     def __post_init__(self) -> None:
         self._norms: dict[str, Tensor] = {}  # initial Frobenius norm by parameter name
-        self._shapes: dict[str, torch.Size] = {}  # of the matrices with these norms
+        self._shapes: dict[str, torch.Size] = {}  # shapes of the matrices with these norms
         self._normalised: list[str] = []  # layers that are directly followed by a norm
 
     def prepare(self, network: Network) -> None:

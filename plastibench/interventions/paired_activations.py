@@ -36,14 +36,16 @@ class PairedActivations(Intervention):
     - ``fourier``: [sin(z), cos(z)]. One of the two is always close to linear.
 
     In a ViT the GELU of each MLP is replaced; in a timm ResNet, every ReLU except those after residual additions. The
-    halved layer keeps the first half of its initial weights, and scales that depend on the fan-out (He initialization
-    in ResNets) are those of the full layer. Metrics and unit-level methods see half as many units; the activation of a
+    halved layer keeps the first half of its initial weights, so an initialization that depends on the fan-out (He
+    initialization in ResNets) has the scale of the full
+    layer. Metrics and unit-level methods see half as many units; the activation of a
     unit is the mean of its two features.
 
-    Sources differ in the width. Lee et al. 2024 (Hare & Tortoise, MLP head) and Chung et al. 2024 halve the layer
+    Published versions differ in
+    width. Lee et al. 2024 (Hare & Tortoise, MLP head) and Chung et al. 2024 halve the layer
     before the activation, as this class does: the next layer keeps its fan-in and initialization, and the network has
     fewer parameters. Plasticine doubles the input of the next layer, so the network grows. The code of L2 Init removes
-    units until the numbers of parameters match.
+    units until the parameter counts match.
     """
 
     kind = "architecture"

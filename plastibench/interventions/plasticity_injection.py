@@ -19,7 +19,7 @@ from plastibench.nn.network import Network, as_batch, as_evaluated, seeded
 from plastibench.nn.stages import Stage, head_stages, tail_stages
 from plastibench.nn.units import output_layers
 
-_TRIAL = 7_919_317  # a seed used nowhere else: a branch equal to the tail would hide code that mixes them
+_TRIAL = 7_919_317  # a seed used nowhere else: a branch equal to the tail would hide code that mixes the branches
 
 
 @register_intervention("plasticity-injection")
@@ -53,7 +53,7 @@ class PlasticityInjection(Intervention):
     extra_compute = "three passes through the tail per update"
 
     part: Literal["tail", "head"] = option("tail", "part to freeze and copy: the last layers, or the output layers")
-    k: int = option(1, "for tail: number of blocks or hidden layers in a network without encoder", low=1)
+    k: int = option(1, "for tail, in a network without an encoder: number of last blocks or hidden layers", low=1)
     times: int = option(1, "number of injections; later interventions do nothing", low=1)
 
     def __post_init__(self) -> None:

@@ -22,8 +22,8 @@ from plastibench.nn.network import Network
 class Rehearse(Distil):
     """Apply another intervention, then take Adam steps on the training loss of the representative batch.
 
-    A control: even after a full reset, a few of these steps make accuracy right after the intervention high, so a small
-    drop alone is not evidence for a method. Options as for Distil.
+    A control: even after a full reset, a few of these steps give high accuracy right after the intervention, so a small
+    drop alone is not evidence for a method. The options are those of Distil.
     """
 
     kind = "wrapper"

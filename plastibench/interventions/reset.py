@@ -44,7 +44,7 @@ Part = Literal["all", "mlp", "mlp-qkv", "linear", "layernorm", "head", "last-k",
 )
 @dataclass
 class Reset(Intervention):
-    """Reinitialize the selected parameters as the network initializes them, and reset their optimizer state.
+    """Reinitialize the selected parameters with the network's own initialization, and reset their optimizer state.
 
     ``select`` is one of:
 
@@ -56,7 +56,8 @@ class Reset(Intervention):
     - ``layernorm``: every LayerNorm.
     - ``head``: the last Linear, or every output layer if the network has several.
     - ``last-k``: the last ``k`` blocks and everything after them (final norm, head).
-    - ``later``: the last ``fraction`` of the blocks and all that follows (later-layer forgetting). Zhou et al. 2022
+    - ``later``: the last ``fraction`` of the blocks and everything after them (later-layer
+      forgetting). Zhou et al. 2022
       specify the first layer to reinitialize; in a ResNet with four stages it is the last stage, ``fraction=0.25``.
 
     ``match`` replaces ``select`` with a regular expression of parameter names.
@@ -93,7 +94,7 @@ class Reset(Intervention):
         module = network.module
         chosen = self._chosen(network, as_batch(batch))
         if not chosen:
-            raise UserError(f"reset: '{self.match or self.select}' selects no parameter of this network")
+            raise UserError(f"reset: '{self.match or self.select}' matches no parameter of this network")
         if stuck := sorted(set(network.not_reinitializable()) & set(chosen)):
             raise UserError(
                 f"reset: cannot reinitialize {stuck[0]}: unknown initialization; pass a builder as Network(…, fresh=…)"

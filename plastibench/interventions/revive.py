@@ -57,7 +57,7 @@ from plastibench.nn.unit_statistics import measure_units
 )
 @dataclass
 class Revive(Intervention):
-    """Reinitialize the incoming weights of dormant units as their module initializes them.
+    """Reinitialize the incoming weights of dormant units with their module's own initialization.
 
     The output layer is never revived. ``criterion="redo"`` with ``outgoing="zero"`` is ReDo (Sokar et al. 2023).
     ``criterion="regrama"`` is ReGraMa (Liu et al. 2025) with pre-activation gradients. With ``modules="hidden"`` and
@@ -135,7 +135,7 @@ class Revive(Intervention):
         }
 
     def revive(self, network: Network, layers: list[TracedLayer], masks: dict[str, Tensor], fresh: nn.Module) -> Report:
-        """Give the masked units the weights that they have in ``fresh``.
+        """Copy the weights of the masked units from ``fresh``.
 
         If a LayerNorm precedes the activation of a hidden unit, both the unit's entry in the norm and its row in the
         module before the norm are reinitialized.

@@ -38,8 +38,8 @@ class RnR(Intervention):
     """Reinitialize dormant units, then refit the modules that read them to preserve the network's outputs.
 
     Source: section 3 and Algorithm 1 of the paper. Choices that the paper leaves open are options. BatchNorm running
-    statistics are not refitted, so the outputs of a ResNet drift again while these statistics adapt. Memory: the
-    activations of an evaluation on twice the representative batch (``--representative``).
+    statistics are not refitted, so the outputs of a ResNet drift again while these statistics adapt. Needs memory
+    for the activations of a forward pass on twice the representative batch (``--representative``).
     """
 
     kind = "units"

@@ -55,7 +55,7 @@ class SelectiveWeightReinit(Intervention):
 
     utility: Literal["gradient", "magnitude"] = option("gradient", "utility of a weight: |θ·∂L/∂θ| or |θ|")
     pruning: Literal["threshold", "proportional"] = option(
-        "threshold", "reinitialize below factor·mean, or the lowest fraction"
+        "threshold", "reinitialize weights with utility below factor·mean, or the lowest fraction"
     )
     factor: float = option(
         5e-4, "for threshold: multiple of the mean utility; for proportional: fraction of the entries", low=0

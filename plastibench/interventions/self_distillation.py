@@ -37,7 +37,7 @@ class SelfDistillation(Intervention):
     extra_memory = 1.0  # copies of the parameters of vit-nano
     extra_compute = "2 forward passes per update"
 
-    strength: float = option(1.0, "strength λ of the term", low=0)
+    strength: float = option(1.0, "distillation strength λ", low=0)
     momentum: float = option(0.999, "momentum m of the teacher φ ← m·φ + (1−m)·θ, at every update", low=0, high=1)
     temperature: float = option(1.0, "temperature T", low=1e-3)
     reduction: Literal["batchmean", "mean"] = option("batchmean", "mean over samples, or over samples and classes")

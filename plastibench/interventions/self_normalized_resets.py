@@ -1,4 +1,4 @@
-"""Self-Normalized Resets: reinitialize units that are silent for unusually long (Farias & Jozefiak 2025)."""
+"""Self-Normalized Resets: reinitialize units that are silent for an unusually long time (Farias & Jozefiak 2025)."""
 
 from __future__ import annotations
 

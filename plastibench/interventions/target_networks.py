@@ -1,4 +1,4 @@
-"""Update target networks when an intervention changes the networks that they follow."""
+"""Update target networks when an intervention changes the networks that they track."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Policy = Literal["keep", "copy", "same"]
 class TargetNetworks:
     """Applies the agent's target policy after every intervention.
 
-    ``keep`` leaves the targets, ``copy`` copies the network's weights, and ``same`` applies
+    ``keep`` leaves the targets unchanged, ``copy`` copies the network's weights, and ``same`` applies
     a separate instance of the intervention to the targets, with its own random draws.
     """
 

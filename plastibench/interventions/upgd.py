@@ -35,14 +35,14 @@ class UPGD(Intervention):
       optimizer's learning rate times ``lr_factor``, because SGD needs about ten times the learning rate of Adam.
     - ``adam``: multiplies the step of the agent's optimizer, including weight decay, by 1 - s (AdamUPGD).
 
-    The utility is corrected for its start at 0. The paper corrects the largest utility as well, and the two corrections
-    cancel (``correction="paper"``). The released code divides by the largest utility before the correction, so gates
-    are sharper in the first updates (``correction="released"``): up to σ(1/(1-β)) at the first one.
+    The running mean is bias-corrected, as in Adam. The paper also corrects the largest utility, so the two corrections
+    cancel (``correction="paper"``). The released code divides by the uncorrected largest utility, so gates are sharper
+    in the first updates (``correction="released"``): up to σ(1/(1-β)) at the first one.
 
     The released optimizers have the defaults noise 1, decay 0 and β 0, which their experiments replace. The default
     noise of 0.001 and β of 0.9 are the authors' best values on label-permuted EMNIST, with decay 0. Their AdaUPGD (β
-    0.999, decay 0.001) has its own Adam with twice the learning rate, and ε = 1e-5; ``adam`` gates the optimizer that
-    the agent has.
+    0.999, decay 0.001) has its own Adam with twice the learning rate, and ε = 1e-5; ``adam`` instead gates the
+    agent's own optimizer.
 
     Norms, class tokens and position embeddings get no noise, because they have no fan-in that would set its scale. The
     learning-rate schedule is that of the optimizer. Memory: two copies of the parameters.
@@ -60,7 +60,7 @@ class UPGD(Intervention):
     beta: float = option(0.9, "decay of the running mean of utilities, per update", low=0, high=0.99999)
     # Options added later default to None, which keeps the id of older specs unchanged.
     correction: Literal["paper", "released"] | None = option(
-        None, "whether to correct the largest utility for its start at 0, too: yes (paper, default) or no (released)"
+        None, "whether to also bias-correct the largest utility: paper (default) does, released does not"
     )
 
     def __post_init__(self) -> None:

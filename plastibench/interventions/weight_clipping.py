@@ -43,7 +43,7 @@ class WeightClipping(Intervention):
     kappa: float = option(2.0, "bound κ, as a multiple of the initialization bound b (authors: 1 to 5)", low=0)
     bound: Literal["fan-in", "initial"] = option("fan-in", "initialization bound b")
     output: bool = option(
-        True, "also clamp the output layers: those that the network names, or else the last registered layer"
+        True, "also clamp the output layers: those named by the network, or else the last registered layer"
     )
 
     def __post_init__(self) -> None:

@@ -43,7 +43,7 @@ COLUMNS = (
     Column("intervention", "intervention", "text", "less", "name, with options that differ from its defaults"),
     Column("rank", "rank", "rank", "less", "1 + number of significantly better methods (= tied; – not ranked)"),
     Column("final", "final", "score", "more", "accuracy after the last task", "mean of the last three returns"),
-    Column("gain", "gain", "score", "more", "final minus final of none with the same seed"),
+    Column("gain", "gain", "score", "more", "final value minus the final value of none with the same seed"),
     Column(
         "drop",
         "drop",
@@ -65,8 +65,8 @@ COLUMNS = (
     ),
     Column("better", "P(> none)", "probability", "more", _BETTER),
     Column("time", "time ×", "ratio", "less", "CPU time of the run relative to none with the same seed"),
-    Column("iqm", "IQM", "score", "more", "interquartile mean of final [95 % CI, stratified bootstrap]"),
-    Column("memory", "memory ×", "ratio", "less", "parameters and the method's state, relative to none"),
+    Column("iqm", "IQM", "score", "more", "interquartile mean of the final values [95 % CI, stratified bootstrap]"),
+    Column("memory", "memory ×", "ratio", "less", "memory of parameters and the method's state, relative to none"),
     Column("cost", "cost %", "fraction", "less", "percentage of the CPU time spent in interventions"),
     Column("auc", "AUC", "score", "more", "mean accuracy over all epochs"),
     Column("average", "average", "score", "more", "mean accuracy at the end of each task", "mean of all returns"),
@@ -99,7 +99,7 @@ OVERALL = (
         "more",
         "number of settings in which the method was run, out of all that are compared",
     ),
-    Column("mean_rank", "mean rank", "number", "less", "mean of the ranks in the settings"),
+    Column("mean_rank", "mean rank", "number", "less", "mean rank over settings"),
     Column("better", "P(> none)", "probability", "more", _BETTER),
     Column("runs", "runs", "number", "more", "number of runs in all settings"),
 )

@@ -46,7 +46,7 @@ def contradictions(result: Result, env: Any, agent: Any) -> Iterator[str]:
     seconds = sum(record.seconds for record in result.interventions)
     if not math.isclose(seconds, result.cost.intervention_seconds, rel_tol=1e-3, abs_tol=1e-3):
         yield f"cost.intervention_seconds is {result.cost.intervention_seconds}, but the interventions took {seconds}"
-    kind = _RL if result.is_rl else _SUPERVISED  # the env or agent of a plugin need not have the options of ours
+    kind = _RL if result.is_rl else _SUPERVISED  # an env or agent from a plugin may lack our options
     env, agent = (each if _has(each, names) else None for each, names in zip((env, agent), kind, strict=True))
     yield from _rl(result, env, agent) if result.is_rl else _supervised(result, env, agent)
 
@@ -63,7 +63,7 @@ def _summary(result: Result, env: Any) -> Iterator[str]:
             del summary["normalized_return"]  # needs the reference returns of the env
     else:
         summary = accuracy.summary([_record(task) for task in result.tasks])
-        if result.every:  # drops are measured within tasks then
+        if result.every:  # in this case, drops are measured within tasks
             measured = [record for record in result.interventions if record.before is not None]
             summary["mean_drop"] = accuracy.mean([_difference(record.before, record.after) for record in measured])
             summary["mean_agreement"] = accuracy.mean([record.agreement for record in measured])
@@ -105,7 +105,7 @@ def _supervised(result: Result, env: Any, agent: Any) -> Iterator[str]:
                 yield f"tasks[{task.task}].{name} is {getattr(task, name)}, but its evaluations give {expected[name]}"
     reset_late = {record.task for record in result.interventions if result.every}
     for previous, task in itertools.pairwise(tasks):
-        # An intervention at the last update of a task acts after its end was measured.
+        # An intervention at the last update of a task acts after the end of the task was measured.
         if task.before is not None and not agree(previous.end, task.before) and previous.task not in reset_late:
             yield f"tasks[{task.task}].before is {task.before}, but the previous task ends at {previous.end}"
     if env is None:

@@ -14,9 +14,10 @@ from plastibench.leaderboard.settings import Setting, origin
 from plastibench.leaderboard.standings import Standings, notes
 from plastibench.leaderboard.text import cells, closing_legends, columns_of, headings, legends, meaning
 from plastibench.results.confidence import Interval
+from plastibench.utils.pages import load_template
 
 _TEMPLATE = "leaderboard.html.j2"
-_WIDTH, _MARGIN = 120, 5  # of the plot of an interval, in pixels
+_WIDTH, _MARGIN = 120, 5  # size of an interval plot, in pixels
 _PHONE = ("intervention", "final", "drop", "seeds", "settings", "iqm")  # columns on a phone, unless all are requested
 _REACH = 3  # interquartile ranges beyond the quartiles; a mean outside is an outlier, drawn as a hollow dot at the edge
 
@@ -64,10 +65,6 @@ def page(shown: Standings, plots: Mapping[str, Sequence[tuple[str, bytes]]] | No
         shown: The leaderboard.
         plots: Title of a setting to its plots: caption and content of a PNG file.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("plastibench.leaderboard")
-    environment = Environment(autoescape=True, loader=loader, undefined=StrictUndefined, trim_blocks=True)
     sections = [_section(setting, rows, (plots or {}).get(setting.title, ())) for setting, rows in shown.tables]
     if shown.overall:
         sections.insert(0, _overall_section(shown))
@@ -77,7 +74,7 @@ def page(shown: Standings, plots: Mapping[str, Sequence[tuple[str, bytes]]] | No
         for kind, explained in legends(columns, OVERALL if shown.overall else ()).items()
     }
     runs = sum(len(row["seeds"]) for _, rows in shown.tables for row in rows)
-    template = environment.get_template(_TEMPLATE)
+    template = load_template("plastibench.leaderboard", _TEMPLATE)
     legend = "; ".join(closing_legends(shown))
     return template.render(sections=sections, meanings=meanings, legend=legend, runs=runs, width=_WIDTH) + "\n"
 

@@ -1,4 +1,4 @@
-"""Names of methods that are unique among results, and what the names that the leaderboard prints mean."""
+"""Unique names of methods, and checks of what a name in the leaderboard refers to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def method_names(found: Iterable[Result]) -> dict[str, str]:
     The names are those of the leaderboard's rows, without the digest at the end, which is different in each setting; it
     remains only where nothing else differs. Different code has different names even if it ran in different settings.
     """
-    settings: list[list[Result]] = []  # of each setting, one run per method
+    settings: list[list[Result]] = []  # for each setting, one run per method
     alike: dict[str, list[Result]] = defaultdict(list)
     keys: dict[str, dict[str, None]] = defaultdict(dict)
     for setting in by_setting(found):
@@ -48,7 +48,7 @@ def method_names(found: Iterable[Result]) -> dict[str, str]:
 
 
 def means(name: str, result: Result, part: str = "intervention") -> bool:
-    """Whether a name, as the leaderboard prints it, means the env, agent or intervention of a result.
+    """Whether a name, as the leaderboard prints it, refers to the env, agent or intervention of a result.
 
     Args:
         name: States each option that differs from its default; it may state other options, and other facts.
@@ -59,7 +59,7 @@ def means(name: str, result: Result, part: str = "intervention") -> bool:
 
 
 def details_of(result: Result, part: str) -> set[str]:
-    """What a name in the leaderboard may state of a result; see :func:`details`."""
+    """Facts about a result that a name in the leaderboard may contain; see :func:`details`."""
     found = details(getattr(result.options, part), result.code.get(part, ""))
     if part == "env":
         found |= _words(f"{key}={value or 'unknown'}" for key, value in setting_facts(result).items())
@@ -69,7 +69,7 @@ def details_of(result: Result, part: str) -> set[str]:
 
 
 def details(options: Mapping[str, Any], code: str = "") -> set[str]:
-    """What a name may state, as words such as ``epochs=20``: all options, and the digest of the code."""
+    """Words that a name may contain, such as ``epochs=20``: all options, and the digest of the code."""
     stated = [f"{key.replace('__', '.')}={shown(value)}" for key, value in options.items()]
     return _words([*stated, *([f"code={short_code(code)}"] if code else [])])
 

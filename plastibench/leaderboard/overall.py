@@ -22,7 +22,7 @@ from plastibench.results.confidence import (
 )
 from plastibench.utils.wording import plural
 
-_EVALUATION_OPTION = "evaluate_every"  # of envs; does not change the training
+_EVALUATION_OPTION = "evaluate_every"  # option of envs that does not change the training
 _MANY = 3  # number of settings that a note lists
 _FEWEST = 3  # minimum number of methods in a setting that counts, if any setting has that many
 
@@ -37,8 +37,8 @@ def overall(
 
     Scores are accuracies as fractions, and normalized returns. Settings without these or with a single method are left
     out. By default, a setting counts only if it has at least three methods (if any setting has three) and at least half
-    as many as the median setting. Methods with a single seed do not contribute to these numbers, unless every method
-    has a single seed. Otherwise, a trial run of two methods would remove all others from the ranking. A method is
+    as many as the median setting. Methods with a single seed are not counted, unless every method has a single seed.
+    Without these rules, a trial run of two methods would remove all others from the ranking. A method is
     ranked if it has at least two seeds in every setting. All settings have equal weight. Intervals treat only the seeds
     as random, so they say nothing about other settings.
 

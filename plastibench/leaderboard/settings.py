@@ -131,7 +131,7 @@ def label(result: Result, part: str = "intervention", also: Iterable[str] = ()) 
 
 
 def warnings(runs: Iterable[Result]) -> list[str]:
-    """The warnings of runs that differ in the seed only; those of some seeds name them."""
+    """Warnings of runs that differ only in the seed; a warning that applies to some seeds names them."""
     seeds: dict[str, list[int]] = {}
     runs = list(runs)
     for run in runs:
@@ -252,7 +252,7 @@ def differing_in_run_or_code(alike: Sequence[Result]) -> list[str]:
 
 
 def show_run_and_code(result: Result, keys: Iterable[str]) -> str:
-    """Write options of the run, and ``code``, as in ``representative=64 code=92d6b3``."""
+    """Format options of the run, and ``code``, as in ``representative=64 code=92d6b3``."""
     known = _run_and_code(result)
     return printable(" ".join(f"{key}={shown(known.get(key, 'default'))}" for key in keys))
 
@@ -269,5 +269,5 @@ def _run_and_code(result: Result) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """Write the value of an option, lists with commas."""
+    """Format the value of an option; list items are separated by commas."""
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)

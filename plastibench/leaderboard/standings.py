@@ -73,5 +73,5 @@ def notes(setting: Setting, shown: Sequence[Row]) -> list[str]:
     for method in setting.methods:
         found += [f"{method.name}: {warning}" for warning in warnings(method.runs.values())]
     if setting.base is None:
-        found.append("no gain column values: 'none' was not run in this setting")
+        found.append("the gain column is empty: 'none' was not run in this setting")
     return found

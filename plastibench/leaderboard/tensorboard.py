@@ -166,7 +166,7 @@ def _accuracy_drop(result: Result) -> _Curve:
 
 def _return(result: Result) -> _Curve:
     points = result.returns
-    last = {point.task: point for point in points}  # all points of several tasks make a sawtooth
+    last = {point.task: point for point in points}  # with several tasks, the curve would be a sawtooth
     return {point.steps: point.value for point in (last.values() if len(last) > 1 else points)}
 
 

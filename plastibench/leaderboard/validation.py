@@ -20,7 +20,7 @@ from plastibench.results.run_folder import run_folder
 from plastibench.utils.atomic_io import write_text
 
 _SHOWN = 5  # number of problems that a message lists
-_NOISE = 0.01  # of accuracy, as GPU kernels are not exactly reproducible
+_NOISE = 0.01  # tolerance for accuracies, because GPU kernels are not exactly reproducible
 
 Name = Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+*-]*$", max_length=200)]
 

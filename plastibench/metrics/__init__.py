@@ -35,7 +35,7 @@ PERFORMANCE = {
     "intervention, in nats",
     "recovery": "epochs of the new task until its accuracy reaches the accuracy at the end of the previous task",
     "auc": "area under the accuracy curve of a task over its epochs, divided by the number of epochs",
-    "train-accuracy": "fraction of the representative batch classified as its (noisy) training labels say",
+    "train-accuracy": "fraction of the representative batch that is classified as its (possibly noisy) training labels",
     "loss": "training loss, mean over the updates since the last evaluation",
     "gradient-norm": "Euclidean norm of the gradient of all parameters before clipping, mean over the updates since "
     "the last evaluation",
@@ -82,17 +82,17 @@ INTERVENTIONS = {
     "residual": "relative error of the refitted layer: ||new - old outputs|| / ||old outputs|| on the representative "
     "batch (wrappers such as recouple and rnr)",
     "norm_ratio": "norm of the refitted weights divided by their norm before (wrappers such as recouple and rnr)",
-    "norm": "norm of the weight after it was made orthogonal (fire)",
+    "norm": "norm of the weight after orthogonalization (fire)",
     "factor": "mean factor by which weights were shrunk (dash)",
     "clipped": "fraction of the weights that were clipped (weight-clipping)",
-    "moved_fraction": "mean fraction by which weights moved towards their initial values (calibrated-partial-resets)",
-    "steps": "gradient steps that restored the outputs of the layer (distil)",
+    "moved_fraction": "mean fraction by which weights moved towards fresh ones (calibrated-partial-resets)",
+    "steps": "number of gradient steps towards the old outputs (distil)",
 }
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Metrics on request that one function computes together.
+    """Optional metrics that one function computes together.
 
     Attributes:
         group: The group that selects them.
@@ -258,9 +258,10 @@ METRICS = PERFORMANCE | RETURNS | PLASTICITY | REQUESTED
 
 
 def select(names: Iterable[str]) -> tuple[str, ...]:
-    """Expand names of metrics and groups to the metrics to measure on request, without duplicates.
+    """Expand names of metrics and groups to the optional metrics to measure, without duplicates.
 
-    Metrics of ``PLASTICITY`` are accepted and left out, since they are always measured. Old names are replaced with the
+    Metrics of ``PLASTICITY`` are accepted but not returned, because they are always
+    measured. Old names are replaced with the
     current ones, with a line on stderr.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Compute metrics on request."""
+"""Compute optional metrics."""
 
 from __future__ import annotations
 

@@ -58,9 +58,9 @@ def _trained(network: Network) -> list[Tensor]:
 
 
 def hessian_product(network: Network, batch: TensorDictBase, vector: list[Tensor]) -> list[Tensor]:
-    """Multiply the Hessian of the mean loss by a vector that has the shapes of the trained parameters.
+    """Multiply the Hessian of the mean loss by a vector, given as tensors shaped like the trained parameters.
 
-    Runs in eval mode and float32. Flash attention has no second derivative, so the math implementation is used.
+    Runs in eval mode and float32. Flash attention has no second derivative, so attention uses the math backend.
     """
     trained = [p for p in network.module.parameters() if p.requires_grad]
     total = [torch.zeros_like(p) for p in trained]
@@ -82,8 +82,8 @@ def hessian_product(network: Network, batch: TensorDictBase, vector: list[Tensor
 def lanczos(product: Product, like: Sequence[Tensor], generator: torch.Generator, steps: int = STEPS) -> float:
     """Estimate the largest eigenvalue of a symmetric matrix from matrix-vector products.
 
-    Lanczos iteration without re-orthogonalization, which would keep all vectors in memory. Its absence can repeat
-    extreme eigenvalues but does not shift them.
+    Lanczos iteration without re-orthogonalization, which would keep all vectors in memory. Without it, extreme
+    eigenvalues can be repeated but are not shifted.
 
     Args:
         product: Multiplies the matrix by a vector.

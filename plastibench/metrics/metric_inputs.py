@@ -1,4 +1,4 @@
-"""What metrics on request are computed from."""
+"""The inputs of optional metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RANDOM = 4  # number of measurements that draw random numbers
 
 @dataclass
 class MetricInputs:
-    """A network and a batch, and what several metrics need.
+    """A network, a batch, and values that several metrics share.
 
     Metrics leave the network as it was, including its generator.
 

@@ -52,12 +52,12 @@ def plasticity_report(
 ) -> PlasticityReport:
     """Measure the metrics of :data:`plastibench.metrics.PLASTICITY`.
 
-    Of frozen layers only the weights are measured.
+    For frozen layers, only the weights are measured.
 
     Args:
         network: The network; unchanged.
         batch: Probe batch.
-        initial: Initial parameters by name, for weight-distance; other parameters are left out of it.
+        initial: Initial parameters by name, for weight-distance; parameters that are missing here are ignored.
         units: Result of :func:`plastibench.nn.dataflow.trace`, if known.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Ranks of representations, each named after its definition: published code often confuses them."""
+"""Ranks of representations. Each is named after its definition, because published code often confuses them."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class ActivationMonitor:
         traced = {layer.name: layer for layer in trace(self.network, batch)}
         hidden = [layer for layer in traced.values() if layer.hidden and layer.trained]
         if not hidden:
-            raise UserError("this network has no trained hidden units (activated, and read by known layers) to monitor")
+            raise UserError("no hidden units to monitor: none are trained, activated, and read by known layers")
         concerned = {name for layer in hidden for name in (layer.name, *layer.readers, *layer.outgoing)}
         for layer in traced.values():  # a unit of a hidden LayerNorm and the row that it normalizes are one neuron
             if any(isinstance(traced[reader].module, nn.LayerNorm) for reader in layer.readers if reader in concerned):
@@ -132,7 +132,7 @@ class ActivationMonitor:
         self.layers = layers
         begin_pass = torch.compiler.disable(self._begin_pass)
         self._hooks.append(self.network.module.register_forward_pre_hook(begin_pass))
-        if "torch._dynamo" in sys.modules:  # code that is compiled already ignores new hooks
+        if "torch._dynamo" in sys.modules:  # code that is already compiled ignores new hooks
             torch.compiler.reset()
 
     def _begin_pass(self, module: nn.Module, args: Any) -> None:

@@ -13,7 +13,7 @@ from plastibench.nn.network import Network
 
 @contextmanager
 def all_or_nothing(network: Network) -> Iterator[None]:
-    """If the block raises, restore all parameters, buffers and optimizer state of the network.
+    """Restore all parameters, buffers and optimizer state of the network if the block raises.
 
     Keeps a copy of all these tensors inside the block. Nothing is restored if the block has changed the architecture.
 

@@ -1,4 +1,4 @@
-"""Notice that someone has replaced, added or enlarged a module, fast enough to look at every update."""
+"""Detect replaced, added or enlarged modules, fast enough to check at every update."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def network_outputs(network: Network, module: nn.Module, batch: TensorDictBase) 
         hook.remove()
     if len(seen) != 1 or not isinstance(seen[0], Tensor):
         found = type(seen[0]).__name__ if len(seen) == 1 else f"{len(seen)} calls"
-        raise UserError(f"the {network.role}'s loss must call its module once and get one tensor (found: {found})")
+        raise UserError(f"the {network.role}'s loss must call the module once, with one output tensor (found: {found})")
     return seen[0].float() if seen[0].itemsize < 4 else seen[0]  # a loss may run under autocast
 
 
@@ -51,7 +51,7 @@ def layer_outputs(network: Network, module: nn.Module, batch: TensorDictBase, na
         network: Provides the loss.
         module: Its module, or another one of the same architecture.
         batch: The inputs of the loss.
-        names: The submodules. If one runs several times, its first output counts.
+        names: The submodules. If one runs several times, its first output is used.
     """
     found: dict[str, Tensor] = {}
     layers = {module.get_submodule(name): name for name in names}

@@ -16,7 +16,7 @@ def chunks(batch: TensorDictBase, size: int = CHUNK_SIZE) -> Iterable[TensorDict
 
 
 def minibatches(batch: TensorDictBase, size: int, generator: torch.Generator) -> Iterator[TensorDictBase]:
-    """Random minibatches without end: sampled without replacement, reshuffled when the batch is used up.
+    """Endless random minibatches, sampled without replacement; the batch is reshuffled after each pass.
 
     Args:
         batch: The samples.

@@ -20,7 +20,7 @@ def last_blocks(module: nn.Module, outputs: Sequence[str], count: Callable[[int]
 
     Blocks are the members of the outermost sequences of composite modules (the blocks of a ViT, or of all stages of a
     ResNet). In a network without such sequences, they are the layers with parameters in its outermost sequences.
-    Members of a container that lead to different outputs, as the critics of an ensemble, are parallel, not a sequence.
+    Members of a container that lead to different outputs, such as the critics of an ensemble, are not a sequence.
 
     Args:
         module: The network.

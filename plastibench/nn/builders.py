@@ -35,7 +35,7 @@ def shapes(module: nn.Module) -> Shapes:
 
 
 def resembling(fresh: nn.Module, module: nn.Module, expected: Shapes) -> nn.Module:
-    """Check a newly built module, and give its parameters the names of the original.
+    """Check a newly built module, and rename its parameters to match the original.
 
     Args:
         fresh: What the builder returned. Modules in it are compiled if they are compiled in the original.
@@ -59,7 +59,7 @@ def resembling(fresh: nn.Module, module: nn.Module, expected: Shapes) -> nn.Modu
 
 
 def difference(found: Shapes, expected: Shapes) -> str:
-    """Name the first parameter whose name or shape is not the expected one; empty if there is none."""
+    """Describe the first parameter with an unexpected name or shape; empty if there is none."""
     for name, shape in found.items():
         if name not in expected:
             return f"{name} is new"

@@ -45,7 +45,7 @@ def computed_parameters(module: nn.Module) -> dict[str, str]:
 
 
 def describe(module: nn.Module, *, always: bool = False) -> str:
-    """A sentence that names the modules with a computed weight that cannot be written back; empty if there are none.
+    """Describe the modules with a computed weight that cannot be written back; empty if there are none.
 
     Args:
         module: Any module.

@@ -1,4 +1,4 @@
-"""Report which modules of a network unit-level methods act on, and why they do not act on the others."""
+"""Report which modules of a network are covered by unit-level methods, and why the others are not."""
 
 from __future__ import annotations
 

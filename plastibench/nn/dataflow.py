@@ -1,7 +1,8 @@
-"""Trace a network: which layers run, in which order, and which layers read the units of which.
+"""Trace a network: which layers run, in which order, and which layers read whose units.
 
 Registration order is not execution order, and a ViT's residual stream has no single reader. Pairing each layer with the
-next one therefore zeroes unrelated columns, a bug of several published ReDo ports. Here the flow is observed instead.
+next one therefore zeroes unrelated columns, a bug in several published ReDo ports. This module observes the flow
+instead.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def trace_with_reasons(network: Network, batch: TensorDictBase) -> tuple[list[Tr
         if not isinstance(layer.module.weight, nn.Parameter):
             reasons[layer.name] = "weight is computed from other parameters"
         elif not observed.plain[layer.name]:
-            reasons[layer.name] = "computes something else than its class"
+            reasons[layer.name] = "does not compute what its class computes"
         elif axis is None:
             reasons[layer.name] = "its rows are not samples"
         else:

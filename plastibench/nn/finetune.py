@@ -1,4 +1,4 @@
-"""Take a few gradient steps on a representative batch, separate from the training itself."""
+"""Take a few gradient steps on a representative batch, separately from training."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def finetune(
                 optimizer.step()
                 taken += 1
                 if seconds is not None and network.device.type == "cuda":
-                    torch.cuda.synchronize(network.device)  # otherwise the clock measures how fast kernels are queued
+                    torch.cuda.synchronize(network.device)  # otherwise only the launch of kernels is timed
     finally:
         for parameter, before in zip(parameters, gradients, strict=True):
             parameter.grad = before

@@ -19,7 +19,7 @@ from plastibench.nn.units import CONVOLUTIONS, is_linear, unit_count, unit_param
 
 SolverName = Literal["delta-ridge", "ridge", "pinv"]
 _CHUNK = 16384  # rows converted to float64 at a time
-_RANK_TOLERANCE = 1e-10  # of Gram eigenvalues: 1e-5 of the singular values
+_RANK_TOLERANCE = 1e-10  # for Gram eigenvalues, which is 1e-5 for singular values
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class Solver:
     Attributes:
         name: ``pinv`` is the minimum-norm least-squares solution, as printed in the paper. ``ridge`` penalizes the new
             weights. ``delta-ridge`` penalizes the change from the current weights, so directions that the batch does
-            not determine stay as they are. A penalty of many mean diagonals corrects only the few directions in which
-            the inputs are largest (above all their mean). This restores most of the output and avoids the large weights
+            not determine stay as they are. A penalty of several times the mean diagonal corrects only the few
+            directions in which the inputs are largest (above all their
+            mean). This restores most of the output and avoids the large weights
             of an exact fit.
         ridge: Penalty relative to the mean diagonal of the Gram matrix; unused by ``pinv``.
         max_growth: Raise the penalty tenfold until ||W'|| <= max_growth·||W||; 0 disables this.

@@ -1,4 +1,4 @@
-"""Gradients of the training loss over a representative batch, separate from those of the training itself."""
+"""Gradients of the training loss over a representative batch, separate from training."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def layers_before_loss(network: Network, batch: TensorDictBase, names: Mapping[n
         names: The layers and their names.
 
     Returns:
-        None if nothing is found, as for a loss without a gradient.
+        None if nothing is found, for example if the loss has no gradient.
     """
     graph = _graph(network, batch, names)
     found, products = graph.before([graph.root])
@@ -120,7 +120,7 @@ def find_attention(network: Network, batch: TensorDictBase, names: Mapping[nn.Mo
     """Find the layers that feed attention operations, and the layers that read their results.
 
     Attention is PyTorch's fused operation, or a product of a softmax with another tensor. Packed weights of
-    ``nn.MultiheadAttention`` have no layers that could be named.
+    ``nn.MultiheadAttention`` are not layers, so they are not found.
 
     Args:
         network: The network.

@@ -1,4 +1,4 @@
-"""A trainable module with its optimizer and loss: what interventions act on, and the one place that steps weights."""
+"""A trainable module with its optimizer and loss. Interventions act on it, and only this module updates weights."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class UpdateHook(Protocol):
         """A scalar to add to the loss of this batch, or None."""
 
     def before_step(self) -> None:
-        """Called before every optimizer step, when gradients are there (and clipped)."""
+        """Called before every optimizer step, after gradients are computed and clipped."""
 
     def after_step(self) -> None:
-        """Called after every optimizer step; the gradients are still there."""
+        """Called after every optimizer step; the gradients are still available."""
 
 
 class Network:
@@ -150,8 +150,8 @@ class Network:
         Args:
             loss: Scalar loss of the batch.
             batch: The batch, for penalties.
-            weight: If the batch is the part of this process of a larger batch, the weight of its loss in the loss of
-                the larger batch; gradients are then summed over the processes.
+            weight: If the batch is this process's part of a larger batch, the weight of its loss in the loss of the
+                larger batch; gradients are then summed over the processes.
 
         Returns:
             Gradient norm of the module's parameters, before clipping.
@@ -166,7 +166,7 @@ class Network:
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         for parameter in trained:
             parameter.grad = None
-        loss.backward(inputs=trained)  # only these: an actor's loss runs through the critic, too
+        loss.backward(inputs=trained)  # only these: an actor's loss also runs through the critic
         if weight is not None:
             distributed.all_reduce_sum(parameter.grad for parameter in trained if parameter.grad is not None)
         own = [p for group in optimizer.param_groups[: self._own_groups] for p in group["params"]]
@@ -187,12 +187,12 @@ class Network:
             hook.after_step()
 
     def attach(self, hook: UpdateHook) -> None:
-        """Let a hook take part in every update from now on."""
+        """Attach a hook, which takes part in every later update."""
         self.attached.append(hook)
         self._hook_steps()
 
     def detach(self, hook: UpdateHook) -> None:
-        """Remove a hook; nothing happens if it is not attached."""
+        """Remove a hook. Does nothing if it is not attached."""
         if hook in self.attached:
             self.attached.remove(hook)
         self._hook_steps()
@@ -290,7 +290,7 @@ class Network:
 
     @property
     def rebuilds(self) -> int:
-        """How often the architecture has changed."""
+        """Number of times that the architecture has changed."""
         return len(self._changes)
 
     def _expected(self) -> Shapes:
@@ -311,7 +311,7 @@ class Network:
                 self._plain = False
 
     def changed_by_others(self) -> str:
-        """Name a parameter that was added, removed or given another shape by anything but :meth:`rebuild`, or ''."""
+        """Name a parameter that code other than :meth:`rebuild` added, removed or reshaped; '' if there is none."""
         return "" if self._plain else difference(shapes(self.module), self._latest)
 
     def add_replica(self, replica: Network) -> None:
@@ -367,7 +367,7 @@ class Network:
         return int(torch.randint(2**62, (), generator=self.generator))
 
     def not_reinitializable(self) -> list[str]:
-        """Names of the parameters that :meth:`fresh` cannot reinitialize, because no module says how."""
+        """Names of the parameters that :meth:`fresh` cannot reinitialize, because their initialization is unknown."""
         if self._fresh is not None:
             return []
         computed = computed_parameters(self.module)  # reset_parameters() writes into what is computed from them
@@ -453,7 +453,7 @@ def _no_checkpoints() -> Iterator[None]:
         yield
     finally:
         if before is None:
-            del function.apply  # that of its base class again
+            del function.apply  # restores that of the base class
         else:
             function.apply = before
 

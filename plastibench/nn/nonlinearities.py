@@ -1,4 +1,4 @@
-"""Nonlinearities beyond those of PyTorch: two features per input, or a normalization before."""
+"""Nonlinearities that PyTorch lacks: with two features per input, or with a normalization in front."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def pair_nonlinearities(module: nn.Module, paired: Callable[[int], Paired]) -> N
             raise UserError(f"{site.norm} normalizes over {list(norm.normalized_shape)}, which cannot be halved")
         if isinstance(norm, nn.GroupNorm) and site.width // 2 % norm.num_groups:
             raise UserError(
-                f"{site.norm} has {plural(norm.num_groups, 'group')}, not a divisor of half of its channels"
+                f"{site.norm} has {plural(norm.num_groups, 'group')}, which does not divide half of its channels"
             )
     for site in sites:
         for name in (site.layer, site.norm):
@@ -101,7 +101,7 @@ def _refuse_frozen(module: nn.Module, names: Iterable[str]) -> None:
         for name in names:
             if not all(parameter.requires_grad for parameter in module.get_submodule(name).parameters()):
                 raise UserError(
-                    f"{name} is frozen, and this method would change its shape; train it, or choose another method"
+                    f"{name} is frozen, and this method would change its shape; unfreeze it or choose another method"
                 )
 
 

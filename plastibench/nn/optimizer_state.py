@@ -1,13 +1,13 @@
 """Reset optimizer state when part of a parameter is reinitialized.
 
-Adam keeps one step count for an entire tensor, so no rule is exact when only some rows are reinitialized. Measured with
-betas 0.9/0.999 and a constant gradient:
+Adam keeps one step count for an entire tensor, so no rule is exact when only some rows are reinitialized. The
+following was measured with betas 0.9/0.999 and a constant gradient:
 
 - ``mean`` (default): the first moment becomes 0, and the second becomes its mean over the rest of the tensor. No spike,
   and healthy rows do not slow down.
 - ``zero``: both moments become 0 and the step count stays (Dopamine's ReDo). The reinitialized part first moves by 3.2
   learning rates and at most by 6.6, because its second moment lags behind.
-- ``restart``: as ``zero``, and the step count of the tensor restarts, which slows its healthy rows at first.
+- ``restart``: like ``zero``, but the step count of the tensor also restarts, which slows its healthy rows at first.
 
 The meaning of a state entry follows from its name; see :func:`_role`. Copies of weights (schedule-free's ``z``,
 Lookahead's slow weights) get the new weights. If an entry has an unknown name or form (quantized, nested, flattened),
@@ -45,7 +45,7 @@ _SECOND = frozenset(
 _WEIGHTS = frozenset(
     ["ax", "ema", "slow_buffer", "slow_param", "slow_params", "slow_weights", "lookahead_slow_buff", "cached_params"]
 )
-_ITERATES = frozenset("xyz")  # of the schedule-free optimizers; FTRL and others use these names for sums of gradients
+_ITERATES = frozenset("xyz")  # only in schedule-free optimizers; FTRL and others use these names for gradient sums
 _NESTED = ("optimizer", "base_optimizer", "_base_optimizer", "base")  # in wrappers: Lookahead, SAM, schedule-free
 _REPORTED: set[str] = set()
 
@@ -195,7 +195,7 @@ def _report(optimizer: torch.optim.Optimizer, names: list[str]) -> None:
     if kind not in _REPORTED:
         _REPORTED.add(kind)
         print(
-            f"plastibench: the state of {kind} has unknown entries ({', '.join(names)}); where a part of a parameter "
-            "is reinitialized, all optimizer state of this parameter is deleted",
+            f"plastibench: the state of {kind} has unknown entries ({', '.join(names)}); if part of a parameter is "
+            "reinitialized, all optimizer state of this parameter is deleted",
             file=sys.stderr,
         )

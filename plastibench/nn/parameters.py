@@ -27,7 +27,7 @@ def trainable_parameters(module: nn.Module, *, norms: bool = True) -> dict[str, 
 
 
 def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the module's state dict by name, without what else a module saves with ``get_extra_state``."""
+    """The tensors of the module's state dict by name, without extra state (``get_extra_state``)."""
     return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 
@@ -84,7 +84,7 @@ def initial_values(
 ) -> list[Tensor]:
     """Stored initial value of each tensor; tensors that are new, or have a new shape, are stored as they are now.
 
-    So the parameters of a rebuilt architecture count as initial when they are first seen.
+    After a rebuild, the values at which parameters are first seen count as initial.
 
     Args:
         store: Initial values by name; updated in place. Its tensors are moved to the device of the parameters.

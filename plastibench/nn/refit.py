@@ -22,7 +22,7 @@ from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.units import apply_module, replaced_forwards, unit_parameters
 from plastibench.utils.notices import print_once
 
-_ROUNDING = 1e-5  # relative to the norm of a parameter
+_ROUNDING = 1e-5  # tolerance, relative to the norm of a parameter
 
 
 def snapshot(layers: Iterable[TracedLayer]) -> dict[str, tuple[Tensor, Tensor | None]]:
@@ -40,7 +40,7 @@ def frozen_copy(network: Network) -> nn.Module:
 
 
 def announce(method: str, order: RowOrder) -> None:
-    """Print once per process how a network whose rows move is refitted."""
+    """Print once per process that the rows of a network move, and how it is therefore refitted."""
     if note := order.note():
         print_once(f"plastibench: {method}: {note}")
 
@@ -56,7 +56,7 @@ def refit(
     solver: Solver,
     order: RowOrder,
 ) -> dict[str, Fit]:
-    """Refit all layers but the first, in execution order: in one pass if the rows allow it, otherwise pair by pair.
+    """Refit all layers except the first, in execution order: in one pass if rows keep their order, else pair by pair.
 
     Both ways give the same result up to rounding. Layers whose rows depend on routing are not refitted, because the
     same row can hold different tokens in the changed and in the original network.
@@ -95,7 +95,7 @@ def refit(
 
 
 class RowsMoved(Exception):
-    """A layer did not receive the rows of both halves of a doubled batch in order; the message names the layer."""
+    """A layer received the rows of a doubled batch out of order; the message names the layer."""
 
 
 @torch.no_grad()
@@ -191,7 +191,7 @@ def refit_pair(
             old_inputs = _input_of(target_module, teacher, network, chunk)
             new_inputs = _input_of(reader.module, network.module, network, chunk)
             if old_inputs is None or new_inputs is None or old_inputs.shape != new_inputs.shape:
-                continue  # a branch that did not run, or ran with other rows
+                continue  # a branch that did not run, or ran with different rows
             fit.add(new_inputs, apply_module(target_module, old_inputs, *unit_parameters(target_module)))
             rows += new_inputs.numel()
     if not rows:

@@ -1,7 +1,7 @@
 """Reinitialize units in place: incoming weights, BatchNorm entries, outgoing weights, and their optimizer state.
 
 Parameters are written with ``copy_`` and ``masked_fill_``. Boolean indexing returns a copy, and writing into that copy
-does nothing, silently; several published ReDo ports have this bug.
+silently has no effect; several published ReDo ports have this bug.
 """
 
 from __future__ import annotations

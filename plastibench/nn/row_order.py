@@ -1,4 +1,4 @@
-"""Test whether the rows of a batch keep their place on the way through a network.
+"""Test whether the rows of a batch keep their order in a network.
 
 A refit compares the inputs of a module in two networks row by row. This fails if a row holds different tokens in the
 two networks: mixtures of experts route rows, packed sequences interleave them, token pruning drops them, and batch
@@ -23,7 +23,7 @@ from plastibench.nn.units import apply_module, replaced_forwards, unit_axis, uni
 Seen = dict[str, list[Tensor]]  # by layer, a fingerprint of the input of each call
 _SAMPLES = 8  # for the search for moving layers
 _GROUPS = 8  # groups of rows that are followed through the network
-_TOLERANCE = 1e-2  # relative difference of a row in two batches; rows of other tokens differ by about 1
+_TOLERANCE = 1e-2  # relative difference of a row in two batches; rows of different tokens differ by about 1
 _EMPTY = 0.25  # fraction of rows
 _DISTURBANCE = 1e-3  # relative size of a perturbation that rarely changes routing
 
@@ -32,11 +32,11 @@ Run = Callable[[TracedLayer, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class RowOrder:
-    """How a network may be refitted.
+    """Whether rows keep their order in a network, which determines how it may be refitted.
 
     Attributes:
         one_pass: The two halves of a doubled batch do not influence each other, whatever the weights.
-        moving: Layers whose rows hold other tokens when weights change, so that a refit is undefined.
+        moving: Layers whose rows hold different tokens when weights change, so that a refit is undefined.
         sizes: Size of each call's input along the batch axis in a doubled batch, by layer.
         samples: Number of samples in that doubled batch.
     """
@@ -90,7 +90,7 @@ def row_order(network: Network, batch: TensorDictBase, layers: list[TracedLayer]
 
 @torch.no_grad()
 def moving_layers(network: Network, batch: TensorDictBase, layers: list[TracedLayer]) -> frozenset[str]:
-    """Return the names of layers whose rows hold other tokens if the weights of the network change.
+    """Return the names of layers whose rows hold different tokens if the weights of the network change.
 
     Groups of rows of the first layer are perturbed one after the other. A row of a layer has moved if it responds to
     different groups in a network with very different weights.

@@ -30,11 +30,11 @@ PARTS = ("mlp", "mlp-qkv", "attention", "linear", "layernorm", "head")
 def selector(
     part: str, module: nn.Module, outputs: Collection[str], attention: Attention | None = None
 ) -> Callable[[str, nn.Module], bool]:
-    """Return a function of (name, submodule) that tells whether the submodule belongs to a part of the network.
+    """Return a function of (name, submodule) that decides whether the submodule belongs to a part of the network.
 
     - ``mlp``: all weight matrices of the MLP blocks, including experts and their router. In a network without MLP
       blocks: every Linear except output layers.
-    - ``mlp-qkv``: these and the projections to queries, keys and values.
+    - ``mlp-qkv``: ``mlp`` plus the query, key and value projections.
     - ``attention``: all projections of the attention blocks.
     - ``linear``: every Linear.
     - ``layernorm``: every LayerNorm.
@@ -100,7 +100,7 @@ def _observed(module: nn.Module, matrices: list[str], attention: Attention) -> t
         homes = [member for member in members if all(_below(name, [member]) for name in operation)]
         together = _common(operation)
         inside = {name for name in matrices if together and _below(name, [together])}
-        for home in sorted(homes, key=len, reverse=True):  # from the smallest
+        for home in sorted(homes, key=len, reverse=True):  # innermost first
             others = {name for name in matrices if _below(name, [home])} - own
             if others - (inside if together != home else set()):
                 blocks.add(home)

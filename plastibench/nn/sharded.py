@@ -75,7 +75,7 @@ class Shards:
 
     @contextmanager
     def full(self, optimizer: torch.optim.Optimizer | None, *, gradients: bool = False) -> Iterator[None]:
-        """Replace sharded parameters by full ones inside the block, in the module and in its optimizer.
+        """Replace sharded parameters with full ones inside the block, in the module and in its optimizer.
 
         Changes of their values, gradients and optimizer state are written back into the shards. If the block raises,
         nothing is written.

@@ -24,12 +24,12 @@ _ELEMENTWISE = (nn.ReLU, nn.GELU, nn.Tanh, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Sig
 
 
 class Stackable:
-    """A network that can be stacked with others, and a record of what made it so.
+    """A network that can be stacked with others, and the facts that this depends on.
 
     Attributes:
         network: The network.
         layers: The layers of its module, in order.
-        key: What it must have in common with the other networks.
+        key: Equal for networks that can be stacked.
     """
 
     def __init__(self, network: Network, layers: Sequence[Any], watched: Sequence[nn.Module]) -> None:
@@ -39,7 +39,7 @@ class Stackable:
         self._seen = network.rebuilds, network.optimizer
 
     def is_current(self) -> bool:
-        """Whether nothing has changed since; otherwise ask :func:`stackable` again."""
+        """Whether the network is unchanged; if not, call :func:`stackable` again."""
         return self._seen == (self.network.rebuilds, self.network.optimizer) and not any(map(_has_hooks, self._watched))
 
 
@@ -48,14 +48,14 @@ def stackable(
 ) -> Stackable | None:
     """Describe a network for stacking, or return None if it cannot be stacked.
 
-    It can be if its module is a chain of Linear layers, elementwise activations and Flatten, all of its parameters are
-    trained, and nothing hooks into its forward pass, as methods that track units do.
+    It can be stacked if its module is a chain of Linear layers, elementwise activations and Flatten, all of its
+    parameters are trained, and nothing (such as a method that tracks units) hooks into its forward pass.
 
     Args:
         network: The network.
         parts: The parts of its module that form the chain, in order; the caller applies the others, which must have no
             parameters. By default, the module itself is the chain.
-        watched: Further modules into whose forward pass nothing may hook, such as a target network.
+        watched: Further modules that must have no forward hooks, such as a target network.
     """
     layers, parameters = chain(*(parts or [network.module])), [*network.module.parameters()]
     groups = [] if network.optimizer is None else network.optimizer.param_groups
@@ -118,7 +118,7 @@ class StackedLayers:
 
 
 class NetworkStack(StackedLayers):
-    """Networks with the same :attr:`Stackable.key`, for one update."""
+    """Networks with the same :attr:`Stackable.key`, which are updated together once."""
 
     def __init__(self, members: Sequence[Stackable]) -> None:
         super().__init__([member.layers for member in members], trained=True)

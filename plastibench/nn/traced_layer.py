@@ -44,7 +44,7 @@ class TracedLayer:
 
     @property
     def trained(self) -> bool:
-        """Whether its weight is trained and its own: neither frozen (by plasticity injection) nor tied."""
+        """Whether its weight is trained and not shared: neither frozen (by plasticity injection) nor tied."""
         weight = self.module.weight
         return isinstance(weight, Tensor) and weight.requires_grad and not self.tied
 
@@ -57,8 +57,8 @@ class TracedLayer:
 def set_outgoing(layers: list[TracedLayer]) -> None:
     """Set ``outgoing`` of each layer from the ``columns`` of all layers.
 
-    It stays empty if the weight of a reader cannot be changed, because it is tied or because it is frozen and that of
-    the layer is not; or if the readers of a LayerNorm in between are unknown.
+    It stays empty if the weight of a reader cannot be changed (it is tied, or it is frozen and the layer's own weight
+    is not), or if the readers of a LayerNorm in between are unknown.
 
     Args:
         layers: In execution order.

@@ -50,7 +50,7 @@ _PRODUCTS = frozenset(
 )
 _SUMS = frozenset(["add", "add_", "__add__", "__iadd__", "__radd__", "sub", "sub_", "__sub__", "__rsub__", "rsub"])
 _SIGNS = frozenset(["neg", "__neg__", "clone", "contiguous"])
-# Functions that choose between elements by a condition; an activation if the condition is one on the same units.
+# Functions that choose between elements by a condition; they are activations if the condition is on the same units.
 _CHOICES = frozenset(["where", "masked_fill", "masked_fill_", "__setitem__"])
 # Functions that move or pool elements. They are applied to the unit numbers as well.
 _MOVES = frozenset(
@@ -79,8 +79,8 @@ class Mark:
     Attributes:
         source: Name of the layer whose units it holds.
         unit: The unit that each element comes from, in the tensor's shape; float, so that pooling works on it.
-        pending: The tensor may be part of an activation that is written out, and how it counts if it is used otherwise:
-            ``activation`` (a sigmoid that gates nothing) or ``none`` (a comparison). Empty for everything else.
+        pending: Set if the tensor may be part of a written-out activation; says how the tensor counts if it turns out
+            not to be: ``activation`` (a sigmoid that gates nothing) or ``none`` (a comparison). Otherwise empty.
         active: An activation has acted on the units.
     """
 
@@ -213,7 +213,7 @@ class UnitTracker(TorchFunctionMode):
 
 
 def get_mark(value: Any) -> Mark | None:
-    """The mark of a tensor; None for anything unmarked."""
+    """The mark of a tensor; None if it has no mark."""
     return getattr(value, "_plastibench_mark", None) if isinstance(value, Tensor) else None
 
 

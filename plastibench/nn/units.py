@@ -15,7 +15,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def has_units(module: nn.Module) -> bool:
-    """Whether the units of the module can be reinitialized one by one.
+    """Whether the module has units that can be reinitialized individually.
 
     A unit is an output row of a Linear, a column of transformers' ``Conv1D`` (a Linear with a transposed weight), a
     filter of a Conv1d, Conv2d or Conv3d, or a feature of a one-dimensional affine LayerNorm. BatchNorm, GroupNorm and
@@ -67,7 +67,7 @@ def checked_outputs(module: nn.Module, outputs: Sequence[str]) -> tuple[str, ...
 
 
 def tied_parameters(module: nn.Module) -> set[nn.Parameter]:
-    """Parameters that several submodules own, as a weight shared by an output layer and an embedding.
+    """Parameters that several submodules own, such as a weight shared by an output layer and an embedding.
 
     Changing them for one owner changes the other, so methods that act on single layers leave them alone.
     """
@@ -134,7 +134,7 @@ def apply_module(module: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor
 
 @contextmanager
 def replaced_forwards(forwards: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Inside the block, replace the forward functions of these modules."""
+    """Replace the forward functions of these modules inside the block."""
     before = {module: module.__dict__["forward"] for module in forwards if "forward" in module.__dict__}
     try:
         for module, forward in forwards.items():

@@ -107,7 +107,7 @@ def check_path(path: Path) -> None:
     if path.suffix not in _SUFFIXES or not path.name:
         raise UserError(f"cannot write '{path.name}'; use a name that ends in .png, .svg or .pdf, or has no suffix")
     if not path.parent.is_dir():
-        raise UserError(f"{path}: no folder {path.parent}")
+        raise UserError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
 
 
 def save(figure: Figure, path: Path) -> list[Path]:

@@ -37,8 +37,8 @@ Rows = dict[str, dict[str, Networks]]  # title of a setting to LayerNorm to netw
 _TRAINED = ("none", "reset")
 _FRESH: Style = {"color": COLOURS[2], "marker": "D", "linestyle": (0, (1, 1.2))}
 _BINS = 41
-_POSITIONS = 401  # at which a cumulative distribution is drawn
-_MAX_DECADES = 1.5  # between the widest and the narrowest distribution on a linear axis
+_POSITIONS = 401  # number of points of a cumulative distribution
+_MAX_DECADES = 1.5  # a linear axis is used up to this log10 ratio of the widest to the narrowest
 
 
 def fig3(results: Sequence[Result], *, data_dir: Path | None = None, device: str = "auto") -> Figure:
@@ -144,7 +144,7 @@ def _plot_distributions(axis: Axes, networks: Networks, styles: Styles) -> bool:
         low, high = np.maximum(mean - half, 0), np.minimum(mean + half, 100)
         line = {"color": styles[name]["color"], "linestyle": styles[name]["linestyle"]}
         x = positions if logarithmic else np.repeat(positions, 2)[1:-1]
-        corners = 1 if logarithmic else 2  # of the outline, per bin
+        corners = 1 if logarithmic else 2  # corners of the outline per bin
         axis.plot(x, np.repeat(mean, corners), label=escape(name), **line)
         if not np.isnan(half).any():
             low, high = np.repeat(low, corners), np.repeat(high, corners)

@@ -23,7 +23,7 @@ from plastibench.results.result import Result
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Values = dict[tuple[str, int], float]  # of one run: (layer, task) to value
+Values = dict[tuple[str, int], float]  # (layer, task) to value, for one run
 Panel = tuple[str, list[str], Array]  # label of the intervention, layers, values [layers, tasks]
 _COLUMNS = 3
 _DEFAULT = "dormant-ratio"
@@ -35,7 +35,7 @@ _BAR = 1.3  # inches of the colour bar
 
 
 def heatmap(results: Sequence[Result], *, metric: str | None = None) -> Figure:
-    """One panel per intervention: layers in order of execution by tasks, mean over seeds, one colour scale.
+    """One panel per intervention: a metric by layer (in execution order) and task, mean over seeds, one colour scale.
 
     Args:
         results: Results with their folders.
@@ -47,7 +47,7 @@ def heatmap(results: Sequence[Result], *, metric: str | None = None) -> Figure:
     paths = {run.id: run.folder / "metrics.csv" for run in results if run.folder is not None}
     tables = {name: read_layers(path) for name, path in paths.items() if path.is_file()}
     if not tables:
-        raise UserError("no metrics.csv next to any result: heatmap needs run folders, not published results")
+        raise UserError("no result has a metrics.csv next to it; heatmap needs the complete folders of runs")
     recorded = list(dict.fromkeys(name for table in tables.values() for name in table))
     if metric is None:
         metric = _DEFAULT if _DEFAULT in recorded else next(iter(recorded), _DEFAULT)

@@ -16,7 +16,7 @@ def find_metric(metric: str, available: Collection[str], owner: str) -> str:
     Args:
         metric: Current or old name.
         available: Names of the metrics that were recorded.
-        owner: What records metrics, for the message: ``run`` or ``layer``.
+        owner: The noun for the error message: ``run`` or ``layer``.
 
     Raises:
         UserError: It is not available.

@@ -35,7 +35,7 @@ Styles = Mapping[str, Style]  # by name of the method
 #: Sentence for the caption of a plot that shows drops.
 DROP = "Drop: accuracy or return right before an intervention minus right after it."
 _MAX_MARKERS = 30  # on a line
-_MARGIN = 3.0  # around an axis from 0 to 100 %
+_MARGIN = 3.0  # margin around an axis from 0 to 100 %, in percentage points
 
 
 def plot_scores(axis: Axes, groups: Groups, styles: Styles) -> None:
@@ -141,7 +141,7 @@ def _plot_point(axis: Axes, runs: list[Result], style: Style) -> tuple[Array, Ar
 
 
 def first_run(groups: Groups) -> Result:
-    """A run of the setting; env and agent are those of all its runs."""
+    """Any run of the setting; all its runs have the same env and agent."""
     return next(iter(groups.values()))[0]
 
 
@@ -151,6 +151,6 @@ def _label_positions(axis: Axes, run: Result) -> None:
 
 
 def limit_to_percentages(axis: Axes) -> None:
-    """Cut off what intervals cover below 0 % and above 100 %."""
+    """Clip intervals to the range from 0 % to 100 %."""
     low, high = axis.get_ylim()
     axis.set_ylim(max(low, -_MARGIN), min(high, 100 + _MARGIN))

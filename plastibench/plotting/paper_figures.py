@@ -32,7 +32,7 @@ Methods = dict[str, list[Result]]  # label of an intervention to its runs
 Rows = dict[str, Methods]  # title of a setting to the methods in its row
 
 _FIG2 = ("none", "reset-mlp", "reset-mlp-qkv", "reset-linear", "reset-layernorm", "reset")
-_FIG4: tuple[tuple[str, ...], ...] = (  # of alternatives, the first that exists
+_FIG4: tuple[tuple[str, ...], ...] = (  # among alternatives, the first that exists is used
     *(("none",), ("reset",), ("redo",), ("shrink-perturb-keep80",), ("shrink-perturb-keep20",)),
     ("rnr", "rnr criterion=regrama"),  # what the paper uses in its first and its second row
 )
@@ -154,7 +154,7 @@ def _rows(
     """
     rows: Rows = {}
     for title, runs in runs_by_setting(results).items():
-        by_size = sorted(by_group(runs), key=len)  # of specs with the same label, the one with most seeds is kept
+        by_size = sorted(by_group(runs), key=len)  # for equal labels, the spec with the most seeds is kept
         methods = {label(group[0]): group for group in by_size}
         names = [next((name for name in alternatives if name in methods), None) for alternatives in wanted]
         chosen = {name: methods[name] for name in names if name is not None}
@@ -162,7 +162,7 @@ def _rows(
             rows[title] = chosen
     if not rows:
         raise UserError(
-            f"no finished run of the methods that {kind} needs; create the runs with: plastibench sweep {kind}"
+            f"no finished runs of the methods that {kind} needs; create them with: plastibench sweep {kind}"
         )
     for title, methods in rows.items():
         missing = [" or ".join(alternatives) for alternatives in wanted if not set(alternatives) & set(methods)]

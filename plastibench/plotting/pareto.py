@@ -37,7 +37,7 @@ def pareto(results: Sequence[Result]) -> Figure:
         if any(run.summary.mean_drop is not None for runs in groups.values() for run in runs)
     }
     if not settings:
-        raise UserError("no run has a drop: pareto needs runs with interventions")
+        raise UserError("no run has a drop; pareto needs runs with interventions")
     styles = method_styles(name for groups in settings.values() for name in groups)
     results = [run for groups in settings.values() for runs in groups.values() for run in runs]
     figure, axes = grid(len(settings), height=4.0)
@@ -51,7 +51,7 @@ def pareto(results: Sequence[Result]) -> Figure:
     handles = legend_handles({name: {**style, "linestyle": "none"} for name, style in styles.items()})
     sentence = "Grey line: Pareto front of the means; its members are labelled."
     finish(figure, handles, caption(results, sentence, DROP, intervals="bars"))
-    for axis, names, best, points in labelled:  # only now is the size of the panels final
+    for axis, names, best, points in labelled:  # the size of the panels is final only now
         colours = [styles[name]["color"] for name in names]
         means, bars = points[:, 0], np.nan_to_num(points[:, 1])
         label_points(figure, axis, names, means[best], avoid=means, bars=bars, colours=colours)

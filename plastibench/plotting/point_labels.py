@@ -34,7 +34,7 @@ def label_points(
     bars: Array,
     colours: Sequence[str],
 ) -> None:
-    """Label points, each at the nearest distance where the label overlaps and its leader line crosses nothing.
+    """Place each label as close to its point as possible without overlaps and crossing leader lines.
 
     If no position meets all conditions, they are relaxed in this order: crossing lines, overlap, leaving the panel.
 

@@ -1,4 +1,4 @@
-"""Every metric that a run recorded, as points over tasks, epochs or steps: from its result and its ``metrics.csv``."""
+"""Every metric that a run recorded, from its result and ``metrics.csv``, as points over tasks, epochs or steps."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def align_points(runs: Sequence[Sequence[Point]], unit: str) -> tuple[Array, Arr
 
     Args:
         runs: The points of each run.
-        unit: What positions count; ``task``: numbers of tasks, from 1.
+        unit: What positions count; for ``task``, positions are task numbers from 1.
     """
     tables = [{(point.task, point.position): point.value for point in points} for points in runs]
     common = [key for key in tables[0] if all(key in table for table in tables)] if tables else []

@@ -45,8 +45,8 @@ Style = Mapping[str, Any]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C8C8C")
 MARKERS = "s^Dv<>PXhdp"
 LINES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
-_BASE = {"color": "#000000", "marker": "o", "linestyle": "-", "zorder": 2.5}  # above methods that change nothing
-_SLOTS = {  # of common methods, so that they look the same in every plot; other methods get the free slots
+_BASE = {"color": "#000000", "marker": "o", "linestyle": "-", "zorder": 2.5}  # drawn above methods that change nothing
+_SLOTS = {  # fixed slots for common methods, so that they look the same in every plot; other methods get the free slots
     "reset": 0,
     "rnr": 1,
     "redo": 2,
@@ -82,7 +82,7 @@ def method_styles(methods: Iterable[str]) -> dict[str, Style]:
 
 
 def slot_style(number: int) -> Style:
-    """The style with a number; the first 28 differ in marker and line."""
+    """The style with the given number; the first 28 differ in marker and line."""
     return {
         "color": COLOURS[number % len(COLOURS)],
         "marker": MARKERS[number % len(MARKERS)],

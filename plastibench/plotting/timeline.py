@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_METHODS = 12  # in a plot; more lines cannot be told apart
+MAX_METHODS = 12  # per plot; more lines are hard to distinguish
 _ALWAYS = ("none", "reset")
-_MAX_TASKS = 20  # that are drawn in detail; with more, a line would be a solid block
+_MAX_TASKS = 20  # tasks drawn in detail; with more, a line would be a solid block
 _MAX_TEETH = 120  # tasks times methods that are drawn in detail
 _MAX_TICKS = 100  # marks of interventions on the axis
 _MARKERS = 10  # on a line
@@ -47,7 +47,7 @@ _BOUNDARY = (
     "Right: mean over all task boundaries: accuracy at the end of the old task (left of 0), right after the "
     "intervention if there is one at the boundary, and over the new task."
 )
-_RETURNS = "Where interventions were evaluated, a line falls or rises to the return right after the intervention."
+_RETURNS = "If an intervention was evaluated, the line falls or rises to the return right after it."
 _TICKS = "Ticks on the x axis: interventions."
 
 

@@ -17,7 +17,7 @@ from scipy import special
 LEVEL = 0.95
 RESAMPLES = 2000
 PLUS_MINUS = "±: half-width of the 95 % confidence interval over seeds (Student's t)"
-_TRIMMED = 0.25  # at either end
+_TRIMMED = 0.25  # fraction removed at each end
 
 Floats = npt.NDArray[np.float64]
 
@@ -111,8 +111,8 @@ def paired_gain(scores: Mapping[Any, float], base: Mapping[Any, float]) -> Inter
 def stratified_gain(scores: Sequence[Mapping[Any, float]], base: Sequence[Mapping[Any, float]]) -> Interval | None:
     """Mean over settings of the mean difference over shared seeds; None if no setting has a shared seed.
 
-    Settings are fixed, only seeds are random: the interval combines the variances of the settings' means, with Welch
-    and Satterthwaite's degrees of freedom. It has no bounds if a setting has only one shared seed.
+    Settings are fixed, only seeds are random: the interval combines the variances of the settings' means, with
+    Welch–Satterthwaite degrees of freedom. It has no bounds if a setting has only one shared seed.
 
     Args:
         scores: By setting, then by seed.

@@ -58,9 +58,9 @@ def compose_result(
         agent_version: Version of the agent.
 
     Raises:
-        RunError: A value does not fit into a result, such as a NaN in the summary.
+        RunError: A value is not valid in a result, such as a NaN in the summary.
 
-    Measured values that are not finite become None; ``not_finite`` says which.
+    Measured values that are not finite become None and are listed in ``not_finite``.
     """
     not_finite: dict[str, str] = {}
     trainer, interventions, plasticity = (
@@ -100,7 +100,7 @@ def compose_result(
 
 
 def schedule(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run that say when and on which networks interventions act, besides ``every``."""
+    """The options of a run, other than ``every``, that define when and on which networks interventions act."""
     return {name: value for name, value in run.items() if name in _SCHEDULE}
 
 
@@ -158,8 +158,8 @@ def read_json(path: Path, *, strict: bool = False) -> tuple[str, Any]:
         raise UserError(f"{path} cannot be read: {reason}") from error
     if not intact:
         raise UserError(
-            f"{path} does not match its sha256: it is damaged or was edited; restore it, or delete its line sha256 to "
-            "accept an edit"
+            f"{path} does not match its sha256: it is damaged or was edited; restore it, or delete its line "
+            "'sha256' to accept the edit"
         )
     return text, content
 
@@ -260,9 +260,9 @@ def load_results(
     where = str(runs_dir)
     runs_dir = fetch_results(where) if is_url(runs_dir) else Path(runs_dir)
     if not runs_dir.is_dir():
-        raise UserError(f"no folder {runs_dir}; run something first{hint}")
+        raise UserError(f"the folder {runs_dir} does not exist; run an experiment first{hint}")
     reference = _read_all(find_reference_results(runs_dir), lean) if with_reference else []
-    data: dict[tuple[str, int, int], set[str | None]] = {}  # of each method, seed and version of the env
+    data: dict[tuple[str, int, int], set[str | None]] = {}  # data digests by method, seed and version of the env
     for result in reference:
         data.setdefault((result.group, result.seed, result.env_version), set()).add(result.data_digest)
     found = list(reference)
@@ -280,7 +280,7 @@ def load_results(
             f"plastibench: left out: {shown}; the reference results contain the same method and seed", file=sys.stderr
         )
     if not found:
-        raise UserError(f"no finished run in {where}; run something first{hint}")
+        raise UserError(f"no finished run in {where}; run an experiment first{hint}")
     return Results(found)
 
 

@@ -15,7 +15,7 @@ from plastibench.config.spec import PARTS, RunSpec
 from plastibench.results.files import schedule
 from plastibench.results.result import Cost, Result, Summary
 
-GROUP = "leaderboard"  # of the scalars
+GROUP = "leaderboard"  # prefix of the scalars
 _TOGETHER = {"env": "env options", "agent": "agent options", "intervention": "options"}
 MOST_COLUMNS = 4  # with more hyperparameters, the final accuracy is not visible in a 1400-pixel window
 _DIGEST = 8  # characters of the digest at the end of a trial's name
@@ -42,7 +42,7 @@ class Metric:
 METRICS = (
     Metric("final %", "accuracy after the last task", rl=False),
     Metric("final return", "mean return of the last three evaluations", supervised=False),
-    Metric("drop %", "mean percentage points of accuracy lost right at an intervention", rl=False),
+    Metric("drop %", "mean accuracy lost right at an intervention, in percentage points", rl=False),
     Metric("return drop", "mean return lost right at an intervention", supervised=False),
     Metric("recovered in", "mean number of epochs or steps until the previous value is reached again"),
     Metric("never %", "percentage of interventions after which the previous value is never reached again"),
@@ -55,7 +55,7 @@ METRICS = (
 
 
 def metric_values(summary: Summary, cost: Cost) -> dict[str, float]:
-    """The metrics of a run that has them, by name."""
+    """The metric values that a run has, by name."""
     is_rl = summary.final_return is not None
 
     def percent(value: float | None) -> float | None:

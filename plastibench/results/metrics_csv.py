@@ -66,7 +66,7 @@ def chart_name(metric: str, phase: str) -> str:
 
 
 def columns(axis: str) -> list[str]:
-    """The header of a file whose positions count ``epoch`` or ``steps``."""
+    """The columns of a file, whose position column is ``epoch`` or ``steps``."""
     return [name for name in COLUMNS if name == axis or name not in ("epoch", "steps")]
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 4  # 1 has no data digest, env version and run options; 1 and 2 mix `-` and `_`; 1 to 3 have short ids
 _LARGEST = 1e15  # plots cannot show larger numbers
-_SHOWN_KEYS = 6  # of the path to a wrong value
+_SHOWN_KEYS = 6  # keys shown of the path to a wrong value
 
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False, gt=-_LARGEST, lt=_LARGEST)]
 AnyNumber = Annotated[float, Strict()]  # None if it is not finite; older versions wrote NaN and Infinity
@@ -55,7 +55,7 @@ class Summary(BaseModel):
         final_return: Mean of the last three evaluations.
         average_return: Mean return over all evaluations.
         average_task_return: Mean over tasks of the return at the end of each.
-        normalized_return: Final return, scaled so that a random policy has 0 and a good policy 1.
+        normalized_return: Final return, scaled so that a random policy has 0 and an optimal policy 1.
         mean_lowest: Mean of the lowest return between an intervention and the next one.
         mean_recovery_steps: Mean number of steps until the return recovers to its value before an intervention.
         final_q_bias: Mean bias of the critic over the last three evaluations.
@@ -321,7 +321,7 @@ class Result(BaseModel):
         plasticity: Plasticity metrics over the run.
         cost: Time, updates, data and memory.
         origin: Command, code, versions, hardware.
-        not_finite: Measured values that were NaN or infinite and are None in the result: place to value.
+        not_finite: Measured values that were NaN or infinite and are None in the result: path to value.
         warnings: Why the result may be misleading, for example because interventions changed nothing.
     """
 
@@ -369,7 +369,8 @@ class Result(BaseModel):
         """Make a result from the content of a ``result.json`` of any schema.
 
         Raises:
-            UserError: The content is not a result; one line without the file's name, as ``cost.seconds is missing``.
+            UserError: The content is not a result. The message does not name the file, as in ``cost.seconds is
+            missing``.
         """
         schema = content.get("schema") if isinstance(content, dict) else None
         if schema is None:
@@ -385,7 +386,7 @@ class Result(BaseModel):
         return found if schema == SCHEMA else _identified(found)
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of ``result.json``; keys that were never given are left out."""
+        """The content of ``result.json``; fields that were not set are omitted."""
         return {"schema": SCHEMA, **self.model_dump(exclude_unset=True)}
 
     def __repr__(self) -> str:

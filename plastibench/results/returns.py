@@ -99,7 +99,7 @@ def summary(
     Args:
         curve: All evaluations, in order.
         events: The interventions that were evaluated.
-        bounds: Returns of a random and of a good policy, for normalized returns; None: there are none.
+        bounds: Returns of a random and an optimal policy, for normalized returns; None if unknown.
     """
     tasks = sorted({point.task for point in curve})
     ends = [_end(curve, task) for task in tasks]

@@ -110,8 +110,7 @@ def difference(one: str, other: str) -> str:
 def clear(folder: Path) -> None:
     """Delete everything that a run has written to its folder, so that it starts from the beginning.
 
-    The result is deleted first, because a run without a result is incomplete. Without a checkpoint, it starts from the
-    beginning.
+    The result is deleted first, because a run without a result counts as incomplete.
     """
     for pattern in _WRITTEN:
         for path in sorted(folder.glob(pattern)):

@@ -112,7 +112,8 @@ class Speed:
 def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads: int, stack: int = 0) -> Speed:
     """Time updates of the harness and of a plain PyTorch loop, their matrix products alone, and one intervention.
 
-    All but the intervention are measured alternately. Harness and plain loop do the same work: data on the device,
+    All except the intervention are measured in alternation. The harness and the plain loop do the same
+    work: data on the device,
     augmentation, normalization, forward, backward, clipping, and fused AdamW whose learning rate is set at every
     update. The plain loop has no replay buffer, hooks, schedule or metrics.
 
@@ -128,7 +129,7 @@ def benchmark(spec: RunSpec, data_dir: Path, updates: int, rounds: int, threads:
         UserError: The spec is not a run on a task stream, or cannot be stacked.
     """
     if stack and stack_key(spec) is None:
-        raise UserError(f"runs of {spec.agent[0]} on {spec.run.device} are not updated together; leave out --stack")
+        raise UserError(f"runs of {spec.agent[0]} on {spec.run.device} cannot be updated together; remove --stack")
     trainer = _started(spec, data_dir, threads)
     plain = plain_loop(trainer)
     trainer.learn()
@@ -192,7 +193,7 @@ class Cost:
 
 
 def cost(spec: RunSpec, data_dir: Path, updates: int = 5, rounds: int = 12, threads: int = 1) -> Cost:
-    """Time updates with and without an intervention alternately, each twice per round.
+    """Time updates with and without an intervention, in alternation, each twice per round.
 
     Args:
         spec: A run with the intervention.

@@ -1,7 +1,7 @@
-"""Engines run many specs: the interface that each of them implements.
+"""The interface of engines, which run many specs.
 
-An engine gets jobs and runs ``plastibench resume ID`` for each, on whatever machines it has. All it needs is a folder
-of runs that these machines share: a run keeps its spec, checkpoints and result there.
+An engine receives jobs and runs ``plastibench resume ID`` for each, on any machine that it manages. These machines must
+share the folder of runs, which contains the spec, checkpoints and result of each run.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from plastibench.config.spec import RunSpec
 from plastibench.sweeps.jobs import Job, prepare
 from plastibench.sweeps.live_table import LiveTable
 
-FAILED = 0  # in a list of stop requests, which are numbers of signals: a run has failed
+FAILED = 0  # a stop request because a run has failed; other stop requests are signal numbers
 
 
 class Engine(Protocol):
     """Runs jobs.
 
     Attributes:
-        slots: How many jobs run at a time, as far as known; used to estimate the remaining time.
+        slots: Number of jobs that run in parallel, if known; used to estimate the remaining time.
     """
 
     slots: int
@@ -55,9 +55,9 @@ def run_all(
         engine: Where to run it.
         runs_dir: Folder of all runs.
         stop: Becomes non-empty when the runs should checkpoint and exit.
-        fail_fast: Ask all runs to do so when one fails, by adding :data:`FAILED` to ``stop``.
+        fail_fast: When a run fails, stop all others by adding :data:`FAILED` to ``stop``.
         quiet: Show no progress.
-        force: Repeat complete runs.
+        force: Rerun complete runs.
     """
     jobs = prepare(specs, runs_dir, force)
     table = LiveTable(jobs, engine.slots, quiet)

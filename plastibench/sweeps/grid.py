@@ -1,4 +1,4 @@
-"""Grids: a TOML file whose lists are axes, and the specs that it describes."""
+"""Read the specs of a sweep file: a TOML file in which every list is an axis of a grid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs: runs, the states that an engine gives them, and what their folders say about them."""
+"""Jobs: runs and their states, as set by an engine or read from their folders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from plastibench.training.failure import failure_line
 from plastibench.utils import atomic_io, digests, provenance
 from plastibench.utils.folder_lock import IN_USE, is_locked, lock_folder
 
-LINES_KEPT = 20  # of the output of a process, for failure.txt
+LINES_KEPT = 20  # last lines of a process's output that go to failure.txt
 PIPE_SECONDS = 5.0  # how long to read the output of a process that has ended; its children may keep the pipe open
 State = Literal["waiting", "running", "complete", "failed", "stopped"]
 StoredState = Literal["complete", "damaged", "failed", "interrupted", "waiting"]
@@ -32,10 +32,10 @@ class Job:
 
     Attributes:
         spec: What to run.
-        state: What the engine knows about it.
+        state: Its state, according to the engine.
         name: Short name of the run that says how it differs from the others.
         message: Its latest progress or line of output, or why it failed.
-        progress: Fraction that is done of what was left when it started, 0 to 1.
+        progress: Fraction done of the work that was left when the job started, 0 to 1.
         started: Start time by the monotonic clock, if this engine has started it.
         seconds: Duration, if this engine has completed it.
         is_invalid: Whether it failed because its input was wrong.
@@ -65,7 +65,7 @@ class Job:
 
 @dataclass(frozen=True)
 class RunArguments:
-    """What the process of a run is told besides the folder of its spec.
+    """Arguments for the process of a run, besides the folder of its spec.
 
     Attributes:
         data_dir: Folder of datasets.

@@ -13,7 +13,7 @@ from rich.table import Table
 from plastibench.sweeps.jobs import Job
 from plastibench.utils.progress import clock
 
-_LINE_SECONDS = 60.0  # between lines if the output is not a terminal
+_LINE_SECONDS = 60.0  # seconds between lines if the output is not a terminal
 _ORDER = ("running", "failed", "stopped", "waiting", "complete")
 
 

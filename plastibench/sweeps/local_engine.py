@@ -23,7 +23,7 @@ _POLL_SECONDS = 0.5  # at most; the end of a process is noticed at once
 class LocalEngine:
     """Runs each job in a separate process on this machine.
 
-    Ctrl-C reaches this process only; it then asks the others to checkpoint.
+    Ctrl-C reaches only this process, which then asks the others to checkpoint.
     """
 
     def __init__(self, slots: int, runs_dir: Path, arguments: RunArguments, *, stack: bool = False) -> None:

@@ -26,11 +26,11 @@ from plastibench.utils.progress import clock
 from plastibench.utils.tables import text_table
 from plastibench.utils.wording import plural
 
-CALIBRATION_SECONDS = 1.5  # of training per setting
+CALIBRATION_SECONDS = 1.5  # training time per setting
 _CALIBRATION_STEPS = 50  # at most
 _PROCESS = 400_000_000  # bytes of Python, PyTorch and plastibench in a process
-_COPIES = 6  # of the weights: gradients, two moments of Adam, the initial weights, an evaluated or intervened copy
-_ON_DISK = 4  # of the weights: the final ones, and those and two moments of Adam in the checkpoint
+_COPIES = 6  # copies of the weights: gradients, two Adam moments, initial weights, an evaluated or modified copy
+_ON_DISK = 4  # copies of the weights: the final ones, and weights and two Adam moments in the checkpoint
 _LOGS = 300_000  # bytes of metrics, result and TensorBoard's events of a short run
 
 
@@ -159,14 +159,14 @@ def report(plans: Sequence[Plan], slots: int, runs_dir: Path) -> str:
         "",
         f"{together} (from {'; '.join(sources)})",
         f"memory: about {format_bytes(memory)} for the largest run"
-        + ("" if left is None else f"; {format_bytes(left)} are available"),
-        f"disk:   about {format_bytes(disk)} in {runs_dir}; {format_bytes(free_disk(runs_dir))} are free",
+        + ("" if left is None else f"; {format_bytes(left)} is available"),
+        f"disk:   about {format_bytes(disk)} in {runs_dir}; {format_bytes(free_disk(runs_dir))} is free",
     ]
     return "\n".join(lines)
 
 
 def check_fit(plans: Sequence[Plan], runs_dir: Path) -> None:
-    """Check that each run fits into memory and that all runs fit onto the disk.
+    """Check that each run fits into memory and that all runs fit on the disk.
 
     Raises:
         UserError: They do not fit.
@@ -176,12 +176,12 @@ def check_fit(plans: Sequence[Plan], runs_dir: Path) -> None:
     if left is not None and largest.memory > left:
         raise UserError(
             f"{largest.spec.id} needs about {format_bytes(largest.memory)} of memory, but only {format_bytes(left)} "
-            "are available; choose smaller sizes (--agent.OPTION, --env.OPTION)"
+            "is available; choose smaller sizes (--agent.OPTION, --env.OPTION)"
         )
     disk, free = sum(plan.disk for plan in plans), free_disk(runs_dir)
     if disk > free:
         raise UserError(
-            f"the runs need about {format_bytes(disk)} in {runs_dir}, but only {format_bytes(free)} are free; choose "
+            f"the runs need about {format_bytes(disk)} in {runs_dir}, but only {format_bytes(free)} is free; choose "
             "another folder with --runs-dir"
         )
 
@@ -189,7 +189,7 @@ def check_fit(plans: Sequence[Plan], runs_dir: Path) -> None:
 def _measure(spec: RunSpec, data_dir: Path, threads: int) -> _Setting:
     """Build the env and the agent of a run, and train for a moment without interventions."""
     fast = dict(spec.agent[1])
-    if "learning_starts" in fast:  # otherwise an RL agent would do no updates at the start
+    if "learning_starts" in fast:  # otherwise an RL agent would make no updates at the start
         fast["learning_starts"] = min(fast["learning_starts"], fast["batch_size"])
     planned, spec = spec, replace(spec, run=replace(spec.run, every=0, until=None, roles=None))
     env = spec.create("env").make(data_dir)

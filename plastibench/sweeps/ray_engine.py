@@ -18,14 +18,14 @@ from plastibench.sweeps.remote_run import RemoteRun, make_run, observe
 from plastibench.utils.machine import cores
 
 _POLL_SECONDS = 0.5  # at most; the end of a task is noticed at once
-_RETRIES = 3  # of a task whose worker has died; a run that always kills its worker must end
+_RETRIES = 3  # retries of a task whose worker has died; limited, in case a run always kills its worker
 _OBJECT_STORE = 80_000_000  # bytes, the least that Ray accepts; tasks return a few lines
 
 
 class RayEngine:
     """Runs each job as a task of a Ray cluster, or of a local one that ends with the command.
 
-    A stop request cancels the tasks: those that run checkpoint first. If a worker dies, Ray starts its task again,
+    A stop request cancels the tasks; running tasks save a checkpoint first. If a worker dies, Ray restarts its task,
     which continues from the checkpoint.
     """
 

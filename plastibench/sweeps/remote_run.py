@@ -102,7 +102,7 @@ def make_run(kind: type[RemoteRun], job: Job, runs_dir: Path, arguments: RunArgu
         kind: Class of the run.
         job: The job.
         runs_dir: Folder of all runs.
-        arguments: What its process is told.
+        arguments: Arguments for its process.
         cpus: CPU cores of the run.
     """
     folder = run_folder(job.spec, runs_dir.absolute())
@@ -127,7 +127,7 @@ def observe(job: Job, runs_dir: Path) -> None:
 
 
 def observe_end(job: Job, runs_dir: Path) -> bool:
-    """Whether the files in the folder of a job say that it has ended; if so, its state is complete or failed."""
+    """Check the files of a job for its end; if it has ended, set its state to complete or failed and return True."""
     folder = run_folder(job.spec, runs_dir)
     if is_locked(folder):
         return False

@@ -46,7 +46,7 @@ def archive(runs: Sequence[RunFolder], runs_dir: Path) -> list[Path]:
     paths = [folder / f"{run.id}.tar.gz" for run in runs]
     for path in paths:
         if path.exists() or paths.count(path) > 1:
-            raise UserError(f"cannot archive: {path} already exists; rename it, or remove the run instead")
+            raise UserError(f"cannot archive: {path} already exists; rename that file, or remove the run instead")
     folder.mkdir(exist_ok=True)
     for run, path in zip(runs, paths, strict=True):
         with lock_folder(run.folder):

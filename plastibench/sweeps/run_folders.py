@@ -39,7 +39,7 @@ class RunFolder:
         folder: The folder.
         names: Names of env, agent and intervention, by part.
         labels: Names with the options that differ from the defaults.
-        details: What names in the leaderboard may state besides, see :func:`plastibench.leaderboard.naming.details`.
+        details: Other words in leaderboard names, see :func:`plastibench.leaderboard.naming.details`.
         codes: Short digests of the code of plugins, by part.
         seed: Seed.
         state: ``waiting``: prepared, but never started; ``interrupted``: continues from its last checkpoint.
@@ -48,7 +48,7 @@ class RunFolder:
         reason: Why the run failed; empty otherwise.
         changed: Time of the last change, in seconds since 1970.
         tags: Its tags.
-        shown: Labels, with the code where runs with the same label differ in it.
+        shown: Labels, plus the code if runs with the same label have different code.
     """
 
     folder: Path
@@ -83,7 +83,7 @@ def find_runs(runs_dir: Path) -> list[RunFolder]:
         UserError: The folder does not exist.
     """
     if not runs_dir.is_dir():
-        raise UserError(f"no folder {runs_dir}; run something first, or name another with --runs-dir")
+        raise UserError(f"the folder {runs_dir} does not exist; run an experiment first, or set --runs-dir")
     folders = {*run_folders(runs_dir, "spec.toml"), *run_folders(runs_dir, "result.json")}
     return sorted(_with_codes([read_run(folder) for folder in folders]), key=lambda run: (run.changed, run.id))
 
@@ -178,7 +178,7 @@ def select(runs: Sequence[RunFolder], patterns: Sequence[str], filters: Mapping[
 
 
 def matches(pattern: str, run_id: str) -> bool:
-    """Whether a pattern such as ``*rnr*``, an id, or the beginning of the digest at its end means a run."""
+    """Whether a pattern matches a run: a glob such as ``*rnr*``, an id, or the first characters of its digest."""
     return fnmatch.fnmatchcase(run_id, pattern) or begins_digest(pattern, run_id)
 
 

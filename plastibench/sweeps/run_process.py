@@ -25,7 +25,7 @@ from plastibench.results.run_folder import run_folder
 from plastibench.sweeps.jobs import LINES_KEPT, PIPE_SECONDS, Job, end, end_together
 from plastibench.utils.progress import PIPE, parse_pipe_line
 
-_ATTEMPTS = 3  # to start a process
+_ATTEMPTS = 3  # attempts to start a process
 _SERVER_LOST = 255  # exit status that multiprocessing reports when the server has died
 _SERVER_VARIABLES = {
     "OPENBLAS_NUM_THREADS": "1",  # importing numpy would start threads, which a forked process does not have
@@ -134,7 +134,7 @@ def _start(words: Sequence[str], variables: dict[str, str], output: Connection) 
             failures += 1
             if failures == _ATTEMPTS:
                 reason = f"{type(error).__name__}: {error}"
-                raise RunError(f"cannot start a process ({reason}); is the memory full?") from error
+                raise RunError(f"cannot start a process ({reason}); the machine may be out of memory") from error
             time.sleep(0.1)
 
 

@@ -1,4 +1,4 @@
-"""The engine for a Slurm cluster: job arrays, submitted with submitit, which continue after preemption and time-outs.
+"""The engine for a Slurm cluster: job arrays, submitted with submitit, which continue after preemption and timeouts.
 
 Slurm sends SIGUSR2 some time before the time limit. submitit then calls :meth:`SlurmRun.checkpoint`, which stops the
 run, and requeues the job. Files of the jobs are in ``.slurm`` in the folder of runs; submitit loads pickles from there,
@@ -24,11 +24,11 @@ from plastibench.sweeps.remote_run import STOPPED, RemoteRun, make_run, observe,
 from plastibench.training.failure import FAILURE_FILE
 from plastibench.utils import atomic_io
 
-FOLDER = ".slurm"  # of the jobs' files, in the folder of runs
+FOLDER = ".slurm"  # subfolder of the folder of runs for the jobs' files
 _LARGEST_ARRAY = 1000  # jobs; Slurm's default limit is 1001
-_TIMEOUTS = 1000  # after which a job is not requeued; every part of a run makes progress
+_TIMEOUTS = 1000  # number of timeouts after which a job is not requeued; every part of a run makes progress
 _POLL_SECONDS = 2.0
-_LATE_SECONDS = 60.0  # until files of other machines appear on NFS
+_LATE_SECONDS = 60.0  # delay until files of other machines appear on NFS
 
 
 class SlurmRun(RemoteRun):
@@ -53,7 +53,7 @@ class SlurmRun(RemoteRun):
 class SlurmEngine:
     """Runs each job as a job of a Slurm array.
 
-    A stop request cancels the jobs; Slurm gives those that run the time to checkpoint (``KillWait``). Jobs that are
+    A stop request cancels the jobs. Slurm gives running jobs time to checkpoint (``KillWait``). Jobs that are
     already queued or running, because an earlier command has submitted them, are followed and not submitted again.
     """
 
@@ -92,8 +92,8 @@ class SlurmEngine:
             raise UserError("--engine slurm needs submitit: pip install 'plastibench[slurm]'") from error
         if cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
             raise UserError(
-                "this machine has no sbatch and srun; run the command on a login node, or add --slurm cluster=local to "
-                "try the jobs on this machine"
+                "this machine has no sbatch or srun; run the command on a login node, or add --slurm cluster=local to "
+                "test the jobs on this machine"
             )
         self.runs_dir, self.slots = runs_dir, jobs or 1  # at least 1: what Slurm allows is unknown
         self._arguments, self._cpus = arguments, cpus

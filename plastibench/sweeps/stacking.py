@@ -13,7 +13,7 @@ _SMALLEST, _LARGEST = 4, 16  # runs in a stack: fewer save little time; more sav
 
 
 def stack_key(spec: RunSpec) -> Hashable | None:
-    """What runs must have in common to share a process; None if this run is better off in its own."""
+    """A key that is equal for runs that may share a process; None if the run needs its own process."""
     env, agent = spec.create("env"), spec.create("agent")
     if spec.run.device != "cpu" or not can_share_process(env, agent) or agent.compile != "no":
         return None

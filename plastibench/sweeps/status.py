@@ -63,4 +63,4 @@ def _update_job(job: Job, runs_dir: Path) -> None:
     elif state in ("failed", "damaged"):
         job.state, job.message = "failed", failure_line(folder) or "result.json is damaged"
     elif state == "interrupted":
-        job.state, job.message = "stopped", "continues from its checkpoint when it runs again"
+        job.state, job.message = "stopped", "will continue from its checkpoint"

@@ -51,7 +51,7 @@ def measure_costs(specs: Sequence[RunSpec], data_dir: Path, path: Path, quiet: b
     """Measure the cost of each intervention, unless it is stored already.
 
     Args:
-        specs: A run of each intervention. Those that do not work with their agent are left out; their runs say why.
+        specs: One run of each intervention. Interventions that do not work with the agent are left out.
         data_dir: Folder of datasets.
         path: A JSON file that stores the costs by the id of the run without its seed; new costs are added at once.
         quiet: Show no progress.
@@ -98,7 +98,7 @@ def _stored(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def legend(found: Sequence[Result], shown: int | None = None) -> str:
-    """Explain the columns of :func:`table`, or the first ones of them after the name."""
+    """Explain the columns of :func:`table`, or only the first of them, without the name column."""
     meanings = {**(_RETURN_LEGENDS if found[0].is_rl else {**_ACCURACY_LEGENDS, **_COST_LEGENDS})}
     parts = [f"{heading}: {meaning}" for heading, meaning in list(meanings.items())[:shown]]
     closing = ". Costs are measured on supervised task streams only." if found[0].is_rl else "."

@@ -15,7 +15,7 @@ _ROWS = 4096  # steps per block
 class ActionLog:
     """Log of actions that grows in blocks.
 
-    Discrete actions are stored in the smallest sufficient integer type, other actions in their own type. Actions are
+    Discrete actions are stored in the smallest sufficient integer type, other actions in their own dtype. Actions are
     copied, because an array made from a tensor would keep that tensor alive.
     """
 

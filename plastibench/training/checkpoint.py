@@ -1,4 +1,4 @@
-"""Save checkpoints atomically, detect damage by a digest, and load them without executing code."""
+"""Save checkpoints atomically, detect damage with a digest, and load them without executing code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from plastibench.utils.atomic_io import atomic
 
 LATEST, PREVIOUS, FINAL = "checkpoint.pt", "checkpoint.previous.pt", "final.pt"
 _END = 22  # bytes of the last record of a zip file; its last two are the length of the comment that follows
-_SIGNATURE = b"PK\x05\x06"  # of this record
+_SIGNATURE = b"PK\x05\x06"  # signature of this record
 _COMMENT = re.compile(rb"sha256:[0-9a-f]{64}")
 _COMMENT_BYTES = 71
 
@@ -98,7 +98,7 @@ def _check_digest(file: IO[bytes]) -> None:
     if not _COMMENT.fullmatch(comment):
         _, mark, rest = ending.rpartition(_SIGNATURE)
         if mark and len(mark + rest) != _END:
-            raise ValueError("its end is damaged")
+            raise ValueError("the end of the file is damaged")
         return
     found = hashlib.sha256()
     left = size - _COMMENT_BYTES

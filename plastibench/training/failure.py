@@ -16,7 +16,7 @@ FAILURE_FILE = "failure.txt"
 
 
 def describe_failure(spec: RunSpec, error: BaseException) -> str:
-    """Describe an unexpected error in one line, which also locates the plugins of the run if none of them raised it."""
+    """Describe an unexpected error in one line, which names the run's plugins if none of them raised it."""
     line = describe(error)
     names = {"env": spec.env[0], "agent": spec.agent[0], "intervention": spec.intervention[0]}
     classes = [entry.load() for noun, name in names.items() for entry in REGISTRIES[noun].parts(name)]
@@ -29,7 +29,7 @@ def record_failure(folder: Path, error: BaseException, line: str) -> None:
 
     Args:
         folder: The run's folder.
-        error: Why the run failed. An expected error has no traceback, but the one that caused it has.
+        error: Why the run failed. An expected error is recorded without a traceback, unless another error caused it.
         line: The message for the user; the last line of the file.
     """
     cause = error.__cause__ if isinstance(error, RunError | UserError) else error

@@ -1,4 +1,4 @@
-"""An agent with its attached interventions: what learns, independent of environments and files."""
+"""The learner: an agent with its attached interventions, independent of environments and files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from plastibench.nn.network import Network
 
 
 class Agent(Protocol):
-    """What a learner needs of an agent."""
+    """The interface that a learner needs from an agent."""
 
     networks: dict[str, Network]
 
@@ -175,7 +175,7 @@ class Learner:
         return averages
 
     def check_weights(self) -> None:
-        """Check that all parameters are finite; with a ReLU, non-finite parameters may not affect any output.
+        """Check that all parameters are finite. Finite outputs are not enough, because a ReLU can mask NaN parameters.
 
         Raises:
             RunError: A parameter is not finite, or differs between processes.
@@ -197,7 +197,7 @@ class Learner:
         return [complaint for complaint in found if complaint]
 
     def intervention_states(self) -> list[dict[str, Any]]:
-        """The state of every intervention; it may decide the architecture of its network."""
+        """The state of every intervention, which may determine the architecture of its network."""
         return [attached.intervention.state_dict() for attached in self.attached.values()]
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from plastibench.config.errors import UserError
 from plastibench.utils.machine import available_memory, format_bytes
 
 _FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
-_COPIES = 4  # of the weights: the gradients and the two moments of Adam have the same size
+_COPIES = 4  # the weights, plus the gradients and two Adam moments of the same size
 
 
 class MemoryGuard(TorchFunctionMode):
@@ -59,5 +59,5 @@ class MemoryGuard(TorchFunctionMode):
         if self._limit is not None and needed > self._limit:
             raise UserError(
                 f"{self._what} needs at least {format_bytes(needed)} of memory, but only "
-                f"{format_bytes(self._limit)} are available; choose smaller sizes (--agent.OPTION)"
+                f"{format_bytes(self._limit)} is available; choose smaller sizes (--agent.OPTION)"
             )

@@ -95,10 +95,10 @@ class OffPolicyTrainer(Trainer):
         )
 
         self.task = -1
-        self.steps = 0  # of the agent, since the start
+        self.steps = 0  # agent steps since the start
         self.steps_before = 0
         self.owed = 0.0  # updates due, with a fractional part
-        self.actions: list[ActionLog] = []  # of each task; replaying them restores the environments
+        self.actions: list[ActionLog] = []  # one log per task; replaying them restores the environments
         self.curve: list[Evaluation] = []
         self.events: list[Event] = []
         self.episodes: list[float] = []  # returns of the training episodes since the last evaluation
@@ -451,5 +451,5 @@ class OffPolicyTrainer(Trainer):
         if zlib.crc32(np.ascontiguousarray(self.seen).tobytes()) != state["seen"]:
             raise UserError(
                 "the environment is not deterministic, so the run cannot be resumed; delete its folder and start again "
-                "with --checkpoint-memory, which does not repeat past steps"
+                "with --checkpoint-memory, which does not need to replay past steps"
             )

@@ -38,7 +38,7 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How to run a spec, which does not change the result; see :func:`plastibench.training.runner.run`."""
+    """Settings that do not change the result of a run; see :func:`plastibench.training.runner.run`."""
 
     runs_dir: Path
     data_dir: Path
@@ -66,7 +66,7 @@ class OpenedRun:
         # Of begin() and advance(); not counted if several processes share the work and repeat parts of it.
         self.cpu_seconds: float | None = 0.0 if distributed.world_size() == 1 else None
         self.stacked = 1  # runs that were updated together with this one, itself included
-        self.continues = False  # whether the run goes on after it is closed
+        self.continues = False  # whether the run continues after it is closed
         with MemoryGuard("the replay buffer", copies=1):
             self.trainer = make_trainer(spec, env, agent, folder=folder)
         if settings.videos and isinstance(self.trainer, OffPolicyTrainer):
@@ -261,7 +261,8 @@ class OpenedRun:
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:100]
             raise UserError(
-                f"checkpoint {path} does not fit ({type(error).__name__}: {reason}); delete its folder to start over"
+                f"checkpoint {path} does not match the run ({type(error).__name__}: {reason}); delete its folder to "
+                "start over"
             ) from error
         if path.name != checkpoint.LATEST and distributed.is_writer():  # the next one must replace the damaged one
             os.replace(path, self.folder / checkpoint.LATEST)

@@ -170,7 +170,7 @@ class ReplayBuffer:
             self._pending.popleft()
 
     def sample(self, count: int = 1) -> Iterator[TensorDictBase]:
-        """Sample ``count`` batches: uniform ones all at once, prioritized ones with the priorities of each moment."""
+        """Sample ``count`` batches: uniform ones together, prioritized ones one by one with the current priorities."""
         if self.prioritized:
             for _ in range(count):
                 found, info = self.buffer.sample(self._batch_size, return_info=True)
@@ -228,7 +228,7 @@ class ReplayBuffer:
         self.load_sampler_state(state["sampler"])
 
     def sampler_state(self) -> dict[str, Any]:
-        """The priorities, if any: the only state that adding the same steps again does not restore."""
+        """The priorities, if any. All other state is restored by adding the same steps again."""
         if not self.prioritized or not len(self):
             return {}
         state = self.buffer.sampler.state_dict()
@@ -405,5 +405,5 @@ def _prioritized(capacity: int, alpha: float, beta: float) -> PrioritizedSampler
     except RuntimeError as error:
         raise UserError(
             f"prioritized: torchrl {version('torchrl')} was not compiled for torch {torch.__version__} and cannot load "
-            "its extension; install matching versions, or turn prioritized off"
+            "its extension; install matching versions, or turn off prioritized"
         ) from error

@@ -23,7 +23,7 @@ class Plan(NamedTuple):
     """Counts of a run.
 
     Attributes:
-        updates: Updates of the entire run. RL runs with n-step returns do slightly fewer.
+        updates: Updates of the entire run. RL runs with n-step returns make slightly fewer.
         first_boundary: Updates before the first task boundary; None if there is one task.
     """
 
@@ -38,7 +38,7 @@ def plan(spec: RunSpec, env: Any, agent: Any, starts: int | None = None) -> Plan
         spec: The run.
         env: Its task stream or RL environment.
         agent: Its agent.
-        starts: Steps before an RL agent learns; by default, what its options say.
+        starts: Steps before an RL agent starts to learn; by default, as set in its options.
     """
     config = env.config
     if isinstance(env, TaskStream):
@@ -46,7 +46,7 @@ def plan(spec: RunSpec, env: Any, agent: Any, starts: int | None = None) -> Plan
         updates = [math.ceil(size / agent.batch_size) * config.epochs for size in sizes]
         return Plan(sum(updates), updates[0] if len(updates) > 1 else None)
     envs, tasks, ratio = config.envs, config.task_count, agent.config.replay_ratio
-    steps = -(-config.steps // envs) * envs  # of a task
+    steps = -(-config.steps // envs) * envs  # steps per task
     starts = _learning_starts(agent) if starts is None else starts
     return Plan(int(ratio * max(0, steps * tasks - starts)), int(ratio * max(0, steps - starts)) if tasks > 1 else None)
 

@@ -26,7 +26,7 @@ def run_together(specs: Sequence[RunSpec], settings: RunSettings) -> list[Outcom
     """Train several specs in one process. Each has its own folder, and its result is bit-identical to a separate run.
 
     Args:
-        specs: What to run. Networks that cannot be stacked run one by one, after the others.
+        specs: The specs to run. Those whose networks cannot be stacked run one by one, after the others.
         settings: How to run them. All runs checkpoint and stop once ``stop`` is not empty.
 
     Returns:
@@ -129,7 +129,7 @@ def _train(members: Sequence[_Member]) -> None:
     while members:
         try:
             updates = stack.learn([member.trainer for member in members])
-        except Exception:  # of one of them, which fails again when it runs alone
+        except Exception:  # one of the runs failed; it fails again when it runs alone
             return
         for member, update in zip(members, updates, strict=True):
             member.run.add_cpu(update.cpu_seconds)

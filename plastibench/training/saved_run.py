@@ -83,7 +83,7 @@ def open_run(folder: Path, device: str, data_dir: Path) -> SavedRun:
         initial = _load(spec, agent, state)
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{file} does not fit its spec.toml ({type(error).__name__}: {reason})") from error
+        raise UserError(f"{file} does not match its spec.toml ({type(error).__name__}: {reason})") from error
     return SavedRun(spec, file, state, env, config, agent, initial)
 
 
@@ -95,9 +95,7 @@ def trained_and_fresh(folder: Path, device: str, *, data_dir: Path) -> tuple[Net
     """
     saved = open_run(folder, device, data_dir)
     if not isinstance(saved.env, TaskStream):
-        raise UserError(
-            f"{folder}: the run is not on a task stream ({saved.spec.env[0]}), so there is no training data to load"
-        )
+        raise UserError(f"{folder}: {saved.spec.env[0]} is not a task stream, so there is no training data to load")
     fresh = saved.config.build(saved.env, saved.spec.run.seed, torch.device(device))  # the same initial weights
     data = data_of_task(saved.env, saved.spec, saved.env.config.task_count - 1).to(device)
     return saved.agent.networks["classifier"], fresh.networks["classifier"], data

@@ -14,7 +14,7 @@ from plastibench.results.result import Result
 
 
 def warn_if_data_changed(spec: RunSpec, result: Result, data_dir: Path) -> None:
-    """Print a line to stderr if the data of a complete run has changed or is missing. Downloads nothing."""
+    """Print a line to stderr if the data of a complete run has changed or is missing. Does not download anything."""
     env = spec.create("env")
     if result.data_digest is None or not isinstance(env, TaskStreamConfig):
         return
@@ -25,7 +25,7 @@ def warn_if_data_changed(spec: RunSpec, result: Result, data_dir: Path) -> None:
         return
     if found != result.data_digest:
         print(
-            f"plastibench: {spec.id} used other data than {env.path or env.dataset} contains now (digest "
+            f"plastibench: {spec.id} used different data from what {env.path or env.dataset} contains now (digest "
             f"{result.data_digest}, now {found}); --force reruns",
             file=sys.stderr,
         )

@@ -47,7 +47,7 @@ class EvalSet:
 
     @classmethod
     def of(cls, env: TaskStream, device: torch.device, previous: EvalSet | None) -> EvalSet:
-        """The evaluation set of the current task; images move to the device only if they differ from the previous."""
+        """The evaluation set of the current task; images are copied to the device only if they have changed."""
         source, classes = env.evaluation_images, env.evaluation_classes
         same = previous if previous is not None and previous.source is source else None
         images = same.images if same else torch.from_numpy(source).to(device)
@@ -112,7 +112,7 @@ class SupervisedTrainer(Trainer):
         self.measure("after")
 
     def advance(self) -> None:
-        """Make one update, then what is due after it."""
+        """Make one update, then run everything that is due after it."""
         self.learn()
         self.after_update()
 
@@ -164,7 +164,7 @@ class SupervisedTrainer(Trainer):
     def result(self) -> dict[str, Any]:
         """Return tasks and summary.
 
-        If interventions happen within tasks, drops are measured at them instead of at task boundaries.
+        If interventions happen within tasks, drops are measured at interventions instead of at task boundaries.
         """
         found = summary(self.records)
         if self.options.every:

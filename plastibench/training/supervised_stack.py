@@ -1,4 +1,4 @@
-"""Updates of several supervised trainers, made together where their networks are small and of one architecture."""
+"""Update several supervised trainers together if their networks are small and have the same architecture."""
 
 from __future__ import annotations
 

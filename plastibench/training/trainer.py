@@ -144,7 +144,7 @@ class Trainer(ABC):
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
         """Count the CPU time of a block as evaluation, which is not part of a method's cost."""
-        if self._measuring:  # within another one
+        if self._measuring:  # nested
             yield
             return
         self._measuring, start = True, time.process_time()
@@ -197,10 +197,10 @@ class Trainer(ABC):
             self.evaluation_seconds += time.monotonic() - start
 
     def warnings(self) -> dict[str, list[str]]:
-        """``warnings`` for the result: why it may be misleading; empty if there is no reason."""
+        """``warnings`` for the result: reasons why it may be misleading; may be empty."""
         found = self.learner.complaints()
         if not self.learner.updates:
-            found.insert(0, "no update was done, so the networks are untrained")
+            found.insert(0, "no update was made, so the networks are untrained")
         return {"warnings": found} if found else {}
 
     def state_dict(self) -> dict[str, Any]:

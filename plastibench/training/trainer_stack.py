@@ -1,4 +1,4 @@
-"""Steps of several trainers, made together where their networks are small and of one architecture."""
+"""Let several trainers learn together if their networks are small and have the same architecture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plastibench.training.supervised_stack import SupervisedStack
 class TrainerStack:
     """Trains several trainers side by side; those with the same shapes share batched passes.
 
-    Each trainer keeps its own data, order and position, and learns the same as by itself.
+    Each trainer keeps its own data, order and position, and learns exactly what it would learn alone.
     """
 
     def __init__(self) -> None:

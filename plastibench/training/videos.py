@@ -41,7 +41,7 @@ def check_rendering(env: Any) -> None:
         observation, _ = envs.reset(seed=0)
         _frame(config, envs, observation)
         envs.close()
-    except Exception as error:  # of the environment, or of what it renders with
+    except Exception as error:  # raised by the environment or its renderer
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"--videos: {config.id} cannot be rendered with render_mode='rgb_array': {reason}") from error
 
@@ -49,7 +49,7 @@ def check_rendering(env: Any) -> None:
 def record_episode(
     config: RLEnvConfig, task: int, agent: OffPolicyAgent, modules: dict[str, nn.Module], seed: int, path: Path
 ) -> None:
-    """Play the first episode of an evaluation again, in an environment of its own, and save it as an animated GIF.
+    """Replay the first episode of an evaluation in a separate environment, and save it as an animated GIF.
 
     Args:
         config: Creates the environment.
@@ -65,7 +65,7 @@ def record_episode(
     seen = config.stack_first(config.preprocess(task, observation))
     frames, stride = [_frame(config, envs, observation)], 1
     for step in range(1, MAX_STEPS + 1):
-        batch = np.repeat(seen, config.evaluation_episodes, 0)  # as in an evaluation: other shapes may round otherwise
+        batch = np.repeat(seen, config.evaluation_episodes, 0)  # as in evaluations: other shapes may round differently
         action = agent.act(to_tensor(batch, agent.device), greedy=True, modules=modules).cpu().numpy()[:1]
         observation, _, terminated, truncated, _ = envs.step(action)
         ended = terminated | truncated
@@ -90,7 +90,7 @@ def _frame(config: RLEnvConfig, envs: VectorEnv[Any, Any, Any], observation: npt
 
     picture = np.asarray(config.picture(envs, observation))
     if picture.ndim != 3 or picture.shape[-1] != 3:
-        raise ValueError(f"its picture has shape {picture.shape} instead of [height, width, 3]")
+        raise ValueError(f"the rendered frame has shape {picture.shape} instead of [height, width, 3]")
     if picture.dtype.kind == "f":  # MinAtar: 0 to 1
         picture = 255 * picture
     image = Image.fromarray(picture.astype(np.uint8))

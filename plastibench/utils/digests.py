@@ -1,4 +1,4 @@
-"""SHA-256 digests of files, and inside the files of a run, which reveal damaged or edited files.
+"""SHA-256 digests of files, stored inside a run's files to detect damage and edits.
 
 JSON files have the key ``sha256``, text files a first line ``# sha256: …``. In files of earlier versions it is the last
 line, which a truncated file loses. Files without a digest are accepted, because the first versions wrote none.
@@ -60,6 +60,6 @@ def read_signed(path: Path) -> str:
     if mark and stated != _text_digest(before + after):
         raise UserError(
             f"{path} does not match its {KEY}: it is damaged or was edited; restore it, or delete the line "
-            f"'{_MARK.strip()} …' to accept an edit"
+            f"'{_MARK.strip()} …' to accept the edit"
         )
     return text

@@ -1,4 +1,4 @@
-"""Data-parallel training in several processes, as ``torchrun`` starts them; nothing happens in one process.
+"""Data-parallel training in several processes, started by ``torchrun``; does nothing in a single process.
 
 Every process holds the same weights and draws the same random numbers. Only the rows of a batch are divided.
 """
@@ -37,7 +37,7 @@ def join_processes() -> None:
 
 
 def check_device(device: str) -> None:
-    """Check that every process can have a device of its own.
+    """Check that every process can have its own device.
 
     Raises:
         UserError: The device has an index, or this machine has fewer GPUs than processes.
@@ -48,7 +48,7 @@ def check_device(device: str) -> None:
         raise UserError(f"--device {device} is one device for {world_size()} processes; use --device cuda")
     local, count = int(os.environ.get("LOCAL_WORLD_SIZE", world_size())), torch.cuda.device_count()
     if local > count:
-        raise UserError(f"{local} processes need {local} GPUs, and this machine has {count}; lower --nproc-per-node")
+        raise UserError(f"{local} processes need {local} GPUs, but this machine has {count}; lower --nproc-per-node")
 
 
 def is_initialized() -> bool:
@@ -88,7 +88,7 @@ def shard(count: int) -> tuple[slice, float]:
 
 
 def all_reduce_sum(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by its sum over the processes, in place; the result is identical in all processes."""
+    """Replace each tensor with its sum over the processes, in place; the result is identical in all processes."""
     if world_size() == 1:
         return
     kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
@@ -153,8 +153,8 @@ def gather_batch(batch: TensorDictBase) -> TensorDictBase:
             one, two = layouts[0].get(name), other.get(name)
             if one != two:
                 raise UserError(
-                    f"the batches of the processes differ in '{name}': {_described(one)} and {_described(two)}; give "
-                    "every process samples of the same form (pad sequences to the same length)"
+                    f"the batches of the processes differ in '{name}': {_described(one)} and {_described(two)}; "
+                    "pass samples of the same shape in every process (pad sequences to the same length)"
                 )
     gathered = {name: gather_rows(value) for name, value in _leaves(batch).items()}
     count = len(next(iter(gathered.values())))

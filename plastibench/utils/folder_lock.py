@@ -1,8 +1,8 @@
 """Lock a run folder, so that only one process writes to it.
 
-The lock is ``flock``, which the kernel releases when the process ends, however it ends. It works between machines on
+The lock uses ``flock``, which the kernel releases when the process ends, even by a crash. It works between machines on
 NFS (unless mounted with ``nolock`` or ``local_lock``), Lustre (mounted with ``flock``), CephFS and GPFS. A file system
-without locks is refused.
+without locks raises ``UserError``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import IO
 
 from plastibench.config.errors import RunError, UserError
 
-LOCK = ".lock"  # of a folder that processes write one after the other
+LOCK = ".lock"  # lock file of a folder to which processes write one after the other
 IN_USE = "is being run by another process"
 _ATTEMPTS = 5  # attempts to lock a folder: is_locked() holds the lock for an instant
 _PAUSE = 0.02  # seconds between attempts
@@ -78,7 +78,7 @@ def lock_holder(folder: Path) -> str:
 
 
 def lock_warning(folder: Path) -> str:
-    """Why locks in a folder do not exclude processes on other machines; empty if no reason is known.
+    """Why locks in a folder do not stop processes on other machines; empty if no reason is known.
 
     The reason is an option with which the folder's file system is mounted (Linux).
     """
@@ -92,7 +92,7 @@ def lock_warning(folder: Path) -> str:
     found = sorted(_LOCAL_LOCKS.intersection(options))
     if not found:
         return ""
-    return f"{point} is mounted with {found[0]}, so locks do not exclude runs on other machines"
+    return f"{point} is mounted with {found[0]}, so its locks have no effect on other machines"
 
 
 @contextlib.contextmanager
@@ -123,7 +123,7 @@ def _lock(file: IO[str], folder: Path) -> None:
         if attempt + 1 < _ATTEMPTS:
             time.sleep(_PAUSE)
     holder = f" ({lock_holder(folder)})" if lock_holder(folder) else ""
-    raise UserError(f"{folder.name} {IN_USE}{holder}; wait for it or choose another --runs-dir")
+    raise UserError(f"{folder.name} {IN_USE}{holder}; wait for that process or choose another --runs-dir")
 
 
 def _try_lock(file: IO[str]) -> bool:
@@ -143,6 +143,6 @@ def _try_lock(file: IO[str]) -> bool:
             return False
         raise UserError(
             f"cannot lock {file.name}: {error.strerror}; its file system has no locks, so choose a folder on another "
-            "one with --runs-dir"
+            "file system with --runs-dir"
         ) from error
     return True

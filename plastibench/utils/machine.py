@@ -36,7 +36,7 @@ def available_memory() -> int | None:
 
 
 def free_disk(folder: Path) -> int:
-    """Free bytes on the disk on which a folder is or will be created."""
+    """Free bytes on the disk of a folder, which need not exist yet."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free
 

@@ -121,7 +121,7 @@ class PipeLine(NamedTuple):
 
 
 def parse_pipe_line(line: str) -> PipeLine | None:
-    """Parse a line from such a pipe; None if it is not about progress."""
+    """Parse a line from the progress pipe; None if it is not about progress."""
     parts = line.removeprefix("\r").split("\t", 2)
     return PipeLine(float(parts[0]), parts[1], parts[2].strip()) if line.startswith("\r") and len(parts) == 3 else None
 

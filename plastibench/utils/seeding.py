@@ -1,4 +1,4 @@
-"""Named random generators, one per source of randomness, so that two methods see the same data."""
+"""Named random generators, one per source of randomness, so that all methods see the same data."""
 
 from __future__ import annotations
 

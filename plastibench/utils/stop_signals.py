@@ -1,4 +1,4 @@
-"""Handle signals that ask a process to stop: the first one asks, a second one of the same kind ends the process."""
+"""Handle signals: the first one requests a stop, a second one of the same kind ends the process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorBoard event files: write one, replace those of a folder atomically, or delete them."""
+"""Write, atomically replace, or delete the TensorBoard event files of a folder."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def experiment(hyperparameters: Sequence[str], metrics: Sequence[Column]) -> Sum
     """The columns of the HParams tab. TensorBoard reads them from one run, so only one run may have them.
 
     Args:
-        hyperparameters: Names of texts. The first five are shown unless the user chooses others.
+        hyperparameters: Names of text columns. The first five are shown unless the user chooses others.
         metrics: Metrics, in column order; likewise.
     """
     content = api_pb2.Experiment(

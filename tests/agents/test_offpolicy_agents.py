@@ -272,7 +272,7 @@ def test_actions_stay_within_the_bounds_of_float64_spaces(monkeypatch: pytest.Mo
 
 def test_an_action_space_without_a_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     env_id = target_env(monkeypatch, [0.5, 1.0], [0.5, 1.0])
-    with pytest.raises(UserError, match="the agent has no choice"):
+    with pytest.raises(UserError, match="only one action is possible"):
         sac_for(env_id)
 
 
@@ -439,7 +439,7 @@ def test_random_shift_moves_images_by_whole_pixels_and_repeats_the_edge() -> Non
     ("name", "env", "words"),
     [
         ("dqn-mlp", "rl-pendulum", "needs discrete actions"),
-        ("dqn-cnn", "rl-cartpole", "is for images"),
+        ("dqn-cnn", "rl-cartpole", "needs images"),
         ("dqn-mlp", "cl-digits", "need an RL environment"),
         ("mlp", "rl-cartpole", "needs a task stream"),
     ],

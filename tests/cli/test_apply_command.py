@@ -74,7 +74,7 @@ def test_weights_of_own_code_are_repaired(suffix: str, own: Path, capsys: pytest
     assert (after["0.bias"][:4] > -100).all() and torch.equal(after["0.bias"][4:], before["0.bias"][4:])
     assert torch.equal(after["2.weight"][:, :4], torch.zeros(3, 4))
     out = capsys.readouterr().out
-    assert "50% of units reinitialized" in out and "100% of predictions unchanged" in out
+    assert "50 % of units reinitialized" in out and "100 % of predictions unchanged" in out
     assert torch.equal(load_file("old.safetensors")["0.bias"], before["0.bias"])
 
 
@@ -126,7 +126,7 @@ def test_a_model_of_hugging_face_becomes_a_new_folder(own: Path, capsys: pytest.
         (["FILE:build", "--intervention", "redo"], "needs --out"),
         (["FILE:build", "--intervention", "rodo", "--out", "x.pt"], "unknown intervention"),
         (["FILE:build", "--intervention", "redo", "--out", "x.exe"], "--out x.exe"),
-        (["FILE:build", "--intervention", "redo", "--out", "nowhere/x.pt"], "no folder nowhere"),
+        (["FILE:build", "--intervention", "redo", "--out", "nowhere/x.pt"], "the folder nowhere does not exist"),
         (["FILE:build", "--intervention", "redo", "--out", "x"], "--out x"),
         (["FILE:missing", "--intervention", "redo", "--out", "x.pt"], "has no 'missing'"),
         (["FILE:broken", "--intervention", "redo", "--out", "x.pt"], "broken() failed (KeyError"),

@@ -109,9 +109,9 @@ def test_help_of_run_shows_the_options_of_named_components(say: Say) -> None:
     assert done.status == 0
     for text in (
         "--env.train-size",
-        "(default: 200, at least 1)",
+        "(default: 200; at least 1)",
         "--agent.dim int",
-        "(default: 64, 1 to 1,000,000)",
+        "(default: 64; 1 to 1,000,000)",
         "intervention redo:",
         "intervention rnr:",
         "--intervention.outgoing {keep,zero}",
@@ -127,6 +127,20 @@ def test_info_shows_versions_devices_data_and_runs(say: Say, runs: Path) -> None
     assert done.status == 0
     assert torch.__version__.split("+")[0] in done.out and "cpu" in done.out and "0 finished" in done.out
     assert not runs.exists()
+
+
+def test_info_shows_the_options_of_names(say: Say) -> None:
+    done = say("info", "mlp", "l2-init+rnr")
+    assert done.status == 0
+    for text in ("agent mlp: ", "--agent.lr float", "--intervention.rnr.quantile float"):
+        assert text in done.out
+    assert error_line(say("info", "rrn"), 2).startswith("plastibench: unknown name 'rrn'; did you mean 'rnr'?")
+
+
+def test_help_of_options_fits_the_terminal(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = say("info", "rnr", "plasticity-injection", "vit-nano").out.splitlines()
+    assert all(len(line) <= 80 for line in lines if "{" not in line)  # a list of choices is not broken
 
 
 def test_info_shows_the_cache_and_unfinished_runs(say: Say, runs: Path) -> None:
@@ -292,8 +306,8 @@ INVALID = {
         ["run", "gymm", "--agent.width", "0", "--intervention", "rrn,redo", "--evry", "1", "--seed", "x"],
         "unknown argument '--evry'; did you mean '--every'? (plastibench run --help); also: run needs --agent, for "
         "example --agent mlp (plastibench list agents shows all); also: unknown env 'gymm'; did you mean 'gym'? (all "
-        "names: plastibench list envs; your own: --plugin); also: unknown intervention 'rrn'; did you mean 'rnr'? "
-        "(all names: plastibench list interventions; your own: --plugin); also: --seed x: expected",
+        "names: plastibench list envs; to load your own: --plugin); also: unknown intervention 'rrn'; did you mean "
+        "'rnr'? (all names: plastibench list interventions; to load your own: --plugin); also: --seed x: expected",
     ),
     "several options": (
         [*RUN, "--agent.lrr", "1", "--agent.width", "0", "--env.epochs", "0", "--representative", "0"],
@@ -310,7 +324,7 @@ INVALID = {
         "'headd'",
     ),
     "refit": ([*RUN, "--intervention", "rnr", "--intervention.refit", "("], "'(' is not a regular expression"),
-    "out": (["survey", "warm-digits", "--out", "nosuch/x.md"], "nosuch/x.md: no folder nosuch"),
+    "out": (["survey", "warm-digits", "--out", "nosuch/x.md"], "the folder nosuch does not exist"),
     "rounds": (["bench", "--rounds", "1"], "--rounds: '1' is not an integer from 2 to 1,000,000"),
     "plugin file": ([*RUN, "--plugin", "nosuch.py"], "--plugin nosuch.py: no such file"),
     "rl only": ([*RUN, "--offline-updates", "3"], "--offline-updates"),
@@ -327,7 +341,7 @@ INVALID = {
     "agent": (["run", "cl-digits", "--agent", "mpl"], "'mpl'; did you mean 'mlp'?"),
     "intervention": ([*RUN, "--intervention", "none,rrn"], "'rrn'; did you mean 'rnr'?"),
     "empty intervention": ([*RUN, "--intervention", ""], "intervention"),
-    "list of nothing": ([*RUN, "--intervention", ","], "',' contains no name"),
+    "list of nothing": ([*RUN, "--intervention", ","], "',' contains no names"),
     "empty agent": (["run", "cl-digits", "--agent", ""], "agent"),
     "option": ([*RUN, "--agent.lrr", "1"], "'lrr'; did you mean 'lr'?"),
     "option of none listed": (
@@ -515,7 +529,7 @@ def test_batchnorm_with_a_last_batch_of_one_image_is_reported(say: Say, runs: Pa
 
 
 def test_leaderboard_without_runs_is_reported_in_one_line(say: Say, runs: Path) -> None:
-    assert "run something first" in error_line(say("leaderboard", "--runs-dir", runs), 2)
+    assert "run an experiment first" in error_line(say("leaderboard", "--runs-dir", runs), 2)
     runs.mkdir()
     assert "no finished run in" in error_line(say("leaderboard", "--runs-dir", runs), 2)
 

@@ -47,7 +47,7 @@ def sweep(tmp_path: Path) -> Path:
         ("--engine slurm --submit-only --fail-fast", "cannot be combined"),
         ("--engine slurm --gpus 0.5", "whole GPUs"),
         ("--engine ray --gpus 1.5", "whole GPUs"),
-        ("--engine ray --gpus 1", "all runs are on the CPU"),
+        ("--engine ray --gpus 1", "all runs use the CPU"),
         ("--engine slurm --dry-run", "--dry-run estimates the cost on this machine"),
         ("--engine slurm --time 1:00", "expected minutes"),
         ("--engine slurm --slurm a:b", "expected KEY=VALUE"),

@@ -134,7 +134,7 @@ def test_titles_of_settings_select_their_runs(say: Any, tmp_path: Path) -> None:
     [
         (["curve"], "'curve'; did you mean 'curves'?"),
         (["curves", "f.jpg"], "'f.jpg'; use a name that ends in .png, .svg or .pdf"),
-        (["curves", "nowhere/f.png"], "nowhere/f.png: no folder nowhere"),
+        (["curves", "nowhere/f.png"], "cannot write nowhere/f.png: the folder nowhere does not exist"),
         (["curves", "--intervention", "rn"], "no finished run of intervention 'rn' in"),
         (["curves", "--intervention", "rn"], "none, reset, rnr, rnr tau=0.5"),
         (["curves", "--agent", "mlp"], "no finished run of agent 'mlp' in"),
@@ -142,7 +142,7 @@ def test_titles_of_settings_select_their_runs(say: Any, tmp_path: Path) -> None:
         (["pareto", "--metric", "srank"], "pareto has no option 'metric'"),
         (["curves", "--data-dir", "data"], "curves has no option 'data-dir'"),
         (["fig2"], "plastibench sweep fig2"),
-        (["curves", "--runs-dir", "elsewhere"], "no folder elsewhere"),
+        (["curves", "--runs-dir", "elsewhere"], "the folder elsewhere does not exist"),
     ],
 )
 def test_invalid_requests_are_reported_in_one_line(

@@ -19,7 +19,7 @@ def test_a_run_is_found_by_the_beginning_of_its_digest(tmp_path: Path) -> None:
         (tmp_path / name / "spec.toml").write_text("")
     assert find_run("cl-digits_mlp_none_s0_0123456789abcdef", tmp_path) == "cl-digits_mlp_none_s0_0123456789abcdef"
     assert find_run("01234567", tmp_path) == "cl-digits_mlp_none_s0_0123456789abcdef"
-    for name, problem in (("012345", "several digests"), ("01234", "no run '01234'"), ("89abcdef", "no run")):
+    for name, problem in (("012345", "matches several runs"), ("01234", "no run '01234'"), ("89abcdef", "no run")):
         with pytest.raises(UserError, match=problem):
             find_run(name, tmp_path)
 
@@ -47,5 +47,5 @@ def test_results_of_other_data_are_not_averaged(tmp_path: Path, say: Any) -> Non
     assert first.status == 0, first.err
     write(1)
     second = say(*command, "--seed", "0,1")
-    assert second.status == 0 and "other data" in second.err
-    assert "leaves out 1 result of other data" in second.err and "±" not in second.out
+    assert second.status == 0 and "different data" in second.err
+    assert "omits 1 result on different data" in second.err and "±" not in second.out

@@ -116,7 +116,7 @@ def test_constructors_accept_old_names(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_an_option_given_by_both_names_is_refused() -> None:
-    with pytest.raises(UserError, match="'tasks' is given twice; 'switches' is its old name"):
+    with pytest.raises(UserError, match="'tasks' is set twice; 'switches' is its old name"):
         RunSpec.make("relabel-digits", "mlp", env_options={"switches": 3, "tasks": 4})
 
 

@@ -312,7 +312,7 @@ def test_help_shows_the_options_of_a_plugin(plugin: Path, say: Callable[..., Any
     assert done.status == 0
     assert (
         "--intervention.factor float" in done.out
-        and "fraction of each weight that remains (default: 0.5, 0 to 1)" in done.out
+        and "fraction of each weight that remains (default: 0.5; 0 to 1)" in done.out
     )
 
 

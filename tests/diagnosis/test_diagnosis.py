@@ -501,7 +501,7 @@ def test_the_html_report_escapes_text_and_colours_severity(tmp_path: Path, monke
         (["timm:test_vit", "--data", "digit"], "did you mean 'digits'?"),
         (["timm:test_vit", "--metrics", "rank"], "did you mean 'ranks'?"),
         (["timm:test_vit", "--png", "a.gif"], "use a name that ends in .png"),
-        (["timm:test_vit", "--json", "no/where/a.json"], "no folder no/where"),
+        (["timm:test_vit", "--json", "no/where/a.json"], "the folder no/where does not exist"),
         (["timm:test_vit", "--weights", "nowhere.pt"], "nowhere.pt: no such file"),
         (["timm:test_vit", "--agent", "mlp"], "--agent needs a checkpoint file"),
         (["timm:test_vit", "--agent.width", "4"], "--agent.OPTION needs --agent"),

@@ -428,5 +428,5 @@ def test_task_sizes_predict_the_tasks(name: str, options: dict[str, Any]) -> Non
 def test_noise_needs_more_than_one_class() -> None:
     stream = make_task_stream("cl-digits", train_size=20)
     stream.dataset = dataclasses.replace(stream.dataset, classes=("all",), train_labels=np.zeros(20, np.int64))
-    with pytest.raises(UserError, match="single class, so no label can be wrong"):
+    with pytest.raises(UserError, match="only one class, so no label can be wrong"):
         stream.reset(seed=0)

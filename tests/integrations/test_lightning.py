@@ -348,6 +348,6 @@ def test_a_loss_that_does_not_fit_is_refused_before_the_first_step(fit: Callable
         assert not network.batches
     with pytest.raises(UserError, match="nothing would be reinitialized"):
         fit(network, PlasticityCallback("redo", loss, fresh=lambda: network))
-    with pytest.raises(UserError, match="fresh= fails: TypeError"):
+    with pytest.raises(UserError, match="fresh= failed: TypeError"):
         fit(network, PlasticityCallback("redo", loss, fresh=lambda: Classifier(3)))
     assert not network.batches

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from tensordict import TensorDict
 from torch import Tensor, nn
 
 from plastibench import apply, attach
@@ -17,6 +15,7 @@ from plastibench.config.registry import interventions
 from plastibench.nn.coverage import warning
 from plastibench.nn.network import Network
 from tests.support import networks
+from tests.support.networks import vector_loss, vectors
 
 peft = pytest.importorskip("peft")
 
@@ -31,14 +30,14 @@ REFUSED = {
     "deep-fourier": "is frozen, and this method would change its shape",
     "layernorm-affine-free": "base_model.model.1 is frozen",
     "normalize-and-project": "base_model.model.1 is frozen",
-    "reset-layernorm": "'layernorm' selects no parameter",
+    "reset-layernorm": "'layernorm' matches no parameter",
     "redo": "matches no module that can be revived",
     "recouple": "matches no module that can be revived",
     "rnr-attention": "matches no module that can be refitted",
     "rnr-layernorm": "matches no module that can be refitted",
-    "continual-backprop": "no trained hidden units",
-    "continual-backprop-adaptable": "no trained hidden units",
-    "self-normalized-resets": "no trained hidden units",
+    "continual-backprop": "no hidden units to monitor",
+    "continual-backprop-adaptable": "no hidden units to monitor",
+    "self-normalized-resets": "no hidden units to monitor",
 }
 
 
@@ -53,16 +52,6 @@ def adapted(seed: int = 0) -> Any:
     return networks.drawn(lambda: peft.get_peft_model(base(), config), seed)
 
 
-def loss_fn(model: nn.Module, batch: TensorDict) -> Tensor:
-    return F.cross_entropy(model(batch["x"]), batch["y"])
-
-
-def batch_of(count: int = 16) -> TensorDict:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(count, 10, generator=generator)
-    return TensorDict({"x": x, "y": torch.randint(3, (count,), generator=generator)}, [count])
-
-
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
 
@@ -74,14 +63,14 @@ def frozen(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", [name for name in interventions.names() if name != "plasticity-injection"])
 def test_methods_leave_frozen_weights_as_they_are(name, capsys):
     """The one that is left out freezes more weights itself."""
-    model, batch = adapted(), batch_of()
+    model, batch = adapted(), vectors()
     optimizer, before, trained = optimizer_of(model), frozen(model), None
     try:
-        handle = attach(name, model, optimizer, loss_fn, **OFTEN.get(name, {}))
+        handle = attach(name, model, optimizer, vector_loss, **OFTEN.get(name, {}))
         for step in range(5):
             if step == 3:
                 handle.intervene(batch)
-            loss = loss_fn(model, batch) + handle.penalty(batch)
+            loss = vector_loss(model, batch) + handle.penalty(batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -96,7 +85,7 @@ def test_methods_leave_frozen_weights_as_they_are(name, capsys):
 
 def test_what_is_skipped_is_reported():
     model = adapted()
-    found = attach("rnr", model, optimizer_of(model), loss_fn).coverage(batch_of())
+    found = attach("rnr", model, optimizer_of(model), vector_loss).coverage(vectors())
     reasons = {module.name: module.why_not for module in found.modules}
     assert reasons["base_model.model.0.base_layer"] == reasons["base_model.model.3.base_layer"] == "frozen"
     assert next(module for module in found.modules if module.name.endswith("0.lora_A.default")).covered_by
@@ -119,12 +108,12 @@ def test_fresh_adapters_change_nothing_as_those_of_peft():
 
 def test_a_unit_whose_reader_is_frozen_is_not_hidden():
     """Its outgoing weights could not be set to zero."""
-    model, batch = networks.drawn(base), batch_of()
+    model, batch = networks.drawn(base), vectors()
     model[3].requires_grad_(False)
-    network = Network(model, optimizer_of(model), loss_fn)
+    network = Network(model, optimizer_of(model), vector_loss)
     handle, before = attach("continual-backprop", network, rate=0.5, maturity=1), frozen(model)
     for _ in range(5):
-        network.update(loss_fn(model, batch), batch)
+        network.update(vector_loss(model, batch), batch)
     assert [layer.name for layer in handle.intervention._watch.hidden] == ["5"]
     assert all(torch.equal(value, before[name]) for name, value in frozen(model).items())
     covered = {module.name: module.covered_by for module in handle.coverage(batch).modules}

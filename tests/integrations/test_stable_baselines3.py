@@ -211,6 +211,6 @@ def test_errors_are_told_before_anything_changes() -> None:
     callback = PlasticityCallback("reset-layernorm", metrics=False)
     model.learn(32, callback=callback)
     before = copy.deepcopy(model.policy.state_dict())
-    with pytest.raises(UserError, match="selects no parameter"):
+    with pytest.raises(UserError, match="matches no parameter"):
         callback.intervene()
     assert same(model.policy.state_dict(), before)

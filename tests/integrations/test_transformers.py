@@ -357,6 +357,6 @@ def test_wrapped_models_are_reinitialized_by_their_layers_or_a_builder(
 
 def test_a_builder_that_fails_is_refused_at_the_start(trainer: Callable[..., Any]) -> None:
     network = model()
-    for fresh, message in ((lambda: network, "nothing would be"), (lambda: 1 / 0, "fresh= fails: ZeroDivisionError")):
+    for fresh, message in ((lambda: network, "nothing would be"), (lambda: 1 / 0, "fresh= failed: ZeroDivisionError")):
         with pytest.raises(UserError, match=message):
             trainer(PlasticityCallback("reset", steps=(2,), fresh=fresh), network=network)

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-import torch.nn.functional as F
-from tensordict import TensorDict
 from torch import Tensor, nn
 
 from plastibench import Intervention, attach
 from plastibench.config.errors import UserError
 from plastibench.config.registry import interventions
 from plastibench.interventions.attach import Attached
-from tests.support.networks import drawn
+from tests.support.networks import drawn, vector_loss, vectors
 
 OFTEN = {
     "continual-backprop": {"rate": 0.5, "maturity": 1},
@@ -58,21 +56,11 @@ CHANGES: dict[str, tuple[Callable[[Classifier], None], str]] = {
 }
 
 
-def loss_fn(model: nn.Module, batch: TensorDict) -> Tensor:
-    return F.cross_entropy(model(batch["x"]), batch["y"])
-
-
-def batch_of(count: int = 16) -> TensorDict:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(count, 10, generator=generator)
-    return TensorDict({"x": x, "y": torch.randint(3, (count,), generator=generator)}, [count])
-
-
 def steps(handle: Attached, count: int = 3) -> None:
     """Train in a hand-written loop."""
-    model, optimizer, batch = handle.network.module, handle.optimizer, batch_of()
+    model, optimizer, batch = handle.network.module, handle.optimizer, vectors()
     for _ in range(count):
-        loss = loss_fn(model, batch) + handle.penalty(batch)
+        loss = vector_loss(model, batch) + handle.penalty(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -80,7 +68,7 @@ def steps(handle: Attached, count: int = 3) -> None:
 
 def attached(name: str | Intervention, **options: object) -> Attached:
     model = drawn(Classifier)
-    return attach(name, model, torch.optim.Adam(model.parameters(), lr=1e-2), loss_fn, **options)
+    return attach(name, model, torch.optim.Adam(model.parameters(), lr=1e-2), vector_loss, **options)
 
 
 def changed(handle: Attached, change: Callable[[Classifier], None]) -> None:
@@ -101,7 +89,7 @@ def changed(handle: Attached, change: Callable[[Classifier], None]) -> None:
 def test_methods_follow_a_changed_network_or_name_the_change(name, change, capsys):
     """Of the two that are left out, one replaces the head itself, and the other finds no attention here."""
     make, message = CHANGES[change]
-    handle, batch = attached(name, **OFTEN.get(name, {})), batch_of()
+    handle, batch = attached(name, **OFTEN.get(name, {})), vectors()
     steps(handle)
     handle.intervene(batch)
     changed(handle, make)
@@ -194,7 +182,7 @@ def test_new_matrices_stay_dense_under_neuroplastic_expansion():
 
 
 def test_kept_weights_stay_kept_and_new_ones_are_split():
-    handle, batch = attached("knowledge-evolution", split=0.5), batch_of()
+    handle, batch = attached("knowledge-evolution", split=0.5), vectors()
     handle.intervene(batch)
     before = handle.intervention._stays["body.second"]
     larger_head(handle.network.module)
@@ -213,9 +201,9 @@ def test_projection_keeps_the_norm_of_the_new_matrix():
     first = handle.network.module.body.first = nn.Linear(20, 16)
     nn.init.constant_(first.weight, 7.0)
     handle.optimizer = torch.optim.SGD(handle.network.module.parameters(), lr=0.0)
-    batch = batch_of()
+    batch = vectors()
     batch["x"] = torch.cat([batch["x"], batch["x"]], 1)
-    (loss_fn(handle.network.module, batch)).backward()
+    vector_loss(handle.network.module, batch).backward()
     handle.optimizer.step()
     assert norm < 5 and abs(float(first.weight.norm()) - 7 * 320**0.5) < 1e-2
 
@@ -242,11 +230,11 @@ def test_own_methods_that_do_not_follow_name_the_change(change):
     assert f"Anchored cannot act on a network that has changed since attach: {message}" in str(raised.value)
     assert "\n" not in str(raised.value)
     handle.detach()
-    steps(attach(Anchored(), handle.network.module, handle.optimizer, loss_fn))
+    steps(attach(Anchored(), handle.network.module, handle.optimizer, vector_loss))
 
 
 def test_errors_of_an_unchanged_network_are_not_blamed_on_a_change():
     handle = attached(Anchored())
     handle.intervention.start.pop()
     with pytest.raises(ValueError, match="zip"):
-        handle.penalty(batch_of())
+        handle.penalty(vectors())

@@ -181,7 +181,7 @@ def test_usual_methods_act_on_unusual_modules_or_refuse(kind, builder):
     if kind in ("half", "extra-state"):
         assert not refused
     elif kind == "lazy":
-        assert set(refused) == set(SHORT) and "run the module on one batch first" in refused["rnr"]
+        assert set(refused) == set(SHORT) and "run the model on one batch first" in refused["rnr"]
     elif kind in ("weight-norm", "old-weight-norm", "weight-norm-everywhere"):
         assert set(refused) == {"continual-backprop", "crelu"}
 

@@ -174,7 +174,7 @@ def test_network_without_hidden_units_is_a_user_error():
     network = Network(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), None, loss)
     method = SelfNormalizedResets()
     method.prepare(network)
-    with pytest.raises(UserError, match="no trained hidden units"):
+    with pytest.raises(UserError, match="no hidden units to monitor"):
         method.penalty(network, images())
 
 

@@ -94,7 +94,7 @@ def test_outputs_of_sac_are_values_and_policy_parameters(role):
 )
 def test_loss_must_call_the_module_exactly_once(loss):
     network = Network(MLP(), None, loss)
-    with pytest.raises(UserError, match="must call its module once"):
+    with pytest.raises(UserError, match="must call the module once"):
         method("spectral-decoupling").penalty(network, images(2))
     assert not network.module._forward_hooks
 

@@ -122,7 +122,7 @@ def test_tied_output_layer_is_not_reset_alone() -> None:
     made("reset-linear").intervene(network, batch)
     assert not torch.equal(network.module.head.bias, before["head.bias"])
     network.module.head.bias = None
-    with pytest.raises(UserError, match="'head' selects no parameter"):
+    with pytest.raises(UserError, match="'head' matches no parameter"):
         made("reset-head").intervene(network, batch)
 
 

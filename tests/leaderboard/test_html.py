@@ -67,6 +67,11 @@ def test_page_contains_the_tables_and_is_self_contained() -> None:
     assert "width=device-width" in text
 
 
+def test_counts_agree_with_their_nouns() -> None:
+    assert "<p>1 run. " in page(standings([result("none", 0, 0.5)]))
+    assert "<p>9 runs. " in page(standings(FOUND))
+
+
 def test_dots_and_bars_are_at_their_values() -> None:
     text = page(standings(FOUND))
     positions = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', text)]

@@ -134,7 +134,7 @@ def apart(texts: Sequence[Text]) -> None:
 
 
 def test_errors_name_the_file_or_the_recorded_metrics(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no metrics\.csv next to any result"):
+    with pytest.raises(UserError, match=r"no result has a metrics\.csv next to it"):
         plotting.draw("heatmap", [supervised_result(), supervised_result("reset", folder=tmp_path)])
     found = [run(tmp_path, "none", 0, 0.0)]
     with pytest.raises(

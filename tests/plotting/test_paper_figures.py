@@ -43,7 +43,7 @@ def test_missing_methods_are_reported_in_one_line(capsys) -> None:
 @pytest.mark.parametrize("kind", ["fig2", "fig4", "fig5"])
 def test_without_runs_the_error_names_the_command_that_creates_them(kind: str) -> None:
     with pytest.raises(
-        UserError, match=f"no finished run of the methods that {kind} needs; .*plastibench sweep {kind}$"
+        UserError, match=f"no finished runs of the methods that {kind} needs; .*plastibench sweep {kind}$"
     ):
         plotting.draw(kind, results_of("none", "reset"))
 

@@ -218,7 +218,7 @@ def test_lean_results_have_a_summary_and_no_curves(tmp_path: Path) -> None:
 def test_a_folder_without_results_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished run in"):
         load_results(tmp_path)
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="does not exist"):
         load_results(tmp_path / "none")
 
 

@@ -43,9 +43,9 @@ def test_results_in_object_storage_are_read_as_from_a_folder(
     [
         (["leaderboard", "--runs-dir", "memory://nothing"], "no finished run in memory://nothing"),
         (["leaderboard", "--runs-dir", "what://bucket"], "cannot read what://bucket"),
-        (["leaderboard", "add", "x.json", "--runs-dir", "memory://b"], "memory://b can only be read"),
-        (["leaderboard", "--tensorboard", "--runs-dir", "memory://b"], "memory://b can only be read"),
-        (["run", "cl-digits", "--agent", "mlp", "--runs-dir", "s3://b"], "which only leaderboard reads"),
+        (["leaderboard", "add", "x.json", "--runs-dir", "memory://b"], "memory://b is read-only"),
+        (["leaderboard", "--tensorboard", "--runs-dir", "memory://b"], "memory://b is read-only"),
+        (["run", "cl-digits", "--agent", "mlp", "--runs-dir", "s3://b"], "only leaderboard reads URLs"),
     ],
 )
 def test_what_cannot_be_read_or_written_there_is_refused(

@@ -35,6 +35,17 @@ def loss(module: nn.Module, batch: TensorDict) -> Tensor:
     return F.cross_entropy(module(batch["image"]), batch["label"])
 
 
+def vectors(count: int = 16, features: int = 10, classes: int = 3) -> TensorDict:
+    """A batch of noise vectors with labels, drawn without the global random state."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, features, generator=generator)
+    return TensorDict({"x": x, "y": torch.randint(classes, (count,), generator=generator)}, [count])
+
+
+def vector_loss(module: nn.Module, batch: TensorDict) -> Tensor:
+    return F.cross_entropy(module(batch["x"]), batch["y"])
+
+
 def drawn(builder: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     """Build a module with weights that depend only on the seed; the global random state does not change."""
     with torch.random.fork_rng(devices=[]):

@@ -59,4 +59,4 @@ def test_bench_of_runs_that_are_updated_together(say: Any, tmp_path: Path) -> No
     said = say(*words.split(), "--stack", "3", "--threads", "1")
     assert said.status == 0 and "each of 3 together" in said.out and "times as fast as alone" in said.out
     said = say("bench", "cl-digits", "--agent", "vit-nano", "--device", "cpu", "--stack", "3")
-    assert said.status == 2 and "vit-nano on cpu are not updated together" in said.err
+    assert said.status == 2 and "vit-nano on cpu cannot be updated together" in said.err

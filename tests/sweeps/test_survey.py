@@ -46,7 +46,7 @@ def test_a_survey_tabulates_results_costs_and_failures(tmp_path: Path, capsys: p
     assert {row[0].strip() for row in rows} == {"`none` (1)", "`shrink-perturb-keep20` (1)"}
     keeps = {row[0].strip(): float(row[-1]) for row in rows}
     assert keeps == {"`none` (1)": 0, "`shrink-perturb-keep20` (1)": 1}
-    assert re.search(r"`reset-layernorm` does not run here: .*'layernorm'", written)
+    assert re.search(r"`reset-layernorm` failed: .*'layernorm'", written)
 
 
 def test_costs_measure_memory_and_slowdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_the_table_of_a_terminal_fits_with_a_legend_of_its_columns(width: int) -
         result("shrink-perturb-keep80", seed, 0.8) for seed in (0, 1)
     ]
     costs = {"none": Cost((1.0, 1.125, 1.5), 12.34, 2.0)}
-    text, count = survey_table.terminal_table(runs, costs, ["`fire` does not run here: " + "a reason " * 20], width)
+    text, count = survey_table.terminal_table(runs, costs, ["`fire` failed: " + "a reason " * 20], width)
     assert max(map(len, text.splitlines())) <= width
     header = text.splitlines()[0]
     assert header.startswith("intervention (seeds)") and ("update time" in header) == (width == 120)
@@ -183,7 +183,7 @@ def test_failures_name_seeds_if_others_are_complete(tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit):
         main(["survey", *arguments, "--seed", "0,1"])
     output = capsys.readouterr()
-    assert "out of memory" not in output.out and "does not run here" not in output.out
+    assert "out of memory" not in output.out and "` failed: " not in output.out
     assert "- `none` failed with seed 1: " in output.out and "delete it" in output.out
     assert (tmp_path / lost.id / "result.json").read_text() == '{"schema": 2, "id'
     with pytest.raises(SystemExit) as exit_:

@@ -26,7 +26,7 @@ def test_the_guard_counts_the_bytes_of_all_parameters() -> None:
         with MemoryGuard("it", copies=2, limit=240) as guard:
             create()
         assert guard.requested == 120
-        message = "it needs at least 240 B of memory, but only 239 B are available"
+        message = "it needs at least 240 B of memory, but only 239 B is available"
         with pytest.raises(UserError, match=message), MemoryGuard("it", copies=2, limit=239):
             create()
 
@@ -45,6 +45,6 @@ def test_what_cannot_fit_is_refused_before_it_is_allocated(
 ) -> None:
     monkeypatch.setattr("plastibench.training.memory_guard.available_memory", lambda: 20_000_000)
     spec = RunSpec.make(env, agent, agent_options=options, device="cpu")
-    with pytest.raises(UserError, match=rf"{what} needs at least .* of memory, but only .* are available"):
+    with pytest.raises(UserError, match=rf"{what} needs at least .* of memory, but only .* is available"):
         run(spec, runs_dir=tmp_path, quiet=True)
     assert not list(tmp_path.glob("*/checkpoint.pt"))

@@ -30,7 +30,7 @@ def test_rl_runs_can_be_compared_ranked_and_plotted(say: Any, tmp_path: Path) ->
         (["rl-cartpole", "--agent", "vit-nano"], "a classifier needs a task stream"),
         (["cl-digits", "--agent", "dqn-mlp"], "need an RL environment"),
         (["rl-pendulum", "--agent", "dqn-mlp"], "needs discrete actions"),
-        (["rl-cartpole", "--agent", "dqn-vit"], "is for images"),
+        (["rl-cartpole", "--agent", "dqn-vit"], "needs images"),
         (["gym", "--env.id", "Nothing-v0", "--agent", "dqn-mlp"], "unknown gymnasium environment 'Nothing-v0'"),
         (["rl-minatar-pong", "--agent", "dqn-mlp"], "unknown env 'rl-minatar-pong'"),
         (["rl-cartpole", "--agent", "dqn-mlp", "--agent.v-min", "20"], "is not below v-max"),
@@ -41,7 +41,7 @@ def test_rl_runs_can_be_compared_ranked_and_plotted(say: Any, tmp_path: Path) ->
         (["rl-atari-pong", "--agent", "dqn-cnn", "--env.frames", "300"], "frames is 300"),
         (
             ["gym", "--env.id", "tests/ActionsFromOne-v0", "--agent", "dqn-mlp"],
-            "actions must start at 0, not at 1",
+            "actions must start at 0, not 1",
         ),
         (["gym", "--env.id", "tests/IntegerBox-v0", "--agent", "sac-mlp"], "Box actions must be floating point"),
     ],

@@ -270,7 +270,7 @@ def test_a_complete_run_is_compared_with_its_data(tmp_path: Path, capsys: pytest
 
     stored_data._digest.cache_clear()
     assert run(spec, runs_dir=tmp_path / "runs", data_dir=tmp_path / "data", quiet=True).reused
-    assert "used other data" in capsys.readouterr().err
+    assert "used different data" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "images")
     stored_data._digest.cache_clear()
     assert run(spec, runs_dir=tmp_path / "runs", data_dir=tmp_path / "data", quiet=True).reused

@@ -1,1 +1,1 @@
-"""Experiment trackers that a run also sends its metrics to, each an optional library: wandb, MLflow, trackio."""
+"""Experiment trackers (wandb, MLflow, trackio) that can receive the metrics of a run; each is an optional library."""

@@ -25,7 +25,7 @@ def start(info: RunInfo, known_id: str | None) -> MlflowTracker:
 
 
 class MlflowTracker:
-    """A run of MLflow, whose steps are updates; the user's active run of MLflow is not touched."""
+    """An MLflow run, whose steps are updates. The user's active MLflow run is not affected."""
 
     def __init__(self, client: Any, info: RunInfo, known_id: str | None) -> None:
         self._client = client
@@ -47,7 +47,7 @@ class MlflowTracker:
             self._client.log_batch(self.id, params=found[first : first + _BATCH_PARAMS])
 
     def log_scalars(self, steps: Sequence[LoggedStep]) -> None:
-        """Record scalars. Different times keep two equal values of one update apart."""
+        """Record scalars. Each gets its own timestamp, so that MLflow keeps equal values of one update."""
         now = time.time_ns() // 1_000_000
         found = [
             Metric(name, value, now + index, step.update)

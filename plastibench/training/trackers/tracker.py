@@ -20,13 +20,13 @@ Status = Literal["finished", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a tracker shows of a run besides its metrics.
+    """What a tracker shows about a run besides its metrics.
 
     Attributes:
         name: Short name of the run, such as ``rnr·q=0.2·s0``.
         group: The same for all seeds: env, agent, and the name without the seed.
         digest: Digest of everything that defines the run.
-        tags: What it belongs to, by kind: ``{"env": "cl-digits", …, "seed": "0"}``.
+        tags: Tags by kind: ``{"env": "cl-digits", …, "seed": "0"}``.
         runs_dir: Folder of all runs, which other processes share.
     """
 

@@ -2,7 +2,7 @@
 
 Trackers follow ``metrics.csv``: its new rows are sent after each checkpoint and at the end. A run that resumes from its
 checkpoint therefore sends no point twice, and a tracker that is added later receives all earlier points. The file
-``trackers.toml`` in the run's folder says which run of each tracker it is and how many rows were sent.
+``trackers.toml`` in the run's folder stores the id of the run in each tracker and the number of rows sent.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LONGEST_REASON = 150  # characters of a tracker's error message
 
 
 class Tracking:
-    """The trackers of one run. If one fails, it is left out from then on, and a line on stderr says so.
+    """The trackers of one run. A tracker that fails is no longer used, and a line on stderr says so.
 
     A run with trackers has the same result as one without: they only receive what has been written already.
 
@@ -52,7 +52,7 @@ class Tracking:
         self._state = _read_state(folder / STATE_FILE)
         self.failed: set[str] = set()
         self._open: dict[str, Tracker] = {}
-        self._rows: list[Row] = []  # that some tracker still needs
+        self._rows: list[Row] = []  # rows that some tracker still needs
         self._first = 0  # number of the first of them in the file
         left = [name for name in names if not self._state.get(name, {}).get("finished")]
         if left and (folder / metrics_csv.NAME).exists():
@@ -89,7 +89,7 @@ class Tracking:
                 with self._survive(name, rows=sent):
                     self._save_state(
                         name, rows=end
-                    )  # first: if the process is killed now, no point will be there twice
+                    )  # saved first: if the process is killed now, no point is sent twice
                     tracker.log_scalars(steps_of(self._rows[sent - self._first :], sent, self._axis))
         self._rows, self._first = [], end
 
@@ -112,7 +112,7 @@ class Tracking:
                 del self._open[name]
 
     def close(self, status: Status) -> None:
-        """Close the trackers of a run that did not finish; of a failed run, all rows are sent."""
+        """Close the trackers of a run that did not finish. If the run failed, send all rows first."""
         if status == "failed":
             self.send()
         for name, tracker in list(self._open.items()):
