@@ -80,7 +80,6 @@ def update_together(members: Sequence[StackableDQN], batches: Sequence[TensorDic
     """
     agent, scale = members[0].agent, members[0].scale  # their formulas and options are those of all
     stack = NetworkStack([member.network for member in members])
-
     columns = [dict(batch.items()) for batch in batches]  # faster than a lookup per name in a TensorDict
 
     def inputs(name: str) -> Tensor:
@@ -103,4 +102,4 @@ def update_together(members: Sequence[StackableDQN], batches: Sequence[TensorDic
 
     norms = stack.update(losses.mean(1), with_targets)
     for member, own, norm in zip(members, losses.detach(), norms, strict=True):
-        member.agent.count_update(own.mean(), norm)  # the mean over all rows of a stack rounds in another order
+        member.agent.count_update(own.mean(), norm)  # mean(1) rounds in another order
