@@ -17,7 +17,7 @@ class ClassifierConfig(ClassifierOptions):
     """Base of all classifiers' configs; a subclass defines the network in ``module``.
 
     Attributes:
-        stackable: Whether several runs can share a process; see :func:`can_share_process`.
+        stackable: Whether several runs can share a process; see :mod:`plastibench.agents.shared_process`.
     """
 
     stackable: ClassVar[bool] = False
@@ -36,12 +36,3 @@ class ClassifierConfig(ClassifierOptions):
                 "agent: a classifier needs a task stream (cl-*, …); for rl-* environments use dqn-* or sac-*"
             )
         return Classifier(self, env, seed, device)
-
-
-def can_share_process(config: object) -> bool:
-    """Whether runs with this agent may share a process and be updated together (:mod:`plastibench.nn.stack`).
-
-    Their networks must not draw random numbers, because dropout masks come from the generator of the process. A
-    subclass must declare ``stackable = True`` again, because it may build a different network.
-    """
-    return bool(vars(type(config)).get("stackable"))

@@ -18,6 +18,8 @@ from plastibench.config.registry import register_agent
 from plastibench.envs.rl_env import RLEnvironment
 from plastibench.utils.seeding import generator
 
+_SMALL_BUFFER = 100_000  # transitions; sixteen runs in one process keep as many buffers
+
 
 @register_agent(
     "dqn-mlp",
@@ -73,6 +75,13 @@ class DQN(OffPolicyConfig):
     exploration: float = option(
         0.1, "fraction of the run over which the probability of a random action decays from 1", low=0, high=1
     )
+
+    @property
+    def stackable(self) -> bool:
+        """Whether several runs can share a process, to be updated together (:mod:`plastibench.agents.dqn_stack`)."""
+        is_chain = self.encoder == "mlp" and not (self.layer_norm or self.dueling) and self.atoms == 1
+        is_plain = self.precision == "float32" and self.compile == "no" and not self.random_shift
+        return is_chain and is_plain and not self.prioritized and self.buffer_size <= _SMALL_BUFFER
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,9 +152,15 @@ class DQNAgent(OffPolicyAgent):
     def act(self, observation: Tensor, greedy: bool, modules: dict[str, nn.Module] | None = None) -> Tensor:
         """Choose actions epsilon-greedily. [B]."""
         module = (modules or {}).get("critic", self._critic.module)
-        best = self.expected(module(observation)).argmax(1).cpu()
-        if greedy:
-            return best
+        best = self.best(module(observation))
+        return best if greedy else self.explore(best)
+
+    def best(self, outputs: Tensor) -> Tensor:
+        """The actions with the highest values, from the network's outputs, on the CPU. [B]."""
+        return self.expected(outputs).argmax(1).cpu()
+
+    def explore(self, best: Tensor) -> Tensor:
+        """Replace each action with a random one with probability :attr:`epsilon`. [B]."""
         draws = torch.rand(2, len(best), generator=self._exploration)
         return torch.where(draws[0] < self.epsilon, (draws[1] * self._actions).long(), best)
 
@@ -162,7 +177,10 @@ class DQNAgent(OffPolicyAgent):
             batch["td_error"] = errors.detach()
             losses = losses * batch["weight"]
         loss = losses.mean()
-        norm = self._critic.update(loss, batch)
+        self.count_update(loss, self._critic.update(loss, batch))
+
+    def count_update(self, loss: Tensor, norm: Tensor) -> None:
+        """Count an optimizer step with its loss and gradient norm, and update the target if it is time."""
         self._add_to_averages(**{"loss": loss, "gradient-norm": norm})
         self._update_targets()
 
@@ -170,18 +188,27 @@ class DQNAgent(OffPolicyAgent):
     def add_targets(self, batch: TensorDictBase, noise: torch.Generator | None = None) -> TensorDictBase:
         """Add the ``target``: values [B], or distributions [B, atoms]."""
         following = batch["next_observation"]
-        reward = batch["reward"]
         with self._autocast():
             outputs = self._forward["critic-target"](following).float()
             chooser = self._forward["critic"](following).float() if self.config.double else outputs
+        batch["target"] = self.targets_of(outputs, chooser, batch["reward"], batch["discount"])
+        return batch
+
+    def targets_of(self, outputs: Tensor, chooser: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
+        """Compute the targets of transitions: values [B], or distributions [B, atoms].
+
+        Args:
+            outputs: The target network's outputs for the next observations. [B, A] or [B, A, atoms]
+            chooser: The outputs that select the next actions: the network's with double DQN, otherwise ``outputs``.
+            reward: Rewards. [B]
+            discount: Discounts of the next values. [B]
+        """
         if self.config.atoms == 1:
             best = _at(outputs, chooser.argmax(1)) if self.config.double else outputs.amax(1)
-            batch["target"] = reward + batch["discount"] * best
-        else:
-            action = self.expected(chooser).argmax(1)
-            support = reward[:, None] + batch["discount"][:, None] * self._support
-            batch["target"] = project(_at(outputs, action).softmax(1), support, self._support)
-        return batch
+            return reward + discount * best
+        action = self.expected(chooser).argmax(1)
+        support = reward[:, None] + discount[:, None] * self._support
+        return project(_at(outputs, action).softmax(1), support, self._support)
 
     @torch.no_grad()
     def value(self, observation: Tensor, action: Tensor, modules: dict[str, nn.Module] | None = None) -> Tensor:
@@ -203,13 +230,16 @@ class DQNAgent(OffPolicyAgent):
         return self._losses(module, batch)[0].mean()
 
     def _losses(self, module: Callable[..., Tensor], batch: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """Loss and absolute TD error of each transition, both [B]."""
-        chosen = _at(module(batch["observation"]).float(), batch["action"])
+        return self.losses_of(module(batch["observation"]).float(), batch["action"], batch["target"])
+
+    def losses_of(self, outputs: Tensor, action: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and absolute TD error of each transition, both [B], from the network's outputs."""
+        chosen = _at(outputs, action)
         if self.config.atoms > 1:
-            losses = -(batch["target"] * chosen.log_softmax(1)).sum(1)
+            losses = -(target * chosen.log_softmax(1)).sum(1)
             return losses, losses
         measure = F.smooth_l1_loss if self.config.loss == "huber" else F.mse_loss
-        return measure(chosen, batch["target"], reduction="none"), (chosen - batch["target"]).abs()
+        return measure(chosen, target, reduction="none"), (chosen - target).abs()
 
 
 def project(probability: Tensor, positions: Tensor, support: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ class DigitsBandit(RLEnvConfig):
     dataset, as in the bandit of bsuite (Osband et al. 2020).
     """
 
+    stackable: ClassVar[bool] = True
     id: str = option("digits", "dataset that supplies the images")
     steps: int = option(8_000, "agent steps per task, summed over all parallel environments", low=1)
     envs: int = option(32, "number of parallel environments", low=1, high=10_000)

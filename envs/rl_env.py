@@ -58,6 +58,14 @@ class RLEnvConfig:
     version = 1  # see TaskStreamConfig.version
 
     @property
+    def stackable(self) -> bool:
+        """Whether runs can share a process (:mod:`plastibench.agents.shared_process`).
+
+        These environments draw random numbers only from their own generators; others may not.
+        """
+        return self.id in ("CartPole-v1", "Acrobot-v1", "MountainCar-v0")
+
+    @property
     def reference_returns(self) -> tuple[float, float] | None:
         """Returns of a random and an optimal policy, for normalization; None if unknown."""
         return None if self.max_episode_steps else _REFERENCE_RETURNS.get(self.id)

@@ -18,7 +18,7 @@ def configure(parser: CommandParser) -> None:
     parser.usage = "plastibench bench [ENV] [--agent NAME] [--intervention NAME] [options]"
     parser.epilog = (
         "Times, in alternation, an update in plastibench, the same update in a plain PyTorch loop, and its matrix\n"
-        "products alone; then times one intervention. Supports only task streams."
+        "products alone; then times one intervention. Supports task streams and, with --stack N, RL runs."
     )
     names = parser.add_argument_group(
         "what to time", "Set options with --env.OPTION, --agent.OPTION and --intervention.OPTION."
@@ -67,6 +67,12 @@ def execute(args: argparse.Namespace) -> int:
         intervention_options=tables["intervention"],
         **{**tables["run"], "device": resolve_device(args.device or "auto")},
     )
+    if args.stack and spec.create("env").kind == "rl":
+        from plastibench.sweeps.rl_stack_speed import measure
+
+        speed = measure(spec, args.data_dir, args.stack, args.updates, args.rounds, args.threads)
+        print(speed.to_json() if args.json else speed.to_text())
+        return 0
     found = benchmark(spec, args.data_dir, args.updates, args.rounds, args.threads, args.stack)
     print(found.to_json() if args.json else found.to_text())
     return 0

@@ -53,8 +53,8 @@ def add_engine(parser: CommandParser) -> None:
         "--stack",
         choices=("auto", "off"),
         default="auto",
-        help="local: auto updates the small networks (mlp) of several runs in one batched pass if there are at least "
-        "four runs per process; faster, with bit-identical results (default: auto)",
+        help="local: auto updates the small networks (mlp, dqn-mlp) of several runs in one batched pass if there are "
+        "at least four runs per process; faster, with bit-identical results (default: auto)",
     )
     group.add_argument(
         "--fail-fast", action="store_true", help="stop all runs when one fails (default: the other runs continue)"

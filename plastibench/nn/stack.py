@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
+from torch.optim.adam import adam
 
 from plastibench.nn.network import Network
 
@@ -32,51 +32,97 @@ class Stackable:
         key: Equal for networks that can be stacked.
     """
 
-    def __init__(self, network: Network, layers: Sequence[Any]) -> None:
+    def __init__(self, network: Network, layers: Sequence[Any], watched: Sequence[nn.Module]) -> None:
         self.network, self.layers = network, layers
         self.key: Hashable = (tuple((type(layer), repr(layer)) for layer in layers), str(network.device))
-        self._modules = [*network.module.modules()]
+        self._watched = watched
         self._seen = network.rebuilds, network.optimizer
 
     def is_current(self) -> bool:
         """Whether the network is unchanged; if not, call :func:`stackable` again."""
-        return self._seen == (self.network.rebuilds, self.network.optimizer) and not any(map(_has_hooks, self._modules))
+        return self._seen == (self.network.rebuilds, self.network.optimizer) and not any(map(_has_hooks, self._watched))
 
 
-def stackable(network: Network) -> Stackable | None:
+def stackable(
+    network: Network, parts: Sequence[nn.Module] | None = None, watched: Sequence[nn.Module] = ()
+) -> Stackable | None:
     """Describe a network for stacking, or return None if it cannot be stacked.
 
     It can be stacked if its module is a chain of Linear layers, elementwise activations and Flatten, all of its
     parameters are trained, and nothing (such as a method that tracks units) hooks into its forward pass.
+
+    Args:
+        network: The network.
+        parts: The parts of its module that form the chain, in order; the caller applies the others, which must have no
+            parameters. By default, the module itself is the chain.
+        watched: Further modules that must have no forward hooks, such as a target network.
     """
-    layers, parameters = _chain(network.module), [*network.module.parameters()]
+    layers, parameters = chain(*(parts or [network.module])), [*network.module.parameters()]
     groups = [] if network.optimizer is None else network.optimizer.param_groups
     trained = {id(p) for group in groups for p in group["params"]}
     if layers is None or not all(p.requires_grad for p in parameters) or trained != {*map(id, parameters)}:
         return None
-    return Stackable(network, layers)
+    modules = [each for root in (network.module, *watched) for each in root.modules()]
+    return None if any(map(_has_hooks, modules)) else Stackable(network, layers, modules)
 
 
-class NetworkStack:
-    """Networks with the same :attr:`Stackable.key`, which are updated together once."""
+def chain(*modules: nn.Module) -> list[Any] | None:
+    """The layers of modules that follow each other, in order; None if they are not a chain that can be stacked."""
+    found: list[Any] = []
+    for module in modules:
+        if type(module) is nn.Sequential:
+            layers = chain(*module)
+            if layers is None:
+                return None
+            found += layers
+        elif _is_flat(module) or type(module) in (nn.Linear, *_ELEMENTWISE):
+            found.append(module)
+        else:
+            return None
+    return found
 
-    def __init__(self, members: Sequence[Stackable]) -> None:
-        self.networks = [member.network for member in members]
-        # The layers of all networks at each depth. [depth][S]
-        self._layers = [*zip(*(member.layers for member in members), strict=True)]
-        self._gathered: list[tuple[list[nn.Parameter], Tensor]] = []
+
+class StackedLayers:
+    """Chains of S networks with the same :attr:`Stackable.key`, evaluated side by side with their current weights."""
+
+    def __init__(self, chains: Sequence[Sequence[Any]], *, trained: bool = False) -> None:
+        """Gather the weights.
+
+        Args:
+            chains: The layers of each network.
+            trained: Whether gradients with respect to the gathered weights are needed.
+        """
+        self.gathered: list[tuple[list[nn.Parameter], Tensor]] = []  # parameters of all networks, and a copy [S, ...]
+        self._layers: list[tuple[Any, Tensor | None, Tensor | None]] = []
+        for row in zip(*chains, strict=True):  # the layers of all networks at a depth
+            weight = bias = None
+            if isinstance(row[0], nn.Linear):
+                weight = self._gather([layer.weight for layer in row], trained)
+                bias = None if row[0].bias is None else self._gather([layer.bias for layer in row], trained)
+            self._layers.append((row[0], weight, bias))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Pass each network's batch through it: [S, B, ...] -> [S, B, K]."""
-        for row in self._layers:
-            first = row[0]
-            if isinstance(first, nn.Linear):
-                weight = self._gather([layer.weight for layer in row])
-                bias = None if first.bias is None else self._gather([layer.bias for layer in row])
+        for layer, weight, bias in self._layers:
+            if weight is not None:
                 x = _Linear.apply(x, weight, bias)
             else:
-                x = x.flatten(2) if isinstance(first, nn.Flatten) else first(x)
+                x = x.flatten(2) if isinstance(layer, nn.Flatten) else layer(x)
         return x
+
+    def _gather(self, parameters: list[nn.Parameter], trained: bool) -> Tensor:
+        with torch.no_grad():
+            gathered = torch.stack(list[Tensor](parameters)).requires_grad_(trained)
+        self.gathered.append((parameters, gathered))
+        return gathered
+
+
+class NetworkStack(StackedLayers):
+    """Networks with the same :attr:`Stackable.key`, which are updated together once."""
+
+    def __init__(self, members: Sequence[Stackable]) -> None:
+        super().__init__([member.layers for member in members], trained=True)
+        self.networks = [member.network for member in members]
 
     def update(self, losses: Tensor, batch_of: Callable[[int], TensorDictBase]) -> Tensor:
         """Take one optimizer step with every network; the counterpart of :meth:`Network.update`.
@@ -88,9 +134,8 @@ class NetworkStack:
         Returns:
             Gradient norm of each network, before clipping. [S]
         """
-        stacked = [tensor for _, tensor in self._gathered]
-        gradients = torch.autograd.grad(losses.sum(), stacked)
-        for (parameters, _), gradient in zip(self._gathered, gradients, strict=True):
+        gradients = torch.autograd.grad(losses.sum(), [gathered for _, gathered in self.gathered])
+        for (parameters, _), gradient in zip(self.gathered, gradients, strict=True):
             for parameter, part in zip(parameters, gradient.unbind(), strict=True):
                 parameter.grad = part  # a view: what penalties and clipping change below is the same memory
         for index, network in enumerate(self.networks):
@@ -104,12 +149,6 @@ class NetworkStack:
         self._step()
         return norms
 
-    def _gather(self, parameters: list[nn.Parameter]) -> Tensor:
-        with torch.no_grad():
-            gathered = torch.stack(list[Tensor](parameters)).requires_grad_()
-        self._gathered.append((parameters, gathered))
-        return gathered
-
     def _clip(self, gradients: Sequence[Tensor], norms: Tensor) -> None:
         limits = [network.clip or math.inf for network in self.networks]
         if min(limits) == math.inf:
@@ -121,10 +160,10 @@ class NetworkStack:
 
     @torch.no_grad()
     def _step(self) -> None:
-        """Step every optimizer; those that are AdamW with the same options in one call."""
+        """Step every optimizer; those that are Adam or AdamW with the same options in one call."""
         alike: dict[Hashable, list[Network]] = {}
         for network in self.networks:
-            alike.setdefault(_adamw_options(network), []).append(network)
+            alike.setdefault(_adam_options(network), []).append(network)
         for options, group in alike.items():
             if options is None:
                 for network in group:
@@ -132,48 +171,37 @@ class NetworkStack:
                 continue
             for network in group:
                 network.before_step()
-            _step_adamw(group)
+            _step_adam(group)
             for network in group:
                 network.after_step()
 
 
-def _chain(module: nn.Module) -> list[Any] | None:
-    """The layers of a plain chain in order, or None if the module is not one."""
-    if _has_hooks(module):
-        return None
-    if type(module) is nn.Sequential:
-        found: list[Any] = []
-        for child in module:
-            layers = _chain(child)
-            if layers is None:
-                return None
-            found += layers
-        return found
-    flat = type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
-    return [module] if flat or type(module) in (nn.Linear, *_ELEMENTWISE) else None
+def _is_flat(module: nn.Module) -> bool:
+    return type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
 
 
 def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
-def _adamw_options(network: Network) -> Hashable | None:
+def _adam_options(network: Network) -> Hashable | None:
     """Options that optimizers must have in common to step in one call; None if this one steps by itself."""
-    optimizer = network.optimizer
-    if type(optimizer) is not torch.optim.AdamW or len(optimizer.param_groups) != 1:
+    optimizer: Any = network.optimizer
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW) or len(optimizer.param_groups) != 1:
         return None
     (group,) = optimizer.param_groups
     if len(optimizer.state) != len(group["params"]) or not group["fused"] or group["amsgrad"]:
         return None  # the first step creates the state
-    return group["lr"], group["betas"], group["eps"], group["weight_decay"], group["maximize"]
+    options = ("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay", "maximize")
+    return tuple(group[name] for name in options)
 
 
-def _step_adamw(networks: Sequence[Network]) -> None:
+def _step_adam(networks: Sequence[Network]) -> None:
     optimizers: list[Any] = [network.optimizer for network in networks]
     parameters = [p for optimizer in optimizers for p in optimizer.param_groups[0]["params"]]
     states = [optimizer.state[p] for optimizer in optimizers for p in optimizer.param_groups[0]["params"]]
     group = optimizers[0].param_groups[0]
-    adamw(
+    adam(
         parameters,
         [p.grad for p in parameters],
         [state["exp_avg"] for state in states],
@@ -188,6 +216,7 @@ def _step_adamw(networks: Sequence[Network]) -> None:
         weight_decay=group["weight_decay"],
         eps=group["eps"],
         maximize=group["maximize"],
+        decoupled_weight_decay=group["decoupled_weight_decay"],
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 
-from plastibench.agents.classifier_config import can_share_process
+from plastibench.agents.shared_process import can_share_process
 from plastibench.config.spec import RunSpec
 from plastibench.sweeps.jobs import Job
 
@@ -14,8 +14,8 @@ _SMALLEST, _LARGEST = 4, 16  # runs in a stack: fewer save little time; more sav
 
 def stack_key(spec: RunSpec) -> Hashable | None:
     """A key that is equal for runs that may share a process; None if the run needs its own process."""
-    agent = spec.create("agent")
-    if spec.run.device != "cpu" or not can_share_process(agent) or agent.compile != "no":
+    env, agent = spec.create("env"), spec.create("agent")
+    if spec.run.device != "cpu" or not can_share_process(env, agent) or agent.compile != "no":
         return None
     return spec.env[0], spec.agent[0], agent.precision, spec.run.deterministic
 

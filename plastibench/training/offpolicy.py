@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,27 +139,59 @@ class OffPolicyTrainer(Trainer):
         self._evaluate()
 
     def advance(self) -> None:
-        """Step all environments once, make the updates that are due, then intervene and evaluate if it is time."""
+        """Step all environments once, make the updates that are due, then evaluate if it is time."""
+        self.learn()
+        self.after_update()
+
+    def learn(self) -> None:
+        """Step all environments once and make the updates that are due.
+
+        Code that acts and updates for several trainers together calls the three parts itself.
+        """
+        observation = self.observe()
+        self.step(None if observation is None else self.agent.act(observation, greedy=False))
+        for batch in self.due_batches():
+            self.learner.learn(batch)
+
+    def observe(self) -> Tensor | None:
+        """Begin the next task if it is time; return the observations to act on, or None while actions are random."""
         if self.steps == self.steps_per_task * (self.task + 1):
             self._begin_next_task()
         self.agent.set_progress(self.steps / self.length)
-        action = self._choose_actions()
-        self._step(action)
-        before = self.steps
+        return None if self.steps < self.agent.config.learning_starts else to_tensor(self.seen, self.device)
+
+    def step(self, chosen: Tensor | None) -> None:
+        """Step all environments and store the transitions.
+
+        Args:
+            chosen: The agent's actions, [envs] or [envs, A]; None: random actions.
+        """
+        self._step(self._checked(chosen))
         self.steps += self.env_config.envs
+
+    def due_batches(self) -> Iterator[TensorDictBase]:
+        """Yield the batches of the updates that are due; the caller learns from each before it takes the next.
+
+        After each update, intervene if it is time.
+        """
         starts = max(self.agent.config.learning_starts, self.agent.batch_size)
         if self.steps > starts:
             self.owed += self.agent.config.replay_ratio * min(self.env_config.envs, self.steps - starts)
-        if len(self.buffer):  # with n-step returns, the first transitions are complete some steps later
-            count = int(self.owed)
-            self.owed -= count
-            for first in range(0, count, _BATCHES_AT_ONCE):
-                for number, batch in enumerate(self.buffer.sample(min(_BATCHES_AT_ONCE, count - first)), first + 1):
-                    self._learn(batch)
-                    last = self.finished and number == count  # an intervention after the last update is pointless
-                    if self.learner.due() and not last:
-                        self._intervene_and_evaluate()
-        every = self.env_config.evaluate_every
+        if not len(self.buffer):  # with n-step returns, the first transitions are complete some steps later
+            return
+        count = int(self.owed)
+        self.owed -= count
+        for first in range(0, count, _BATCHES_AT_ONCE):
+            for number, batch in enumerate(self._sampled(min(_BATCHES_AT_ONCE, count - first)), first + 1):
+                yield batch
+                self._after_learning(batch)
+                last = self.finished and number == count  # an intervention after the last update is pointless
+                if self.learner.due() and not last:
+                    self._intervene_and_evaluate()
+
+    def after_update(self) -> None:
+        """Evaluate if it is time."""
+        every, before = self.env_config.evaluate_every, self.steps - self.env_config.envs
         if self.steps // every > before // every or self.steps % self.steps_per_task == 0:
             self._evaluate()
 
@@ -189,7 +222,7 @@ class OffPolicyTrainer(Trainer):
         self._enter(task)
         self.steps = self.agent.config.learning_starts  # from here on the agent chooses the actions
         for _ in range(-(-steps // self.env_config.envs)):
-            self._step(self._choose_actions())
+            self._step(self._checked(self.agent.act(to_tensor(self.seen, self.device), greedy=False)))
 
     # Acting and learning -----------------------------------------------------------------------------------------
 
@@ -210,14 +243,14 @@ class OffPolicyTrainer(Trainer):
         self.buffer.start_episodes(self.frames)
         self.envs.action_space.seed(derive(seed, f"random-actions-{task}{again}") % 2**31)
 
-    def _choose_actions(self) -> Array:
-        """Actions in the dtype of the action space: a resumed run replays them bit for bit."""
-        if self.steps < self.agent.config.learning_starts:
-            chosen = np.asarray(self.envs.action_space.sample())
+    def _checked(self, chosen: Tensor | None) -> Array:
+        """Actions in the dtype of the action space, so that a resumed run replays them bit for bit; None: random."""
+        if chosen is None:
+            action = np.asarray(self.envs.action_space.sample())
         else:
-            chosen = self.agent.act(to_tensor(self.seen, self.device), greedy=False).numpy()
-            check_action(chosen, f"at step {self.steps:,}")
-        return chosen.astype(self.envs.single_action_space.dtype, copy=False)
+            action = chosen.numpy()
+            check_action(action, f"at step {self.steps:,}")
+        return action.astype(self.envs.single_action_space.dtype, copy=False)
 
     def _step(self, action: Array) -> None:
         """Step all environments and store the transitions."""
@@ -241,10 +274,11 @@ class OffPolicyTrainer(Trainer):
         self.episodes += self.sums[ended].tolist()
         self.sums[ended] = 0
 
-    def _learn(self, batch: TensorDictBase) -> None:
-        if self._moves_batches:
-            batch = batch.to(self.device)
-        self.learner.learn(batch)
+    def _sampled(self, count: int = 1) -> Iterator[TensorDictBase]:
+        for batch in self.buffer.sample(count):
+            yield batch.to(self.device) if self._moves_batches else batch
+
+    def _after_learning(self, batch: TensorDictBase) -> None:
         self.buffer.update_priority(batch)
         if self._churn is not None:
             self._measure_churn(*self._churn)
@@ -259,8 +293,9 @@ class OffPolicyTrainer(Trainer):
         self.intervene()
         self.targets.after_intervention(self.representative)
         for _ in range(self.options.offline_updates or 0):
-            for batch in self.buffer.sample():
-                self._learn(batch)
+            for batch in self._sampled():
+                self.learner.learn(batch)
+                self._after_learning(batch)
         if measured:
             changed = self.learner.acts or self.options.offline_updates
             after = self._evaluate_policy()[0] if changed else before

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import torch
 
-from plastibench.agents.classifier_config import can_share_process
+from plastibench.agents.shared_process import can_share_process
 from plastibench.config.errors import RunError, UserError
 from plastibench.config.spec import RunSpec
 from plastibench.results.result import Result
+from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.opened_run import Interrupted, OpenedRun, RunSettings
 from plastibench.training.runner import opened, run_alone
 from plastibench.training.supervised import SupervisedTrainer
@@ -76,12 +77,12 @@ class _Member:
     @property
     def can_share(self) -> bool:
         """Whether the run is independent of others in its process."""
-        return can_share_process(self.run.agent.config)
+        return can_share_process(self.trainer.env_config, self.run.agent.config)
 
     @property
-    def trainer(self) -> SupervisedTrainer:
+    def trainer(self) -> SupervisedTrainer | OffPolicyTrainer:
         trainer = self.run.trainer
-        assert isinstance(trainer, SupervisedTrainer)
+        assert isinstance(trainer, SupervisedTrainer | OffPolicyTrainer)
         return trainer
 
     def attempt(self, step: Callable[[], object]) -> None:
@@ -89,11 +90,15 @@ class _Member:
         try:
             step()
         except Exception as error:
-            self._inside, self.outcome = False, error
-            try:
-                self._context.__exit__(type(error), error, error.__traceback__)
-            except RunError as described:
-                self.outcome = described
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Leave the context with the error of the run."""
+        self._inside, self.outcome = False, error
+        try:
+            self._context.__exit__(type(error), error, error.__traceback__)
+        except RunError as described:
+            self.outcome = described
 
     def after_update(self) -> None:
         """Do what is due after an update; at the end of the run, write its result."""
@@ -129,7 +134,10 @@ def _train(members: Sequence[_Member]) -> None:
         for member, update in zip(members, updates, strict=True):
             member.run.add_cpu(update.cpu_seconds)
             member.run.stacked = max(member.run.stacked, update.together)
-            member.attempt(member.after_update)
+            if update.error is None:
+                member.attempt(member.after_update)
+            else:
+                member.fail(update.error)
             if member.outcome is not None:
                 member.leave()
         members = [member for member in members if member.outcome is None]

@@ -57,6 +57,37 @@ def test_other_ways_to_compute_are_not_mixed(options: dict[str, Any]) -> None:
     assert stack_key(RunSpec.make("relabel-digits", "mlp", device="cuda")) is None
 
 
+@pytest.mark.parametrize("env", ["rl-cartpole", "rl-bandit-digits"])
+def test_dqn_runs_of_one_kind_share_a_process(env: str) -> None:
+    assert sizes(jobs(10, "dqn-mlp", env), 2) == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("env", "agent", "options"),
+    [
+        ("rl-cartpole", "dqn-mlp", {"agent_options": {"dueling": True}}),
+        ("rl-cartpole", "dqn-mlp", {"agent_options": {"atoms": 51}}),
+        ("rl-cartpole", "dqn-mlp", {"agent_options": {"prioritized": True}}),
+        ("rl-cartpole", "sac-mlp", {}),
+        ("rl-bandit-digits", "dqn-cnn", {}),
+        ("gym", "dqn-mlp", {"env_options": {"id": "Own-v0"}}),  # may draw from the generators of the process
+    ],
+)
+def test_other_rl_runs_do_not_share_a_process(env: str, agent: str, options: dict[str, Any]) -> None:
+    assert stack_key(RunSpec.make(env, agent, device="cpu", **options)) is None
+
+
+def test_bench_measures_rl_runs_together(say: Callable[..., Any]) -> None:
+    words = "bench rl-cartpole --agent dqn-mlp --updates 2 --rounds 2 --threads 1 --device cpu"
+    small = "--agent.hidden 8 --agent.batch-size 8 --agent.learning-starts 32 --env.envs 4 --env.evaluation-episodes 1"
+    said = say(*words.split(), *small.split(), "--stack", 3, "--json")
+    found = json.loads(said.out)
+    assert said.status == 0 and found["stack"] == 3
+    assert all(0 < found[name][0] <= found[name][1] <= found[name][2] for name in ("alone", "together", "gain"))
+    said = say(*words.replace("dqn-mlp", "sac-mlp").split(), "--stack", 3)
+    assert said.status == 2 and "not updated together" in said.err
+
+
 def test_command_stacks_by_itself(say: Callable[..., Any], tmp_path: Path) -> None:
     words = (
         "run relabel-digits --agent mlp --agent.width 8 --env.tasks 3 --env.epochs 2 --env.train-size 40 --seed 0..3"

@@ -22,7 +22,7 @@ from plastibench.config.spec import RunSpec
 from plastibench.interventions.l2 import L2
 from plastibench.results.result import Result
 from plastibench.sweeps.stacking import stack_key
-from plastibench.training import checkpoint, trainer_stack
+from plastibench.training import checkpoint, supervised_stack, trainer_stack
 from plastibench.training.opened_run import Interrupted, RunSettings
 from plastibench.training.run_together import run_together
 from plastibench.training.runner import run
@@ -73,7 +73,7 @@ def test_every_kind_of_method(small: Make, tmp_path: Path, monkeypatch: pytest.M
         sizes.append(len(members))
         original(members, *arguments)
 
-    monkeypatch.setattr(trainer_stack, "update_together", counted)
+    monkeypatch.setattr(supervised_stack, "update_together", counted)
     specs = [small(name, options) for name, options in METHODS.items()]
     results = together(specs, tmp_path / "together")
     assert all(isinstance(result, Result) for result in results)
