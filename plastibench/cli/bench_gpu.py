@@ -51,7 +51,7 @@ def execute(args: argparse.Namespace) -> int:
     """Measure, and say where the files are."""
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out {args.out} is not a folder")
-    from plastibench.sweeps.benchmark.gpu_rows import Sizes, all_rows
+    from plastibench.sweeps.benchmark.gpu_rows import Sizes
     from plastibench.sweeps.benchmark.gpu_session import measure_gpu, summary
     from plastibench.utils.runtime import resolve_device
 
@@ -67,5 +67,5 @@ def execute(args: argparse.Namespace) -> int:
         args.only,
         lambda line: print(line, file=sys.stderr, flush=True),
     )
-    print(summary(report, [row.name for row in all_rows() if args.only in row.name]))
+    print(summary(report))
     return 0

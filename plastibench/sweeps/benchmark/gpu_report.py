@@ -27,13 +27,19 @@ class GpuReport:
         sessions: Where and with what each call measured: command, commit, torch, hardware.
     """
 
-    def __init__(self, folder: Path, session: Record, rehearsal: bool) -> None:
+    def __init__(self, folder: Path, session: Record, names: Sequence[str], rehearsal: bool) -> None:
         """Create the folder, or continue it.
+
+        Args:
+            folder: The folder.
+            session: Where and with what this call measures.
+            names: Names of the rows that are wanted.
+            rehearsal: Whether the numbers mean nothing.
 
         Raises:
             UserError: The folder holds something else, or measurements of another device.
         """
-        self.folder, self.rehearsal = folder, rehearsal
+        self.folder, self.names, self.rehearsal = folder, names, rehearsal
         self.records: dict[str, Record] = {}
         self.sessions: list[Record] = []
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,15 +58,20 @@ class GpuReport:
     def add(self, name: str, record: Record) -> None:
         """Record a row, and write both files."""
         self.records[name] = {**record, "session": len(self.sessions) - 1}
-        self.write([])
+        self.write()
 
-    def write(self, missing: Sequence[str]) -> None:
-        """Write both files; ``missing`` names the rows that are still to be measured."""
+    @property
+    def missing(self) -> list[str]:
+        """Names of the rows that are still to be measured."""
+        return [name for name in self.names if name not in self.records]
+
+    def write(self) -> None:
+        """Write both files."""
         content = {"format": _FORMAT, "rehearsal": self.rehearsal, "sessions": self.sessions, "rows": self.records}
         atomic_io.write_text(self.folder / JSON_FILE, json.dumps(content, indent=1) + "\n")
-        atomic_io.write_text(self.folder / MARKDOWN_FILE, self.to_markdown(missing) + "\n")
+        atomic_io.write_text(self.folder / MARKDOWN_FILE, self.to_markdown() + "\n")
 
-    def to_markdown(self, missing: Sequence[str] = ()) -> str:
+    def to_markdown(self) -> str:
         """A table per kind of row, and lists of what could not be measured."""
         last = self.sessions[-1]
         hardware = last["hardware"]
@@ -79,8 +90,8 @@ class GpuReport:
                      if record["status"] == status]  # fmt: skip
             if found:
                 lines += [f"## {status.capitalize()}", "\n".join(found)]
-        if missing:
-            lines += ["## Missing", "\n".join(f"- `{name}`" for name in missing)]
+        if self.missing:
+            lines += ["## Missing", "\n".join(f"- `{name}`" for name in self.missing)]
         return "\n\n".join(lines)
 
     def _measured(self, kind: str) -> list[tuple[str, Record]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def measure_gpu(
         "rounds": sizes.rounds,
         **provenance.session(sizes.device),
     }
-    report = GpuReport(folder, session, sizes.rehearsal)
+    report = GpuReport(folder, session, [row.name for row in rows], sizes.rehearsal)
     rows.sort(key=lambda row: report.has_failed(row.name))  # earlier failures may repeat: last
     for number, row in enumerate(rows, 1):
         if report.is_done(row.name):
@@ -71,12 +71,13 @@ def measure_gpu(
             say(f"{number}/{len(rows)}  {row.name}: {text} ({record['took']:.1f} s)")
         if not _usable(sizes.device):
             break
-    report.write([row.name for row in rows if not report.is_done(row.name)])
+    report.write()
     return report
 
 
 def _measure(row: Row, sizes: Sizes, report: GpuReport, data_dir: Path, deadline: float) -> dict[str, Any]:
     """Measure a row; errors become a record."""
+    threads = torch.get_num_threads()
     try:
         if row.kind == "runs":
             row = replace(row, mode=_mode_of_runs(report, row))
@@ -92,10 +93,11 @@ def _measure(row: Row, sizes: Sizes, report: GpuReport, data_dir: Path, deadline
     except Exception as error:  # of a kernel, a compiler, memory, …
         return {"status": "failed", "reason": " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]}
     finally:
+        torch.set_num_threads(threads)
         if row.mode != "eager":
             torch.compiler.reset()
-        gc.collect()
         if sizes.device.startswith("cuda") and _usable(sizes.device):
+            gc.collect()
             torch.cuda.empty_cache()
 
 
@@ -129,12 +131,12 @@ def _usable(device: str) -> bool:
     return True
 
 
-def summary(report: GpuReport, rows: Sequence[str]) -> str:
+def summary(report: GpuReport) -> str:
     """What was measured, and where it is."""
     count = dict.fromkeys(("measured", "incomplete", "failed", "not supported"), 0)
     for record in report.records.values():
         count[record["status"]] += 1
-    missing = sum(not report.is_done(name) for name in rows)
+    missing = sum(not report.is_done(name) for name in report.names)
     parts = [f"{number} {status}" for status, number in count.items() if number]
     if missing:
         parts.append(f"{plural(missing, 'row')} to do: repeat the command to continue")

@@ -73,7 +73,7 @@ def cost(
 
 def cost_table(costs: Mapping[str, Cost | str]) -> str:
     """A table of the costs by intervention; a text instead of a cost says why there is none."""
-    header = ["intervention", "update time (quartiles)", "intervention", "in updates", "memory"]
+    header = ["intervention", "update time (quartiles)", "one takes", "in updates", "memory"]
     rows = [
         [name, _shown(found.update), f"{1e3 * found.seconds_each:.1f} ms", *_rest(found)]
         for name, found in costs.items()
