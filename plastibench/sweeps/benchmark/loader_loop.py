@@ -85,7 +85,7 @@ class LoaderLoop:
             RunError: The process failed.
         """
         stored, dataset = trainer.stored, trainer.env.dataset
-        batch_size = min(trainer.agent.batch_size, len(stored))
+        batch_size = mean_batch(trainer)
         data = AugmentedImages(
             stored["image"].cpu().numpy(),
             stored["label"].cpu().numpy(),
@@ -126,6 +126,11 @@ class LoaderLoop:
             raise RunError("the process of the loop with a DataLoader ended unexpectedly") from error
         if isinstance(answer, str):
             raise RunError(f"the loop with a DataLoader failed: {answer}")
+
+
+def mean_batch(trainer: SupervisedTrainer) -> int:
+    """Mean samples per update, rounded; the last batch of an epoch may be smaller than the others."""
+    return round(len(trainer.stored) / trainer.updates_per_epoch())
 
 
 def _serve(

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
-from plastibench.sweeps.benchmark.loader_loop import LoaderLoop
+from plastibench.sweeps.benchmark.loader_loop import LoaderLoop, mean_batch
 from plastibench.sweeps.benchmark.matrix_products import products_of
 from plastibench.sweeps.benchmark.plain_loop import plain_loop
 from plastibench.sweeps.benchmark.started_trainer import start_trainer
@@ -51,7 +51,7 @@ class UpdateSpeed:
         precision: Precision of the matrix products.
         compile: Mode of ``torch.compile``, or ``no``.
         updates_per_epoch: Updates in an epoch of the first task.
-        batch_size: Samples per update; fewer than the agent's batch size if the first task has fewer.
+        batch_size: Mean samples per update, rounded; the last batch of an epoch may be smaller than the others.
         clock: ``wall``, or ``cpu`` for CPU time.
         flops: Floating-point operations of the matrix products of an update.
         plastibench: Seconds per update.
@@ -198,7 +198,7 @@ def measure_updates(
         precision=trainer.agent.config.precision,
         compile=trainer.agent.config.compile,
         updates_per_epoch=trainer.updates_per_epoch(),
-        batch_size=min(trainer.agent.batch_size, len(trainer.stored)),
+        batch_size=mean_batch(trainer),
         plastibench=quartiles(ours),
         plain=quartiles(theirs) if theirs else None,
         ratio=ratio(ours, theirs) if theirs else None,
