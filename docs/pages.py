@@ -217,6 +217,8 @@ def cli() -> dict[str, str]:
         parser = CommandParser(prog=f"plastibench {name}", description=f"{summary[0].upper()}{summary[1:]}.")
         module.configure(parser)
         parts += [f"## {name}", f"```text\n{parser.format_help().rstrip()}\n```"]
+        for part in parser.parts.values():
+            parts += [f"### {part.prog.partition(' ')[2]}", f"```text\n{part.format_help().rstrip()}\n```"]
     return {"reference/cli.md": "\n\n".join(parts)}
 
 

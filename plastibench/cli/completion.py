@@ -77,6 +77,10 @@ def candidates(words: Sequence[str], modules: Mapping[str, str]) -> list[str]:
         return []
     parser = CommandParser(prog=command)
     importlib.import_module(modules[command]).configure(parser)
+    if parser.parts and not given and not current.startswith("-"):
+        return _matching(current, parser.parts)
+    if given and given[0] in parser.parts:
+        parser, given = parser.part_of(given)
     if current.startswith("-"):
         return _matching(current, [*parser.flags, *_option_flags(parser, given)])
     flag = parser._option_string_actions.get(given[-1]) if given else None

@@ -30,7 +30,7 @@ GROUPS = {
     "inspect": {
         "diagnose": "measure the plasticity of a network, layer by layer",
         "apply": "apply an intervention to a trained network once, before fine-tuning",
-        "bench": "measure throughput, and the cost of an intervention",
+        "bench": "measure speed: updates, stacks, interventions, data, RL, and a GPU",
         "list": "list envs, agents, interventions and metrics",
         "info": "show versions, devices, datasets and runs, or the options of a name",
         "completion": "print a script that completes commands, flags and names in a shell",

@@ -15,7 +15,7 @@ from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.results.confidence import PLUS_MINUS, mean_ci
 from plastibench.results.result import Result
-from plastibench.sweeps.benchmark import Cost, cost
+from plastibench.sweeps.benchmark.intervention_cost import Cost, cost
 from plastibench.utils import atomic_io
 from plastibench.utils.tables import fitting_columns, markdown_table, text_table
 

@@ -325,7 +325,7 @@ INVALID = {
     ),
     "refit": ([*RUN, "--intervention", "rnr", "--intervention.refit", "("], "'(' is not a regular expression"),
     "out": (["survey", "warm-digits", "--out", "nosuch/x.md"], "the folder nosuch does not exist"),
-    "rounds": (["bench", "--rounds", "1"], "--rounds: '1' is not an integer from 2 to 1,000,000"),
+    "rounds": (["bench", "train", "--rounds", "1"], "--rounds: '1' is not an integer from 2 to 1,000,000"),
     "plugin file": ([*RUN, "--plugin", "nosuch.py"], "--plugin nosuch.py: no such file"),
     "rl only": ([*RUN, "--offline-updates", "3"], "--offline-updates"),
     "patches": (

@@ -78,14 +78,14 @@ def test_other_rl_runs_do_not_share_a_process(env: str, agent: str, options: dic
 
 
 def test_bench_measures_rl_runs_together(say: Callable[..., Any]) -> None:
-    words = "bench rl-cartpole --agent dqn-mlp --updates 2 --rounds 2 --threads 1 --device cpu"
+    words = "bench stack rl-cartpole --agent dqn-mlp --updates 2 --rounds 2 --threads 1 --device cpu"
     small = "--agent.hidden 8 --agent.batch-size 8 --agent.learning-starts 32 --env.envs 4 --env.evaluation-episodes 1"
-    said = say(*words.split(), *small.split(), "--stack", 3, "--json")
+    said = say(*words.split(), *small.split(), "--runs", 3, "--json")
     found = json.loads(said.out)
     assert said.status == 0 and found["stack"] == 3
     assert all(0 < found[name][0] <= found[name][1] <= found[name][2] for name in ("alone", "together", "gain"))
-    said = say(*words.replace("dqn-mlp", "sac-mlp").split(), "--stack", 3)
-    assert said.status == 2 and "not updated together" in said.err
+    said = say(*words.replace("dqn-mlp", "sac-mlp").split(), "--runs", 3)
+    assert said.status == 2 and "cannot be updated together" in said.err
 
 
 def test_command_stacks_by_itself(say: Callable[..., Any], tmp_path: Path) -> None:

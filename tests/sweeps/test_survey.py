@@ -14,8 +14,10 @@ from plastibench.config import registry
 from plastibench.config.errors import UserError
 from plastibench.config.spec import RunSpec
 from plastibench.interventions.upgd import UPGD
-from plastibench.sweeps import benchmark, survey_table
-from plastibench.sweeps.benchmark import Cost, _started, cost
+from plastibench.sweeps import survey_table
+from plastibench.sweeps.benchmark import timing
+from plastibench.sweeps.benchmark.intervention_cost import Cost, cost
+from plastibench.sweeps.benchmark.started_trainer import start_trainer
 from plastibench.training.checkpoint import tensor_bytes
 from tests.leaderboard.made import result
 
@@ -60,7 +62,7 @@ def test_costs_measure_memory_and_slowdown(tmp_path: Path, monkeypatch: pytest.M
 
         return timed
 
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(Classifier, "update", taking(1.0, Classifier.update))
     monkeypatch.setattr(UPGD, "before_update", taking(0.5, UPGD.before_update))
     monkeypatch.setattr(UPGD, "intervene", taking(3.0, UPGD.intervene))
@@ -130,20 +132,12 @@ def test_costs_are_stored_per_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_updates_are_timed_in_the_precision_of_the_run(tmp_path: Path) -> None:
     spec = RunSpec.make("cl-digits", "mlp", device="cpu", agent_options={"precision": "tf32", "width": 8})
     try:
-        _started(spec, tmp_path, 1)
+        start_trainer(spec, tmp_path, 1)
         assert torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     with pytest.raises(UserError, match="rl-cartpole"):
-        _started(RunSpec.make("rl-cartpole", "dqn-mlp", device="cpu"), tmp_path, 1)
-
-
-def test_bench_accepts_roles(say: Any, tmp_path: Path) -> None:
-    arguments = ["cl-digits", "--agent", "mlp", "--agent.width", 8, "--device", "cpu", "--updates", 1, "--rounds", 2]
-    assert say("bench", *arguments, "--intervention.roles", "classifier").status == 0
-    said = say("bench", *arguments, "--intervention.roles", "critic")
-    assert said.status == 2 and "'critic'" in said.err
-    assert say("bench", *arguments, "--roles", "classifier").status == 0
+        start_trainer(RunSpec.make("rl-cartpole", "dqn-mlp", device="cpu"), tmp_path, 1)
 
 
 def test_a_survey_of_rl_agents_shows_returns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,8 @@ _PRODUCTS = {
     _aten._scaled_dot_product_flash_attention_backward,
     _aten._scaled_dot_product_efficient_attention,
     _aten._scaled_dot_product_efficient_attention_backward,
+    _aten._scaled_dot_product_cudnn_attention,
+    _aten._scaled_dot_product_cudnn_attention_backward,
 }
 
 

@@ -1,0 +1,1 @@
+"""The parts of ``plastibench bench``: updates, stacks, interventions, data, reinforcement learning, and a GPU."""
