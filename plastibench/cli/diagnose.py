@@ -45,8 +45,8 @@ def configure(parser: CommandParser) -> None:
     metrics.add_argument(
         "--thorough",
         action="store_true",
-        help="networks that are not from a run: use 64 samples, all tokens and positions, and per-sample gradients (takes "
-        "minutes); by default, a few samples and random positions are used, and the report says how many",
+        help="networks that are not from a run: use 64 samples, all tokens and positions, and per-sample gradients "
+        "(takes minutes); the default uses fewer samples and random positions, and its report says how many",
     )
     structure = parser.add_argument_group("structure")
     structure.add_argument(

@@ -13,7 +13,6 @@ from torch.utils.hooks import RemovableHandle
 from plastibench.nn.batch_pass import Collector, run_pass
 from plastibench.nn.network import Network
 
-
 _SAMPLES = 64  # whose attention weights are in memory at once
 
 

@@ -1,4 +1,4 @@
-"""What makes `plastibench diagnose` fast (one pass per network, sampled rows, fewer samples), and that reports say so."""
+"""What makes `plastibench diagnose` fast (one pass, sampled rows, fewer samples), and that reports say so."""
 
 from __future__ import annotations
 
