@@ -63,7 +63,7 @@ class MetricInputs:
     @functools.cached_property
     def activation_sums(self) -> Mapping[str, ActivationSums]:
         """Sums over the activations of each layer; one pass over the batch, shared by all metrics."""
-        known = self.observation and self.observation.activation_sums
+        known = self.observation.activation_sums if self.observation is not None else None
         return sum_activations(self.network, self.batch, self.units) if known is None else known
 
     @property
@@ -77,13 +77,13 @@ class MetricInputs:
     @property
     def mean_gradient(self) -> Mapping[str, Tensor]:
         """The gradient of the mean loss by parameter name."""
-        known = self.observation and self.observation.mean_gradient
+        known = self.observation.mean_gradient if self.observation is not None else None
         return mean_gradient(self.network, self.batch) if known is None else known
 
     @property
     def attention(self) -> Mapping[str, Tensor]:
         """Mean entropy of each head of each attention module."""
-        known = self.observation and self.observation.attention
+        known = self.observation.attention if self.observation is not None else None
         return attention_entropies(self.network, self.batch) if known is None else known
 
     def generator(self, index: int) -> torch.Generator:

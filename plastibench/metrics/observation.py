@@ -79,7 +79,8 @@ def observe(
     attention = AttentionCollector(network) if ATTENTION in wanted else None
     losses = _Losses()
     collectors = [each for each in (statistics, features, sums, gradient, attention, losses) if each is not None]
-    run_pass(network, batch, collectors, tracked=statistics.names, backward=True)
+    trained = any(p.requires_grad for p in network.module.parameters())
+    run_pass(network, batch, collectors, tracked=statistics.names, backward=trained)
     return Observation(
         losses.finite,
         statistics.statistics(),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from plastibench.config.errors import UserError
 from plastibench.diagnosis import sample_limit
 from plastibench.diagnosis.diagnose import QUICK_GROUPS, diagnose
 from plastibench.diagnosis.loading import DiagnosisTarget, timm_model
@@ -165,3 +166,10 @@ def test_a_large_fault_is_found_with_sampled_rows() -> None:
     found = diagnose(target_of(network, 8), QUICK_GROUPS, sampled_rows=64)
     broken = next(layer for layer in found.layers if layer.name == "layer2.0.conv1")
     assert broken.verdict == "sick" and broken.values["dead-unit-ratio"] == 1
+
+
+def test_a_frozen_network_is_reported() -> None:
+    network = network_of(agent_builder("mlp", width=8))
+    network.module.requires_grad_(False)
+    with pytest.raises(UserError, match="are frozen"):
+        diagnose(target_of(network, 8), QUICK_GROUPS)
