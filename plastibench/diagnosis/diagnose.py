@@ -250,7 +250,7 @@ def _same_layers(layers: Sequence[TracedLayer], fresh: Network, batch: TensorDic
     """The layers of a fresh network: those of the network, unless its modules have other names or shapes."""
     modules = dict(fresh.module.named_modules())
     found = [replace(layer, module=modules[layer.name]) for layer in layers if layer.name in modules]
-    shapes = [(layer.module.weight.shape, each.module.weight.shape) for layer, each in zip(layers, found, strict=False)]  # type: ignore[union-attr]
+    shapes = [(layer.module.weight.shape, each.module.weight.shape) for layer, each in zip(layers, found, strict=False)]
     same = len(found) == len(layers) and all(one == other for one, other in shapes)
     return found if same else trace(fresh, batch)
 
