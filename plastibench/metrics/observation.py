@@ -28,6 +28,7 @@ class Observation:
 
     Attributes:
         finite: The loss of every chunk is finite.
+        sampled: Only some rows of each layer were used, because speed matters more than the last digits.
         statistics: Statistics of the units of each layer that is trained and not an output.
         rows: Number of rows (samples, tokens or positions) behind them, by layer; 0 if the layer does not run.
         features: The input of the head, [N, D]; None if there is no trained head.
@@ -37,6 +38,7 @@ class Observation:
     """
 
     finite: bool
+    sampled: bool
     statistics: Mapping[str, UnitStatistics]
     rows: Mapping[str, int]
     features: Tensor | None
@@ -83,6 +85,7 @@ def observe(
     run_pass(network, batch, collectors, tracked=statistics.names, backward=trained)
     return Observation(
         losses.finite,
+        sample is not None,
         statistics.statistics(),
         {name: total.rows for name, total in statistics.sums.items()},
         None if features is None else features.matrix(),

@@ -18,7 +18,9 @@ from plastibench.diagnosis.loading import DiagnosisTarget, timm_model
 from plastibench.diagnosis.sample_limit import affordable, spread
 from plastibench.diagnosis.text_report import report
 from plastibench.metrics.activation_sums import SampledSums, sum_activations
+from plastibench.metrics.metric_inputs import MetricInputs
 from plastibench.metrics.observation import ACTIVATIONS, ATTENTION, GRADIENT, observe
+from plastibench.metrics.weights import spectral_norm, weight_metrics
 from plastibench.nn.attention import attention_entropies
 from plastibench.nn.dataflow import trace
 from plastibench.nn.features import features
@@ -88,6 +90,20 @@ def test_decompositions_get_a_limited_number_of_rows(monkeypatch: Any) -> None:
     sums = SampledSums(nn.Linear(2, 12), torch.device("cpu"))
     sums.add(torch.randn(50, 12))
     assert (sums.rows, sums.thinned_rows, len(sums.singular_values())) == (50, 10, 10)
+
+
+def test_a_spectral_norm_in_single_precision_has_five_correct_digits() -> None:
+    weight = torch.randn(40, 30, 3, 3, generator=torch.Generator().manual_seed(0))
+    assert spectral_norm(weight, torch.float32) == pytest.approx(spectral_norm(weight), rel=1e-5)
+    network, batch = network_of(small_vit()), images(4)
+    units = trace(network, batch)
+    found = [
+        weight_metrics(MetricInputs.of(network, batch, units=units, observation=observe(network, batch, units, (), s)))
+        for s in (None, RowSample(10))
+    ]
+    norms = [report.overall["spectral-norm"] for report in found]
+    assert norms[0] == max(spectral_norm(unit.module.weight) for unit in units if unit.module.weight.ndim > 1)  # type: ignore[arg-type, union-attr]
+    assert norms[0] != norms[1] == pytest.approx(norms[0], rel=1e-5)
 
 
 def test_the_same_rows_of_activations_and_gradients_are_sampled() -> None:
