@@ -34,7 +34,7 @@ def configure(parser: CommandParser) -> None:
     parser.usage = "plastibench diagnose TARGET [options]"
     parser.epilog = f"{thresholds_text()}\n\n{_EXAMPLES}"
     add_target(parser)
-    add_data(parser, "512 for a run, otherwise 32, or 64 with --thorough")
+    add_data(parser, "512 for a run, 64 with --thorough, otherwise 32, or fewer if a pass of the network is expensive")
     metrics = parser.add_argument_group("metrics")
     metrics.add_argument(
         "--metrics",
@@ -45,7 +45,8 @@ def configure(parser: CommandParser) -> None:
     metrics.add_argument(
         "--thorough",
         action="store_true",
-        help="timm models and checkpoint files: use more samples and per-sample gradients (takes minutes)",
+        help="networks that are not from a run: use 64 samples, all tokens and positions, and per-sample gradients "
+        "(takes minutes); the default uses fewer samples and random positions, and its report says how many",
     )
     structure = parser.add_argument_group("structure")
     structure.add_argument(
@@ -78,21 +79,23 @@ def execute(args: argparse.Namespace) -> int:
 
     import torch
 
-    from plastibench.diagnosis.diagnose import QUICK_GROUPS, diagnose
+    from plastibench.diagnosis.diagnose import QUICK_GROUPS, QUICK_ROWS, diagnose
     from plastibench.diagnosis.loading import DEFAULT_SAMPLES, THOROUGH_SAMPLES, name_outputs
     from plastibench.diagnosis.text_report import report
 
     if args.threads > 0:
         torch.set_num_threads(args.threads)
-    targets = load_targets(args, agent_options, THOROUGH_SAMPLES if args.thorough else DEFAULT_SAMPLES)
+    quick = not args.thorough and not is_run(args)
+    samples = THOROUGH_SAMPLES if args.thorough else DEFAULT_SAMPLES
+    targets = load_targets(args, agent_options, samples, limit=quick)
     if args.outputs is not None:
         for target in targets:
             name_outputs(target, [name.strip() for name in args.outputs.split(",") if name.strip()])
     found = []
     for target in targets:
-        chosen = QUICK_GROUPS if metrics is None and not args.thorough and not is_run(args) else metrics
+        chosen = QUICK_GROUPS if metrics is None and quick else metrics
         large = sum(p.numel() for p in target.network.module.parameters()) > _LARGE
-        found.append(diagnose(target, chosen, args.selector, _say if large else None))
+        found.append(diagnose(target, chosen, args.selector, _say if large else None, QUICK_ROWS if quick else None))
     print("\n\n".join(report(each) for each in found))
     if args.json is not None:
         from plastibench.utils.atomic_io import write_text

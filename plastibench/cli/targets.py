@@ -69,13 +69,16 @@ def check_target(args: argparse.Namespace, agent_options: dict[str, Any]) -> Non
         raise UserError("--agent.OPTION needs --agent")
 
 
-def load_targets(args: argparse.Namespace, agent_options: dict[str, Any], samples: int) -> list[DiagnosisTarget]:
+def load_targets(
+    args: argparse.Namespace, agent_options: dict[str, Any], samples: int, *, limit: bool = False
+) -> list[DiagnosisTarget]:
     """Load the networks that the arguments name, with their data.
 
     Args:
         args: The parsed arguments.
         agent_options: Options of the agent.
         samples: Number of samples by default, for networks that are not from a run.
+        limit: Use fewer samples than the default for large networks.
     """
     from plastibench.diagnosis import foreign_models, loading
     from plastibench.utils.runtime import resolve_device
@@ -85,6 +88,7 @@ def load_targets(args: argparse.Namespace, agent_options: dict[str, Any], sample
         "samples": args.samples or samples,
         "image_size": args.image_size,
         "data_dir": args.data_dir,
+        "limit": limit and not args.samples,
     }
     data = args.data or "noise"
     if args.target.startswith("timm:"):

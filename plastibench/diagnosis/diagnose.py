@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,44 +14,58 @@ from torch import Tensor, nn
 
 from plastibench.diagnosis.loading import DiagnosisTarget
 from plastibench.diagnosis.rules import RULES, Rule, Verdict, judge_layer, judge_network, shorten
-from plastibench.metrics import PLASTICITY, select
+from plastibench.metrics import MEASUREMENTS, PLASTICITY, select
+from plastibench.metrics.activation_sums import SAMPLED_ROWS
 from plastibench.metrics.compute import compute_metrics
+from plastibench.metrics.observation import Observation, observe
 from plastibench.metrics.plasticity import PlasticityReport, plasticity_report
 from plastibench.metrics.probes import use_generator
 from plastibench.nn.attention import is_attention
-from plastibench.nn.batches import chunks
 from plastibench.nn.coverage import Coverage, coverage, modules_in_part
-from plastibench.nn.dataflow import trace
-from plastibench.nn.network import Network, as_evaluated
+from plastibench.nn.dataflow import trace, trace_with_reasons
+from plastibench.nn.network import Network
 from plastibench.nn.parameters import saved_tensors
+from plastibench.nn.row_sample import RowSample
+from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.units import unit_count
 from plastibench.utils.wording import plural
 
 DEFAULT_GROUPS = ("activity", "gradients", "ranks", "weights")  # curvature and probes take minutes on large networks
 #: Without the gradients of single samples: for large networks, about as informative as the default and much faster.
 QUICK_GROUPS = ("activity", "zero-gradient-ratio", "ranks", "weights")
-_TRACED = 4  # samples that suffice to find the order of the layers
+QUICK_ROWS = 4096  # rows of each layer that a quick examination uses
+_TRACED = 2  # samples that suffice to find the layers and what reads them
+_FEWEST_ROWS = 16  # with fewer rows, some of many pairs of units correlate by chance
+_SLOW = tuple(  # of the default metrics, those of single samples
+    name for name in select(DEFAULT_GROUPS) if name not in select((*QUICK_GROUPS, "tiny-gradient-ratio"))
+)
 Progress = Callable[[str], None]
 _FROM_LOSS = ("gradient", "hessian", "curvature", "sam", "next-task")  # parts of the names of metrics that use the loss
 
 
 @dataclass
 class Layer:
-    """A module with its values, those of a fresh network, and the verdict."""
+    """A module with its values, those of a fresh network, and the verdict.
+
+    ``rows`` is the number of samples, tokens or positions behind the statistics of its units; 0 if there are none.
+    """
 
     name: str
     kind: str
     units: int
+    rows: int
     values: Mapping[str, float]
     fresh: Mapping[str, float]
     verdict: Verdict = "ok"
     reasons: list[str] = field(default_factory=list)
 
     @classmethod
-    def judged(cls, name: str, kind: str, units: int, found: PlasticityReport, fresh: PlasticityReport) -> Layer:
+    def judged(
+        cls, name: str, kind: str, units: int, rows: int, found: PlasticityReport, fresh: PlasticityReport
+    ) -> Layer:
         """A layer with its verdict."""
         values, usual = found.layers.get(name, {}), fresh.layers.get(name, {})
-        return cls(name, kind, units, values, usual, *judge_layer(values, usual, units))
+        return cls(name, kind, units, rows, values, usual, *judge_layer(values, usual, units))
 
     def severity(self, rule: Rule) -> float | None:
         """The severity of a value in [0, 1], or None if it cannot be compared."""
@@ -109,35 +124,47 @@ def diagnose(
     metrics: Sequence[str] | None = None,
     selector: str | None = None,
     progress: Progress | None = None,
+    sampled_rows: int | None = None,
 ) -> Diagnosis:
     """Examine a network and a fresh one; :mod:`plastibench.metrics` defines the metrics.
+
+    Each network runs forward and backward once over the batch; most metrics are computed from this pass.
 
     Args:
         target: The network and its probe batch; neither is modified.
         metrics: Names of metrics or groups; default: :data:`DEFAULT_GROUPS`.
         selector: Part of the network whose modules are listed; one of :data:`plastibench.nn.selectors.PARTS`.
         progress: Receives a line about each step.
+        sampled_rows: Number of random rows of each layer to use, for a quick examination; default: all.
     """
+    say = progress or _silent
     network, batch = target.network, target.batch
     parameters = sum(p.numel() for p in network.module.parameters())
     about = (target.title, target.data, len(batch), parameters)
-    if reason := _not_finite(network, batch):
+    if reason := _not_finite(network):
         return Diagnosis(*about, "sick", [reason], target.notes)
     names = select(metrics if metrics is not None else DEFAULT_GROUPS)
-    found = _measure(network, batch, names, target.initial, progress and (lambda what: progress(f"network: {what}")))
+    say("network: tracing its layers")
+    traced = trace_with_reasons(network, batch, _TRACED)
+    found, observed = _measure("network", network, traced[0], batch, names, target.initial, say, sampled_rows)
+    if not observed.finite:
+        return Diagnosis(*about, "sick", ["its loss on these samples is not finite"], target.notes)
+    say("fresh network: initializing")
     with use_generator(network, torch.Generator().manual_seed(0)):
         fresh_network = Network(network.fresh(), None, network.loss, role=network.role, outputs=network.outputs)
     opened = _open_branches(fresh_network.module, network.module)
     compared = {rule.metric for rule in RULES} & set(names)
-    fresh = _measure(
-        fresh_network, batch, compared, None, progress and (lambda what: progress(f"fresh network: {what}"))
-    )
-    layers = _layers(network, batch, found, fresh)
+    layers_of_fresh = _same_layers(traced[0], fresh_network, batch)
+    fresh, _ = _measure("fresh network", fresh_network, layers_of_fresh, batch, compared, None, say, sampled_rows)
+    chance = _drop_chance_duplicates(found, fresh, observed.rows) if sampled_rows is not None else []
+    layers = _layers(network, traced[0], observed.rows, found, fresh)
     verdict, reasons = judge_network({layer.name: layer.verdict for layer in layers}, found.overall)
-    notes = [*target.notes, *opened, *_rank_caveat(network, batch, found, layers)]
+    sampled = [] if sampled_rows is None else _sampling_notes(names, sampled_rows, observed.rows)
+    notes = [*target.notes, *opened, *sampled, *chance, *_rank_caveat(network, batch, found, layers)]
     overall, usual = dict(sorted(found.overall.items())), dict(sorted(fresh.overall.items()))
-    selected = None if selector is None else modules_in_part(network, batch, selector)
-    covered = coverage(network, batch)
+    say("coverage of unit-level methods")
+    selected = None if selector is None else modules_in_part(network, batch, selector, traced)
+    covered = coverage(network, batch, traced)
     return Diagnosis(*about, verdict, reasons, notes, overall, usual, layers, covered, selected)
 
 
@@ -154,15 +181,13 @@ def needs_labels(metric: str) -> bool:
 
 
 @torch.no_grad()
-def _not_finite(network: Network, batch: TensorDictBase) -> str:
-    """What is not finite in the network, or an empty string; such a network cannot be measured."""
+def _not_finite(network: Network) -> str:
+    """Which tensors of the network are not finite, or an empty string; such a network cannot be measured."""
     tensors = saved_tensors(network.module)
     broken = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
-    if broken:
-        return f"{plural(len(broken), 'tensor is', 'tensors are')} not finite: {shorten(broken)}"
-    with as_evaluated(network.module):
-        finite = all(math.isfinite(float(network.loss(network.module, part))) for part in chunks(batch))
-    return "" if finite else "its loss on these samples is not finite"
+    if not broken:
+        return ""
+    return f"{plural(len(broken), 'tensor is', 'tensors are')} not finite: {shorten(broken)}"
 
 
 @torch.no_grad()
@@ -190,30 +215,90 @@ def _open_branches(fresh: nn.Module, network: nn.Module) -> list[str]:
 
 
 def _measure(
+    what: str,
     network: Network,
+    layers: Sequence[TracedLayer],
     batch: TensorDictBase,
     names: Collection[str],
     initial: dict[str, torch.Tensor] | None,
-    progress: Progress | None,
-) -> PlasticityReport:
-    if progress is not None:
-        progress(", ".join(PLASTICITY))
-    layers = trace(network, batch[:_TRACED])
-    found = plasticity_report(network, batch, initial, layers)
-    found.add(compute_metrics(network, batch, names, torch.Generator().manual_seed(0), initial, layers, progress))
-    return found
+    say: Progress,
+    sampled_rows: int | None,
+) -> tuple[PlasticityReport, Observation]:
+    say(f"{what}: forward and backward pass over {plural(len(batch), 'sample')}")
+    needed = {each.needs for each in MEASUREMENTS if not each.definitions.keys().isdisjoint(names)}
+    observed = observe(network, batch, layers, needed, None if sampled_rows is None else RowSample(sampled_rows))
+    if not observed.finite:
+        return PlasticityReport(), observed
+    ran = [layer for layer in layers if observed.rows.get(layer.name, 1)]
+    say(f"{what}: {', '.join(PLASTICITY)}")
+    found = plasticity_report(network, batch, initial, ran, observed)
+    generator = torch.Generator().manual_seed(0)
+    progress = partial(_say_about, say, what)
+    found.add(compute_metrics(network, batch, names, generator, initial, ran, progress, observed))
+    return found, observed
 
 
-def _layers(network: Network, batch: TensorDictBase, found: PlasticityReport, fresh: PlasticityReport) -> list[Layer]:
+def _silent(line: str) -> None:
+    """Show no progress."""
+
+
+def _say_about(say: Progress, what: str, names: str) -> None:
+    say(f"{what}: {names}")
+
+
+def _same_layers(layers: Sequence[TracedLayer], fresh: Network, batch: TensorDictBase) -> list[TracedLayer]:
+    """The layers of a fresh network: those of the network, unless its modules have other names or shapes."""
+    modules = dict(fresh.module.named_modules())
+    found = [replace(layer, module=modules[layer.name]) for layer in layers if layer.name in modules]
+    shapes = [(layer.module.weight.shape, each.module.weight.shape) for layer, each in zip(layers, found, strict=False)]
+    same = len(found) == len(layers) and all(one == other for one, other in shapes)
+    return found if same else trace(fresh, batch)
+
+
+def _drop_chance_duplicates(found: PlasticityReport, fresh: PlasticityReport, rows: Mapping[str, int]) -> list[str]:
+    """Remove ``duplicate-ratio`` of layers with too few rows, and of the network if there are any; return a note."""
+    few = [name for name, values in found.layers.items() if "duplicate-ratio" in values and rows[name] < _FEWEST_ROWS]
+    for report in (found, fresh) if few else ():
+        report.overall.pop("duplicate-ratio", None)
+        for name in few:
+            report.layers.get(name, {}).pop("duplicate-ratio", None)
+    if not few:
+        return []
+    return [
+        f"duplicate-ratio is left out for {plural(len(few), 'layer')} with fewer than {_FEWEST_ROWS} rows "
+        f"({shorten(few)}); use --samples {_FEWEST_ROWS}"
+    ]
+
+
+def _sampling_notes(names: Collection[str], sampled_rows: int, rows: Mapping[str, int]) -> list[str]:
+    """What a quick examination samples and leaves out."""
+    notes = []
+    if any(count > SAMPLED_ROWS for count in rows.values()):
+        notes.append(
+            f"up to {sampled_rows:,} random rows (samples, tokens or positions) of each layer are used, and of these "
+            f"{SAMPLED_ROWS:,} for layer-rank-fraction and duplicate-ratio; --thorough uses more"
+        )
+    if missing := [name for name in _SLOW if name not in names]:
+        notes.append(f"not computed: {', '.join(missing)}; --thorough computes them")
+    return notes
+
+
+def _layers(
+    network: Network,
+    traced: Sequence[TracedLayer],
+    rows: Mapping[str, int],
+    found: PlasticityReport,
+    fresh: PlasticityReport,
+) -> list[Layer]:
     """The modules in the order in which they run, each attention before its output projection."""
     layers: list[Layer] = []
     attention = {name for name, module in network.module.named_modules() if is_attention(module)}
-    for unit in trace(network, batch[:_TRACED]):
-        parent = unit.name.rpartition(".")[0]
+    for unit in traced:
+        parent, count = unit.name.rpartition(".")[0], rows.get(unit.name, 0)
         if unit.name.endswith(".proj") and parent in attention and parent in found.layers:
-            layers.append(Layer.judged(parent, "Attention", 0, found, fresh))
+            layers.append(Layer.judged(parent, "Attention", 0, count, found, fresh))
         kind = type(unit.module).__name__ + (", outputs" if unit.output else "")
-        layers.append(Layer.judged(unit.name, kind, unit_count(unit.module), found, fresh))
+        layers.append(Layer.judged(unit.name, kind, unit_count(unit.module), count, found, fresh))
     return layers
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
 from plastibench.diagnosis.loading import DiagnosisTarget, from_samples
+from plastibench.diagnosis.sample_limit import limited
 from plastibench.diagnosis.samples import read_samples
 from plastibench.diagnosis.state_dicts import load_weights, read_state
 from plastibench.nn.network import Network, as_batch, seeded
@@ -22,7 +23,15 @@ _LENGTH = 128  # tokens of a text
 
 
 def own_model(
-    name: str, data: str, device: str, *, weights: Path | None, samples: int, image_size: int, data_dir: Path
+    name: str,
+    data: str,
+    device: str,
+    *,
+    weights: Path | None,
+    samples: int,
+    image_size: int,
+    data_dir: Path,
+    limit: bool = False,
 ) -> DiagnosisTarget:
     """Call the user's function, and load weights into the model that it returns.
 
@@ -37,6 +46,7 @@ def own_model(
         samples: Number of images.
         image_size: Height and width of the images; 0: 224.
         data_dir: Folder of datasets.
+        limit: Use fewer samples if the network is large.
 
     Raises:
         UserError: The function fails or returns something else, or weights or data do not fit.
@@ -63,15 +73,26 @@ def own_model(
             assert isinstance(made, nn.Module)
             return made
 
-        return from_samples(title, build, images, device, weights, state, module=model)
+        return from_samples(title, build, images, device, weights, state, module=model, limit=limit)
     batch, loss = rest
     notes = load_weights(model, state, weights) if weights is not None else []
     network = Network(model.to(device), None, loss, fresh=lambda: function()[0])
-    return DiagnosisTarget(title, network, as_batch(batch).to(device), "its own batch", None, notes)
+    own = as_batch(batch).to(device)
+    if limit:
+        own, more = limited(network, own)
+        notes = [*notes, *more]
+    return DiagnosisTarget(title, network, own, "its own batch", None, notes)
 
 
 def huggingface_model(
-    folder: Path, data: str, device: str, *, samples: int, image_size: int, data_dir: Path
+    folder: Path,
+    data: str,
+    device: str,
+    *,
+    samples: int,
+    image_size: int,
+    data_dir: Path,
+    limit: bool = False,
 ) -> DiagnosisTarget:
     """Load a model that ``save_pretrained`` has written, without executing code from the folder.
 
@@ -83,6 +104,7 @@ def huggingface_model(
         samples: Number of samples.
         image_size: Height and width of the images; 0 for the model's own.
         data_dir: Folder of datasets.
+        limit: Use fewer samples if the network is large.
 
     Raises:
         UserError: The folder contains no such model, or the data does not fit.
@@ -109,14 +131,15 @@ def huggingface_model(
     else:
         batch, where = _texts(folder, model, data, samples)
     model.to(device).eval()
-    batch = batch.to(device)
-    notes = []
+    batch, notes = batch.to(device), list[str]()
+    network = Network(model, None, _loss, fresh=lambda: type(model)(copy.deepcopy(config)))
+    if limit:
+        batch, notes = limited(network, batch)
     if "labels" not in batch:
         with torch.no_grad():
             logits = model(**dict(batch.items())).logits
         batch["labels"] = logits.argmax(-1)
         notes.append("the network's own predictions are the labels; methods that use gradients depend on them")
-    network = Network(model, None, _loss, fresh=lambda: type(model)(copy.deepcopy(config)))
     return DiagnosisTarget(str(folder), network, batch, where, None, notes)
 
 

@@ -18,6 +18,7 @@ from plastibench.config import registry
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.config.options import build
 from plastibench.config.spec import RunSpec
+from plastibench.diagnosis.sample_limit import affordable, limit_note, spread
 from plastibench.diagnosis.samples import Samples, read_samples
 from plastibench.diagnosis.state_dicts import load_weights, read_state, without_prefix
 from plastibench.envs.task_stream import TaskStream
@@ -64,6 +65,7 @@ def timm_model(
     samples: int,
     image_size: int,
     data_dir: Path,
+    limit: bool = False,
     pretrained: bool = False,
 ) -> DiagnosisTarget:
     """Load a timm model: untrained, pretrained, or with weights from a file.
@@ -76,6 +78,7 @@ def timm_model(
         samples: Number of samples.
         image_size: Height and width of the images; 0 for the model's own.
         data_dir: Folder of datasets.
+        limit: Use fewer samples if the network is large.
         pretrained: Download the pretrained weights of this name.
 
     Raises:
@@ -113,7 +116,7 @@ def timm_model(
     make = functools.partial(create, **options)
     if not pretrained:
         title = f"timm:{name}" + (f" with {weights}" if weights else " (untrained)")
-        return from_samples(title, make, found, device, weights, state)
+        return from_samples(title, make, found, device, weights, state, limit=limit)
     try:
         module = create(pretrained=True, **options)
     except Exception as error:  # raised by the libraries that download
@@ -123,7 +126,7 @@ def timm_model(
             "and pass --weights FILE"
         ) from error
     network = Network(module.to(device), None, _cross_entropy, fresh=make)
-    batch, notes = labelled(network, found, device)
+    batch, notes = labelled(network, found, device, limit)
     return DiagnosisTarget(f"timm:{name} (pretrained)", network, batch, found.name, None, notes)
 
 
@@ -137,6 +140,7 @@ def agent_model(
     samples: int,
     image_size: int,
     data_dir: Path,
+    limit: bool = False,
 ) -> DiagnosisTarget:
     """Build the network of one of plastibench's classifiers and load weights from a file.
 
@@ -149,6 +153,7 @@ def agent_model(
         samples: Number of samples.
         image_size: Height and width of the images; 0 for the usual size of the dataset.
         data_dir: Folder of datasets.
+        limit: Use fewer samples if the network is large.
 
     Raises:
         UserError: The agent does not exist or is not a classifier, or weights or data do not fit it.
@@ -167,7 +172,8 @@ def agent_model(
     head = without_prefix(state, set(example.state_dict())).get(f"{output_layers(example, ())[-1]}.weight")
     classes = len(head) if head is not None and head.ndim == 2 and len(head) else found.classes or 10
     title = f"{name}" + (f" with {weights}" if weights else " (untrained)")
-    return from_samples(title, functools.partial(config.module, shape, classes), found, device, weights, state)
+    build_module = functools.partial(config.module, shape, classes)
+    return from_samples(title, build_module, found, device, weights, state, limit=limit)
 
 
 def _shape_of(state: Mapping[str, Tensor], ending: str) -> tuple[int, ...]:
@@ -183,6 +189,7 @@ def from_samples(
     weights: Path | None,
     state: Mapping[str, Tensor],
     module: nn.Module | None = None,
+    limit: bool = False,
 ) -> DiagnosisTarget:
     """Make a diagnosis target from an image classifier.
 
@@ -194,6 +201,7 @@ def from_samples(
         weights: The file of ``state``; None if there is none.
         state: Weights to load, if there is a file.
         module: The model; by default a new one.
+        limit: Use fewer samples if the network is large.
     """
     if module is None:
         with seeded(0):
@@ -204,7 +212,7 @@ def from_samples(
     if weights is not None:
         notes = load_weights(module, state, weights)
     network = Network(module.to(device), None, _cross_entropy, fresh=make)
-    batch, more = labelled(network, found, device)
+    batch, more = labelled(network, found, device, limit)
     return DiagnosisTarget(title, network, batch, found.name, None, notes + more)
 
 
@@ -221,14 +229,18 @@ def _cross_entropy(module: nn.Module, batch: TensorDictBase) -> Tensor:
     return F.cross_entropy(module(batch["image"]), batch["label"])
 
 
-def labelled(network: Network, found: Samples, device: str) -> tuple[TensorDictBase, list[str]]:
+def labelled(network: Network, found: Samples, device: str, limit: bool = False) -> tuple[TensorDictBase, list[str]]:
     """Make a batch. If samples have no labels that fit the network, its predictions become the labels, with a note.
 
     Raises:
         UserError: The network does not accept the images, or does not return logits [N, classes].
     """
-    images = found.images.to(device)
+    images, labels, notes = found.images.to(device), found.labels, list[str]()
     try:
+        if limit:
+            count = affordable(network.module, lambda: network.module(images[:1]), len(images))
+            notes, chosen = limit_note(count, len(images)), spread(len(images), count)
+            images, labels = images[chosen], None if labels is None else labels[chosen]
         with eval_mode(network.module), torch.no_grad():
             outputs = torch.cat([network.module(part) for part in images.split(64)])
     except (RuntimeError, AssertionError, ValueError) as error:
@@ -236,12 +248,11 @@ def labelled(network: Network, found: Samples, device: str) -> tuple[TensorDictB
         raise UserError(f"the network does not accept images of shape {list(images.shape[1:])} ({reason})") from error
     if outputs.ndim != 2:
         raise UserError(f"the network returns {list(outputs.shape)}; expected [samples, classes]")
-    notes = []
-    if found.labels is not None and found.classes == outputs.shape[1]:
-        labels = found.labels.to(device)
+    if labels is not None and found.classes == outputs.shape[1]:
+        labels = labels.to(device)
     else:
         why = "no labels"
-        if found.labels is not None:
+        if labels is not None:
             why = (
                 f"{plural(found.classes or 0, 'class', 'classes')} and the network {plural(outputs.shape[1], 'output')}"
             )

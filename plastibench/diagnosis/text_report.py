@@ -58,11 +58,14 @@ def format_value(value: float) -> str:
 
 
 def _table(found: Diagnosis) -> str:
-    header = ["layer", "kind", "units", *(rule.column for rule in found.rules), "weight norm", "verdict"]
+    header = ["layer", "kind", "units", "rows", *(rule.column for rule in found.rules), "weight norm", "verdict"]
     rows = []
     for layer in found.layers:
         norm = layer.values.get("weight-norm")
         cells = [rule.format(layer.values.get(rule.metric)) for rule in found.rules]
         units = str(layer.units or "–")
-        rows.append([layer.name, layer.kind, units, *cells, "–" if norm is None else f"{norm:.3g}", layer.verdict])
+        seen = f"{layer.rows:,}" if layer.rows else "–"
+        rows.append(
+            [layer.name, layer.kind, units, seen, *cells, "–" if norm is None else f"{norm:.3g}", layer.verdict]
+        )
     return text_table(header, rows)

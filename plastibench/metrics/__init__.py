@@ -98,11 +98,13 @@ class Measurement:
         group: The group that selects them.
         function: ``module.function`` in this package, imported when it is needed.
         definitions: Name of each metric to its definition.
+        needs: What it reads from an observation (:mod:`plastibench.metrics.observation`), besides features.
     """
 
     group: str
     function: str
     definitions: Mapping[str, str]
+    needs: str = ""
 
 
 MEASUREMENTS = (
@@ -122,6 +124,7 @@ MEASUREMENTS = (
             "on up to 4,096 rows; n equal units count n - 1 times (after ajoudaki/loss-of-plasticity, which uses "
             "uncentred cosines)",
         },
+        needs="activations",
     ),
     Measurement(
         "activity",
@@ -132,6 +135,7 @@ MEASUREMENTS = (
             "collapsed-head-ratio": "fraction of attention heads whose mean attention-entropy is below 0.1 "
             "(see Zhai et al. 2023)",
         },
+        needs="attention",
     ),
     Measurement(
         "gradients",
@@ -140,6 +144,7 @@ MEASUREMENTS = (
             "zero-gradient-ratio": "fraction of entries of the mean gradient g that are exactly 0 (Lee et al. 2024)",
             "tiny-gradient-ratio": "fraction of entries of the mean gradient g with |g_j| < 1e-8 RMS(g)",
         },
+        needs="gradient",
     ),
     Measurement(
         "gradients",
@@ -180,6 +185,7 @@ MEASUREMENTS = (
             "layer-rank-fraction": "effective rank of the activations h of a layer divided by its maximum, "
             "min(units, rows), on up to 4,096 rows; mean over layers",
         },
+        needs="activations",
     ),
     Measurement(
         "weights",

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from plastibench.metrics.metric_inputs import MetricInputs
 from plastibench.metrics.plasticity import DORMANT, PlasticityReport
-from plastibench.nn.attention import attention_entropies
 from plastibench.nn.dormancy import below_threshold, normalized_scores
 
 DUPLICATE = 0.95  # |correlation| above which two units count as duplicates
+_BLOCK = 256  # units that are compared with all later ones at once: few enough for the processor's cache
 COLLAPSED = 0.1  # fraction of log T below which the entropy of a head counts as collapsed
 
 
@@ -45,7 +45,7 @@ def unit_activity(inputs: MetricInputs) -> PlasticityReport:
 
 def attention(inputs: MetricInputs) -> PlasticityReport:
     """Measure the entropy of attention, and the fraction of heads in which it has collapsed."""
-    result, heads = PlasticityReport(), attention_entropies(inputs.network, inputs.batch)
+    result, heads = PlasticityReport(), inputs.attention
     for name, entropies in heads.items():
         collapsed = float((entropies < COLLAPSED).double().mean())
         result.layers[name] = {"attention-entropy": float(entropies.mean()), "collapsed-head-ratio": collapsed}
@@ -65,10 +65,13 @@ def duplicates(gram: Tensor, total: Tensor, rows: int, threshold: float = DUPLIC
         rows: Number of rows.
         threshold: Smallest absolute correlation of duplicates. Constant units correlate with no other unit.
     """
-    covariance = gram / rows - torch.outer(total, total) / rows**2
-    variance = covariance.diagonal()
+    variance = gram.diagonal() / rows - total * total / rows**2
     varies = variance > 1e-12 * (gram.diagonal() / rows).clamp_min(1e-300)
     deviation = variance.clamp_min(0).sqrt()
-    alike = covariance.abs() > threshold * torch.outer(deviation, deviation)
-    alike &= torch.outer(varies, varies)
-    return alike.triu(1).any(1)
+    found = []
+    for first in range(0, len(total), _BLOCK):
+        own, later = slice(first, first + _BLOCK), slice(first, None)
+        covariance = gram[own, later] / rows - torch.outer(total[own], total[later]) / rows**2
+        alike = covariance.abs() > threshold * torch.outer(deviation[own], deviation[later])
+        found.append((alike & varies[own, None] & varies[later]).triu(1).any(1))
+    return torch.cat(found)

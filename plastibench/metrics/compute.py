@@ -11,6 +11,7 @@ from torch import Tensor
 
 from plastibench.metrics import MEASUREMENTS
 from plastibench.metrics.metric_inputs import MetricInputs
+from plastibench.metrics.observation import Observation
 from plastibench.metrics.plasticity import PlasticityReport
 from plastibench.nn.network import Network
 from plastibench.nn.traced_layer import TracedLayer
@@ -24,6 +25,7 @@ def compute_metrics(
     initial: Mapping[str, Tensor] | None = None,
     units: Sequence[TracedLayer] | None = None,
     progress: Callable[[str], None] | None = None,
+    observation: Observation | None = None,
 ) -> PlasticityReport:
     """Compute only the named metrics.
 
@@ -36,8 +38,9 @@ def compute_metrics(
         initial: Initial parameters by name.
         units: Result of :func:`plastibench.nn.dataflow.trace`, if known.
         progress: Receives the names of the metrics that are computed next.
+        observation: What :func:`plastibench.metrics.observation.observe` has found, if known.
     """
-    inputs = MetricInputs.of(network, batch, generator, initial, units)
+    inputs = MetricInputs.of(network, batch, generator, initial, units, observation)
     result = PlasticityReport()
     for measurement in MEASUREMENTS:
         if not measurement.definitions.keys().isdisjoint(names):

@@ -10,11 +10,12 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from plastibench.metrics.gradients import loss_gram, mean_gradient
+from plastibench.metrics.gradients import loss_gram
 from plastibench.metrics.metric_inputs import MetricInputs
 from plastibench.metrics.plasticity import PlasticityReport
 from plastibench.metrics.spectra import count_for_fraction, eigenvalues
 from plastibench.nn.batches import chunks
+from plastibench.nn.mean_gradient import mean_gradient
 from plastibench.nn.network import Network, as_evaluated
 
 SAMPLES = 256

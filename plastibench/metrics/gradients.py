@@ -13,7 +13,6 @@ from plastibench.metrics.metric_inputs import MetricInputs
 from plastibench.metrics.plasticity import PlasticityReport
 from plastibench.metrics.spectra import effective_rank, eigenvalues
 from plastibench.nn.batch_outputs import output_matrix
-from plastibench.nn.batches import chunks
 from plastibench.nn.branches import merged_outputs
 from plastibench.nn.network import Network, as_evaluated
 
@@ -24,7 +23,7 @@ _MEMORY = 2**28  # gradient entries in memory at once: 1 GiB of float32
 
 def zero_gradients(inputs: MetricInputs) -> PlasticityReport:
     """Measure the fraction of entries of the mean gradient that are exactly or nearly 0, overall and per layer."""
-    mean = mean_gradient(inputs.network, inputs.batch)
+    mean = inputs.mean_gradient
     values = torch.cat([g.flatten() for g in mean.values()])
     tiny = TINY * float(values.double().square().mean().sqrt())
     result = PlasticityReport(overall=_fractions(values, tiny))
@@ -37,8 +36,8 @@ def zero_gradients(inputs: MetricInputs) -> PlasticityReport:
 
 
 def _fractions(values: Tensor, tiny: float) -> dict[str, float]:
-    zero, small = (values == 0).double().mean(), (values.abs() < tiny).double().mean()
-    return {"zero-gradient-ratio": float(zero), "tiny-gradient-ratio": float(small)}
+    zero, small = len(values) - int(values.count_nonzero()), int((values.abs() < tiny).count_nonzero())
+    return {"zero-gradient-ratio": zero / len(values), "tiny-gradient-ratio": small / len(values)}
 
 
 def gradient_similarity(inputs: MetricInputs) -> PlasticityReport:
@@ -54,20 +53,6 @@ def ntk_ranks(inputs: MetricInputs) -> PlasticityReport:
     return PlasticityReport(
         overall={"ntk-effective-rank": effective_rank(spectrum.sqrt()), "ntk-numerical-rank": float(above.sum())}
     )
-
-
-def mean_gradient(network: Network, batch: TensorDictBase) -> dict[str, Tensor]:
-    """Compute the gradient of the mean loss by parameter name, in eval mode; ``.grad`` is unchanged."""
-    trained = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
-    total = {name: torch.zeros_like(p) for name, p in trained.items()}
-    with as_evaluated(network.module), torch.enable_grad():
-        for part in chunks(batch):
-            loss = network.loss(network.module, part)
-            found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
-            for name, grad in zip(trained, found, strict=True):
-                if grad is not None:
-                    total[name] += grad * (len(part) / len(batch))
-    return total
 
 
 def loss_gram(network: Network, batch: TensorDictBase, samples: int = SAMPLES) -> Tensor:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
+from plastibench.metrics.observation import Observation
 from plastibench.metrics.spectra import count_for_fraction, effective_rank, singular_values
-from plastibench.nn.batches import chunks
 from plastibench.nn.dataflow import trace
 from plastibench.nn.dormancy import below_threshold, normalized_scores
-from plastibench.nn.network import Network, as_evaluated
+from plastibench.nn.features import features, trained_head
+from plastibench.nn.network import Network
 from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.unit_statistics import measure_units
-from plastibench.nn.units import unit_rows
 
 DORMANT, GRADIENT_DORMANT, LOW_GRADIENT = 0.1, 0.01, 0.1  # thresholds on scores relative to the mean of the layer
 
@@ -49,6 +48,7 @@ def plasticity_report(
     batch: TensorDictBase,
     initial: Mapping[str, Tensor] | None = None,
     units: Sequence[TracedLayer] | None = None,
+    observation: Observation | None = None,
 ) -> PlasticityReport:
     """Measure the metrics of :data:`plastibench.metrics.PLASTICITY`.
 
@@ -59,6 +59,7 @@ def plasticity_report(
         batch: Probe batch.
         initial: Initial parameters by name, for weight-distance; parameters that are missing here are ignored.
         units: Result of :func:`plastibench.nn.dataflow.trace`, if known.
+        observation: What :func:`plastibench.metrics.observation.observe` has found, if known.
 
     Raises:
         UserError: All parameters are frozen.
@@ -70,7 +71,11 @@ def plasticity_report(
     units = trace(network, batch) if units is None else units
     inner = [unit for unit in units if unit.trained and not unit.output]
     head = trained_head(units)
-    statistics = measure_units(network, batch, inner)
+    statistics = measure_units(network, batch, inner) if observation is None else observation.statistics
+    if observation is not None:
+        matrix = observation.features
+    else:
+        matrix = features(network, batch, head) if head is not None else None
     result = PlasticityReport()
     dormant, gradient_dormant, low, total = 0, 0, 0, 0
     for unit in inner:
@@ -92,7 +97,7 @@ def plasticity_report(
         "dormant-ratio": dormant / max(total, 1),
         "gradient-dormant-ratio": gradient_dormant / max(total, 1),
         "low-gradient-ratio": low / max(total, 1),
-        **(rank_metrics(features(network, batch, head)) if head is not None else {}),
+        **(rank_metrics(matrix) if matrix is not None else {}),
         **_weight_metrics(network.module, initial),
     }
     if result.layernorm_gradients:
@@ -103,29 +108,6 @@ def plasticity_report(
         assert isinstance(weight, Tensor)
         result.layers.setdefault(unit.name, {})["weight-norm"] = float(weight.detach().double().norm())
     return result
-
-
-def trained_head(units: Sequence[TracedLayer]) -> TracedLayer | None:
-    """Return the first output layer that is trained; its input is the feature matrix of the network."""
-    return next((unit for unit in units if unit.trained and unit.output), None)
-
-
-@torch.no_grad()
-def features(network: Network, batch: TensorDictBase, head: TracedLayer) -> Tensor:
-    """Compute the input of the output layer, one row per sample. [N, D]."""
-    rows: list[Tensor] = []
-
-    def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
-        rows.append(unit_rows(head.module, args[0]))
-
-    hook = head.module.register_forward_pre_hook(keep)
-    try:
-        with as_evaluated(network.module):
-            for part in chunks(batch):
-                network.loss(network.module, part)
-    finally:
-        hook.remove()
-    return torch.cat(rows)
 
 
 def rank_metrics(matrix: Tensor) -> dict[str, float]:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from plastibench.metrics.metric_inputs import MetricInputs
-from plastibench.metrics.plasticity import PlasticityReport, features, trained_head
-from plastibench.metrics.spectra import count_for_fraction, effective_rank, eigenvalues, singular_values
+from plastibench.metrics.plasticity import PlasticityReport
+from plastibench.metrics.spectra import count_for_fraction, effective_rank, singular_values
 
 EPSILON = 0.01  # threshold of feature-rank
 
@@ -17,18 +17,16 @@ def head_ranks(inputs: MetricInputs) -> PlasticityReport:
 
     The batch should have at least twice as many samples as the head has inputs: the number of samples bounds the rank.
     """
-    head = trained_head(inputs.units)
-    if head is None:
-        return PlasticityReport()
-    return PlasticityReport(overall=feature_ranks(features(inputs.network, inputs.batch, head)))
+    matrix = inputs.features
+    return PlasticityReport() if matrix is None else PlasticityReport(overall=feature_ranks(matrix))
 
 
 def layer_ranks(inputs: MetricInputs) -> PlasticityReport:
     """Measure the rank of the activations of each layer."""
     result, layers = PlasticityReport(), inputs.activation_sums
     for name, sums in layers.items():
-        rank = effective_rank(eigenvalues(sums.gram).sqrt())
-        result.layers[name] = {"layer-rank-fraction": rank / min(len(sums.gram), sums.thinned_rows)}
+        rank = effective_rank(sums.singular_values())
+        result.layers[name] = {"layer-rank-fraction": rank / min(len(sums.sum), sums.thinned_rows)}
     if layers:
         mean = sum(layer["layer-rank-fraction"] for layer in result.layers.values()) / len(layers)
         result.overall["layer-rank-fraction"] = mean

@@ -17,6 +17,8 @@ from plastibench.nn.network import Network
 def weight_metrics(inputs: MetricInputs) -> PlasticityReport:
     """Measure the group ``weights``, overall and per layer; weight-cosine needs the initial parameters."""
     network, initial = inputs.network, inputs.initial
+    # The largest singular value of a Gram matrix is accurate to about 6 digits in float32, in half the time.
+    precision = torch.float32 if inputs.observation is not None and inputs.observation.sampled else torch.float64
     result = PlasticityReport()
     parameters = dict(network.module.named_parameters())
     result.overall.update(_measure(parameters, network, initial))
@@ -26,7 +28,7 @@ def weight_metrics(inputs: MetricInputs) -> PlasticityReport:
         layer.update(_measure(own, network, initial))
         weight = unit.module.weight
         if isinstance(weight, Tensor) and weight.ndim > 1:
-            layer["spectral-norm"] = spectral_norm(weight)
+            layer["spectral-norm"] = spectral_norm(weight, precision)
         elif isinstance(unit.module, nn.LayerNorm):
             layer.update(_scales([unit.module]))
     norms = [layer["spectral-norm"] for layer in result.layers.values() if "spectral-norm" in layer]
@@ -36,9 +38,9 @@ def weight_metrics(inputs: MetricInputs) -> PlasticityReport:
     return result
 
 
-def spectral_norm(weight: Tensor) -> float:
-    """Compute the largest singular value of a weight as a matrix [out, rest]."""
-    matrix = weight.detach().flatten(1).double()
+def spectral_norm(weight: Tensor, dtype: torch.dtype = torch.float64) -> float:
+    """Compute the largest singular value of a weight as a matrix [out, rest], in precision ``dtype``."""
+    matrix = weight.detach().flatten(1).to(dtype)
     gram = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
     return float(eigenvalues(gram)[-1].sqrt())
 

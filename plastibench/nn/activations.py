@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from plastibench.nn.batches import chunks
-from plastibench.nn.network import Network, as_evaluated
+from plastibench.nn.batch_pass import Collector, run_pass
+from plastibench.nn.network import Network
+from plastibench.nn.row_sample import Rows, all_rows
 from plastibench.nn.traced_layer import TracedLayer
-from plastibench.nn.unit_tracking import UnitTracker
-from plastibench.nn.units import unit_count, unit_rows
+from plastibench.nn.units import unit_axis, unit_count
 
 Callback = Callable[[TracedLayer, Tensor], None]
 
 
-@torch.no_grad()
+class ActivationCollector(Collector):
+    """Calls a function with the activations of every layer; see :func:`for_each_activation`."""
+
+    def __init__(self, layers: Iterable[TracedLayer], callback: Callback, rows_of: Rows = all_rows) -> None:
+        """Report the activations of the given layers to ``callback``, on the rows that ``rows_of`` chooses."""
+        self._rows_of = rows_of
+        self._layers = {layer.name: layer for layer in layers}
+        self.names = {layer.module: name for name, layer in self._layers.items()}
+        self._callback = callback
+        self._awaiting: set[str] = set()  # h is the output of the first nonlinearity after each run of the module
+
+    def attach(self) -> list[RemovableHandle]:
+        """Observe the outputs of the layers."""
+        return [module.register_forward_hook(self._forward) for module in self.names]
+
+    @torch.no_grad()
+    def _forward(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        layer = self._layers[self.names[module]]
+        if layer.activated:
+            self._awaiting.add(layer.name)
+        else:
+            self._callback(layer, self._rows_of(output.detach().movedim(unit_axis(module), -1)))
+
+    @torch.no_grad()
+    def activation(self, name: str, output: Tensor, unit: Tensor) -> None:
+        """The first activation after a run of a layer is that of its units."""
+        if name in self._awaiting:
+            self._awaiting.discard(name)
+            layer = self._layers[name]
+            rows = _rows_by_unit(output.detach(), unit, unit_count(layer.module), self._rows_of)
+            if rows is not None:
+                self._callback(layer, rows)
+
+
 def for_each_activation(
     network: Network, batch: TensorDictBase, layers: Sequence[TracedLayer], callback: Callback
 ) -> None:
@@ -33,41 +67,16 @@ def for_each_activation(
         layers: The layers of interest, from :func:`plastibench.nn.dataflow.trace`.
         callback: Must not keep ``h`` itself: an in-place function may overwrite it later.
     """
-    by_name = {layer.name: layer for layer in layers}
-    names = {layer.module: layer.name for layer in layers}
-    awaiting: set[str] = set()  # h is the output of the first nonlinearity after each run of the module
-
-    def on_activation(name: str, output: Tensor, unit: Tensor) -> None:
-        if name in awaiting:
-            awaiting.discard(name)
-            rows = _rows_by_unit(output, unit, unit_count(by_name[name].module))
-            if rows is not None:
-                callback(by_name[name], rows)
-
-    def on_forward(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        layer = by_name[names[module]]
-        if layer.activated:
-            awaiting.add(layer.name)
-        else:
-            callback(layer, unit_rows(module, output))
-
-    hooks = [module.register_forward_hook(on_forward) for module in names]
-    try:
-        with as_evaluated(network.module):
-            for chunk in chunks(batch):
-                with UnitTracker(names, on_activation):
-                    network.loss(network.module, chunk)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    collector = ActivationCollector(layers, callback)
+    run_pass(network, batch, [collector], tracked=collector.names)
 
 
-def _rows_by_unit(values: Tensor, unit: Tensor, count: int) -> Tensor | None:
+def _rows_by_unit(values: Tensor, unit: Tensor, count: int, rows_of: Rows) -> Tensor | None:
     """Reshape values to [rows, H], given the unit of each element; None if the units have different numbers of them."""
     axes = [axis for axis, stride in enumerate(unit.stride()) if stride and unit.shape[axis] > 1]
     if len(axes) == 1 and unit.shape[axes[0]] == count:  # the units still lie along one axis
-        return values.movedim(axes[0], -1).flatten(0, -2)
+        return rows_of(values.movedim(axes[0], -1))
     numbers = unit.flatten().long()
     if len(torch.bincount(numbers, minlength=count).unique()) > 1:
         return None
-    return values.flatten()[numbers.argsort(stable=True)].reshape(count, -1).T
+    return rows_of(values.flatten()[numbers.argsort(stable=True)].reshape(count, -1).T)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tensordict import TensorDictBase
 from torch import nn
 
-from plastibench.nn.dataflow import trace_with_reasons
+from plastibench.nn.dataflow import Traced, trace_with_reasons
 from plastibench.nn.least_squares import fit_for
 from plastibench.nn.network import Network
 from plastibench.nn.parameters import NORMS
@@ -82,15 +82,16 @@ class Coverage:
         return f"{text}; not covered: {', '.join(named)}" if named else text
 
 
-def coverage(network: Network, batch: TensorDictBase) -> Coverage:
+def coverage(network: Network, batch: TensorDictBase, traced: Traced | None = None) -> Coverage:
     """Report what unit-level methods act on, observed in a forward pass.
 
     Args:
         network: The network; unchanged.
         batch: A batch that its loss accepts; its first samples are used.
+        traced: Result of :func:`plastibench.nn.dataflow.trace_with_reasons`, if known.
     """
-    layers, reasons = trace_with_reasons(network, batch)
-    traced = {layer.name: layer for layer in layers}
+    layers, reasons = traced or trace_with_reasons(network, batch)
+    by_name = {layer.name: layer for layer in layers}
     norms = {name: layer for layer in layers for name in layer.batch_norms}
     unknown = set(network.not_reinitializable())
     outputs = [layer.name for layer in layers if layer.output]
@@ -99,8 +100,8 @@ def coverage(network: Network, batch: TensorDictBase) -> Coverage:
     found = []
     for name, module, count in _owners(network.module):
         by, why = [], reasons.get(name) or _no_units(name, module)
-        if name in traced:
-            layer, why = traced[name], ""
+        if name in by_name:
+            layer, why = by_name[name], ""
             if f"{name}.weight" in unknown:
                 why = "no initialization is known: pass a builder as fresh"
             elif not layer.trained:
@@ -146,15 +147,18 @@ def warning(module: nn.Module) -> str:
     return expected.summary() if expected.fraction < 1 - _LARGE else ""
 
 
-def modules_in_part(network: Network, batch: TensorDictBase, part: str) -> list[tuple[str, int]]:
+def modules_in_part(
+    network: Network, batch: TensorDictBase, part: str, traced: Traced | None = None
+) -> list[tuple[str, int]]:
     """Return the names and parameter counts of the modules in a part of the network.
 
     Args:
         network: The network.
         batch: A batch that its loss accepts.
         part: A name of :data:`plastibench.nn.selectors.PARTS`.
+        traced: Result of :func:`plastibench.nn.dataflow.trace_with_reasons`, if known.
     """
-    layers, _ = trace_with_reasons(network, batch)
+    layers, _ = traced or trace_with_reasons(network, batch)
     outputs = [layer.name for layer in layers if layer.output]
     chosen = selector(part, network.module, outputs, attention_of(network, batch))
     return [(name, count) for name, child, count in _owners(network.module) if chosen(name, child)]

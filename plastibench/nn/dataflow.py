@@ -7,7 +7,7 @@ instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ from plastibench.nn.units import apply_module, modules_with_units, tied_paramete
 
 _FEW = 3  # samples of a trace
 _MORE = 16  # if some layers do not run on the first ones
+
+Traced = tuple[list[TracedLayer], dict[str, str]]  # the layers, and why the other modules are left out
 
 
 def trace(network: Network, batch: TensorDictBase) -> list[TracedLayer]:
@@ -43,15 +45,17 @@ def trace(network: Network, batch: TensorDictBase) -> list[TracedLayer]:
     return trace_with_reasons(network, batch)[0]
 
 
-def trace_with_reasons(network: Network, batch: TensorDictBase) -> tuple[list[TracedLayer], dict[str, str]]:
-    """Like :func:`trace`; also return why the other modules with units are left out, by name."""
-    few = batch[: min(_FEW, len(batch))]
+def trace_with_reasons(network: Network, batch: TensorDictBase, samples: int = _FEW) -> Traced:
+    """Like :func:`trace`, with another number of samples; also return why the other modules are left out, by name."""
+    few = batch[: min(samples, len(batch))]
     with as_evaluated(network.module), torch.no_grad():
         observed = _observe(network, few)
-        if len(batch) > _FEW and len(observed.tracker.traced) < len(observed.tracker.names):  # experts without a token
+        if len(batch) > samples and len(observed.tracker.traced) < len(
+            observed.tracker.names
+        ):  # experts without a token
             few = batch[:_MORE]
             observed = _observe(network, few)
-        doubled = _observe(network, torch.cat([few, few])).shapes
+        doubled = _shapes(network, torch.cat([few, few]), observed.tracker.names)
         outputs = set(network.outputs) or layers_before_loss(network, few, observed.tracker.names)
     layers: list[TracedLayer] = []
     reasons = dict.fromkeys(observed.tracker.names.values(), "does not run, or its parent uses its weight")
@@ -121,6 +125,22 @@ def _observe(network: Network, batch: TensorDictBase) -> _Observed:
         for hook in hooks:
             hook.remove()
     return observed
+
+
+def _shapes(network: Network, batch: TensorDictBase, names: Mapping[nn.Module, str]) -> dict[str, list[torch.Size]]:
+    """Output shape of each call, by layer."""
+    found: dict[str, list[torch.Size]] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        found.setdefault(names[module], []).append(output.shape)
+
+    hooks = [module.register_forward_hook(note) for module in names]
+    try:
+        network.loss(network.module, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 def _batch_axis(once: list[torch.Size], doubled: list[torch.Size]) -> int | None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from plastibench.nn.batches import CHUNK_SIZE, chunks
-from plastibench.nn.network import Network, as_evaluated
+from plastibench.nn.batch_pass import Collector, run_pass
+from plastibench.nn.batches import CHUNK_SIZE
+from plastibench.nn.network import Network
+from plastibench.nn.row_sample import Rows, all_rows
 from plastibench.nn.traced_layer import TracedLayer
-from plastibench.nn.unit_tracking import UnitTracker
-from plastibench.nn.units import unit_count, unit_rows, unit_weight, units_first
+from plastibench.nn.units import unit_axis, unit_count, unit_weight, units_first
 
 
 @dataclass
@@ -43,16 +45,27 @@ class UnitStatistics:
 class _Sums:
     """Running sums of one layer."""
 
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, device: torch.device, rows_of: Rows) -> None:
+        self.module, self._rows_of = module, rows_of
         self.rows = 0
         zeros = torch.zeros(5, unit_count(module), dtype=torch.float64, device=device)
         self.pre, self.post, self.pre_gradient, self.post_gradient, self.signed = zeros.unbind()
         self.activated = 0  # elements
         self.awaited: bool | Tensor = False  # the units without h since the latest run, as a mask, or whether all are
 
-    def add(self, total: Tensor, values: Tensor, scale: float = 1.0) -> None:
-        total += unit_rows(self.module, values).abs().sum(0, dtype=torch.float64) * scale
+    def rows_of(self, values: Tensor) -> Tensor:
+        """Rows of outputs of the module, or of their gradients. [rows, H]."""
+        return self._rows_of(values.movedim(unit_axis(self.module), -1))
+
+    def add_by_unit(self, total: Tensor, values: Tensor, unit: Tensor, scale: float = 1.0) -> int:
+        """Add to ``total[i]`` the absolute values that belong to unit i; return how many values were added."""
+        if _in_order(unit, len(total)):
+            (axis,) = _varying(unit)
+            rows = self._rows_of(values.movedim(axis, -1)).abs()
+            total += (rows * scale).sum(0, dtype=torch.float64)
+            return rows.numel()
+        total.index_add_(0, unit.flatten().long(), (values.abs() * scale).flatten().double())
+        return values.numel()
 
     def takes(self, unit: Tensor) -> bool:
         """Whether an activation is h: the first one of its units after a run of the module.
@@ -60,9 +73,11 @@ class _Sums:
         It may act on a part of the units only, while another one acts on the others.
         """
         count = len(self.post)
-        present = torch.ones(count, dtype=torch.bool, device=unit.device)
-        if not _in_order(unit, count):
-            present = torch.zeros_like(present).index_fill_(0, unit.flatten().long(), True)
+        if _in_order(unit, count) and self.awaited is True:  # without waiting for a GPU
+            self.awaited = False
+            return True
+        present = torch.zeros(count, dtype=torch.bool, device=unit.device)
+        present.index_fill_(0, unit.flatten().long(), True)
         awaited = torch.full_like(present, self.awaited) if isinstance(self.awaited, bool) else self.awaited
         if not bool(awaited[present].all()):
             return False
@@ -70,13 +85,73 @@ class _Sums:
         return True
 
 
+class UnitCollector(Collector):
+    """Collects the statistics of units in a forward and backward pass.
+
+    Gradients of the mean loss are scaled to those of single samples.
+    """
+
+    def __init__(self, network: Network, layers: Iterable[TracedLayer], samples: int, rows_of: Rows = all_rows) -> None:
+        """Measure the given layers over ``samples`` samples, on the rows that ``rows_of`` chooses."""
+        self.sums = {layer.name: _Sums(layer.module, network.device, rows_of) for layer in layers}
+        self.names = {total.module: name for name, total in self.sums.items()}
+        self._samples, self._size = samples, 0
+        weights = {id(total.module.weight): name for name, total in self.sums.items()}
+        self._of_weight = {name: weights[id(p)] for name, p in network.module.named_parameters() if id(p) in weights}
+        self._weight_gradient = {name: torch.zeros_like(total.module.weight) for name, total in self.sums.items()}  # type: ignore[arg-type]
+
+    def attach(self) -> list[RemovableHandle]:
+        """Observe the outputs of the layers."""
+        return [module.register_forward_hook(self._forward) for module in self.names]
+
+    def begin(self, size: int) -> None:
+        """Gradients of this chunk are those of the mean over ``size`` samples."""
+        self._size = size
+
+    def _forward(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        total, size = self.sums[self.names[module]], self._size
+        total.awaited = True
+        rows = total.rows_of(output.detach())
+        total.rows += len(rows)
+        total.pre += rows.abs().sum(0, dtype=torch.float64)
+
+        def add_gradient(grad: Tensor) -> None:
+            rows = total.rows_of(grad)
+            total.pre_gradient += rows.abs().sum(0, dtype=torch.float64) * size
+            total.signed.add_(rows.sum(0, dtype=torch.float64), alpha=size)
+
+        _on_gradient(output, add_gradient)
+
+    def activation(self, name: str, output: Tensor, unit: Tensor) -> None:
+        """The first activation after a run of a layer is that of its units."""
+        total, size = self.sums.get(name), self._size
+        if total is None or total.awaited is False or not total.takes(unit):
+            return
+        total.activated += total.add_by_unit(total.post, output.detach(), unit)
+
+        def add_gradient(grad: Tensor) -> None:
+            total.add_by_unit(total.post_gradient, grad, unit, size)
+
+        _on_gradient(output, add_gradient)
+
+    def end(self, loss: Tensor, gradients: Mapping[str, Tensor], size: int) -> None:
+        """Add the gradients of the weights."""
+        for name, grad in gradients.items():
+            if name in self._of_weight:
+                self._weight_gradient[self._of_weight[name]] += grad * (size / self._samples)
+
+    def statistics(self) -> dict[str, UnitStatistics]:
+        """The statistics by layer name."""
+        return {name: _means(total, self._weight_gradient[name]) for name, total in self.sums.items()}
+
+
 def measure_units(
     network: Network, batch: TensorDictBase, layers: Iterable[TracedLayer], *, chunk_size: int = CHUNK_SIZE
 ) -> dict[str, UnitStatistics]:
     """Measure activations and gradients of the given layers over a batch.
 
-    Runs in eval mode and float32; gradients of the mean loss are scaled to those of single samples. ``.grad``, the
-    modes of all modules and the global random state are left as they were.
+    Runs in eval mode and float32. ``.grad``, the modes of all modules and the global random state are left as they
+    were.
 
     Args:
         network: The network.
@@ -84,57 +159,9 @@ def measure_units(
         layers: The layers to measure, from :func:`plastibench.nn.dataflow.trace`.
         chunk_size: Samples per forward and backward pass.
     """
-    sums = {layer.name: _Sums(layer.module, network.device) for layer in layers}
-    parameters = [p for p in network.module.parameters() if p.requires_grad]
-    of_weight = {id(total.module.weight): name for name, total in sums.items()}
-    weight_gradient = {name: torch.zeros_like(total.module.weight) for name, total in sums.items()}  # type: ignore[arg-type]
-
-    def on_activation(name: str, output: Tensor, unit: Tensor) -> None:
-        total = sums.get(name)
-        if total is None or total.awaited is False or not total.takes(unit):
-            return
-        total.activated += output.numel()
-        _add_by_unit(total.post, output.detach().abs(), unit)
-        _on_gradient(output, lambda grad: _add_by_unit(total.post_gradient, grad.abs() * size, unit))
-
-    def on_forward(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        total = sums[names[module]]
-        total.awaited = True
-        total.rows += unit_rows(module, output).shape[0]
-        total.add(total.pre, output.detach())
-
-        def add_gradient(grad: Tensor) -> None:
-            total.add(total.pre_gradient, grad, size)
-            total.signed.add_(unit_rows(module, grad).sum(0, dtype=torch.float64), alpha=size)
-
-        _on_gradient(output, add_gradient)
-
-    names = {total.module: name for name, total in sums.items()}
-    hooks = [module.register_forward_hook(on_forward) for module in names]
-    try:
-        with as_evaluated(network.module), torch.enable_grad():
-            for chunk in chunks(batch, chunk_size):
-                size = len(chunk)
-                with UnitTracker(names, on_activation):
-                    loss = network.loss(network.module, chunk)
-                for parameter, grad in zip(
-                    parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True
-                ):
-                    if grad is not None and id(parameter) in of_weight:
-                        weight_gradient[of_weight[id(parameter)]] += grad * (size / len(batch))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {name: _means(total, weight_gradient[name]) for name, total in sums.items()}
-
-
-def _add_by_unit(total: Tensor, values: Tensor, unit: Tensor) -> None:
-    """Add to ``total[i]`` all values that belong to unit i."""
-    if _in_order(unit, len(total)):
-        (axis,) = _varying(unit)
-        total += values.movedim(axis, -1).flatten(0, -2).sum(0, dtype=torch.float64)
-    else:
-        total.index_add_(0, unit.flatten().long(), values.flatten().double())
+    collector = UnitCollector(network, layers, len(batch))
+    run_pass(network, batch, [collector], tracked=collector.names, backward=True, chunk_size=chunk_size)
+    return collector.statistics()
 
 
 def _varying(unit: Tensor) -> list[int]:

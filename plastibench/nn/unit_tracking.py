@@ -149,7 +149,7 @@ class UnitTracker(TorchFunctionMode):
             mark.pending, mark.active = "", True
             self._record_activation(mark, args[0])
         if mark is not None and mark.unit.numel():
-            unit = mark.unit.movedim(unit_axis(module), -1).flatten(0, -2)  # [rows, in]
+            unit = _distinct(mark.unit.movedim(unit_axis(module), -1)).flatten(0, -2)  # [rows, in]
             if bool((unit == unit[0]).all()):  # a column must hold the same unit in every row
                 self.traced[mark.source].columns[name] = unit[0].long()
 
@@ -323,4 +323,13 @@ def _same_units(one: Mark, other: Mark) -> bool:
 
 def _is_integral(unit: Tensor) -> bool:
     """Whether every element is still a unit number; a mean over units is not."""
-    return bool((unit == unit.round()).all())
+    distinct = _distinct(unit)
+    return bool((distinct == distinct.round()).all())
+
+
+def _distinct(unit: Tensor) -> Tensor:
+    """Drop copies: axes, other than the last, along which an expanded tensor repeats the same memory."""
+    for axis, stride in enumerate(unit.stride()[:-1]):
+        if stride == 0 and unit.shape[axis] > 1:
+            unit = unit.narrow(axis, 0, 1)
+    return unit

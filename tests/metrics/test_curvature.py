@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from plastibench.metrics import GROUPS
 from plastibench.metrics.compute import compute_metrics
 from plastibench.metrics.curvature import hessian_product, hutchinson, lanczos, sam_sharpness
-from plastibench.metrics.gradients import mean_gradient
+from plastibench.nn.mean_gradient import mean_gradient
 from plastibench.nn.network import Network
 from tests.support.networks import add_noise, double, images, network_of, small_resnet, small_vit
 

@@ -10,12 +10,13 @@ from tensordict import TensorDict
 from torch import nn
 
 from plastibench.metrics import gradients as module
-from plastibench.metrics.gradients import loss_gram, mean_gradient, ntk, ntk_ranks, similarity, zero_gradients
+from plastibench.metrics.gradients import loss_gram, ntk, ntk_ranks, similarity, zero_gradients
 from plastibench.metrics.metric_inputs import MetricInputs
 from plastibench.metrics.ranks import feature_ranks, layer_ranks
 from plastibench.metrics.spectra import count_for_fraction, effective_rank
 from plastibench.metrics.weights import adam_update, spectral_norm, weight_metrics
 from plastibench.nn.batch_outputs import output_matrix
+from plastibench.nn.mean_gradient import mean_gradient
 from plastibench.nn.network import Network
 from tests.support.networks import double, drawn, images, network_of, small_resnet, small_vit, train
 from tests.support.references import array
