@@ -249,7 +249,7 @@ class Evil:
         ("w.pt", lambda path: torch.save({"networks": []}, path), "for a run of plastibench, pass its folder"),
         ("w.pt", lambda path: torch.save([1, 2], path), "contains no state dict"),
         ("w.safetensors", lambda path: path.write_bytes(b"rubbish"), "cannot load weights safely from"),
-        ("w.pt", lambda path: torch.save({"a.b": torch.zeros(2)}, path), "has 0 of the model's"),
+        ("w.pt", lambda path: torch.save({"a.b": torch.zeros(2)}, path), "contains only 0 of the model's"),
         ("w.pt", lambda path: torch.save(_mlp(torch.tensor(1.0)), path), "has shape [], but the model has"),
         ("w.pt", lambda path: torch.save(_mlp(torch.zeros(0, 128)), path), "has shape [0, 128], but the model has"),
         ("w.pt", lambda path: torch.save(_mlp(torch.eye(128).to_sparse()), path), "is sparse; save a state dict of"),

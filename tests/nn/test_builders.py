@@ -196,7 +196,7 @@ def small_norm() -> nn.Module:
 
 
 NORMS = {
-    "the buffer 1.running_mean is missing": lambda: nn.BatchNorm1d(8, track_running_stats=False),
+    "lacks the buffer 1.running_mean": lambda: nn.BatchNorm1d(8, track_running_stats=False),
     r"the buffer 1.running_mean has shape \(1,\) instead of \(8,\)": small_norm,
 }
 
