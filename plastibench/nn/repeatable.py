@@ -52,8 +52,9 @@ def repeatable_modules(
         first = forward(*args, **kwargs)
         found = calls[start:]
         again = forward(*copies[0], **copies[1])
+        same = _equal(first, again) and calls[start + len(found) :] == found  # the same layers, too
         del calls[start + len(found) :]
-        if module not in calls_in and _equal(first, again):
+        if same and module not in calls_in:
             repeats.add(module)
         else:
             repeats.discard(module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 import weakref
 from typing import Any
@@ -83,10 +84,19 @@ class Caching(nn.Module):
         return self.two(F.relu(self.one(torch.stack(cache.seen).sum(0))))
 
 
+class Reusing(Caching):
+    """A block that computes something only once per forward pass, as cross-attention computes keys and values."""
+
+    def forward(self, x: Tensor, cache: Cache) -> Tensor:
+        if not cache.seen:
+            cache.seen.append(self.one(x))
+        return self.two(F.relu(cache.seen[0]))
+
+
 class Cached(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, block: type[nn.Module] = Caching) -> None:
         super().__init__()
-        self.stem, self.block, self.head = nn.Linear(64, 16), Caching(), nn.Linear(16, 10)
+        self.stem, self.block, self.head = nn.Linear(64, 16), block(), nn.Linear(16, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.block(self.stem(x.flatten(1)), Cache()))
@@ -98,6 +108,7 @@ NETWORKS = {
     "resnet": small_resnet,
     "skips": Skips,
     "cached": Cached,
+    "reusing": functools.partial(Cached, Reusing),
 }
 each_network = pytest.mark.parametrize("builder", NETWORKS.values(), ids=NETWORKS.keys())
 
@@ -152,7 +163,7 @@ def test_modules_of_a_few_layers_run_again_unless_they_remember():
     assert names["vit"] == [f"blocks.{block}.{part}" for block in (0, 1) for part in ("attn", "mlp")]
     assert names["resnet"] == [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
     assert names["skips"] == ["down", "middle", "up"]
-    assert names["mlp"] == names["cached"] == []
+    assert names["mlp"] == names["cached"] == names["reusing"] == []
 
 
 def test_a_pass_holds_only_the_inputs_of_a_module():
