@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from plastibench.nn.network import Network, as_evaluated, seeded
 
 MEMORY = 1.0  # GiB of activations that an intervention may hold by default
 _FEW, _MORE = 2, 4  # samples of the two passes
-_PART = 8  # a streamed refit uses at most this part of the limit for one forward pass
+_PART = 8  # a forward pass of a streamed refit uses at most this part of the limit, unless there are too many passes
+_PASSES = 64  # each has a thread, which on a CPU has its own pool of worker threads
 
 
 class LiveBytes(TorchDispatchMode):
@@ -92,7 +94,7 @@ def refit_plan(network: Network, batch: TensorDictBase, limit: float | None) -> 
     allowed = _bytes(limit)
     if 2 * len(batch) * found <= allowed:
         return MemoryPlan()
-    return MemoryPlan(samples_within(allowed / _PART, 2 * found), True)
+    return MemoryPlan(max(samples_within(allowed / _PART, 2 * found), math.ceil(len(batch) / _PASSES)), True)
 
 
 def scoring_chunk(network: Network, batch: TensorDictBase, limit: float | None) -> int:

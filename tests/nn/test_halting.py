@@ -49,7 +49,12 @@ def test_an_error_reaches_the_caller():
     halting.close()
 
 
-def test_the_function_runs_without_gradients():
-    found: list[bool] = []
-    Halting(lambda: found.append(torch.is_grad_enabled()), CPU).resume()
-    assert found == [False] and torch.is_grad_enabled()
+def test_the_function_runs_without_gradients_and_with_as_many_cpu_threads_as_its_caller():
+    found: list[object] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        Halting(lambda: found.extend([torch.is_grad_enabled(), torch.get_num_threads()]), CPU).resume()
+    finally:
+        torch.set_num_threads(before)
+    assert found == [False, 2] and torch.is_grad_enabled()

@@ -151,6 +151,15 @@ def test_the_result_is_that_of_one_pass(builder):
         assert fit.norm_ratio == pytest.approx(held[name].norm_ratio, rel=1e-6)
 
 
+def test_the_result_is_the_same_every_time():
+    found = []
+    for _ in range(2):
+        network, arguments = revived(small_vit())
+        refit_streamed(network, *arguments, chunk_size=16)
+        found.append(state(network.module))
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
 def test_modules_of_a_few_layers_run_again_unless_they_remember():
     names = {}
     for name, builder in NETWORKS.items():
