@@ -1,22 +1,26 @@
-"""Memory and time of RnR on large transformers by formula: the extrapolated tables of concepts/growing.md.
+"""Memory and time of RnR on transformers by formula: the tables of concepts/growing.md.
 
 python docs/growing.py    # write the tables into the page
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
-PAGE = Path(__file__).parent / "concepts" / "growing.md"
-POINTS = Path(__file__).parent / "concepts" / "growing.json"
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "concepts" / "growing.md"
+POINTS = ROOT / "runs" / "reference" / "growing" / "points.jsonl"  # lines printed by docs/measure_growing.py
 MARKS = "<!-- {}: python docs/growing.py -->", "<!-- end of {} -->"
-GIB = 2**30
-LIMIT = 1 * GIB  # option `memory`
+GIB, MIB = 2**30, 2**20
+LIMIT = 1 * GIB  # default of the option `memory`
+STREAMED_LIMIT = 0.1 * GIB  # with which the part `streamed` was measured
+PROCESS = 40 * MIB  # code and buffers that a process loads with its first intervention
 ROWS = 16_384  # rows that are converted to float64 at a time
 GPUS = (1, 8, 64)
-PEAK_BFLOAT16, PEAK_FULL, USED = 989e12, 67e12, 0.4  # FLOP/s of an H100 SXM; float32 and float64 have the same peak
-ERROR = 1.5  # measured memory is within this factor of the formula
+BFLOAT16, FULL, USED = 989e12, 67e12, 0.4  # peak FLOP/s of an H100 SXM (float32 and float64: 67e12), and the part used
+ERROR = 1.5  # measured memory lies within this factor of the formula, in both directions
 
 
 @dataclass(frozen=True)
@@ -67,19 +71,23 @@ class Transformer:
         """c: samples in a forward and backward pass."""
         return _power_of_two(limit / self.training)
 
+    def refit_chunk(self, samples: int, limit: float = LIMIT) -> int:
+        """k: samples in a forward pass of a streamed refit."""
+        return max(_power_of_two(limit / 8 / (2 * self.evaluation)), -(-samples // 64))
+
     def score(self, samples: int, limit: float = LIMIT) -> float:
-        """Gradients of all parameters, new weights, and the activations of c samples."""
-        return 3 * 4 * self.parameters + 1.25 * min(samples, self.scoring_chunk(limit)) * self.training
+        """Gradients of all parameters, their sums, new weights, and the activations of c samples."""
+        return PROCESS + 3 * 4 * self.parameters + 1.25 * min(samples, self.scoring_chunk(limit)) * self.training
 
     def one_pass(self, samples: int) -> float:
         """Activations of twice the batch, copies of the parameters, and the sums of a layer."""
-        return 2 * samples * self.evaluation + 4 * 4 * self.parameters + self.sums(samples)
+        return PROCESS + 2 * samples * self.evaluation + 4 * 4 * self.parameters + self.sums(samples)
 
     def streamed(self, samples: int, limit: float = LIMIT) -> float:
         """What halted passes hold, the activations of a chunk, copies of the parameters, and the sums of a layer."""
-        chunk = max(min(samples, _power_of_two(limit / 8 / (2 * self.evaluation))), -(-samples // 64))
+        chunk = min(samples, self.refit_chunk(samples, limit))
         held = 2 * samples * 3 * 4 * self.tokens * self.width
-        return held + 2 * chunk * self.evaluation + 2 * 4 * self.parameters + self.sums(chunk)
+        return PROCESS + held + 2 * chunk * self.evaluation + 2 * 4 * self.parameters + self.sums(chunk)
 
     def sums(self, samples: int) -> float:
         """The sums of the layer with the most inputs, its solution, and the rows that are converted to float64."""
@@ -118,3 +126,89 @@ def _power_of_two(count: float) -> int:
     while found > 1 and found > count:
         found //= 2
     return found
+
+
+MEASURED = {
+    "vit-nano": Transformer(64, 4, 5, others=5_578),
+    "vit-tiny": Transformer(192, 12, 65, others=71_716),
+    "vit-tiny, 2 blocks": Transformer(192, 2, 65, others=60_000),
+    "ViT-S/16, 2 blocks": Transformer(384, 2, 197, others=800_000),
+    "GPT-2, 2 blocks": Transformer(768, 2, 256, 50_257, others=38_815_488),
+}
+LARGE = {
+    "ViT-S/16": Transformer(384, 12, 197, others=816_928, batch=1024),
+    "ViT-B/16": Transformer(768, 12, 197, others=1_600_000, batch=1024),
+    "ViT-L/16": Transformer(1024, 24, 197, others=2_300_000, batch=1024),
+    "1B language model": Transformer(2048, 18, 1024, 50_257, others=105_000_000, batch=512, samples=256),
+}
+
+
+def predicted(model: str, part: str, samples: int) -> float:
+    """Bytes of a measured part by formula."""
+    found = MEASURED[model]
+    limit = STREAMED_LIMIT if part == "streamed" else LIMIT
+    streams = 2 * samples * found.evaluation > limit
+    refit = found.streamed(samples, limit) if streams and part != "one pass" else found.one_pass(samples)
+    return {"score": found.score(samples), "rnr": max(found.score(samples), refit)}.get(part, refit)
+
+
+def measured_table() -> str:
+    """Measured and predicted memory, and CPU time."""
+    lines = ["| model | part | samples | measured | formula | CPU time |", "| :-- | :-- | --: | --: | --: | --: |"]
+    for text in POINTS.read_text(encoding="utf-8").splitlines():
+        point = json.loads(text)
+        formula = predicted(point["model"], point["part"], point["samples"]) / MIB
+        updates = f" ({point['updates']:.0f} updates)" if "updates" in point else ""
+        lines.append(
+            f"| {point['model']} | {point['part']} | {point['samples']:,} | {point['MiB']:.0f} MiB | {formula:.0f} MiB "
+            f"| {point['CPU s']:.0f} s{updates} |"
+        )
+    return "\n".join(lines)
+
+
+def memory_table() -> str:
+    """Memory per GPU."""
+    lines = [
+        "| model | P | N | training state, 1 / 8 / 64 GPUs | gathered | score | one pass | streamed | sums |",
+        "| :-- | --: | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    for name, model in LARGE.items():
+        n, p = model.samples, model.parameters
+        training = " / ".join(f"{16 * p / count / GIB:.2g}" for count in GPUS)
+        parts = (12 * p, model.score(n), model.one_pass(n), model.streamed(n), model.sums(n))
+        lines.append(
+            f"| {name} | {p / 1e6:,.0f} M | {n:,} | {training} GiB | "
+            + " | ".join(f"{value / GIB:.2g} GiB" if value < 100 * GIB else f"{value / GIB:.0f} GiB" for value in parts)
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+def time_table() -> str:
+    """Time of an update and of RnR, which every process computes."""
+    lines = [
+        "| model | update on 1 / 8 / 64 GPUs | RnR, streamed | of which float64 | RnR in updates, 1 / 8 / 64 GPUs |",
+        "| :-- | --: | --: | --: | --: |",
+    ]
+    for name, model in LARGE.items():
+        update = model.update / (USED * BFLOAT16)
+        full, double = (flops / (USED * FULL) for flops in model.rnr(model.samples, streamed=True))
+        updates = " / ".join(f"{1000 * update / count:,.3g}" for count in GPUS)
+        relative = " / ".join(f"{(full + double) / update * count:,.0f}" for count in GPUS)
+        lines.append(f"| {name} | {updates} ms | {full + double:.3g} s | {double:.2g} s | {relative} |")
+    return "\n".join(lines)
+
+
+TABLES = {"measured": measured_table, "memory": memory_table, "time": time_table}
+
+
+def with_tables(page: str) -> str:
+    """Replace the tables of the page."""
+    for name, table in TABLES.items():
+        first, last = (mark.format(name) for mark in MARKS)
+        page = f"{page.split(first)[0]}{first}\n{table()}\n{last}{page.split(last)[1]}"
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

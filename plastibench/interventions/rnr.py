@@ -40,7 +40,8 @@ class RnR(Intervention):
 
     Source: section 3 and Algorithm 1 of the paper. Choices that the paper leaves open are options. BatchNorm running
     statistics are not refitted, so the outputs of a ResNet drift again while these statistics adapt. Memory: the
-    activations of an evaluation on twice the representative batch (``--representative``).
+    activations of an evaluation on twice the representative batch (``--representative``) if they fit into ``memory``;
+    otherwise, the batch is streamed.
     """
 
     kind = "units"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -41,6 +43,7 @@ class Halting:
         else:
             return None
         self._stopped.acquire()
+        _return_freed_memory()
         if self._error is not None:
             raise self._error
         return self._value
@@ -69,6 +72,20 @@ class Halting:
         except BaseException as error:
             self._error = error
         self._stopped.release()
+
+
+def _return_freed_memory() -> None:
+    """Return freed memory to the system: glibc keeps what each thread frees, and only that thread can use it again."""
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return None
 
 
 class _Closed(BaseException):

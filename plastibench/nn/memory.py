@@ -43,14 +43,11 @@ class LiveBytes(TorchDispatchMode):
         self, func: Callable[..., Any], types: Sequence[Any], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         """Run an operation and count the storages of its results, except those of its arguments."""
-        kwargs = kwargs or {}
-        given = {_storage(value)._cdata for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
-        found = func(*args, **kwargs)
-        for value in tree_leaves(found):
-            if isinstance(value, Tensor):
-                storage = _storage(value)
-                if storage._cdata not in given and storage._cdata not in self._counted:
-                    self._count(storage)
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        found = func(*args, **(kwargs or {}))
+        for storage in _storages(found):
+            if storage._cdata not in given and storage._cdata not in self._counted:
+                self._count(storage)
         return found
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -58,15 +55,17 @@ class LiveBytes(TorchDispatchMode):
         self._counted.add(storage._cdata)
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, storage._cdata, size)
+        weakref.finalize(storage, self._forget, storage._cdata, size).atexit = False
 
     def _forget(self, key: int, size: int) -> None:
         self._counted.discard(key)
         self.now -= size
 
 
-def _storage(tensor: Tensor) -> torch.UntypedStorage:
-    return tensor.untyped_storage()
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    """The storages of all dense tensors in nested containers."""
+    tensors = (value for value in tree_leaves(values) if isinstance(value, Tensor))
+    return [tensor.untyped_storage() for tensor in tensors if tensor.layout is torch.strided]
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,12 @@ def test_bytes_in_use_are_counted():
         assert live.now == 0
 
 
+def test_sparse_tensors_are_allowed():
+    with LiveBytes() as live:
+        product = torch.sparse.mm(torch.eye(4).to_sparse(), torch.ones(4, 1))
+    assert product.sum() == 4 and live.peak >= 16
+
+
 def test_tensors_that_only_the_backward_pass_needs_are_counted():
     weight = torch.zeros(256, requires_grad=True)
     with LiveBytes() as live:

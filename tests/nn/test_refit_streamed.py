@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import subprocess
+import sys
 import threading
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,6 +41,7 @@ from tests.support.networks import (
 )
 from tests.support.references import copy_units
 
+ROOT = Path(__file__).resolve().parents[2]
 SOLVER = Solver(ridge=1e-2)
 
 
@@ -188,6 +192,49 @@ def test_a_pass_holds_only_the_inputs_of_a_module():
     network.module.blocks[1].mlp.act.register_forward_hook(note)
     refit_streamed(network, *arguments, chunk_size=4)
     assert len(alive) >= 2 * 10 and max(alive) <= 2  # ten chunks, at least twice
+
+
+PEAK = """
+import torch, re, pathlib, sys
+from torch import nn
+from plastibench.nn.dataflow import trace
+from plastibench.nn.least_squares import Solver
+from plastibench.nn.memory import MemoryPlan
+from plastibench.nn.refit import refit, snapshot
+from plastibench.nn.row_order import row_order
+from tests.support.networks import images, network_of
+
+class Wide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(64, 64), nn.Linear(64, 64)
+    def forward(self, x):
+        return x + self.two(self.one(x).repeat(1, 64).sin().reshape(len(x), 64, 64).mean(1))  # 16 KiB per row
+
+def resident(name):
+    return int(re.search(name + r":\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) // 1024
+
+network = network_of(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 64), Wide(), Wide(), nn.Linear(64, 10)))
+batch = images(4096)
+layers = trace(network, batch)
+order, before = row_order(network, batch, layers), snapshot(layers)
+with torch.no_grad():
+    layers[0].module.weight[:9].neg_()
+for plan in (MemoryPlan(64, True), MemoryPlan()):
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    start = resident("VmHWM")
+    refit(network, batch, layers, before, {}, lambda _: True, Solver(), order, plan)
+    print(resident("VmHWM") - start)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of the resident memory from /proc")
+def test_a_process_needs_less_memory():
+    """The allocator must not keep for each pass what it has freed."""
+    found = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    streamed, held = map(int, found.split())
+    assert held > 128  # MiB: twice 4,096 rows of 16 KiB
+    assert streamed < held / 3
 
 
 def test_optimizer_state_of_refitted_layers_is_cleared_as_in_one_pass():
