@@ -17,6 +17,7 @@ GIB, MIB = 2**30, 2**20
 LIMIT = 1 * GIB  # default of the option `memory`
 STREAMED_LIMIT = 0.1 * GIB  # with which the part `streamed` was measured
 PROCESS = 40 * MIB  # code and buffers that a process loads with its first intervention
+PASSES, PASS = 32, 5 * MIB  # largest number of halted passes, and what MKL keeps for the thread of each
 ROWS = 16_384  # rows that are converted to float64 at a time
 GPUS = (1, 8, 64)
 BFLOAT16, FULL, USED = 989e12, 67e12, 0.4  # peak FLOP/s of an H100 SXM (float32 and float64: 67e12), and the part used
@@ -33,6 +34,7 @@ class Transformer:
         tokens: T, tokens of a sample.
         vocabulary: V, outputs of every token of a language model; 0 for a ViT.
         others: Parameters outside of the blocks.
+        inputs: Numbers in the input of a sample.
         batch: Samples of an update.
         samples: N, samples of the representative batch.
     """
@@ -42,6 +44,7 @@ class Transformer:
     tokens: int
     vocabulary: int = 0
     others: int = 0
+    inputs: int = 0
     batch: int = 256
     samples: int = 2048
 
@@ -73,7 +76,7 @@ class Transformer:
 
     def refit_chunk(self, samples: int, limit: float = LIMIT) -> int:
         """k: samples in a forward pass of a streamed refit."""
-        return max(_power_of_two(limit / 8 / (2 * self.evaluation)), -(-samples // 64))
+        return max(_power_of_two(limit / 8 / (2 * self.evaluation)), -(-samples // PASSES))
 
     def score(self, samples: int, limit: float = LIMIT) -> float:
         """Gradients of all parameters, their sums, new weights, and the activations of c samples."""
@@ -86,14 +89,15 @@ class Transformer:
     def streamed(self, samples: int, limit: float = LIMIT) -> float:
         """What halted passes hold, the activations of a chunk, copies of the parameters, and the sums of a layer."""
         chunk = min(samples, self.refit_chunk(samples, limit))
-        held = 2 * samples * 3 * 4 * self.tokens * self.width
+        passes = -(-samples // chunk)
+        held = passes * PASS + 2 * samples * 4 * (2 * self.tokens * self.width + self.inputs)
         return PROCESS + held + 2 * chunk * self.evaluation + 2 * 4 * self.parameters + self.sums(chunk)
 
     def sums(self, samples: int) -> float:
         """The sums of the layer with the most inputs, its solution, and the rows that are converted to float64."""
         p, units = self.hidden + 1, self.width
         rows = min(ROWS, samples * self.tokens)
-        return 8 * (3 * p * p + 4 * p * units + rows * (2 * p + units))
+        return 8 * (6 * p * p + 6 * p * units + rows * (2 * p + units))
 
     # Time in FLOPs ----------------------------------------------------------------------------------------------------
 
@@ -117,7 +121,7 @@ class Transformer:
 
     def rnr(self, samples: int, streamed: bool) -> tuple[float, float]:
         """FLOPs of RnR in float32 and in float64."""
-        passes = 3 + 2 * (2.1 if streamed else 1)  # scores, and both halves
+        passes = 3 + 2 * (3.2 if streamed else 1)  # scores, and both halves
         return samples * passes * self.forward, self.gram(samples)
 
 
@@ -130,15 +134,15 @@ def _power_of_two(count: float) -> int:
 
 MEASURED = {
     "vit-nano": Transformer(64, 4, 5, others=5_578),
-    "vit-tiny": Transformer(192, 12, 65, others=71_716),
-    "vit-tiny, 2 blocks": Transformer(192, 2, 65, others=60_000),
-    "ViT-S/16, 2 blocks": Transformer(384, 2, 197, others=800_000),
+    "vit-tiny": Transformer(192, 12, 65, others=71_716, inputs=3_072),
+    "vit-tiny, 2 blocks": Transformer(192, 2, 65, others=71_716, inputs=3_072),
+    "ViT-S/16, 2 blocks": Transformer(384, 2, 197, others=816_928, inputs=150_528),
     "GPT-2, 2 blocks": Transformer(768, 2, 256, 50_257, others=38_815_488),
 }
 LARGE = {
-    "ViT-S/16": Transformer(384, 12, 197, others=816_928, batch=1024),
-    "ViT-B/16": Transformer(768, 12, 197, others=1_600_000, batch=1024),
-    "ViT-L/16": Transformer(1024, 24, 197, others=2_300_000, batch=1024),
+    "ViT-S/16": Transformer(384, 12, 197, others=816_928, inputs=150_528, batch=1024),
+    "ViT-B/16": Transformer(768, 12, 197, others=1_600_000, inputs=150_528, batch=1024),
+    "ViT-L/16": Transformer(1024, 24, 197, others=2_300_000, inputs=150_528, batch=1024),
     "1B language model": Transformer(2048, 18, 1024, 50_257, others=105_000_000, batch=512, samples=256),
 }
 

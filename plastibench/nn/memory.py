@@ -20,7 +20,7 @@ from plastibench.nn.network import Network, as_evaluated, seeded
 MEMORY = 1.0  # GiB of activations that an intervention may hold by default
 _FEW, _MORE = 2, 4  # samples of the two passes
 _PART = 8  # a forward pass of a streamed refit uses at most this part of the limit, unless there are too many passes
-_PASSES = 64  # each has a thread, which on a CPU has its own pool of worker threads
+_PASSES = 32  # each has a thread, for which MKL keeps a few MiB, and OpenMP its own worker threads
 
 
 class LiveBytes(TorchDispatchMode):

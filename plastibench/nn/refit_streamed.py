@@ -1,9 +1,9 @@
 """Refit the layers of a network while the batch is streamed through it in chunks, so that less memory is needed.
 
 Every chunk has a forward pass of its own. All passes halt at the same layer until it is refitted, so each of them holds
-only what the network itself keeps at that point. Modules of a few layers, such as the MLP of a transformer block, are
-run again from their inputs for each of their layers. The passes then halt at the module and hold its inputs, not the
-activations inside it. The number of forward passes does not grow with depth.
+only what the network itself keeps at that point. Modules of a few layers, such as a block of a transformer, run again
+from their inputs for each of their layers: a pass that halts in such a module holds its inputs, not the activations
+inside it. The number of forward passes does not grow with depth.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class _Pass(Halting):
         samples: Samples of both halves.
         calls: Number of calls of each layer so far.
         repeats: A module runs that will run again.
+        rows: Inputs and targets of the layer that is being refitted.
     """
 
     def __init__(self, chunk: TensorDictBase, network: Network) -> None:
@@ -85,6 +86,7 @@ class _Pass(Halting):
         self.samples = 2 * len(chunk)
         self.calls = Counter[str]()
         self.repeats = False
+        self.rows: tuple[Tensor, Tensor] | None = None
 
 
 class _Reached(Exception):
@@ -103,17 +105,17 @@ class _Stream:
         self._before, self._order = before, order
         self._wanted = {layer.name for layer in wanted}
         self._target = ""
-        self._fit: LinearFit | LayerNormFit | None = None
         self._running: _Pass
 
     def collect(self, layer: TracedLayer, passes: list[_Pass]) -> LinearFit | LayerNormFit:
-        """Let all passes run until they have added the rows of a layer."""
-        self._target, self._fit = layer.name, fit_for(layer.module)
-        for self._running in passes:
-            if self._running.resume() != layer.name:
-                raise RowsMoved(layer.name)
-        fit, self._fit = self._fit, None
+        """Let all passes run until they reach a layer, and add its rows to a fit."""
+        self._target, fit = layer.name, fit_for(layer.module)
         assert fit is not None
+        for self._running in passes:
+            if self._running.resume() != layer.name or self._running.rows is None:
+                raise RowsMoved(layer.name)
+            fit.add(*self._running.rows)  # here and not in the pass: MKL keeps buffers for each thread
+            self._running.rows = None
         return fit
 
     def forwards(
@@ -132,9 +134,9 @@ class _Stream:
         running.calls[layer.name] += 1
         old_inputs, new_inputs = inputs.chunk(2, axis)
         if layer.name in self._wanted and layer.name not in self.new:
-            if self._fit is None or layer.name != self._target:
+            if layer.name != self._target:
                 raise RowsMoved(self._target)  # which has not run
-            self._fit.add(new_inputs, self._targets(layer, old_inputs))
+            running.rows = new_inputs, self._targets(layer, old_inputs)
             if running.repeats:
                 raise _Reached
             running.halt(layer.name)  # holds the inputs; computing the targets again is cheaper than holding them

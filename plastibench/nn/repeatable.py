@@ -15,7 +15,7 @@ from plastibench.nn.network import Network, as_evaluated, seeded
 from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.units import apply_module, replaced_forwards, unit_parameters
 
-_MOST = 4  # layers: the attention or the MLP of a transformer block, a residual block of a ResNet
+_MOST = 8  # layers: a block of a transformer
 _SAMPLES = 4
 
 
@@ -28,7 +28,7 @@ def cloned(values: Any) -> Any:
 def repeatable_modules(
     network: Network, batch: TensorDictBase, layers: list[TracedLayer]
 ) -> dict[nn.Module, list[TracedLayer]]:
-    """Return the largest modules with two to four layers that give the same outputs when they run a second time.
+    """Return the largest modules with two to eight layers that give the same outputs when they run a second time.
 
     Each of them runs once in a forward pass. Its layers run in the order of ``layers`` and nowhere else. Modules that
     change a cache (keys and values of a language model) or draw random numbers are left out.

@@ -90,7 +90,7 @@ def test_a_batch_is_streamed_above_the_limit():
     assert refit_plan(network, batch, None) == refit_plan(network, batch, 1.01 * needed) == MemoryPlan()
     plan = refit_plan(network, batch, 0.99 * needed)
     assert plan.streamed and plan.chunk == 4  # 2 · 4 samples are at most an eighth of 80
-    assert refit_plan(network, images(640), 1e-9) == MemoryPlan(10, streamed=True)  # at most 64 passes
+    assert refit_plan(network, images(640), 1e-9) == MemoryPlan(20, streamed=True)  # at most 32 passes
 
 
 def test_scoring_in_smaller_chunks_finds_the_same_units(monkeypatch):
