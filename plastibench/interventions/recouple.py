@@ -15,6 +15,7 @@ from plastibench.interventions.base import Report
 from plastibench.interventions.wrapper import Wrapper
 from plastibench.nn.dataflow import trace
 from plastibench.nn.least_squares import Fit, Solver, SolverName
+from plastibench.nn.memory import refit_plan
 from plastibench.nn.network import Network, as_batch
 from plastibench.nn.refit import announce, frozen_copy, only_units_differ, refit, refit_pair, snapshot
 from plastibench.nn.row_order import row_order
@@ -44,6 +45,9 @@ class Recouple(Wrapper):
     max_growth: float = option(
         0.0, "raise the penalty until no weight norm grows by more than this factor; 0: no limit", low=0
     )
+    memory: float | None = option(
+        None, "GiB of activations to hold at once; larger batches are streamed in chunks (default: 1)", low=0.001
+    )
 
     def prepare(self, network: Network) -> None:
         """Prepare the inner intervention, and check that the selected modules exist."""
@@ -61,20 +65,21 @@ class Recouple(Wrapper):
         layers = trace(network, batch)
         if not layers:
             raise UserError(f"recouple: {type(network.module).__name__} has no module that can be refitted")
-        order = row_order(network, batch, layers)
+        plan = refit_plan(network, batch, self.memory)
+        order = row_order(network, batch, layers, plan.chunk)
         announce("recouple", order)
         before, teacher = snapshot(layers), frozen_copy(network)
         report = self._inner.intervene(network, batch)
         if network.module.state_dict().keys() != teacher.state_dict().keys():
             raise UserError("recouple: the inner intervention changes the architecture; use 'distil' instead")
         if only_units_differ(network, teacher, layers):
-            fits = refit(network, batch, layers, before, report.units, self._refits, self._solver(), order)
+            fits = refit(network, batch, layers, before, report.units, self._refits, self._solver(), order, plan)
             return with_fits(report, layers, fits, report.units)
         fits = {}
         for reader in layers[1:]:
             if self._refits(reader.name) and reader.trained and reader.name not in order.moving:
                 keep = report.units.get(reader.name)
-                fit = refit_pair(network, batch, teacher, reader, self._solver(), keep)
+                fit = refit_pair(network, batch, teacher, reader, self._solver(), keep, plan.chunk)
                 if fit is not None:
                     fits[reader.name] = fit
         return with_fits(report, layers, fits, report.units)

@@ -14,6 +14,7 @@ from plastibench.config.registry import register_intervention
 from plastibench.interventions.base import Intervention, Report
 from plastibench.nn.dataflow import trace
 from plastibench.nn.dormancy import Criterion, dormant_units
+from plastibench.nn.memory import scoring_chunk
 from plastibench.nn.network import Network, as_batch
 from plastibench.nn.optimizer_state import MomentRule
 from plastibench.nn.reinit import include_normalized_layers, reinitialize_batch_norms, reinitialize_units, zero_outgoing
@@ -90,6 +91,9 @@ class Revive(Intervention):
     moments: MomentRule = option(
         "mean", "new optimizer moments of reinitialized weights: mean of the rest, zero, or restart the step count"
     )
+    memory: float | None = option(
+        None, "GiB of activations to hold at once; larger batches are scored in smaller chunks (default: 1)", low=0.001
+    )
 
     def prepare(self, network: Network) -> None:
         """Check that the selected modules exist."""
@@ -121,7 +125,7 @@ class Revive(Intervention):
             raise UserError(
                 f"modules='{self.modules}' matches no module that can be revived; modules of this network: {names}, …"
             )
-        statistics = measure_units(network, batch, chosen)
+        statistics = measure_units(network, batch, chosen, chunk_size=scoring_chunk(network, batch, self.memory))
         return {
             layer.name: dormant_units(
                 self.criterion,

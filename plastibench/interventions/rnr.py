@@ -17,6 +17,7 @@ from plastibench.interventions.revive import Revive
 from plastibench.nn.dataflow import trace
 from plastibench.nn.dormancy import Criterion
 from plastibench.nn.least_squares import Fit, Solver, SolverName
+from plastibench.nn.memory import MemoryPlan, refit_plan
 from plastibench.nn.network import Network, as_batch
 from plastibench.nn.refit import announce, frozen_copy, refit, refit_pair, snapshot
 from plastibench.nn.row_order import RowOrder, row_order
@@ -39,7 +40,8 @@ class RnR(Intervention):
 
     Source: section 3 and Algorithm 1 of the paper. Choices that the paper leaves open are options. BatchNorm running
     statistics are not refitted, so the outputs of a ResNet drift again while these statistics adapt. Needs memory
-    for the activations of a forward pass on twice the representative batch (``--representative``).
+    for the activations of a forward pass on twice the representative batch (``--representative``); if they do not fit
+    into ``memory``, the batch is streamed.
     """
 
     kind = "units"
@@ -76,6 +78,9 @@ class RnR(Intervention):
     refit: str | None = option(
         None, "modules to refit: mlp, attention, layernorm, or a regular expression of names (default: all)"
     )
+    memory: float | None = option(
+        None, "GiB of activations to hold at once; larger batches are streamed in chunks (default: 1)", low=0.001
+    )
 
     def __post_init__(self) -> None:
         self._interventions = 0
@@ -95,9 +100,10 @@ class RnR(Intervention):
         batch = as_batch(batch)
         layers = trace(network, batch)
         refitted = self._refitted(network, batch, layers)
-        order = row_order(network, batch, layers)
+        plan = refit_plan(network, batch, self.memory)
+        order = row_order(network, batch, layers, plan.chunk)
         announce("rnr", order)
-        report = self._act(network, batch, layers, refitted - order.moving, order)
+        report = self._act(network, batch, layers, refitted - order.moving, order, plan)
         self._interventions += 1
         return report
 
@@ -110,18 +116,24 @@ class RnR(Intervention):
         self._interventions = state.get("interventions", 0)
 
     def _act(
-        self, network: Network, batch: TensorDictBase, layers: list[TracedLayer], refitted: set[str], order: RowOrder
+        self,
+        network: Network,
+        batch: TensorDictBase,
+        layers: list[TracedLayer],
+        refitted: set[str],
+        order: RowOrder,
+        plan: MemoryPlan,
     ) -> Report:
         if self.targets == "global" and self.scoring == "once":
             before = snapshot(layers)
             report = self._reviver().intervene(network, batch)
             wanted = refitted.__contains__
-            fits = refit(network, batch, layers, before, report.units, wanted, self._solver(), order)
+            fits = refit(network, batch, layers, before, report.units, wanted, self._solver(), order, plan)
             return with_fits(report, layers, fits, report.units)
-        return self._pair_by_pair(network, batch, layers, refitted)
+        return self._pair_by_pair(network, batch, layers, refitted, plan.chunk)
 
     def _pair_by_pair(
-        self, network: Network, batch: TensorDictBase, layers: list[TracedLayer], refitted: set[str]
+        self, network: Network, batch: TensorDictBase, layers: list[TracedLayer], refitted: set[str], chunk_size: int
     ) -> Report:
         """Run Algorithm 1 literally: about one forward pass of network and teacher per pair of modules."""
         reviver, fresh, teacher = self._reviver(), network.fresh(), frozen_copy(network)
@@ -139,7 +151,7 @@ class RnR(Intervention):
                 report.parameters += done.parameters
             if reader.name not in refitted:
                 continue
-            fit = refit_pair(network, batch, teacher, reader, self._solver())
+            fit = refit_pair(network, batch, teacher, reader, self._solver(), chunk_size=chunk_size)
             if fit is not None:
                 fits[reader.name] = fit
         return with_fits(report, layers, fits, {})
@@ -172,6 +184,7 @@ class RnR(Intervention):
             self.residual_writers,
             self.split_qkv,
             outgoing="keep",
+            memory=self.memory,
         )
 
     def _solver(self) -> Solver:

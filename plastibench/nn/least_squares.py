@@ -152,14 +152,18 @@ class LayerNormFit:
         return Fit(weight, bias if self.module.bias is not None else None, residual, ratio)
 
 
-def fit_for(module: nn.Module) -> LinearFit | LayerNormFit | None:
-    """An empty fit for the module; None if it has no closed form (a convolution with groups or unusual padding)."""
-    if isinstance(module, nn.LayerNorm):
-        return LayerNormFit(module)
+def has_closed_form(module: nn.Module) -> bool:
+    """Whether the module can be refitted; a convolution with groups or unusual padding cannot."""
     if isinstance(module, CONVOLUTIONS):
-        plain = module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        return LinearFit(module) if plain else None
-    return LinearFit(module) if is_linear(module) else None
+        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return isinstance(module, nn.LayerNorm) or is_linear(module)
+
+
+def fit_for(module: nn.Module) -> LinearFit | LayerNormFit | None:
+    """An empty fit for the module; None if it has no closed form."""
+    if not has_closed_form(module):
+        return None
+    return LayerNormFit(module) if isinstance(module, nn.LayerNorm) else LinearFit(module)
 
 
 def _residual(error: Tensor, target: Tensor) -> float:

@@ -12,17 +12,16 @@ from torch import Tensor, nn
 
 from plastibench.nn.batches import CHUNK_SIZE, chunks
 from plastibench.nn.computed_weights import copied
+from plastibench.nn.fitted_parameters import fitted_parameters, write_parameters
 from plastibench.nn.least_squares import Fit, Solver, fit_for
+from plastibench.nn.memory import MemoryPlan
 from plastibench.nn.network import Network, as_evaluated
-from plastibench.nn.optimizer_state import clear_state
 from plastibench.nn.parameters import saved_tensors
-from plastibench.nn.reinit import broadcast_rows
-from plastibench.nn.row_order import RowOrder, moving_layers
+from plastibench.nn.refit_streamed import refit_streamed
+from plastibench.nn.row_order import RowOrder, RowsMoved, moving_layers
 from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.units import apply_module, replaced_forwards, unit_parameters
 from plastibench.utils.notices import print_once
-
-_ROUNDING = 1e-5  # tolerance, relative to the norm of a parameter
 
 
 def snapshot(layers: Iterable[TracedLayer]) -> dict[str, tuple[Tensor, Tensor | None]]:
@@ -55,11 +54,14 @@ def refit(
     refitted: Callable[[str], bool],
     solver: Solver,
     order: RowOrder,
+    plan: MemoryPlan = MemoryPlan(),  # noqa: B008 - frozen
 ) -> dict[str, Fit]:
-    """Refit all layers except the first, in execution order: in one pass if rows keep their order, else pair by pair.
+    """Refit all layers except the first, in execution order.
 
-    Both ways give the same result up to rounding. Layers whose rows depend on routing are not refitted, because the
-    same row can hold different tokens in the changed and in the original network.
+    If the rows allow it, old and new activations are computed together: in one pass, or streamed in chunks if one pass
+    would need too much memory. Otherwise, the layers are refitted pair by pair. All ways give the same result up to
+    rounding. Layers whose rows depend on routing are not refitted, because the same row can hold different tokens in
+    the changed and in the original network.
 
     Args:
         network: The network with reinitialized units; changed in place.
@@ -70,14 +72,16 @@ def refit(
         refitted: Whether to refit the layer of a given name.
         solver: Solver for the linear systems.
         order: What :func:`plastibench.nn.row_order.row_order` found before the network was changed.
+        plan: What :func:`plastibench.nn.memory.refit_plan` has chosen.
 
     Returns:
         The fit of each refitted layer.
     """
     moving = order.moving
     if order.one_pass:
+        arguments = network, batch, layers, before, revived, refitted, solver, order
         try:
-            return refit_in_one_pass(network, batch, layers, before, revived, refitted, solver, order)
+            return refit_streamed(*arguments, plan.chunk) if plan.streamed else refit_in_one_pass(*arguments)
         except RowsMoved as error:  # nothing has been written yet
             moving = moving_layers(network, batch, layers) | {str(error)}
     teacher = frozen_copy(network)
@@ -88,14 +92,10 @@ def refit(
     fits: dict[str, Fit] = {}
     for reader in layers[1:]:
         if refitted(reader.name) and reader.trained and reader.name not in moving:
-            fit = refit_pair(network, batch, teacher, reader, solver, revived.get(reader.name))
+            fit = refit_pair(network, batch, teacher, reader, solver, revived.get(reader.name), plan.chunk)
             if fit is not None:
                 fits[reader.name] = fit
     return fits
-
-
-class RowsMoved(Exception):
-    """A layer received the rows of a doubled batch out of order; the message names the layer."""
 
 
 @torch.no_grad()
@@ -130,7 +130,8 @@ def refit_in_one_pass(
     doubled = torch.cat([batch, batch])
 
     def run(layer: TracedLayer, inputs: Tensor) -> Tensor:
-        _check_rows(order, layer, calls[layer.name], inputs.shape[layer.batch_axis], len(doubled))
+        if order is not None:
+            order.check(layer, calls[layer.name], inputs.shape[layer.batch_axis], len(doubled))
         calls[layer.name] += 1
         old_inputs, new_inputs = inputs.chunk(2, layer.batch_axis)
         targets = apply_module(layer.module, old_inputs, *before[layer.name])
@@ -140,7 +141,7 @@ def refit_in_one_pass(
             keep = revived.get(layer.name)
             fit.add(new_inputs, targets)
             fits[layer.name] = fit.solve(solver, keep)
-            new[layer.name] = _written(layer, fits[layer.name], keep)
+            new[layer.name] = fitted_parameters(layer, fits[layer.name], keep)
         outputs = apply_module(layer.module, new_inputs, *new.get(layer.name, unit_parameters(layer.module)))
         return torch.cat([targets, outputs], layer.batch_axis)
 
@@ -148,16 +149,8 @@ def refit_in_one_pass(
         network.loss(network.module, doubled)
     for layer in layers:
         if layer.name in new:
-            _write(network, layer, new[layer.name])
+            write_parameters(network, layer, new[layer.name])
     return fits
-
-
-def _check_rows(order: RowOrder | None, layer: TracedLayer, call: int, rows: int, samples: int) -> None:
-    if order is None:
-        return
-    sizes = order.sizes.get(layer.name, [])
-    if call >= len(sizes) or rows % 2 or rows * order.samples != sizes[call] * samples:
-        raise RowsMoved(layer.name)
 
 
 @torch.no_grad()
@@ -168,6 +161,7 @@ def refit_pair(
     reader: TracedLayer,
     solver: Solver,
     keep: Tensor | None = None,
+    chunk_size: int = CHUNK_SIZE,
 ) -> Fit | None:
     """Refit one layer to reproduce the outputs of the same layer in ``teacher``, one chunk of the batch at a time.
 
@@ -178,6 +172,7 @@ def refit_pair(
         reader: The layer to refit.
         solver: Solver for the linear system.
         keep: Mask [H] of units of the reader that keep their parameters.
+        chunk_size: Samples per forward pass.
 
     Returns:
         The fit, or None if the layer has no closed form or did not run.
@@ -187,7 +182,7 @@ def refit_pair(
         return None
     target_module, rows = teacher.get_submodule(reader.name), 0
     with as_evaluated(network.module), as_evaluated(teacher):
-        for chunk in chunks(batch, CHUNK_SIZE):
+        for chunk in chunks(batch, chunk_size):
             old_inputs = _input_of(target_module, teacher, network, chunk)
             new_inputs = _input_of(reader.module, network.module, network, chunk)
             if old_inputs is None or new_inputs is None or old_inputs.shape != new_inputs.shape:
@@ -197,7 +192,7 @@ def refit_pair(
     if not rows:
         return None
     solution = fit.solve(solver, keep)
-    _write(network, reader, _written(reader, solution, keep))
+    write_parameters(network, reader, fitted_parameters(reader, solution, keep))
     return solution
 
 
@@ -208,32 +203,6 @@ def only_units_differ(network: Network, teacher: nn.Module, layers: list[TracedL
     return all(
         torch.equal(value, others[name]) for name, value in saved_tensors(network.module).items() if name not in own
     )
-
-
-def _written(layer: TracedLayer, fit: Fit, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The parameters after a fit, except for the units in ``keep``.
-
-    If the fit changes a parameter only by rounding errors, because no earlier layer has changed, it keeps its value.
-    """
-
-    def updated(parameter: Tensor, new: Tensor) -> Tensor:
-        new = new.to(parameter.dtype)
-        new = new if keep is None else torch.where(broadcast_rows(keep, parameter), parameter, new)
-        return new if float((new - parameter).norm()) > _ROUNDING * float(parameter.norm()) else parameter
-
-    weight, bias = unit_parameters(layer.module)
-    return updated(weight, fit.weight), None if bias is None or fit.bias is None else updated(bias, fit.bias)
-
-
-def _write(network: Network, layer: TracedLayer, new: tuple[Tensor, Tensor | None]) -> None:
-    """Write parameters into a layer; if any of them is new, clear the optimizer state of the layer."""
-    moved = False
-    for parameter, value in zip(unit_parameters(layer.module), new, strict=True):
-        if parameter is not None and value is not None and value.data_ptr() != parameter.data_ptr():
-            parameter.copy_(value)
-            moved = True
-    if moved:
-        clear_state(network.optimizer, list(layer.module.parameters(recurse=False)))
 
 
 class _Reached(Exception):

@@ -30,6 +30,10 @@ _DISTURBANCE = 1e-3  # relative size of a perturbation that rarely changes routi
 Run = Callable[[TracedLayer, Tensor], Tensor]
 
 
+class RowsMoved(Exception):
+    """A layer did not receive the rows of both halves of a doubled batch in order; the message names the layer."""
+
+
 @dataclass(frozen=True)
 class RowOrder:
     """Whether rows keep their order in a network, which determines how it may be refitted.
@@ -46,6 +50,22 @@ class RowOrder:
     sizes: dict[str, list[int]] = field(default_factory=dict)
     samples: int = 0
 
+    def check(self, layer: TracedLayer, call: int, rows: int, samples: int) -> None:
+        """Check that a layer receives its part of a doubled batch, as it did in the test.
+
+        Args:
+            layer: The layer.
+            call: Number of its earlier calls in this forward pass.
+            rows: Size of its input along the batch axis.
+            samples: Number of samples in the doubled batch.
+
+        Raises:
+            RowsMoved: The layer receives another number of rows.
+        """
+        sizes = self.sizes.get(layer.name, [])
+        if call >= len(sizes) or rows % 2 or rows * self.samples != sizes[call] * samples:
+            raise RowsMoved(layer.name)
+
     def note(self) -> str:
         """Return a note for the user; empty if there is nothing to report."""
         if self.one_pass:
@@ -59,7 +79,9 @@ class RowOrder:
 
 
 @torch.no_grad()
-def row_order(network: Network, batch: TensorDictBase, layers: list[TracedLayer]) -> RowOrder:
+def row_order(
+    network: Network, batch: TensorDictBase, layers: list[TracedLayer], samples: int = CHUNK_SIZE
+) -> RowOrder:
     """Test how a network treats the rows of a batch; the network and the global random state do not change.
 
     A doubled batch passes through the network once. Its first half uses the layers' own weights, its second half very
@@ -69,8 +91,9 @@ def row_order(network: Network, batch: TensorDictBase, layers: list[TracedLayer]
         network: The network.
         batch: Representative batch; the first samples are used.
         layers: Its layers with units, from :func:`plastibench.nn.dataflow.trace`.
+        samples: How many samples to use.
     """
-    some = batch[:CHUNK_SIZE]
+    some = batch[:samples]
     doubled = torch.cat([some, some])
     with as_evaluated(network.module), seeded(0):
         own = _pass(network, some, layers, _own)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -133,7 +134,7 @@ def apply_module(module: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor
 
 
 @contextmanager
-def replaced_forwards(forwards: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Replace the forward functions of these modules inside the block."""
     before = {module: module.__dict__["forward"] for module in forwards if "forward" in module.__dict__}
     try:

@@ -13,8 +13,9 @@ from plastibench.interventions.recouple import Recouple
 from plastibench.interventions.revive import Revive
 from plastibench.nn.dataflow import trace
 from plastibench.nn.least_squares import Solver
-from plastibench.nn.refit import RowsMoved, refit, refit_in_one_pass, snapshot
-from plastibench.nn.row_order import row_order
+from plastibench.nn.memory import MemoryPlan
+from plastibench.nn.refit import refit, refit_in_one_pass, snapshot
+from plastibench.nn.row_order import RowsMoved, row_order
 from plastibench.utils.notices import print_once
 from tests.support import moving_rows
 from tests.support.networks import (
@@ -83,8 +84,9 @@ def test_what_is_found_does_not_depend_on_the_weights(name, seed):
     assert (order.one_pass, order.moving) == (False, moving)
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["held", "streamed"])
 @each
-def test_refit_is_that_of_the_paper(builder, one_pass, moving):
+def test_refit_is_that_of_the_paper(builder, one_pass, moving, streamed):
     """A float64 reference: reinitialize, then refit each layer to its own outputs before, in execution order."""
     network, batch = network_of(double(builder)), batch_of()
     add_noise(network.module, 0.2)
@@ -95,7 +97,8 @@ def test_refit_is_that_of_the_paper(builder, one_pass, moving):
     for name, mask in masks.items():
         copy_units(network.module.get_submodule(name), source.get_submodule(name), mask)
     student = copy.deepcopy(network.module)
-    refit(network, batch, layers, before, masks, lambda _: True, Solver(ridge=RIDGE), order)
+    plan = MemoryPlan(10 if one_pass else 24, streamed)  # rows that influence each other need the whole batch
+    refit(network, batch, layers, before, masks, lambda _: True, Solver(ridge=RIDGE), order, plan)
     for layer in layers[1:]:
         if layer.name in moving:
             continue
