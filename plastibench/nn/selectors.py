@@ -21,7 +21,7 @@ _MLP = r"\.mlp\.fc[12]$"
 _SEQUENCES = nn.Sequential | nn.ModuleList
 _ATTENTION = r"attn|attention"
 _NO_ATTENTION = r"norm|drop|scale|(^|_)ln(_|$)"  # attn_norm, attention_layernorm
-_QKV = r"\.(qkv|[qkv]|[qkv]_(proj|lin)|qkv_proj|query|key|value|query_key_value|c_attn|q_attn|Wqkv|kv)$"
+_QKV = r"\.(qkv|qk|[qkv]|[qkv]_(proj|lin)|qkv_proj|query|key|value|query_key_value|c_attn|q_attn|Wqkv|kv)$"
 
 
 PARTS = ("mlp", "mlp-qkv", "attention", "linear", "layernorm", "head")
@@ -42,10 +42,10 @@ def selector(
 
     The layers that feed an attention operation are its query, key and value projections; the layer that reads its
     result is the output projection. A transformer block is the smallest member of a sequence that contains these layers
-    and others. Its MLP consists of all other weight matrices. If no attention operation is known, names are used: a
-    transformer block is a member of a sequence that has a child with attention in its name, and its MLP consists of all
-    weight matrices outside this child. MLP blocks of other networks (MLP-Mixer, ConvNeXt) are recognized by timm's
-    names.
+    and others. Its MLP consists of all other weight matrices. Where no attention operation is known (talking heads,
+    gated attention), names are used: a transformer block is a member of a sequence that has a child with attention in
+    its name, and its MLP consists of all weight matrices outside this child. MLP blocks of other networks (MLP-Mixer,
+    ConvNeXt) are recognized by timm's names.
 
     Args:
         part: One of the above.
@@ -54,19 +54,19 @@ def selector(
         attention: What :func:`attention_of` found in a forward pass.
     """
     matrices = [name for name, child in module.named_modules() if _is_matrix(child)]
-    if attention is not None and attention.inputs:
-        attending, blocks = _observed(module, matrices, attention)
-    else:
-        attending, blocks = _named(module, matrices)
+    observed = attention if attention is not None and attention.inputs else Attention()
+    attending, blocks = _observed(module, matrices, observed)
+    by_name = _unobserved(module, observed)
+    attending |= {name for name in matrices if _below(name, by_name)}
+    blocks |= {name.rpartition(".")[0] for name in by_name}
     packed = {name for name, child in module.named_modules() if isinstance(child, nn.MultiheadAttention)}
     attending |= {name for name in matrices if _below(name, packed)}
     mlp = {name for name in matrices if _below(name, blocks) or re.search(_MLP, name)} - attending - set(outputs)
     if not mlp:
         linear = {name for name, child in module.named_modules() if isinstance(child, nn.Linear)}
         mlp = (linear - attending).difference(outputs)
-    qkv = {name for name in attending if re.search(_QKV, name)} | packed
-    if attention is not None and attention.inputs:
-        qkv = (attention.inputs & set(matrices)) | packed
+    qkv = (observed.inputs & set(matrices)) | packed
+    qkv |= {name for name in attending if _below(name, by_name) and re.search(_QKV, name)}
     parts: dict[str, Callable[[str, nn.Module], bool]] = {
         "mlp": lambda name, child: name in mlp,
         "mlp-qkv": lambda name, child: name in mlp | qkv,
@@ -111,10 +111,10 @@ def _observed(module: nn.Module, matrices: list[str], attention: Attention) -> t
     return attending, blocks
 
 
-def _named(module: nn.Module, matrices: list[str]) -> tuple[set[str], set[str]]:
-    """Like the function above, but by module names."""
-    attention = _attention(module)
-    return {name for name in matrices if _below(name, attention)}, {name.rpartition(".")[0] for name in attention}
+def _unobserved(module: nn.Module, attention: Attention) -> list[str]:
+    """Names of the attention children of blocks in which no attention operation was observed."""
+    seen = {name for operation in attention.operations for name in operation}
+    return [child for child in _attention(module) if not any(_below(name, [child]) for name in seen)]
 
 
 def _common(names: Collection[str]) -> str:
@@ -168,4 +168,5 @@ def _is_matrix(child: nn.Module) -> bool:
     if isinstance(weight, nn.Parameter):
         return weight.ndim == 2
     own = [parameter for parameter in child.parameters(recurse=False) if parameter.ndim > 1]
-    return bool(own) and all(parameter.ndim == 3 and len(parameter) > 1 for parameter in own)
+    # A scale per head [heads, 1, 1] is no matrix.
+    return bool(own) and all(p.ndim == 3 and len(p) > 1 and min(p.shape[1:]) > 1 for p in own)

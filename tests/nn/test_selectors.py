@@ -249,3 +249,64 @@ def test_checkpointed_blocks_have_outputs_and_parts(reentrant):
     method("reset-mlp").intervene(network, batch)
     expected = {f"blocks.{block}.{letter}" for block in range(2) for letter in "ef"}
     assert changed(before, network.module) == parameters_of(network.module, expected)
+
+
+class TalkingHeads(nn.Module):
+    """Attention whose weights are mixed between heads (CaiT), with a temperature for each head (Swin V2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj, self.mix = nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(2, 2)
+        self.temperature = nn.Parameter(torch.ones(2, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4)
+        weights = self.mix((q @ k.mT * self.temperature).softmax(-1).movedim(1, -1)).movedim(-1, 1)
+        return self.proj((weights @ v).transpose(1, 2).flatten(2))
+
+
+class Fused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Mixed(nn.Module):
+    """A block with each kind of attention: only the second operation can be observed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        for attention in (TalkingHeads(), Fused()):
+            block = nn.Module()
+            block.attn, block.fc1, block.fc2 = attention, nn.Linear(8, 16), nn.Linear(16, 8)
+            self.blocks.append(block)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1).view(len(x), 8, 8)
+        for block in self.blocks:
+            x = x + block.attn(x)
+            x = x + block.fc2(F.relu(block.fc1(x)))
+        return self.head(x.mean(1))
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ("mlp", {"blocks.0.fc1", "blocks.0.fc2", "blocks.1.fc1", "blocks.1.fc2"}),
+        (
+            "attention",
+            {"blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.0.attn.mix", "blocks.1.attn.qkv", "blocks.1.attn.proj"},
+        ),
+    ],
+)
+def test_attention_that_is_not_observed_is_found_by_name(part: str, expected: set[str]) -> None:
+    network, batch = network_of(Mixed), images(4)
+    assert observed(network, batch, part) == expected
+    if part == "mlp":
+        assert observed(network, batch, "mlp-qkv") == expected | {"blocks.0.attn.qkv", "blocks.1.attn.qkv"}
