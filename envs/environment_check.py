@@ -23,6 +23,8 @@ from plastibench.config.own_code import describe
 _OLD = "as in the API before gymnasium 0.26; it must return"
 _STEP = "observation, reward, terminated, truncated, info"
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 def check_spaces(name: str, envs: VectorEnv[Any, Any, Any]) -> None:
     """Check that agents support the observation and action space.
@@ -83,7 +85,7 @@ def check_api(name: str, envs: VectorEnv[Any, Any, Any]) -> None:
 def check_finite(
     name: str, observation: npt.NDArray[Any], reward: npt.NDArray[Any] | None, when: str, first: int = 0
 ) -> None:
-    """Check that observations and rewards are finite.
+    """Check that observations and rewards are finite in float32, in which they are stored.
 
     Args:
         name: The environment's id, for messages.
@@ -93,14 +95,18 @@ def check_finite(
         first: Number of the first environment.
 
     Raises:
-        RunError: A value is not finite; the message names the environment, its number and the step.
+        RunError: A value is not finite, or too large for float32; the message names the environment, its number and the
+            step.
     """
     for what, values in (("observation", observation), ("reward", reward)):
-        if values is None or values.dtype.kind != "f" or np.isfinite(values).all():
+        if values is None or values.dtype.kind != "f":
             continue
         rows = values.reshape(len(values), -1)
-        env = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
-        wrong = rows[env][~np.isfinite(rows[env])][0]
+        fits = np.abs(rows) <= _LARGEST  # false for NaN
+        if fits.all():
+            continue
+        env = int(np.flatnonzero(~fits.all(1))[0])
+        wrong = rows[env][~fits[env]][0]
         raise RunError(
             f"{name} returned {'an' if what[0] == 'o' else 'a'} {what} that is {wrong} {when} (environment "
             f"{first + env}); correct the environment, or wrap it in one that replaces such values"

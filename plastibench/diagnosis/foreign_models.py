@@ -12,14 +12,16 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from plastibench.config.errors import UserError
+from plastibench.config.own_code import describe
 from plastibench.diagnosis.loading import DiagnosisTarget, from_samples
 from plastibench.diagnosis.sample_limit import limited
 from plastibench.diagnosis.samples import read_samples
 from plastibench.diagnosis.state_dicts import load_weights, read_state
-from plastibench.nn.network import Network, as_batch, seeded
+from plastibench.nn.network import Network, as_batch, eval_mode, seeded
 from plastibench.utils.user_imports import load_own
 
 _LENGTH = 128  # tokens of a text
+_TRIED = 2  # samples
 
 
 def own_model(
@@ -77,11 +79,34 @@ def own_model(
     batch, loss = rest
     notes = load_weights(model, state, weights) if weights is not None else []
     network = Network(model.to(device), None, loss, fresh=lambda: function()[0])
-    own = as_batch(batch).to(device)
+    own = _own_batch(name, batch).to(device)
+    _check_loss(name, network, own[:_TRIED])
     if limit:
         own, more = limited(network, own)
         notes = [*notes, *more]
     return DiagnosisTarget(title, network, own, "its own batch", None, notes)
+
+
+def _own_batch(name: str, batch: Any) -> TensorDictBase:
+    try:
+        return as_batch(batch)
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{name}() returns a batch that cannot be used ({reason}); return a dict of tensors of one length"
+        ) from error
+
+
+def _check_loss(name: str, network: Network, batch: TensorDictBase) -> None:
+    """Check that the user's loss runs on a few samples and is a number."""
+    try:
+        with eval_mode(network.module), torch.no_grad():
+            loss = network.loss(network.module, batch)
+    except Exception as error:  # user code may raise anything
+        raise UserError(f"{name}: loss_fn fails on its batch: {describe(error)}") from error
+    if not isinstance(loss, Tensor) or loss.ndim:
+        what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)[:40]
+        raise UserError(f"{name}: loss_fn returns {what}; return the mean loss over the batch, a tensor without axes")
 
 
 def huggingface_model(

@@ -229,6 +229,16 @@ def _cross_entropy(module: nn.Module, batch: TensorDictBase) -> Tensor:
     return F.cross_entropy(module(batch["image"]), batch["label"])
 
 
+def _logits(module: nn.Module, images: Tensor) -> Tensor:
+    found = module(images)
+    if not isinstance(found, Tensor):
+        raise UserError(
+            f"the network returns a {type(found).__name__}; expected logits [samples, classes] (for other outputs, let "
+            "module:function return (model, batch, loss_fn))"
+        )
+    return found
+
+
 def labelled(network: Network, found: Samples, device: str, limit: bool = False) -> tuple[TensorDictBase, list[str]]:
     """Make a batch. If samples have no labels that fit the network, its predictions become the labels, with a note.
 
@@ -242,7 +252,7 @@ def labelled(network: Network, found: Samples, device: str, limit: bool = False)
             notes, chosen = limit_note(count, len(images)), spread(len(images), count)
             images, labels = images[chosen], None if labels is None else labels[chosen]
         with eval_mode(network.module), torch.no_grad():
-            outputs = torch.cat([network.module(part) for part in images.split(64)])
+            outputs = torch.cat([_logits(network.module, part) for part in images.split(64)])
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"the network does not accept images of shape {list(images.shape[1:])} ({reason})") from error

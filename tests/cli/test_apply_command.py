@@ -39,6 +39,33 @@ def broken():
 
 def wrong():
     return 3
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = images()
+
+    def forward(self, x):
+        return self.body(x), self.body(x)
+
+def two():
+    return Two()
+
+def ragged():
+    model, batch, loss = build()
+    return model, {**batch, "y": batch["y"][:-1]}, loss
+
+def unreduced():
+    model, batch, _ = build()
+    return model, batch, lambda model, batch: model(batch["x"])
+
+def number():
+    model, batch, _ = build()
+    return model, batch, lambda model, batch: 0
+
+def raising():
+    model, batch, _ = build()
+    return model, batch, lambda model, batch: model(batch["z"])
 """
 
 
@@ -131,6 +158,11 @@ def test_a_model_of_hugging_face_becomes_a_new_folder(own: Path, capsys: pytest.
         (["FILE:missing", "--intervention", "redo", "--out", "x.pt"], "has no 'missing'"),
         (["FILE:broken", "--intervention", "redo", "--out", "x.pt"], "broken() failed (KeyError"),
         (["FILE:wrong", "--intervention", "redo", "--out", "x.pt"], "it returned int"),
+        (["FILE:two", "--intervention", "redo", "--out", "x.pt", "--image-size", "8"], "the network returns a tuple"),
+        (["FILE:ragged", "--intervention", "redo", "--out", "x.pt"], "ragged() returns a batch that cannot be used"),
+        (["FILE:unreduced", "--intervention", "redo", "--out", "x.pt"], "loss_fn returns a tensor of shape [2, 3]"),
+        (["FILE:number", "--intervention", "redo", "--out", "x.pt"], "loss_fn returns 0; return the mean loss"),
+        (["FILE:raising", "--intervention", "redo", "--out", "x.pt"], "loss_fn fails on its batch: "),
         (["FILE:build", "--intervention", "upgd-adam", "--out", "x.pt"], "works only during training"),
         (["FILE:build", "--intervention", "plasticity-injection", "--out", "x.pt"], "changes the architecture"),
         (["FILE:build", "--intervention", "redo", "--out", "x.pt", "--role", "critic"], "no network 'critic'"),

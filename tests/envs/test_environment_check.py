@@ -128,6 +128,7 @@ def run_on(trainer: OffPolicyTrainer) -> None:
     [
         ("nan reward", "returned a reward that is nan at step 120 (environment 0)"),
         ("nan observation", "returned an observation that is nan at step 120 (environment 0)"),
+        ("huge reward", "returned a reward that is 1e+300 at step 120 (environment 0)"),
         ("inf final", "returned an observation that is inf at step 120 (environment 0)"),
     ],
 )

@@ -114,8 +114,8 @@ class Odd(gymnasium.Env[Any, Any]):
     """Makes one mistake, or has one unusual space.
 
     Args:
-        mistake: ``old step``, ``old reset``, ``array reward``, ``nan reward``, ``nan observation``, ``inf final``,
-            ``error``, ``shape``, ``dtype``, or nothing.
+        mistake: ``old step``, ``old reset``, ``array reward``, ``nan reward``, ``huge reward``, ``nan observation``,
+            ``inf final``, ``error``, ``shape``, ``dtype``, or nothing.
         at: The step from which on NaN or infinite values are returned.
         space: The observation space.
         endless: Never end an episode.
@@ -150,6 +150,8 @@ class Odd(gymnasium.Env[Any, Any]):
                 return np.zeros(2, np.complex64), reward, over, False, {}
             case "nan reward" if late:
                 reward = float("nan")
+            case "huge reward" if late:
+                reward = 1e300
             case "nan observation" if late:
                 observation = np.array([0.0, np.nan], np.float32)
             case "inf final" if late and over:
