@@ -18,7 +18,8 @@ from plastibench.training.task_buffer import all_samples
 def stacked_reference(trainer: SupervisedTrainer, stack: int) -> Callable[[], None]:
     """Create a function that updates several networks on different batches with one vmapped pass.
 
-    It does the work of :func:`~plastibench.sweeps.benchmark.plain_loop.plain_loop` for each network.
+    It does the work of :func:`~plastibench.sweeps.benchmark.plain_loop.plain_loop` for each network. In bfloat16, the
+    entire forward pass is in bfloat16: under vmap, dropout of attention fails with autocast.
 
     Args:
         trainer: Supplies the data, the network and the options.
@@ -34,9 +35,11 @@ def stacked_reference(trainer: SupervisedTrainer, stack: int) -> Callable[[], No
     generator = torch.Generator(device).manual_seed(0)
     pad, size = trainer.env.augment_pad, (stack, min(config.batch_size, len(images)))
 
+    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+
     def loss(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            return F.cross_entropy(functional_call(base, (parameters, buffers), (x,)), y)
+        cast = {name: parameter.to(dtype) for name, parameter in parameters.items()}
+        return F.cross_entropy(functional_call(base, (cast, buffers), (x.to(dtype),)).float(), y)
 
     gradients = vmap(grad(loss), randomness="different")
 
