@@ -6,7 +6,7 @@ import ctypes
 import functools
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 
 import torch
 
@@ -15,14 +15,16 @@ class Halting:
     """A function in a thread of its own, which runs only while the caller waits in :meth:`resume`.
 
     Only one of the two threads runs at a time, so the order of all computations is fixed. The function runs without
-    gradients, and on the caller's CUDA stream if ``device`` is a GPU.
+    gradients, with the caller's default device and, if ``device`` is a GPU, on the caller's CUDA stream.
     """
 
     def __init__(self, function: Callable[[], object], device: torch.device) -> None:
         self._function = function
-        self._setting: AbstractContextManager[object] = (
-            torch.cuda.stream(torch.cuda.current_stream(device)) if device.type == "cuda" else nullcontext()
-        )
+        self._settings: list[AbstractContextManager[object]] = [torch.no_grad()]
+        if device.type == "cuda":
+            self._settings.append(torch.cuda.stream(torch.cuda.current_stream(device)))
+        if (default := torch.get_default_device()).type != "cpu":
+            self._settings.append(default)
         self._resumed, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._closed = False
         self._value: object = None
@@ -65,7 +67,9 @@ class Halting:
 
     def _run(self) -> None:
         try:
-            with torch.no_grad(), self._setting:
+            with ExitStack() as stack:
+                for setting in self._settings:
+                    stack.enter_context(setting)
                 self._function()
         except _Closed:
             pass

@@ -58,3 +58,10 @@ def test_the_function_runs_without_gradients_and_with_as_many_cpu_threads_as_its
     finally:
         torch.set_num_threads(before)
     assert found == [False, 2] and torch.is_grad_enabled()
+
+
+def test_the_function_has_the_default_device_of_its_caller():
+    found: list[str] = []
+    with torch.device("meta"):
+        Halting(lambda: found.append(torch.empty(1).device.type), CPU).resume()
+    assert found == ["meta"]
