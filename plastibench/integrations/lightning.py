@@ -22,6 +22,8 @@ from plastibench.interventions.intervention_log import LogTarget
 from plastibench.nn.network import Network, as_evaluated
 from plastibench.utils.seeding import generator as named_generator
 
+_PART = "part of a batch, whose tensors must have one entry for each sample; other values are not divided"
+
 
 class PlasticityCallback(Callback):
     """``Trainer(callbacks=[PlasticityCallback("rnr", loss, every=1000)])``.
@@ -124,7 +126,7 @@ class PlasticityCallback(Callback):
             pl_module.training_step = step  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the step at which this fit starts, and test the loss on two samples and the builder.
+        """Read the step at which this fit starts, and test the loss on a few samples and the builder.
 
         Raises:
             UserError: The data does not support access by index, or the loss or the builder fails.
@@ -133,16 +135,16 @@ class PlasticityCallback(Callback):
         assert self.attached is not None
         network, planned = self.attached.network, self.schedule.every or self.schedule.steps or self.schedule.epochs
         if planned and self.draw is None:
-            batch = self._drawn(trainer, 2, named_generator(self.seed, "trial"))
-            try:
-                with as_evaluated(network.module), torch.no_grad():
-                    network.loss(network.module, batch)
-            except UserError:
-                raise
-            except Exception as error:
-                raise UserError(
-                    f"PlasticityCallback: loss(module, batch) fails on samples of the training data: {error}"
-                ) from error
+            batch = self._drawn(trainer, 3, named_generator(self.seed, "trial"))
+            for part, what in ((batch, "samples of the training data"), (batch[:2], _PART)):
+                try:
+                    with as_evaluated(network.module), torch.no_grad():
+                        network.loss(network.module, part)
+                except UserError:
+                    raise
+                except Exception as error:
+                    reason = " ".join(f"{type(error).__name__}: {error}".split())
+                    raise UserError(f"PlasticityCallback: loss(module, batch) fails on {what} ({reason})") from error
         if self.fresh is not None:
             try_builder(network)
 

@@ -121,9 +121,10 @@ class Revive(Intervention):
         inner = [layer for layer in layers if layer.trained and not layer.output]
         chosen = [layer for layer in inner if self._acts_on(layer)]
         if not chosen:
-            names = ", ".join(layer.name for layer in inner[:6])
+            names = ", ".join(layer.name for layer in inner[:6]) or "none"
             raise UserError(
-                f"modules='{self.modules}' matches no module that can be revived; modules of this network: {names}, …"
+                f"modules='{self.modules}' matches no module that can be revived; modules that it could "
+                f"act on: {names}{', …' if len(inner) > 6 else ''}"
             )
         statistics = measure_units(network, batch, chosen, chunk_size=scoring_chunk(network, batch, self.memory))
         return {
