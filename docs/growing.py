@@ -17,7 +17,7 @@ GIB, MIB = 2**30, 2**20
 LIMIT = 1 * GIB  # default of the option `memory`
 STREAMED_LIMIT = 0.1 * GIB  # with which the part `streamed` was measured
 PROCESS = 40 * MIB  # code and buffers that a process loads with its first intervention
-PASSES, PASS = 32, 5 * MIB  # largest number of halted passes, and what MKL keeps for the thread of each
+PASSES, PASS = 32, 3 * MIB  # largest number of halted passes, and what MKL keeps for the thread of each
 ROWS = 16_384  # rows that are converted to float64 at a time
 GPUS = (1, 8, 64)
 BFLOAT16, FULL, USED = 989e12, 67e12, 0.4  # peak FLOP/s of an H100 SXM (float32 and float64: 67e12), and the part used
@@ -80,7 +80,7 @@ class Transformer:
 
     def score(self, samples: int, limit: float = LIMIT) -> float:
         """Gradients of all parameters, their sums, new weights, and the activations of c samples."""
-        return PROCESS + 3 * 4 * self.parameters + 1.25 * min(samples, self.scoring_chunk(limit)) * self.training
+        return PROCESS + 3 * 4 * self.parameters + 1.5 * min(samples, self.scoring_chunk(limit)) * self.training
 
     def one_pass(self, samples: int) -> float:
         """Activations of twice the batch, copies of the parameters, and the sums of a layer."""
@@ -135,7 +135,7 @@ def _power_of_two(count: float) -> int:
 MEASURED = {
     "vit-nano": Transformer(64, 4, 5, others=5_578),
     "vit-tiny": Transformer(192, 12, 65, others=71_716, inputs=3_072),
-    "vit-tiny, 2 blocks": Transformer(192, 2, 65, others=71_716, inputs=3_072),
+    "vit-tiny, 2 blocks": Transformer(192, 2, 65, others=46_756, inputs=3_072),
     "ViT-S/16, 2 blocks": Transformer(384, 2, 197, others=816_928, inputs=150_528),
     "GPT-2, 2 blocks": Transformer(768, 2, 256, 50_257, others=38_815_488),
 }

@@ -121,6 +121,7 @@ PARTS: dict[str, Callable[[Network, TensorDictBase], object]] = {
     "one pass": partial(recouple, memory=1e6),
     "streamed": partial(recouple, memory=0.1),
     "rnr": lambda network, batch: RnR().intervene(network, batch),
+    "rnr, 2 blocks": lambda network, batch: RnR(refit=r"blocks\.[01]\..*").intervene(network, batch),
 }
 
 

