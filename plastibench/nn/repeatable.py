@@ -11,6 +11,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from plastibench.nn.builders import is_compiled
 from plastibench.nn.network import Network, as_evaluated, seeded
 from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.units import apply_module, replaced_forwards, unit_parameters
@@ -82,7 +83,7 @@ def _candidates(
 ) -> Iterator[tuple[nn.Module, list[TracedLayer]]]:
     for name, child in module.named_children():
         inner = [layer for layer in layers if layer.name.startswith(f"{prefix}{name}.")]
-        if 2 <= len(inner) <= _MOST:
+        if 2 <= len(inner) <= _MOST and not is_compiled(child):  # what it wraps has the forward function
             yield child, inner
         elif inner:
             yield from _candidates(child, f"{prefix}{name}.", inner)

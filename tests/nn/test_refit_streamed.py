@@ -106,6 +106,11 @@ class Cached(nn.Module):
         return self.head(self.block(self.stem(x.flatten(1)), Cache()))
 
 
+def compiled_part() -> nn.Module:
+    block = torch.compile(nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)), backend="eager")
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), block, nn.Linear(16, 10))
+
+
 NETWORKS = {
     "vit": small_vit(),
     "mlp": agent_builder("mlp", width=12, hidden=3),
@@ -113,6 +118,7 @@ NETWORKS = {
     "skips": Skips,
     "cached": Cached,
     "reusing": functools.partial(Cached, Reusing),
+    "compiled": compiled_part,
 }
 each_network = pytest.mark.parametrize("builder", NETWORKS.values(), ids=NETWORKS.keys())
 
@@ -176,6 +182,7 @@ def test_modules_of_a_few_layers_run_again_unless_they_remember():
     assert names["vit"] == ["blocks.0", "blocks.1"]
     assert names["resnet"] == ["layer1", "layer2", "layer3", "layer4"]
     assert names["skips"] == ["down", "middle", "up"]
+    assert names["compiled"] == ["2._orig_mod"]
     assert names["mlp"] == names["cached"] == names["reusing"] == []
 
 
