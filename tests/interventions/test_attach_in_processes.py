@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from plastibench import Network, apply, attach
 from plastibench.config.errors import UserError
 from plastibench.config.registry import interventions
+from plastibench.nn import memory, refit
 from plastibench.utils import distributed
 from tests.support import networks
 from tests.support.processes import together
@@ -119,6 +121,21 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
             for rank in (0, 1):
                 assert_same(train(name), found[rank][f"{name} {wrapper}"])
         assert_same(train("continual-backprop", "", 2), found[0][f"accumulated {wrapper}"])
+
+
+def train_streamed() -> dict[str, Any]:
+    memory.MEMORY = 1e-6  # GiB
+    with mock.patch.object(refit, "refit_streamed", wraps=refit.refit_streamed) as streamed:
+        found = {wrapper: train("rnr", wrapper) for wrapper in WRAPPERS}
+    return found | {"calls": streamed.call_count}
+
+
+@pytest.mark.slow
+def test_a_refit_that_is_streamed_in_two_processes_equals_one_pass(tmp_path: Path) -> None:
+    for found in together(train_streamed, folder=tmp_path / "group"):
+        assert found["calls"] == 4
+        for wrapper in WRAPPERS:
+            assert_same(train("rnr"), found[wrapper])
 
 
 ALL = tuple(name for name in interventions.all() if not name.endswith("*"))
