@@ -186,7 +186,7 @@ FAMILIES: dict[str, Family] = {
     "MLP-Mixer": Family("timm", _mixer, _images(32), _classify),
     "ConvNeXt": _timm("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 16, 16, 24)),
     "ResNet": _timm("resnet18", channels=(4, 4, 8, 8)),
-    "RegNet": _timm("test_byobnet"),
+    "ByobNet": _timm("test_byobnet"),
     "EfficientNet": _timm("test_efficientnet"),
     "NFNet": _timm("test_nfnet"),
     "DenseNet": _timm("densenet121", growth_rate=4, block_config=(2, 2)),
