@@ -110,6 +110,8 @@ def coverage(network: Network, batch: TensorDictBase, traced: Traced | None = No
                 why = "output layer: refitted, but never reinitialized"
             else:
                 by = ["revive", "redo"] if layer.hidden else ["revive"]
+                if layer.readers and not (layer.activated or layer.residual or isinstance(module, nn.LayerNorm)):
+                    why = "no activation was seen between this layer and its reader, so its units are not hidden"
             if layer.trained and layer is not layers[0]:
                 if fit_for(module) is None:
                     why = why or "grouped convolution or unusual padding: no closed form for refitting"

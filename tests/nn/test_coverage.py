@@ -146,3 +146,17 @@ def test_outputs_may_be_named(name):
     assert [m.name for m in handle.coverage(images(4)).modules if m.parts == ("head",)] == ["3", "5"]
     with pytest.raises(UserError, match=f"outputs: this network has no layer '{name}'"):
         attach("rnr", module, None, loss, outputs=[name])
+
+
+class Linear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(64, 8), nn.Linear(8, 8), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.second(self.first(x.flatten(1)))))
+
+
+def test_layers_without_a_visible_activation_are_named():
+    found = {module.name: module.why_not for module in coverage(network_of(Linear), images(4)).modules}
+    assert "no activation was seen" in found["first"] and not found["second"]
