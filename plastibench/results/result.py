@@ -369,8 +369,8 @@ class Result(BaseModel):
         """Make a result from the content of a ``result.json`` of any schema.
 
         Raises:
-            UserError: The content is not a result. The message does not name the file, as in ``cost.seconds is
-            missing``.
+            UserError: The content is not a result. The message, such as ``cost.seconds is missing``, does not name the
+                file.
         """
         schema = content.get("schema") if isinstance(content, dict) else None
         if schema is None:
