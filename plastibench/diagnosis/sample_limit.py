@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from plastibench.nn.network import Network, eval_mode
 from plastibench.nn.units import has_units, unit_weight
+from plastibench.utils.wording import plural
 
 COST = 32e9  # multiplications of all samples in one forward pass
 FEWEST = 4
@@ -59,4 +60,6 @@ def limit_note(count: int, samples: int) -> list[str]:
     """A note if there are fewer samples than usual."""
     if count >= samples:
         return []
-    return [f"{count} instead of {samples} samples, because one pass of this network is expensive; use --samples N"]
+    return [
+        f"{plural(count, 'sample')} instead of {samples:,}, because a pass of this network is expensive; use --samples N"
+    ]

@@ -141,7 +141,7 @@ def test_a_reduced_number_of_samples_is_reported(monkeypatch: Any) -> None:
     monkeypatch.setattr(sample_limit, "COST", 0)
     options: dict[str, Any] = {"weights": None, "samples": 8, "image_size": 32, "data_dir": Path("data")}
     found = timm_model("test_vit", "noise", "cpu", **options, limit=True)
-    assert len(found.batch) == 4 and any("4 instead of 8 samples" in note for note in found.notes)
+    assert len(found.batch) == 4 and any("4 samples instead of 8" in note for note in found.notes)
     whole = timm_model("test_vit", "noise", "cpu", **options)
     assert len(whole.batch) == 8 and torch.equal(found.batch["image"], whole.batch["image"][spread(8, 4)])
 

@@ -115,9 +115,9 @@ def test_unknown_name_suggests_the_closest() -> None:
 
 
 def test_path_and_image_size_are_for_imagefolder_only(folder: Path, data_dir: Path) -> None:
-    assert "imagefolder and own only" in user_error("digits", image_size=8)
-    assert "imagefolder and own only" in user_error("cifar10", path=folder)
-    assert "needs path" in user_error("imagefolder")
+    assert "apply only to imagefolder and own" in user_error("digits", image_size=8)
+    assert "apply only to imagefolder and own" in user_error("cifar10", path=folder)
+    assert "needs --env.path" in user_error("imagefolder")
     assert "is not a folder" in user_error("imagefolder", data_dir, path=folder / "nowhere")
     assert "image_size 0 is not an integer from 1 to" in user_error("imagefolder", data_dir, path=folder, image_size=0)
 

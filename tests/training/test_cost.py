@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from plastibench.agents.classifier import Classifier
+from plastibench.agents.dqn import DQNAgent
 from plastibench.interventions.reset import Reset
 from plastibench.results.result import Cost
 from plastibench.training import offpolicy, trainer
@@ -37,7 +38,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         monkeypatch.setattr(owner, name, counted)
 
     costs(Classifier, "update", 1)
-    costs(offpolicy.OffPolicyTrainer, "_learn", 1)
+    costs(DQNAgent, "update", 1)
     costs(Reset, "intervene", 10)
     costs(SupervisedTrainer, "_outputs", 1000)
     costs(offpolicy, "evaluate_policy", 1000)

@@ -24,6 +24,7 @@ NEVER_ONE = {
     "most",
     "count",
     "self._runs_after + 1",
+    "_FEWEST_ROWS",
 }
 
 

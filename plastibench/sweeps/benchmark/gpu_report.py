@@ -10,6 +10,7 @@ from typing import Any
 from plastibench.config.errors import UserError
 from plastibench.utils import atomic_io
 from plastibench.utils.tables import markdown_table
+from plastibench.utils.wording import plural
 
 JSON_FILE, MARKDOWN_FILE = "bench-gpu.json", "bench-gpu.md"
 _FORMAT = 1
@@ -77,7 +78,8 @@ class GpuReport:
         hardware = last["hardware"]
         lines = [
             f"# {hardware['device']}",
-            f"{hardware['processor']}, {hardware['cores']} cores, torch {last['torch']}, commit {last['commit']}",
+            f"{hardware['processor']}, {plural(hardware['cores'], 'core')}, torch {last['torch']}, "
+            f"commit {last['commit']}",
         ]
         if self.rehearsal:
             lines.append("**A rehearsal with tiny networks: the numbers mean nothing.**")

@@ -116,7 +116,8 @@ class UpdateSpeed:
         if self.reached is not None:
             notes.append(f"  {shown(self.reached, 100, 1)} % of the time is matrix products")
         if self.stack_gain is not None:
-            notes.append(f"  {self.stack} runs together: {shown(self.stack_gain, digits=2)} times as fast as alone")
+            together = plural(self.stack, "run")
+            notes.append(f"  {together} together: {shown(self.stack_gain, digits=2)} times as fast as alone")
         if self.intervention_seconds is not None:
             count = self.intervention_seconds / self.plastibench[1]
             each = f"{self.intervention_seconds:.2f} s, the time of {count:.1f} updates"
