@@ -60,6 +60,4 @@ def limit_note(count: int, samples: int) -> list[str]:
     """A note if there are fewer samples than usual."""
     if count >= samples:
         return []
-    return [
-        f"{plural(count, 'sample')} instead of {samples:,}, because a pass of this network is expensive; use --samples N"
-    ]
+    return [f"{plural(count, 'sample')} instead of {samples:,}, because its passes are expensive; use --samples N"]
