@@ -13,6 +13,7 @@ from plastibench.nn.batch_pass import Collector, run_pass
 from plastibench.nn.network import Network
 from plastibench.nn.row_sample import Rows, all_rows
 from plastibench.nn.traced_layer import TracedLayer
+from plastibench.nn.unit_tracking import axis_of_units
 from plastibench.nn.units import unit_axis, unit_count
 
 Callback = Callable[[TracedLayer, Tensor], None]
@@ -73,9 +74,8 @@ def for_each_activation(
 
 def _rows_by_unit(values: Tensor, unit: Tensor, count: int, rows_of: Rows) -> Tensor | None:
     """Reshape values to [rows, H], given the unit of each element; None if the units have different numbers of them."""
-    axes = [axis for axis, stride in enumerate(unit.stride()) if stride and unit.shape[axis] > 1]
-    if len(axes) == 1 and unit.shape[axes[0]] == count:  # the units still lie along one axis
-        return rows_of(values.movedim(axes[0], -1))
+    if (axis := axis_of_units(unit, count)) is not None:
+        return rows_of(values.movedim(axis, -1))
     numbers = unit.flatten().long()
     if len(torch.bincount(numbers, minlength=count).unique()) > 1:
         return None

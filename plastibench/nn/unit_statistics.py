@@ -15,6 +15,7 @@ from plastibench.nn.batches import CHUNK_SIZE
 from plastibench.nn.network import Network
 from plastibench.nn.row_sample import Rows, all_rows
 from plastibench.nn.traced_layer import TracedLayer
+from plastibench.nn.unit_tracking import axis_of_units
 from plastibench.nn.units import unit_axis, unit_count, unit_weight, units_first
 
 
@@ -59,8 +60,7 @@ class _Sums:
 
     def add_by_unit(self, total: Tensor, values: Tensor, unit: Tensor, scale: float = 1.0) -> int:
         """Add to ``total[i]`` the absolute values that belong to unit i; return how many values were added."""
-        if _in_order(unit, len(total)):
-            (axis,) = _varying(unit)
+        if (axis := axis_of_units(unit, len(total))) is not None:
             rows = self._rows_of(values.movedim(axis, -1)).abs()
             total += (rows * scale).sum(0, dtype=torch.float64)
             return rows.numel()
@@ -72,11 +72,7 @@ class _Sums:
 
         It may act on a part of the units only, while another one acts on the others.
         """
-        count = len(self.post)
-        if _in_order(unit, count) and self.awaited is True:  # without waiting for a GPU
-            self.awaited = False
-            return True
-        present = torch.zeros(count, dtype=torch.bool, device=unit.device)
+        present = torch.zeros(len(self.post), dtype=torch.bool, device=unit.device)
         present.index_fill_(0, unit.flatten().long(), True)
         awaited = torch.full_like(present, self.awaited) if isinstance(self.awaited, bool) else self.awaited
         if not bool(awaited[present].all()):
@@ -162,17 +158,6 @@ def measure_units(
     collector = UnitCollector(network, layers, len(batch))
     run_pass(network, batch, [collector], tracked=collector.names, backward=True, chunk_size=chunk_size)
     return collector.statistics()
-
-
-def _varying(unit: Tensor) -> list[int]:
-    """The axes along which the unit number changes."""
-    return [axis for axis, stride in enumerate(unit.stride()) if stride and unit.shape[axis] > 1]
-
-
-def _in_order(unit: Tensor, count: int) -> bool:
-    """Whether all units lie along one axis, in order."""
-    axes = _varying(unit)
-    return len(axes) == 1 and unit.shape[axes[0]] == count
 
 
 def _on_gradient(output: Tensor, hook: Callable[[Tensor], None]) -> None:

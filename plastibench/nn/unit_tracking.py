@@ -231,6 +231,21 @@ class UnitTracker(TorchFunctionMode):
         return None
 
 
+def axis_of_units(unit: Tensor, count: int) -> int | None:
+    """The axis along which units 0 to ``count`` - 1 lie in order, the same in every row; None if there is none.
+
+    Args:
+        unit: The unit of each element, from a :class:`Mark`.
+        count: Number of units of the layer.
+    """
+    axes = [axis for axis, stride in enumerate(unit.stride()) if stride and unit.shape[axis] > 1]
+    if len(axes) != 1 or unit.shape[axes[0]] != count or not unit.numel():
+        return None
+    (axis,) = axes
+    row = unit.movedim(axis, -1)[(0,) * (unit.ndim - 1)]  # in a batch of one row, the strides do not show the order
+    return axis if torch.equal(row.long(), torch.arange(count, device=unit.device)) else None
+
+
 def get_mark(value: Any) -> Mark | None:
     """The mark of a tensor; None if it has no mark."""
     return getattr(value, "_plastibench_mark", None) if isinstance(value, Tensor) else None

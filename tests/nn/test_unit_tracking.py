@@ -276,6 +276,18 @@ def test_an_activation_minus_its_input_is_not_measured_as_the_activation():
     assert not trace_first(lambda x: x - x.clamp(max=0)).hidden
 
 
+@pytest.mark.parametrize("move", [*VIEWS.values(), lambda x: torch.cat([x[:, 4:], x[:, :4]], 1)])
+def test_moved_units_of_a_single_sample_are_not_mixed_up(move):
+    """In a batch of one row, moved units lie along one axis, too."""
+    network, batch = network_of(lambda: Functional(lambda x: F.relu(move(x)))), images(1)
+    layers, seen = trace(network, batch)[:1], []
+    expected = F.relu(network.module.first(batch["image"].flatten(1))).detach()
+    found = measure_units(network, batch, layers)["first"].activation
+    torch.testing.assert_close(found, expected[0].double())
+    for_each_activation(network, batch, layers, lambda layer, h: seen.append(h.clone()))
+    torch.testing.assert_close(torch.cat(seen), expected)
+
+
 def test_halves_of_one_layer_are_different_units():
     """A GLU of one layer: the product of two halves holds the units of neither."""
     layer = trace_first(lambda x: torch.cat([x[:, :4] * x[:, 4:].sigmoid()] * 2, 1))
