@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from plastibench.agents.classifier import Classifier, mask_logits
@@ -20,7 +20,14 @@ from plastibench.envs.environment_check import naming_environment
 from plastibench.envs.task_stream import TaskStream
 from plastibench.results.accuracy import TaskRecord, comparison, fraction, mean, summary, task_values
 from plastibench.training.learner import Learner
-from plastibench.training.task_buffer import add_task_data, all_samples, make_task_buffer, representative
+from plastibench.training.task_buffer import (
+    add_task_data,
+    all_samples,
+    batch_at,
+    draw_indices,
+    make_task_buffer,
+    representative,
+)
 from plastibench.training.trainer import Log, Trainer
 from plastibench.utils import distributed
 from plastibench.utils.seeding import derive, generator
@@ -131,16 +138,13 @@ class SupervisedTrainer(Trainer):
 
     def learn(self) -> None:
         """Make one update on the next batch."""
-        indices = self.draw_indices().to(self.device)
-        images, labels = (column.index_select(0, indices) for column in (self.stored_images, self.stored_labels))
-        # The buffer's own sample() takes a fifth of the update of a small network.
-        self.learner.learn(TensorDict({"image": images, "label": labels}, batch_size=[len(indices)]))
-        self._count(len(indices))
+        batch = batch_at(self.stored, self.draw_indices())
+        self.learner.learn(batch)
+        self._count(len(batch))
 
     def draw_indices(self) -> Tensor:
         """The next batch, as indices into :attr:`stored`. [B]"""
-        indices: Tensor = self.buffer.sampler.sample(self.buffer.storage, self.agent.batch_size)[0]
-        return indices
+        return draw_indices(self.buffer, self.agent.batch_size)
 
     def count_update(self, samples: int) -> None:
         """Count an update that was made outside :meth:`learn`, on a batch of ``samples`` samples."""

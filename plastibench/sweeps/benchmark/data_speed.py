@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from tensordict import TensorDict
 from torch.utils.data import DataLoader
 
 from plastibench.agents.images import Normalize, crop_and_flip
@@ -14,7 +15,7 @@ from plastibench.config.spec import RunSpec
 from plastibench.envs.task_stream import TaskStream
 from plastibench.sweeps.benchmark.loader_loop import AugmentedImages
 from plastibench.sweeps.benchmark.timing import Quartiles, alternate, quartiles, ratio, repeated, shown
-from plastibench.training.task_buffer import add_task_data, make_task_buffer
+from plastibench.training.task_buffer import add_task_data, all_samples, batch_at, draw_indices, make_task_buffer
 from plastibench.utils.machine import cores
 from plastibench.utils.tables import text_table
 from plastibench.utils.wording import plural
@@ -109,8 +110,13 @@ def measure_data(
     mean, std, pad = stream.dataset.mean, stream.dataset.std, stream.augment_pad
     normalize, draws = Normalize(mean, std, on), torch.Generator(on).manual_seed(0)
 
+    stored = all_samples(buffer)
+
+    def draw() -> TensorDict:
+        return batch_at(stored, draw_indices(buffer, batch_size))
+
     def augmented() -> None:
-        images = buffer.sample()["image"]
+        images = draw()["image"]
         normalize(crop_and_flip(images, pad, draws) if pad else images)
 
     labels = observation["labels"][-len(observation["images"]) :]
@@ -126,7 +132,7 @@ def measure_data(
             images.to(on, non_blocking=True)
             targets.to(on, non_blocking=True)
 
-    blocks = {"buffer": repeated(buffer.sample, batches), "augmented": repeated(augmented, batches), "loader": loaded}
+    blocks = {"buffer": repeated(draw, batches), "augmented": repeated(augmented, batches), "loader": loaded}
     measured = alternate(blocks, rounds, on)
     seconds = {name: [value / batches for value in values] for name, values in measured.items()}
     return DataSpeed(
