@@ -60,6 +60,8 @@ def build_like(make: Callable[[], nn.Module], module: nn.Module, expected: Shape
         raise UserError(f"fresh= failed: {describe(error)}") from error
     if not isinstance(fresh, nn.Module):
         raise UserError(f"fresh= returns {reprlib.repr(fresh)}; it must return a new module, {_EXAMPLE}")
+    if any(parameter.is_meta for parameter in fresh.parameters()):
+        raise UserError(f"fresh= returns a module on the meta device, without values; it must build one {_EXAMPLE}")
     own = {address for parameter in module.parameters() if (address := _address(parameter))}
     if any(_address(parameter) in own for parameter in fresh.parameters()):
         raise UserError(
@@ -129,12 +131,19 @@ def _compare_buffers(fresh: nn.Module, module: nn.Module) -> None:
 
 
 def _is_copy(fresh: nn.Module, module: nn.Module) -> bool:
-    """Whether all weight matrices that can be compared have the values of the network; constant ones do not count."""
-    others = dict(module.named_parameters())
-    pairs = [(mine, others[name]) for name, mine in fresh.named_parameters() if mine.ndim > 1 and mine.numel()]
-    pairs = [(mine, other) for mine, other in pairs if _address(other) and mine.dtype == other.dtype]
-    drawn = [(mine, other) for mine, other in pairs if bool((mine != mine.flatten()[0]).any())]
-    return bool(drawn) and all(torch.equal(mine.to(other.device), other) for mine, other in drawn)
+    """Whether all weight matrices have the values of the network, and one of them is not constant.
+
+    Almost always, the first matrix answers the question.
+    """
+    others, drawn = dict(module.named_parameters()), False
+    for name, mine in fresh.named_parameters():
+        other = others[name]
+        if mine.ndim < 2 or not _address(other) or mine.dtype != other.dtype:
+            continue
+        if not torch.equal(mine.to(other.device), other):
+            return False
+        drawn = drawn or bool((mine != mine.flatten()[0]).any())
+    return drawn
 
 
 def _address(parameter: nn.Parameter) -> int:

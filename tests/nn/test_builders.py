@@ -170,6 +170,7 @@ WRONG = {
     "a class": (lambda module: nn.Linear, "fresh= returns <class .*>; it must return a new module"),
     "a state dict": (lambda module: module.state_dict(), "it must return a new module"),
     "a tuple": (lambda module: (build(), 1), "it must return a new module"),
+    "meta device": (lambda module: build().to("meta"), "fresh= returns a module on the meta device"),
     "an error": (lambda module: build(1 // 0), r"fresh= failed: .*ZeroDivisionError"),
 }
 
