@@ -16,5 +16,5 @@ def can_share_process(env: Any, agent: Any) -> bool:
     return _declares(agent) and (env.kind != "rl" or _declares(env))
 
 
-def _declares(config: object) -> bool:
-    return "stackable" in vars(type(config)) and bool(config.stackable)  # type: ignore[attr-defined]
+def _declares(config: Any) -> bool:
+    return "stackable" in vars(type(config)) and bool(config.stackable)

@@ -60,4 +60,5 @@ def limit_note(count: int, samples: int) -> list[str]:
     """A note if there are fewer samples than usual."""
     if count >= samples:
         return []
-    return [f"{plural(count, 'sample')} instead of {samples:,}, because its passes are expensive; use --samples N"]
+    used = f"{plural(count, 'sample')} instead of {samples:,}"
+    return [f"{used}, because a forward pass of this network is expensive; use --samples N"]

@@ -123,8 +123,8 @@ class Revive(Intervention):
         if not chosen:
             names = ", ".join(layer.name for layer in inner[:6]) or "none"
             raise UserError(
-                f"modules='{self.modules}' matches no module that can be revived; modules that it could "
-                f"act on: {names}{', …' if len(inner) > 6 else ''}"
+                f"modules='{self.modules}' matches no module that can be revived; modules with "
+                f"units: {names}{', …' if len(inner) > 6 else ''}"
             )
         statistics = measure_units(network, batch, chosen, chunk_size=scoring_chunk(network, batch, self.memory))
         return {

@@ -30,12 +30,9 @@ class ActivationSums(ABC):
         absolute: Σ |h|. [H]
         positive: Number of rows with h > 0. [H]
         zero: Number of rows with h = 0. [H]
-        thinned_rows: Number of rows that the last two sums use.
+        thinned_rows: Number of rows that ``sum`` and ``gram`` use.
         sum: Σ h. [H]
-        gram: Σ h hᵀ. [H, H]
     """
-
-    gram: Tensor
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         """Start at zero."""
@@ -53,6 +50,11 @@ class ActivationSums(ABC):
         self.thinned_rows += len(thinned)
         self.sum += thinned.sum(0)
         self._add_products(thinned)
+
+    @property
+    @abstractmethod
+    def gram(self) -> Tensor:
+        """Σ h hᵀ. [H, H]."""
 
     @abstractmethod
     def singular_values(self) -> Tensor:
@@ -75,7 +77,12 @@ class EvenSums(ActivationSums):
         super().__init__(module, device)
         self._count = max(2, math.ceil(ROWS * fraction))
         size = unit_count(module)
-        self.gram = torch.zeros(size, size, dtype=torch.float64, device=device)
+        self._gram = torch.zeros(size, size, dtype=torch.float64, device=device)
+
+    @property
+    def gram(self) -> Tensor:
+        """Σ h hᵀ. [H, H]."""
+        return self._gram
 
     def singular_values(self) -> Tensor:
         """From the Gram matrix of the units."""
@@ -85,7 +92,7 @@ class EvenSums(ActivationSums):
         return evenly_spaced(h, self._count)
 
     def _add_products(self, thinned: Tensor) -> None:
-        self.gram += thinned.T @ thinned
+        self._gram += thinned.T @ thinned
 
 
 class SampledSums(ActivationSums):
@@ -98,7 +105,7 @@ class SampledSums(ActivationSums):
         self._kept: list[Tensor] = []
 
     @property
-    def gram(self) -> Tensor:  # type: ignore[override]
+    def gram(self) -> Tensor:
         """Σ h hᵀ. [H, H]."""
         matrix = torch.cat(self._kept).double()
         return matrix.T @ matrix

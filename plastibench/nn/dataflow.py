@@ -50,9 +50,8 @@ def trace_with_reasons(network: Network, batch: TensorDictBase, samples: int = _
     few = batch[: min(samples, len(batch))]
     with as_evaluated(network.module), torch.no_grad():
         observed = _observe(network, few)
-        if len(batch) > samples and len(observed.tracker.traced) < len(
-            observed.tracker.names
-        ):  # experts without a token
+        incomplete = len(observed.tracker.traced) < len(observed.tracker.names)  # experts without a token
+        if incomplete and len(batch) > samples:
             few = batch[:_MORE]
             observed = _observe(network, few)
         doubled = _shapes(network, torch.cat([few, few]), observed.tracker.names)

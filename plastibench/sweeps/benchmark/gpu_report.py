@@ -88,8 +88,8 @@ class GpuReport:
             if rows:
                 lines += [f"## {title}", markdown_table(["row", *header], rows)]
         for status in ("incomplete", "failed", "not supported"):
-            found = [f"- `{name}`: {record['reason']}" for name, record in self.records.items()
-                     if record["status"] == status]  # fmt: skip
+            reasons = {name: each["reason"] for name, each in self.records.items() if each["status"] == status}
+            found = [f"- `{name}`: {reason}" for name, reason in reasons.items()]
             if found:
                 lines += [f"## {status.capitalize()}", "\n".join(found)]
         if self.missing:

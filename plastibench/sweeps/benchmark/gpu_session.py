@@ -105,10 +105,8 @@ def _longest(report: GpuReport, row: Row) -> float:
     """Seconds of the longest row of the same kind and mode; training runs stop by themselves."""
     if row.kind == "runs":
         return _SECONDS_TO_START
-    words = {name: name.split() for name in report.records}
-    alike = [report.records[name]["took"] for name, (kind, _, _, mode, *_) in words.items()
-             if (kind, mode) == (row.kind, row.mode)]  # fmt: skip
-    return max(alike, default=0.0)
+    alike = [each.name for each in all_rows() if (each.kind, each.mode) == (row.kind, row.mode)]
+    return max((report.records[name]["took"] for name in alike if name in report.records), default=0.0)
 
 
 def _mode_of_runs(report: GpuReport, row: Row) -> str:

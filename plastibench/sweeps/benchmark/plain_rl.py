@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from plastibench.training.offpolicy import OffPolicyTrainer
 _LOG_STD = -5.0, 2.0
 
 
-class PlainLoop:
+class PlainLoop(ABC):
     """Steps environments, stores transitions in preallocated tensors, and learns from them.
 
     A subclass defines how to act and how to learn. Networks, sizes and the number of environments are those of a
@@ -33,7 +34,8 @@ class PlainLoop:
     """
 
     def __init__(self, trainer: OffPolicyTrainer) -> None:
-        self.device, self.config = trainer.device, trainer.agent.config
+        self.device = trainer.device
+        self.config: Any = trainer.agent.config
         self._convert = trainer.env_config.preprocess
         self._envs = trainer.env_config.make_vec(0, trainer.env_config.envs)
         self._count = trainer.env_config.envs
@@ -54,13 +56,13 @@ class PlainLoop:
         observation, _ = self._envs.reset(seed=0)
         self._seen = torch.from_numpy(self._convert(0, observation)).to(self.device)
 
+    @abstractmethod
     def act(self, observation: Tensor) -> Tensor:
         """Choose actions. [B] or [B, A]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def update(self) -> None:
         """Draw a batch and learn from it."""
-        raise NotImplementedError
 
     def step(self) -> None:
         """Step all environments and store the transitions."""
@@ -142,11 +144,11 @@ class PlainDQN(PlainLoop):
         observation, action, reward, following, terminated = self.batch()
         with torch.no_grad():
             values = self._target(following)
-            chooser = self._network(following) if self.config.double else values  # type: ignore[attr-defined]
+            chooser = self._network(following) if self.config.double else values
             best = values.gather(1, chooser.argmax(1, keepdim=True)).squeeze(1)
             target = reward + self.config.gamma * (1 - terminated) * best
         value = self._network(observation).gather(1, action[:, None]).squeeze(1)
-        measure = F.smooth_l1_loss if self.config.loss == "huber" else F.mse_loss  # type: ignore[attr-defined]
+        measure = F.smooth_l1_loss if self.config.loss == "huber" else F.mse_loss
         self.descend(measure(value, target), self._network, self._optimizer)
         self.follow(self._target, self._network)
 
