@@ -16,8 +16,8 @@ CUDA graphs; several networks together; RnR; equal logits on CPU and GPU after R
 wait for the GPU; a loop with a DataLoader; and, with the time left, cl-cifar100 with vit-tiny for
 none, reset and rnr (15 epochs per task). Images are random, except in the training runs.
 
-FOLDER gets bench-gpu.json and bench-gpu.md, written anew after every row. The same command with
-the same folder continues with the rows that are missing."""
+Writes bench-gpu.json and bench-gpu.md to FOLDER, and updates them after every row. The same
+command with the same folder measures the rows that are missing."""
 
 
 def configure(parser: CommandParser) -> None:

@@ -37,7 +37,7 @@ def overall(
 
     Scores are accuracies as fractions, and normalized returns. Settings without these or with a single method are left
     out. By default, a setting counts only if it has at least three methods (if any setting has three) and at least half
-    as many as the median setting. Methods with a single seed are not counted, unless every method has a single seed.
+    as many as the median setting. Methods with a single seed are not counted, unless every method has only one.
     Without these rules, a trial run of two methods would remove all others from the ranking. A method is
     ranked if it has at least two seeds in every setting. All settings have equal weight. Intervals treat only the seeds
     as random, so they say nothing about other settings.

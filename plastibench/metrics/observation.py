@@ -32,7 +32,7 @@ class Observation:
         statistics: Statistics of the units of each layer that is trained and not an output.
         rows: Number of rows (samples, tokens or positions) behind them, by layer; 0 if the layer does not run.
         features: The input of the head, [N, D]; None if there is no trained head.
-        activation_sums: Sums over the activations by layer name; None if not collected, as the following.
+        activation_sums: Sums over the activations by layer name. This and the following are None if not collected.
         mean_gradient: The gradient of the mean loss by parameter name.
         attention: Mean entropy of each head of each attention module.
     """

@@ -54,7 +54,7 @@ def refit(
     refitted: Callable[[str], bool],
     solver: Solver,
     order: RowOrder,
-    plan: MemoryPlan = MemoryPlan(),  # noqa: B008 - frozen
+    plan: MemoryPlan,
 ) -> dict[str, Fit]:
     """Refit all layers except the first, in execution order.
 
@@ -109,7 +109,7 @@ def refit_in_one_pass(
     solver: Solver,
     order: RowOrder | None = None,
 ) -> dict[str, Fit]:
-    """Refit all layers but the first, in execution order, in a single forward pass.
+    """Refit all layers except the first, in execution order, in a single forward pass.
 
     The batch is duplicated. The first half passes through the old parameters, the second half through the new ones.
     When the pass reaches a layer, the layer is refitted to map the inputs of the second half to the outputs of the

@@ -43,7 +43,7 @@ def refit_streamed(
     order: RowOrder,
     chunk_size: int,
 ) -> dict[str, Fit]:
-    """Refit all layers but the first, in execution order, with the sums of one layer at a time.
+    """Refit all layers except the first, in execution order, with the sums of one layer at a time.
 
     The result is that of :func:`plastibench.nn.refit.refit_in_one_pass` up to rounding. Nothing is written before all
     layers are fitted. The arguments are those of :func:`plastibench.nn.refit.refit`, and the samples per chunk.

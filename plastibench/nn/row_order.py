@@ -31,7 +31,7 @@ Run = Callable[[TracedLayer, Tensor], Tensor]
 
 
 class RowsMoved(Exception):
-    """A layer did not receive the rows of both halves of a doubled batch in order; the message names the layer."""
+    """A layer received the rows of a doubled batch out of order; the message names the layer."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class RowOrder:
             samples: Number of samples in the doubled batch.
 
         Raises:
-            RowsMoved: The layer receives another number of rows.
+            RowsMoved: The layer receives a different number of rows.
         """
         sizes = self.sizes.get(layer.name, [])
         if call >= len(sizes) or rows % 2 or rows * self.samples != sizes[call] * samples:

@@ -168,5 +168,5 @@ def _is_matrix(child: nn.Module) -> bool:
     if isinstance(weight, nn.Parameter):
         return weight.ndim == 2
     own = [parameter for parameter in child.parameters(recurse=False) if parameter.ndim > 1]
-    # A scale per head [heads, 1, 1] is no matrix.
+    # [heads, 1, 1] is one scale per head, not a stack of matrices.
     return bool(own) and all(p.ndim == 3 and len(p) > 1 and min(p.shape[1:]) > 1 for p in own)

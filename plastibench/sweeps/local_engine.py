@@ -32,7 +32,7 @@ class LocalEngine:
         Args:
             slots: Number of processes at a time.
             runs_dir: Folder of all runs.
-            arguments: What every process is told.
+            arguments: Arguments of every process.
             stack: Run small networks of one kind together in each process; they end with the same results.
         """
         self.slots, self.runs_dir = slots, runs_dir

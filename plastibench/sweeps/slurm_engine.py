@@ -74,7 +74,7 @@ class SlurmEngine:
 
         Args:
             runs_dir: Folder of all runs, on storage that all machines of the cluster share.
-            arguments: What every process is told; the data is on such storage as well.
+            arguments: Arguments of every process; the data folder must also be on shared storage.
             jobs: Number of runs at a time; 0: no limit.
             cpus: CPU cores per run.
             gpus: GPUs per run on a GPU.

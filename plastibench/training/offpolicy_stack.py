@@ -17,7 +17,7 @@ from plastibench.training.shared_update import Update
 
 
 class _Turn:
-    """A trainer's step: what it took so far, and the error that ended it."""
+    """A trainer's step: its CPU time so far, and the error that ended it."""
 
     def __init__(self, trainer: OffPolicyTrainer) -> None:
         self.trainer = trainer
@@ -40,7 +40,7 @@ class OffPolicyStack:
         self._members: WeakKeyDictionary[OffPolicyTrainer, StackableDQN | None] = WeakKeyDictionary()
 
     def learn(self, trainers: Sequence[OffPolicyTrainer]) -> list[Update]:
-        """Let every trainer ``learn()`` once, and return what each of them took."""
+        """Let every trainer ``learn()`` once, and return the outcome for each."""
         turns = [_Turn(trainer) for trainer in trainers]
         self._step(turns)
         remaining = {turn: turn.trainer.due_batches() for turn in turns if turn.error is None}

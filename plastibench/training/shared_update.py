@@ -1,4 +1,4 @@
-"""What a step of training took, for a trainer that shared a part of it with others."""
+"""The outcome of a training step that several trainers shared."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ class Update(NamedTuple):
     """A step of a trainer.
 
     Attributes:
-        together: How many trainers were updated together.
+        together: Number of trainers that were updated together.
         cpu_seconds: The trainer's share of the CPU time.
-        error: What ended the trainer's own part of the step; the other trainers are unaffected.
+        error: The error that ended the trainer's own part of the step; other trainers are unaffected.
     """
 
     together: int

@@ -22,7 +22,7 @@ class SupervisedStack:
         self._members: WeakKeyDictionary[SupervisedTrainer, StackableClassifier | None] = WeakKeyDictionary()
 
     def learn(self, trainers: Sequence[SupervisedTrainer]) -> list[Update]:
-        """Make one update of every trainer, and return what each of them took."""
+        """Make one update of every trainer, and return the outcome for each."""
         groups: dict[Hashable, list[_Item]] = {}
         updates: dict[SupervisedTrainer, Update] = {}
         for trainer in trainers:

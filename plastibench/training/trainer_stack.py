@@ -21,7 +21,7 @@ class TrainerStack:
         self._supervised, self._offpolicy = SupervisedStack(), OffPolicyStack()
 
     def learn(self, trainers: Sequence[SupervisedTrainer | OffPolicyTrainer]) -> list[Update]:
-        """Let every trainer ``learn()`` once, and return what each of them took."""
+        """Let every trainer ``learn()`` once, and return the outcome for each."""
         supervised = [trainer for trainer in trainers if isinstance(trainer, SupervisedTrainer)]
         offpolicy = [trainer for trainer in trainers if isinstance(trainer, OffPolicyTrainer)]
         updates: dict[object, Update] = {

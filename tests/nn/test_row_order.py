@@ -121,7 +121,7 @@ def test_separate_passes_equal_one_pass():
             network.module.patch_embed.proj, drawn(double(small_vit()), 7).patch_embed.proj, torch.arange(16) < 5
         )
         order = order if one_pass else type(order)(False)
-        refit(network, batch, layers, before, {}, lambda _: True, Solver(ridge=RIDGE), order)
+        refit(network, batch, layers, before, {}, lambda _: True, Solver(ridge=RIDGE), order, MemoryPlan())
         found.append(network.module)
     for one, other in zip(*(module.parameters() for module in found), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
@@ -168,7 +168,7 @@ def test_rows_that_move_in_a_large_batch_only_leave_nothing_half_written():
     with pytest.raises(RowsMoved, match="inner"):
         refit_in_one_pass(*arguments)
     assert not changed(revived, network.module)
-    fits = refit(*arguments)
+    fits = refit(*arguments, MemoryPlan())
     assert "inner" not in fits and "head" in fits
 
 

@@ -24,7 +24,7 @@ Values = dict[str, Any]
 
 
 class NotSupported(Exception):
-    """There is nothing to measure; the message says why."""
+    """A row cannot be measured; the message says why."""
 
 
 def update(row: Row, sizes: Sizes) -> Values:

@@ -1,4 +1,4 @@
-"""The plainest PyTorch loop that does the same work as plastibench."""
+"""A plain PyTorch loop that does the same work as plastibench."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def plain_loop(trainer: SupervisedTrainer) -> Callable[[], None]:
     """Create a function that makes one update in plain, uncompiled PyTorch.
 
     Data on the device, augmentation, normalization, forward, backward, clipping and fused AdamW are as in plastibench.
-    There is no replay buffer, hook, schedule or metric.
+    It has no replay buffer, hooks, schedule or metrics.
 
     Args:
         trainer: Supplies the data, the network and the options.

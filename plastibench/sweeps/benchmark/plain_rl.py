@@ -210,7 +210,7 @@ def plain_rl_loop(trainer: OffPolicyTrainer) -> PlainLoop:
     """Create the plain loop that does the work of a trainer.
 
     Raises:
-        UserError: There is no plain loop for this agent, its options or this env.
+        UserError: The agent, one of its options or the env is not supported.
     """
     config: Any = trainer.agent.config
     kinds: dict[type, Callable[[OffPolicyTrainer], PlainLoop]] = {DQNAgent: PlainDQN, ContinuousSAC: PlainSAC}

@@ -1,4 +1,4 @@
-"""Random images in the sizes of the paper's data sets: speed does not depend on what images show.
+"""Random images in the sizes of the paper's datasets; the content of images does not affect speed.
 
 ``--env.dataset own --env.path plastibench.sweeps.benchmark.random_images:cifar100`` names a function of this module.
 """

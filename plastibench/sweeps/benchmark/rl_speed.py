@@ -103,7 +103,7 @@ def measure_rl(
         clock: ``wall``, or ``cpu`` for the CPU time of this process.
 
     Raises:
-        UserError: The env is not an RL environment, or there is no plain loop for this agent.
+        UserError: The env is not an RL environment, or the plain loop does not support the agent.
     """
     with contextlib.ExitStack() as closing:
         trainer = start_rl_trainer(spec, data_dir, threads)
