@@ -104,6 +104,13 @@ def test_list_shows_metrics_and_by_default_everything(say: Say) -> None:
     ]
 
 
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_a_terminal_of_80_columns(say: Say, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = say(*command.split(), "--help").out.splitlines()
+    assert [line for line in lines if len(line) > 80 and "plastibench " not in line] == []  # commands can be copied
+
+
 def test_help_of_run_shows_the_options_of_named_components(say: Say) -> None:
     done = say("run", "cl-digits", "--agent", "vit-nano", "--intervention", "redo,rnr", "--help")
     assert done.status == 0

@@ -351,3 +351,27 @@ def test_a_loss_that_does_not_fit_is_refused_before_the_first_step(fit: Callable
     with pytest.raises(UserError, match=r"fresh= failed: .*TypeError"):
         fit(network, PlasticityCallback("redo", loss, fresh=lambda: Classifier(3)))
     assert not network.batches
+
+
+class Named(AnyBatch):
+    """Its batches also contain a list with a name for each sample, which cannot be divided like a tensor."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return of_named(self, batch)
+
+
+def of_named(module: AnyBatch, batch: Any) -> torch.Tensor:
+    targets = torch.tensor([int(name) for name in batch["names"]])
+    return F.cross_entropy(module.net(batch["x"]), targets)
+
+
+def test_values_that_cannot_be_divided_are_reported_before_the_first_step(
+    fit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"x": IMAGES[index], "names": str(int(LABELS[index]))} for index in range(32)]
+    monkeypatch.setitem(globals(), "loader", lambda shuffle: DataLoader(rows, batch_size=8))
+    network = Named("named")
+    before = networks.state(network)
+    with pytest.raises(UserError, match="fails on part of a batch"):
+        fit(network, PlasticityCallback("redo", of_named, steps=(3,)))
+    assert not networks.changed(before, network)

@@ -240,7 +240,20 @@ def test_methods_act_on_the_effective_weights_of_other_parametrizations(kind, na
         assert (following == 0).all() and following.numel()
 
 
-def test_an_error_while_weights_are_written_back_restores_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weight_and_bias_of_one_layer_are_written_separately() -> None:
+    module = drawn(lambda: build(with_bias))
+    weight, bias = module[0].weight.detach().clone(), module[0].bias.detach().clone()
+    with plain_weights(module, None), torch.no_grad():
+        module[0].bias[0] = 5.0
+        module[0].weight[1] = 2.0
+    assert module[0].bias[0] == 5.0 and torch.equal(module[0].bias[1:], bias[1:])
+    torch.testing.assert_close(module[0].weight[1], torch.full((6,), 2.0))
+    others = torch.arange(12) != 1
+    assert torch.equal(module[0].weight[others], weight[others])
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_an_error_while_weights_are_written_back_restores_all(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from plastibench.nn import computed_weights
 
     network = trained(parametrizations.weight_norm)
@@ -248,13 +261,13 @@ def test_an_error_while_weights_are_written_back_restores_all(monkeypatch: pytes
     written: list[int] = []
     real = computed_weights._write
 
-    def fails_second(*args: object) -> None:
+    def fails_once(*args: object) -> None:
         written.append(1)
-        if len(written) == 2:
+        if len(written) == failing:
             raise RuntimeError("full")
         real(*args)
 
-    monkeypatch.setattr(computed_weights, "_write", fails_second)
+    monkeypatch.setattr(computed_weights, "_write", fails_once)
     with pytest.raises(Exception, match="full"):
         attach("reset", network).intervene(data(), expect_steps=False)
     after = network.module.state_dict()

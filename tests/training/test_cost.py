@@ -92,6 +92,12 @@ def test_a_checkpoint_of_an_older_version_leaves_the_time_unknown(
     assert cost.intervention_fraction == pytest.approx(cost.intervention_seconds / cost.seconds)
 
 
+@pytest.mark.parametrize("name", ["none", "l2-init"])
+def test_a_method_that_never_intervenes_has_no_cost_of_interventions(name: str, tiny: Any, tmp_path: Path) -> None:
+    cost = run(tiny(name), runs_dir=tmp_path, quiet=True, threads=1).cost
+    assert cost.cpu_seconds and cost.intervention_cpu_seconds == cost.intervention_seconds == 0
+
+
 def test_on_a_gpu_the_fraction_is_of_wall_clock_time() -> None:
     times = {"seconds": 10.0, "intervention_seconds": 1.0, "cpu_seconds": 4.0, "intervention_cpu_seconds": 2.0}
     assert Cost(**times, updates=1).intervention_fraction == 0.5
