@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from plastibench.cli.engines import make_engine, submit
@@ -20,24 +20,26 @@ if TYPE_CHECKING:
 _PLENTY = 4_000_000_000  # bytes of free memory per run, above which memory is not measured before the start
 
 
-def start_importing(specs: Sequence[RunSpec], args: argparse.Namespace) -> None:
-    """Start the server that forks runs, so that it imports PyTorch while this process prepares the runs.
+def start_importing(args: argparse.Namespace, labels: Sequence[str] = ()) -> None:
+    """Start the server that forks runs, so that it imports PyTorch while this process does the same.
 
     Args:
-        specs: What to run; the devices need not be resolved.
-        args: Arguments of execution and paths.
+        args: Arguments of engine, execution and paths.
+        labels: For each run, the id without the digest at its end. The server is started only if there are at least two
+            runs and one of them certainly has no result.
     """
-    if args.engine != "local":
+    if args.engine != "local" or args.jobs == 1 or len(labels) == 1:
         return
-    from plastibench.sweeps.run_process import start_server
     from plastibench.utils.machine import cores
 
-    on_cpu = [
-        replace(spec, run=replace(spec.run, device="cpu")) for spec in specs if spec.run.device in ("auto", "cpu")
-    ]
-    left = [spec for spec in on_cpu if not (args.runs_dir / spec.id / "result.json").exists()]
-    if (args.jobs or min(cores(), len(left))) > 1:
+    if (args.jobs or cores()) > 1 and not all(_may_be_complete(label, args) for label in labels or [""]):
+        from plastibench.sweeps.run_server import start_server
+
         start_server()
+
+
+def _may_be_complete(label: str, args: argparse.Namespace) -> bool:
+    return bool(label) and not args.force and any(args.runs_dir.glob(f"{glob.escape(label)}_*/result.json"))
 
 
 def slots_for(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from plastibench.cli.run_names import find_run
 from plastibench.cli.specs import resolve_devices
 from plastibench.config.errors import RunError, UserError
 from plastibench.config.spec import RunSpec
+from plastibench.utils.progress import waiting
 from plastibench.utils.stop_signals import stop_with_parent
 from plastibench.utils.tables import terminal_width
 from plastibench.utils.torchrun import is_first_process
@@ -39,7 +40,8 @@ def execute(args: argparse.Namespace) -> int:
     if args.stop_with_parent:
         stop_with_parent(args.stop_with_parent)
     import_plugins(args.plugin)
-    specs = [_read(find_run(name, args.runs_dir), args) for name in args.ids]
+    with waiting("importing PyTorch", args.quiet):
+        specs = [_read(find_run(name, args.runs_dir), args) for name in args.ids]
     from plastibench import leaderboard
     from plastibench.results.result import Result
     from plastibench.training.opened_run import Interrupted

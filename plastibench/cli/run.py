@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from plastibench.cli.reused import note_reused
 from plastibench.cli.run_options import add_run_options, given_run_options
 from plastibench.cli.specs import checks_of, make_specs
 from plastibench.config.errors import RunError, UserError, all_of, raise_all
-from plastibench.config.spec import PARTS, RunSpec, read_file
+from plastibench.config.spec import PARTS, RunSpec, read_file, seeds_of
 from plastibench.results.tags import add_tags
+from plastibench.utils.progress import waiting
 from plastibench.utils.tables import terminal_width
 from plastibench.utils.torchrun import is_first_process, launched_processes
 from plastibench.utils.wording import plural
@@ -81,7 +83,11 @@ def execute(args: argparse.Namespace) -> int:
         return _show_help(args.parser, tables)
     check_engine(args)
     all_of([lambda: read_option_flags(args, tables), lambda: _check_names(tables)])
-    specs = resolve_devices_for(args, make_specs(tables))
+    if not args.dry_run and launched_processes() == 1:
+        start_importing(args, _labels(tables))
+    with waiting("importing PyTorch", args.quiet):
+        specs = resolve_devices_for(args, make_specs(tables))
+        import_module("plastibench.training.runner")  # the rest of what takes seconds
     if args.dry_run:
         return dry_run(specs, args)
     roles = tables["run"].get("roles")
@@ -94,7 +100,6 @@ def execute(args: argparse.Namespace) -> int:
 
         check_rendering(specs[0].create("env").make(args.data_dir))
     if len(specs) > 1 and launched_processes() == 1:
-        start_importing(specs, args)
         _check_together(specs, args)
     if launched_processes() > 1:  # all processes train each run together
         return _run_one_by_one(specs, args)
@@ -127,6 +132,13 @@ def _check_names(tables: Tables) -> None:
     """Report everything that is wrong with names and options before torch is imported."""
     missing = [message for part, message in _MISSING.items() if not tables[part].get("name")]
     all_of([lambda: raise_all(missing), *checks_of(tables)])
+
+
+def _labels(tables: Tables) -> list[str]:
+    """The ids of all runs, without the digests at their ends."""
+    env, agent, interventions = (tables[part]["name"] for part in PARTS)
+    seeds = seeds_of(tables["run"].get("seed", 0))
+    return [f"{env}_{agent}_{name}_s{seed}" for seed in seeds for name in split_names(interventions)]
 
 
 def _show_help(parser: CommandParser, tables: Tables) -> int:

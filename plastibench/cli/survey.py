@@ -17,6 +17,7 @@ from plastibench.cli.plugins import import_plugins
 from plastibench.cli.run_options import add_run_options, given_run_options
 from plastibench.cli.specs import make_specs
 from plastibench.config.spec import PARTS, RunSpec
+from plastibench.utils.progress import waiting
 from plastibench.utils.tables import terminal_width
 
 
@@ -53,11 +54,12 @@ def execute(args: argparse.Namespace) -> int:
     tables: Tables = {"env": {"name": args.env}, "agent": {"name": args.agent}, "intervention": {"name": names}}
     tables["run"] = given_run_options(args)
     read_option_flags(args, tables)
-    specs = make_specs(tables)
+    if not args.dry_run:
+        start_importing(args)
+    with waiting("importing PyTorch", args.quiet):
+        specs = resolve_devices_for(args, make_specs(tables))
     if args.dry_run:
-        return dry_run(resolve_devices_for(args, specs), args)
-    start_importing(specs, args)
-    specs = resolve_devices_for(args, specs)
+        return dry_run(specs, args)
     status = run_and_compare(specs, args)
     if status == 130 or args.submit_only:
         return status

@@ -11,6 +11,7 @@ from plastibench.cli.parallel import dry_run, run_and_compare, start_importing
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plugins import import_plugins
 from plastibench.config.errors import UserError, did_you_mean
+from plastibench.utils.progress import waiting
 
 SIZES = ("digits", "paper")
 _FILE = """\
@@ -69,13 +70,13 @@ def execute(args: argparse.Namespace) -> int:
     from plastibench.config.short_names import short_names, tables_of
     from plastibench.sweeps.grid import read_grid
 
-    specs = read_grid(_path(args.file, args.size))
+    runs_now = not (args.prepare or args.list or args.dry_run or args.status)
+    file = _path(args.file, args.size)
+    with waiting("importing PyTorch", args.quiet):
+        specs = resolve_devices_for(args, read_grid(file, lambda: start_importing(args) if runs_now else None))
     from plastibench.results.run_folder import run_folder
     from plastibench.sweeps.jobs import prepare, stored_state  # imports pydantic, not needed to report a wrong file
 
-    if not (args.prepare or args.list or args.dry_run or args.status):
-        start_importing(specs, args)
-    specs = resolve_devices_for(args, specs)
     if args.status:
         from plastibench.sweeps.status import show_status
 

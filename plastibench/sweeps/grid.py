@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,16 @@ from plastibench.config.spec import PARTS, RunOptions, RunSpec, check_count, che
 _TABLES = (*PARTS, "run")
 
 
-def read_grid(path: Path) -> list[RunSpec]:
+def read_grid(path: Path, checked: Callable[[], object] = lambda: None) -> list[RunSpec]:
     """Read the specs of a sweep file.
 
     The tables ``[env]``, ``[agent]``, ``[intervention]`` and ``[run]`` apply to all runs. Each ``[[grid]]`` adds a
     group of runs; its own tables of these names take precedence. Every list is an axis of the grid, names and seeds
     included. The result contains each combination once.
+
+    Args:
+        path: The file.
+        checked: Called when all options are known to be valid, before the first class is imported, which takes seconds.
 
     Raises:
         UserError: The file cannot be read, or a name, an option or a value in it is invalid.
@@ -30,8 +34,8 @@ def read_grid(path: Path) -> list[RunSpec]:
     grids = content.pop("grid", [{}])
     if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
         raise UserError(f"{path}: grid must be written as [[grid]]")
-    # All options are checked before the first class is imported, which takes seconds.
     described = [each for grid in grids for each in _combinations(_merged(content, grid, path), path)]
+    checked()
     found: dict[str, RunSpec] = {}
     for arguments in described:
         spec = RunSpec.make(**arguments)

@@ -6,12 +6,13 @@ import sys
 import time
 from collections.abc import Sequence
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from plastibench.sweeps.jobs import Job
-from plastibench.utils.progress import clock
+from plastibench.utils.progress import duration
 
 _LINE_SECONDS = 60.0  # seconds between lines if the output is not a terminal
 _ORDER = ("running", "failed", "stopped", "waiting", "complete")
@@ -54,8 +55,8 @@ class LiveTable:
     def _summary(self) -> str:
         return summary(self._jobs, self._slots)
 
-    def _table(self) -> Table:
-        table = Table(title=self._summary(), title_justify="left", box=None, show_header=False, padding=(0, 1, 0, 0))
+    def _table(self) -> Group:
+        table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
         console = Console(stderr=True)
         widest = max((len(job.name) for job in self._jobs), default=0)
         for least in (len("complete"), min(widest, console.width // 2), None):  # the messages are cut first
@@ -66,16 +67,16 @@ class LiveTable:
             table.add_row(job.state, job.name, job.message if job.state in ("running", "failed") else "")
         if len(rows) > room:
             table.add_row("", f"and {len(rows) - room} more", "")
-        return table
+        return Group(Text(self._summary(), style="italic"), table)
 
 
 def summary(jobs: Sequence[Job], slots: int = 1) -> str:
-    """``12 of 40 complete, 2 running, 1 failed, about 0:31:00 left``."""
+    """``12 of 40 complete, 2 running, 1 failed, about 31 min left``."""
     count = {state: sum(job.state == state for job in jobs) for state in ("complete", "running", "failed")}
     parts = [f"{count['complete']} of {len(jobs)} complete"]
     parts += [f"{count[state]} {state}" for state in ("running", "failed") if count[state]]
     if seconds := time_left(jobs, slots, time.monotonic()):
-        parts.append(f"about {clock(seconds)} left")
+        parts.append(f"about {duration(seconds)} left")
     return ", ".join(parts)
 
 

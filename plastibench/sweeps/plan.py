@@ -22,7 +22,7 @@ from plastibench.training.offpolicy import OffPolicyTrainer
 from plastibench.training.supervised import EARLY_EPOCHS, SupervisedTrainer
 from plastibench.training.trainer import Trainer
 from plastibench.utils.machine import available_memory, format_bytes, free_disk
-from plastibench.utils.progress import clock
+from plastibench.utils.progress import duration
 from plastibench.utils.tables import text_table
 from plastibench.utils.wording import plural
 
@@ -144,7 +144,7 @@ def report(plans: Sequence[Plan], slots: int, runs_dir: Path) -> str:
             f"{plan.updates:,}",
             f"{plan.interventions:,}",
             f"{plan.parameters:,}",
-            "?" if plan.seconds is None else clock(plan.seconds),
+            "?" if plan.seconds is None else duration(plan.seconds),
         ]
         for name, plan in zip(names, plans, strict=True)
     ]
@@ -153,7 +153,7 @@ def report(plans: Sequence[Plan], slots: int, runs_dir: Path) -> str:
     sources = sorted({plan.source for plan in plans})
     memory, disk = max(plan.memory for plan in plans), sum(plan.disk for plan in plans)
     left = available_memory()
-    together = f"{plural(len(plans), 'run')}, {min(slots, len(plans))} in parallel: about {clock(total)} in total"
+    together = f"{plural(len(plans), 'run')}, {min(slots, len(plans))} in parallel: about {duration(total)} in total"
     lines = [
         text_table(["run", "updates", "interventions", "parameters", "time"], rows),
         "",

@@ -15,8 +15,8 @@ from plastibench.config import registry
 from plastibench.config.code_digest import short_code
 from plastibench.config.errors import UserError, did_you_mean
 from plastibench.config.identity import begins_digest, digest_of
-from plastibench.config.options import as_dict, build
-from plastibench.config.spec import PARTS, RunSpec, read_tables
+from plastibench.config.options import build
+from plastibench.config.spec import PARTS, changed_options, read_tables
 from plastibench.leaderboard import label
 from plastibench.leaderboard.naming import details, details_of, states
 from plastibench.results.files import read_result_if_complete, run_folders, schedule
@@ -205,21 +205,18 @@ def _tables(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _labels(tables: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> dict[str, str]:
-    """Names with the options that differ from the defaults; names alone if an option or a name is unknown."""
-    found = dict(names)
-    try:
-        options = {part: {k: v for k, v in tables[part].items() if k != "name"} for part in PARTS}
-        given: dict[str, Any] = {f"{part}_options": values for part, values in options.items()}
-        env, agent, intervention = (names[part] for part in PARTS)
-        spec = RunSpec.make(env, agent, intervention, **given, **tables.get("run", {}))
-    except (UserError, KeyError):
-        return found
+    """Names with the options that differ from the defaults, or with all options where the defaults are unknown."""
+    found = {}
     for part in PARTS:
-        changed = dict(spec.changed(part))
+        stored = {key: value for key, value in tables.get(part, {}).items() if key != "name"}
+        try:
+            shown = changed_options(part, names[part], stored)
+        except UserError:  # its plugin is not imported
+            shown = stored
         if part == "intervention":
-            changed |= {"every": spec.run.every} if spec.run.every else {}
-            changed |= schedule(as_dict(spec.run))
-        words = [f"{key.replace('__', '.')}={_text(value)}" for key, value in changed.items()]
+            settings = tables.get("run", {})
+            shown |= {key: settings[key] for key in ("every",) if settings.get(key)} | schedule(settings)
+        words = [f"{key.replace('__', '.')}={_text(value)}" for key, value in shown.items()]
         found[part] = " ".join([names[part], *words])
     return found
 

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -23,25 +23,11 @@ from typing import Any
 from plastibench.config.errors import RunError
 from plastibench.results.run_folder import run_folder
 from plastibench.sweeps.jobs import LINES_KEPT, PIPE_SECONDS, Job, end, end_together
+from plastibench.sweeps.run_server import start_server
 from plastibench.utils.progress import PIPE, parse_pipe_line
 
 _ATTEMPTS = 3  # attempts to start a process
 _SERVER_LOST = 255  # exit status that multiprocessing reports when the server has died
-_SERVER_VARIABLES = {
-    "OPENBLAS_NUM_THREADS": "1",  # importing numpy would start threads, which a forked process does not have
-    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking for GPUs would initialize CUDA, which a forked process cannot use
-}
-
-
-def start_server() -> None:
-    """Start the server unless it is already running; return immediately, while it is still importing."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
-        return
-    from multiprocessing import forkserver
-
-    multiprocessing.set_forkserver_preload(["plastibench.sweeps.preload"])
-    with _environment({**os.environ, **_SERVER_VARIABLES}), _ignoring_interrupts():
-        forkserver.ensure_running()
 
 
 class RunProcess:
@@ -156,27 +142,3 @@ def _run_command(words: list[str], variables: dict[str, str], output: Connection
         torch.set_num_threads(max(1, int(threads)))  # OpenMP has read the variable in the server
     sys.argv = ["plastibench", *words]
     runpy.run_module("plastibench", run_name="__main__", alter_sys=True)
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-@contextlib.contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    """Let a process that starts inside the block ignore Ctrl-C, which reaches it until it has its own session."""
-    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

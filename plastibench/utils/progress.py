@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import os
 import sys
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from rich.console import Console
@@ -66,7 +68,7 @@ class Progress:
         left = ""
         if done > done_then:
             per_update = (now - since) / (done - done_then)
-            left = f"{clock(per_update * (self._length - done + self._runs_after * self._length))} left"
+            left = f"{duration(per_update * (self._length - done + self._runs_after * self._length))} left"
             left += f" for {self._runs_after + 1} runs" if self._runs_after else ""
         rate = count / elapsed if elapsed else 0.0
         parts = [self._name, position, value, f"{rate:,.0f} {self._unit}/s", left]
@@ -153,8 +155,20 @@ def _live_line(run: str) -> _TerminalLine | _NotebookLine | _PipeLine | None:
     return _TerminalLine(console) if console.is_terminal else None
 
 
-def clock(seconds: float) -> str:
-    """Format a duration: ``1:05`` or ``2:01:05``."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+@contextlib.contextmanager
+def waiting(text: str, quiet: bool = False) -> Iterator[None]:
+    """Show in a terminal what the command is waiting for, until the block ends."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield
+        return
+    with console.status(text):
+        yield
+
+
+def duration(seconds: float) -> str:
+    """Format a duration: ``40 s``, ``46 min`` or ``3 h 20 min``."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from plastibench.sweeps.run_process import start_server
+from plastibench.sweeps.run_server import start_server
 
 
 def together(function: Callable[..., Any], *arguments: Any, folder: Path, count: int = 2) -> list[Any]:

@@ -18,7 +18,7 @@ def test_time_left_counts_from_the_first_call(
         now[0] = seconds
         progress.show(done, done, "", "", milestone=True)
     lines = capsys.readouterr().err.splitlines()
-    assert "left" not in lines[0] and lines[1].endswith("0:16 left") and lines[2].endswith("0:14 left")
+    assert "left" not in lines[0] and lines[1].endswith("16 s left") and lines[2].endswith("14 s left")
 
 
 def test_quiet_progress_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,13 +38,13 @@ def test_the_time_left_includes_the_runs_that_follow(
         progress.show(done, done, "", "", milestone=True)
         now[0] += 50.0
     # 50 of 100 updates took 50 seconds: 50 are left in this run, and 100 in each of the next two
-    assert capsys.readouterr().err.splitlines()[-1].endswith("4:10 left for 3 runs")
+    assert capsys.readouterr().err.splitlines()[-1].endswith("4 min left for 3 runs")
 
 
 def test_progress_is_not_cut_in_a_narrow_terminal() -> None:
     screen = io.StringIO()
     line = _TerminalLine(Console(file=screen, force_terminal=True, width=40))
-    text = "rnr seed 0  task 3/10, epoch 20/100  accuracy  87.1 %  12,345 samples/s  1:23 left"
+    text = "rnr seed 0  task 3/10, epoch 20/100  accuracy  87.1 %  12,345 samples/s  83 min left"
     line.update(text, 0.5)
     line.stop()
     assert all(word in screen.getvalue() for word in text.split()) and "…" not in screen.getvalue()
