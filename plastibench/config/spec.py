@@ -170,15 +170,24 @@ class RunSpec:
 
     def changed(self, part: str) -> dict[str, Any]:
         """Return the options of ``env``, ``agent`` or ``intervention`` that differ from the defaults of its name."""
-        name, values = getattr(self, part)
-        _, usual = _complete(part, name, {})
-        return {key: value for key, value in values.items() if usual.get(key) != value}
+        return changed_options(part, *getattr(self, part))
 
     def create(self, part: str) -> Any:
         """Construct the task stream, agent config or intervention of this spec."""
         name, values = getattr(self, part)
         entry = getattr(registry, f"{part}s")[name]
         return options.build(entry.load(), values, f"{part} {name}")
+
+
+def changed_options(part: str, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of an env, agent or intervention that differ from the defaults of its name.
+
+    Raises:
+        UserError: The name or an option is unknown, or a value is invalid.
+    """
+    _, usual = _complete(part, name, {}, quiet=True)
+    _, given = _complete(part, name, values, quiet=True)
+    return {key: value for key, value in given.items() if usual.get(key) != value}
 
 
 def check_declared(part: str, name: str, values: Mapping[str, Any]) -> None:

@@ -100,6 +100,18 @@ def test_patterns_and_filters(runs_say: Say, words: list[str], methods: set[str]
     assert methods or done.out == "no run matches\n"
 
 
+def test_options_are_listed_when_a_plugin_is_missing(say: Say, tmp_path: Path) -> None:
+    """Those of the plugin as they are stored, because its defaults are unknown."""
+    made = spec("reset")
+    folder = tmp_path / made.id
+    folder.mkdir()
+    (folder / "spec.toml").write_text(made.to_toml().replace('name = "reset"', 'name = "mine"\nfactor = 0.5'))
+    (row,) = listed(say("runs", "list", "--wide", "--runs-dir", tmp_path).out)
+    method, env = row[1], row[5]
+    assert method.startswith("mine factor=0.5") and method.endswith(" every=5")
+    assert "epochs=2" in env.split()
+
+
 def test_versions_of_an_edited_plugin_are_told_apart(say: Say, tmp_path: Path) -> None:
     codes = {seed: f"{name}82674ebb0d" for seed, name in enumerate(("92d6b3", "5f1c7c", "92d6b3"))}
     for seed, code in codes.items():
