@@ -334,9 +334,14 @@ class Attached:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Explain a failing hook: the architecture has changed since it was attached, or the batch lacks a key."""
+        """Explain a failing hook: the architecture has changed, the batch lacks a key, or the network has diverged."""
         try:
             yield
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise UserError(
+                f"{name_of(self.intervention)} cannot solve its equations, because the weights or activations of the "
+                f"{self.network.role} are not finite or too large ({error})"
+            ) from error
         except (RuntimeError, LookupError, ValueError, AttributeError, TypeError) as error:
             name, changed = name_of(self.intervention), self.network.changed_by_others()
             if isinstance(error, KeyError) and not changed:  # most often a loss that reads what the batch lacks

@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from plastibench.config.errors import RunError
+from plastibench.config.errors import RunError, UserError
 from plastibench.interventions.attach import Attached
 from plastibench.interventions.base import Intervention, Report, overrides
 from plastibench.interventions.class_checks import check_method
@@ -141,11 +141,13 @@ class Learner:
                 continue
             try:
                 reports[role] = attached.intervene(batch, expect_steps=False, gather=False)
-            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            except UserError as error:
+                if not isinstance(error.__cause__, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+                    raise
                 loss = self.agent.pop_averages().get("loss", math.nan)
                 raise RunError(
-                    f"the intervention on the {role} failed after update {self.updates} ({error}; loss {loss}); "
-                    "try a smaller --agent.lr"
+                    f"the intervention on the {role} failed after update {self.updates} ({error.__cause__}; "
+                    f"loss {loss}); try a smaller --agent.lr"
                 ) from error
             for name, parameter in attached.network.module.named_parameters():
                 if name not in self.initial[role]:

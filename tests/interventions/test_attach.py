@@ -259,6 +259,19 @@ def test_intervene_reports_what_was_done_and_how_long_it_took() -> None:
     assert report is attached.report and report.seconds > 0
 
 
+@pytest.mark.parametrize("name", ["rnr", "rnr-mlp", "recouple"])
+def test_a_diverged_network_is_reported_and_left_as_it_is(name: str) -> None:
+    network = networks.network_of(MLP, lr=1e-3)
+    with torch.no_grad():
+        next(network.module.parameters()).fill_(torch.nan)
+    before = networks.state(network.module)
+    with pytest.raises(UserError) as caught:
+        attach(name, network).intervene(networks.images())
+    assert "not finite" in str(caught.value) and "\n" not in str(caught.value)
+    for key, value in networks.state(network.module).items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0, equal_nan=True)
+
+
 def test_the_schedule_counts_steps() -> None:
     method = Pull()
     attached = attach(method, networks.network_of(MLP, lr=1e-3))
