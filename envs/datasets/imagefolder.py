@@ -15,6 +15,7 @@ from plastibench.envs.datasets.source import FileSource, fingerprint, scan_folde
 
 DEFAULT_IMAGE_SIZE = 32
 LARGEST_IMAGE_SIZE = 1024
+_DEPTH = 4  # one level below train/<class>/*, to report images that are stored there
 
 
 def load_imagefolder(data_dir: Path, path: Path, image_size: int | None = None) -> ImageDataset:
@@ -44,7 +45,7 @@ def load_class_folders(
     """Load a folder with one subfolder per class; arguments as in :func:`dataset_from_files`."""
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; expected a folder with train/<class>/* and test/<class>/*")
-    source, state = scan_folder(path, depth=3)
+    source, state = scan_folder(path, depth=_DEPTH)
 
     def build() -> ImageDataset:
         train, test = _splits(source)
@@ -68,7 +69,7 @@ def training_files(path: Path) -> tuple[FileSource, dict[str, list[str]]]:
     Raises:
         UserError: It contains no images.
     """
-    source, _ = scan_folder(path, depth=3)
+    source, _ = scan_folder(path, depth=_DEPTH)
     train, _ = _layout(source)
     flat = [name for name in source.names if "/" not in name and may_be_image(name)]
     if not train and not flat:
@@ -92,15 +93,34 @@ def _splits(source: FileSource) -> tuple[dict[str, list[str]], dict[str, list[st
 
 def _layout(source: FileSource) -> tuple[dict[str, list[str]], dict[str, list[str]] | None]:
     """Training and test file names by class; the test files are None if the folder has no splits."""
-    by_depth: dict[int, dict[str, dict[str, list[str]]]] = {2: {}, 3: {}}
-    for name in filter(may_be_image, source.names):
-        *folders, _ = name.split("/")
-        if folders:
-            split = by_depth[len(folders) + 1].setdefault(folders[0] if len(folders) == 2 else "", {})
-            split.setdefault(_class_name(source.root, folders[-1], split), []).append(name)
-    splits = by_depth[3]
-    train, test = splits.get("train", {}), splits.get("test") or splits.get("val") or {}
-    return (train, test) if train or test else (by_depth[2].get("", {}), None)
+    names = [name for name in source.names if may_be_image(name)]
+    train = _by_class(source.root, names, "train/")
+    test = _by_class(source.root, names, "test/") or _by_class(source.root, names, "val/")
+    return (train, test) if train or test else (_by_class(source.root, names, ""), None)
+
+
+def _by_class(root: Path, names: list[str], prefix: str) -> dict[str, list[str]]:
+    """Collect ``prefix<class>/*`` by class.
+
+    Raises:
+        UserError: All or some of the images of a class are in subfolders, which could be anything: parts, masks, crops.
+    """
+    by_class: dict[str, list[str]] = {}
+    deeper = []
+    for name in names:
+        folders = name.removeprefix(prefix).split("/")[:-1]
+        if not name.startswith(prefix) or not folders:
+            continue
+        if len(folders) > 1:
+            deeper.append(name)
+        else:
+            by_class.setdefault(_class_name(root, folders[0], by_class), []).append(name)
+    if by_class and deeper:
+        raise UserError(
+            f"{root / deeper[0]} is in a subfolder of a class folder ({len(deeper)} such images); "
+            "move these images into the class folder, or elsewhere if they should not be used"
+        )
+    return by_class
 
 
 def _class_name(root: Path, folder: str, known: dict[str, list[str]]) -> str:

@@ -100,4 +100,6 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
         return np.rint(values * 255).astype(np.uint8)
     if low < 0 or high > 65535:
         raise ValueError(f"integers from {low} to {high}; expected 16 bits, 0 to 65535")
+    if values.dtype.itemsize > 2 and 0 < high < 256:  # a black picture if scaled from 16 bits, grey levels from 8
+        raise ValueError(f"{values.dtype.itemsize * 8}-bit integers up to {high}; store them with 8 or 16 bits")
     return np.rint(values * (255 / 65535)).astype(np.uint8)

@@ -227,6 +227,17 @@ def test_incomplete_split_is_not_read_as_classes(folder: Path, data_dir: Path) -
     assert "create one folder per class" in user_error("imagefolder", data_dir, path=folder)
 
 
+@pytest.mark.parametrize("split", ["train/", "test/", ""])
+def test_images_below_a_class_folder_are_not_ignored(tmp_path: Path, data_dir: Path, split: str) -> None:
+    root = tmp_path / "images"
+    for number, where in enumerate(["train/", "test/"] if split else ["", ""]):
+        save(root / f"{where}cat" / f"{number}.png", noise(number, 8, 8))
+    left_crop = save(root / f"{split}cat/crops/left.png", noise(2, 8, 8))
+    save(root / f"{split}cat/crops/right.png", noise(3, 8, 8))
+    message = user_error("imagefolder", data_dir, path=root)
+    assert f"{left_crop} is in a subfolder of a class folder (2 such images)" in message
+
+
 def test_val_is_used_as_test(folder: Path, data_dir: Path) -> None:
     with_test = load_dataset("imagefolder", data_dir, path=folder)
     (folder / "test").rename(folder / "val")

@@ -127,6 +127,7 @@ def test_both_commands_skip_what_is_no_image(tmp_path: Path, layout: str) -> Non
         ("truncated", "not a readable image"),
         ("large float", "floating-point values from 0 to 300; expected 0 to 1"),
         ("nan", "floating-point values from nan to nan; expected 0 to 1"),
+        ("small int", "32-bit integers up to 254; store them with 8 or 16 bits"),
         ("large int", "integers from 0 to 70000; expected 16 bits"),
         ("strip", "6000x1 pixels: one side is 100 times the other"),
         ("bomb", "not a readable image (DecompressionBombWarning"),
@@ -155,8 +156,13 @@ def test_both_commands_refuse_the_same_files(
         write(bad, np.zeros((90, 90), np.uint8))
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
     else:
-        values = {"large float": [0.0, 300.0], "nan": [0.0, np.nan], "large int": [0, 70000]}[content]
-        write(bad, np.array([values], np.int32 if content == "large int" else np.float32))
+        values = {
+            "large float": np.array([[0, 300]], np.float32),
+            "nan": np.array([[0, np.nan]], np.float32),
+            "small int": np.array([[0, 254]], np.int32),
+            "large int": np.array([[0, 70000]], np.int32),
+        }
+        write(bad, values[content])
     for read in (
         lambda: load_dataset("imagefolder", tmp_path / "data", path=root, image_size=SIZE),
         lambda: read_samples(str(root), 64, (3, SIZE, SIZE), tmp_path / "data"),
