@@ -244,7 +244,7 @@ def test_remaining_time_excludes_the_start_up(
         now[0] = seconds
         progress.show(done, done, "", "", milestone=True)
     lines = capsys.readouterr().err.splitlines()
-    assert "left" not in lines[0] and lines[1].endswith("0:16 left") and lines[2].endswith("0:14 left")
+    assert "left" not in lines[0] and lines[1].endswith("16 s left") and lines[2].endswith("14 s left")
 
 
 @pytest.mark.parametrize(
