@@ -1,7 +1,7 @@
 """Test whether the rows of a batch keep their order in a network.
 
 A refit compares the inputs of a module in two networks row by row. This fails if a row holds different tokens in the
-two networks: mixtures of experts route rows, packed sequences interleave them, token pruning drops them, and batch
+two networks: mixtures of experts route rows, packed sequences interleave them, token pruning selects them, and batch
 statistics mix them. The module structure does not reveal this, so it is tested with a few samples.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from plastibench.nn.batches import CHUNK_SIZE
 from plastibench.nn.network import Network, as_evaluated, seeded
+from plastibench.nn.token_selection import selecting_layers
 from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.units import apply_module, replaced_forwards, unit_axis, unit_parameters
 
@@ -102,13 +103,15 @@ def row_order(
             both = _pass(network, doubled, layers, _halves)
         except (RuntimeError, IndexError, ValueError, AssertionError):  # the halves have been mixed up
             return RowOrder(False, moving_layers(network, batch, layers))
+    selecting = selecting_layers(network, batch[:_SAMPLES], layers, _own, _other)
     axes = {layer.name: layer.batch_axis for layer in layers}
-    if own.keys() == both.keys() == other.keys() and all(
+    apart = own.keys() == both.keys() == other.keys() and all(
         _apart(own[name], other[name], both[name], axes[name]) for name in own
-    ):
+    )
+    if apart and not selecting:
         sizes = {name: [call.shape[axes[name]] for call in calls] for name, calls in both.items()}
         return RowOrder(True, sizes=sizes, samples=len(doubled))
-    return RowOrder(False, moving_layers(network, batch, layers))
+    return RowOrder(False, moving_layers(network, batch, layers) | selecting)
 
 
 @torch.no_grad()

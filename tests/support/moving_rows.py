@@ -94,6 +94,55 @@ class Pruned(nn.Module):
         return self.head(pooled)
 
 
+class PrunedTransformer(nn.Module):
+    """Attention over the first token and the tokens with the highest scores; the head reads the first token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.score = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.norm, self.mlp, self.head = nn.LayerNorm(WIDTH), Mlp(), nn.Linear(WIDTH, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(tokens_of(x))
+        first, others = x[:, :1], x[:, 1:]
+        kept = self.score(others).squeeze(-1).topk(3, 1).indices
+        x = torch.cat([first, others[torch.arange(len(x))[:, None], kept]], 1)
+        x = x + F.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x))
+        return self.head((x + self.mlp(self.norm(x)))[:, 0])
+
+
+class SomeTokens(nn.Module):
+    """Applies an MLP to the tokens with the highest scores only, and adds the results to these tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.score = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+        self.mlp, self.norm, self.out, self.head = Mlp(), nn.LayerNorm(WIDTH), Mlp(), nn.Linear(WIDTH, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.embed(tokens_of(x)))
+        kept = self.score(x).topk(4, 1).indices.expand(-1, -1, WIDTH)
+        x = x.scatter_add(1, kept, self.mlp(x.gather(1, kept)))
+        return self.head(self.out(self.norm(x)).mean(1))
+
+
+class AllExperts(nn.Module):
+    """A mixture of experts that computes all experts for every token, and gathers the result of the best one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.router = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+        self.experts = nn.ModuleList(Mlp() for _ in range(3))
+        self.norm, self.out, self.head = nn.LayerNorm(WIDTH), Mlp(), nn.Linear(WIDTH, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.embed(tokens_of(x)))
+        chosen = self.router(x).argmax(-1)[..., None, None].expand(-1, -1, 1, WIDTH)
+        results = torch.stack([expert(x) for expert in self.experts], 2)
+        return self.head(self.out(self.norm(x + results.gather(2, chosen).squeeze(2))).mean(1))
+
+
 class BatchMean(nn.Module):
     """Subtracts the mean over the batch, in eval mode as well."""
 
