@@ -106,10 +106,14 @@ class RLEnvConfig:
         return np.moveaxis(observations, -1, 1) if is_image and self._channels_last(observations) else observations
 
     def _channels_last(self, observations: Frames) -> bool:
-        """Whether the last axis of [n, ...] holds the channels: the option, or the smaller of first and last axis."""
+        """Whether the last axis of [n, ...] holds the channels: the option, or else a guess from the shape.
+
+        Boards and most images are square and may have more channels than rows; otherwise, there are fewer channels.
+        """
         if self.channels is not None:
             return self.channels == "last"
-        return observations.shape[-1] <= observations.shape[1]
+        first, middle, last = observations.shape[1:]
+        return last <= first if (first == middle) == (middle == last) else first == middle
 
     def stack_first(self, frames: Frames) -> Frames:
         """Stack the first frames of episodes, padded with zeros. [n, stack_size, ...]."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from plastibench.config.errors import UserError
 from plastibench.nn.builders import Shapes, build_like, difference, is_compiled, shapes, unwrapped
 from plastibench.nn.computed_weights import computed_parameters, copied, make_plain, plain_weights
-from plastibench.nn.optimizer_state import nested
+from plastibench.nn.optimizer_state import has_copies, nested
 from plastibench.nn.sharded import Shards, is_sharded
 from plastibench.utils import distributed
 from plastibench.utils.seeding import generator as named_generator
@@ -133,8 +133,8 @@ class Network:
     @optimizer.setter
     def optimizer(self, optimizer: torch.optim.Optimizer | None) -> None:
         while (inner := getattr(optimizer, "optimizer", None)) is not None:
-            if getattr(optimizer, "state", inner.state) is not inner.state:  # Lookahead and the like
-                break
+            if getattr(optimizer, "state", inner.state) is not inner.state or has_copies(optimizer):
+                break  # Lookahead and the like
             optimizer = inner
         self._optimizer = optimizer
         if optimizer is not None and self._changes:

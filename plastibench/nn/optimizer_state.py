@@ -10,8 +10,9 @@ following was measured with betas 0.9/0.999 and a constant gradient:
 - ``restart``: like ``zero``, but the step count of the tensor also restarts, which slows its healthy rows at first.
 
 The meaning of a state entry follows from its name; see :func:`_role`. Copies of weights (schedule-free's ``z``,
-Lookahead's slow weights) get the new weights. If an entry has an unknown name or form (quantized, nested, flattened),
-all state of its parameter is deleted. The optimizer then creates it again, and one line says so.
+Lookahead's slow weights, float32 weights of mixed precision) get the new weights, also if they are not part of the
+optimizer's ``state``. If an entry has an unknown name or form (quantized, nested, flattened), all state of its
+parameter is deleted. The optimizer then creates it again, and one line says so.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ _WEIGHTS = frozenset(
     ["ax", "ema", "slow_buffer", "slow_param", "slow_params", "slow_weights", "lookahead_slow_buff", "cached_params"]
 )
 _ITERATES = frozenset("xyz")  # only in schedule-free optimizers; FTRL and others use these names for gradient sums
+_WEIGHT_LISTS = re.compile("slow|master|fp32|weight|shadow|ema|cached", re.IGNORECASE)  # names of attributes
 _NESTED = ("optimizer", "base_optimizer", "_base_optimizer", "base")  # in wrappers: Lookahead, SAM, schedule-free
 _REPORTED: set[str] = set()
 
@@ -63,6 +65,7 @@ def reset_state(
         rule: See the module docstring.
     """
     changed = changed.expand_as(parameter)
+    _reset_copies(optimizer, parameter, changed)
     for each in nested(optimizer):
         if isinstance(each, torch.optim.LBFGS):
             if bool(changed.any()):
@@ -80,8 +83,56 @@ def reset_state(
         _reset_known(each, parameter, changed, rule, roles)
 
 
+def has_copies(optimizer: Any) -> bool:
+    """Whether an optimizer or a wrapper keeps tensors of all parameters outside of its ``state``."""
+    owned = [p for group in getattr(optimizer, "param_groups", ()) for p in group["params"]]
+    return bool(owned) and bool(_lists(optimizer, owned))
+
+
+@torch.no_grad()
+def _reset_copies(optimizer: torch.optim.Optimizer | None, parameter: nn.Parameter, changed: Tensor) -> None:
+    """Give the new values to copies of a parameter that an optimizer or a wrapper keeps outside of its ``state``."""
+    each: Any = optimizer
+    while each is not None:
+        owned = [p for group in getattr(each, "param_groups", ()) for p in group["params"]]
+        index = next((number for number, p in enumerate(owned) if p is parameter), None)
+        for name, tensors in _lists(each, owned).items() if index is not None else ():
+            if _WEIGHT_LISTS.search(name):
+                copy = tensors[index]
+                copy.copy_(torch.where(changed, parameter.to(copy.dtype), copy))
+            else:
+                _say_once(each, f"{type(each).__name__}.{name} holds tensors that interventions do not reset")
+        each = next(_inner(each), None)
+
+
+def _lists(optimizer: Any, owned: list[Tensor]) -> dict[str, list[Tensor]]:
+    """Attributes, and entries of the state that belong to no parameter, with one tensor for each parameter."""
+    state = getattr(optimizer, "state", {})
+    values = vars(optimizer) | {name: value for name, value in state.items() if isinstance(name, str)}
+    found = {name: _tensors(value) for name, value in values.items() if name not in ("param_groups", "state")}
+    shapes = [parameter.shape for parameter in owned]
+    return {
+        name: tensors
+        for name, tensors in found.items()
+        if [each.shape for each in tensors] == shapes and not any(map(_is_same, tensors, owned))
+    }
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    return one is other or one.data_ptr() == other.data_ptr()
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Floating-point tensors of a list, or of a list of lists; empty if it holds anything else."""
+    parts = [*value] if isinstance(value, list | tuple) else []
+    parts = [each for part in parts for each in (part if isinstance(part, list | tuple) else [part])]
+    return parts if all(isinstance(each, Tensor) and each.is_floating_point() for each in parts) else []
+
+
 def clear_state(optimizer: torch.optim.Optimizer | None, parameters: list[nn.Parameter]) -> None:
     """Delete the optimizer state of these parameters, as if the optimizer had never stepped on them."""
+    for parameter in parameters:
+        _reset_copies(optimizer, parameter, torch.ones_like(parameter, dtype=torch.bool))
     for each in nested(optimizer):
         if isinstance(each, torch.optim.LBFGS):  # one history for all parameters, stored with the first
             owned = {id(p) for group in each.param_groups for p in group["params"]}
@@ -191,11 +242,15 @@ def _group(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[st
 
 
 def _report(optimizer: torch.optim.Optimizer, names: list[str]) -> None:
+    _say_once(
+        optimizer,
+        f"the state of {type(optimizer).__name__} has unknown entries ({', '.join(names)}); if part of a parameter is "
+        "reinitialized, all optimizer state of this parameter is deleted",
+    )
+
+
+def _say_once(optimizer: torch.optim.Optimizer, text: str) -> None:
     kind = type(optimizer).__name__
     if kind not in _REPORTED:
         _REPORTED.add(kind)
-        print(
-            f"plastibench: the state of {kind} has unknown entries ({', '.join(names)}); if part of a parameter is "
-            "reinitialized, all optimizer state of this parameter is deleted",
-            file=sys.stderr,
-        )
+        print(f"plastibench: {text}", file=sys.stderr)

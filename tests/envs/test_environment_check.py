@@ -44,6 +44,8 @@ def image_space(*shape: int) -> spaces.Box:
         ((40, 48, 3), (3, 40, 48), "last"),
         ((84, 84, 12), (12, 84, 84), "last"),
         ((10, 10, 10), (10, 10, 10), "last"),
+        ((8, 8, 111), (111, 8, 8), "last"),  # planes of a board
+        ((17, 9, 9), (17, 9, 9), "first"),
     ],
 )
 @pytest.mark.parametrize("dtype", [np.uint8, np.float64])

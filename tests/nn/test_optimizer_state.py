@@ -374,6 +374,59 @@ def test_slow_weights_of_a_wrapper_become_the_new_weights(whole):
     assert (parameter[REVIVED] > 6).all()
 
 
+class Wrapper:
+    """Lookahead as it is often written: not an optimizer itself, with slow weights in lists per group."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.optimizer, self.param_groups = inner, inner.param_groups
+        self.slow_weights = [[p.detach().clone() for p in group["params"]] for group in inner.param_groups]
+
+
+class Master(torch.optim.SGD):
+    """Steps float32 copies of the weights, which it then writes to the parameters."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__(parameters, lr=0.01, momentum=0.9)
+        self.master_params = [parameter.detach().clone().double() for parameter in parameters]
+
+
+class Averaging(torch.optim.SGD):
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__(parameters, lr=0.01)
+        self.state["ema"] = [parameter.detach().clone() for parameter in parameters]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("kind", ["wrapper", "master", "averaging"])
+def test_copies_of_weights_outside_of_the_state_become_the_new_weights(kind, whole):
+    first, parameter = nn.Parameter(torch.ones(8, 6)), nn.Parameter(torch.zeros(8, 6))
+    if kind == "wrapper":
+        optimizer = Wrapper(torch.optim.SGD([first, parameter], lr=0.01))
+        copies = optimizer.slow_weights[0]
+    else:
+        optimizer = (Master if kind == "master" else Averaging)([first, parameter])
+        copies = optimizer.master_params if kind == "master" else optimizer.state["ema"]
+    network = Network(nn.ParameterList([first, parameter]), optimizer, None)
+    before = [each.clone() for each in copies]
+    with torch.no_grad():
+        parameter[REVIVED] = 7.0
+    if whole:
+        clear_state(network.optimizer, [parameter])
+    else:
+        reset_state(network.optimizer, parameter, REVIVED[:, None])
+    assert torch.equal(copies[0], before[0]) and (copies[1] == parameter).all()
+
+
+def test_lists_of_unknown_meaning_are_kept_and_this_is_said_once(capsys):
+    parameter = nn.Parameter(torch.zeros(8, 6))
+    optimizer = torch.optim.SGD([parameter], lr=0.01)
+    optimizer.things = [torch.ones(8, 6)]
+    for _ in range(2):
+        reset_state(optimizer, parameter, REVIVED[:, None])
+    assert (optimizer.things[0] == 1).all()
+    assert capsys.readouterr().err == "plastibench: SGD.things holds tensors that interventions do not reset\n"
+
+
 @pytest.mark.parametrize(
     ("name", "entry"), [("ASGD", "ax"), ("schedulefree.AdamWScheduleFree", "z"), ("schedulefree.SGDScheduleFree", "z")]
 )
