@@ -22,8 +22,8 @@ from plastibench.results.result import Result
 def method_names(found: Iterable[Result]) -> dict[str, str]:
     """Names of methods that are unique among all results, by the group of the results.
 
-    The names are those of the leaderboard's rows, without the digest at the end, which is different in each setting; it
-    remains only where nothing else differs. Different code has different names even if it ran in different settings.
+    The names are those of the leaderboard's rows. Different code has different names even if it ran in different
+    settings.
     """
     settings: list[list[Result]] = []  # for each setting, one run per method
     alike: dict[str, list[Result]] = defaultdict(list)

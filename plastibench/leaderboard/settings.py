@@ -240,8 +240,11 @@ def _expected_updates(runs: Sequence[Result]) -> int:
 
 
 def _distinguishing_options(result: Result, alike: Sequence[Result]) -> str:
-    """Return the run options and code that distinguish methods with the same label, and the group's digest."""
-    return f"{show_run_and_code(result, differing_in_run_or_code(alike)) or 'run'} {group_digest(result)}"
+    """Return the run options and code that distinguish methods with the same label; the group's digest if none do."""
+    keys = differing_in_run_or_code(alike)
+    words = [show_run_and_code(other, keys) for other in alike]
+    own = show_run_and_code(result, keys)
+    return own if words.count(own) == 1 else f"{own or 'run'} {group_digest(result)}"
 
 
 def differing_in_run_or_code(alike: Sequence[Result]) -> list[str]:
