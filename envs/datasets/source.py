@@ -42,7 +42,7 @@ class FileSource:
 def scan_folder(root: Path, depth: int) -> tuple[FileSource, str]:
     """List the files of a folder down to ``depth`` levels, excluding hidden files.
 
-    Links are followed, because they are a common way to make subsets. The depth limit ends cycles.
+    Links are followed, because they are a common way to make subsets, except for those to a folder above themselves.
 
     Returns:
         The source, and a fingerprint that changes if a file is added, removed, renamed, resized or modified.
@@ -74,5 +74,10 @@ def _walk(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, int, int
             if entry.is_file():
                 status = entry.stat()
                 yield prefix + entry.name, status.st_size, status.st_mtime_ns
-            elif depth > 1 and entry.is_dir():
+            elif depth > 1 and entry.is_dir() and not _is_loop(folder, entry):
                 yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", depth - 1)
+
+
+def _is_loop(folder: Path, entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is a link to the folder itself or to one above it."""
+    return entry.is_symlink() and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(entry.path))

@@ -15,9 +15,9 @@ from plastibench.cli.plugins import import_plugins
 from plastibench.cli.reused import note_reused
 from plastibench.cli.run_names import find_run
 from plastibench.cli.specs import resolve_devices
+from plastibench.cli.waiting import waiting
 from plastibench.config.errors import RunError, UserError
 from plastibench.config.spec import RunSpec
-from plastibench.utils.progress import waiting
 from plastibench.utils.stop_signals import stop_with_parent
 from plastibench.utils.tables import terminal_width
 from plastibench.utils.torchrun import is_first_process

@@ -20,10 +20,10 @@ from plastibench.cli.plugins import import_plugins
 from plastibench.cli.reused import note_reused
 from plastibench.cli.run_options import add_run_options, given_run_options
 from plastibench.cli.specs import checks_of, make_specs
+from plastibench.cli.waiting import waiting
 from plastibench.config.errors import RunError, UserError, all_of, raise_all
 from plastibench.config.spec import PARTS, RunSpec, read_file, seeds_of
 from plastibench.results.tags import add_tags
-from plastibench.utils.progress import waiting
 from plastibench.utils.tables import terminal_width
 from plastibench.utils.torchrun import is_first_process, launched_processes
 from plastibench.utils.wording import plural

@@ -16,8 +16,8 @@ from plastibench.cli.parser import CommandParser
 from plastibench.cli.plugins import import_plugins
 from plastibench.cli.run_options import add_run_options, given_run_options
 from plastibench.cli.specs import make_specs
+from plastibench.cli.waiting import waiting
 from plastibench.config.spec import PARTS, RunSpec
-from plastibench.utils.progress import waiting
 from plastibench.utils.tables import terminal_width
 
 

@@ -10,8 +10,8 @@ from plastibench.cli.engines import add_engine, check_engine, resolve_devices_fo
 from plastibench.cli.parallel import dry_run, run_and_compare, start_importing
 from plastibench.cli.parser import CommandParser
 from plastibench.cli.plugins import import_plugins
+from plastibench.cli.waiting import waiting
 from plastibench.config.errors import UserError, did_you_mean
-from plastibench.utils.progress import waiting
 
 SIZES = ("digits", "paper")
 _FILE = """\

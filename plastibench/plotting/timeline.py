@@ -34,7 +34,7 @@ MAX_METHODS = 12  # per plot; more lines are hard to distinguish
 _ALWAYS = ("none", "reset")
 _MAX_TASKS = 20  # tasks drawn in detail; with more, a line would be a solid block
 _MAX_TEETH = 120  # tasks times methods that are drawn in detail
-_MAX_TICKS = 100  # marks of interventions on the axis
+_MAX_TICKS = 100  # marks of interventions
 _MARKERS = 10  # on a line
 _LINEAR = 5.0  # epochs after a boundary that are drawn to scale in a long task
 _LONG = 40.0  # epochs of a long task; in a linear plot, drop and recovery would be one vertical line
@@ -48,7 +48,7 @@ _BOUNDARY = (
     "intervention if there is one at the boundary, and over the new task."
 )
 _RETURNS = "If an intervention was evaluated, the line falls or rises to the return right after it."
-_TICKS = "Ticks on the x axis: interventions."
+_TICKS = "Marks above the x axis: interventions."
 
 
 class _Vertex(NamedTuple):
@@ -228,14 +228,15 @@ def _mark_interventions(axis: Axes, run: Result, style: Style, number: int) -> b
     } | {event.steps for event in run.events}
     if run.intervention == "none" or not positions or len(positions) > _MAX_TICKS:
         return False
-    height = 0.012 + 0.024 * (number % 4)
+    height = 0.016 + 0.032 * (number % 4)
     axis.plot(
         sorted(positions),
         [height] * len(positions),
         transform=axis.get_xaxis_transform(),
         linestyle="none",
         marker="|",
-        markersize=5,
+        markersize=8,
+        markeredgewidth=1.5,
         color=style["color"],
     )
     return True

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import html
 import os
 import sys
 import time
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from rich.console import Console
@@ -153,17 +151,6 @@ def _live_line(run: str) -> _TerminalLine | _NotebookLine | _PipeLine | None:
     if console.is_jupyter:
         return _NotebookLine()
     return _TerminalLine(console) if console.is_terminal else None
-
-
-@contextlib.contextmanager
-def waiting(text: str, quiet: bool = False) -> Iterator[None]:
-    """Show in a terminal what the command is waiting for, until the block ends."""
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield
-        return
-    with console.status(text):
-        yield
 
 
 def duration(seconds: float) -> str:
