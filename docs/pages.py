@@ -48,7 +48,7 @@ USE = {  # kind -> when to use a method of this kind
     "buffer, an accumulated dataset). Resets are simple and strong baselines.",
     "units": "When only part of the network has lost plasticity and the rest should keep what it has learned. Check "
     "first, with `plastibench diagnose`, that the criterion finds units in your architecture: those that use "
-    "activations find few behind a GELU.",
+    "activations find few dormant units after a GELU.",
     "weights": "When single weights, rather than units, should be renewed without a visible drop.",
     "wrapper": "As a control, or to soften the drop of another method.",
     "optimizer": "When task boundaries are unknown: the method acts at every update.",

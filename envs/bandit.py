@@ -26,8 +26,8 @@ class DigitsBandit(RLEnvConfig):
     """Each image of a digit has one rewarded action out of ten, drawn at random for every task.
 
     The agent must memorize the value function of every task, as with random labels in supervised learning. Episodes
-    last one step, so values are not bootstrapped and only the critic can cause a lower return. Images come from a
-    dataset, as in the bandit of bsuite (Osband et al. 2020).
+    last one step, so values are not bootstrapped, and a drop in return can only come from the critic. Images come from
+    a dataset, as in the bandit of bsuite (Osband et al. 2020).
     """
 
     stackable: ClassVar[bool] = True

@@ -30,7 +30,7 @@ class MuJoCo(RLEnvConfig):
     envs: int = option(1, "number of parallel environments", low=1)
 
     def make_vec(self, task: int, num_envs: int) -> VectorEnv[Any, Any, Any]:
-        """Create copies of the robot."""
+        """Create ``num_envs`` copies of the robot's environment; all tasks are the same."""
         import_extra("mujoco", "mujoco")
         return make_gymnasium_vec(f"{match_name(self.id, list(ROBOTS), 'robot')}-v5", num_envs, self.max_episode_steps)
 

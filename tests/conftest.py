@@ -98,6 +98,22 @@ def attack(request: pytest.FixtureRequest, record_property: Callable[[str, objec
         record_property(PROPERTY, str(made))
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects the slow ones
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep only some cases of tests marked ``sample(N)`` in the normal suite: N, evenly spaced. The others are slow."""
+    cases: dict[object, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sample"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for group in cases.values():
+        mark = group[0].get_closest_marker("sample")
+        assert mark is not None
+        kept = {number * len(group) // mark.args[0] for number in range(mark.args[0])}
+        for number, item in enumerate(group):
+            if number not in kept and len(group) > mark.args[0]:
+                item.add_marker("slow")
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """One line per attack, with its counts."""
     reports = [report for report in terminalreporter.stats.get("", []) if report.when == "teardown"]

@@ -150,7 +150,7 @@ def _hold_out(root: Path, unsplit: Mapping[str, list[str]]) -> tuple[dict[str, l
     test: dict[str, list[str]] = {}
     for label, files in unsplit.items():
         if len(files) < 2:
-            raise UserError(f"{root / label}: one image cannot be split into a training and a test set; add another")
+            raise UserError(f"{root / label}: only one image; a class needs two, for training and test")
         held_out = set(fixed_permutation(len(files))[: max(1, (len(files) + 2) // 5)].tolist())
         train[label] = [file for index, file in enumerate(files) if index not in held_out]
         test[label] = [file for index, file in enumerate(files) if index in held_out]

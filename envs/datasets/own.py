@@ -118,8 +118,8 @@ def _bytes(images: Array, where: str) -> Images:
     if kind in "uif" and low >= 0 and high <= 255 and (kind != "f" or bool((images == np.rint(images)).all())):
         return images.astype(np.uint8)
     raise UserError(
-        f"{where}: images are {images.dtype} from {float(low):g} to {float(high):g}; expected bytes, or floats from 0 "
-        "to 1 (plastibench standardizes them itself)"
+        f"{where}: images are {images.dtype} with values from {float(low):g} to {float(high):g}; expected integers "
+        "from 0 to 255, or floats from 0 to 1 (plastibench standardizes them itself)"
     )
 
 
@@ -129,7 +129,9 @@ def _hold_out(where: str, part: _Part) -> tuple[_Part, _Part]:
     for label in np.unique(part.labels):
         places = np.flatnonzero(part.labels == label)
         if len(places) < 2:
-            raise UserError(f"{where}: the class '{label}' has one image, which cannot be split; add another")
+            raise UserError(
+                f"{where}: class '{label}' has only one image; it needs at least two, for training and test"
+            )
         held_out[places[fixed_permutation(len(places))[: max(1, (len(places) + 2) // 5)]]] = True
     train, test = (_Part(part.images[kept], part.labels[kept], part.names) for kept in (~held_out, held_out))
     return train, test

@@ -36,7 +36,7 @@ def may_be_image(name: str) -> bool:
 
 @contextlib.contextmanager
 def without_bombs() -> Iterator[None]:
-    """Reject images with more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels; below twice that, Pillow only warns."""
+    """Raise errors for images above ``PIL.Image.MAX_IMAGE_PIXELS``; Pillow only warns up to twice as many pixels."""
     from PIL import Image
 
     with warnings.catch_warnings():

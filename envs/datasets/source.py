@@ -19,7 +19,7 @@ class FileSource:
     Attributes:
         root: The folder or archive.
         names: Sorted names relative to the root, with forward slashes.
-        read: Returns the bytes of a name.
+        read: Returns the content of the file with a given name.
     """
 
     root: Path

@@ -25,19 +25,24 @@ if TYPE_CHECKING:
     from plastibench.sweeps.benchmark.timing import Clock
 
 SUMMARIES = {
-    "train": "updates: plastibench, a plain loop, a loop with a DataLoader, matrix products",
-    "stack": "runs of a small network that are updated together",
+    "train": "time per update: plastibench, a plain loop, a loop with a DataLoader, and matrix products alone",
+    "stack": "the gain from updating several runs of a small network together",
     "intervene": "what interventions cost: per update, per intervention, in memory",
     "data": "batches per second: task buffer and augmentation against a DataLoader",
     "rl": "an RL agent against a plain loop of DQN or SAC",
     "all": "all of the above with small defaults",
-    "gpu": "everything that matters on a GPU within minutes, as JSON and Markdown",
+    "gpu": "all GPU benchmarks within minutes; writes JSON and Markdown",
 }
 _ENVS = {"rl": "rl-cartpole"}
 _AGENTS = {"stack": "mlp", "rl": "dqn-mlp"}
 _ROUNDS = {"intervene": 12, "data": 5, "rl": 10}
 _UPDATES = {"data": 20, "rl": 50}
-_CLOCK = "cpu: CPU time of this process, for a busy machine; without the loop with a DataLoader"
+_CLOCK = "wall: elapsed time; cpu: CPU time of this process, for busy machines"
+_MEASURED = {
+    "stack": "updates (RL: steps of all environments) per measurement",
+    "data": "batches per measurement",
+    "rl": "updates, and steps of all environments, per measurement",
+}
 
 
 def configure(parser: CommandParser) -> None:
@@ -59,14 +64,17 @@ def configure(parser: CommandParser) -> None:
 def _configure_part(parser: CommandParser, part: str) -> None:
     intervenes = part in ("train", "intervene")
     parser.components = PARTS if intervenes else ("env", "agent")
-    method = " [--intervention NAME]" if intervenes else ""
+    method = {"train": " [--intervention NAME]", "intervene": " [--intervention NAMES]"}.get(part, "")
     parser.usage = f"plastibench bench {part} [ENV] [--agent NAME]{method} [options]"
-    names = parser.add_argument_group("what to time", "Set options with --env.OPTION and --agent.OPTION.")
+    flags = (
+        "--env.OPTION, --agent.OPTION and --intervention.OPTION" if intervenes else "--env.OPTION and --agent.OPTION"
+    )
+    names = parser.add_argument_group("what to time", f"Set options with {flags}.")
     env, agent = _ENVS.get(part, "relabel-digits"), _AGENTS.get(part, "vit-nano")
     names.add_argument("env", nargs="?", metavar="ENV", default=env, help="environment")
     names.add_argument("--agent", metavar="NAME", default=agent, help="agent")
     if part == "train":
-        help = "intervention that takes part in the updates of plastibench; one intervention is timed, too"
+        help = "method to attach in plastibench's loop; the time of one intervention is also measured"
         names.add_argument("--intervention", metavar="NAME", default="none", help=help)
     if part == "intervene":
         help = "interventions to measure, such as rnr,redo, or all"
@@ -74,7 +82,7 @@ def _configure_part(parser: CommandParser, part: str) -> None:
     only = ("device", "deterministic", *(("representative", "roles") if intervenes else ()))
     add_run_options(parser, only=only)
     timing = _add_timing(parser, part)
-    help = "updates per measurement; data: batches; rl: also steps of all environments"
+    help = _MEASURED.get(part, "updates per measurement")
     timing.add_argument("--updates", type=integer(), default=_UPDATES.get(part, 5), metavar="N", help=help)
     if part in ("train", "stack", "data"):
         help = "worker processes of the DataLoader (default: one per core, at most 4)"
@@ -96,7 +104,8 @@ def _add_timing(parser: CommandParser, part: str) -> argparse._ArgumentGroup:
     help = "number of rounds; a round measures each loop twice"
     timing.add_argument("--rounds", type=integer(2), default=_ROUNDS.get(part, 20), metavar="N", help=help)
     if part != "data":
-        timing.add_argument("--clock", choices=["wall", "cpu"], default="wall", help=_CLOCK)
+        loops = " (leaves out the loop with a DataLoader)" if part in ("train", "all") else ""
+        timing.add_argument("--clock", choices=["wall", "cpu"], default="wall", help=_CLOCK + loops)
     help = "print the values as JSON, or write them to FILE.json and print the text"
     timing.add_argument("--json", type=_json_file, nargs="?", const=True, metavar="FILE.json", help=help)
     add_threads(timing)

@@ -12,9 +12,9 @@ from plastibench.config.errors import UserError
 
 _EPILOG = """\
 Measures vit-tiny, vit-small and vit-nano in float32, tf32 and bfloat16: eager, compiled, and with
-CUDA graphs; several networks together; RnR; equal logits on CPU and GPU after RnR; operations that
-wait for the GPU; a loop with a DataLoader; and, with the time left, cl-cifar100 with vit-tiny for
-none, reset and rnr (15 epochs per task). Images are random, except in the training runs.
+CUDA graphs; several networks together; RnR; the difference between the logits on CPU and GPU after
+RnR; operations that wait for the GPU; a loop with a DataLoader; and, with the time left, cl-cifar100
+with vit-tiny for none, reset and rnr (15 epochs per task). Images are random, except in these runs.
 
 Writes bench-gpu.json and bench-gpu.md to FOLDER, and updates them after every row. The same
 command with the same folder measures the rows that are missing."""
@@ -26,7 +26,7 @@ def configure(parser: CommandParser) -> None:
     parser.epilog = _EPILOG
     group = parser.add_argument_group("measurement")
     group.add_argument("--minutes", type=_minutes, default=8.0, metavar="X", help="time budget (default: 8)")
-    group.add_argument("--out", type=Path, default=Path("bench-gpu"), metavar="FOLDER", help="folder of the files")
+    group.add_argument("--out", type=Path, default=Path("bench-gpu"), metavar="FOLDER", help="output folder")
     help = "cuda, cuda:1, …; cpu for a rehearsal (default: cuda)"
     group.add_argument("--device", default="cuda", metavar="NAME", help=help)
     group.add_argument("--updates", type=integer(), default=10, metavar="N", help="updates per measurement")

@@ -65,7 +65,7 @@ def add_engine(parser: CommandParser) -> None:
     group.add_argument("--memory", type=_amount, metavar="GB", help="ray, slurm: memory per run")
     help = "ray: address of a running cluster, HOST:PORT or auto (default: start a local one)"
     group.add_argument("--address", metavar="ADDRESS", help=help)
-    group.add_argument("--partition", metavar="NAME", help="slurm: partition (default: that of the cluster)")
+    group.add_argument("--partition", metavar="NAME", help="slurm: partition (default: the cluster's default)")
     group.add_argument(
         "--time",
         type=_minutes,

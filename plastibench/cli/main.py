@@ -30,9 +30,9 @@ GROUPS = {
     "inspect": {
         "diagnose": "measure the plasticity of a network, layer by layer",
         "apply": "apply an intervention to a trained network once, before fine-tuning",
-        "bench": "measure speed: updates, stacks, interventions, data, RL, and a GPU",
+        "bench": "measure the speed of updates, stacked runs, interventions, data and RL",
         "list": "list envs, agents, interventions and metrics",
-        "info": "show versions, devices, datasets and runs, or the options of a name",
+        "info": "show versions, devices, datasets and runs, or the options of an env, agent or intervention",
         "completion": "print a script that completes commands, flags and names in a shell",
     },
 }

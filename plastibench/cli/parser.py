@@ -92,7 +92,7 @@ class CommandParser(argparse.ArgumentParser):
         return self.parts[self.default_part], [*words]
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Refuse a word that is not one of an argument's choices, and suggest the one that is spelled alike."""
+        """Reject a value that is not among an argument's choices, and suggest the closest one."""
         if action.choices is not None and value not in action.choices:
             hint = did_you_mean(str(value), map(str, action.choices))
             name = action.option_strings[0] if action.option_strings else action.metavar or action.dest.upper()

@@ -117,8 +117,8 @@ def load_targets(
     known = [found.parent.name for found in args.runs_dir.glob("*/spec.toml")]
     hint = did_you_mean(args.target, known)
     raise UserError(
-        f"{path}: not a run's folder, a checkpoint file, timm:MODEL or module:function, and no run in "
-        f"{args.runs_dir}{hint}"
+        f"{path}: not a run's folder, a checkpoint file, a folder of save_pretrained, timm:MODEL or module:function, "
+        f"and no run in {args.runs_dir} has this id{hint}"
     )
 
 

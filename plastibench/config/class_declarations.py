@@ -54,7 +54,7 @@ def _check_metadata(field: dataclasses.Field[Any], where: str) -> None:
     given = field.metadata
     for key in ("help", "formerly"):
         if not isinstance(given.get(key, ""), str):
-            raise UserError(f"{where}: {key} must be text")
+            raise UserError(f"{where}: {key} must be a string")
     for key in ("low", "high"):
         if not isinstance(given.get(key) or 0, int | float):
             raise UserError(f"{where}: {key} must be a number")

@@ -93,7 +93,7 @@ class Registry(Mapping[str, Entry]):
                 part of the name that the ``*`` stands for.
         """
         if not isinstance(summary, str):
-            raise TypeError(f"the summary of {self.noun} '{name}' must be text")
+            raise TypeError(f"the summary of {self.noun} '{name}' must be a string")
 
         def decorate(cls: T) -> T:
             accept_old_names(cls)

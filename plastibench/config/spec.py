@@ -46,8 +46,8 @@ class RunOptions:
     )
     checkpoint_memory: bool | None = option(
         None,
-        "RL: save the replay buffer in checkpoints; resuming is immediate, but not bit-identical to an uninterrupted "
-        "run",
+        "RL: save the replay buffer in checkpoints, so that resuming does not repeat all actions; the result is then "
+        "not bit-identical to that of an uninterrupted run",
     )
     metrics: tuple[str, ...] | None = option(None, "additional metrics or groups of metrics, such as ranks,probes")
 

@@ -93,7 +93,8 @@ def _own_batch(name: str, batch: Any) -> TensorDictBase:
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(
-            f"{name}() returns a batch that cannot be used ({reason}); return a dict of tensors of one length"
+            f"{name}() returns a batch that cannot be used ({reason}); return a dict of tensors with the same first "
+            "dimension"
         ) from error
 
 

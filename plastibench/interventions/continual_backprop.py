@@ -42,19 +42,20 @@ class ContinualBackprop(Intervention):
     Source: Dohare et al. 2024 and shibhansh/loss-of-plasticity. Differences:
 
     - Units are replaced after the optimizer step, not during the backward pass.
-    - The mean contribution of a removed unit is added to the bias of its readers. The source intends this, but resets
-      the mean before it computes the contribution.
+    - The mean contribution of a removed unit is added to the bias of the layers that read it. The source intends
+      this, but resets the mean before it computes the contribution.
     - If a Linear reads a flattened convolution, the source averages E|h|·|outgoing| over positions; this class
-      multiplies the averages of both. With several readers, their weights are added.
+      multiplies the averages of both. If several layers read a unit, their weights are added.
     - For ``adaptable``, the subtracted mean excludes the current batch; the source includes it.
-    - Fractions of a replacement always accumulate; GnT draws them at random unless ``accumulate`` is set.
+    - Fractions of a replacement always accumulate. The source's class ``GnT`` instead replaces a unit with this
+      probability, unless its ``accumulate`` is set.
     - ``maturity`` is 100, as in the source's ConvGnT and its experiments on MNIST; GnT defaults to 20, and experiments
       use up to 10,000. ``rate`` is 1e-4 in both; experiments use 1e-6 to 3e-4.
     - Incoming weights, and the BatchNorm entries of a replaced filter, follow the network's own initialization.
 
-    Only hidden units with a nonlinearity take part; in a ViT these are the units of ``mlp.fc1``, averaged over tokens.
-    If a LayerNorm separates a unit from the weights that read it, utility still uses these weights, but no bias is
-    adjusted.
+    Only hidden units followed by a nonlinearity are replaced; in a ViT these are the units of ``mlp.fc1``, averaged
+    over tokens. If a LayerNorm separates a unit from the weights that read it, utility still uses these weights, but no
+    bias is adjusted.
     """
 
     kind = "units"
@@ -66,7 +67,9 @@ class ContinualBackprop(Intervention):
         "contribution", "utility of a unit: E|h|·|outgoing|, or E|h - mean(h)|·|outgoing|/|incoming|"
     )
     decay: float = option(0.99, "decay of the running means of utility and activation, per update", low=0, high=0.9999)
-    compensate: bool = option(True, "add the mean contribution of a removed unit to the bias of its Linear readers")
+    compensate: bool = option(
+        True, "add the mean contribution of a removed unit to the bias of the Linear layers that read it"
+    )
     moments: MomentRule = option(
         "mean", "new optimizer moments of reinitialized weights: mean of the rest, zero, or restart the step count"
     )

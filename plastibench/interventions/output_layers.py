@@ -27,11 +27,11 @@ def reinitialize_layers(
 
     Args:
         layers: The layers, by name.
-        parameters: Trained parameters of the network, by name. Others are kept.
+        parameters: Trained parameters of the network, by name. Parameters that are not listed do not change.
         fresh: Freshly initialized values of all parameters, by name.
 
     Returns:
-        Every unit of the layers.
+        A report that counts every unit of the layers as reinitialized.
     """
     report = Report()
     for name, parameter in parameters.items():

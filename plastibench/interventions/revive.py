@@ -81,7 +81,8 @@ class Revive(Intervention):
     quantile: float = option(0.4, "fraction of each layer to revive, lowest scores first", low=0, high=1)
     modules: str = option(
         "all",
-        "modules to revive: all, hidden (units with an activation and known readers), or a regular expression of names",
+        "modules to revive: all, hidden (units followed by an activation whose next layers are known), or a regular "
+        "expression of names",
     )
     residual_writers: bool = option(True, "also revive units of modules that write into a residual stream")
     split_qkv: bool = option(False, "score q, k and v of a joint projection separately")

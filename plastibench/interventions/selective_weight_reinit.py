@@ -42,7 +42,7 @@ class SelectiveWeightReinit(Intervention):
     of a norm). With ``interval=0`` the method acts at the interventions of the run, for example at task boundaries, and
     uses the gradient of the mean loss over the representative batch.
 
-    All trained parameters take part, including biases, norms, tokens and position embeddings. Exceptions: parameters
+    All trained parameters are changed, including biases, norms, tokens and position embeddings. Exceptions: parameters
     whose initialization is unknown and, if the utility uses gradients, embedding tables (``nn.Embedding``), of which a
     batch uses only some rows.
 

@@ -61,7 +61,7 @@ class ShrinkPerturb(Intervention):
     ``keep`` and ``noise`` replace the usual α, because repositories disagree on whether α=0.8 keeps 80 % (Ash & Adams,
     BBF) or 20 % (Lee et al.) of the weights. The code of Ash & Adams (JordanAsh/warm_start) has the defaults 0.4 and
     0.1; the defaults here are those of SR-SPR and of the RnR paper (α=0.8), which act repeatedly rather than once. All
-    trained parameters take part, including LayerNorms and position embeddings, as in both sources. Buffers and frozen
+    trained parameters are changed, including LayerNorms and position embeddings, as in both sources. Buffers and frozen
     parameters are kept. The optimizer state is reset.
 
     SR-SPR (0.8/0.2) and BBF (0.5/0.5) reinitialize everything after the encoder instead of shrinking it. Here

@@ -21,7 +21,7 @@ from plastibench.nn.parameters import initial_values, trainable_parameters
 class SoftShrinkPerturb(Intervention):
     """Shrink & Perturb a little after every update: θ ← keep·θ + noise·θ', θ' initial weights (Juliani & Ash 2024).
 
-    All trained parameters take part, including LayerNorms and position embeddings. The optimizer state is kept.
+    All trained parameters are changed, including LayerNorms and position embeddings. The optimizer state is kept.
     Repositories differ in θ':
 
     - ``initial``: the initial weights. Costs one multiplication and one addition per parameter.

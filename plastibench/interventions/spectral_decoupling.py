@@ -19,8 +19,8 @@ from plastibench.nn.network import Network
 class SpectralDecoupling(Intervention):
     """Add λ·mean(logits²) to the loss (Pezeshki et al. 2021).
 
-    The mean is over batch and logits, as in dojeon-ai/Hare-Tortoise. The paper writes ½λ‖logits‖², so its λ is this λ
-    divided by half the number of outputs.
+    The mean is over batch and logits, as in dojeon-ai/Hare-Tortoise. The paper writes ½λ‖logits‖², so its λ is 2λ
+    divided by the number of outputs.
 
     Costs one extra forward pass per update, on the batch without augmentation and in eval mode. In reinforcement
     learning the outputs are the values (or logits over atoms) of a critic, or the policy parameters of an actor. The

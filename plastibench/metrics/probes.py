@@ -133,7 +133,7 @@ def orders(count: int, steps: int, generator: torch.Generator, size: int = BATCH
 
 @contextmanager
 def use_generator(network: Network, generator: torch.Generator) -> Iterator[None]:
-    """Draw fresh modules from ``generator`` inside the block, so that measuring does not change interventions."""
+    """Initialize fresh modules from ``generator`` inside the block; the draws of interventions do not change."""
     own, network.generator = network.generator, generator
     try:
         yield

@@ -1,8 +1,8 @@
-"""Weights that are computed from other parameters: weight normalization, ``torch.nn.utils.parametrize``.
+"""Weights that are computed from other parameters: weight normalization, pruning, ``torch.nn.utils.parametrize``.
 
 Such a weight cannot be written directly. If the parametrization can represent any weight (weight normalization can,
-spectral normalization cannot), :func:`plain_weights` temporarily makes it an ordinary parameter and then writes it back
-through the right inverse. Other modules of this kind are not changed; see :func:`describe`.
+spectral normalization and pruning cannot), :func:`plain_weights` temporarily makes it an ordinary parameter and then
+writes it back through the right inverse. Other modules of this kind are not changed; see :func:`describe`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 
 from plastibench.nn.optimizer_state import reset_state
@@ -183,9 +184,10 @@ def _originals(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _hooked(module: nn.Module) -> list[str]:
-    """Names of the tensors that forward pre-hooks compute: ``nn.utils.weight_norm``, ``nn.utils.spectral_norm``."""
-    hooks: list[Any] = [hook for hook in module._forward_pre_hooks.values() if hasattr(hook, "compute_weight")]
-    return [str(hook.name) for hook in hooks]
+    """Names of tensors that forward pre-hooks compute: ``nn.utils.weight_norm``, ``spectral_norm`` and ``prune``."""
+    hooks: list[Any] = [*module._forward_pre_hooks.values()]
+    normed = [str(hook.name) for hook in hooks if hasattr(hook, "compute_weight")]
+    return normed + [str(hook._tensor_name) for hook in hooks if isinstance(hook, BasePruningMethod)]
 
 
 def _invertible(module: nn.Module) -> bool:

@@ -235,7 +235,7 @@ def axis_of_units(unit: Tensor, count: int) -> int | None:
     """The axis along which units 0 to ``count`` - 1 lie in order, the same in every row; None if there is none.
 
     Args:
-        unit: The unit of each element, from a :class:`Mark`.
+        unit: Index of the unit of each element, in the tensor's shape, from a :class:`Mark`.
         count: Number of units of the layer.
     """
     axes = [axis for axis, stride in enumerate(unit.stride()) if stride and unit.shape[axis] > 1]

@@ -98,7 +98,7 @@ def hyperparameters(run: RunSpec | Result) -> dict[str, str]:
 
 
 def differing_columns(runs: Sequence[Result]) -> list[str]:
-    """The hyperparameters to show: those in which runs differ, at most four; intervention and seed if none does.
+    """Return the hyperparameters in which runs differ, at most four; intervention and seed if they differ in none.
 
     With both supervised and RL runs, at most three are shown, because two columns contain final values. The agent is
     left out if the env determines it. Options count as different only if they differ between runs with the same name.

@@ -119,7 +119,7 @@ def plan_runs(specs: Sequence[RunSpec], runs_dir: Path, data_dir: Path, threads:
 
 
 def interventions_of(spec: RunSpec, updates: int, tasks: int) -> int:
-    """Compute how often the intervention of a run acts, from its updates and its number of tasks."""
+    """Compute the number of interventions of a run from its updates and its number of tasks."""
     last = updates - 1  # nothing happens after the last update of a run
     until = last if spec.run.until is None else min(last, spec.run.until)
     if spec.intervention[0] == "none":

@@ -81,7 +81,7 @@ class RunProcess:
             self._asked_to_stop = True
 
     def poll(self, runs_dir: Path) -> bool:
-        """Whether the process has ended; if so, its jobs have their final states, or wait for another process."""
+        """Return whether the process has ended; then its jobs have their final states, or ``waiting`` to run again."""
         status = self._process.exitcode
         if status is None:
             return False

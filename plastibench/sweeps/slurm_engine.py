@@ -43,7 +43,7 @@ class SlurmRun(RemoteRun):
         return status, lines
 
     def checkpoint(self) -> Any:
-        """Stop the run, and return what the requeued job does; submitit calls this in a signal handler."""
+        """Stop the run, and return the submission of the requeued job; submitit calls this in a signal handler."""
         from submitit.helpers import DelayedSubmission
 
         self.stop()
@@ -110,7 +110,7 @@ class SlurmEngine:
             cpus_per_task=cpus,
             mem_gb=memory or None,
             slurm_array_parallelism=jobs or _LARGEST_ARRAY,
-            slurm_srun_args=[f"--cpus-per-task={cpus}"],  # Slurm 22.05 and later do not take it from sbatch
+            slurm_srun_args=[f"--cpus-per-task={cpus}"],  # since Slurm 22.05, srun does not inherit it
             slurm_additional_parameters={"requeue": True, **(options or {})},
         )
 

@@ -200,7 +200,10 @@ def broadcast_from_first(tensors: Mapping[str, Tensor]) -> None:
     for other in layouts[1:]:
         if other != layouts[0]:
             name = next(n for n in {**layouts[0], **other} if layouts[0].get(n) != other.get(n))
-            raise RunError(f"the processes hold different networks or optimizers (first difference: {name})")
+            raise RunError(
+                f"the processes hold different networks or optimizers (first difference: {name}); build the same ones "
+                "in every process"
+            )
     for name in layouts[0]:
         found = _for_transport(tensors[name].detach().contiguous())
         dist.broadcast(found, src=0)

@@ -12,6 +12,8 @@ from tests.docs.run_page import blocks
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SNIPPETS = {str(page.relative_to(ROOT)): blocks(page) for page in PAGES}
+SLOW = [f"docs/tutorials/{name}.md" for name in ("diagnose", "first_experiment", "off_policy", "own_data", "sweep")]
+RUN = [page for page, found in SNIPPETS.items() if any(block.mark == "run" for block in found)]
 
 
 def run_page(page: str, folder: Path, *options: str) -> None:
@@ -28,7 +30,7 @@ def run_page(page: str, folder: Path, *options: str) -> None:
     assert found.returncode == 0, f"{page}:\n{found.stdout[-2000:]}\n{found.stderr[-4000:]}"
 
 
-@pytest.mark.parametrize("page", [page for page, found in SNIPPETS.items() if any(b.mark == "run" for b in found)])
+@pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in RUN])
 def test_marked_snippets_run_as_printed(page: str, tmp_path: Path) -> None:
     run_page(page, tmp_path)
 

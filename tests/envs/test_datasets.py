@@ -259,7 +259,7 @@ def test_without_a_split_one_fifth_of_each_class_is_held_out(tmp_path: Path, dat
     assert_same(load_dataset("imagefolder", data_dir, path=root, image_size=4), data)
     for index in range(1, 3):
         (root / "b" / f"{index}.png").unlink()
-    assert f"{root / 'b'}: one image cannot be split" in user_error("imagefolder", data_dir, path=root)
+    assert f"{root / 'b'}: only one image; a class needs two" in user_error("imagefolder", data_dir, path=root)
 
 
 def test_train_size_selects_a_fixed_subset(folder: Path, data_dir: Path) -> None:

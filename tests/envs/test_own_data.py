@@ -70,7 +70,7 @@ def test_without_a_test_part_one_fifth_of_each_class_is_held_out(tmp_path: Path)
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        ("standardized", "images are float64 from -1 to 1.55; expected bytes, or floats from 0 to 1"),
+        ("standardized", "images are float64 with values from -1 to 1.55; expected integers from 0 to 255, or floats from 0 to 1"),
         ("fails", "KeyError: 'path' (own_data.py, line "),
         ("endless", "returned iterator; expected {'train'"),
         ("sizes", "images have different shapes, [4, 5, 3] and [5, 5, 3]"),
@@ -96,7 +96,7 @@ def test_wrong_data_is_one_line(tmp_path: Path, function: str, words: str) -> No
         ({"q": np.zeros(3)}, "expected x_train, y_train, x_test and y_test, or images and labels; found q"),
         ({"x": np.zeros((4, 3)), "y": np.arange(4)}, "images are float64 of shape [4, 3]; expected numbers of shape"),
         ({"x": own_data.TRAIN, "y": np.zeros(20, int)}, "all labels are '0'; at least two classes are needed"),
-        ({"x": own_data.TRAIN, "y": np.arange(20)}, "the class '0' has one image, which cannot be split"),
+        ({"x": own_data.TRAIN, "y": np.arange(20)}, "class '0' has only one image; it needs at least two"),
         ({"x": np.array([{}] * 4, object), "y": np.arange(4)}, "cannot load arrays safely"),
         (None, "a.npz: cannot load arrays safely (FileNotFoundError"),
     ],

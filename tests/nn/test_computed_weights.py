@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
+from plastibench.config.errors import UserError
 from plastibench.interventions.attach import apply, attach
 from plastibench.nn.computed_weights import computed_parameters, copied, describe, plain_weights
 from plastibench.nn.network import Network
@@ -272,3 +273,27 @@ def test_an_error_while_weights_are_written_back_restores_all(failing: int, monk
         attach("reset", network).intervene(data(), expect_steps=False)
     after = network.module.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
+
+
+def pruned(seed: int = 0) -> nn.Sequential:
+    module = drawn(lambda: build(lambda layer: layer), seed)
+    for index in (0, 2):
+        prune.l1_unstructured(module[index], "weight", amount=0.3)
+    return module
+
+
+def test_pruned_weights_are_reset_by_a_builder_only(capsys):
+    module, batch = pruned(), data()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises(UserError, match=r"cannot reinitialize 0\.weight_orig: unknown initialization; pass a builder"):
+        attach("reset", module, torch.optim.SGD(module.parameters(), lr=0.1), loss).intervene(batch)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert "the weights of 2 modules (0, 2) are computed from other parameters" in capsys.readouterr().err
+    network = Network(module, None, loss, fresh=lambda: pruned(7))
+    attach("reset", network).intervene(batch)
+    loss(module, batch)
+    for index in (0, 2):
+        layer, fresh = module[index], pruned(7)[index]
+        torch.testing.assert_close(layer.weight_orig, fresh.weight_orig)
+        assert torch.equal(layer.weight_mask, fresh.weight_mask)
+        assert torch.equal(layer.weight, layer.weight_orig * layer.weight_mask)

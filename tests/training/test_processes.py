@@ -142,6 +142,7 @@ def wait_for(path: Path, process: Child) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=["kill", "term", "int"])
 def test_resume_after_signals_at_random_moments_is_bit_identical(
     uninterrupted: Path, tmp_path: Path, number: signal.Signals

@@ -48,6 +48,7 @@ ACTING: dict[str, dict[str, Any]] = {  # options with which methods act within e
 }
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize(
     ("intervention", "options", "run_options"),
     [

@@ -311,6 +311,7 @@ def test_a_resumed_run_keeps_its_first_thread_count(
     assert read_result(folder / "result.json").origin.sessions == result.origin.sessions
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("arguments", [[], ["--quiet"], ["--quiet", "--jobs", "2"]])
 def test_a_command_says_which_results_are_not_its_own(arguments: list[str], tmp_path: Path, say: Any) -> None:
     command = ["run", "relabel-digits", "--agent", "mlp", "--env.tasks", 2, "--env.epochs", 1, "--env.train-size", 20]

@@ -19,7 +19,7 @@ from plastibench.utils.wording import plural
 
 @dataclass(frozen=True)
 class RLStackSpeed:
-    """Seconds of a run per step of all its environments, updates included; quartiles over alternating rounds.
+    """Time per step of all environments, including updates; quartiles over alternating rounds.
 
     Attributes:
         env: Name of the env.
@@ -27,9 +27,9 @@ class RLStackSpeed:
         threads: CPU threads.
         clock: ``wall`` or ``cpu``.
         stack: Number of runs that are trained together.
-        alone: Seconds of a run by itself.
-        together: Seconds of one of the runs that are trained together.
-        gain: ``alone`` relative to ``together``.
+        alone: Seconds per step of a run that is trained by itself.
+        together: Seconds per step and run if ``stack`` runs are trained together.
+        gain: ``alone`` divided by ``together``.
     """
 
     env: str

@@ -66,7 +66,7 @@ class Tracker(Protocol):
     location: str
 
     def log_config(self, config: Mapping[str, Mapping[str, Any]]) -> None:
-        """Record the tables of the spec."""
+        """Record the options of env, agent, intervention and run as the tracker's configuration."""
 
     def log_scalars(self, steps: Sequence[LoggedStep]) -> None:
         """Record the scalars of some steps, in order."""

@@ -41,7 +41,7 @@ class WandbTracker:
         )
 
     def log_config(self, config: Mapping[str, Mapping[str, Any]]) -> None:
-        """Record the tables of the spec."""
+        """Record the options of env, agent, intervention and run as the tracker's configuration."""
         self._run.config.update({name: dict(table) for name, table in config.items()}, allow_val_change=True)
 
     def log_scalars(self, steps: Sequence[LoggedStep]) -> None:
