@@ -95,10 +95,10 @@ def _reset_copies(optimizer: torch.optim.Optimizer | None, parameter: nn.Paramet
     each: Any = optimizer
     while each is not None:
         owned = [p for group in getattr(each, "param_groups", ()) for p in group["params"]]
-        index = next((number for number, p in enumerate(owned) if p is parameter), None)
-        for name, tensors in _lists(each, owned).items() if index is not None else ():
+        places = [number for number, p in enumerate(owned) if p is parameter]
+        for name, tensors in _lists(each, owned).items() if places else ():
             if _WEIGHT_LISTS.search(name):
-                copy = tensors[index]
+                copy = tensors[places[0]]
                 copy.copy_(torch.where(changed, parameter.to(copy.dtype), copy))
             else:
                 _say_once(each, f"{type(each).__name__}.{name} holds tensors that interventions do not reset")
