@@ -39,6 +39,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_it_is_listed(installed: Path) -> None:
     listed = python("-m", "plastibench", "list", "interventions", path=installed)
     assert "shrink " in listed and "Multiply every weight matrix by a factor" in listed

@@ -96,6 +96,7 @@ def test_projection_matches_algorithm_1_of_c51() -> None:
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("options", [{}, {"dueling": True}, {"atoms": 11}, {"atoms": 11, "dueling": True}])
 def test_all_dqn_variants_learn_the_values_of_a_bandit(options: dict[str, Any]) -> None:
     agent = make_agent("dqn-mlp", lr=3e-3, v_min=-2, v_max=2, target_every=10, **options)
@@ -248,6 +249,7 @@ def train_on_target(monkeypatch: pytest.MonkeyPatch, low: Any, high: Any, steps:
     return agent, -float((chosen - 0.6).square().mean())
 
 
+@pytest.mark.slow
 def test_learning_does_not_depend_on_the_range_of_actions(monkeypatch: pytest.MonkeyPatch) -> None:
     one, reward = train_on_target(monkeypatch, [-1.0], [1.0])
     assert reward > -0.05  # a random policy gets -0.69 on average

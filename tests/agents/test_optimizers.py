@@ -163,6 +163,7 @@ def test_a_restart_forgets_and_no_restart_keeps_the_state(env: TaskStream, name:
         assert not all(torch.equal(a, b) for a, b in zip(kept, renewed, strict=True))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("name", "options"),
     [

@@ -90,6 +90,7 @@ def test_runs_are_selected_by_env_agent_and_intervention(say: Any, tmp_path: Pat
     assert ">reset</text>" in texts()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", ["curves", "overview", "pareto", "timeline", "heatmap"])
 def test_versions_of_an_edited_plugin_are_told_apart(say: Any, tmp_path: Path, kind: str) -> None:
     runs = tmp_path / "runs"

@@ -273,6 +273,7 @@ def test_names_are_listed_and_checked_without_importing_torch(code: str) -> None
     assert modules_after(code) == set()
 
 
+@pytest.mark.slow
 def test_looking_up_a_class_imports_its_module_only() -> None:
     code = "from plastibench.config.registry import interventions; interventions['rnr'].load()"
     code += "\nimport sys; print(*(m for m in sys.modules if 'plastibench.interventions.' in m), file=sys.stderr)"

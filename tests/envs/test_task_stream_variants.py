@@ -245,6 +245,7 @@ def go(wanted: RunSpec, folder: Path, **options: Any) -> dict[str, Any]:
     return {**kept, "weights": [value.tolist() for value in state["networks"][0].values()]}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_resume_is_bit_identical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict) -> None:
     class Stopped(BaseException):
@@ -271,6 +272,7 @@ def test_resume_is_bit_identical(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not stops and go(wanted, tmp_path / "part") == expected
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_all_methods_train_on_the_same_batches_in_the_same_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict
@@ -302,6 +304,7 @@ def test_all_methods_train_on_the_same_batches_in_the_same_order(
     assert next(updates, None) is None
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_accuracies_at_a_task_boundary_are_those_of_the_ended_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict

@@ -60,6 +60,7 @@ def frozen(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("name", [name for name in interventions.names() if name != "plasticity-injection"])
 def test_methods_leave_frozen_weights_as_they_are(name, capsys):
     """The one that is left out freezes more weights itself."""

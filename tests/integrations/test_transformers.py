@@ -117,6 +117,7 @@ def test_rnr_acts_on_all_layers(trainer: Callable[..., Any]) -> None:
     )
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("by_items", [False, True])
 def test_penalty_is_part_of_the_loss(trainer: Callable[..., Any], accumulate: int, by_items: bool) -> None:
@@ -232,6 +233,7 @@ def test_parameters_added_to_a_model_init_model_are_trained(tmp_path: Path, name
 # Going on after an interruption -----------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["rnr", "upgd+redo", "neuroplastic-expansion"])
 def test_resume_is_bit_identical(trainer: Callable[..., Any], name: str) -> None:
     def callback() -> PlasticityCallback:

@@ -134,6 +134,7 @@ def test_intervene_changes_nothing(name):
     assert not changed(before, network.module)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("kind", ["vit", "resnet", "critic"])
 @each_method
 def test_resume_is_bit_identical(name, kind, tmp_path):

@@ -78,6 +78,7 @@ def changed(handle: Attached, change: Callable[[Classifier], None]) -> None:
     handle.optimizer = torch.optim.Adam(trained, lr=1e-2)
 
 
+@pytest.mark.sample(16)
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize(
     "name",

@@ -29,6 +29,7 @@ def test_facts_read_from_source_are_those_of_the_class(name):
     )
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("name", BUILTIN)
 def test_extra_memory_is_measured_state_and_added_parameters(name):
     network = network_of(VIT, lr=1e-3)

@@ -64,6 +64,7 @@ def random_states() -> tuple[object, ...]:
     return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
 
 
+@pytest.mark.sample(16)
 @pytest.mark.parametrize("builder", BUILDERS)
 @pytest.mark.parametrize("name", [name for name in interventions.all() if name not in REBUILD])
 def test_intervention_changes_only_weights(name, builder):
@@ -165,6 +166,7 @@ def test_rebuild_replaces_activations_and_keeps_everything_else(name, builder):
         assert str(module) != was
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("name", [name for name in interventions.all() if name != "none"])
 def test_intervention_depends_on_the_network_generator_only(name):
     outcomes = []
@@ -179,6 +181,7 @@ def test_intervention_depends_on_the_network_generator_only(name):
     assert all(torch.equal(outcomes[0][key], outcomes[1][key]) for key in outcomes[0])
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("name", interventions.all())
 def test_resume_is_bit_identical(name, tmp_path):
     network, batch = network_of(small_vit(), lr=1e-2), images(16)

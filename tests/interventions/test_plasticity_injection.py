@@ -371,6 +371,7 @@ def test_temperature_of_sac_keeps_its_group_and_state() -> None:
 # Exact resume -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("env", "agent_name", "options"),
     [
@@ -411,6 +412,7 @@ def test_resume_of_an_rl_agent_after_an_injection_is_bit_identical(
     assert any(".branches.2." in name for name in final)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("name", "network", "every", "crash"),
     [

@@ -235,6 +235,7 @@ for plan in (MemoryPlan(64, True), MemoryPlan()):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of the resident memory from /proc")
 def test_a_process_needs_less_memory():
     """The allocator must not keep for each pass what it has freed."""

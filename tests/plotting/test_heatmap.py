@@ -85,6 +85,7 @@ def test_the_last_measurement_in_each_task_is_read_for_each_network(tmp_path: Pa
     assert read_layers(path) == {"srank": {("critic: fc", 0): 2.0, ("actor: fc", 0): 2.0}}
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("envs", "methods", "layers", "tasks"),
     [(1, 1, 1, 2), (1, 2, 2, 3), (4, 1, 2, 3), (4, 4, 2, 3), (2, 3, 9, 1), (1, 2, 40, 12)],

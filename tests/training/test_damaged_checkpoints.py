@@ -104,6 +104,7 @@ def test_one_flipped_bit_is_noticed(interrupted: tuple[RunSpec, Path]) -> None:
         path.write_bytes(intact)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("harm", ["flip", "truncate", "empty", "delete", "log of the newest"])
 def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(
     twice_saved: tuple[RunSpec, Path], tmp_path: Path, harm: str, capsys: pytest.CaptureFixture[str]

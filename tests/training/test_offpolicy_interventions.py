@@ -18,6 +18,7 @@ from tests.support.runs import go
 UNSUPPORTED = {("rnr-attention", "sac-mlp"), ("layernorm", "sac-mlp")}
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize(
     "intervention",
     [
@@ -57,6 +58,7 @@ def test_interventions_change_every_network_and_no_target(
     assert {report["role"] for report in trainer.reports} == set(rl_agent.networks)
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("intervention", registry.interventions.all())
 @pytest.mark.parametrize(
     ("env", "agent", "options"),

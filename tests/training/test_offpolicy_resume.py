@@ -19,6 +19,7 @@ from tests.support.rl import tiny_rl
 from tests.support.runs import Stopped, assert_same_run, crash_at, go
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("intervention", "env", "agent", "options"),
     [
@@ -85,6 +86,7 @@ def test_stop_request_saves_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
     assert_same_run(tmp_path / "uninterrupted" / spec.id, tmp_path / "resumed" / spec.id)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("env", "options"),
     [

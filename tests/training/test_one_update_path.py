@@ -113,6 +113,7 @@ def refused(action: Callable[[], Any]) -> bool:
     return False
 
 
+@pytest.mark.sample(18)
 @pytest.mark.parametrize("kind", CASES)
 @pytest.mark.parametrize("name", NAMES)
 def test_harness_and_attach_give_the_same_weights(name: str, kind: str) -> None:

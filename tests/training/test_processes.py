@@ -220,6 +220,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     assert libc.umount(str(folder).encode()) == 0
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("left", [0, 120])  # KiB; decides which write fails first
 def test_run_fails_on_a_full_disk_and_resumes_with_free_space(
     uninterrupted: Path, tmp_path: Path, small_disk: Path, left: int

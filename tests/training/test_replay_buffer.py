@@ -127,6 +127,7 @@ def make_buffer(envs: int = 2, capacity: int = 24, n_step: int = 1, stack: int =
     return ReplayBuffer(spec, **options)
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("envs", [1, 3])
 @pytest.mark.parametrize("n_step", [1, 2, 5])
 @pytest.mark.parametrize("stack", [0, 1, 4])

@@ -141,6 +141,7 @@ def test_crash_before_the_first_checkpoint_restarts_the_run(
     assert_same_run(tmp_path / "uninterrupted" / spec.id, tmp_path / "resumed" / spec.id)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("moment", ["evaluate", "measure", "intervene", "finish", "result", "weights"])
 def test_resume_after_a_crash_between_updates_is_bit_identical(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str

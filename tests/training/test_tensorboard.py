@@ -93,6 +93,7 @@ def test_run_is_a_single_tensorboard_run_with_its_spec(
     assert b'name = "rnr"' in text.tensor_proto.string_val[0]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("updates", "checkpoint_seconds", "clock"),
     [(3, 0.0, 0), (4, 0.0, 0), (5, 0.0, 0), (4, 0.0, -86_400), (4, 1e9, 0), (5, 1e9, 0)],

@@ -130,6 +130,7 @@ def test_a_run_with_default_options_has_a_short_name() -> None:
     assert own_name(RunSpec.make("relabel-digits", "mlp", "none", device="cpu")) == "none"
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 1e9], ids=["checkpoints", "no checkpoint"])
 @pytest.mark.parametrize("updates", [3, 4, 5])
 def test_a_resumed_run_sends_every_point_once(
@@ -183,6 +184,7 @@ def test_a_process_killed_while_it_sends_leaves_no_point_twice(
     assert without_times(stored.points()) == without_times(recorded(tmp_path / spec.id))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("method", ["start", "log_config", "log_scalars", "log_table", "close"])
 def test_a_failing_tracker_changes_nothing_and_catches_up_later(
     server: Server, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str

@@ -63,6 +63,7 @@ def test_a_long_episode_is_thinned_out(tmp_path: Path, monkeypatch: pytest.Monke
         assert video.convert("RGB").getpixel((30, 30)) == (160, 0, 0)  # every 4th step
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("env", "agent", "options"),
     [("gym", "dqn-mlp", COUNTER), ("rl-minatar-permuted", "dqn-cnn", {"tasks": 2, "steps": 120})],
