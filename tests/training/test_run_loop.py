@@ -19,7 +19,6 @@ from plastibench.interventions.base import Report
 from plastibench.results.accuracy import divergence
 from plastibench.training import supervised
 from plastibench.training.runner import run
-from plastibench.utils.progress import Progress
 from plastibench.utils.seeding import derive
 from tests.support.runs import STATEFUL, assert_same_run, go, watch_updates, weights
 
@@ -232,19 +231,6 @@ def test_run_restores_the_number_of_threads(tiny: Tiny, tmp_path: Path) -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-
-
-def test_remaining_time_excludes_the_start_up(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("plastibench.utils.progress.time.monotonic", lambda: now[0])
-    progress = Progress("x", 100)
-    for seconds, done in ((5.0, 10), (7.0, 20), (9.0, 30)):  # five seconds of start-up, then five updates per second
-        now[0] = seconds
-        progress.show(done, done, "", "", milestone=True)
-    lines = capsys.readouterr().err.splitlines()
-    assert "left" not in lines[0] and lines[1].endswith("16 s left") and lines[2].endswith("14 s left")
 
 
 @pytest.mark.parametrize(
