@@ -33,6 +33,8 @@ def check_declared(entry: Entry) -> None:
     for name, field in fields.items():
         where = f"{location(cls)}: option '{flag_name(name)}' of {cls.__name__}"
         _check_metadata(field, where)
+        if (old := field.metadata.get("formerly")) in fields:
+            raise UserError(f"{where}: formerly='{old}' is the name of an option, not an old name")
         if not _is_supported(hints[name]):
             raise UserError(f"{where} has an unsupported type; use {_TYPES}")
         for value in (field.default, entry.defaults.get(name, dataclasses.MISSING)):

@@ -137,6 +137,8 @@ def _arrays(path: Path, count: int) -> Samples:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise ValueError("a part of the archive is not an array")
     except Exception as error:
         reason = " ".join(str(error).split())[:100]
         raise UserError(f"cannot load arrays safely from {path} ({type(error).__name__}: {reason})") from error

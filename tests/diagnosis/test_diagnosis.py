@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -319,11 +320,18 @@ def test_images_are_read_from_a_folder(tmp_path: Path) -> None:
         read_samples(str(tmp_path), 4, (3, 8, 8), Path("data"))
 
 
+def raw_member(path: Path) -> None:
+    """An archive whose array has lost its first bytes, which numpy returns as bytes."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", b"no header")
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
         (lambda path: path.write_bytes(b"rubbish"), "cannot load arrays safely from"),
         (lambda path: np.savez(path, x=np.array([{}, []], dtype=object)), "cannot load arrays safely from"),
+        (lambda path: raw_member(path), r"cannot load arrays safely from .*: a part of the archive is not an array"),
         (lambda path: np.savez(path, q=np.zeros(3)), r"no images .*; it has q float64\[3\]"),
         (
             lambda path: np.savez(path, x=np.zeros((2, 4, 4)), y=np.zeros(3, int)),
