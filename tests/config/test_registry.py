@@ -358,6 +358,13 @@ def test_plugin_with_a_builtin_name_is_refused(plugin: Path, say: Callable[..., 
     assert done.status == 2 and "'rnr' is already registered" in done.err and done.err.count("\n") == 1
 
 
+def test_an_option_cannot_be_its_own_old_name(plugin: Path, say: Callable[..., Any]) -> None:
+    plugin.write_text(plugin.read_text().replace("low=0, high=1", 'formerly="factor"'))
+    done = say("list", "--plugin", plugin)
+    assert done.status == 2 and f"{plugin.name}:" in done.err and done.err.count("\n") == 1
+    assert "option 'factor' of Halve: formerly='factor' is the name of an option" in done.err
+
+
 @pytest.mark.parametrize("text", ["1/0", "def broken(:", "import does_not_exist", "raise SystemExit(7)"])
 def test_plugin_that_does_not_load_is_reported_in_one_line(tmp_path: Path, say: Callable[..., Any], text: str) -> None:
     path = tmp_path / "broken.py"
