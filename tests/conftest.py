@@ -91,7 +91,8 @@ def attack(request: pytest.FixtureRequest, record_property: Callable[[str, objec
     seconds = None
     if request.param == "long":
         attacks = sum(item.get_closest_marker("torture") is not None for item in request.session.items)
-        seconds = seconds_of(request.config.getoption("budget")) / attacks
+        workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))  # which attack at the same time
+        seconds = workers * seconds_of(request.config.getoption("budget")) / attacks
     made = Attack(name, seconds)
     yield made
     if seconds is not None:
