@@ -504,7 +504,10 @@ def test_the_html_report_escapes_text_and_colours_severity(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "not a run's folder, a checkpoint file, timm:MODEL or module:function"),
+        (
+            ["nowhere"],
+            "not a run's folder, a checkpoint file, a folder of save_pretrained, timm:MODEL or module:function",
+        ),
         (["timm:resnet"], "no timm model 'resnet'; did you mean"),
         (["timm:test_vit", "--data", "digit"], "did you mean 'digits'?"),
         (["timm:test_vit", "--metrics", "rank"], "did you mean 'ranks'?"),

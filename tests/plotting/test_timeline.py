@@ -105,7 +105,7 @@ def test_returns_fall_where_an_agent_was_intervened_on() -> None:
     at = vertices.index([1000, 9])
     assert vertices[at + 1] == [1000, 8] and axis.get_ylabel() == "return" and axis.get_xlabel() == "agent steps"
     (ticks,) = [drawn for drawn in axis.lines if drawn.get_marker() == "|"]
-    assert list(ticks.get_xdata()) == [1000, 2000] and "Ticks" in figure.texts[0].get_text()
+    assert list(ticks.get_xdata()) == [1000, 2000] and "Marks above the x axis" in figure.texts[0].get_text()
     (axis,) = plotting.draw("timeline", [rl_result("none", tasks=2)]).axes
     assert np.isnan(line(axis, "#000000")).any()  # interrupted at the task boundary
 
