@@ -45,6 +45,7 @@ def test_it_is_listed(installed: Path) -> None:
     assert "shrink " in listed and "Multiply every weight matrix by a factor" in listed
 
 
+@pytest.mark.slow
 def test_it_runs_and_shrinks(installed: Path, tmp_path: Path) -> None:
     """Weights that became zero all give one answer, so the output no longer depends on the image."""
     given = ["--intervention", "shrink", "--intervention.factor", "0", "--runs-dir", tmp_path, "--device", "cpu"]

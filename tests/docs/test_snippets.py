@@ -12,7 +12,8 @@ from tests.docs.run_page import blocks
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SNIPPETS = {str(page.relative_to(ROOT)): blocks(page) for page in PAGES}
-SLOW = [f"docs/tutorials/{name}.md" for name in ("diagnose", "first_experiment", "off_policy", "own_data", "sweep")]
+TUTORIALS = ("diagnose", "first_experiment", "off_policy", "own_data", "own_method", "sweep")
+SLOW = ["docs/start.md", *(f"docs/tutorials/{name}.md" for name in TUTORIALS)]
 RUN = [page for page, found in SNIPPETS.items() if any(block.mark == "run" for block in found)]
 
 

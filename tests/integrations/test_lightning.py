@@ -317,6 +317,7 @@ def collated(samples: list[Any]) -> Any:
     return torch.utils._pytree.tree_map(stack, *samples)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true", "16-true"])
 @pytest.mark.parametrize("batches", ["samples", "batch_size=None"])
 @pytest.mark.parametrize("structure", STRUCTURES)

@@ -379,6 +379,7 @@ def test_state_contains_the_initial_norms(tmp_path) -> None:
 # Combination with the rest ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("builder", ["vit", "mlp", "resnet"])
 @pytest.mark.parametrize("name", ["crelu", "deep-fourier", "layernorm", "layernorm-affine-free",
                                   "normalize-and-project"])  # fmt: skip

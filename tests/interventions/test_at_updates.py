@@ -102,6 +102,7 @@ def test_hooks_change_only_weights(name, kind):
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.sample(16)
 @each_network
 @each_method
 def test_each_method_changes_training_or_evaluation(name, kind):

@@ -157,6 +157,7 @@ def test_options_without_a_dataclass_are_refused_with_file_and_line() -> None:
         build(Annotated, {"factor": 0.2}, "intervention annotated")
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("value", "what"),
     [([1.0], "of type list"), ("l2", "of type str"), (torch.ones(3), "of shape (3,)")],

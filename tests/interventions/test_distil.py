@@ -76,6 +76,7 @@ def test_steps_are_adam_steps_on_the_error_or_the_loss(builder, kind):
     assert [figures["steps"] for figures in report.modules.values()] == [3.0]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", ["distil", "shrink-perturb-distil", "reset-distil"])
 @each_network
 def test_distilled_outputs_are_closer_to_the_old_ones(builder, name):

@@ -95,6 +95,7 @@ def assert_reset(network: Network, batch, reset: Reset, expected: set[str]) -> N
         assert len(report.units[name]) == len(parameters[f"{name}.weight"])
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize(("name", "select", "k"), EXPECTED, ids=lambda value: str(value))
 def test_reset_reinitializes_exactly_the_selection(name, select, k):
     network, batch = trained(name)

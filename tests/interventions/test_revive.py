@@ -164,6 +164,7 @@ def test_weight_norm_takes_the_shortest_rows():
     assert torch.equal(report.units["1"], lowest(norms, 0.5))
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("criterion", ["redo", "regrama", "regrama-post", "regrama-weight", "low-gradient-quantile",
                                        "random", "weight-norm"])  # fmt: skip
 @each_network

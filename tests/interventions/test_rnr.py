@@ -147,6 +147,7 @@ def test_revived_norms_without_recoupling_change_outputs():
     assert difference(network.module, before, batch) > 1e-2
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("held_out", [False, True])
 @pytest.mark.parametrize("options", [{"solver": "pinv"}, {"ridge": 1e-2}, {}], ids=str)
 def test_recoupling_changes_outputs_less_than_reviving_alone_or_zeroing(options, held_out):
@@ -263,6 +264,7 @@ def test_global_targets_preserve_outputs_better_than_local_targets():
 # --- options ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("reading", [{}, {"targets": "local"}], ids=str)
 @pytest.mark.parametrize(
     "options",

@@ -127,6 +127,7 @@ def test_an_invalid_rl_result_is_rejected(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("env", "agent", "options"),
     [

@@ -43,6 +43,7 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "TARGETS", 1)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("builder", BUILDERS)
 @pytest.mark.parametrize("group", GROUPS)
 def test_metrics_have_no_side_effects_and_documented_names(group: str, builder: str) -> None:

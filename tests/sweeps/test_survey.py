@@ -162,6 +162,7 @@ def test_damaged_costs_are_reported_and_kept(tmp_path: Path) -> None:
         assert path.read_text() == text
 
 
+@pytest.mark.slow
 def test_failures_name_seeds_if_others_are_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["relabel-digits", "--agent", "mlp", "--agent.width", "16", "--env.epochs", "1"]
     arguments += ["--env.stop-after", "2", "--intervention", "none", "--jobs", "1", "--device", "cpu", "--quiet"]

@@ -55,6 +55,7 @@ def test_float64_actions_are_replayed_exactly(tmp_path: Path, monkeypatch: pytes
     assert_same_run(tmp_path / "uninterrupted" / spec.id, tmp_path / "resumed" / spec.id)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("moment", [3, 9, 14])
 def test_resume_after_a_crash_while_acting_is_bit_identical(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int

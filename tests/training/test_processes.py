@@ -268,6 +268,7 @@ LIGHT = ["torch", "tensordict", "torchrl", "numpy", "scipy", "pandas", "matplotl
 NOT_IN_A_RUN = ["sklearn", "scipy.stats", "pandas", "matplotlib", "timm", "torchvision"]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("arguments", "absent"),
     [
