@@ -64,6 +64,16 @@ def passed_own_code(error: BaseException) -> bool:
     return bool(_own(traceback.extract_tb(error.__traceback__)))
 
 
+def raised_by_own_code(error: BaseException) -> bool:
+    """Whether the user's code, or a library that it called, raised an error; not plastibench below the user's code."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if _is_below(frame.filename, _OURS) or not _is_below(frame.filename, _LIBRARIES)
+    ]
+    return bool(_own(traceback.StackSummary.from_list(frames[-1:])))
+
+
 def _own(frames: traceback.StackSummary) -> list[traceback.FrameSummary]:
     return [frame for frame in frames if not _is_below(frame.filename, (*_OURS, *_LIBRARIES))]
 

@@ -15,6 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 from plastibench.config.errors import UserError
 from plastibench.config.options import build
 from plastibench.config.own_code import describe as locate
+from plastibench.config.own_code import raised_by_own_code
 from plastibench.config.registry import interventions
 from plastibench.interventions.base import Intervention, Report, name_of, overrides
 from plastibench.interventions.class_checks import check_method
@@ -338,6 +339,8 @@ class Attached:
         try:
             yield
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            if raised_by_own_code(error):  # a plugin, which is named together with its line
+                raise
             raise UserError(
                 f"{name_of(self.intervention)} cannot solve its equations, because the weights or activations of the "
                 f"{self.network.role} are not finite or too large ({error})"

@@ -23,6 +23,7 @@ class Mine(pb.Intervention):
     {body}
 """
 RAISES = "def intervene(self, network, batch):\n        return network.no_such_name"
+SINGULAR = "def intervene(self, network, batch):\n        import torch\n        torch.linalg.inv(torch.zeros(2, 2))"
 NO_REPORT = "def intervene(self, network, batch):\n        network.module.requires_grad_()"
 IDLE = "def intervene(self, network, batch):\n        return pb.Report(parameters=3)"
 
@@ -43,6 +44,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     ("body", "words"),
     [
         (RAISES, "mine.py:10: AttributeError in intervene: 'Network' object has no attribute 'no_such_name'"),
+        (SINGULAR, "mine.py:11: _LinAlgError in intervene: linalg.inv: The diagonal element 1 is zero"),
         (NO_REPORT, "mine.py:9: Mine.intervene returned None; end it with a Report"),
         (
             "def intervene(self, network, batch):\n        return pb.Report(units=3)",
