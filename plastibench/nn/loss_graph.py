@@ -6,7 +6,7 @@ on module names or registration order.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,15 +51,23 @@ class _Graph:
                 waiting += [following for following, _ in node.next_functions]
         return found, products
 
-    def nodes(self) -> set[Any]:
-        """All nodes."""
-        seen, waiting = set(), [self.root]
-        while waiting:
-            node = waiting.pop()
-            if node is not None and node not in seen:
-                seen.add(node)
-                waiting += [following for following, _ in node.next_functions]
-        return seen
+
+def upstream(starts: Iterable[Any], first_only: Callable[[Any], bool] = lambda node: False) -> Iterator[Any]:
+    """Nodes of the autograd graph on the way back from some nodes, in a fixed order.
+
+    Args:
+        starts: Nodes; may be None.
+        first_only: Whether to follow only the first operand of a node.
+    """
+    seen: set[Any] = set()
+    waiting = [*starts]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            following = [operand for operand, _ in node.next_functions]
+            waiting += following[:1] if first_only(node) else following
 
 
 def _graph(network: Network, batch: TensorDictBase, names: Mapping[nn.Module, str]) -> _Graph:
@@ -128,7 +136,7 @@ def find_attention(network: Network, batch: TensorDictBase, names: Mapping[nn.Mo
         names: The layers that may be projections, and their names: matrices, not norms.
     """
     graph = _graph(network, batch, names)
-    nodes = graph.nodes()
+    nodes = [*upstream([graph.root])]
     operands = {node: found for node in nodes if (found := _operands(node))}
     result = Attention()
     reads: dict[Any, set[str]] = {node: set() for node in operands}

@@ -7,7 +7,6 @@ statistics mix them. The module structure does not reveal this, so it is tested 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,18 +16,17 @@ from torch import Tensor
 
 from plastibench.nn.batches import CHUNK_SIZE
 from plastibench.nn.network import Network, as_evaluated, seeded
-from plastibench.nn.token_selection import selecting_layers
+from plastibench.nn.token_selection import Run, selecting_layers
 from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.units import apply_module, replaced_forwards, unit_axis, unit_parameters
 
 Seen = dict[str, list[Tensor]]  # by layer, a fingerprint of the input of each call
 _SAMPLES = 8  # for the search for moving layers
+_FEW = 4  # for the search for selected tokens, which holds all activations
 _GROUPS = 8  # groups of rows that are followed through the network
 _TOLERANCE = 1e-2  # relative difference of a row in two batches; rows of different tokens differ by about 1
 _EMPTY = 0.25  # fraction of rows
 _DISTURBANCE = 1e-3  # relative size of a perturbation that rarely changes routing
-
-Run = Callable[[TracedLayer, Tensor], Tensor]
 
 
 class RowsMoved(Exception):
@@ -103,7 +101,7 @@ def row_order(
             both = _pass(network, doubled, layers, _halves)
         except (RuntimeError, IndexError, ValueError, AssertionError):  # the halves have been mixed up
             return RowOrder(False, moving_layers(network, batch, layers))
-    selecting = selecting_layers(network, batch[:_SAMPLES], layers, _own, _other)
+    selecting = selecting_layers(network, batch[:_FEW], layers, _own, _other)
     axes = {layer.name: layer.batch_axis for layer in layers}
     apart = own.keys() == both.keys() == other.keys() and all(
         _apart(own[name], other[name], both[name], axes[name]) for name in own

@@ -6,7 +6,8 @@ the autograd graphs of two forward passes with different weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+import math
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any
 
@@ -14,12 +15,12 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from plastibench.nn.loss_graph import upstream
 from plastibench.nn.network import Network, as_evaluated, seeded
 from plastibench.nn.traced_layer import TracedLayer
-from plastibench.nn.units import replaced_forwards, unit_axis
+from plastibench.nn.units import replaced_forwards, unit_rows
 
 _SELECTS = ("GatherBackward", "IndexBackward", "IndexSelectBackward")  # beginnings of names of autograd nodes
-_WRITES = ("Scatter", "IndexAdd", "IndexPut", "IndexCopy")  # their results go back to the places they came from
 Run = Callable[[TracedLayer, Tensor], Tensor]
 
 
@@ -28,22 +29,21 @@ class _Pass:
 
     Attributes:
         inputs: For each layer, the nodes of its inputs that have several rows per sample.
-        rows: How many rows the outputs of layers have.
+        rows: Numbers of rows of these inputs.
         selections: The nodes that select by index, with their indices, in a fixed order.
     """
 
     def __init__(self, network: Network, batch: TensorDictBase, layers: Iterable[TracedLayer], run: Run) -> None:
         self.inputs: dict[str, list[Any]] = {}
         self.rows: set[int] = set()
-        anchor = torch.zeros((), device=network.device, requires_grad=True)  # puts all layers into the graph
+        anchor = torch.zeros((), requires_grad=True)  # puts all layers into the graph, on any device
 
         def note(layer: TracedLayer, inputs: Tensor) -> Tensor:
-            rows = inputs.numel() // max(1, inputs.shape[unit_axis(layer.module)])
+            rows = len(unit_rows(layer.module, inputs))
             if rows > len(batch):
+                self.rows.add(rows)
                 self.inputs.setdefault(layer.name, []).append(inputs.grad_fn)
-            outputs = run(layer, inputs) + anchor
-            self.rows.add(outputs.numel() // max(1, outputs.shape[unit_axis(layer.module)]))
-            return outputs
+            return run(layer, inputs) + anchor
 
         with (
             as_evaluated(network.module),
@@ -52,7 +52,7 @@ class _Pass:
             replaced_forwards({layer.module: partial(note, layer) for layer in layers}),
         ):
             self._loss = network.loss(network.module, batch)  # keeps the graph alive
-        nodes = _upstream([self._loss.grad_fn], written=True)
+        nodes = upstream([self._loss.grad_fn])
         self.selections = [(node, _indices(node)) for node in nodes if node.name().startswith(_SELECTS)]
 
 
@@ -61,7 +61,7 @@ def selecting_layers(
 ) -> frozenset[str]:
     """Return the names of layers whose rows are tokens that were selected depending on the weights.
 
-    Layers behind a sum over the tokens, or behind one that writes the results back in place, are not among them.
+    Layers after a sum over the tokens, or after the results were written back in place, are not among them.
 
     Args:
         network: The network.
@@ -80,23 +80,15 @@ def selecting_layers(
         pairs = zip(first.selections, second.selections, strict=True)
         differing = {node for (node, indices), (_, others) in pairs if not _equal(indices, others)}
     chosen = {node for node in differing if _selects_tokens(node, first.rows)}
-    return frozenset(
-        name for name, starts in first.inputs.items() if chosen and any(node in chosen for node in _upstream(starts))
-    )
+    if not chosen:
+        return frozenset()
+    found = {name for name, starts in first.inputs.items() if not chosen.isdisjoint(upstream(starts, _writes))}
+    return frozenset(found)
 
 
-def _upstream(starts: Iterable[Any], *, written: bool = False) -> Iterator[Any]:
-    """Nodes on the way back from some nodes, in a fixed order; ``written``: also those of values written by index."""
-    seen: set[Any] = set()
-    waiting = [*starts]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        following = [before for before, _ in node.next_functions]
-        waiting += following[:1] if node.name().startswith(_WRITES) and not written else following
+def _writes(node: Any) -> bool:
+    """Whether a node writes values by index into its first operand, back to the places that they came from."""
+    return bool(node.name().startswith(("Scatter", "IndexAdd", "IndexPut", "IndexCopy")))
 
 
 def _indices(node: Any) -> list[Tensor | None]:
@@ -114,15 +106,17 @@ def _equal(indices: list[Tensor | None], others: list[Tensor | None]) -> bool:
 
 
 def _selects_tokens(node: Any, rows: Collection[int]) -> bool:
-    """Whether a node selects along an axis of rows, from a tensor with as many rows as some layer has."""
+    """Whether a node selects among tokens: along the rows of [T, D] or [B, T, D].
+
+    If there are as many rows without the axis as a layer has, each row selects among alternatives, such as the results
+    of several experts. Of four axes, one belongs to experts or heads.
+    """
     shape = node._saved_self_sym_sizes if hasattr(node, "_saved_self_sym_sizes") else node._saved_self.shape
-    if len(shape) < 2 or not shape[-1]:
-        return False
     if hasattr(node, "_saved_indices"):
         axes = [axis for axis, index in enumerate(node._saved_indices) if index is not None]
     else:
-        axes = [node._saved_dim % len(shape)]
-    count = 1
-    for size in shape[:-1]:
-        count *= size
-    return count in rows and min(axes, default=len(shape)) < len(shape) - 1
+        axes = [node._saved_dim % max(1, len(shape))]
+    if len(shape) not in (2, 3) or min(axes, default=len(shape)) == len(shape) - 1:
+        return False
+    others = [size for axis, size in enumerate(shape[:-1]) if axis not in axes]
+    return math.prod(others) not in rows

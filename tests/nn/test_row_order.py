@@ -52,6 +52,8 @@ NETWORKS = {
         False,
         {"q", "k", "v", "norm", "mlp.fc1", "mlp.fc2"},
     ),
+    "merged": (moving_rows.Merged, False, {"mlp.fc1", "mlp.fc2"}),
+    "sorted": (partial(moving_rows.Merged, True), False, {"mlp.fc1", "mlp.fc2"}),
     "some tokens": (moving_rows.SomeTokens, False, {"mlp.fc1", "mlp.fc2"}),
     "all experts": (moving_rows.AllExperts, True, set()),
     "mean over the batch": (moving_rows.BatchMean, False, set()),

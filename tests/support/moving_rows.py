@@ -112,6 +112,33 @@ class PrunedTransformer(nn.Module):
         return self.head((x + self.mlp(self.norm(x)))[:, 0])
 
 
+class Merged(nn.Module):
+    """Averages the tokens at even places that resemble one at an odd place most into that token, and keeps the others.
+
+    With ``sort``, all tokens are sorted by their scores instead, one sample after the other.
+    """
+
+    def __init__(self, sort: bool = False) -> None:
+        super().__init__()
+        self.sort = sort
+        self.embed, self.score = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+        self.mlp, self.head = Mlp(), nn.Linear(WIDTH, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.embed(tokens_of(x)))
+        if self.sort:
+            order = self.score(x).squeeze(-1).argsort(1)
+            x = torch.stack([tokens.index_select(0, places) for tokens, places in zip(x, order, strict=True)])
+            return self.head(self.mlp(x)[:, 0])
+        even, odd = x[:, ::2], x[:, 1::2]
+        closeness, partner = (even @ odd.transpose(1, 2)).max(-1)
+        order = closeness.argsort(1, descending=True)
+        merged, kept = (part[..., None].expand(-1, -1, WIDTH) for part in order.split(2, 1))
+        partner = partner.gather(1, order[:, :2])[..., None].expand(-1, -1, WIDTH)
+        odd = odd.scatter_reduce(1, partner, even.gather(1, merged), "mean")
+        return self.head(self.mlp(torch.cat([even.gather(1, kept), odd], 1)).mean(1))
+
+
 class SomeTokens(nn.Module):
     """Applies an MLP to the tokens with the highest scores only, and adds the results to these tokens."""
 
