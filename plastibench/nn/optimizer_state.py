@@ -18,12 +18,13 @@ parameter is deleted. The optimizer then creates it again, and one line says so.
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from plastibench.utils.notices import print_once
 
 MomentRule = Literal["mean", "zero", "restart"]
 _Role = Literal["first", "second", "weight", "rate", "unknown"]
@@ -47,9 +48,9 @@ _WEIGHTS = frozenset(
     ["ax", "ema", "slow_buffer", "slow_param", "slow_params", "slow_weights", "lookahead_slow_buff", "cached_params"]
 )
 _ITERATES = frozenset("xyz")  # only in schedule-free optimizers; FTRL and others use these names for gradient sums
-_WEIGHT_LISTS = re.compile("slow|master|fp32|weight|shadow|ema|cached", re.IGNORECASE)  # names of attributes
+# Names of attributes that hold copies of weights, and not of gradients or other values of the same shapes.
+_WEIGHT_LISTS = re.compile("(?!.*(grad|mom|mask|decay|sq|var))_*(slow|master|fp32|shadow|ema|cached)", re.IGNORECASE)
 _NESTED = ("optimizer", "base_optimizer", "_base_optimizer", "base")  # in wrappers: Lookahead, SAM, schedule-free
-_REPORTED: set[str] = set()
 
 
 @torch.no_grad()
@@ -65,7 +66,8 @@ def reset_state(
         rule: See the module docstring.
     """
     changed = changed.expand_as(parameter)
-    _reset_copies(optimizer, parameter, changed)
+    for _, copy in _copies(optimizer, [parameter]):
+        copy.copy_(torch.where(changed, parameter.to(copy.dtype), copy))
     for each in nested(optimizer):
         if isinstance(each, torch.optim.LBFGS):
             if bool(changed.any()):
@@ -77,7 +79,11 @@ def reset_state(
         roles = {name: _role(each, name, value, parameter) for name, value in state.items()}
         if "unknown" in roles.values():
             if bool(changed.any()):
-                _report(each, [str(name) for name, role in roles.items() if role == "unknown"])
+                names = ", ".join(str(name) for name, role in roles.items() if role == "unknown")
+                print_once(
+                    f"plastibench: the state of {type(each).__name__} has unknown entries ({names}); if part of a "
+                    "parameter is reinitialized, all optimizer state of this parameter is deleted"
+                )
                 each.state.pop(parameter)
             continue
         _reset_known(each, parameter, changed, rule, roles)
@@ -85,37 +91,36 @@ def reset_state(
 
 def has_copies(optimizer: Any) -> bool:
     """Whether an optimizer or a wrapper keeps tensors of all parameters outside of its ``state``."""
-    owned = [p for group in getattr(optimizer, "param_groups", ()) for p in group["params"]]
-    return bool(owned) and bool(_lists(optimizer, owned))
+    return bool(_lists(optimizer))
 
 
-@torch.no_grad()
-def _reset_copies(optimizer: torch.optim.Optimizer | None, parameter: nn.Parameter, changed: Tensor) -> None:
-    """Give the new values to copies of a parameter that an optimizer or a wrapper keeps outside of its ``state``."""
-    each: Any = optimizer
-    while each is not None:
-        owned = [p for group in getattr(each, "param_groups", ()) for p in group["params"]]
-        places = [number for number, p in enumerate(owned) if p is parameter]
-        for name, tensors in _lists(each, owned).items() if places else ():
-            if _WEIGHT_LISTS.search(name):
-                copy = tensors[places[0]]
-                copy.copy_(torch.where(changed, parameter.to(copy.dtype), copy))
+def _copies(optimizer: Any, parameters: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield parameters and the copies of their values that optimizer and wrappers keep outside of their ``state``."""
+    wanted = {id(parameter) for parameter in parameters}
+    while optimizer is not None:
+        for name, pairs in _lists(optimizer).items():
+            if _WEIGHT_LISTS.match(name):
+                yield from ((parameter, copy) for parameter, copy in pairs if id(parameter) in wanted)
             else:
-                _say_once(each, f"{type(each).__name__}.{name} holds tensors that interventions do not reset")
-        each = next(_inner(each), None)
+                print_once(
+                    f"plastibench: {type(optimizer).__name__}.{name} holds tensors that interventions do not reset"
+                )
+        optimizer = next(_inner(optimizer), None)
 
 
-def _lists(optimizer: Any, owned: list[Tensor]) -> dict[str, list[Tensor]]:
-    """Attributes, and entries of the state that belong to no parameter, with one tensor for each parameter."""
+def _lists(optimizer: Any) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    """Lists with one tensor per parameter, as pairs with the parameters: attributes, and state of no parameter."""
+    owned = [p for group in getattr(optimizer, "param_groups", ()) for p in group["params"]]
     state = getattr(optimizer, "state", {})
     values = vars(optimizer) | {name: value for name, value in state.items() if isinstance(name, str)}
-    found = {name: _tensors(value) for name, value in values.items() if name not in ("param_groups", "state")}
-    shapes = [parameter.shape for parameter in owned]
-    return {
-        name: tensors
-        for name, tensors in found.items()
-        if [each.shape for each in tensors] == shapes and not any(map(_is_same, tensors, owned))
-    }
+    found = {}
+    for name, value in values.items():
+        tensors = _tensors(value) if name not in ("param_groups", "state") else []
+        if tensors and [each.shape for each in tensors] == [p.shape for p in owned]:
+            pairs = [*zip(owned, tensors, strict=True)]
+            if not any(_is_same(*pair) for pair in pairs):
+                found[name] = pairs
+    return found
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:
@@ -131,8 +136,9 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def clear_state(optimizer: torch.optim.Optimizer | None, parameters: list[nn.Parameter]) -> None:
     """Delete the optimizer state of these parameters, as if the optimizer had never stepped on them."""
-    for parameter in parameters:
-        _reset_copies(optimizer, parameter, torch.ones_like(parameter, dtype=torch.bool))
+    with torch.no_grad():
+        for own, copy in _copies(optimizer, parameters):
+            copy.copy_(own)
     for each in nested(optimizer):
         if isinstance(each, torch.optim.LBFGS):  # one history for all parameters, stored with the first
             owned = {id(p) for group in each.param_groups for p in group["params"]}
@@ -239,18 +245,3 @@ def _reduced(changed: Tensor, value: Tensor) -> Tensor:
 def _group(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
     """The options of the parameter."""
     return next((group for group in optimizer.param_groups if any(p is parameter for p in group["params"])), {})
-
-
-def _report(optimizer: torch.optim.Optimizer, names: list[str]) -> None:
-    _say_once(
-        optimizer,
-        f"the state of {type(optimizer).__name__} has unknown entries ({', '.join(names)}); if part of a parameter is "
-        "reinitialized, all optimizer state of this parameter is deleted",
-    )
-
-
-def _say_once(optimizer: torch.optim.Optimizer, text: str) -> None:
-    kind = type(optimizer).__name__
-    if kind not in _REPORTED:
-        _REPORTED.add(kind)
-        print(f"plastibench: {text}", file=sys.stderr)

@@ -417,6 +417,18 @@ def test_copies_of_weights_outside_of_the_state_become_the_new_weights(kind, who
     assert torch.equal(copies[0], before[0]) and (copies[1] == parameter).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "copied"),
+    [("fp32_from_fp16_groups", True), ("_shadow", True), ("ema_grads", False), ("weight_masks", False)],
+)
+def test_a_list_is_a_copy_of_the_weights_according_to_its_name(name, copied):
+    parameter = nn.Parameter(torch.zeros(8, 6))
+    optimizer = torch.optim.SGD([parameter], lr=0.01)
+    setattr(optimizer, name, [[torch.ones(8, 6)]])
+    reset_state(optimizer, parameter, REVIVED[:, None])
+    assert bool((getattr(optimizer, name)[0][0][REVIVED] == 0).all()) == copied
+
+
 def test_lists_of_unknown_meaning_are_kept_and_this_is_said_once(capsys):
     parameter = nn.Parameter(torch.zeros(8, 6))
     optimizer = torch.optim.SGD([parameter], lr=0.01)
