@@ -66,9 +66,7 @@ def _configure_part(parser: CommandParser, part: str) -> None:
     parser.components = PARTS if intervenes else ("env", "agent")
     method = {"train": " [--intervention NAME]", "intervene": " [--intervention NAMES]"}.get(part, "")
     parser.usage = f"plastibench bench {part} [ENV] [--agent NAME]{method} [options]"
-    flags = (
-        "--env.OPTION, --agent.OPTION and --intervention.OPTION" if intervenes else "--env.OPTION and --agent.OPTION"
-    )
+    flags = ", ".join(f"--{each}.OPTION" for each in parser.components)
     names = parser.add_argument_group("what to time", f"Set options with {flags}.")
     env, agent = _ENVS.get(part, "relabel-digits"), _AGENTS.get(part, "vit-nano")
     names.add_argument("env", nargs="?", metavar="ENV", default=env, help="environment")

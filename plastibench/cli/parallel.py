@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,26 +19,25 @@ if TYPE_CHECKING:
 _PLENTY = 4_000_000_000  # bytes of free memory per run, above which memory is not measured before the start
 
 
-def start_importing(args: argparse.Namespace, labels: Sequence[str] = ()) -> None:
+def start_importing(args: argparse.Namespace, labels: Sequence[str] | None = None) -> None:
     """Start the server that forks runs, so that it imports PyTorch while this process does the same.
 
     Args:
         args: Arguments of engine, execution and paths.
-        labels: For each run, the id without the digest at its end. The server is started only if there are at least two
-            runs and one of them certainly has no result.
+        labels: For each run, the id without the digest at its end; None if the runs are not known yet. Nothing is
+            started for a single run, or if all runs may be complete.
     """
-    if args.engine != "local" or args.jobs == 1 or len(labels) == 1:
-        return
     from plastibench.utils.machine import cores
 
-    if (args.jobs or cores()) > 1 and not all(_may_be_complete(label, args) for label in labels or [""]):
-        from plastibench.sweeps.run_server import start_server
+    if args.engine != "local" or (args.jobs or cores()) == 1 or (labels is not None and len(labels) == 1):
+        return
+    if labels is not None and not args.force:
+        complete = {path.parent.name.rpartition("_")[0] for path in args.runs_dir.glob("*/result.json")}
+        if complete.issuperset(labels):
+            return
+    from plastibench.sweeps.run_server import start_server
 
-        start_server()
-
-
-def _may_be_complete(label: str, args: argparse.Namespace) -> bool:
-    return bool(label) and not args.force and any(args.runs_dir.glob(f"{glob.escape(label)}_*/result.json"))
+    start_server()
 
 
 def slots_for(specs: Sequence[RunSpec], args: argparse.Namespace) -> int:

@@ -83,11 +83,12 @@ def execute(args: argparse.Namespace) -> int:
         return _show_help(args.parser, tables)
     check_engine(args)
     all_of([lambda: read_option_flags(args, tables), lambda: _check_names(tables)])
-    if not args.dry_run and launched_processes() == 1:
+    if not args.dry_run and launched_processes() == 1 and tables["run"].get("device", "auto") in ("auto", "cpu"):
         start_importing(args, _labels(tables))
     with waiting("importing PyTorch", args.quiet):
         specs = resolve_devices_for(args, make_specs(tables))
-        import_module("plastibench.training.runner")  # the rest of what takes seconds
+        if args.engine == "local":
+            import_module("plastibench.training.runner")  # the rest of what takes seconds
     if args.dry_run:
         return dry_run(specs, args)
     roles = tables["run"].get("roles")

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from plastibench.utils.progress import PIPE, Progress, _TerminalLine, parse_pipe_line
+from plastibench.utils.progress import PIPE, Progress, _TerminalLine, duration, parse_pipe_line
 
 
 def test_time_left_counts_from_the_first_call(
@@ -63,3 +63,11 @@ def test_progress_through_a_pipe_arrives(monkeypatch: pytest.MonkeyPatch, capsys
     assert parsed is not None and parsed.fraction == 0.0 and parsed.run == "cl-digits_x"
     assert "task 1/1  accuracy 50 %" in parsed.text
     assert parse_pipe_line("an error\n") is None and parse_pipe_line("") is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (3599, "1 h 0 min"), (46 * 60 + 6, "46 min"), (12_000, "3 h 20 min")],
+)
+def test_durations_are_words(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
