@@ -15,7 +15,7 @@ from plastibench.envs.datasets.source import FileSource, fingerprint, scan_folde
 
 DEFAULT_IMAGE_SIZE = 32
 LARGEST_IMAGE_SIZE = 1024
-_DEPTH = 4  # one level below train/<class>/*, to report images that are stored there
+_DEPTH = 12  # below train/<class>/*, to report images that are stored there
 
 
 def load_imagefolder(data_dir: Path, path: Path, image_size: int | None = None) -> ImageDataset:

@@ -42,7 +42,7 @@ class FileSource:
 def scan_folder(root: Path, depth: int) -> tuple[FileSource, str]:
     """List the files of a folder down to ``depth`` levels, excluding hidden files.
 
-    Links are followed, because they are a common way to make subsets, except for those to a folder above themselves.
+    Links are followed, because they are a common way to make subsets, except back to a folder on the way.
 
     Returns:
         The source, and a fingerprint that changes if a file is added, removed, renamed, resized or modified.
@@ -51,7 +51,7 @@ def scan_folder(root: Path, depth: int) -> tuple[FileSource, str]:
         UserError: A folder cannot be listed, or a link is broken.
     """
     try:
-        found = sorted(_walk(root, "", depth))
+        found = sorted(_walk(root, "", depth, frozenset()))
     except OSError as error:
         raise UserError(f"cannot list {error.filename}: {error.strerror}; check its permissions") from error
     listing = "".join(f"{name}\0{size}\0{mtime}\n" for name, size, mtime in found)
@@ -64,7 +64,8 @@ def fingerprint(*parts: object) -> str:
     return hashlib.sha256("\0".join(map(str, parts)).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def _walk(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, int, int]]:
+def _walk(folder: Path, prefix: str, depth: int, above: frozenset[str]) -> Iterator[tuple[str, int, int]]:
+    above |= {os.path.realpath(folder)}
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -74,10 +75,5 @@ def _walk(folder: Path, prefix: str, depth: int) -> Iterator[tuple[str, int, int
             if entry.is_file():
                 status = entry.stat()
                 yield prefix + entry.name, status.st_size, status.st_mtime_ns
-            elif depth > 1 and entry.is_dir() and not _is_loop(folder, entry):
-                yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", depth - 1)
-
-
-def _is_loop(folder: Path, entry: os.DirEntry[str]) -> bool:
-    """Whether an entry of a folder is a link to the folder itself or to one above it."""
-    return entry.is_symlink() and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(entry.path))
+            elif depth > 1 and entry.is_dir() and os.path.realpath(entry.path) not in above:
+                yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", depth - 1, above)
