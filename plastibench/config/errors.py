@@ -13,6 +13,10 @@ class UserError(Exception):
     """The user's input is wrong. The message is one line: what is wrong, where, what to do. Exit status 2."""
 
 
+class DivergedError(UserError):
+    """The values of a network are not finite, or too large for what a method computes."""
+
+
 class RunError(Exception):
     """The run failed, for example with a NaN loss. Files that it has written stay valid. Exit status 1."""
 

@@ -12,7 +12,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from plastibench.config.errors import UserError
+from plastibench.config.errors import DivergedError, UserError
 from plastibench.config.options import build
 from plastibench.config.own_code import describe as locate
 from plastibench.config.own_code import raised_by_own_code
@@ -341,7 +341,7 @@ class Attached:
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             if raised_by_own_code(error):  # a plugin, which is named together with its line
                 raise
-            raise UserError(
+            raise DivergedError(
                 f"{name_of(self.intervention)} cannot solve its equations, because the weights or activations of the "
                 f"{self.network.role} are not finite or too large ({error})"
             ) from error

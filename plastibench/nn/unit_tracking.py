@@ -242,8 +242,9 @@ def axis_of_units(unit: Tensor, count: int) -> int | None:
     if len(axes) != 1 or unit.shape[axes[0]] != count or not unit.numel():
         return None
     (axis,) = axes
-    row = unit.movedim(axis, -1)[(0,) * (unit.ndim - 1)]  # in a batch of one row, the strides do not show the order
-    return axis if torch.equal(row.long(), torch.arange(count, device=unit.device)) else None
+    if unit.numel() > count:  # a copy in another order has strides along the other axes as well
+        return axis
+    return axis if torch.equal(unit.flatten().long(), torch.arange(count, device=unit.device)) else None
 
 
 def get_mark(value: Any) -> Mark | None:

@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from plastibench.config.errors import RunError, UserError
+from plastibench.config.errors import DivergedError, RunError
 from plastibench.interventions.attach import Attached
 from plastibench.interventions.base import Intervention, Report, overrides
 from plastibench.interventions.class_checks import check_method
@@ -141,9 +141,7 @@ class Learner:
                 continue
             try:
                 reports[role] = attached.intervene(batch, expect_steps=False, gather=False)
-            except UserError as error:
-                if not isinstance(error.__cause__, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
-                    raise
+            except DivergedError as error:
                 loss = self.agent.pop_averages().get("loss", math.nan)
                 raise RunError(
                     f"the intervention on the {role} failed after update {self.updates} ({error.__cause__}; "
