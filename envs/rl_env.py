@@ -108,12 +108,14 @@ class RLEnvConfig:
     def _channels_last(self, observations: Frames) -> bool:
         """Whether the last axis of [n, ...] holds the channels: the option, or else a guess from the shape.
 
-        Boards and most images are square and may have more channels than rows; otherwise, there are fewer channels.
+        If two neighboring axes are equal, they are rows and columns, as on a board, which may have more channels than
+        rows. Otherwise, the channels are the smaller of the first and the last axis.
         """
         if self.channels is not None:
             return self.channels == "last"
         first, middle, last = observations.shape[1:]
-        return last <= first if (first == middle) == (middle == last) else first == middle
+        square_first, square_last = first == middle, middle == last
+        return last <= first if square_first == square_last else square_first
 
     def stack_first(self, frames: Frames) -> Frames:
         """Stack the first frames of episodes, padded with zeros. [n, stack_size, ...]."""

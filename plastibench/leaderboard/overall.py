@@ -37,10 +37,10 @@ def overall(
 
     Scores are accuracies as fractions, and normalized returns. Settings without these or with a single method are left
     out. By default, a setting counts only if it has at least three methods (if any setting has three) and at least half
-    as many as the median setting. Methods with a single seed are not counted, unless every method has only one.
-    Without these rules, a trial run of two methods would remove all others from the ranking. A method is
-    ranked if it has at least two seeds in every setting. All settings have equal weight. Intervals treat only the seeds
-    as random, so they say nothing about other settings.
+    as many as the median setting. A method with one seed is not counted, unless all methods have one seed. Without
+    these rules, a trial run of two methods would remove all others from the ranking. A method is ranked if it has at
+    least two seeds in every setting. All settings have equal weight. Intervals treat only the seeds as random, so they
+    say nothing about other settings.
 
     Keys: ``rank``, ``tied``, ``intervention``, ``settings`` (number in which it counts), ``of`` (number of all),
     ``runs``, ``iqm``, ``gain``, ``better``, ``mean_rank`` (over the settings in which it has several seeds).

@@ -215,7 +215,8 @@ def _labels(tables: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -
             shown = stored
         if part == "intervention":
             settings = tables.get("run", {})
-            shown |= {key: settings[key] for key in ("every",) if settings.get(key)} | schedule(settings)
+            shown |= {"every": settings["every"]} if settings.get("every") else {}
+            shown |= schedule(settings)
         words = [f"{key.replace('__', '.')}={_text(value)}" for key, value in shown.items()]
         found[part] = " ".join([names[part], *words])
     return found
