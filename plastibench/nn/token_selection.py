@@ -21,6 +21,7 @@ from plastibench.nn.traced_layer import TracedLayer
 from plastibench.nn.units import replaced_forwards, unit_rows
 
 _SELECTS = ("GatherBackward", "IndexBackward", "IndexSelectBackward")  # beginnings of names of autograd nodes
+_SIGNED = 2**63  # autograd shows negative axes as 64-bit integers without a sign
 Run = Callable[[TracedLayer, Tensor], Tensor]
 
 
@@ -115,7 +116,8 @@ def _selects_tokens(node: Any, rows: Collection[int]) -> bool:
     if hasattr(node, "_saved_indices"):
         axes = [axis for axis, index in enumerate(node._saved_indices) if index is not None]
     else:
-        axes = [node._saved_dim % max(1, len(shape))]
+        dim = node._saved_dim
+        axes = [dim if dim < _SIGNED else dim - 2 * _SIGNED + len(shape)]
     if len(shape) not in (2, 3) or min(axes, default=len(shape)) == len(shape) - 1:
         return False
     others = [size for axis, size in enumerate(shape[:-1]) if axis not in axes]

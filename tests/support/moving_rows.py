@@ -88,7 +88,7 @@ class Pruned(nn.Module):
         score = self.score(x).squeeze(-1)
         if self.fixed:
             kept = score.topk(4, 1).indices
-            return self.head(self.mlp(x.gather(1, kept[..., None].expand(-1, -1, WIDTH))).mean(1))
+            return self.head(self.mlp(x.gather(-2, kept[..., None].expand(-1, -1, WIDTH))).mean(1))
         sample, token = (score > score.detach().mean(1, keepdim=True)).nonzero(as_tuple=True)
         pooled = x.new_zeros(len(x), WIDTH).index_add(0, sample, self.mlp(x[sample, token]))
         return self.head(pooled)
@@ -139,6 +139,23 @@ class Merged(nn.Module):
         return self.head(self.mlp(torch.cat([even.gather(1, kept), odd], 1)).mean(1))
 
 
+class PrunedKeys(nn.Module):
+    """Attention in which every head looks at the keys with the largest norm only; queries stay in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.out, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(tokens_of(x))
+        q, k, v = (layer(self.norm(x)).unflatten(2, (2, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        kept = k.norm(dim=-1, keepdim=True).topk(3, 2).indices.expand(-1, -1, -1, WIDTH // 2)
+        attended = F.scaled_dot_product_attention(q, k.gather(2, kept), v.gather(2, kept))
+        return self.head((x + self.out(attended.transpose(1, 2).flatten(2))).mean(1))
+
+
 class SomeTokens(nn.Module):
     """Applies an MLP to the tokens with the highest scores only, and adds the results to these tokens."""
 
@@ -155,19 +172,25 @@ class SomeTokens(nn.Module):
 
 
 class AllExperts(nn.Module):
-    """A mixture of experts that computes all experts for every token, and gathers the result of the best one."""
+    """A mixture of experts that computes all experts for every token, and gathers the result of the best one.
 
-    def __init__(self) -> None:
+    With ``flat``, the tokens of all samples are rows of one matrix.
+    """
+
+    def __init__(self, flat: bool = False) -> None:
         super().__init__()
+        self.flat = flat
         self.embed, self.router = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
         self.experts = nn.ModuleList(Mlp() for _ in range(3))
         self.norm, self.out, self.head = nn.LayerNorm(WIDTH), Mlp(), nn.Linear(WIDTH, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.embed(tokens_of(x)))
-        chosen = self.router(x).argmax(-1)[..., None, None].expand(-1, -1, 1, WIDTH)
-        results = torch.stack([expert(x) for expert in self.experts], 2)
-        return self.head(self.out(self.norm(x + results.gather(2, chosen).squeeze(2))).mean(1))
+        tokens = F.gelu(self.embed(tokens_of(x)))
+        x = tokens.flatten(0, 1) if self.flat else tokens
+        results = torch.stack([expert(x) for expert in self.experts], -2)
+        chosen = self.router(x).argmax(-1)[..., None, None].expand_as(results)[..., :1, :]
+        x = x + results.gather(-2, chosen).squeeze(-2)
+        return self.head(self.out(self.norm(x.reshape(tokens.shape))).mean(1))
 
 
 class BatchMean(nn.Module):
